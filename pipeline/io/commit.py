@@ -1,0 +1,157 @@
+"""Atomic files, and the commit that makes a shard's output count as done.
+
+An output appears under its final name only when it is whole (temporary name, fsync, rename). The shard's report is
+written last: a shard is done if its report carries the right fingerprint and the files it names are there with the
+sizes it names. Killing the process anywhere leaves either a done shard or one that will be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+from pipeline.stats import OutputFile, ShardReport
+
+
+class HashingFile:
+    """A binary file opened for writing that keeps the size and sha256 of what went through it. Not seekable."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._state = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._state.update(view)
+        self._bytes += view.nbytes
+        return self._raw.write(view)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:
+        """Left to the owner of the raw file."""
+
+    @property
+    def closed(self) -> bool:
+        return self._raw.closed
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def summary(self) -> OutputFile:
+        """Size and digest of everything written so far."""
+        return OutputFile(bytes=self._bytes, sha256=self._state.hexdigest())
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[HashingFile]:
+    """Write ``path`` whole or not at all: a temporary file beside it, fsynced, then renamed over it.
+
+    The temporary name holds the process id, so two runs on the same output cannot write into one another.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as raw:
+            yield HashingFile(raw)
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+        _fsync_folder(path.parent)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> OutputFile:
+    """Write bytes or text to ``path`` atomically."""
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        return file.summary()
+
+
+def write_json(path: str | Path, value: Any) -> OutputFile:
+    """Write a value as indented JSON with sorted keys, atomically."""
+    return write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def report_path(out: str | Path, shard: str) -> Path:
+    """Where the report of ``shard`` lies in an output folder."""
+    return Path(out) / f"{shard}.report.json"
+
+
+def commit_report(out: str | Path, report: ShardReport) -> None:
+    """Declare a shard done. Call after its outputs are in place."""
+    write_json(report_path(out, report.shard), report.model_dump(mode="json"))
+
+
+def committed(out: str | Path, shard: str, fingerprint: str) -> ShardReport | None:
+    """The shard's report if it is done for this fingerprint and its files are there, whole; else None."""
+    report = read_report(out, shard)
+    if report is None or report.fingerprint != fingerprint:
+        return None
+    for name, file in report.outputs.items():
+        try:
+            if (Path(out) / name).stat().st_size != file.bytes:
+                return None
+        except FileNotFoundError:
+            return None
+    return report
+
+
+def read_report(out: str | Path, shard: str) -> ShardReport | None:
+    """The shard's report, or None if there is none or it is not readable as one."""
+    try:
+        return ShardReport.model_validate_json(report_path(out, shard).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def clear_temporaries(out: str | Path) -> int:
+    """Remove temporary files whose process is gone (killed in mid-write). Returns how many."""
+    removed = 0
+    for path in Path(out).glob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            with suppress(FileNotFoundError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,87 @@
+"""Digests: of files, of model folders, of configurations; and the fingerprint they make together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.errors import InputError
+from pipeline.io.paths import is_url, open_file
+
+
+def digest_bytes(data: bytes) -> str:
+    """sha256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: str | Path) -> str:
+    """sha256 of a file's content, in hex. Local files are remembered by (size, mtime) for the process's life.
+
+    Raises:
+        InputError: the file is not there.
+    """
+    path = str(path)
+    if is_url(path):
+        return _digest_stream(path)
+    try:
+        stat = Path(path).stat()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    return _digest_local(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8192)
+def _digest_local(path: str, size: int, mtime_ns: int) -> str:
+    return _digest_stream(path)
+
+
+def _digest_stream(path: str) -> str:
+    state = hashlib.sha256()
+    with open_file(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a value's canonical JSON (sorted keys, no spaces)."""
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"cannot digest a {type(value).__name__}")
+
+
+def model_revision(folder: str | Path) -> str:
+    """Twelve hex digits that change whenever a weight or the configuration of a model folder changes.
+
+    Raises:
+        InputError: ``folder`` has no config.json, so it is no model folder.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json in it; want a model folder as save_pretrained writes it")
+    names = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.suffix in {".json", ".safetensors", ".txt", ".bin"} and p.name not in {"training_state.json"}
+    )
+    return digest_json({name: digest_file(folder / name) for name in names})[:12]
+
+
+def fingerprint(
+    stage: str, *, version: int, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, str], **extra: str
+) -> str:
+    """What an output is a function of, as one digest: stage, schema version, settings, inputs' digests, revisions."""
+    settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
+    return digest_json(
+        {"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra}
+    )

@@ -1,0 +1,86 @@
+"""Names of shards: brace patterns, globs and URLs, and opening any of them."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import InputError
+
+_URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_url(path: str | Path) -> bool:
+    """True for ``s3://bucket/key`` and its like, false for local paths."""
+    return bool(_URL.match(str(path)))
+
+
+def open_file(path: str | Path, mode: str = "rb") -> IO[Any]:
+    """Open a local path or any URL that fsspec knows (s3://, gs://, https://)."""
+    if not is_url(path):
+        return open(path, mode)  # noqa: SIM115 - the caller closes it
+    import fsspec
+
+    return fsspec.open(str(path), mode).open()
+
+
+def join(folder: str | Path, name: str) -> str:
+    """``folder/name`` for paths and URLs alike."""
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def stem(shard: str | Path) -> str:
+    """``crawl/000017.tar`` -> ``000017``: the name that joins a shard to its phrases, regions and labels."""
+    return str(shard).rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> list[str]:
+    """All shards that brace patterns, globs, folders or plain paths name, sorted by name.
+
+    ``'crawl/{00000..00099}.tar'`` names exactly a hundred files, and each must be there; ``'crawl/*.tar'`` and
+    ``'crawl'`` take what is there.
+
+    Raises:
+        InputError: a named shard is missing, a pattern matches nothing, or two shards have the same stem (their
+            outputs would overwrite one another).
+    """
+    import braceexpand
+
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
+        for path in braceexpand.braceexpand(str(pattern)):
+            found += _expand_one(path, suffix)
+    if not found:
+        raise InputError("no shards given; want paths, globs or a pattern like 'crawl/{00000..00099}.tar'")
+    by_stem: dict[str, str] = {}
+    for path in dict.fromkeys(found):
+        other = by_stem.setdefault(stem(path), path)
+        if other != path:
+            raise InputError(f"{other} and {path} have the same name, so their outputs would collide")
+    return [by_stem[name] for name in sorted(by_stem)]
+
+
+def _expand_one(path: str, suffix: str) -> list[str]:
+    if is_url(path):
+        if not any(c in path for c in "*?["):
+            return [path]
+        import fsspec
+
+        fs, inner = fsspec.core.url_to_fs(path)
+        hits = [fs.unstrip_protocol(p) for p in fs.glob(inner)]
+    elif Path(path).is_dir():
+        hits = [str(p) for p in sorted(Path(path).glob(f"*{suffix}"))]
+        if not hits:
+            raise InputError(f"{path}: no *{suffix} files in this folder")
+    elif any(c in path for c in "*?["):
+        hits = sorted(glob.glob(path))
+    elif not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    else:
+        return [path]
+    if not hits:
+        raise InputError(f"{path}: matches no file")
+    return hits

@@ -1,0 +1,49 @@
+"""Parquet tables of the label store: one writer, one reader, always the same bytes for the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.io.commit import atomic_file
+from pipeline.stats import OutputFile
+
+
+def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Mapping[str, str]) -> OutputFile:
+    """Write ``table`` as zstd Parquet with dictionary-encoded strings; ``footer`` goes into the file's metadata.
+
+    Raises:
+        ValueError: the table's columns are not those of ``schema``.
+    """
+    table = table.cast(schema).replace_schema_metadata({k: str(v) for k, v in sorted(footer.items())})
+    with atomic_file(path) as file:
+        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd", use_dictionary=True)
+        return file.summary()
+
+
+def read_table(path: str | Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Read a table that :func:`write_table` wrote; the footer is in ``table.schema.metadata``.
+
+    Raises:
+        InputError: no such file, not Parquet, or columns other than ``schema``'s.
+    """
+    try:
+        table = pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
+    expected = columns or schema.names
+    if table.column_names != expected:
+        raise InputError(f"{path}: has columns {table.column_names}, want {expected}")
+    return table
+
+
+def footer(path: str | Path) -> dict[str, str]:
+    """The metadata that :func:`write_table` put into the file."""
+    found = pq.read_schema(path).metadata or {}
+    return {k.decode(): v.decode() for k, v in found.items() if not k.startswith(b"ARROW:")}

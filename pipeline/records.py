@@ -1,0 +1,138 @@
+"""The one record that human labels and pseudo-labels share, and the Arrow schemas of the label store.
+
+``boxes`` are absolute xyxy in pixels of the stored image; ``tokens_positive`` are ``[start, end)`` character spans
+of the caption (code points); ``image_size`` is (height, width).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RECORD_VERSION = 1
+STORE_VERSION = 1
+
+Box = tuple[float, float, float, float]
+Span = tuple[int, int]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Region(_Strict):
+    """One box and what it is called.
+
+    In a grounding record ``tokens_positive`` says which characters of the caption name the box. In a detection
+    record it is empty and ``phrase`` is a class name of the record's dataset (see :class:`DatasetCard`).
+    """
+
+    box: Box
+    phrase: str
+    tokens_positive: tuple[Span, ...] = ()
+    score: float | None = Field(None, description="teacher's confidence 0..1; absent for human labels")
+    annotator: str | None = Field(None, description="who drew it: absent for humans, else teacher@revision")
+    ignore: bool = Field(False, description="neither a positive nor a negative (crowd, or an uncertain pseudo box)")
+
+    @model_validator(mode="after")
+    def _box_is_ordered(self) -> Region:
+        x1, y1, x2, y2 = self.box
+        if not (x2 > x1 and y2 > y1):
+            raise ValueError(f"box {self.box} has no area: want x1 < x2 and y1 < y2")
+        return self
+
+
+class GroundingRecord(_Strict):
+    """One image's labels: the ``key.json`` beside ``key.jpg`` in every training shard.
+
+    ``kind`` "grounding": ``caption`` with regions on its characters. ``kind`` "detection": regions by class name,
+    turned into a prompt at load time. ``uncertain`` are caption spans a teacher could not box with confidence: they
+    are named in the caption but must not be taught as absent.
+    """
+
+    version: Literal[1] = RECORD_VERSION
+    key: str
+    dataset: str
+    kind: Literal["grounding", "detection"]
+    image_size: tuple[int, int]
+    caption: str | None = None
+    regions: tuple[Region, ...] = ()
+    uncertain: tuple[Span, ...] = ()
+    verified_absent: tuple[str, ...] | None = Field(
+        None, description="federated sets: only these class names are known to be absent; None: all others are"
+    )
+
+    @model_validator(mode="after")
+    def _spans_lie_in_the_caption(self) -> GroundingRecord:
+        if self.kind == "grounding":
+            if not self.caption:
+                raise ValueError(f"record {self.key}: a grounding record needs a caption")
+            spans = [s for r in self.regions for s in r.tokens_positive] + list(self.uncertain)
+            for start, end in spans:
+                if not 0 <= start < end <= len(self.caption):
+                    raise ValueError(
+                        f"record {self.key}: span [{start}, {end}) is outside the caption of {len(self.caption)} characters"
+                    )
+            if any(not r.tokens_positive and not r.ignore for r in self.regions):
+                raise ValueError(f"record {self.key}: a region of a grounding record needs tokens_positive")
+        return self
+
+    def to_json(self) -> bytes:
+        """Compact JSON with sorted keys and without absent fields: the same record is always the same bytes."""
+        import json
+
+        data = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class DatasetCard(_Strict):
+    """``dataset.json`` beside a folder of training shards: what the records' ``dataset`` means."""
+
+    name: str
+    kind: Literal["grounding", "detection"]
+    label_space: tuple[str, ...] | None = Field(None, description="class names, in id order, of a detection set")
+    licence: str | None = None
+    source: str | None = None
+
+
+# --- Arrow schemas of the label store. Rows are in the order of the crawl shard; ``phrase_row`` is the row number in
+# the shard's phrases file, so that a region belongs to exactly one phrase of one caption.
+
+PHRASES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("phrase", pa.string(), nullable=False),
+        pa.field("root", pa.string(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+    ]
+)
+
+REGIONS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("phrase_row", pa.int32(), nullable=False),
+        pa.field("phrase", pa.string(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("x1", pa.float32(), nullable=False),
+        pa.field("y1", pa.float32(), nullable=False),
+        pa.field("x2", pa.float32(), nullable=False),
+        pa.field("y2", pa.float32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("token_mean", pa.float32(), nullable=False),
+        pa.field("token_min", pa.float32(), nullable=False),
+        pa.field("token_max", pa.float32(), nullable=False),
+        pa.field("centerness", pa.float32(), nullable=False),
+        pa.field("rank", pa.int16(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+    ]
+)
+"""``rank`` counts a phrase's regions from 0 by falling score; ``height``/``width`` are the image's pixels."""
+
+LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
+"""Regions that stay: ``status`` is "keep", or "ignore" for those that travel along as ignore regions."""
