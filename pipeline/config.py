@@ -145,6 +145,7 @@ class ModelConfig(Config):
     settings: dict[str, Any] = Field(default_factory=dict, description="GlipConfig's own arguments")
     text_encoder: str | None = Field(None, description='a BERT folder, or "minilm" for the small one make installs')
     backbone: str | None = Field(None, description="an ImageNet Swin checkpoint file")
+    image_processor: dict[str, Any] = Field(default_factory=dict, description="GlipImageProcessor's own arguments")
 
 
 class SelfTrainConfig(Config):

@@ -1,0 +1,1 @@
+"""Metrics of detections against gold boxes. The stage is pipeline/stages/evaluate.py."""

@@ -1,0 +1,57 @@
+"""Parameter groups, AdamW and the learning rate's schedule of the released recipe (GLIP spec 11)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import TrainConfig
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trained parameters by rate and decay: the language backbone at its own rate; names with "bias" faster, undecayed.
+
+    The substring rule is the original's: ``relative_position_bias_table``, ``bias_lang`` and ``bias0`` fall under it.
+    ``base_lr`` in each group is what the schedule multiplies.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = config.text_learning_rate if "language_backbone" in name else config.learning_rate
+        decay = config.weight_decay
+        if "bias" in name:
+            rate, decay = rate * config.bias_rate_factor, 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with torch's betas and epsilon over :func:`parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate)
+
+
+def rate_factor(step: int, config: TrainConfig) -> float:
+    """What the rates are multiplied by at ``step`` (from 0): linear warm-up from 0.001, then the schedule."""
+    if step < config.warmup_steps:
+        return 0.001 + (1 - 0.001) * step / config.warmup_steps
+    if config.schedule == "step":
+        return 0.1 ** sum(step >= round(share * config.steps) for share in config.milestones)
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return 1.0
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
+    """Set every group's rate for ``step``; returns the factor. Stateless, so that resuming needs no scheduler state."""
+    factor = rate_factor(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return factor
