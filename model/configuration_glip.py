@@ -1,0 +1,188 @@
+"""Configuration of the GLIP network: one definition from GLIP-L down to a demo of a million parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, BertConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+ALIGNMENT_LOSSES = ("focal", "cross_entropy")
+ASSIGNERS = ("atss", "max_iou", "hungarian")
+HEADS = ("dynamic", "two_stage")
+SCORE_AGGREGATIONS = ("mean", "max", "geometric")
+VARIANTS = ("glip-a", "glip-t", "glip-l")
+
+
+@strict
+class GlipBackboneConfig(PreTrainedConfig):
+    """Swin settings (GLIP spec section 2). Stage k (2, 3, ...) has stride `patch_size * 2**(k-2)`."""
+
+    model_type = "glip_swin"
+
+    embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    patch_size: int = 4
+    mlp_ratio: float | int = 4.0
+    drop_path_rate: float | int = 0.2
+    layer_norm_eps: float = 1e-5
+
+    def validate_architecture(self) -> None:
+        """Raises ValueError when depths, heads and widths do not fit together."""
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} differ in length")
+        for i, heads in enumerate(self.num_heads):
+            if (self.embed_dim * 2**i) % heads:
+                raise ValueError(f"stage {i + 2}: width {self.embed_dim * 2**i} is not a multiple of {heads} heads")
+
+    def stage_channels(self, stage: int) -> int:
+        """Channels of stage `stage` (2 is the first)."""
+        return self.embed_dim * 2 ** (stage - 2)
+
+    def stage_stride(self, stage: int) -> int:
+        """Stride in pixels of stage `stage` (2 is the first)."""
+        return self.patch_size * 2 ** (stage - 2)
+
+
+# transformers looks a sub-configuration named "backbone_config" up by its type
+AutoConfig.register(GlipBackboneConfig.model_type, GlipBackboneConfig, exist_ok=True)
+
+
+@strict
+class GlipConfig(PreTrainedConfig):
+    """The whole network. The defaults are GLIP-T; `GlipConfig.variant` gives the released three.
+
+    backbone_config: Swin settings. text_config: any BertConfig; the head's own BERT layers take its width.
+    fpn_in_stages: Swin stages that feed the feature pyramid; num_feature_levels: levels in all, the further ones
+    made by stride-2 convolutions. anchor_scale: anchor side over stride. `attn_implementation="eager"` computes
+    the fusion as published (every location projected to `fusion_embed_dim`); any other value folds the
+    projections into the text side, which gives the same numbers sooner. num_class_logits: the released
+    checkpoints' unused class layer (0 leaves it out). deform_implementation: "auto" takes torchvision's operator on CUDA and
+    a gather with one matrix product on CPU.
+    """
+
+    model_type = "glip"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=GlipBackboneConfig),
+        "text_config": SubConfigSpec(config_class=BertConfig),
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+
+    # Feature pyramid
+    hidden_size: int = 256
+    fpn_in_stages: list[int] | tuple[int, ...] = (3, 4, 5)
+    num_feature_levels: int = 5
+    drop_block_prob: float | int = 0.3
+    drop_block_size: int = 3
+
+    # Head
+    head: str = "dynamic"
+    num_blocks: int = 6
+    group_norm_groups: int = 16
+    dyrelu_reduction: int = 4
+    deform_implementation: str = "auto"
+    fusion: bool = True
+    fusion_embed_dim: int = 2048
+    fusion_num_heads: int = 8
+    fusion_dropout: float | int = 0.1
+    num_class_logits: int = 80
+    prior_probability: float = 0.01
+    anchor_scale: float | int = 8.0
+    box_coder_weights: list[float] | tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+
+    # Two-stage head only
+    proposals_train: int = 200
+    proposals_test: int = 300
+    proposal_nms_threshold: float = 0.7
+    roi_size: int = 7
+    roi_batch_size: int = 128
+    roi_positive_fraction: float = 0.25
+    roi_hidden_size: int = 256
+    box_loss: str = "smooth_l1"
+
+    # Text
+    max_text_length: int = 256
+
+    # Losses
+    alignment_loss: str = "focal"
+    focal_alpha: float = 0.25
+    focal_gamma: float | int = 2.0
+    alignment_loss_weight: float | int = 1.0
+    box_loss_weight: float | int = 2.0
+    centerness_loss_weight: float | int = 1.0
+    assigner: str = "atss"
+    atss_topk: int = 9
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+
+    # Reading the scores
+    score_aggregation: str = "mean"
+    score_threshold: float = 0.05
+    pre_nms_top_n: int = 1000
+    nms_threshold: float = 0.6
+    max_detections: int = 100
+
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def validate_architecture(self) -> None:
+        """Raises ValueError that names the setting, its value and what would be right."""
+        for name, allowed in (
+            ("alignment_loss", ALIGNMENT_LOSSES),
+            ("assigner", ASSIGNERS),
+            ("head", HEADS),
+            ("score_aggregation", SCORE_AGGREGATIONS),
+            ("deform_implementation", ("auto", "torchvision", "gather")),
+            ("box_loss", ("smooth_l1", "l2")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: use one of {', '.join(allowed)}")
+        stages = list(self.fpn_in_stages)
+        depths = list(self.backbone_config.depths)
+        if stages != list(range(stages[0], stages[0] + len(stages))) or stages[0] < 2:
+            raise ValueError(f"fpn_in_stages={stages}: use consecutive stages from 2 up, such as (3, 4, 5)")
+        if stages[-1] != len(depths) + 1:
+            raise ValueError(f"fpn_in_stages={stages} must end at the last stage, {len(depths) + 1}, of depths={depths}")
+        if self.num_feature_levels < len(stages):
+            raise ValueError(f"num_feature_levels={self.num_feature_levels} is less than the {len(stages)} stages fed in")
+        if self.hidden_size % self.group_norm_groups:
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.group_norm_groups} groups")
+        if self.fusion_embed_dim % self.fusion_num_heads:
+            raise ValueError(f"fusion_embed_dim={self.fusion_embed_dim}: not a multiple of {self.fusion_num_heads} heads")
+        if self.max_text_length > self.text_config.max_position_embeddings:
+            raise ValueError(
+                f"max_text_length={self.max_text_length} is more than the text encoder's "
+                f"{self.text_config.max_position_embeddings} positions"
+            )
+
+    @property
+    def feature_strides(self) -> list[int]:
+        """Stride in pixels of every pyramid level."""
+        first = self.backbone_config.stage_stride(self.fpn_in_stages[0])
+        return [first * 2**i for i in range(self.num_feature_levels)]
+
+    @classmethod
+    def variant(cls, name: str, **changes: Any) -> GlipConfig:
+        """The released `glip-a`, `glip-t` (also B and C) or `glip-l`; `changes` override single settings.
+
+        Raises ValueError for another name. Source: GLIP spec, head of the page and section 2.
+        """
+        if name not in VARIANTS:
+            raise ValueError(f"unknown variant {name!r}: use one of {', '.join(VARIANTS)}")
+        settings: dict[str, Any] = {}
+        if name == "glip-a":
+            settings["fusion"] = False
+        if name == "glip-l":
+            settings["num_blocks"] = 8
+            settings["backbone_config"] = GlipBackboneConfig(
+                embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12, drop_path_rate=0.4
+            )
+        return cls(**{**settings, **changes})
+
+
+__all__ = ["GlipBackboneConfig", "GlipConfig"]

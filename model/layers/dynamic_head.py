@@ -1,0 +1,163 @@
+"""The dynamic-head block: scale-aware deformable convolutions and DyReLU over the pyramid (GLIP spec section 6.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from .constants import device_constant
+from .deform import branch_geometry, sampled_convolution, sampling_plan
+from .initialisation import initialised
+
+Shapes = list[tuple[int, int]]
+
+
+def split_levels(x: Tensor, shapes: Shapes) -> list[Tensor]:
+    """(B, N, C) -> a list of (B, C, h, w) views, channels-last in memory."""
+    parts = x.split([h * w for h, w in shapes], 1)
+    return [p.unflatten(1, shape).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes)]
+
+
+def join_levels(maps: list[Tensor]) -> Tensor:
+    """A list of (B, C, h, w) -> (B, N, C), row-major, level after level."""
+    return torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], 1)
+
+
+def flat_prefix(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Read the first K*h*w numbers of each image's (K, H, W) block as (K, h, w). x: (B, K, H, W).
+
+    The CUDA kernel that GLIP was trained with indexes the buffer of level l with the size of level l+1, and the
+    checkpoints depend on it (spec 0.1): this is neither a crop nor a resize.
+    """
+    b, k, height, width = x.shape
+    h, w = shape
+    needed = -(-k * h * w // (height * width))
+    return x[:, :needed].reshape(b, -1)[:, : k * h * w].view(b, k, h, w)
+
+
+class DyReLU(nn.Module):
+    """Piecewise-linear activation whose four coefficients a channel come from the map's mean."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(channels, channels // reduction), nn.ReLU(), nn.Linear(channels // reduction, 4 * channels)
+        )
+
+    def coefficients(self, means: Tensor) -> Tensor:
+        """means: (..., C). Returns (4, ..., C): slope 1, offset 1, slope 2, offset 2."""
+        a1, b1, a2, b2 = (F.hardsigmoid(self.fc(means)) - 0.5).chunk(4, -1)
+        return torch.stack([2 * a1 + 1, b1, 2 * a2, b2])
+
+
+class DynamicBranch(nn.Module):
+    """A deformable convolution's weights and the GroupNorm after it."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-5)
+
+
+class DynamicConv(nn.Module):
+    """One block over all levels. All three branches of level l use the offsets and masks predicted on level l."""
+
+    def __init__(self, channels: int, groups: int, reduction: int, implementation: str):
+        super().__init__()
+        self.implementation = implementation
+        self.upper = DynamicBranch(channels, groups)
+        self.same = DynamicBranch(channels, groups)
+        self.lower = DynamicBranch(channels, groups)
+        self.offset = nn.Conv2d(channels, 3 * 9, 3, padding=1)
+        self.attention = initialised(nn.Linear(channels, 1), "normal")
+        self.relu = DyReLU(channels, reduction)
+
+    def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
+        """x: (B, N, C) with levels of `shapes`, finest first. Returns the same shape."""
+        maps = split_levels(x, shapes)
+        controls = [self.offset(m) for m in maps]
+        gather = self.implementation == "gather" or (self.implementation == "auto" and not x.is_cuda)
+        # sampling positions lose pixels in half precision; the original also casts here
+        with torch.autocast(x.device.type, enabled=False):
+            sample = self._gather if gather else self._operator
+            branches = sample(x.float(), [c.float() for c in controls], shapes)
+            return self._combine(branches, shapes).to(x.dtype)
+
+    def _gather(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
+        """[upper of levels 0..L-2], [same of 0..L-1], [lower of 1..L-1], as (B, C, h, w) before the norm."""
+        b, n, c = x.shape
+        starts = [0]
+        for h, w in shapes:
+            starts.append(starts[-1] + h * w)
+        pairs = [[(starts[i], *s, *s) for i, s in enumerate(shapes)]]
+        raw = [join_levels(controls)]
+        if len(shapes) > 1:
+            pairs.append([(starts[i], *shapes[i], *shapes[i + 1]) for i in range(len(shapes) - 1)])
+            raw.append(raw[0][:, shapes[0][0] * shapes[0][1] :])
+            pairs.append([(starts[i + 1], *shapes[i + 1], *shapes[i + 1]) for i in range(len(shapes) - 1)])
+            raw.append(join_levels([
+                torch.cat([flat_prefix(o[:, :18], s), flat_prefix(o[:, 18:], s)], 1)
+                for o, s in zip(controls, shapes[1:])
+            ]))
+        geometry = device_constant(branch_geometry, tuple(sum(pairs, [])), device=x.device)
+        control = torch.cat(raw, 1)
+        rows, weights = sampling_plan(control[..., :18].contiguous(), control[..., 18:].sigmoid(), geometry, n)
+        table = x.reshape(b * n, c)
+        counts = [r.shape[1] for r in raw]
+        out = [
+            split_levels(sampled_convolution(table, r, w, m.weight.float(), m.bias.float()), s)
+            for r, w, m, s in zip(
+                rows.split(counts, 1), weights.split(counts, 1), (self.same, self.lower, self.upper),
+                (shapes, shapes[1:], shapes[1:]),
+            )
+        ]
+        return [out[2], out[0], out[1]] if len(out) == 3 else [[], out[0], []]
+
+    def _operator(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
+        """The same with torchvision's operator, map by map."""
+        maps = [m.contiguous() for m in split_levels(x, shapes)]
+        offsets, masks = [c[:, :18].contiguous() for c in controls], [c[:, 18:].sigmoid() for c in controls]
+
+        def convolve(branch: DynamicBranch, source: Tensor, offset: Tensor, mask: Tensor, stride: int) -> Tensor:
+            weight, bias = branch.weight.float(), branch.bias.float()
+            return deform_conv2d(source, offset, weight, bias, stride=stride, padding=1, mask=mask)
+
+        upper = [
+            convolve(self.upper, maps[i + 1], flat_prefix(offsets[i], s), flat_prefix(masks[i], s), 1)
+            for i, s in enumerate(shapes[1:])
+        ]
+        same = [convolve(self.same, m, o, k, 1) for m, o, k in zip(maps, offsets, masks)]
+        lower = [
+            convolve(self.lower, maps[i], offsets[i + 1], masks[i + 1], 2 if shapes[i] != shapes[i + 1] else 1)
+            for i in range(len(shapes) - 1)
+        ]
+        return [upper, same, lower]
+
+    def _combine(self, branches: list[list[Tensor]], shapes: Shapes) -> Tensor:
+        upper, same, lower = branches
+        groups: list[list[Tensor]] = []
+        for i, shape in enumerate(shapes):
+            group = [self.same.norm(same[i])]
+            if i > 0:
+                group.append(self.lower.norm(lower[i - 1]))
+            if i + 1 < len(shapes):
+                # a 1x1 map on top of a 1x1 map has nothing to interpolate, but the call is harmless
+                group.append(F.interpolate(self.upper.norm(upper[i]), size=shape, mode="bilinear", align_corners=True))
+            groups.append(group)
+        means = torch.stack([m.mean((2, 3)) for group in groups for m in group])
+        gates = F.hardsigmoid(F.relu(self.attention(means)))[..., None, None]  # (maps, B, 1, 1, 1)
+        out, k = [], 0
+        for group in groups:
+            total = gates[k] * group[0]
+            for j, branch in enumerate(group[1:], 1):
+                total = torch.addcmul(total, gates[k + j], branch)
+            k += len(group)
+            out.append(total / len(group))
+        coefficients = self.relu.coefficients(torch.stack([m.mean((2, 3)) for m in out])).transpose(0, 1)
+        activated = []
+        for m, (a1, b1, a2, b2) in zip(out, coefficients[..., None, None]):
+            activated.append(torch.maximum(torch.addcmul(b1, m, a1), torch.addcmul(b2, m, a2)))
+        return join_levels(activated)

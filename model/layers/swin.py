@@ -1,0 +1,197 @@
+"""Swin backbone as GLIP runs it (GLIP spec section 2).
+
+The windows never shrink and odd blocks always shift, also on maps smaller than a window (spec 0.4); that is why the
+library implementations are not reused.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration_glip import GlipBackboneConfig
+from .constants import device_constant
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(w*w, w*w) int64 index into the bias table: (dy+w-1)*(2w-1) + (dx+w-1), on CPU."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    return (y[:, None] - y[None] + window - 1) * (2 * window - 1) + (x[:, None] - x[None] + window - 1)
+
+
+def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+    """(windows, w*w, w*w) float32 mask of a shifted map: -100 between different regions, else 0, on CPU.
+
+    height, width: the padded size. -100 and not -inf is what the checkpoints were trained with (spec 0.4).
+    """
+    region = torch.zeros(height, width)
+    slices = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for i, rows in enumerate(slices):
+        for j, cols in enumerate(slices):
+            region[rows, cols] = i * 3 + j
+    flat = region.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window * window)
+    return torch.where(flat[:, None] == flat[:, :, None], 0.0, -100.0)
+
+
+class SwinAttention(nn.Module):
+    """Multi-head attention inside windows with a learned relative position bias."""
+
+    def __init__(self, dim: int, window: int, heads: int):
+        super().__init__()
+        self.window, self.heads, self.scale = window, heads, (dim // heads) ** -0.5
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B, windows, w*w, C); mask: (windows, w*w, w*w) or None. Returns x's shape."""
+        b, n, t, c = x.shape
+        qkv = self.qkv(x).view(b * n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        index = device_constant(relative_position_index, self.window, device=x.device)
+        bias = self.relative_position_bias_table[index.flatten()].view(t, t, self.heads).permute(2, 0, 1)
+        q, k, v = qkv.unbind(0)
+        attention = (q * self.scale) @ k.transpose(-2, -1)
+        if mask is None:
+            attention = attention + bias
+        else:
+            bias = bias + mask[:, None]
+            attention = (attention.view(b, n, self.heads, t, t) + bias).view(b * n, self.heads, t, t)
+        out = attention.softmax(-1) @ v
+        return self.proj(out.transpose(1, 2).reshape(b, n, t, c))
+
+
+class SwinMlp(nn.Module):
+    """Two linear layers with exact GELU."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm block; `shift` 0 or window // 2."""
+
+    def __init__(self, dim: int, window: int, heads: int, shift: int, drop_path: float, mlp_ratio: float, eps: float):
+        super().__init__()
+        self.window, self.shift, self.drop_path = window, shift, drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = SwinAttention(dim, window, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = SwinMlp(dim, int(dim * mlp_ratio))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return x
+        keep = 1.0 - self.drop_path
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        size, shift = self.window, self.shift
+        pad_h, pad_w = -h % size, -w % size
+        if pad_h or pad_w:  # after the norm, so padded positions hold zeros and attend like any other
+            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+        rows, cols = (h + pad_h) // size, (w + pad_w) // size
+        mask = None
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+            mask = device_constant(shift_mask, h + pad_h, w + pad_w, size, shift, device=x.device, dtype=x.dtype)
+        x = x.view(b, rows, size, cols, size, c).transpose(2, 3).reshape(b, rows * cols, size * size, c)
+        x = self.attn(x, mask)
+        x = x.view(b, rows, cols, size, size, c).transpose(2, 3).reshape(b, h + pad_h, w + pad_w, c)
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return x[:, :h, :w] if pad_h or pad_w else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, C)."""
+        x = x + self._drop(self._attend(self.norm1(x)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2C)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, h, w, _ = x.shape
+        if h % 2 or w % 2:
+            x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+        return self.reduction(self.norm(x))
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution and the merging that follows them."""
+
+    def __init__(self, config: GlipBackboneConfig, index: int, drop_paths: list[float], merge: bool):
+        super().__init__()
+        dim, window = config.embed_dim * 2**index, config.window_size
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, window, config.num_heads[index], window // 2 * (i % 2), rate, config.mlp_ratio,
+                      config.layer_norm_eps)
+            for i, rate in enumerate(drop_paths)
+        )
+        self.downsample = PatchMerging(dim, config.layer_norm_eps) if merge else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """Image to (B, H, W, C) patches: strided convolution, then LayerNorm."""
+
+    def __init__(self, config: GlipBackboneConfig):
+        super().__init__()
+        self.size = config.patch_size
+        self.proj = nn.Conv2d(3, config.embed_dim, self.size, stride=self.size)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, _, h, w = x.shape
+        if h % self.size or w % self.size:
+            x = F.pad(x, (0, -w % self.size, 0, -h % self.size))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class GlipSwin(nn.Module):
+    """Swin stages. Returns every stage's map; those that feed the pyramid are normalised.
+
+    Stage 2 has a norm only when it feeds the pyramid (never in the released networks, spec 0.5).
+    """
+
+    def __init__(self, config: GlipBackboneConfig, norm_stages: list[int]):
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), dtype=torch.float64, device="cpu").tolist()
+        layers, start = [], 0
+        for i, depth in enumerate(config.depths):
+            layers.append(SwinStage(config, i, rates[start : start + depth], merge=i + 1 < len(config.depths)))
+            start += depth
+        self.layers = nn.ModuleList(layers)
+        for stage in norm_stages:
+            self.add_module(f"norm{stage - 2}", nn.LayerNorm(config.stage_channels(stage), eps=config.layer_norm_eps))
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """pixel_values: (B, 3, H, W). Returns stages 2.. as (B, C_k, H/s_k, W/s_k), channels-last in memory."""
+        x = self.patch_embed(pixel_values)
+        out = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            norm = getattr(self, f"norm{i}", None)
+            out.append((x if norm is None else norm(x)).permute(0, 3, 1, 2))
+            if layer.downsample is not None:
+                x = layer.downsample(x)
+        return out
