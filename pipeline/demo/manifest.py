@@ -1,0 +1,165 @@
+"""``data_manifests/demo.yaml`` as checked objects: nouns, colours, fonts with their glyphs, photographs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from pipeline.demo.config import DemoDataConfig
+from pipeline.errors import InputError
+from pipeline.io.hashing import digest_file
+
+MANIFEST = Path(__file__).resolve().parents[2] / "data_manifests" / "demo.yaml"
+SPLITS = ("train", "validation", "evaluation")
+
+Split = Literal["train", "validation", "evaluation"]
+RGB = tuple[int, int, int]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FontEntry(_Entry):
+    """One family: where its file lies in an installed package, its licence, and how it draws each noun."""
+
+    title: str
+    split: Split
+    package: str
+    version: str
+    file: str
+    charmap: str
+    sha256: str
+    licence: str
+    authors: str
+    glyphs: dict[str, tuple[str, ...]]
+
+    def path(self) -> Path:
+        """The font's file.
+
+        Raises:
+            InputError: the package is not installed, or carries another version of the font.
+        """
+        path = package_file(self.package, self.file)
+        if digest_file(path) != self.sha256:
+            raise InputError(
+                f"{self.title}: {self.file} of package {self.package} is not the file that demo.yaml "
+                f"names; want version {self.version} of the package"
+            )
+        return path
+
+    def codepoints(self) -> dict[str, tuple[str, ...]]:
+        """noun -> the characters that draw it.
+
+        Raises:
+            InputError: a glyph's name is not in the package's charmap.
+        """
+        charmap: dict[str, Any] = json.loads(package_file(self.package, self.charmap).read_text())
+        drawn: dict[str, tuple[str, ...]] = {}
+        for noun, names in self.glyphs.items():
+            for name in names:
+                if name not in charmap:
+                    raise InputError(f"demo.yaml: {self.title}: {noun}: no glyph {name!r} in {self.charmap}")
+            points = (charmap[name] for name in names)
+            drawn[noun] = tuple(chr(p if isinstance(p, int) else int(p, 16)) for p in points)
+        return drawn
+
+
+class PhotoEntry(_Entry):
+    """One photograph inside an installed package, and its caption."""
+
+    package: str
+    file: str
+    licence: str
+    authors: str
+    caption: str
+
+
+class DemoManifest(_Entry):
+    """The parts of the manifest that the generator reads."""
+
+    base_nouns: tuple[str, ...]
+    novel_nouns: tuple[str, ...]
+    colours: dict[str, RGB]
+    fonts: dict[str, FontEntry]
+    photos: tuple[PhotoEntry, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> DemoManifest:
+        nouns = set(self.base_nouns) | set(self.novel_nouns)
+        if len(nouns) != len(self.base_nouns) + len(self.novel_nouns):
+            raise ValueError("base_nouns and novel_nouns: a noun is there twice")
+        for name, font in self.fonts.items():
+            if unknown := set(font.glyphs) - nouns:
+                raise ValueError(f"fonts.{name}.glyphs: {sorted(unknown)} are not among the nouns")
+            if font.split != "train" and (missing := nouns - set(font.glyphs)):
+                raise ValueError(
+                    f"fonts.{name}.glyphs: a {font.split} font needs every noun; lacks {sorted(missing)}"
+                )
+        return self
+
+    def families(self, config: DemoDataConfig) -> dict[str, tuple[str, ...]]:
+        """split -> names of its font families: the configuration's, else the manifest's.
+
+        Raises:
+            InputError: an unknown family, a family in two splits, or a noun that a split cannot draw.
+        """
+        asked = (config.train_fonts, config.validation_fonts, config.evaluation_fonts)
+        chosen = {
+            split: names or tuple(name for name, font in self.fonts.items() if font.split == split)
+            for split, names in zip(SPLITS, asked, strict=True)
+        }
+        owner: dict[str, str] = {}
+        for split, names in chosen.items():
+            for name in names:
+                if name not in self.fonts:
+                    raise InputError(f"{split}_fonts: no family {name!r}; known: {', '.join(self.fonts)}")
+                if owner.setdefault(name, split) != split:
+                    raise InputError(
+                        f"{split}_fonts: {name} draws the {owner[name]} scenes; want another family"
+                    )
+            for noun in self.base_nouns + self.novel_nouns:
+                if not any(noun in self.fonts[name].glyphs for name in names):
+                    raise InputError(f"{split}_fonts: none of {', '.join(names)} draws {noun!r}")
+        return chosen
+
+
+def package_file(package: str, file: str) -> Path:
+    """A file inside an installed package, without importing the package.
+
+    Raises:
+        InputError: no such package here, or no such file in it.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"package {package} is not installed; pip install 'glip-self-train[demo]'")
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise InputError(f"package {package} carries no {file}; want the versions in constraints.txt")
+    return path
+
+
+def load_manifest(path: Path = MANIFEST) -> DemoManifest:
+    """Read the manifest.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or a field is wrong; each named.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; want a checkout of the project, which holds it") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: want a mapping, found {type(data).__name__}")
+    try:
+        return DemoManifest.model_validate({k: v for k, v in data.items() if k in DemoManifest.model_fields})
+    except ValidationError as error:
+        lines = [f"{path.name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InputError("\n".join(lines)) from None

@@ -1,0 +1,50 @@
+"""The photographs that scikit-image and scikit-learn carry, packed as one crawled shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from pipeline.demo.formats import CrawlSample, write_crawl_shard
+from pipeline.demo.manifest import DemoManifest, load_manifest, package_file
+from pipeline.demo.scenes import encode_jpeg
+
+
+def write_photo_shard(
+    out: Path, *, manifest: DemoManifest | None = None, max_side: int = 384, quality: int = 90
+) -> int:
+    """Write ``photos/00000.tar`` (with its parquet and stats) below ``out``, in the manifest's order.
+
+    Photographs longer than ``max_side`` pixels are shrunk; greyscale ones stay greyscale JPEGs; transparency
+    becomes white. Returns their number.
+
+    Raises:
+        InputError: a package is not installed, or does not carry one of the photographs.
+    """
+    manifest = manifest or load_manifest()
+    samples = []
+    for photo in manifest.photos:
+        with Image.open(package_file(photo.package, photo.file)) as opened:
+            image = _opaque(opened)
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        samples.append(
+            CrawlSample(
+                jpeg=encode_jpeg(image, quality),
+                caption=photo.caption,
+                url=f"package:{photo.package}/{photo.file}",
+                width=image.width,
+                height=image.height,
+            )
+        )
+    folder = out / "photos"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_crawl_shard(folder, 0, samples)
+    return len(samples)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "P"):
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB")
