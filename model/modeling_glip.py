@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .box_ops import pyramid_anchors
+from .box_ops import decode, pyramid_anchors
 from .configuration_glip import GlipConfig
 from .layers.bert_layer import GlipTextLayer, attention_bias
 from .layers.constants import device_constant
@@ -41,7 +41,10 @@ class GlipObjectDetectionOutput(ModelOutput):
     loss: the plain sum of loss_dict, only with labels. logits (B, N, T): alignment of every anchor with every token,
     before the sigmoid. box_deltas (B, N, 4): see `box_ops.decode`. centerness (B, N): logits. anchors (N, 4), or
     (B, N, 4) proposals of the two-stage head: xyxy pixels. level_shapes (L, 2): height, width of each level.
-    image_sizes (B, 2): unpadded height, width. attention_mask (B, T). hidden (only on request): every intermediate.
+    pred_boxes (B, N, 4): decoded, not clipped, xyxy pixels of the resized image; only without labels.
+    image_sizes (B, 2): unpadded height, width. attention_mask (B, T), input_ids (B, T), offset_mapping (B, T, 2)
+    and image_index (B,) are the inputs', so that post-processing needs nothing else. hidden (only on request): every
+    intermediate.
     """
 
     loss: Tensor | None = None
@@ -49,10 +52,14 @@ class GlipObjectDetectionOutput(ModelOutput):
     logits: Tensor | None = None
     box_deltas: Tensor | None = None
     centerness: Tensor | None = None
+    pred_boxes: Tensor | None = None
     anchors: Tensor | None = None
     level_shapes: Tensor | None = None
     image_sizes: Tensor | None = None
     attention_mask: Tensor | None = None
+    input_ids: Tensor | None = None
+    offset_mapping: Tensor | None = None
+    image_index: Tensor | None = None
     hidden: dict[str, Any] | None = None
 
 
@@ -229,6 +236,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         image_features: list[Tensor] | None = None,
         text_features: Tensor | None = None,
         image_index: Tensor | None = None,
+        offset_mapping: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **_: Any,
@@ -238,7 +246,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         pixel_values (B, 3, H, W): normalised BGR, zero-padded right and bottom. input_ids, attention_mask (B, T).
         image_sizes (B, 2): unpadded height, width (default: all of H, W). image_features, text_features: results
         of `encode_image`, `encode_text` to use instead. image_index (B,): the image of each caption, when images
-        and captions are not paired one to one.
+        and captions are not paired one to one. offset_mapping (B, T, 2): passed on to the output.
 
         labels: one dict an image. `boxes` (n, 4) float xyxy, pixels of the resized image; `positive_map` (n, T')
         0/1, cut or padded to T. Optional, for noisy labels: `weights` (n,) factors of a box's losses; `regress` (n,)
@@ -282,8 +290,10 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         anchors = device_constant(
             pyramid_anchors, tuple(shapes), tuple(self.config.feature_strides), self.config.anchor_scale, device=x.device
         )
-        loss, loss_dict = None, None
-        if labels is not None:
+        loss, loss_dict, boxes = None, None, None
+        if labels is None:
+            boxes = decode(deltas.float(), anchors, tuple(self.config.box_coder_weights))
+        else:
             targets = collect_targets(labels, logits.shape[-1], logits.device)
             with torch.autocast(logits.device.type, enabled=False):
                 loss_dict = dense_losses(
@@ -296,10 +306,14 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             logits=logits,
             box_deltas=deltas,
             centerness=centerness,
+            pred_boxes=boxes,
             anchors=anchors,
             level_shapes=torch.tensor(shapes),
             image_sizes=image_sizes,
             attention_mask=attention_mask,
+            input_ids=input_ids,
+            offset_mapping=offset_mapping,
+            image_index=image_index,
             hidden=trace,
         )
         return output if return_dict is not False else output.to_tuple()
