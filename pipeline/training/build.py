@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from model import GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
+from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError
 
@@ -44,12 +44,18 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
         raise InputError("model.text_encoder: a new network needs a BERT folder for its text side, or minilm")
     folder = text_encoder_folder(model.text_encoder)
     try:
-        config = GlipConfig(text_config=AutoConfig.from_pretrained(folder), **model.settings)
+        settings = dict(model.settings)
+        backbone = GlipBackboneConfig(**settings.pop("backbone_config", {}))
+        config = GlipConfig(text_config=AutoConfig.from_pretrained(folder), backbone_config=backbone, **settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"model.settings: {error}") from None
     network = GlipForObjectDetection(config)
     network.load_text_encoder(str(folder))
     if model.backbone is not None:
         network.load_swin(model.backbone)
-    processor = GlipProcessor(GlipImageProcessor(**model.image_processor), AutoTokenizer.from_pretrained(folder))
+    processor = GlipProcessor(
+        GlipImageProcessor(**model.image_processor),
+        AutoTokenizer.from_pretrained(folder),
+        max_text_length=config.max_text_length,
+    )
     return network, processor

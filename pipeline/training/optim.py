@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = config.text_learning_rate if "language_backbone" in name else config.learning_rate
+        rate = config.text_learning_rate if name.startswith("text_encoder.") else config.learning_rate
         decay = config.weight_decay
         if "bias" in name:
             rate, decay = rate * config.bias_rate_factor, 0.0

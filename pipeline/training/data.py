@@ -1,0 +1,188 @@
+"""From places in the stream to batches: read, prompt, mirror, resize, tokenise, map spans to tokens.
+
+A batch depends on (settings, shards, step) alone. A record that cannot be used is replaced by the next one of its
+source and counted; a box whose span the tokenizer cut away goes with its span, and is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from model import GlipProcessor
+from model.grounding import phrase_tokens, positive_map
+from model.image_processing_glip import resized_size
+from pipeline.config import TrainConfig
+from pipeline.errors import InputError
+from pipeline.images import ImageError, open_image
+from pipeline.records import GroundingRecord
+from pipeline.training.order import Mixture, SourceOrder, generator
+from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt
+from pipeline.training.shards import ShardSet, read_label_spaces
+
+log = logging.getLogger("glip_self_train")
+TRIES = 20
+"""Unusable records in a row after which the source itself must be wrong."""
+
+
+class TrainingData:
+    """The mixture of a training run, its records and how they become batches.
+
+    Raises:
+        InputError: the mixture and the sources differ, shards without records, or a detection set without class names.
+    """
+
+    def __init__(
+        self, config: TrainConfig, sources: Mapping[str, Sequence[str]], processor: GlipProcessor
+    ) -> None:
+        self.config, self.processor = config, processor
+        self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
+        self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
+        self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
+        self.mixture = Mixture(config.mixture, sorted(sources), seed=config.seed)
+        self._count_tokens = lru_cache(maxsize=100_000)(self._token_count)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Records of each source."""
+        return {name: order.total for name, order in self.orders.items()}
+
+    def loader(self, *, first: int, rank: int = 0, processes: int = 1, workers: int = 0) -> Iterator[dict[str, Any]]:
+        """Batches of steps ``first``, ``first`` + 1, ... for one process: its slice of every step's places."""
+        sampler = _Steps(self.config, first, rank, processes)
+        return iter(DataLoader(_Places(self), batch_sampler=sampler, collate_fn=self.collate, num_workers=workers))
+
+    def sample(self, place: int) -> dict[str, Any]:
+        """The record at a place, prompted and with its image mirrored and resized; ``lost`` counts what went why."""
+        source, n = self.mixture.locate(place)
+        records, order, lost = self.sets[source], self.orders[source], Counter[str]()
+        for attempt in range(TRIES):
+            # the substitute comes from a stream of its own, far behind, so that no other place shifts
+            spot = order.locate(n if attempt == 0 else n + attempt * order.total)
+            rng = generator(self.config.seed, "sample", place, attempt)
+            try:
+                return self._make(records, source, spot, rng, lost)
+            except (ImageError, InputError) as error:
+                lost["unusable_record"] += 1
+                log.warning("%s: left out: %s", records.name(*spot), error)
+        raise InputError(f"source {source}: {TRIES} unusable records in a row; last: {records.name(*spot)}")
+
+    def _make(
+        self, records: ShardSet, source: str, spot: tuple[int, int], rng: np.random.Generator, lost: Counter[str]
+    ) -> dict[str, Any]:
+        record = records.record(*spot)
+        prompted = self._prompt(record, source, rng)
+        image = open_image(records.image(*spot))
+        if image.size != (record.image_size[1], record.image_size[0]):
+            raise InputError(f"image is {image.size[1]}x{image.size[0]}, its record says {record.image_size}")
+        if rng.random() < self.config.flip:
+            image = image.transpose(0)  # PIL's FLIP_LEFT_RIGHT
+            for boxes in (prompted.boxes, prompted.ignore_boxes):
+                boxes[:, [0, 2]] = image.width - boxes[:, [2, 0]]
+        sizes = self.config.image_sizes
+        shortest = sizes[int(rng.integers(len(sizes)))]
+        height, width = resized_size(image.width, image.height, shortest, self.config.max_image_size)
+        scale = np.array([width / image.width, height / image.height] * 2, np.float32)
+        prompted.boxes *= scale
+        prompted.ignore_boxes *= scale
+        lost["no_room_in_prompt"] += prompted.lost
+        return {
+            "image": image.resize((width, height), 2),  # PIL's BILINEAR, which averages when it shrinks
+            "prompted": prompted,
+            "name": records.name(*spot),
+            "lost": lost,
+        }
+
+    def _prompt(self, record: GroundingRecord, source: str, rng: np.random.Generator) -> Prompted:
+        limit = self.processor.max_text_length
+        if record.kind == "detection":
+            space = self.spaces.get(record.dataset)
+            if space is None:
+                raise InputError(f"no class names for detection set {record.dataset!r}: its dataset.json is missing")
+            return detection_prompt(
+                record, space, self.config.prompt, rng, token_count=self._count_tokens, max_tokens=limit
+            )
+        return grounding_prompt(
+            record,
+            self.config.noisy,
+            rng,
+            other_caption=lambda r: self._other_caption(source, r),
+            token_count=self._count_tokens,
+            max_tokens=limit,
+        )
+
+    def _other_caption(self, source: str, rng: np.random.Generator) -> str:
+        shard, row = self.orders[source].locate(int(rng.integers(self.orders[source].total)))
+        return self.sets[source].record(shard, row).caption or ""
+
+    def _token_count(self, text: str) -> int:
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Samples -> the model's inputs with ``labels``, plus ``names`` of the records and what was ``lost``."""
+        inputs = self.processor(
+            images=[s["image"] for s in samples], text=[s["prompted"].caption for s in samples], do_resize=False
+        )
+        offsets = inputs.pop("offset_mapping")
+        lost: Counter[str] = Counter()
+        labels = []
+        for sample, offset in zip(samples, offsets, strict=True):
+            lost.update(sample["lost"])
+            label, cut = self._label(sample["prompted"], offset)
+            labels.append(label)
+            lost["span_beyond_text_limit"] += cut
+        return {
+            **inputs,
+            "labels": labels,
+            "names": [s["name"] for s in samples],
+            "lost": {k: v for k, v in lost.items() if v},
+        }
+
+    def _label(self, prompted: Prompted, offsets: torch.Tensor) -> tuple[dict[str, torch.Tensor], int]:
+        length = len(offsets)
+        tokens, missing = phrase_tokens(offsets, prompted.spans)
+        gone = set(missing)
+        keep = [i for i in range(len(tokens)) if i not in gone]
+        # a box without its words must not become a negative for the words that stayed
+        ignore = np.concatenate([prompted.ignore_boxes, prompted.boxes[missing]])
+        label = {
+            "boxes": torch.from_numpy(prompted.boxes[keep]),
+            "positive_map": positive_map([tokens[i] for i in keep], length),
+            "weights": torch.from_numpy(prompted.weights[keep]),
+            "regress": torch.from_numpy(prompted.regress[keep]),
+        }
+        if len(ignore):
+            label["ignore_boxes"] = torch.from_numpy(ignore)
+        if prompted.uncertain:
+            unsure, _ = phrase_tokens(offsets, [[s] for s in prompted.uncertain])
+            label["token_ignore"] = positive_map(unsure, length).amax(0) > 0
+        return label, len(missing)
+
+
+class _Places(Dataset):
+    def __init__(self, data: TrainingData) -> None:
+        self._data = data
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self._data.sample(place)
+
+
+class _Steps(Sampler[list[int]]):
+    def __init__(self, config: TrainConfig, first: int, rank: int, processes: int) -> None:
+        self._steps, self._batch = range(first, config.steps), config.batch_size
+        self._rank, self._share = rank, config.batch_size // processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            start = step * self._batch + self._rank * self._share
+            yield list(range(start, start + self._share))
+
+    def __len__(self) -> int:
+        return len(self._steps)

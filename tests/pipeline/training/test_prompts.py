@@ -1,0 +1,125 @@
+"""Detection and pseudo-label records as prompts: spans are right by construction, positives are never cut first."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.grounding import clean_name
+from pipeline.config import NoisyLabelConfig, PromptConfig
+from pipeline.errors import InputError
+from pipeline.records import GroundingRecord, Region
+from pipeline.training.prompts import detection_prompt, grounding_prompt
+
+NAMES = tuple(f"thing{i}" if i % 3 else f"long_thing {i} (kind)" for i in range(30))
+
+
+def words(text: str) -> int:
+    return len(text.replace(".", " .").split())
+
+
+def record(*names: str, **kw) -> GroundingRecord:
+    regions = tuple(Region(box=(i, 0, i + 5, 9), phrase=n) for i, n in enumerate(names))
+    return GroundingRecord(key="k", dataset="d", kind="detection", image_size=(50, 50), regions=regions, **kw)
+
+
+@given(
+    present=st.lists(st.sampled_from(NAMES), max_size=8),
+    negatives=st.integers(0, 40),
+    limit=st.integers(8, 80),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=120, deadline=None)
+def test_every_box_points_at_its_name_and_the_prompt_fits(present, negatives, limit, seed):
+    got = detection_prompt(
+        record(*present), NAMES, PromptConfig(max_negatives=negatives), np.random.default_rng(seed),
+        token_count=words, max_tokens=limit,
+    )  # fmt: skip
+    kept = [r for r in record(*present).regions if tuple(r.box)[0] in set(got.boxes[:, 0])]
+    assert len(kept) == len(got.boxes) == len(present) - got.lost
+    for region, [(start, end)] in zip(kept, got.spans, strict=True):
+        assert got.caption[start:end] == clean_name(region.phrase)
+    assert words(got.caption + ". ") <= limit - 2 or not got.caption
+    asked = got.caption.split(". ") if got.caption else []
+    assert len(asked) == len(set(asked))
+    if negatives == 0:
+        assert len(asked) <= len(set(present))
+
+
+def test_positives_are_placed_before_negatives():
+    present = NAMES[:5]
+    cost = sum(words(clean_name(n) + ". ") for n in present)
+    for seed in range(20):
+        got = detection_prompt(
+            record(*present), NAMES, PromptConfig(), np.random.default_rng(seed), token_count=words, max_tokens=cost + 2
+        )
+        assert got.lost == 0 and len(got.boxes) == 5
+
+
+def test_federated_negatives_are_only_the_verified_ones():
+    got = detection_prompt(
+        record("thing1", verified_absent=("thing2", "thing4")), NAMES, PromptConfig(full_negatives_share=1.0),
+        np.random.default_rng(0), token_count=words, max_tokens=256,
+    )  # fmt: skip
+    assert set(got.caption.split(". ")) == {"thing1", "thing2", "thing4"}
+
+
+def test_the_originals_faults_are_options():
+    config = PromptConfig(max_negatives=30, full_negatives_share=1.0, background_class=True)
+    rng = np.random.default_rng(0)
+    got = detection_prompt(record("thing1"), NAMES, config, rng, token_count=words, max_tokens=500)
+    assert "background" in got.caption
+    fewer = PromptConfig(max_negatives=30, full_negatives_share=1.0, discard_after_drawing=True)
+    got = detection_prompt(record("thing1"), NAMES, fewer, rng, token_count=words, max_tokens=500)
+    assert len(got.caption.split(". ")) == 30
+
+
+def test_a_class_outside_the_label_space_is_named():
+    with pytest.raises(InputError, match="'zebra' is not among the 30"):
+        detection_prompt(record("zebra"), NAMES, PromptConfig(), np.random.default_rng(0), token_count=words, max_tokens=99)
+
+
+CAPTION = "a red fish near a key."
+
+
+def pseudo(score: float = 0.6) -> GroundingRecord:
+    return GroundingRecord(
+        key="k", dataset="pseudo", kind="grounding", image_size=(50, 50), caption=CAPTION, uncertain=((18, 21),),
+        regions=(
+            Region(box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),), score=score, annotator="t@1"),
+            Region(box=(9, 9, 20, 20), phrase="key", tokens_positive=((18, 21),), score=0.2, annotator="t@1", ignore=True),
+        ),
+    )  # fmt: skip
+
+
+def test_pseudo_labels_carry_weight_ignore_and_uncertainty():
+    noisy = NoisyLabelConfig(score_weight=True, regress_above=0.7)
+    got = grounding_prompt(pseudo(), noisy, np.random.default_rng(0), token_count=words, max_tokens=99)
+    assert got.caption == CAPTION and got.spans == [[(2, 10)]]
+    assert got.weights.tolist() == pytest.approx([0.6]) and not got.regress[0]
+    assert got.ignore_boxes.tolist() == [[9, 9, 20, 20]] and got.uncertain == [(18, 21)]
+    plain = grounding_prompt(pseudo(), NoisyLabelConfig(ignore_uncertain=False), np.random.default_rng(0), token_count=words, max_tokens=99)
+    assert plain.weights.tolist() == [1.0] and plain.regress[0] and plain.uncertain == []
+
+
+@given(seed=st.integers(0, 300), limit=st.integers(12, 60), other=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+@settings(max_examples=80, deadline=None)
+def test_packed_captions_keep_their_spans(seed, limit, other):
+    got = grounding_prompt(
+        pseudo(), NoisyLabelConfig(caption_negatives=1.0), np.random.default_rng(seed),
+        other_caption=lambda rng: other, token_count=words, max_tokens=limit,
+    )  # fmt: skip
+    assert got.caption[slice(*got.spans[0][0])] == "red fish"
+    assert got.caption[slice(*got.uncertain[0])] == "key"
+
+
+def test_human_labels_are_never_packed():
+    human = GroundingRecord(
+        key="k", dataset="gold", kind="grounding", image_size=(50, 50), caption=CAPTION,
+        regions=(Region(box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),)),),
+    )  # fmt: skip
+    got = grounding_prompt(
+        human, NoisyLabelConfig(caption_negatives=1.0), np.random.default_rng(1),
+        other_caption=lambda rng: "a blue car", token_count=words, max_tokens=99,
+    )  # fmt: skip
+    assert got.caption == CAPTION
