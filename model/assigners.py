@@ -14,7 +14,9 @@ NEGATIVE = -1
 IGNORED = -2
 
 
-def atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, image_index: Tensor, batch: int, topk: int) -> Tensor:
+def atss(
+    anchors: Tensor, level_sizes: list[int], boxes: Tensor, image_index: Tensor, batch: int, topk: int
+) -> Tensor:
     """Adaptive training sample selection (GLIP spec section 7).
 
     anchors (N, 4) shared by the batch, level_sizes: anchors a level, boxes (G, 4) of all images, image_index (G,)
@@ -39,12 +41,16 @@ def atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, image_index: Te
     margin = torch.minimum(point - boxes[:, None, :2], boxes[:, None, 2:] - point).amin(-1)
     positive = (iou >= threshold[:, None]) & (margin > 0.01)
     row, column = positive.nonzero(as_tuple=True)
-    return highest_overlap_wins(image_index[row] * n + candidate[row, column], row, iou[row, column], batch, n)
+    return highest_overlap_wins(
+        image_index[row] * n + candidate[row, column], row, iou[row, column], batch, n
+    )
 
 
 def highest_overlap_wins(slot: Tensor, row: Tensor, iou: Tensor, batch: int, n: int) -> Tensor:
     """Pairs (slot = image * n + anchor, box row, IoU) -> `matched` (batch, n): an anchor goes to its best box."""
-    best = torch.full((batch * n,), -1.0, device=iou.device, dtype=iou.dtype).scatter_reduce_(0, slot, iou, "amax")
+    best = torch.full((batch * n,), -1.0, device=iou.device, dtype=iou.dtype).scatter_reduce_(
+        0, slot, iou, "amax"
+    )
     wins = iou == best[slot]
     last = torch.iinfo(torch.long).max
     matched = torch.full((batch * n,), last, device=iou.device, dtype=torch.long)

@@ -15,7 +15,9 @@ def to_ours(name: str, config: GlipConfig) -> str | None:
     Derived are the anchors and the windows' position indices. Raises KeyError for a name that GLIP does not have.
     `name` has no "module." prefix.
     """
-    if re.fullmatch(r"rpn\.anchor_generator\.cell_anchors\.\d+", name) or name.endswith(".relative_position_index"):
+    if re.fullmatch(r"rpn\.anchor_generator\.cell_anchors\.\d+", name) or name.endswith(
+        ".relative_position_index"
+    ):
         return None
     if name.startswith("backbone.body."):
         return "backbone." + name.removeprefix("backbone.body.")

@@ -36,7 +36,9 @@ class GlipBackboneConfig(PreTrainedConfig):
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} differ in length")
         for i, heads in enumerate(self.num_heads):
             if (self.embed_dim * 2**i) % heads:
-                raise ValueError(f"stage {i + 2}: width {self.embed_dim * 2**i} is not a multiple of {heads} heads")
+                raise ValueError(
+                    f"stage {i + 2}: width {self.embed_dim * 2**i} is not a multiple of {heads} heads"
+                )
 
     def stage_channels(self, stage: int) -> int:
         """Channels of stage `stage` (2 is the first)."""
@@ -147,13 +149,21 @@ class GlipConfig(PreTrainedConfig):
         if stages != list(range(stages[0], stages[0] + len(stages))) or stages[0] < 2:
             raise ValueError(f"fpn_in_stages={stages}: use consecutive stages from 2 up, such as (3, 4, 5)")
         if stages[-1] != len(depths) + 1:
-            raise ValueError(f"fpn_in_stages={stages} must end at the last stage, {len(depths) + 1}, of depths={depths}")
+            raise ValueError(
+                f"fpn_in_stages={stages} must end at the last stage, {len(depths) + 1}, of depths={depths}"
+            )
         if self.num_feature_levels < len(stages):
-            raise ValueError(f"num_feature_levels={self.num_feature_levels} is less than the {len(stages)} stages fed in")
+            raise ValueError(
+                f"num_feature_levels={self.num_feature_levels} is less than the {len(stages)} stages fed in"
+            )
         if self.hidden_size % self.group_norm_groups:
-            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.group_norm_groups} groups")
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of {self.group_norm_groups} groups"
+            )
         if self.fusion_embed_dim % self.fusion_num_heads:
-            raise ValueError(f"fusion_embed_dim={self.fusion_embed_dim}: not a multiple of {self.fusion_num_heads} heads")
+            raise ValueError(
+                f"fusion_embed_dim={self.fusion_embed_dim}: not a multiple of {self.fusion_num_heads} heads"
+            )
         if self.max_text_length > self.text_config.max_position_embeddings:
             raise ValueError(
                 f"max_text_length={self.max_text_length} is more than the text encoder's "
@@ -180,7 +190,11 @@ class GlipConfig(PreTrainedConfig):
         if name == "glip-l":
             settings["num_blocks"] = 8
             settings["backbone_config"] = GlipBackboneConfig(
-                embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12, drop_path_rate=0.4
+                embed_dim=192,
+                depths=(2, 2, 18, 2),
+                num_heads=(6, 12, 24, 48),
+                window_size=12,
+                drop_path_rate=0.4,
             )
         return cls(**{**settings, **changes})
 

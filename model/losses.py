@@ -50,18 +50,34 @@ def collect_targets(labels: list[dict[str, Any]], tokens: int, device: torch.dev
         n = box.shape[0]
         positive = torch.as_tensor(label["positive_map"], device=device)
         if positive.dim() != 2 or positive.shape[0] != n:
-            raise ValueError(f"labels[{i}]: positive_map {tuple(positive.shape)} does not have one row for each of {n} boxes")
+            raise ValueError(
+                f"labels[{i}]: positive_map {tuple(positive.shape)} does not have one row for each of {n} boxes"
+            )
         maps.append(_fit(positive > 0, tokens))
         weight = label.get("weights")
-        weight = torch.ones(n, device=device) if weight is None else torch.as_tensor(weight, dtype=torch.float32, device=device)
+        weight = (
+            torch.ones(n, device=device)
+            if weight is None
+            else torch.as_tensor(weight, dtype=torch.float32, device=device)
+        )
         teach = label.get("regress")
-        teach = torch.ones(n, dtype=torch.bool, device=device) if teach is None else torch.as_tensor(teach, device=device).bool()
+        teach = (
+            torch.ones(n, dtype=torch.bool, device=device)
+            if teach is None
+            else torch.as_tensor(teach, device=device).bool()
+        )
         if weight.shape != (n,) or teach.shape != (n,):
-            raise ValueError(f"labels[{i}]: weights {tuple(weight.shape)} and regress {tuple(teach.shape)} must be ({n},)")
+            raise ValueError(
+                f"labels[{i}]: weights {tuple(weight.shape)} and regress {tuple(teach.shape)} must be ({n},)"
+            )
         skip = label.get("token_ignore")
-        keeps.append(None if skip is None else ~_fit(torch.as_tensor(skip, device=device).bool()[None], tokens)[0])
+        keeps.append(
+            None if skip is None else ~_fit(torch.as_tensor(skip, device=device).bool()[None], tokens)[0]
+        )
         area = label.get("ignore_boxes")
-        area = None if area is None else torch.as_tensor(area, dtype=torch.float32, device=device).reshape(-1, 4)
+        area = (
+            None if area is None else torch.as_tensor(area, dtype=torch.float32, device=device).reshape(-1, 4)
+        )
         ignore.append(None if area is None or area.shape[0] == 0 else area)
         boxes.append(box), weights.append(weight), regress.append(teach), counts.append(n)
     keep = None
@@ -69,7 +85,15 @@ def collect_targets(labels: list[dict[str, Any]], tokens: int, device: torch.dev
         all_tokens = torch.ones(tokens, dtype=torch.bool, device=device)
         keep = torch.stack([all_tokens if k is None else k for k in keeps]).float()
     image_index = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor(counts)).to(device)
-    return Targets(torch.cat(boxes), image_index, torch.cat(maps).float(), torch.cat(weights), torch.cat(regress), keep, ignore)
+    return Targets(
+        torch.cat(boxes),
+        image_index,
+        torch.cat(maps).float(),
+        torch.cat(weights),
+        torch.cat(regress),
+        keep,
+        ignore,
+    )
 
 
 def _fit(x: Tensor, tokens: int) -> Tensor:
@@ -99,7 +123,9 @@ def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
     return (torch.minimum(low, high) / torch.maximum(low, high)).prod(-1).sqrt()
 
 
-def assign(config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, batch: int) -> Tensor:
+def assign(
+    config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, batch: int
+) -> Tensor:
     """`matched` (B, N) by the configured assigner."""
     return atss(anchors, level_sizes, targets.boxes, targets.image_index, batch, config.atss_topk)
 
@@ -137,7 +163,9 @@ def dense_losses(
     logits, box_deltas, centerness = logits.float(), box_deltas.float(), centerness.float()
     batch, _, tokens = logits.shape
     with torch.no_grad():
-        matched = ignore_negatives(assign(config, anchors, level_sizes, targets, batch), anchors, targets.ignore_boxes)
+        matched = ignore_negatives(
+            assign(config, anchors, level_sizes, targets, batch), anchors, targets.ignore_boxes
+        )
         image, anchor = (matched >= 0).nonzero(as_tuple=True)
         row = matched[image, anchor]
         target = torch.zeros_like(logits)
@@ -154,7 +182,9 @@ def dense_losses(
             weight = torch.where(own, weight, weight * targets.token_keep[:, None])
     weights = tuple(config.box_coder_weights)
     positives = across_processes(logits.new_tensor(float(row.numel()))).clamp(min=1)
-    alignment = (focal_terms(logits, target, config.focal_alpha, config.focal_gamma) * weight).sum((1, 2)) / positives
+    alignment = (focal_terms(logits, target, config.focal_alpha, config.focal_gamma) * weight).sum(
+        (1, 2)
+    ) / positives
 
     teach = targets.regress[row]
     image, anchor, row = image[teach], anchor[teach], row[teach]
@@ -176,7 +206,8 @@ def dense_losses(
     per_image = {
         "loss_dot_product_token": config.alignment_loss_weight * alignment,
         "loss_reg": config.box_loss_weight * alignment.new_zeros(batch).index_add(0, image, box),
-        "loss_centerness": config.centerness_loss_weight * alignment.new_zeros(batch).index_add(0, image, centred),
+        "loss_centerness": config.centerness_loss_weight
+        * alignment.new_zeros(batch).index_add(0, image, centred),
     }
     return finite_sums(per_image)
 

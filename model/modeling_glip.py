@@ -80,12 +80,19 @@ class GlipFusedBlock(nn.Module):
         self.text_layer: GlipTextLayer | None = None
         if config.fusion:
             self.fusion = GlipFusion(
-                config.hidden_size, config.text_config.hidden_size, config.fusion_embed_dim, config.fusion_num_heads,
-                config.fusion_dropout, 1.0 / config.num_blocks,
+                config.hidden_size,
+                config.text_config.hidden_size,
+                config.fusion_embed_dim,
+                config.fusion_num_heads,
+                config.fusion_dropout,
+                1.0 / config.num_blocks,
             )
             self.text_layer = GlipTextLayer(config.text_config)
         self.conv = DynamicConv(
-            config.hidden_size, config.group_norm_groups, config.dyrelu_reduction, config.deform_implementation
+            config.hidden_size,
+            config.group_norm_groups,
+            config.dyrelu_reduction,
+            config.deform_implementation,
         )
 
 
@@ -101,7 +108,9 @@ class GlipHead(nn.Module):
         self.centerness = initialised(nn.Linear(channels, 1), "normal")
         self.cls_logits: nn.Linear | None = None
         if config.num_class_logits:
-            self.cls_logits = initialised(nn.Linear(channels, config.num_class_logits), "normal").requires_grad_(False)
+            self.cls_logits = initialised(
+                nn.Linear(channels, config.num_class_logits), "normal"
+            ).requires_grad_(False)
         self.scales = nn.ModuleList(Scale() for _ in range(config.num_feature_levels))
         self.dot_product_projection_text = nn.Linear(width, channels)
         self.log_scale = nn.Parameter(torch.zeros(1))
@@ -119,7 +128,9 @@ class GlipHead(nn.Module):
             step: dict[str, Tensor] = {}
             if block.fusion is not None:
                 if self.gradient_checkpointing and self.training:
-                    x, text = torch.utils.checkpoint.checkpoint(block.fusion, x, text, mask, eager, use_reentrant=False)
+                    x, text = torch.utils.checkpoint.checkpoint(
+                        block.fusion, x, text, mask, eager, use_reentrant=False
+                    )
                 else:
                     x, text = block.fusion(x, text, mask, eager)
                 step |= {"fused_image": x, "fused_text": text}
@@ -130,7 +141,9 @@ class GlipHead(nn.Module):
                 trace.append({**step, "image": x})
         return x, text
 
-    def predict(self, x: Tensor, shapes: list[tuple[int, int]], embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(
+        self, x: Tensor, shapes: list[tuple[int, int]], embedded: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, C), embedded (B, T, D) -> token logits (B, N, T), box deltas (B, N, 4), centerness (B, N)."""
         scale = torch.cat([s.scale.expand(h * w) for s, (h, w) in zip(self.scales, shapes)])
         deltas = self.bbox_pred(x) * scale[:, None]
@@ -198,7 +211,10 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         initialised(self.backbone.patch_embed, "default")
         self.neck = GlipFeaturePyramid(
             [config.backbone_config.stage_channels(s) for s in stages],
-            config.hidden_size, config.num_feature_levels, config.drop_block_prob, config.drop_block_size,
+            config.hidden_size,
+            config.num_feature_levels,
+            config.drop_block_prob,
+            config.drop_block_size,
         )
         self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
         self.head = GlipHead(config)
@@ -216,7 +232,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             trace["swin"], trace["fpn"] = stages, maps
         return maps
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         """input_ids, attention_mask (B, T) -> BERT's last layer (B, T, D), not masked.
 
         Compute once for each distinct caption and pass as `text_features`.
@@ -271,7 +289,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         if image_sizes is None:
             if pixel_values is None:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")
-            image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0], device=attention_mask.device)
+            image_sizes = torch.tensor(
+                [pixel_values.shape[-2:]] * pixel_values.shape[0], device=attention_mask.device
+            )
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
@@ -288,7 +308,11 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         if trace is not None and self.head.cls_logits is not None:
             trace["cls_logits"] = self.head.cls_logits(x)
         anchors = device_constant(
-            pyramid_anchors, tuple(shapes), tuple(self.config.feature_strides), self.config.anchor_scale, device=x.device
+            pyramid_anchors,
+            tuple(shapes),
+            tuple(self.config.feature_strides),
+            self.config.anchor_scale,
+            device=x.device,
         )
         loss, loss_dict, boxes = None, None, None
         if labels is None:
@@ -297,7 +321,14 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             targets = collect_targets(labels, logits.shape[-1], logits.device)
             with torch.autocast(logits.device.type, enabled=False):
                 loss_dict = dense_losses(
-                    self.config, logits, deltas, centerness, anchors, [h * w for h, w in shapes], attention_mask, targets
+                    self.config,
+                    logits,
+                    deltas,
+                    centerness,
+                    anchors,
+                    [h * w for h, w in shapes],
+                    attention_mask,
+                    targets,
                 )
             loss = torch.stack(list(loss_dict.values())).sum()
         output = GlipObjectDetectionOutput(
@@ -348,7 +379,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         wrong = [n for n in own if n not in theirs or own[n].shape != theirs[n].shape]
         if wrong or set(theirs) - set(own):
             wrong = wrong or sorted(set(theirs) - set(own))
-            raise ValueError(f"{folder} does not fit text_config; first difference: {wrong[0]} ({len(wrong)} in all)")
+            raise ValueError(
+                f"{folder} does not fit text_config; first difference: {wrong[0]} ({len(wrong)} in all)"
+            )
         self.text_encoder.load_state_dict(theirs)
 
     def load_swin(self, file: str | Path) -> None:

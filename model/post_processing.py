@@ -80,7 +80,9 @@ def detections(
     """
     batch = outputs.logits.shape[0]
     if len(tokens) != batch or (target_sizes is not None and len(target_sizes) != batch):
-        raise ValueError(f"{batch} captions, but phrases for {len(tokens)} and target sizes for {_count(target_sizes)}")
+        raise ValueError(
+            f"{batch} captions, but phrases for {len(tokens)} and target sizes for {_count(target_sizes)}"
+        )
     sizes = outputs.level_shapes.prod(-1).tolist()
     boxes = box_ops.clip(outputs.pred_boxes.float(), outputs.image_sizes)
     centerness = outputs.centerness.float().sigmoid()

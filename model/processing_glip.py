@@ -35,8 +35,13 @@ class GlipProcessor(ProcessorMixin):
         Cut at `max_text_length` tokens. padding "max_length" pads to that, as the original does.
         """
         encoded = self.tokenizer(
-            list(captions), padding=padding, truncation=True, max_length=self.max_text_length,
-            return_offsets_mapping=True, return_token_type_ids=False, return_tensors="pt",
+            list(captions),
+            padding=padding,
+            truncation=True,
+            max_length=self.max_text_length,
+            return_offsets_mapping=True,
+            return_token_type_ids=False,
+            return_tensors="pt",
         )
         return BatchFeature(dict(encoded))
 
@@ -60,13 +65,19 @@ class GlipProcessor(ProcessorMixin):
             raise ValueError(f'return_tensors={return_tensors!r}: only "pt" is offered')
         features: dict[str, Any] = {}
         if images is not None:
-            features.update(self.image_processor(images, do_resize=do_resize, return_tensors="pt", **image_settings))
+            features.update(
+                self.image_processor(images, do_resize=do_resize, return_tensors="pt", **image_settings)
+            )
         if text is not None:
             rows: list[Any] = [text] if isinstance(text, str) else list(text)
             captions: list[str] = []
             owner: list[int] = []
             for i, row in enumerate(rows):
-                prompts = [row] if isinstance(row, str) else [prompt_from_names(c)[0] for c in self.chunk_names(row)]
+                prompts = (
+                    [row]
+                    if isinstance(row, str)
+                    else [prompt_from_names(c)[0] for c in self.chunk_names(row)]
+                )
                 captions += prompts or [""]
                 owner += [i] * max(len(prompts), 1)
             if images is not None and len(rows) != features["pixel_values"].shape[0]:
@@ -105,7 +116,9 @@ class GlipProcessor(ProcessorMixin):
         """
         offsets = offset_mapping if offset_mapping is not None else getattr(outputs, "offset_mapping", None)
         if offsets is None:
-            raise ValueError("offsets are unknown: call the model with the processor's offset_mapping, or pass it here")
+            raise ValueError(
+                "offsets are unknown: call the model with the processor's offset_mapping, or pass it here"
+            )
         index = getattr(outputs, "image_index", None)
         owner = list(range(len(outputs.logits))) if index is None else index.tolist()
         if len(phrases) != max(owner, default=-1) + 1:
@@ -155,7 +168,9 @@ class GlipProcessor(ProcessorMixin):
                 )
         return rows
 
-    def _names(self, given: Phrases, caption: str | None, outputs: Any, row: int, tokens: list[list[int]]) -> list[str]:
+    def _names(
+        self, given: Phrases, caption: str | None, outputs: Any, row: int, tokens: list[list[int]]
+    ) -> list[str]:
         if given and isinstance(given[0], str):
             return list(given)  # type: ignore[arg-type]
         if caption is not None:
@@ -165,9 +180,13 @@ class GlipProcessor(ProcessorMixin):
             return [""] * len(given)
         return [self.tokenizer.decode(ids[row][t]) if t else "" for t in tokens]
 
-    def post_process_object_detection(self, outputs: Any, threshold: float = 0.05, target_sizes: Any = None, **settings: Any):
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.05, target_sizes: Any = None, **settings: Any
+    ):
         """Detections with each whole caption as one phrase; see `GlipImageProcessor.post_process_object_detection`."""
-        return self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **settings)
+        return self.image_processor.post_process_object_detection(
+            outputs, threshold, target_sizes, **settings
+        )
 
 
 __all__ = ["GlipImageProcessor", "GlipProcessor"]

@@ -17,7 +17,9 @@ TAPS = 9
 CHUNK_BYTES = 24 << 20
 
 
-def branch_geometry(inputs: tuple[tuple[int, int, int, int, int], ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def branch_geometry(
+    inputs: tuple[tuple[int, int, int, int, int], ...],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sampling grid of output locations of several level pairs.
 
     inputs: for each pair (start, in_height, in_width, out_height, out_width); the stride is 1 when both sizes agree,
@@ -28,7 +30,10 @@ def branch_geometry(inputs: tuple[tuple[int, int, int, int, int], ...]) -> tuple
     for start, in_h, in_w, out_h, out_w in inputs:
         stride = 1 if (in_h, in_w) == (out_h, out_w) else 2
         y, x = torch.meshgrid(torch.arange(out_h) * stride, torch.arange(out_w) * stride, indexing="ij")
-        taps = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"), -1).view(1, TAPS, 2) - 1
+        taps = (
+            torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"), -1).view(1, TAPS, 2)
+            - 1
+        )
         bases.append(torch.stack([y, x], -1).view(-1, 1, 2) + taps)
         sizes.append(torch.tensor([in_h, in_w]).expand(out_h * out_w, 2))
         starts.append(torch.full((out_h * out_w, 1), start))
@@ -36,7 +41,9 @@ def branch_geometry(inputs: tuple[tuple[int, int, int, int, int], ...]) -> tuple
     return torch.cat(bases).float(), size.view(-1, 1, 2, 1), size[:, 1:], torch.cat(starts)
 
 
-def sampling_plan(offsets: Tensor, masks: Tensor, geometry: tuple[Tensor, ...], rows_per_image: int) -> tuple[Tensor, Tensor]:
+def sampling_plan(
+    offsets: Tensor, masks: Tensor, geometry: tuple[Tensor, ...], rows_per_image: int
+) -> tuple[Tensor, Tensor]:
     """Four neighbours a tap: their rows in the (B * rows_per_image, C) table and their weights.
 
     offsets: (B, M, 18) interleaved dy, dx; masks: (B, M, 9). Returns rows and weights, both (B, M, 9, 4).

@@ -18,24 +18,32 @@ def drop_block(x: Tensor, probability: float, block: int) -> Tensor:
 class GlipFeaturePyramid(nn.Module):
     """Lateral 1x1 and output 3x3 convolutions, nearest top-down sums, then stride-2 convolutions for further levels."""
 
-    def __init__(self, in_channels: list[int], channels: int, num_levels: int, drop_prob: float, drop_size: int):
+    def __init__(
+        self, in_channels: list[int], channels: int, num_levels: int, drop_prob: float, drop_size: int
+    ):
         super().__init__()
         self.drop_prob, self.drop_size = drop_prob, drop_size
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         extra = num_levels - len(in_channels)
-        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
+        self.extra = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra)
+        )
         initialised(self, "kaiming")
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """features: finest first, (B, C_i, H_i, W_i). Returns `num_levels` maps (B, channels, h, w), finest first."""
+        # plain NCHW memory: oneDNN's channels-last convolutions round worse here and are no faster
+        features = [f.contiguous() for f in features]
         merged = self.lateral[-1](features[-1])
         out = [self.output[-1](merged)]
         for i in range(len(features) - 2, -1, -1):
             lateral = self.lateral[i](features[i])
             merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
             kept = merged
-            if self.training and self.drop_prob > 0:  # the coarsest map is never dropped, nor is the top-down path
+            if (
+                self.training and self.drop_prob > 0
+            ):  # the coarsest map is never dropped, nor is the top-down path
                 kept = drop_block(merged, self.drop_prob, self.drop_size)
             out.insert(0, self.output[i](kept))
         for i, conv in enumerate(self.extra):
