@@ -1,16 +1,68 @@
-"""``accelerate launch -m pipeline.train_main``: one training process, as the flow and ``train-*`` start it.
+"""``accelerate launch -m pipeline.train_main``: one training process, as the flow starts it.
 
 The settings come as JSON files, so that a launcher passes paths and no more.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import InputError, RunError
+from pipeline.cli_base import one_line_errors, setup_logging
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.errors import InputError
+from pipeline.io.paths import expand_shards
+from pipeline.recipes import build
+
+if TYPE_CHECKING:
+    from pipeline.stages.train import TrainReport
+
+
+def named_sources(sources: Sequence[str], option: str = "--source") -> dict[str, list[str]]:
+    """``NAME=SHARDS`` options as name -> shards; a name may come several times.
+
+    Raises:
+        InputError: no ``=``, or shards that are not there.
+    """
+    named: dict[str, list[str]] = {}
+    for source in sources:
+        name, equals, pattern = source.partition("=")
+        if not equals:
+            raise InputError(f"{option} {source!r}: want NAME=SHARDS, such as grounding='train/grounding-*.tar'")
+        named.setdefault(name, []).extend(expand_shards(pattern))
+    return named
+
+
+def start(
+    config: TrainConfig,
+    sources: dict[str, list[str]],
+    out: str,
+    *,
+    model: ModelConfig | None,
+    init: str | None,
+    device: str,
+    threads: int | None,
+) -> TrainReport:
+    """Run the training stage in this process with ``threads`` CPU threads and a terminal's progress."""
+    import torch
+
+    from pipeline.progress import Terminal
+    from pipeline.stages import train
+
+    if threads:
+        torch.set_num_threads(threads)
+    return train.run(config, sources, out, model=model, init=init, device=device, progress=Terminal())
+
+
+def _read(path: str) -> dict[str, object]:
+    try:
+        return json.loads(Path(path).read_text())
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: want a JSON file of settings ({error})") from None
 
 
 @click.command(context_settings={"show_default": True})
@@ -20,7 +72,7 @@ from pipeline.errors import InputError, RunError
 @click.option("--init", help="Model folder to start from.")
 @click.option("--out", required=True, help="Folder for checkpoints and the final model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@click.option("--threads", type=int, help="CPU threads of this process; default: all cores.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of this process; default: all cores.")
 def main(
     config: str,
     model_file: str | None,
@@ -31,53 +83,11 @@ def main(
     threads: int | None,
 ) -> None:
     """Train one model from settings in files."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        _train(config, model_file, sources, init, out, device, threads)
-    except (InputError, RunError) as error:
-        click.echo(f"train: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
-def _train(
-    config: str,
-    model_file: str | None,
-    sources: tuple[str, ...],
-    init: str | None,
-    out: str,
-    device: str,
-    threads: int | None,
-) -> None:
-    import json
-    from pathlib import Path
-
-    from pipeline.config import ModelConfig, TrainConfig
-    from pipeline.io.paths import expand_shards
-    from pipeline.progress import Terminal
-    from pipeline.recipes import build
-
-    def read(path: str) -> dict[str, object]:
-        try:
-            return json.loads(Path(path).read_text())
-        except (FileNotFoundError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: want a JSON file of settings ({error})") from None
-
-    named: dict[str, list[str]] = {}
-    for source in sources:
-        name, equals, pattern = source.partition("=")
-        if not equals:
-            raise InputError(f"--source {source!r}: want NAME=SHARDS, such as grounding='train/grounding-*.tar'")
-        named.setdefault(name, []).extend(expand_shards(pattern))
-    settings = build(TrainConfig, read(config), where=config)
-    network = build(ModelConfig, read(model_file), where=model_file) if model_file else None
-
-    import torch
-
-    from pipeline.stages import train
-
-    if threads:
-        torch.set_num_threads(threads)
-    train.run(settings, named, out, model=network, init=init, device=device, progress=Terminal())
+    setup_logging(verbose=False)
+    with one_line_errors("train"):
+        settings = build(TrainConfig, _read(config), where=config)
+        network = build(ModelConfig, _read(model_file), where=model_file) if model_file else None
+        start(settings, named_sources(sources), out, model=network, init=init, device=device, threads=threads)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""What all commands share: recipes and ``--set``, one-line errors with exit codes, logging, progress."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+from pydantic import BaseModel
+
+from pipeline.errors import InputError, RunError
+from pipeline.stats import StageReport
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]:
+    """A command whose settings are one section of a recipe.
+
+    Adds ``--recipe``, ``--set`` and ``-v``; the function gets the section as ``config``. InputError becomes one line
+    and exit code 2, RunError one line and exit code 1.
+    """
+
+    def wrap(function: F) -> click.Command:
+        @functools.wraps(function)
+        def command(recipe: str | None, changes: tuple[str, ...], verbose: bool, **arguments: Any) -> None:
+            setup_logging(verbose)
+            with one_line_errors(settings.get("name", section)):
+                function(config=load_section(section, recipe, changes), **arguments)
+
+        command = click.option("-v", "--verbose", is_flag=True, help="Tell more.")(command)
+        command = click.option(
+            "--set", "changes", multiple=True, metavar="NAME=VALUE", help=f"Change a setting of {section}; may be repeated."
+        )(command)
+        command = click.option(
+            "--recipe", help="A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones."
+        )(command)
+        return click.command(context_settings={"show_default": True}, **settings)(command)
+
+    return wrap
+
+
+def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:
+    """The settings of one stage: a recipe's section, or the defaults, with ``--set`` changes applied."""
+    from pipeline.config import SelfTrainConfig
+    from pipeline.recipes import build, load_recipe
+
+    kind = SelfTrainConfig.model_fields[section].annotation
+    assert isinstance(kind, type) and issubclass(kind, BaseModel)
+    data = getattr(load_recipe(recipe), section).model_dump() if recipe else {}
+    return build(kind, data, changes, where=section)
+
+
+class one_line_errors:  # noqa: N801 - used as a with-statement
+    """Turn InputError and RunError into a line on stderr and the exit code 2 or 1."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError | RunError):
+            click.echo(f"{self._name}: error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+
+def setup_logging(verbose: bool) -> None:
+    """Our own messages to stderr; others' only when they warn."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("glip_self_train").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def tell(report: StageReport) -> None:
+    """The report on stdout, for people and scripts."""
+    for line in report.lines():
+        click.echo(line)
