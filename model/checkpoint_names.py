@@ -103,7 +103,11 @@ def released_names(config: GlipConfig) -> dict[str, tuple[int, ...]]:
     for name, tensor in own.items():
         shape = tuple(tensor.shape)
         released = to_released_name(name, config)
-        if released.startswith(_CONVOLUTIONS_1X1) and len(shape) == 2 or re.search(r"AttnConv\.1\.weight$", released):
+        if (
+            released.startswith(_CONVOLUTIONS_1X1)
+            and len(shape) == 2
+            or re.search(r"AttnConv\.1\.weight$", released)
+        ):
             shape = (*shape, 1, 1)
         names[released] = shape
         if name.endswith("relative_position_bias_table"):

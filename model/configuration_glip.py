@@ -11,7 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 ALIGNMENT_LOSSES = ("focal", "cross_entropy")
 ASSIGNERS = ("atss", "max_iou", "hungarian")
 HEADS = ("dynamic", "two_stage")
-SCORE_AGGREGATIONS = ("mean", "max", "geometric")
+SCORE_AGGREGATIONS = ("mean", "max", "geometric", "sum")
 VARIANTS = ("glip-a", "glip-t", "glip-l")
 
 
@@ -102,8 +102,6 @@ class GlipConfig(PreTrainedConfig):
     proposals_test: int = 300
     proposal_nms_threshold: float = 0.7
     roi_size: int = 7
-    roi_batch_size: int = 128
-    roi_positive_fraction: float = 0.25
     roi_hidden_size: int = 256
     box_loss: str = "smooth_l1"
 
@@ -114,6 +112,7 @@ class GlipConfig(PreTrainedConfig):
     alignment_loss: str = "focal"
     focal_alpha: float = 0.25
     focal_gamma: float | int = 2.0
+    no_object_weight: float | int = 0.1
     alignment_loss_weight: float | int = 1.0
     box_loss_weight: float | int = 2.0
     centerness_loss_weight: float | int = 1.0
@@ -122,12 +121,8 @@ class GlipConfig(PreTrainedConfig):
     positive_iou: float = 0.5
     negative_iou: float = 0.4
 
-    # Reading the scores
+    # How a phrase's score comes from its tokens': the processor's default for this model's outputs
     score_aggregation: str = "mean"
-    score_threshold: float = 0.05
-    pre_nms_top_n: int = 1000
-    nms_threshold: float = 0.6
-    max_detections: int = 100
 
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False

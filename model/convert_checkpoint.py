@@ -79,7 +79,12 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
         elif not torch.equal(tensor.double(), derived_entry(name, config).double()):
             values.append(name)
     missing = [n for n in expected if n not in entries]
-    for what, names in (("missing", missing), ("extra", extra), ("of another shape", shapes), ("of other values", values)):
+    for what, names in (
+        ("missing", missing),
+        ("extra", extra),
+        ("of another shape", shapes),
+        ("of other values", values),
+    ):
         if names:
             problems.append(f"{len(names)} {what}: {_some(names)}")
     if problems:
@@ -127,7 +132,9 @@ def bundled_vocabulary() -> Path | None:
     return file
 
 
-def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
+def convert(
+    file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None
+) -> list[str]:
     """Write a Hugging Face folder `out` from a released file; returns the names that were left out.
 
     vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder has no
@@ -157,8 +164,15 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
 
 @click.command(name="convert-checkpoint")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write; a .pth file with --reverse.")
+@click.option(
+    "--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse)."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write; a .pth file with --reverse.",
+)
 @click.option("--reverse", is_flag=True, help="SOURCE is a folder; write a released-style .pth file.")
 @click.option(
     "--vocab", type=click.Path(exists=True, path_type=Path),

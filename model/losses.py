@@ -1,17 +1,18 @@
-"""GLIP's training losses over dense anchors (GLIP spec section 7), and the options noisy labels need."""
+"""GLIP's training losses (GLIP spec section 7), their variants, and the options that noisy labels need."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .assigners import IGNORED, NEGATIVE, atss
+from .assigners import IGNORED, atss, hungarian, ignore_negatives, max_iou
 from .box_ops import decode, encode, paired_giou, paired_iou
 from .configuration_glip import GlipConfig
+from .targets import Targets
+
+FOREGROUND_IOU = 0.5  # two-stage head: proposals from here on are a box's
+RPN_IOU = (0.7, 0.3)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -22,87 +23,9 @@ class NonFiniteLossError(FloatingPointError):
         super().__init__(f"non-finite loss: terms {', '.join(terms)}; images {images} of the batch")
 
 
-@dataclass
-class Targets:
-    """A batch's labels, concatenated. G boxes in all; T tokens.
-
-    boxes (G, 4) xyxy pixels; image_index (G,); positive_map (G, T) 0/1; weights (G,); regress (G,) bool;
-    token_keep (B, T) 1 where an absent token is taught as absent; ignore_boxes: per image (m, 4).
-    """
-
-    boxes: Tensor
-    image_index: Tensor
-    positive_map: Tensor
-    weights: Tensor
-    regress: Tensor
-    token_keep: Tensor | None
-    ignore_boxes: list[Tensor | None]
-
-
-def collect_targets(labels: list[dict[str, Any]], tokens: int, device: torch.device) -> Targets:
-    """Labels of a batch (see `GlipForObjectDetection.forward`) -> Targets, cut or padded to `tokens` columns.
-
-    Raises ValueError that names the image when shapes within a label disagree.
-    """
-    boxes, maps, weights, regress, counts, keeps, ignore = [], [], [], [], [], [], []
-    for i, label in enumerate(labels):
-        box = torch.as_tensor(label["boxes"], dtype=torch.float32, device=device).reshape(-1, 4)
-        n = box.shape[0]
-        positive = torch.as_tensor(label["positive_map"], device=device)
-        if positive.dim() != 2 or positive.shape[0] != n:
-            raise ValueError(
-                f"labels[{i}]: positive_map {tuple(positive.shape)} does not have one row for each of {n} boxes"
-            )
-        maps.append(_fit(positive > 0, tokens))
-        weight = label.get("weights")
-        weight = (
-            torch.ones(n, device=device)
-            if weight is None
-            else torch.as_tensor(weight, dtype=torch.float32, device=device)
-        )
-        teach = label.get("regress")
-        teach = (
-            torch.ones(n, dtype=torch.bool, device=device)
-            if teach is None
-            else torch.as_tensor(teach, device=device).bool()
-        )
-        if weight.shape != (n,) or teach.shape != (n,):
-            raise ValueError(
-                f"labels[{i}]: weights {tuple(weight.shape)} and regress {tuple(teach.shape)} must be ({n},)"
-            )
-        skip = label.get("token_ignore")
-        keeps.append(
-            None if skip is None else ~_fit(torch.as_tensor(skip, device=device).bool()[None], tokens)[0]
-        )
-        area = label.get("ignore_boxes")
-        area = (
-            None if area is None else torch.as_tensor(area, dtype=torch.float32, device=device).reshape(-1, 4)
-        )
-        ignore.append(None if area is None or area.shape[0] == 0 else area)
-        boxes.append(box), weights.append(weight), regress.append(teach), counts.append(n)
-    keep = None
-    if any(k is not None for k in keeps):
-        all_tokens = torch.ones(tokens, dtype=torch.bool, device=device)
-        keep = torch.stack([all_tokens if k is None else k for k in keeps]).float()
-    image_index = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor(counts)).to(device)
-    return Targets(
-        torch.cat(boxes),
-        image_index,
-        torch.cat(maps).float(),
-        torch.cat(weights),
-        torch.cat(regress),
-        keep,
-        ignore,
-    )
-
-
-def _fit(x: Tensor, tokens: int) -> Tensor:
-    return x[:, :tokens] if x.shape[1] >= tokens else F.pad(x, (0, tokens - x.shape[1]))
-
-
 def focal_terms(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """Elementwise sigmoid focal loss, targets 0/1: alpha_t (1 - p_t)^gamma BCE."""
-    wrong = torch.where(targets > 0, -logits, logits)  # logit of the wrong answer
+    wrong = torch.where(targets > 0, -logits, logits)  # the wrong answer's logit
     alpha_t = torch.where(targets > 0, alpha, 1 - alpha)
     return alpha_t * wrong.sigmoid() ** gamma * F.softplus(wrong)
 
@@ -117,37 +40,69 @@ def across_processes(value: Tensor) -> Tensor:
 
 
 def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """sqrt of the ratios of distances from the anchor's centre to opposite sides, (n,)."""
+    """sqrt of the ratios of distances from the anchor's centre to opposite sides, (n,); 0 for a centre outside."""
     point = (anchors[:, :2] + anchors[:, 2:]) / 2
     low, high = point - boxes[:, :2], boxes[:, 2:] - point
-    return (torch.minimum(low, high) / torch.maximum(low, high)).prod(-1).sqrt()
+    return (torch.minimum(low, high) / torch.maximum(low, high)).clamp(min=0).prod(-1).sqrt()
 
 
 def assign(
-    config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, batch: int
+    config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, batch: int,
+    logits: Tensor | None = None, predicted: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`matched` (B, N) by the configured assigner; `logits` and `predicted` boxes only matter to "hungarian"."""
+    if config.assigner == "atss":
+        return atss(anchors, level_sizes, targets.boxes, targets.image_index, batch, config.atss_topk)
+    if config.assigner == "max_iou":
+        return max_iou(
+            anchors, targets.boxes, targets.image_index, batch, config.positive_iou, config.negative_iou, True
+        )
+    assert logits is not None and predicted is not None
+    return hungarian(logits, predicted, targets)
+
+
+def alignment_loss(
+    config: GlipConfig,
+    logits: Tensor,
+    no_object: Tensor | None,
+    matched: Tensor,
+    attention_mask: Tensor,
+    targets: Targets,
 ) -> Tensor:
-    """`matched` (B, N) by the configured assigner."""
-    return atss(anchors, level_sizes, targets.boxes, targets.image_index, batch, config.atss_topk)
+    """Per image (B,) the summed region-word loss, not yet normalised.
 
-
-def ignore_negatives(matched: Tensor, anchors: Tensor, areas: list[Tensor | None]) -> Tensor:
-    """Mark negatives inside an ignore box (their centre, or IoU >= 0.5) as IGNORED."""
-    if all(a is None for a in areas):
-        return matched
-    matched = matched.clone()
-    point = (anchors[:, :2] + anchors[:, 2:]) / 2
-    for i, area in enumerate(areas):
-        if area is None:
-            continue
-        inside = ((point[:, None] >= area[None, :, :2]) & (point[:, None] <= area[None, :, 2:])).all(-1)
-        hit = (inside | (paired_iou(anchors[:, None], area[None]) >= 0.5)).any(1)
-        matched[i][hit & (matched[i] == NEGATIVE)] = IGNORED
-    return matched
+    logits (B, N, T), no_object (B, N) or None, matched (B, N), attention_mask (B, T). Focal: every token of a phrase
+    is a positive of its own. Cross-entropy: one distribution over the tokens and "no object" (the paper's [NoObj];
+    GLIP spec 9.4), a phrase's mass shared by its tokens.
+    """
+    image, anchor = (matched >= 0).nonzero(as_tuple=True)
+    row = matched[image, anchor]
+    weight = (matched != IGNORED).float()
+    weight[image, anchor] = targets.weights[row]
+    real = attention_mask[:, None] > 0  # (B, 1, T)
+    positive = torch.zeros_like(logits)
+    positive[image, anchor] = targets.positive_map[row]
+    taught = real
+    if targets.token_keep is not None:
+        taught = real & ((targets.token_keep[:, None] > 0) | (positive > 0))
+    if no_object is None:
+        if logits.shape[-1] == config.max_text_length:
+            # the "no object" column: masked unless a caption fills every position
+            positive[..., -1] = torch.where(matched < 0, 1.0, positive[..., -1])
+        terms = focal_terms(logits, positive, config.focal_alpha, config.focal_gamma)
+        return (terms * (weight[..., None] * taught)).sum((1, 2))
+    scores = torch.cat([logits.masked_fill(~taught, -torch.inf), no_object[..., None]], -1).log_softmax(-1)
+    absent = -scores[..., -1] * config.no_object_weight * (matched < 0)
+    positive = positive * real
+    share = positive / positive.sum(-1, keepdim=True).clamp(min=1)
+    present = -(share * scores[..., :-1].masked_fill(share == 0, 0.0)).sum(-1)
+    return ((absent + present) * weight).sum(1)
 
 
 def dense_losses(
     config: GlipConfig,
     logits: Tensor,
+    no_object: Tensor | None,
     box_deltas: Tensor,
     centerness: Tensor,
     anchors: Tensor,
@@ -155,61 +110,97 @@ def dense_losses(
     attention_mask: Tensor,
     targets: Targets,
 ) -> dict[str, Tensor]:
-    """The three losses, already weighted; their plain sum is the total.
+    """The dynamic head's three losses, weighted by the configuration; their plain sum is the total.
 
-    logits (B, N, T), box_deltas (B, N, 4), centerness (B, N), anchors (N, 4), attention_mask (B, T).
-    Raises NonFiniteLossError.
+    logits (B, N, T), no_object (B, N) or None, box_deltas (B, N, 4), centerness (B, N), anchors (N, 4),
+    attention_mask (B, T). Raises NonFiniteLossError.
     """
     logits, box_deltas, centerness = logits.float(), box_deltas.float(), centerness.float()
-    batch, _, tokens = logits.shape
+    batch = logits.shape[0]
+    coder = tuple(config.box_coder_weights)
+    one_to_one = config.assigner == "hungarian"
     with torch.no_grad():
-        matched = ignore_negatives(
-            assign(config, anchors, level_sizes, targets, batch), anchors, targets.ignore_boxes
-        )
-        image, anchor = (matched >= 0).nonzero(as_tuple=True)
-        row = matched[image, anchor]
-        target = torch.zeros_like(logits)
-        if tokens == config.max_text_length:
-            # the "no object" column: masked unless a caption fills every position (spec section 7)
-            target[..., -1] = (matched < 0).float()
-        target[image, anchor] = targets.positive_map[row]
-        anchor_weight = (matched != IGNORED).float()
-        anchor_weight[image, anchor] = targets.weights[row]
-        weight = anchor_weight[..., None] * (attention_mask[:, None] > 0)
-        if targets.token_keep is not None:
-            own = torch.zeros_like(logits, dtype=torch.bool)
-            own[image, anchor] = targets.positive_map[row] > 0
-            weight = torch.where(own, weight, weight * targets.token_keep[:, None])
-    weights = tuple(config.box_coder_weights)
-    positives = across_processes(logits.new_tensor(float(row.numel()))).clamp(min=1)
-    alignment = (focal_terms(logits, target, config.focal_alpha, config.focal_gamma) * weight).sum(
-        (1, 2)
-    ) / positives
+        guess = decode(box_deltas, anchors, coder) if one_to_one else None
+        matched = assign(config, anchors, level_sizes, targets, batch, logits, guess)
+        matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
+    positives = _count(matched >= 0)
+    alignment = alignment_loss(config, logits, no_object, matched, attention_mask, targets) / positives
 
-    teach = targets.regress[row]
-    image, anchor, row = image[teach], anchor[teach], row[teach]
-    box_weight = targets.weights[row]
+    image, anchor, row = _regressed(matched, targets)
+    weight, own = targets.weights[row], anchors[anchor]
+    predicted = decode(box_deltas[image, anchor], own, coder)
     with torch.no_grad():
-        own_anchor = anchors[anchor]
-        goal = decode(encode(targets.boxes[row], own_anchor, weights), own_anchor, weights)
-        centre = centerness_targets(goal, own_anchor)
-    if teach.all():
-        regressed = positives
-    else:
-        regressed = across_processes(logits.new_tensor(float(row.numel()))).clamp(min=1)
-    centre_sum = across_processes(centre.sum())
-    centre_sum = torch.where(centre_sum > 0, centre_sum, torch.ones_like(centre_sum))
-    predicted = decode(box_deltas[image, anchor], own_anchor, weights)
-    box = (1 - paired_giou(predicted, goal)) * centre * box_weight / centre_sum
+        goal = decode(encode(targets.boxes[row], own, coder), own, coder)
+        # a one-to-one match may lie outside its box: there "centerness" learns how good the box is instead
+        centre = paired_iou(predicted, goal) if one_to_one else centerness_targets(goal, own)
+        share = torch.ones_like(centre) if one_to_one else centre
+    share_sum = across_processes(share.sum())
+    share_sum = torch.where(share_sum > 0, share_sum, torch.ones_like(share_sum))
+    box = (1 - paired_giou(predicted, goal)) * share * weight / share_sum
+    regressed = positives if bool(targets.regress.all()) else _count(row >= 0)
     centred = F.binary_cross_entropy_with_logits(centerness[image, anchor], centre, reduction="none")
-    centred = centred * box_weight / regressed
-    per_image = {
+    return finite_sums({
         "loss_dot_product_token": config.alignment_loss_weight * alignment,
-        "loss_reg": config.box_loss_weight * alignment.new_zeros(batch).index_add(0, image, box),
-        "loss_centerness": config.centerness_loss_weight
-        * alignment.new_zeros(batch).index_add(0, image, centred),
+        "loss_reg": config.box_loss_weight * _per_image(box, image, batch),
+        "loss_centerness": config.centerness_loss_weight * _per_image(centred * weight / regressed, image, batch),
+    })  # fmt: skip
+
+
+def proposal_losses(
+    config: GlipConfig, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets
+):
+    """Losses of the two-stage head's first stage, per image: {name: (B,)}.
+
+    objectness (B, N) logits, deltas (B, N, 4), anchors (N, 4).
+    """
+    objectness, deltas = objectness.float(), deltas.float()
+    batch = objectness.shape[0]
+    with torch.no_grad():
+        matched = max_iou(anchors, targets.boxes, targets.image_index, batch, *RPN_IOU, rescue=True)
+        matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
+    terms = focal_terms(objectness, (matched >= 0).float(), config.focal_alpha, config.focal_gamma)
+    terms = terms * (matched != IGNORED)
+    image, anchor, row = _regressed(matched, targets)
+    goal = encode(targets.boxes[row], anchors[anchor], tuple(config.box_coder_weights))
+    box = F.smooth_l1_loss(deltas[image, anchor], goal, reduction="none").sum(-1) * targets.weights[row]
+    positives = _count(matched >= 0)
+    return {
+        "loss_objectness": terms.sum(1) / positives,
+        "loss_proposal_box": _per_image(box, image, batch) / positives,
     }
-    return finite_sums(per_image)
+
+
+def region_losses(
+    config: GlipConfig,
+    logits: Tensor,
+    no_object: Tensor | None,
+    deltas: Tensor,
+    proposals: Tensor,
+    real: Tensor,
+    attention_mask: Tensor,
+    targets: Targets,
+) -> dict[str, Tensor]:
+    """Losses of the second stage, per image: alignment of region features with words, and smooth L1 or L2 boxes.
+
+    logits (B, K, T), no_object (B, K) or None, deltas (B, K, 4), proposals (B, K, 4), real (B, K) bool: not padding.
+    """
+    logits, deltas = logits.float(), deltas.float()
+    batch = logits.shape[0]
+    with torch.no_grad():
+        matched = max_iou(
+            proposals, targets.boxes, targets.image_index, batch, FOREGROUND_IOU, FOREGROUND_IOU, rescue=False
+        )
+        matched = ignore_negatives(matched, proposals, targets.ignore_boxes).masked_fill(~real, IGNORED)
+    positives = _count(matched >= 0)
+    image, anchor, row = _regressed(matched, targets)
+    goal = encode(targets.boxes[row], proposals[image, anchor], tuple(config.box_coder_weights))
+    distance = F.smooth_l1_loss if config.box_loss == "smooth_l1" else F.mse_loss
+    box = distance(deltas[image, anchor], goal, reduction="none").sum(-1) * targets.weights[row] / positives
+    alignment = alignment_loss(config, logits, no_object, matched, attention_mask, targets) / positives
+    return {
+        "loss_dot_product_token": config.alignment_loss_weight * alignment,
+        "loss_reg": config.box_loss_weight * _per_image(box, image, batch),
+    }
 
 
 def finite_sums(per_image: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -217,7 +208,22 @@ def finite_sums(per_image: dict[str, Tensor]) -> dict[str, Tensor]:
     table = torch.stack(list(per_image.values()))
     if not torch.isfinite(table.sum()):
         bad = ~torch.isfinite(table.detach())
-        if bad.any():
-            names = [n for n, b in zip(per_image, bad.any(1).tolist()) if b]
-            raise NonFiniteLossError(names, bad.any(0).nonzero().flatten().tolist())
-    return dict(zip(per_image, table.sum(1)))
+        names = [n for n, b in zip(per_image, bad.any(1).tolist(), strict=True) if b]
+        raise NonFiniteLossError(names, bad.any(0).nonzero().flatten().tolist())
+    return dict(zip(per_image, table.sum(1), strict=True))
+
+
+def _count(flags: Tensor) -> Tensor:
+    return across_processes(flags.sum().float()).clamp(min=1)
+
+
+def _regressed(matched: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, anchor and box row of the positives that learn a box."""
+    image, anchor = (matched >= 0).nonzero(as_tuple=True)
+    row = matched[image, anchor]
+    teach = targets.regress[row]
+    return image[teach], anchor[teach], row[teach]
+
+
+def _per_image(values: Tensor, image: Tensor, batch: int) -> Tensor:
+    return values.new_zeros(batch).index_add(0, image, values)

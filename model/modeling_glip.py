@@ -2,160 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
 
-from .box_ops import decode, pyramid_anchors
+from .box_ops import decode
 from .configuration_glip import GlipConfig
-from .layers.bert_layer import GlipTextLayer, attention_bias
-from .layers.constants import device_constant
-from .layers.dynamic_head import DynamicBranch, DynamicConv, join_levels
+from .layers.dynamic_head import DynamicBranch
 from .layers.fpn import GlipFeaturePyramid
 from .layers.fusion import GlipFusion
+from .layers.head import AlignmentHead, DynamicHead, Scale, TwoStageHead
 from .layers.initialisation import initialise, initialised
 from .layers.swin import GlipSwin, SwinAttention
-from .losses import collect_targets, dense_losses
-
-LOGIT_LIMIT = 50000.0
+from .outputs import GlipObjectDetectionOutput
+from .targets import collect_targets
 
 # "folded" names the fusion's way of computing; inside BERT it means torch's fused attention
 ALL_ATTENTION_FUNCTIONS.register("folded", sdpa_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register("folded", sdpa_mask)
-
-
-@dataclass
-class GlipObjectDetectionOutput(ModelOutput):
-    """What the network says about B captions of T tokens, at N anchors.
-
-    loss: the plain sum of loss_dict, only with labels. logits (B, N, T): alignment of every anchor with every token,
-    before the sigmoid. box_deltas (B, N, 4): see `box_ops.decode`. centerness (B, N): logits. anchors (N, 4), or
-    (B, N, 4) proposals of the two-stage head: xyxy pixels. level_shapes (L, 2): height, width of each level.
-    pred_boxes (B, N, 4): decoded, not clipped, xyxy pixels of the resized image; only without labels.
-    image_sizes (B, 2): unpadded height, width. attention_mask (B, T), input_ids (B, T), offset_mapping (B, T, 2)
-    and image_index (B,) are the inputs', so that post-processing needs nothing else. hidden (only on request): every
-    intermediate.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    box_deltas: Tensor | None = None
-    centerness: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    anchors: Tensor | None = None
-    level_shapes: Tensor | None = None
-    image_sizes: Tensor | None = None
-    attention_mask: Tensor | None = None
-    input_ids: Tensor | None = None
-    offset_mapping: Tensor | None = None
-    image_index: Tensor | None = None
-    hidden: dict[str, Any] | None = None
-
-
-class Scale(nn.Module):
-    """One learned factor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-
-class GlipFusedBlock(nn.Module):
-    """Fusion and a BERT layer (when fusing), then the dynamic convolutions."""
-
-    def __init__(self, config: GlipConfig):
-        super().__init__()
-        self.fusion: GlipFusion | None = None
-        self.text_layer: GlipTextLayer | None = None
-        if config.fusion:
-            self.fusion = GlipFusion(
-                config.hidden_size,
-                config.text_config.hidden_size,
-                config.fusion_embed_dim,
-                config.fusion_num_heads,
-                config.fusion_dropout,
-                1.0 / config.num_blocks,
-            )
-            self.text_layer = GlipTextLayer(config.text_config)
-        self.conv = DynamicConv(
-            config.hidden_size,
-            config.group_norm_groups,
-            config.dyrelu_reduction,
-            config.deform_implementation,
-        )
-
-
-class GlipHead(nn.Module):
-    """The tower of blocks and the prediction layers, shared by all levels (GLIP spec section 6)."""
-
-    def __init__(self, config: GlipConfig):
-        super().__init__()
-        self.config = config
-        channels, width = config.hidden_size, config.text_config.hidden_size
-        self.blocks = nn.ModuleList(GlipFusedBlock(config) for _ in range(config.num_blocks))
-        self.bbox_pred = initialised(nn.Linear(channels, 4), "normal")
-        self.centerness = initialised(nn.Linear(channels, 1), "normal")
-        self.cls_logits: nn.Linear | None = None
-        if config.num_class_logits:
-            self.cls_logits = initialised(
-                nn.Linear(channels, config.num_class_logits), "normal"
-            ).requires_grad_(False)
-        self.scales = nn.ModuleList(Scale() for _ in range(config.num_feature_levels))
-        self.dot_product_projection_text = nn.Linear(width, channels)
-        self.log_scale = nn.Parameter(torch.zeros(1))
-        self.bias_lang = nn.Parameter(torch.zeros(width))
-        self.bias0 = nn.Parameter(torch.zeros(1))
-        self.gradient_checkpointing = False
-
-    def tower(
-        self, x: Tensor, shapes: list[tuple[int, int]], text: Tensor, mask: Tensor, trace: list | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x (B, N, C), text (B, T, D), mask (B, T) -> the same after all blocks."""
-        eager = self.config._attn_implementation == "eager"
-        bias = attention_bias(mask, text.dtype)
-        for block in self.blocks:
-            step: dict[str, Tensor] = {}
-            if block.fusion is not None:
-                if self.gradient_checkpointing and self.training:
-                    x, text = torch.utils.checkpoint.checkpoint(
-                        block.fusion, x, text, mask, eager, use_reentrant=False
-                    )
-                else:
-                    x, text = block.fusion(x, text, mask, eager)
-                step |= {"fused_image": x, "fused_text": text}
-                text = block.text_layer(text, bias)
-                step["text"] = text
-            x = block.conv(x, shapes)
-            if trace is not None:
-                trace.append({**step, "image": x})
-        return x, text
-
-    def predict(
-        self, x: Tensor, shapes: list[tuple[int, int]], embedded: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, N, C), embedded (B, T, D) -> token logits (B, N, T), box deltas (B, N, 4), centerness (B, N)."""
-        scale = torch.cat([s.scale.expand(h * w) for s, (h, w) in zip(self.scales, shapes)])
-        deltas = self.bbox_pred(x) * scale[:, None]
-        return self.align(x, embedded), deltas, self.centerness(x).squeeze(-1)
-
-    def align(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """S = O P^T with a learned temperature and a bias from the token alone (GLIP spec section 6.4)."""
-        embedded = F.normalize(embedded, dim=-1)
-        tokens = self.dot_product_projection_text(embedded / 2)
-        bias = embedded @ self.bias_lang + self.bias0
-        logits = torch.baddbmm(bias[:, None], x, (tokens / self.log_scale.exp()).transpose(1, 2))
-        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 class GlipPreTrainedModel(PreTrainedModel):
@@ -173,9 +44,12 @@ class GlipPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Published initial values (GLIP spec sections 3 and 6); the text encoder initialises itself."""
         prior = self.config.prior_probability
-        if isinstance(module, GlipHead):
-            if module.cls_logits is not None:
+        if isinstance(module, AlignmentHead):
+            if isinstance(module, DynamicHead) and module.cls_logits is not None:
                 init.constant_(module.cls_logits.bias, _logit(prior))
+            if module.no_object is not None:
+                init.normal_(module.no_object, std=0.02)
+                init.zeros_(module.no_object_bias)
             init.zeros_(module.log_scale)
             init.zeros_(module.bias_lang)
             init.constant_(module.bias0, _logit(prior))
@@ -201,6 +75,18 @@ def _logit(p: float) -> float:
     return float(torch.tensor(p, dtype=torch.float64).logit())
 
 
+def _as_independent(logits: Tensor, no_object: Tensor | None, mask: Tensor, real: Tensor | None) -> Tensor:
+    """Scores whose sigmoid is a token's probability, whatever the loss: softmax scores become log odds."""
+    if no_object is not None:
+        scores = logits.float().masked_fill(mask[:, None] == 0, -torch.inf)
+        log_p = torch.cat([scores, no_object.float()[..., None]], -1).log_softmax(-1)[..., :-1]
+        log_p = log_p.clamp(-80.0, -1e-7)
+        logits = log_p - torch.log(-torch.expm1(log_p))
+    if real is not None:
+        logits = logits.masked_fill(~real[..., None], -80.0)
+    return logits
+
+
 class GlipForObjectDetection(GlipPreTrainedModel):
     """The whole network: images and captions in; token alignment, boxes and centerness at every anchor out."""
 
@@ -217,7 +103,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             config.drop_block_size,
         )
         self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
-        self.head = GlipHead(config)
+        self.head = (DynamicHead if config.head == "dynamic" else TwoStageHead)(config)
         self.post_init()
 
     def encode_image(self, pixel_values: Tensor, trace: dict | None = None) -> list[Tensor]:
@@ -295,57 +181,31 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
-        shapes = [tuple(m.shape[-2:]) for m in image_features]
-        x = join_levels(image_features)
-        blocks: list | None = None
         if trace is not None:
-            blocks = trace["blocks"] = []
             trace["text"] = text_features
-        x, text = self.head.tower(x, shapes, text_features, attention_mask, blocks)
-        # without fusion the words keep BERT's own features, padding zeroed
-        embedded = text if self.config.fusion else text_features * attention_mask[..., None]
-        logits, deltas, centerness = self.head.predict(x, shapes, embedded)
-        if trace is not None and self.head.cls_logits is not None:
-            trace["cls_logits"] = self.head.cls_logits(x)
-        anchors = device_constant(
-            pyramid_anchors,
-            tuple(shapes),
-            tuple(self.config.feature_strides),
-            self.config.anchor_scale,
-            device=x.device,
-        )
-        loss, loss_dict, boxes = None, None, None
+        targets = None
+        if labels is not None:
+            targets = collect_targets(labels, text_features.shape[1], text_features.device)
+        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, trace)
+        boxes = None
         if labels is None:
-            boxes = decode(deltas.float(), anchors, tuple(self.config.box_coder_weights))
-        else:
-            targets = collect_targets(labels, logits.shape[-1], logits.device)
-            with torch.autocast(logits.device.type, enabled=False):
-                loss_dict = dense_losses(
-                    self.config,
-                    logits,
-                    deltas,
-                    centerness,
-                    anchors,
-                    [h * w for h, w in shapes],
-                    attention_mask,
-                    targets,
-                )
-            loss = torch.stack(list(loss_dict.values())).sum()
+            boxes = decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights))
         output = GlipObjectDetectionOutput(
-            loss=loss,
-            loss_dict=loss_dict,
-            logits=logits,
-            box_deltas=deltas,
-            centerness=centerness,
+            loss=None if head.losses is None else torch.stack(list(head.losses.values())).sum(),
+            loss_dict=head.losses,
+            logits=_as_independent(head.logits, head.no_object, attention_mask, head.real),
+            box_deltas=head.deltas,
+            centerness=head.centerness,
             pred_boxes=boxes,
-            anchors=anchors,
-            level_shapes=torch.tensor(shapes),
+            anchors=head.anchors,
+            level_shapes=torch.tensor(head.level_shapes),
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             input_ids=input_ids,
             offset_mapping=offset_mapping,
             image_index=image_index,
             hidden=trace,
+            score_aggregation=self.config.score_aggregation,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -400,4 +260,4 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         self.backbone.load_state_dict({n: state[n] for n in wanted}, strict=False)
 
 
-__all__ = ["GlipForObjectDetection", "GlipObjectDetectionOutput", "GlipPreTrainedModel"]
+__all__ = ["GlipForObjectDetection", "GlipPreTrainedModel"]

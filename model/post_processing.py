@@ -19,9 +19,10 @@ def all_words(attention_mask: Tensor) -> list[list[int]]:
 
 
 def phrase_scores(logits: Tensor, tokens: Tokens, aggregation: str) -> Tensor:
-    """(N, T) logits, K token lists -> (N, K) probabilities: mean, max or geometric mean of a phrase's tokens.
+    """(N, T) logits, K token lists -> (N, K) probabilities: mean, max, geometric mean or sum over a phrase's tokens.
 
-    A phrase without tokens scores -1: it is never kept. Raises ValueError for another aggregation.
+    "sum" suits the cross-entropy loss, where a phrase's tokens share its probability. A phrase without tokens
+    scores -1: it is never kept. Raises ValueError for another aggregation.
     """
     index, mask = _padded(tokens, logits.device)
     if aggregation == "mean":
@@ -29,11 +30,13 @@ def phrase_scores(logits: Tensor, tokens: Tokens, aggregation: str) -> Tensor:
         scores = (gathered * mask).sum(-1) / mask.sum(-1).clamp(min=1)
     elif aggregation == "max":
         scores = logits[:, index].masked_fill(mask == 0, -torch.inf).amax(-1).sigmoid()
+    elif aggregation == "sum":
+        scores = (logits.sigmoid()[:, index] * mask).sum(-1).clamp(max=1)
     elif aggregation == "geometric":
         gathered = torch.nn.functional.logsigmoid(logits)[:, index]
         scores = ((gathered * mask).sum(-1) / mask.sum(-1).clamp(min=1)).exp()
     else:
-        raise ValueError(f"score_agg={aggregation!r}: use mean, max or geometric")
+        raise ValueError(f"score_agg={aggregation!r}: use mean, max, geometric or sum")
     return scores.masked_fill(mask.sum(-1) == 0, -1.0)
 
 
@@ -66,7 +69,7 @@ def detections(
     threshold: float = 0.05,
     target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
     nms_threshold: float = 0.6,
-    score_agg: str = "mean",
+    score_agg: str | None = None,
     max_detections: int = 100,
     pre_nms_top_n: int = 1000,
 ) -> list[dict[str, Tensor]]:
@@ -76,16 +79,19 @@ def detections(
     target_sizes: (height, width) to scale the boxes to; None leaves them in the resized image's pixels.
     Per caption: `scores` sqrt(probability x centerness), `boxes` (k, 4), `labels` (phrase index), `token_mean`, `token_min`,
     `token_max` (the phrase's token probabilities), `centerness` (a probability). Not sorted by score.
-    Raises ValueError when counts differ.
+    score_agg: see `phrase_scores`; None: the model's own. Raises ValueError when counts differ.
     """
     batch = outputs.logits.shape[0]
+    score_agg = score_agg or getattr(outputs, "score_aggregation", None) or "mean"
     if len(tokens) != batch or (target_sizes is not None and len(target_sizes) != batch):
         raise ValueError(
             f"{batch} captions, but phrases for {len(tokens)} and target sizes for {_count(target_sizes)}"
         )
     sizes = outputs.level_shapes.prod(-1).tolist()
     boxes = box_ops.clip(outputs.pred_boxes.float(), outputs.image_sizes)
-    centerness = outputs.centerness.float().sigmoid()
+    # the two-stage head has no centerness: there a score is the phrase's probability itself
+    given = outputs.centerness
+    centerness = torch.ones_like(outputs.logits[..., 0]).float() if given is None else given.float().sigmoid()
     results = []
     for i in range(batch):
         logits = outputs.logits[i].float()
@@ -97,7 +103,9 @@ def detections(
         candidate = boxes[i, location]
         whole = (candidate[:, 2:] - candidate[:, :2] + 1 >= 0).all(-1)
         location, label, candidate = location[whole], label[whole], candidate[whole]
-        combined = (scores[location, label] * centerness[i, location]).sqrt()
+        combined = scores[location, label]
+        if given is not None:
+            combined = (combined * centerness[i, location]).sqrt()
         kept = suppress(candidate, combined, label, nms_threshold, max_detections)
         location, label = location[kept], label[kept]
         index, mask = _padded(tokens[i], logits.device)

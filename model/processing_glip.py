@@ -104,7 +104,7 @@ class GlipProcessor(ProcessorMixin):
 
         phrases: per image a list of phrases, each a list of character spans [start, end) of its caption; or per
         image the class names that were given as text. threshold: on the mean token probability. target_sizes:
-        (height, width) a image, usually the original's. score_agg: "mean" (default), "max" or "geometric". max_detections: an
+        (height, width) a image, usually the original's. score_agg: "mean", "max", "geometric" or "sum"; None: the model's own (mean). max_detections: an
         image and prompt (a class list of several prompts may have that many for each, as the original).
         text: the captions, for `text_labels` in their own letters; without it they are decoded from tokens.
         offset_mapping: only needed when the model was called without it.
@@ -131,7 +131,7 @@ class GlipProcessor(ProcessorMixin):
             threshold=threshold,
             target_sizes=None if target_sizes is None else [tuple(map(int, target_sizes[i])) for i in owner],
             nms_threshold=nms_threshold,
-            score_agg=score_agg or "mean",
+            score_agg=score_agg,
             max_detections=max_detections,
             pre_nms_top_n=pre_nms_top_n,
         )

@@ -62,7 +62,9 @@ def tokenizer() -> Any:
 
 def processor(shortest: int = 96, longest: int | None = 160) -> GlipProcessor:
     """A processor for small images."""
-    return GlipProcessor(GlipImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest}), tokenizer())
+    return GlipProcessor(
+        GlipImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest}), tokenizer()
+    )
 
 
 def difference(arrays: Any, name: str, tensor: torch.Tensor) -> float:

@@ -49,12 +49,16 @@ def test_every_form_of_file(tmp_path, small, prefix, wrapped):
     content = {prefix + n: t for n, t in entries.items()}
     content[prefix + "language_backbone.body.model.embeddings.position_ids"] = torch.arange(512)[None]
     content[prefix + "language_backbone.body.model.pooler.dense.weight"] = torch.zeros(2, 2)
-    torch.save({"model": content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth")
+    torch.save(
+        {"model": content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth"
+    )
     ignored = convert(tmp_path / "x.pth", config, tmp_path / "hf", TEXT_ENCODER)
     assert sorted(n.rsplit(".", 2)[-2] for n in ignored) == ["dense", "embeddings"]
     back = GlipForObjectDetection.from_pretrained(tmp_path / "hf")
     assert same(back.state_dict(), model.state_dict())
-    assert GlipProcessor.from_pretrained(tmp_path / "hf").tokenize(["a dog"])["input_ids"].tolist() == [[101, 1037, 3899, 102]]
+    assert GlipProcessor.from_pretrained(tmp_path / "hf").tokenize(["a dog"])["input_ids"].tolist() == [
+        [101, 1037, 3899, 102]
+    ]
     revert(tmp_path / "hf", tmp_path / "y.pth")
     assert same(read_checkpoint(tmp_path / "y.pth"), entries)
 
@@ -63,7 +67,11 @@ def test_bundled_vocabulary_makes_the_same_tokens(tmp_path, small):
     config, _, entries = small
     torch.save(entries, tmp_path / "x.pth")
     convert(tmp_path / "x.pth", config, tmp_path / "hf", bundled_vocabulary())
-    texts = ["Two men  playing the saxophone, outside", "café tables & chairs", "hair drier. teddy-bear 北京 naïve ½"]
+    texts = [
+        "Two men  playing the saxophone, outside",
+        "café tables & chairs",
+        "hair drier. teddy-bear 北京 naïve ½",
+    ]
     made, known = GlipProcessor.from_pretrained(tmp_path / "hf").tokenize(texts), processor().tokenize(texts)
     assert all(torch.equal(made[k], known[k]) for k in ("input_ids", "attention_mask", "offset_mapping"))
 
@@ -77,7 +85,12 @@ def test_every_problem_is_named(small):
     broken["rpn.anchor_generator.cell_anchors.0"] = torch.zeros(1, 4)
     with pytest.raises(CheckpointError) as error:
         to_state_dict(broken, config)
-    for words in ("missing: rpn.head.log_scale", "extra: rpn.head.surprise", "bias_lang is (5,), not (32,)", "cell_anchors.0"):
+    for words in (
+        "missing: rpn.head.log_scale",
+        "extra: rpn.head.surprise",
+        "bias_lang is (5,), not (32,)",
+        "cell_anchors.0",
+    ):
         assert words in str(error.value)
 
 
@@ -97,10 +110,14 @@ def test_command_line_errors(tmp_path, small):
     torch.save(entries, tmp_path / "x.pth")
     result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--out", str(tmp_path / "hf")])
     assert result.exit_code == 2 and "--variant" in result.output
-    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", "glip-t", "--out", str(tmp_path / "hf")])
+    result = CliRunner().invoke(
+        main, [str(tmp_path / "x.pth"), "--variant", "glip-t", "--out", str(tmp_path / "hf")]
+    )
     assert result.exit_code == 2 and "missing" in result.output
     assert not (tmp_path / "hf").exists()
-    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")])
+    result = CliRunner().invoke(
+        main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")]
+    )
     assert result.exit_code == 2 and "folder" in result.output
 
 
@@ -114,7 +131,9 @@ def test_full_size_round_trip(tmp_path, variant):
         left = not hasattr(array, "dtype")
         entries[f"module.{name}"] = derived_entry(name, config) if left else torch.from_numpy(array)
     torch.save({"model": entries}, tmp_path / "x.pth")
-    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", variant, "--out", str(tmp_path / "hf")])
+    result = CliRunner().invoke(
+        main, [str(tmp_path / "x.pth"), "--variant", variant, "--out", str(tmp_path / "hf")]
+    )
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(main, [str(tmp_path / "hf"), "--reverse", "--out", str(tmp_path / "y.pth")])
     assert result.exit_code == 0, result.output

@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from glip_reference import CAPTION_A, CAPTION_B, SPANS_A, difference, golden, golden_json, seeded_model, tokenizer
+from glip_reference import (
+    CAPTION_A,
+    CAPTION_B,
+    SPANS_A,
+    difference,
+    golden,
+    golden_json,
+    seeded_model,
+    tokenizer,
+)
 from golden.seeded import seeded_array, seeded_image
 
 from model import GlipImageProcessor, GlipProcessor
@@ -13,8 +22,9 @@ from model.box_ops import encode, pyramid_anchors
 from model.checkpoint_names import to_ours
 from model.grounding import phrase_tokens, prompt_from_names
 from model.layers.dynamic_head import split_levels
-from model.losses import assign, centerness_targets, collect_targets
+from model.losses import assign, centerness_targets
 from model.post_processing import suppress
+from model.targets import collect_targets
 
 FPN_TOLERANCE, HEAD_TOLERANCE = 1e-4, 1e-3
 
@@ -131,7 +141,9 @@ def test_stored_candidates_give_exactly_the_final_boxes(name):
     keep = suppress(boxes, scores, labels, 0.6, 100)
 
     def rows(b, s, k):
-        return {(*map(float, box), float(score), int(label)) for box, score, label in zip(b, s, k, strict=True)}
+        return {
+            (*map(float, box), float(score), int(label)) for box, score, label in zip(b, s, k, strict=True)
+        }
 
     want = rows(*(arrays[f"final.0.{k}"] for k in ("boxes", "scores", "labels")))
     assert rows(boxes[keep].numpy(), scores[keep].numpy(), labels[keep].numpy()) == want
@@ -199,7 +211,9 @@ def test_coco_prompt_tokens():
     assert encoded["input_ids"][0].tolist() == stored["input_ids"]
     tokens, missing = phrase_tokens(encoded["offset_mapping"][0], phrases)
     assert not missing
-    assert {str(i + 1): t for i, t in enumerate(tokens)} == {k: v for k, v in stored["positive_map_label_to_token"].items()}
+    assert {str(i + 1): t for i, t in enumerate(tokens)} == {
+        k: v for k, v in stored["positive_map_label_to_token"].items()
+    }
 
 
 def test_the_weights_are_the_references():

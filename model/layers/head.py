@@ -1,0 +1,213 @@
+"""The two heads: blocks of deep fusion, alignment with the words, boxes (GLIP spec section 6; paper section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..box_ops import pyramid_anchors
+from ..configuration_glip import GlipConfig
+from ..losses import dense_losses, finite_sums, proposal_losses, region_losses
+from ..targets import Targets
+from .bert_layer import GlipTextLayer, attention_bias
+from .constants import device_constant
+from .dynamic_head import DynamicConv, join_levels, split_levels
+from .fusion import GlipFusion
+from .initialisation import initialised
+from .two_stage import ProposalNetwork, RegionFeatures, propose
+
+LOGIT_LIMIT = 50000.0
+
+
+@dataclass
+class HeadOutput:
+    """logits (B, N, T) and no_object (B, N) or None: raw scores; deltas (B, N, 4); centerness (B, N) or None;
+    anchors (N, 4) or (B, N, 4); level_shapes: height, width of each group of anchors; real (B, N) or None: not
+    padding; losses: {name: scalar} or None."""
+
+    logits: Tensor
+    no_object: Tensor | None
+    deltas: Tensor
+    centerness: Tensor | None
+    anchors: Tensor
+    level_shapes: list[tuple[int, int]]
+    real: Tensor | None
+    losses: dict[str, Tensor] | None
+
+
+class Scale(nn.Module):
+    """One learned factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class GlipFusedBlock(nn.Module):
+    """Fusion and a BERT layer (when fusing), then the dynamic convolutions (when `dynamic`)."""
+
+    def __init__(self, config: GlipConfig, dynamic: bool):
+        super().__init__()
+        c, text = config, config.text_config
+        self.fusion: GlipFusion | None = None
+        self.text_layer: GlipTextLayer | None = None
+        self.conv: DynamicConv | None = None
+        if c.fusion:
+            self.fusion = GlipFusion(
+                c.hidden_size, text.hidden_size, c.fusion_embed_dim, c.fusion_num_heads, c.fusion_dropout,
+                1.0 / c.num_blocks,
+            )  # fmt: skip
+            self.text_layer = GlipTextLayer(text)
+        if dynamic:
+            self.conv = DynamicConv(
+                c.hidden_size, c.group_norm_groups, c.dyrelu_reduction, c.deform_implementation
+            )
+
+
+class AlignmentHead(nn.Module):
+    """What both heads share: the blocks, and S = O P^T."""
+
+    def __init__(self, config: GlipConfig, dynamic: bool):
+        super().__init__()
+        self.config = config
+        channels, width = config.hidden_size, config.text_config.hidden_size
+        self.blocks = nn.ModuleList(GlipFusedBlock(config, dynamic) for _ in range(config.num_blocks))
+        self.bbox_pred = initialised(nn.Linear(channels, 4), "normal")
+        self.dot_product_projection_text = nn.Linear(width, channels)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias_lang = nn.Parameter(torch.zeros(width))
+        self.bias0 = nn.Parameter(torch.zeros(1))
+        self.no_object: nn.Parameter | None = None
+        if config.alignment_loss == "cross_entropy":
+            self.no_object = nn.Parameter(torch.empty(width))
+            self.no_object_bias = nn.Parameter(torch.zeros(1))
+        self.gradient_checkpointing = False
+
+    def tower(
+        self, x: Tensor, shapes: list[tuple[int, int]], text: Tensor, mask: Tensor, trace: list | None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, N, C), text (B, T, D), mask (B, T) -> x and the words' features (B, T, D) after all blocks."""
+        eager = self.config._attn_implementation == "eager"
+        original, bias = text, attention_bias(mask, text.dtype)
+        for block in self.blocks:
+            step: dict[str, Tensor] = {}
+            if block.fusion is not None:
+                if self.gradient_checkpointing and self.training:
+                    x, text = checkpoint(block.fusion, x, text, mask, eager, use_reentrant=False)
+                else:
+                    x, text = block.fusion(x, text, mask, eager)
+                step |= {"fused_image": x, "fused_text": text}
+                text = block.text_layer(text, bias)
+                step["text"] = text
+            if block.conv is not None:
+                x = block.conv(x, shapes)
+            if trace is not None:
+                trace.append({**step, "image": x})
+        # without fusion the words keep BERT's own features, padding zeroed
+        return x, text if self.config.fusion else original * mask[..., None]
+
+    def align(self, x: Tensor, words: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Regions x (B, N, C) and words (B, T, D) -> logits (B, N, T) and "no object" logits (B, N) or None."""
+        words = F.normalize(words, dim=-1)
+        temperature = self.log_scale.exp()
+        tokens = self.dot_product_projection_text(words / 2) / temperature
+        bias = words @ self.bias_lang + self.bias0
+        logits = torch.baddbmm(bias[:, None], x, tokens.transpose(1, 2)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        if self.no_object is None:
+            return logits, None
+        nothing = self.dot_product_projection_text(F.normalize(self.no_object, dim=0) / 2) / temperature
+        return logits, x @ nothing + self.no_object_bias
+
+
+class DynamicHead(AlignmentHead):
+    """GLIP's head: one prediction for each location of every level."""
+
+    def __init__(self, config: GlipConfig):
+        super().__init__(config, dynamic=True)
+        channels = config.hidden_size
+        self.centerness = initialised(nn.Linear(channels, 1), "normal")
+        self.cls_logits: nn.Linear | None = None
+        if config.num_class_logits:
+            layer = initialised(nn.Linear(channels, config.num_class_logits), "normal")
+            self.cls_logits = layer.requires_grad_(False)
+        self.scales = nn.ModuleList(Scale() for _ in range(config.num_feature_levels))
+
+    def forward(
+        self,
+        maps: list[Tensor],
+        text: Tensor,
+        mask: Tensor,
+        image_sizes: Tensor,
+        targets: Targets | None,
+        trace: dict | None,
+    ) -> HeadOutput:
+        """maps: (B, C, h, w) a level; text (B, T, D); mask (B, T); image_sizes (B, 2)."""
+        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        blocks: list | None = None
+        if trace is not None:
+            blocks = trace["blocks"] = []
+        x, words = self.tower(join_levels(maps), shapes, text, mask, blocks)
+        logits, no_object = self.align(x, words)
+        scale = torch.cat([s.scale.expand(h * w) for s, (h, w) in zip(self.scales, shapes, strict=True)])
+        deltas = self.bbox_pred(x) * scale[:, None]
+        centerness = self.centerness(x).squeeze(-1)
+        if trace is not None and self.cls_logits is not None:
+            trace["cls_logits"] = self.cls_logits(x)
+        c = self.config
+        anchors = device_constant(
+            pyramid_anchors, tuple(shapes), tuple(c.feature_strides), c.anchor_scale, device=x.device
+        )
+        losses = None
+        if targets is not None:
+            sizes = [h * w for h, w in shapes]
+            losses = dense_losses(c, logits, no_object, deltas, centerness, anchors, sizes, mask, targets)
+        return HeadOutput(logits, no_object, deltas, centerness, anchors, shapes, None, losses)
+
+
+class TwoStageHead(AlignmentHead):
+    """Proposals first; their features are aligned with the words. Fusion, when on, comes before the proposals."""
+
+    def __init__(self, config: GlipConfig):
+        super().__init__(config, dynamic=False)
+        self.proposals = ProposalNetwork(config.hidden_size)
+        self.regions = RegionFeatures(config)
+
+    def forward(
+        self,
+        maps: list[Tensor],
+        text: Tensor,
+        mask: Tensor,
+        image_sizes: Tensor,
+        targets: Targets | None,
+        trace: dict | None,
+    ) -> HeadOutput:
+        """As DynamicHead; N is the number of proposals, `real` says which are not padding."""
+        c = self.config
+        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        blocks: list | None = None
+        if trace is not None:
+            blocks = trace["blocks"] = []
+        x, words = self.tower(join_levels(maps), shapes, text, mask, blocks)
+        maps = split_levels(x, shapes)
+        objectness, proposal_deltas = self.proposals(maps)
+        anchors = device_constant(
+            pyramid_anchors, tuple(shapes), tuple(c.feature_strides), c.anchor_scale, device=x.device
+        )
+        extra = None
+        if targets is not None:
+            extra = [targets.boxes[targets.image_index == i] for i in range(x.shape[0])]
+        count = c.proposals_test if targets is None else c.proposals_train
+        boxes, real = propose(c, objectness, proposal_deltas, anchors, image_sizes, count, extra)
+        regions = self.regions(maps, boxes)
+        logits, no_object = self.align(regions, words)
+        deltas = self.bbox_pred(regions)
+        losses = None
+        if targets is not None:
+            first = proposal_losses(c, objectness, proposal_deltas, anchors, targets)
+            second = region_losses(c, logits, no_object, deltas, boxes, real, mask, targets)
+            losses = finite_sums({**second, **first})
+        return HeadOutput(logits, no_object, deltas, None, boxes, [(1, boxes.shape[1])], real, losses)
