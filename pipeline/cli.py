@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli_base import stage_command, tell
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.stats import StageReport
 
 SHARDS = click.option(
     "--shards", required=True, multiple=True, help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs."
@@ -37,7 +40,7 @@ def _expand(patterns: tuple[str, ...], suffix: str = ".tar") -> list[str]:
 @click.option("--only", help="One set of the manifest, by name.")
 @WORKERS
 @MAX_FAILED
-def ingest(config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int) -> None:
+def ingest(config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int) -> StageReport:
     """Turn human-labelled sets, as their owners publish them, into training shards.
 
     \b
@@ -45,10 +48,9 @@ def ingest(config: Any, manifest: str, out: str, root: str | None, only: str | N
     """
     from pipeline.stages import ingest as stage
 
-    stage_report = stage.run(
+    return stage.run(
         config, manifest, out, root=root, only=only, progress=_progress(), workers=workers, max_failed=max_failed
     )
-    tell(stage_report)
 
 
 @stage_command("parse_phrases", name="parse-phrases")
@@ -56,7 +58,7 @@ def ingest(config: Any, manifest: str, out: str, root: str | None, only: str | N
 @OUT
 @WORKERS
 @MAX_FAILED
-def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, max_failed: int) -> None:
+def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, max_failed: int) -> StageReport:
     """Find the noun phrases of a crawl's captions.
 
     \b
@@ -64,7 +66,7 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
     """
     from pipeline.stages import parse_phrases as stage
 
-    tell(stage.run(config, _expand(shards), out, progress=_progress(), workers=workers, max_failed=max_failed))
+    return stage.run(config, _expand(shards), out, progress=_progress(), workers=workers, max_failed=max_failed)
 
 
 @stage_command("pseudo_label", name="pseudo-label")
@@ -76,7 +78,7 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
 @MAX_FAILED
 def pseudo_label(
     config: Any, shards: tuple[str, ...], phrases: str | None, teacher: str, out: str, device: str, max_failed: int
-) -> None:
+) -> StageReport:
     """Box the phrases of a crawl with a teacher; every region above a low floor is stored with its scores.
 
     \b
@@ -94,10 +96,8 @@ def pseudo_label(
     if phrases is None:
         phrases = str(Path(out).parent / "phrases")
         tell(parser.run(ParsePhrasesConfig(), paths, phrases, progress=_progress(), max_failed=max_failed))
-    tell(
-        stage.run(
-            config, paths, out, phrases=phrases, teacher=teacher, device=device, progress=_progress(), max_failed=max_failed
-        )
+    return stage.run(
+        config, paths, out, phrases=phrases, teacher=teacher, device=device, progress=_progress(), max_failed=max_failed
     )
 
 
@@ -106,7 +106,7 @@ def pseudo_label(
 @OUT
 @WORKERS
 @MAX_FAILED
-def filter_boxes(config: Any, regions: tuple[str, ...], out: str, workers: int, max_failed: int) -> None:
+def filter_boxes(config: Any, regions: tuple[str, ...], out: str, workers: int, max_failed: int) -> StageReport:
     """Choose which stored regions become labels. Needs no image and no GPU.
 
     \b
@@ -115,7 +115,7 @@ def filter_boxes(config: Any, regions: tuple[str, ...], out: str, workers: int, 
     from pipeline.stages import filter_boxes as stage
 
     paths = _expand(regions, ".parquet")
-    tell(stage.run(config, paths, out, progress=_progress(), workers=workers, max_failed=max_failed))
+    return stage.run(config, paths, out, progress=_progress(), workers=workers, max_failed=max_failed)
 
 
 @stage_command("build_shards", name="build-shards")
@@ -135,7 +135,7 @@ def build_shards(
     dataset: str,
     workers: int,
     max_failed: int,
-) -> None:
+) -> StageReport:
     """Join labels and images into training shards.
 
     \b
@@ -143,11 +143,9 @@ def build_shards(
     """
     from pipeline.stages import build_shards as stage
 
-    tell(
-        stage.run(
-            config, _expand(shards), out,
-            phrases=phrases, labels=labels, dataset=dataset, progress=_progress(), workers=workers, max_failed=max_failed,
-        )
+    return stage.run(
+        config, _expand(shards), out,
+        phrases=phrases, labels=labels, dataset=dataset, progress=_progress(), workers=workers, max_failed=max_failed,
     )  # fmt: skip
 
 
@@ -217,3 +215,14 @@ def evaluate(config: Any, model: str, sets: tuple[str, ...], out: str, device: s
     metrics = stage.run(config, model, named_sources(sets, "--set-shards"), out, device=device, progress=_progress())
     for name, values in metrics.items():
         click.echo(f"{name}: " + ", ".join(f"{k} {v:.1f}" for k, v in values.items()))
+
+
+@click.group()
+def main() -> None:
+    """GLIP's self-training, a command a stage (each is also installed under its own name)."""
+
+
+for _command in (
+    ingest, parse_phrases, pseudo_label, filter_boxes, build_shards, train_teacher, train_student, evaluate
+):  # fmt: skip
+    main.add_command(_command)

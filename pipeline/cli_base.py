@@ -12,6 +12,7 @@ import click
 from pydantic import BaseModel
 
 from pipeline.errors import InputError, RunError
+from pipeline.io.commit import write_json
 from pipeline.stats import StageReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -20,17 +21,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]:
     """A command whose settings are one section of a recipe.
 
-    Adds ``--recipe``, ``--set`` and ``-v``; the function gets the section as ``config``. InputError becomes one line
-    and exit code 2, RunError one line and exit code 1.
+    Adds ``--recipe``, ``--set``, ``--report-json`` and ``-v``; the function gets the section as ``config`` and returns
+    a StageReport or None. InputError becomes one line and exit code 2, RunError one line and exit code 1.
     """
 
     def wrap(function: F) -> click.Command:
         @functools.wraps(function)
-        def command(recipe: str | None, changes: tuple[str, ...], verbose: bool, **arguments: Any) -> None:
+        def command(
+            recipe: str | None, changes: tuple[str, ...], report_json: str | None, verbose: bool, **arguments: Any
+        ) -> None:
             setup_logging(verbose)
             with one_line_errors(settings.get("name", section)):
-                function(config=load_section(section, recipe, changes), **arguments)
+                report = function(config=load_section(section, recipe, changes), **arguments)
+            if isinstance(report, StageReport):
+                tell(report)
+                if report_json:
+                    write_json(report_json, report.model_dump(mode="json"))
 
+        command = click.option("--report-json", metavar="FILE", help="Also write the counts as JSON.")(command)
         command = click.option("-v", "--verbose", is_flag=True, help="Tell more.")(command)
         command = click.option(
             "--set", "changes", multiple=True, metavar="NAME=VALUE", help=f"Change a setting of {section}; may be repeated."

@@ -148,6 +148,28 @@ class ModelConfig(Config):
     image_processor: dict[str, Any] = Field(default_factory=dict, description="GlipImageProcessor's own arguments")
 
 
+class DataConfig(Config):
+    """Where the data of a run lies. All absent: the demo's own, generated."""
+
+    manifest: str | None = Field(None, description="YAML of the human-labelled sets (see data_manifests/)")
+    root: str | None = Field(None, description="folder that the manifest's paths are relative to")
+    sources: tuple[str, ...] = Field((), description="sets of the manifest to train on; each is a source of the mixture")
+    crawl: tuple[str, ...] = Field((), description="crawl shards: folders, globs or brace patterns")
+    gold: str | None = Field(None, description="gold boxes of the crawl, for measuring the labels (the demo has them)")
+    base: str | None = Field(None, description="evaluation set of names the teacher was taught")
+    novel: str | None = Field(None, description="evaluation set of names it was not taught")
+
+
+class ResourcesConfig(Config):
+    """What a run may use. Never part of an output's fingerprint."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    parallel: int = Field(1, ge=1, description="child processes at a time (trainings, chunks of shards)")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each child; default: cores over parallel")
+    chunk_shards: int = Field(8, ge=1, description="shards in one task; the commit stays per shard")
+    max_failed: int = Field(0, ge=0, description="shards that may fail in a stage before the run does")
+
+
 class SelfTrainConfig(Config):
     """The whole recipe: teacher, labels, student, and the control it is measured against."""
 
@@ -164,4 +186,6 @@ class SelfTrainConfig(Config):
     teacher: TrainConfig = TrainConfig()
     student: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    demo: dict[str, Any] | None = Field(None, description="the demo's data generator's settings; absent for real data")
+    data: DataConfig = DataConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    demo: dict[str, Any] | None = Field(None, description="settings of the demo's data generator; absent for real data")

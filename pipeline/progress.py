@@ -82,5 +82,3 @@ class Terminal:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        for line in report.lines():
-            log.info("%s", line)
