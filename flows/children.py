@@ -9,91 +9,120 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError, RunError
+from pipeline.progress import PROGRESS_FILE, ProgressNote
 
 _TIMES = threading.Lock()
 TAIL_LINES = 12
 
 
-def stage_command(*arguments: str) -> list[str]:
+class Job(BaseModel):
+    """One child process: a stage on some of its inputs.
+
+    ``name`` is unique in the run and names its log; ``stage`` is what its time and memory are counted under.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    stage: str
+    command: tuple[str, ...]
+    logs: Path
+    threads: int | None = Field(None, description="CPU threads; default: all cores")
+
+    @property
+    def report(self) -> Path:
+        """Where the command writes its StageReport."""
+        return self.logs / f"{self.name}.report.json"
+
+    @property
+    def progress(self) -> Path:
+        """Where the command keeps its ProgressNote."""
+        return self.logs / f"{self.name}.progress.json"
+
+    def note(self) -> ProgressNote | None:
+        """Where the command stands, once it has said so."""
+        try:
+            return ProgressNote.model_validate_json(self.progress.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+def pipeline_command(stage: str, *arguments: str) -> tuple[str, ...]:
     """``python -m pipeline STAGE ...`` with this interpreter."""
-    return [sys.executable, "-m", "pipeline", *arguments]
+    return (sys.executable, "-m", "pipeline", stage, *arguments)
 
 
-def launch_command(module: str, *arguments: str, device: str = "cpu", processes: int = 1) -> list[str]:
+def launch_command(module: str, *arguments: str, device: str = "cpu", processes: int = 1) -> tuple[str, ...]:
     """``accelerate launch`` of a module, every question that it would ask answered."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     launcher += ["--num_processes", str(processes), "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the recipe's precision is the trainer's affair
     if device == "cpu":
         launcher.append("--cpu")
-    return [*launcher, "-m", module, *arguments]
+    return (*launcher, "-m", module, *arguments)
 
 
-def run_child(
-    name: str,
-    stage: str,
-    command: Sequence[str],
-    logs: Path,
-    *,
-    threads: int | None = None,
-    watch: Callable[[], None] | None = None,
-) -> None:
-    """Run a command to its end with its output in ``logs/NAME.log``; its time and peak memory go to ``times.jsonl``.
+def run_child(job: Job) -> dict[str, Any] | None:
+    """Run a job to its end with its output in ``logs/NAME.log``; its time and peak memory go to ``times.jsonl``.
 
-    ``watch`` is called about once a second meanwhile. Whatever ends this function early ends the child too.
+    Whatever ends this function early ends the child, and what the child started, too.
+
+    Returns:
+        the StageReport that the command wrote, as plain values, or None if it writes none.
 
     Raises:
         InputError: the child said that its input is wrong (exit code 2), with its last words.
         RunError: it failed otherwise.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{name}.log"
+    job.logs.mkdir(parents=True, exist_ok=True)
+    for stale in (job.report, job.progress):
+        stale.unlink(missing_ok=True)
+    log = job.logs / f"{job.name}.log"
     environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
-    if threads:
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment[PROGRESS_FILE] = str(job.progress)
+    if job.threads:
+        environment |= {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
     began = time.monotonic()
     with open(log, "ab") as output:
-        output.write(f"$ {' '.join(command)}\n".encode())
+        output.write(f"$ {' '.join(job.command)}\n".encode())
         output.flush()
         start = output.tell()
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        child = subprocess.Popen(
+            job.command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            status, usage = _wait(child, watch)
+            code, peak_kib = _wait(child)
         except BaseException:
             _end(child)
             raise
-    row = {
-        "name": name,
-        "stage": stage,
-        "seconds": round(time.monotonic() - began, 2),
-        "peak_mib": round(usage.ru_maxrss / 1024, 1),
-    }
-    code = os.waitstatus_to_exitcode(status)
     if code == 0:
-        with _TIMES, open(logs / "times.jsonl", "a") as times:
+        row = {
+            "name": job.name,
+            "stage": job.stage,
+            "seconds": round(time.monotonic() - began, 2),
+            "peak_mib": round(peak_kib / 1024, 1),
+        }
+        with _TIMES, open(job.logs / "times.jsonl", "a") as times:
             times.write(json.dumps(row) + "\n")
-        return
+        return json.loads(job.report.read_text()) if job.report.is_file() else None
     said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-    words = f"{name} ended with {code}; last lines of {log}:\n" + "\n".join(said[-TAIL_LINES:])
+    words = f"{job.name} ended with {code}; last lines of {log}:\n" + "\n".join(said[-TAIL_LINES:])
     raise InputError(words) if code == 2 else RunError(words)
 
 
-def _wait(child: subprocess.Popen[bytes], watch: Callable[[], None] | None) -> tuple[int, os.struct_rusage]:  # type: ignore[name-defined]
-    import resource
-
-    looked = time.monotonic()
+def _wait(child: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """(exit code, peak resident KiB of the child and all it waited for)."""
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
             child.returncode = os.waitstatus_to_exitcode(status)
-            return status, resource.struct_rusage(usage) if not hasattr(usage, "ru_maxrss") else usage
-        if watch is not None and time.monotonic() - looked > 1.0:
-            looked = time.monotonic()
-            watch()
+            return child.returncode, usage.ru_maxrss
         time.sleep(0.05)
 
 

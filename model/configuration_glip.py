@@ -17,7 +17,11 @@ VARIANTS = ("glip-a", "glip-t", "glip-l")
 
 @strict
 class GlipBackboneConfig(PreTrainedConfig):
-    """Swin settings (GLIP spec section 2). Stage k (2, 3, ...) has stride `patch_size * 2**(k-2)`."""
+    """Swin settings (GLIP spec section 2). Stage k (2, 3, ...) has stride `patch_size * 2**(k-2)`.
+
+    initializer_range: standard deviation of new weights. The published 0.02 suits widths of hundreds; a narrow network
+    hardly starts with it, as its blocks then add next to nothing to what passes by (1/sqrt(width) is a good value).
+    """
 
     model_type = "glip_swin"
 
@@ -28,6 +32,7 @@ class GlipBackboneConfig(PreTrainedConfig):
     patch_size: int = 4
     mlp_ratio: float | int = 4.0
     drop_path_rate: float | int = 0.2
+    initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
 
     def validate_architecture(self) -> None:
@@ -59,7 +64,8 @@ class GlipConfig(PreTrainedConfig):
 
     backbone_config: Swin settings. text_config: any BertConfig; the head's own BERT layers take its width.
     fpn_in_stages: Swin stages that feed the feature pyramid; num_feature_levels: levels in all, the further ones
-    made by stride-2 convolutions. anchor_scale: anchor side over stride. `attn_implementation="eager"` computes
+    made by stride-2 convolutions. anchor_scale: anchor side over stride. log_scale_init: where the learnt log temperature of
+    the alignment starts; a new network learns sooner from a negative one. `attn_implementation="eager"` computes
     the fusion as published (every location projected to `fusion_embed_dim`); any other value folds the
     projections into the text side, which gives the same numbers sooner. num_class_logits: the released
     checkpoints' unused class layer (0 leaves it out). deform_implementation: "auto" takes torchvision's operator on CUDA and
@@ -94,6 +100,7 @@ class GlipConfig(PreTrainedConfig):
     fusion_dropout: float | int = 0.1
     num_class_logits: int = 80
     prior_probability: float = 0.01
+    log_scale_init: float | int = 0.0
     anchor_scale: float | int = 8.0
     box_coder_weights: list[float] | tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
 

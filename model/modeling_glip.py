@@ -50,7 +50,7 @@ class GlipPreTrainedModel(PreTrainedModel):
             if module.no_object is not None:
                 init.normal_(module.no_object, std=0.02)
                 init.zeros_(module.no_object_bias)
-            init.zeros_(module.log_scale)
+            init.constant_(module.log_scale, self.config.log_scale_init)
             init.zeros_(module.bias_lang)
             init.constant_(module.bias0, _logit(prior))
         elif isinstance(module, Scale):
@@ -93,7 +93,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
     def __init__(self, config: GlipConfig):
         super().__init__(config)
         stages = list(config.fpn_in_stages)
-        self.backbone = initialised(GlipSwin(config.backbone_config, stages), "trunc_normal")
+        swin = GlipSwin(config.backbone_config, stages)
+        self.backbone = initialised(swin, "trunc_normal", config.backbone_config.initializer_range)
         initialised(self.backbone.patch_embed, "default")
         self.neck = GlipFeaturePyramid(
             [config.backbone_config.stage_channels(s) for s in stages],
@@ -232,10 +233,16 @@ class GlipForObjectDetection(GlipPreTrainedModel):
     def load_text_encoder(self, folder: str | Path) -> None:
         """Take the text encoder's weights from a BERT folder; a pooler there is left out.
 
-        Raises ValueError when the folder's shape is another than `config.text_config`'s.
+        A `text_config` with fewer `num_hidden_layers` than the folder takes the folder's first layers. Raises ValueError
+        when the shape is another than `config.text_config`'s otherwise.
         """
         source = BertModel.from_pretrained(folder, add_pooling_layer=False)
         own, theirs = self.text_encoder.state_dict(), source.state_dict()
+        beyond = tuple(
+            f"encoder.layer.{i}."
+            for i in range(self.config.text_config.num_hidden_layers, source.config.num_hidden_layers)
+        )
+        theirs = {n: value for n, value in theirs.items() if not n.startswith(beyond or "-")}
         wrong = [n for n in own if n not in theirs or own[n].shape != theirs[n].shape]
         if wrong or set(theirs) - set(own):
             wrong = wrong or sorted(set(theirs) - set(own))

@@ -144,6 +144,8 @@ class ModelConfig(Config):
 
     settings: dict[str, Any] = Field(default_factory=dict, description="GlipConfig's own arguments")
     text_encoder: str | None = Field(None, description='a BERT folder, or "minilm" for the small one make installs')
+    text_layers: int | None = Field(None, ge=1, description="use only so many first layers of the text encoder")
+    text_dropout: float | None = Field(None, ge=0, lt=1, description="the text encoder's dropout; default: its own")
     backbone: str | None = Field(None, description="an ImageNet Swin checkpoint file")
     image_processor: dict[str, Any] = Field(default_factory=dict, description="GlipImageProcessor's own arguments")
 

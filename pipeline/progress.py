@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.io.commit import write_json
 from pipeline.stats import ShardReport, StageReport
 
 log = logging.getLogger("glip_self_train")
+PROGRESS_FILE = "GLIP_SELF_TRAIN_PROGRESS"
+"""Environment variable: a file in which a command keeps its :class:`ProgressNote`, for whoever started it."""
 
 
 class Progress(Protocol):
@@ -44,12 +51,30 @@ class Silent:
         pass
 
 
-class Terminal:
-    """tqdm's bar of shards with the rate of samples on a terminal; a log line every ``every`` seconds elsewhere."""
+class ProgressNote(BaseModel):
+    """Where a command stands: ``done`` of ``total`` units, and ``rate`` of the finer unit a second."""
 
-    def __init__(self, every: float = 10.0) -> None:
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    rate: float = 0.0
+    rate_unit: str = ""
+
+
+class Terminal:
+    """tqdm's bar of shards with the rate of samples on a terminal; a log line every ``every`` seconds elsewhere.
+
+    ``note`` is a file kept up to date with where the work stands; by default the one that PROGRESS_FILE names.
+    """
+
+    def __init__(self, every: float = 10.0, note: str | None = None) -> None:
         self._every = every
         self._bar: Any = None
+        self._note = note or os.environ.get(PROGRESS_FILE)
+        self._noted = 0.0
 
     def begin(self, stage: str, total: int, unit: str = "shards") -> None:
         self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, 0, 0
@@ -58,12 +83,16 @@ class Terminal:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=stage, unit=f" {unit}", dynamic_ncols=True)
+        self._rate, self._rate_unit = 0.0, ""
+        self._write_note(now=True)
 
     def advance(self, n: int, unit: str = "samples") -> None:
         if unit == self._unit:
             self._count(n)
         self._advanced += n
         rate = self._advanced / max(time.monotonic() - self._started, 1e-9)
+        self._rate, self._rate_unit = rate, unit
+        self._write_note()
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rate:,.1f} {unit}/s")
         elif time.monotonic() - self._told > self._every:
@@ -77,8 +106,21 @@ class Terminal:
         self._done += n
         if self._bar is not None:
             self._bar.update(n)
+        self._write_note()
+
+    def _write_note(self, now: bool = False) -> None:
+        if self._note is None or not (now or time.monotonic() - self._noted > 1.0):
+            return
+        self._noted = time.monotonic()
+        note = ProgressNote(
+            stage=self._stage, done=self._done, total=self._total, unit=self._unit,
+            rate=round(self._rate, 2), rate_unit=self._rate_unit,
+        )  # fmt: skip
+        Path(self._note).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._note, note.model_dump())
 
     def end(self, report: StageReport) -> None:
+        self._write_note(now=True)
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -88,7 +88,7 @@ class GroundingRecord(_Strict):
 
 
 class DatasetCard(_Strict):
-    """``dataset.json`` beside a folder of training shards: what the records' ``dataset`` means."""
+    """``<dataset>.dataset.json`` beside its training shards: what the records' ``dataset`` means."""
 
     name: str
     kind: Literal["grounding", "detection"]

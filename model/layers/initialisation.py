@@ -13,19 +13,22 @@ from transformers import initialization as init
 M = TypeVar("M", bound=nn.Module)
 
 
-def initialised(module: M, rule: str) -> M:
-    """Mark every linear and convolution layer in `module` (itself included) with `rule`; returns `module`."""
+def initialised(module: M, rule: str, std: float = 0.02) -> M:
+    """Mark every linear and convolution layer in `module` (itself included) with `rule`; returns `module`.
+
+    `std` is that of "trunc_normal".
+    """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            layer.glip_init = rule
+            layer.glip_init, layer.glip_init_std = rule, std
     return module
 
 
 def initialise(layer: nn.Linear | nn.Conv2d) -> None:
-    """Fill a layer by its mark: "trunc_normal" 0.02, "normal" 0.01, "xavier", "kaiming" (a = 1), else PyTorch's default."""
+    """Fill a layer by its mark: "trunc_normal", "normal" 0.01, "xavier", "kaiming" (a = 1), else PyTorch's default."""
     rule = getattr(layer, "glip_init", "default")
     if rule == "trunc_normal":
-        init.trunc_normal_(layer.weight, std=0.02)
+        init.trunc_normal_(layer.weight, std=layer.glip_init_std)
     elif rule == "normal":
         init.normal_(layer.weight, std=0.01)
     elif rule == "xavier":

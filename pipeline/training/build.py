@@ -46,7 +46,12 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     try:
         settings = dict(model.settings)
         backbone = GlipBackboneConfig(**settings.pop("backbone_config", {}))
-        config = GlipConfig(text_config=AutoConfig.from_pretrained(folder), backbone_config=backbone, **settings)
+        text = AutoConfig.from_pretrained(folder)
+        if model.text_layers is not None:
+            text.num_hidden_layers = min(model.text_layers, text.num_hidden_layers)
+        if model.text_dropout is not None:
+            text.hidden_dropout_prob = text.attention_probs_dropout_prob = model.text_dropout
+        config = GlipConfig(text_config=text, backbone_config=backbone, **settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"model.settings: {error}") from None
     network = GlipForObjectDetection(config)

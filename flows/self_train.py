@@ -1,0 +1,94 @@
+"""``self-train``: the whole loop as one flow of stage flows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.flows import Flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import stages
+from flows.artifacts import show_comparison
+from pipeline.config import SelfTrainConfig
+from pipeline.errors import InputError
+from pipeline.recipes import load_recipe
+from pipeline.report.page import comparison, report_markdown
+from pipeline.report.run import write_run_report
+from pipeline.run_layout import RunLayout
+from pipeline.stats import StageReport
+from pipeline.summary import summarise
+
+
+@flow(name="self-train", flow_run_name="self-train-{out}")
+def self_train(
+    out: str = "runs/demo", config: SelfTrainConfig = load_recipe("demo"), rounds: int | None = None
+) -> dict[str, Any]:
+    """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
+
+    Every stage skips what already lies in ``out``, so the same call after a crash goes on where it was.
+
+    Args:
+        out: folder of the run; everything it makes lies there.
+        config: the recipe. Its defaults are the demo's.
+        rounds: how many times a student becomes the next teacher; default: the recipe's.
+
+    Returns:
+        the summary that is written to ``out/summary.json``.
+    """
+    if rounds is not None:
+        config = config.model_copy(update={"rounds": rounds})
+    check_inputs(config)
+    runner = ThreadPoolTaskRunner(max_workers=config.resources.parallel)
+
+    def run(stage: Flow[..., Any], *arguments: Any) -> Any:
+        return stage.with_options(task_runner=runner)(out, config, *arguments)
+
+    reports: dict[str, Any] = {}
+
+    def labelled(stage: Callable[..., Any], round_number: int, name: str) -> None:
+        report: StageReport = run(stage, round_number)  # type: ignore[arg-type]
+        reports[name] = report.model_dump(mode="json")
+
+    if config.demo is not None:
+        run(stages.make_demo_data)
+    reports["ingest"] = run(stages.ingest).model_dump(mode="json")
+    reports["parse-phrases"] = run(stages.parse_phrases).model_dump(mode="json")
+    run(stages.train_teacher)
+    for round_number in range(1, config.rounds + 1):
+        suffix = f"-{round_number}" if config.rounds > 1 else ""
+        labelled(stages.pseudo_label, round_number, f"pseudo-label{suffix}")
+        labelled(stages.filter_boxes, round_number, f"filter-boxes{suffix}")
+        labelled(stages.build_shards, round_number, f"build-shards{suffix}")
+        run(stages.train_student, round_number)
+    models = ["teacher"]
+    for round_number in range(1, config.rounds + 1):
+        models += [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
+    if config.data.base or config.data.novel:
+        run(stages.evaluate, models)
+    if config.demo is not None and config.demo.get("photos", True):
+        run(stages.label_photos)
+    layout = RunLayout(Path(out).absolute())
+    summary = summarise(config, layout, reports)
+    write_run_report(config, layout, summary)
+    show_comparison(comparison(summary), report_markdown(summary))
+    return json.loads(json.dumps(summary))
+
+
+def check_inputs(config: SelfTrainConfig) -> None:
+    """Raises InputError before anything runs if the recipe lacks what its stages will ask for."""
+    data = config.data
+    if not data.sources:
+        raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
+    missing = set(config.teacher.mixture) - set(data.sources)
+    if missing:
+        raise InputError(f"teacher.mixture names {sorted(missing)}, which data.sources does not")
+    if "pseudo" not in config.student.mixture:
+        raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
+    if config.demo is None:
+        for name in ("manifest", "crawl"):
+            if not getattr(data, name):
+                raise InputError(f"data.{name}: a run on real data needs it (only the demo makes its own)")

@@ -1,0 +1,265 @@
+"""The stage flows: each turns a run's folder and settings into jobs. What a stage does is decided in pipeline/."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import flow
+
+from flows.children import Job, launch_command, pipeline_command
+from flows.jobs import run_jobs
+from pipeline.config import SelfTrainConfig, TrainConfig
+from pipeline.demo.manifest import MANIFEST
+from pipeline.io.commit import write_atomic, write_json
+from pipeline.io.paths import expand_shards
+from pipeline.run_layout import RunLayout
+from pipeline.stats import StageReport
+
+
+def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
+    """Shards in tasks of ``size`` at most, and of about equal sizes when there are fewer than ``parallel`` times it."""
+    size = max(1, min(size, -(-len(shards) // parallel)))
+    return [list(shards[i : i + size]) for i in range(0, len(shards), size)]
+
+
+def repeated(option: str, values: Sequence[str]) -> list[str]:
+    """``--option value`` for every value."""
+    return [part for value in values for part in (option, value)]
+
+
+class Stager:
+    """Makes the jobs of one run: its folder, its settings, and what each child may use."""
+
+    def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
+        self.config, self.layout = config, layout
+
+    def job(
+        self, name: str, stage: str, *arguments: str, together: int = 1, counted_as: str | None = None
+    ) -> Job:
+        """A stage command as a job; ``together`` jobs run at a time and share the cores."""
+        command = pipeline_command(stage, "--recipe", str(self.layout.config), *arguments)
+        job = self._job(name, counted_as or stage, command, together)
+        return job.model_copy(update={"command": (*job.command, "--report-json", str(job.report))})
+
+    def training(
+        self,
+        name: str,
+        stage: str,
+        config: TrainConfig,
+        sources: Mapping[str, Sequence[str]],
+        out: Path,
+        *,
+        init: Path | None,
+        together: int = 1,
+    ) -> Job:
+        """A training under ``accelerate launch``; its settings are written beside the run's."""
+        settings = self.layout.root / "settings"
+        write_json(settings / f"{name}.json", config.model_dump(mode="json"))
+        arguments = ["--config", str(settings / f"{name}.json"), "--out", str(out)]
+        if init is None:
+            write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
+            arguments += ["--model", str(settings / "model.json")]
+        else:
+            arguments += ["--init", str(init)]
+        arguments += [p for n, shards in sources.items() for s in shards for p in ("--source", f"{n}={s}")]
+        device = self.config.resources.device
+        arguments += ["--device", device]
+        if threads := self._threads(together):
+            arguments += ["--threads", str(threads)]
+        return self._job(name, stage, launch_command("pipeline.train_main", *arguments, device=device), together)
+
+    def _threads(self, together: int) -> int | None:
+        if self.config.resources.threads is not None:
+            return self.config.resources.threads
+        if together == 1:
+            return None
+        return max(1, (os.cpu_count() or 1) // min(together, self.config.resources.parallel))
+
+    def _job(self, name: str, stage: str, command: Sequence[str], together: int) -> Job:
+        return Job(
+            name=name, stage=stage, command=tuple(command), logs=self.layout.logs, threads=self._threads(together)
+        )
+
+    def chunked(self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str) -> list[Job]:
+        """One job a chunk of shards."""
+        resources = self.config.resources
+        parts = chunks(shards, resources.chunk_shards, resources.parallel)
+        return [
+            self.job(
+                f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
+                "--max-failed", str(resources.max_failed), together=len(parts),
+            )
+            for i, part in enumerate(parts)
+        ]  # fmt: skip
+
+
+def stager(out: str, config: SelfTrainConfig) -> Stager:
+    """The jobs of a run in the folder ``out``, whose settings are written there."""
+    layout = RunLayout(Path(out).absolute())
+    text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+    if not layout.config.is_file() or layout.config.read_text() != text:
+        write_atomic(layout.config, text)
+    return Stager(config, layout)
+
+
+def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
+    """Source -> shards of the human-labelled sets of the mixture."""
+    return {name: expand_shards(str(layout.train / f"{name}-*.tar")) for name in config.data.sources}
+
+
+def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
+    """The crawl's shards: the recipe's, or the demo's own."""
+    return expand_shards(config.data.crawl or (str(layout.data / "crawl"),))
+
+
+def seeded(config: TrainConfig, seed: int) -> TrainConfig:
+    """The settings with another seed."""
+    return config.model_copy(update={"seed": seed})
+
+
+@flow(name="make-demo-data", flow_run_name="make-demo-data")
+def make_demo_data(out: str, config: SelfTrainConfig) -> None:
+    """Draw the demo's scenes, or leave them if they are there."""
+    s = stager(out, config)
+    command = [sys.executable, "-m", "pipeline.demo.cli", "--out", str(s.layout.data), "--quiet"]
+    settings = {"seed": config.seed, **(config.demo or {})}
+    command += repeated("--set", [f"{k}={json.dumps(v)}" for k, v in settings.items()])
+    job = Job(name="make-demo-data", stage="make-demo-data", command=tuple(command), logs=s.layout.logs)
+    run_jobs("make-demo-data", [job])
+
+
+@flow(name="ingest", flow_run_name="ingest")
+def ingest(out: str, config: SelfTrainConfig) -> StageReport:
+    """Human-labelled and evaluation sets into training shards."""
+    s = stager(out, config)
+    manifest, root = str(MANIFEST), str(s.layout.data)
+    if config.demo is None:
+        manifest, root = str(config.data.manifest), config.data.root or str(Path(str(config.data.manifest)).parent)
+    return run_jobs("ingest", [s.job("ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train))])
+
+
+@flow(name="parse-phrases", flow_run_name="parse-phrases")
+def parse_phrases(out: str, config: SelfTrainConfig) -> StageReport:
+    """Noun phrases of the crawl's captions."""
+    s = stager(out, config)
+    shards = crawl_shards(config, s.layout)
+    jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases))
+    return run_jobs("parse-phrases", jobs)
+
+
+@flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}")
+def pseudo_label(out: str, config: SelfTrainConfig, round_number: int = 1) -> StageReport:
+    """The round's teacher boxes the phrases."""
+    s = stager(out, config)
+    title = f"pseudo-label-round-{round_number}"
+    jobs = s.chunked(
+        title, "pseudo-label", "--shards", crawl_shards(config, s.layout),
+        "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
+        "--device", config.resources.device, "--out", str(s.layout.regions(round_number)),
+    )  # fmt: skip
+    return run_jobs(title, jobs)
+
+
+@flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}")
+def filter_boxes(out: str, config: SelfTrainConfig, round_number: int = 1) -> StageReport:
+    """Rules choose labels among the regions."""
+    s = stager(out, config)
+    title = f"filter-boxes-round-{round_number}"
+    regions, labels = s.layout.regions(round_number), s.layout.labels(round_number)
+    job = s.job(title, "filter-boxes", "--regions", str(regions), "--out", str(labels))
+    return run_jobs(title, [job])
+
+
+@flow(name="build-shards", flow_run_name="build-shards-round-{round_number}")
+def build_shards(out: str, config: SelfTrainConfig, round_number: int = 1) -> StageReport:
+    """Labels and images into the round's training shards."""
+    s = stager(out, config)
+    title = f"build-shards-round-{round_number}"
+    jobs = s.chunked(
+        title, "build-shards", "--shards", crawl_shards(config, s.layout), "--phrases", str(s.layout.phrases),
+        "--labels", str(s.layout.labels(round_number)), "--out", str(s.layout.pseudo(round_number)),
+    )  # fmt: skip
+    return run_jobs(title, jobs)
+
+
+@flow(name="train-teacher", flow_run_name="train-teacher")
+def train_teacher(out: str, config: SelfTrainConfig) -> None:
+    """The first teacher, on human labels."""
+    s = stager(out, config)
+    job = s.training(
+        "train-teacher", "train-teacher", seeded(config.teacher, config.seed),
+        human_sources(config, s.layout), s.layout.teacher, init=None,
+    )  # fmt: skip
+    run_jobs("train-teacher", [job])
+
+
+@flow(name="train-student", flow_run_name="train-student-round-{round_number}")
+def train_student(out: str, config: SelfTrainConfig, round_number: int = 1) -> None:
+    """The round's student on human and pseudo labels, and beside it the control on human labels alone."""
+    s = stager(out, config)
+    layout, human = s.layout, human_sources(config, s.layout)
+    pseudo = {"pseudo": expand_shards(str(layout.pseudo(round_number) / "pseudo-*.tar"))}
+    settings = seeded(config.student, config.seed + 1000 * round_number)
+    control_mixture = {n: v for n, v in settings.mixture.items() if n != "pseudo"}
+    before = layout.teacher if round_number == 1 else layout.control(round_number - 1)
+    together = 1 + config.control
+    jobs = [
+        s.training(
+            f"train-student-{round_number}", "train-student", settings, human | pseudo, layout.student(round_number),
+            init=layout.teacher_of(round_number) if config.student_init == "teacher" else None, together=together,
+        )
+    ]  # fmt: skip
+    if config.control:
+        jobs.append(
+            s.training(
+                f"train-control-{round_number}", "train-control", settings.model_copy(update={"mixture": control_mixture}),
+                human, layout.control(round_number), init=before / "final", together=together,
+            )
+        )  # fmt: skip
+    run_jobs(f"train-student-round-{round_number}", jobs)
+
+
+@flow(name="evaluate", flow_run_name="evaluate")
+def evaluate(out: str, config: SelfTrainConfig, models: Sequence[str] = ("teacher",)) -> None:
+    """BASE and NOVEL of the named models: "teacher", "student-1", "control-1"."""
+    s = stager(out, config)
+    sets: list[str] = []
+    for name in (config.data.base, config.data.novel):
+        if name is not None:
+            sets += [f"{name}={p}" for p in expand_shards(str(s.layout.train / f"{name}-*.tar"))]
+    jobs = [
+        s.job(
+            f"evaluate-{model}", "evaluate", "--model", str(s.layout.root / "checkpoints" / model / "final"),
+            *repeated("--set-shards", sets), "--device", config.resources.device,
+            "--out", str(s.layout.evaluation(model)), together=len(models),
+        )
+        for model in models
+    ]  # fmt: skip
+    run_jobs(f"evaluate-{models[-1]}", jobs)
+
+
+@flow(name="label-photos", flow_run_name="label-photos")
+def label_photos(out: str, config: SelfTrainConfig) -> dict[str, Any]:
+    """The demo's real photographs through the four labelling stages, by the first teacher."""
+    s = stager(out, config)
+    photos, shards = s.layout.photos, str(s.layout.data / "photos")
+    steps = [
+        ("parse-phrases", ["--shards", shards]),
+        ("pseudo-label", ["--shards", shards, "--phrases", str(photos / "phrases"), "--teacher", str(s.layout.teacher_of(1))]),
+        # a toy teacher is never sure of a photograph: its best guess a phrase shows the path
+        ("filter-boxes", ["--regions", str(photos / "regions"), "--set", "threshold=0.05", "--set", "best_per_phrase=1"]),
+        ("build-shards", ["--shards", shards, "--phrases", str(photos / "phrases"), "--labels", str(photos / "labels")]),
+    ]
+    outputs = {"parse-phrases": "phrases", "pseudo-label": "regions", "filter-boxes": "labels", "build-shards": "train"}
+    reports = {}
+    for stage, arguments in steps:
+        folder = str(photos / outputs[stage])
+        job = s.job(f"photos-{stage}", stage, *arguments, "--out", folder, counted_as="label-photos")
+        reports[stage] = run_jobs(f"photos-{stage}", [job]).model_dump(mode="json")
+    return reports
