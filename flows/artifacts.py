@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
-from uuid import UUID
 
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -47,7 +46,7 @@ class StageProgress:
     def __init__(self, title: str, jobs: Sequence[Job]) -> None:
         self._jobs, self._title = jobs, title
         self._said: tuple[float, str] | None = None
-        self._artifact: UUID | None = _never_fatal(create_progress_artifact)(
+        self._artifact: Any = _never_fatal(create_progress_artifact)(
             progress=0.0, key=key_of(f"progress-{title}"), description=f"{title}: starting"
         )
 
@@ -76,7 +75,9 @@ def show_tallies(title: str, report: StageReport) -> None:
     for unit, tally in sorted(report.tallies.items()):
         rows.append({"unit": unit, "what": "seen", "count": tally.seen})
         rows.append({"unit": unit, "what": "kept", "count": tally.kept})
-        rows += [{"unit": unit, "what": f"dropped: {r.replace('_', ' ')}", "count": n} for r, n in tally.dropped.items()]
+        rows += [
+            {"unit": unit, "what": f"dropped: {r.replace('_', ' ')}", "count": n} for r, n in tally.dropped.items()
+        ]
     if rows:
         create_table_artifact(rows, key=key_of(f"kept-{title}"), description=f"{title}: kept and dropped, and why")
 
@@ -84,5 +85,7 @@ def show_tallies(title: str, report: StageReport) -> None:
 @_never_fatal
 def show_comparison(rows: Sequence[Mapping[str, Any]], markdown: str) -> None:
     """The models side by side, as a table and as Markdown."""
-    create_table_artifact([dict(r) for r in rows], key="comparison", description="teacher, control and student, in percent")
+    create_table_artifact(
+        [dict(r) for r in rows], key="comparison", description="teacher, control and student, in percent"
+    )
     create_markdown_artifact(markdown, key="report", description="the run's numbers")

@@ -14,6 +14,13 @@ from pipeline.cli_base import one_line_errors, setup_logging
 if TYPE_CHECKING:
     from pipeline.config import SelfTrainConfig
 
+DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy laptop takes longer than the default 20
+}
+"""Settings of Prefect that hold unless the environment says otherwise; set before it is imported."""
+
 RECIPE = click.option("--recipe", default="demo", show_default=True, help="A recipe's name or YAML file.")
 SET = click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
 OUT = click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
@@ -22,7 +29,7 @@ OUT = click.option("--out", default="runs/demo", show_default=True, help="Folder
 @click.group()
 def main() -> None:
     """GLIP's self-training: a teacher labels a crawl, a student learns from it, a control keeps it honest."""
-    for name, value in {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

@@ -42,7 +42,7 @@ def self_train(
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
     check_inputs(config)
-    runner = ThreadPoolTaskRunner(max_workers=config.resources.parallel)
+    runner: Any = ThreadPoolTaskRunner(max_workers=config.resources.parallel)
 
     def run(stage: Flow[..., Any], *arguments: Any) -> Any:
         return stage.with_options(task_runner=runner)(out, config, *arguments)

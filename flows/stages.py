@@ -39,9 +39,7 @@ class Stager:
     def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
         self.config, self.layout = config, layout
 
-    def job(
-        self, name: str, stage: str, *arguments: str, together: int = 1, counted_as: str | None = None
-    ) -> Job:
+    def job(self, name: str, stage: str, *arguments: str, together: int = 1, counted_as: str | None = None) -> Job:
         """A stage command as a job; ``together`` jobs run at a time and share the cores."""
         command = pipeline_command(stage, "--recipe", str(self.layout.config), *arguments)
         job = self._job(name, counted_as or stage, command, together)
@@ -83,7 +81,11 @@ class Stager:
 
     def _job(self, name: str, stage: str, command: Sequence[str], together: int) -> Job:
         return Job(
-            name=name, stage=stage, command=tuple(command), logs=self.layout.logs, threads=self._threads(together)
+            name=name,
+            stage=stage,
+            command=tuple(command),
+            logs=self.layout.logs,
+            threads=self._threads(together),
         )
 
     def chunked(self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str) -> list[Job]:
@@ -140,7 +142,10 @@ def ingest(out: str, config: SelfTrainConfig) -> StageReport:
     s = stager(out, config)
     manifest, root = str(MANIFEST), str(s.layout.data)
     if config.demo is None:
-        manifest, root = str(config.data.manifest), config.data.root or str(Path(str(config.data.manifest)).parent)
+        manifest, root = (
+            str(config.data.manifest),
+            config.data.root or str(Path(str(config.data.manifest)).parent),
+        )
     return run_jobs("ingest", [s.job("ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train))])
 
 
@@ -251,12 +256,33 @@ def label_photos(out: str, config: SelfTrainConfig) -> dict[str, Any]:
     photos, shards = s.layout.photos, str(s.layout.data / "photos")
     steps = [
         ("parse-phrases", ["--shards", shards]),
-        ("pseudo-label", ["--shards", shards, "--phrases", str(photos / "phrases"), "--teacher", str(s.layout.teacher_of(1))]),
+        (
+            "pseudo-label",
+            [
+                "--shards",
+                shards,
+                "--phrases",
+                str(photos / "phrases"),
+                "--teacher",
+                str(s.layout.teacher_of(1)),
+            ],
+        ),
         # a toy teacher is never sure of a photograph: its best guess a phrase shows the path
-        ("filter-boxes", ["--regions", str(photos / "regions"), "--set", "threshold=0.05", "--set", "best_per_phrase=1"]),
-        ("build-shards", ["--shards", shards, "--phrases", str(photos / "phrases"), "--labels", str(photos / "labels")]),
+        (
+            "filter-boxes",
+            ["--regions", str(photos / "regions"), "--set", "threshold=0.05", "--set", "best_per_phrase=1"],
+        ),
+        (
+            "build-shards",
+            ["--shards", shards, "--phrases", str(photos / "phrases"), "--labels", str(photos / "labels")],
+        ),
     ]
-    outputs = {"parse-phrases": "phrases", "pseudo-label": "regions", "filter-boxes": "labels", "build-shards": "train"}
+    outputs = {
+        "parse-phrases": "phrases",
+        "pseudo-label": "regions",
+        "filter-boxes": "labels",
+        "build-shards": "train",
+    }
     reports = {}
     for stage, arguments in steps:
         folder = str(photos / outputs[stage])

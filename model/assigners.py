@@ -19,9 +19,7 @@ IGNORE_IOU = 0.5
 HUNGARIAN_COSTS = (2.0, 5.0, 2.0)
 
 
-def atss(
-    anchors: Tensor, level_sizes: list[int], boxes: Tensor, image_index: Tensor, batch: int, topk: int
-) -> Tensor:
+def atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, image_index: Tensor, batch: int, topk: int) -> Tensor:
     """Adaptive training sample selection (GLIP spec section 7).
 
     anchors (N, 4) shared by the batch, level_sizes: anchors a level, boxes (G, 4) of all images, image_index
@@ -83,9 +81,7 @@ def max_iou(
         own = anchors if anchors.dim() == 2 else anchors[i]
         iou = paired_iou(own[:, None], boxes[rows][None])  # (N, n boxes)
         best, index = iou.max(1)
-        matched[i] = torch.where(
-            best >= positive, rows[index], torch.where(best < negative, NEGATIVE, IGNORED)
-        )
+        matched[i] = torch.where(best >= positive, rows[index], torch.where(best < negative, NEGATIVE, IGNORED))
         if rescue:
             top = iou.amax(0)
             anchor, box = ((iou == top) & (top > 0)).nonzero(as_tuple=True)
@@ -117,9 +113,7 @@ def hungarian(logits: Tensor, predicted: Tensor, targets: Targets) -> Tensor:
         cost = words * gain @ share.t() + corners * distance + overlap * (1 - iou)
         cost = cost.nan_to_num(1e6, 1e6, -1e6)  # a broken prediction must reach the loss, which names it
         anchor, box = linear_sum_assignment(cost.cpu().numpy())
-        matched[i, torch.as_tensor(anchor, device=matched.device)] = rows[
-            torch.as_tensor(box, device=rows.device)
-        ]
+        matched[i, torch.as_tensor(anchor, device=matched.device)] = rows[torch.as_tensor(box, device=rows.device)]
     return matched
 
 

@@ -21,9 +21,7 @@ def to_ours(name: str, config: GlipConfig) -> str | None:
     Derived are the anchors and the windows' position indices. Raises KeyError for a name that GLIP does not have.
     `name` has no "module." prefix.
     """
-    if re.fullmatch(r"rpn\.anchor_generator\.cell_anchors\.\d+", name) or name.endswith(
-        ".relative_position_index"
-    ):
+    if re.fullmatch(r"rpn\.anchor_generator\.cell_anchors\.\d+", name) or name.endswith(".relative_position_index"):
         return None
     if name.startswith("backbone.body."):
         return "backbone." + name.removeprefix("backbone.body.")
@@ -103,11 +101,7 @@ def released_names(config: GlipConfig) -> dict[str, tuple[int, ...]]:
     for name, tensor in own.items():
         shape = tuple(tensor.shape)
         released = to_released_name(name, config)
-        if (
-            released.startswith(_CONVOLUTIONS_1X1)
-            and len(shape) == 2
-            or re.search(r"AttnConv\.1\.weight$", released)
-        ):
+        if (released.startswith(_CONVOLUTIONS_1X1) and len(shape) == 2) or re.search(r"AttnConv\.1\.weight$", released):
             shape = (*shape, 1, 1)
         names[released] = shape
         if name.endswith("relative_position_bias_table"):

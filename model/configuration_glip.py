@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig
@@ -41,9 +41,7 @@ class GlipBackboneConfig(PreTrainedConfig):
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} differ in length")
         for i, heads in enumerate(self.num_heads):
             if (self.embed_dim * 2**i) % heads:
-                raise ValueError(
-                    f"stage {i + 2}: width {self.embed_dim * 2**i} is not a multiple of {heads} heads"
-                )
+                raise ValueError(f"stage {i + 2}: width {self.embed_dim * 2**i} is not a multiple of {heads} heads")
 
     def stage_channels(self, stage: int) -> int:
         """Channels of stage `stage` (2 is the first)."""
@@ -78,8 +76,12 @@ class GlipConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=BertConfig),
     }
 
-    backbone_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what they are once the configuration is made
+        backbone_config: GlipBackboneConfig
+        text_config: BertConfig
+    else:
+        backbone_config: dict | PreTrainedConfig | None = None
+        text_config: dict | PreTrainedConfig | None = None
 
     # Feature pyramid
     hidden_size: int = 256
@@ -159,9 +161,7 @@ class GlipConfig(PreTrainedConfig):
                 f"num_feature_levels={self.num_feature_levels} is less than the {len(stages)} stages fed in"
             )
         if self.hidden_size % self.group_norm_groups:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of {self.group_norm_groups} groups"
-            )
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of {self.group_norm_groups} groups")
         if self.fusion_embed_dim % self.fusion_num_heads:
             raise ValueError(
                 f"fusion_embed_dim={self.fusion_embed_dim}: not a multiple of {self.fusion_num_heads} heads"

@@ -63,7 +63,10 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
     expected = released_names(config)
     problems: list[str] = []
     state: dict[str, Tensor] = {}
-    ignored, extra, shapes, values = [], [], [], []
+    ignored: list[str] = []
+    extra: list[str] = []
+    shapes: list[str] = []
+    values: list[str] = []
     for name, tensor in entries.items():
         if name not in expected:
             left_out = name.endswith(IGNORED_SUFFIXES) or any(p in name for p in IGNORED_PARTS)
@@ -132,9 +135,7 @@ def bundled_vocabulary() -> Path | None:
     return file
 
 
-def convert(
-    file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None
-) -> list[str]:
+def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
     """Write a Hugging Face folder `out` from a released file; returns the names that were left out.
 
     vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder has no
@@ -164,9 +165,7 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
 
 @click.command(name="convert-checkpoint")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse)."
-)
+@click.option("--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse).")
 @click.option(
     "--out",
     required=True,

@@ -84,9 +84,7 @@ def clean_name(name: str) -> str:
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
-def prompt_from_names(
-    names: Sequence[str], separator: str = SEPARATOR
-) -> tuple[str, list[list[tuple[int, int]]]]:
+def prompt_from_names(names: Sequence[str], separator: str = SEPARATOR) -> tuple[str, list[list[tuple[int, int]]]]:
     """("person. traffic light", [[(0, 6)], [(8, 21)]]): the caption of a class list and each class's span.
 
     Names are taken as they are (see `clean_name`). No separator after the last. Source: GLIP spec 9.1.
@@ -98,9 +96,7 @@ def prompt_from_names(
     return separator.join(names), phrases
 
 
-def chunk_names(
-    names: Sequence[str], tokenizer: Any, max_length: int, max_names: int | None = None
-) -> list[list[str]]:
+def chunk_names(names: Sequence[str], tokenizer: Any, max_length: int, max_names: int | None = None) -> list[list[str]]:
     """Consecutive groups of names whose prompts fit `max_length` tokens, specials included (and `max_names` names).
 
     A name that alone does not fit gets a chunk of its own and is then reported as missing. Source: GLIP spec 9.1.

@@ -21,7 +21,7 @@ def resized_size(width: int, height: int, shortest: int, longest: int | None) ->
     """
     short, long = min(width, height), max(width, height)
     if longest is not None and long / short * shortest > longest:
-        shortest = max(1, int(round(longest * short / long)))
+        shortest = max(1, round(longest * short / long))
     if short == shortest:
         return height, width
     other = int(shortest * long / short)
@@ -32,18 +32,14 @@ def to_rgb(image: Any) -> Image.Image:
     """PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor -> PIL RGB. Raises TypeError for anything else."""
     if isinstance(image, Tensor):
         image = (
-            image.permute(1, 2, 0).cpu().numpy()
-            if image.dim() == 3 and image.shape[0] == 3
-            else image.cpu().numpy()
+            image.permute(1, 2, 0).cpu().numpy() if image.dim() == 3 and image.shape[0] == 3 else image.cpu().numpy()
         )
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise TypeError(f"image array of {image.dtype}: give uint8 values 0..255")
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise TypeError(
-            f"not an image: {type(image).__name__}; give PIL images, uint8 arrays (H, W, 3) or tensors"
-        )
+        raise TypeError(f"not an image: {type(image).__name__}; give PIL images, uint8 arrays (H, W, 3) or tensors")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -126,9 +122,7 @@ class GlipImageProcessor(BaseImageProcessor):
         `settings`: see `post_processing.detections`.
         """
         words = all_words(outputs.attention_mask)
-        found = detections(
-            outputs, [[w] for w in words], threshold=threshold, target_sizes=target_sizes, **settings
-        )
+        found = detections(outputs, [[w] for w in words], threshold=threshold, target_sizes=target_sizes, **settings)
         return [{k: f[k] for k in ("scores", "labels", "boxes")} for f in found]
 
 

@@ -146,9 +146,7 @@ def dense_losses(
     })  # fmt: skip
 
 
-def proposal_losses(
-    config: GlipConfig, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets
-):
+def proposal_losses(config: GlipConfig, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets):
     """Losses of the two-stage head's first stage, per image: {name: (B,)}.
 
     objectness (B, N) logits, deltas (B, N, 4), anchors (N, 4).

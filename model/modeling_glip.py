@@ -119,9 +119,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             trace["swin"], trace["fpn"] = stages, maps
         return maps
 
-    def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """input_ids, attention_mask (B, T) -> BERT's last layer (B, T, D), not masked.
 
         Compute once for each distinct caption and pass as `text_features`.
@@ -176,9 +174,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         if image_sizes is None:
             if pixel_values is None:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")
-            image_sizes = torch.tensor(
-                [pixel_values.shape[-2:]] * pixel_values.shape[0], device=attention_mask.device
-            )
+            image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0], device=attention_mask.device)
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
@@ -246,9 +242,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         wrong = [n for n in own if n not in theirs or own[n].shape != theirs[n].shape]
         if wrong or set(theirs) - set(own):
             wrong = wrong or sorted(set(theirs) - set(own))
-            raise ValueError(
-                f"{folder} does not fit text_config; first difference: {wrong[0]} ({len(wrong)} in all)"
-            )
+            raise ValueError(f"{folder} does not fit text_config; first difference: {wrong[0]} ({len(wrong)} in all)")
         self.text_encoder.load_state_dict(theirs)
 
     def load_swin(self, file: str | Path) -> None:

@@ -84,9 +84,7 @@ def detections(
     batch = outputs.logits.shape[0]
     score_agg = score_agg or getattr(outputs, "score_aggregation", None) or "mean"
     if len(tokens) != batch or (target_sizes is not None and len(target_sizes) != batch):
-        raise ValueError(
-            f"{batch} captions, but phrases for {len(tokens)} and target sizes for {_count(target_sizes)}"
-        )
+        raise ValueError(f"{batch} captions, but phrases for {len(tokens)} and target sizes for {_count(target_sizes)}")
     sizes = outputs.level_shapes.prod(-1).tolist()
     boxes = box_ops.clip(outputs.pred_boxes.float(), outputs.image_sizes)
     # the two-stage head has no centerness: there a score is the phrase's probability itself
@@ -151,5 +149,5 @@ def _count(target_sizes: Any) -> str:
 
 def _empty(device: torch.device) -> dict[str, Tensor]:
     none = torch.zeros(0, device=device)
-    result = {k: none for k in ("scores", "token_mean", "token_min", "token_max", "centerness")}
+    result = dict.fromkeys(("scores", "token_mean", "token_min", "token_max", "centerness"), none)
     return {**result, "boxes": torch.zeros(0, 4, device=device), "labels": none.long()}

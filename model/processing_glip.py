@@ -65,19 +65,13 @@ class GlipProcessor(ProcessorMixin):
             raise ValueError(f'return_tensors={return_tensors!r}: only "pt" is offered')
         features: dict[str, Any] = {}
         if images is not None:
-            features.update(
-                self.image_processor(images, do_resize=do_resize, return_tensors="pt", **image_settings)
-            )
+            features.update(self.image_processor(images, do_resize=do_resize, return_tensors="pt", **image_settings))
         if text is not None:
             rows: list[Any] = [text] if isinstance(text, str) else list(text)
             captions: list[str] = []
             owner: list[int] = []
             for i, row in enumerate(rows):
-                prompts = (
-                    [row]
-                    if isinstance(row, str)
-                    else [prompt_from_names(c)[0] for c in self.chunk_names(row)]
-                )
+                prompts = [row] if isinstance(row, str) else [prompt_from_names(c)[0] for c in self.chunk_names(row)]
                 captions += prompts or [""]
                 owner += [i] * max(len(prompts), 1)
             if images is not None and len(rows) != features["pixel_values"].shape[0]:
@@ -116,9 +110,7 @@ class GlipProcessor(ProcessorMixin):
         """
         offsets = offset_mapping if offset_mapping is not None else getattr(outputs, "offset_mapping", None)
         if offsets is None:
-            raise ValueError(
-                "offsets are unknown: call the model with the processor's offset_mapping, or pass it here"
-            )
+            raise ValueError("offsets are unknown: call the model with the processor's offset_mapping, or pass it here")
         index = getattr(outputs, "image_index", None)
         owner = list(range(len(outputs.logits))) if index is None else index.tolist()
         if len(phrases) != max(owner, default=-1) + 1:
@@ -154,7 +146,7 @@ class GlipProcessor(ProcessorMixin):
             count = owner.count(image)
             if given and isinstance(given[0], str):
                 start = 0
-                chunks = self.chunk_names(given)  # type: ignore[arg-type]
+                chunks = self.chunk_names(given)
                 for chunk in chunks:
                     rows.append((prompt_from_names(chunk)[1], start))
                     start += len(chunk)
@@ -168,13 +160,11 @@ class GlipProcessor(ProcessorMixin):
                 )
         return rows
 
-    def _names(
-        self, given: Phrases, caption: str | None, outputs: Any, row: int, tokens: list[list[int]]
-    ) -> list[str]:
+    def _names(self, given: Phrases, caption: str | None, outputs: Any, row: int, tokens: list[list[int]]) -> list[str]:
         if given and isinstance(given[0], str):
-            return list(given)  # type: ignore[arg-type]
+            return [str(name) for name in given]
         if caption is not None:
-            return [" ".join(caption[int(s) : int(e)] for s, e in spans) for spans in given]
+            return [" ".join(caption[int(s) : int(e)] for s, e in spans) for spans in given]  # type: ignore[str-unpack]
         ids = getattr(outputs, "input_ids", None)
         if ids is None:
             return [""] * len(given)
@@ -184,9 +174,7 @@ class GlipProcessor(ProcessorMixin):
         self, outputs: Any, threshold: float = 0.05, target_sizes: Any = None, **settings: Any
     ):
         """Detections with each whole caption as one phrase; see `GlipImageProcessor.post_process_object_detection`."""
-        return self.image_processor.post_process_object_detection(
-            outputs, threshold, target_sizes, **settings
-        )
+        return self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **settings)
 
 
 __all__ = ["GlipImageProcessor", "GlipProcessor"]

@@ -39,9 +39,7 @@ def collect_targets(labels: list[dict[str, Any]], tokens: int, device: torch.dev
         n = box.shape[0]
         positive = torch.as_tensor(label["positive_map"], device=device)
         if positive.dim() != 2 or positive.shape[0] != n:
-            raise ValueError(
-                f"labels[{i}]: positive_map {tuple(positive.shape)} has not one row for each of {n} boxes"
-            )
+            raise ValueError(f"labels[{i}]: positive_map {tuple(positive.shape)} has not one row for each of {n} boxes")
         weight, teach = _optional(label, "weights", device), _optional(label, "regress", device)
         weight = torch.ones(n, device=device) if weight is None else weight.float()
         teach = torch.ones(n, dtype=torch.bool, device=device) if teach is None else teach.bool()

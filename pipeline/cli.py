@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from pipeline.stats import StageReport
 
 SHARDS = click.option(
-    "--shards", required=True, multiple=True, help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs."
+    "--shards",
+    required=True,
+    multiple=True,
+    help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs.",
 )
 OUT = click.option("--out", required=True, help="Folder for the outputs. What is done there already is not done again.")
 WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Shards worked on at a time.")
-MAX_FAILED = click.option("--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does.")
+MAX_FAILED = click.option(
+    "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
+)
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 
 
@@ -40,7 +45,9 @@ def _expand(patterns: tuple[str, ...], suffix: str = ".tar") -> list[str]:
 @click.option("--only", help="One set of the manifest, by name.")
 @WORKERS
 @MAX_FAILED
-def ingest(config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int) -> StageReport:
+def ingest(
+    config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int
+) -> StageReport:
     """Turn human-labelled sets, as their owners publish them, into training shards.
 
     \b
@@ -49,7 +56,14 @@ def ingest(config: Any, manifest: str, out: str, root: str | None, only: str | N
     from pipeline.stages import ingest as stage
 
     return stage.run(
-        config, manifest, out, root=root, only=only, progress=_progress(), workers=workers, max_failed=max_failed
+        config,
+        manifest,
+        out,
+        root=root,
+        only=only,
+        progress=_progress(),
+        workers=workers,
+        max_failed=max_failed,
     )
 
 
@@ -71,13 +85,25 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
 
 @stage_command("pseudo_label", name="pseudo-label")
 @SHARDS
-@click.option("--phrases", help="Folder that parse-phrases wrote. Default: OUT/../phrases, made there if it is missing.")
-@click.option("--teacher", required=True, help="Model folder of the teacher (convert-checkpoint makes one of a release).")
+@click.option(
+    "--phrases", help="Folder that parse-phrases wrote. Default: OUT/../phrases, made there if it is missing."
+)
+@click.option(
+    "--teacher",
+    required=True,
+    help="Model folder of the teacher (convert-checkpoint makes one of a release).",
+)
 @OUT
 @DEVICE
 @MAX_FAILED
 def pseudo_label(
-    config: Any, shards: tuple[str, ...], phrases: str | None, teacher: str, out: str, device: str, max_failed: int
+    config: Any,
+    shards: tuple[str, ...],
+    phrases: str | None,
+    teacher: str,
+    out: str,
+    device: str,
+    max_failed: int,
 ) -> StageReport:
     """Box the phrases of a crawl with a teacher; every region above a low floor is stored with its scores.
 
@@ -97,12 +123,24 @@ def pseudo_label(
         phrases = str(Path(out).parent / "phrases")
         tell(parser.run(ParsePhrasesConfig(), paths, phrases, progress=_progress(), max_failed=max_failed))
     return stage.run(
-        config, paths, out, phrases=phrases, teacher=teacher, device=device, progress=_progress(), max_failed=max_failed
+        config,
+        paths,
+        out,
+        phrases=phrases,
+        teacher=teacher,
+        device=device,
+        progress=_progress(),
+        max_failed=max_failed,
     )
 
 
 @stage_command("filter_boxes", name="filter-boxes")
-@click.option("--regions", required=True, multiple=True, help="What pseudo-label wrote: a folder, glob or brace pattern.")
+@click.option(
+    "--regions",
+    required=True,
+    multiple=True,
+    help="What pseudo-label wrote: a folder, glob or brace pattern.",
+)
 @OUT
 @WORKERS
 @MAX_FAILED
@@ -151,12 +189,24 @@ def build_shards(
 
 def _train_command(section: str, name: str, text: str) -> click.Command:
     @stage_command(section, name=name, help=text)
-    @click.option("--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture.")
-    @click.option("--init", help="Model folder to start from. Default: a new network, as the recipe's model section says.")
+    @click.option(
+        "--source",
+        "sources",
+        multiple=True,
+        required=True,
+        metavar="NAME=SHARDS",
+        help="A source of the mixture.",
+    )
+    @click.option(
+        "--init",
+        help="Model folder to start from. Default: a new network, as the recipe's model section says.",
+    )
     @OUT
     @DEVICE
     @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
-    def train(config: Any, sources: tuple[str, ...], init: str | None, out: str, device: str, threads: int | None) -> None:
+    def train(
+        config: Any, sources: tuple[str, ...], init: str | None, out: str, device: str, threads: int | None
+    ) -> None:
         from pipeline.train_main import named_sources, start
 
         recipe = click.get_current_context().params["recipe"]
@@ -200,7 +250,9 @@ train_student = _train_command(
 
 @stage_command("evaluate", name="evaluate")
 @click.option("--model", required=True, help="Model folder.")
-@click.option("--set-shards", "sets", multiple=True, required=True, metavar="NAME=SHARDS", help="A set with gold boxes.")
+@click.option(
+    "--set-shards", "sets", multiple=True, required=True, metavar="NAME=SHARDS", help="A set with gold boxes."
+)
 @OUT
 @DEVICE
 def evaluate(config: Any, model: str, sets: tuple[str, ...], out: str, device: str) -> None:

@@ -28,7 +28,11 @@ def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]
     def wrap(function: F) -> click.Command:
         @functools.wraps(function)
         def command(
-            recipe: str | None, changes: tuple[str, ...], report_json: str | None, verbose: bool, **arguments: Any
+            recipe: str | None,
+            changes: tuple[str, ...],
+            report_json: str | None,
+            verbose: bool,
+            **arguments: Any,
         ) -> None:
             setup_logging(verbose)
             with one_line_errors(settings.get("name", section)):
@@ -41,10 +45,15 @@ def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]
         command = click.option("--report-json", metavar="FILE", help="Also write the counts as JSON.")(command)
         command = click.option("-v", "--verbose", is_flag=True, help="Tell more.")(command)
         command = click.option(
-            "--set", "changes", multiple=True, metavar="NAME=VALUE", help=f"Change a setting of {section}; may be repeated."
+            "--set",
+            "changes",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help=f"Change a setting of {section}; may be repeated.",
         )(command)
         command = click.option(
-            "--recipe", help="A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones."
+            "--recipe",
+            help="A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones.",
         )(command)
         return click.command(context_settings={"show_default": True}, **settings)(command)
 
@@ -62,7 +71,7 @@ def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> Ba
     return build(kind, data, changes, where=section)
 
 
-class one_line_errors:  # noqa: N801 - used as a with-statement
+class one_line_errors:
     """Turn InputError and RunError into a line on stderr and the exit code 2 or 1."""
 
     def __init__(self, name: str) -> None:

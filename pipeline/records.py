@@ -52,7 +52,7 @@ class GroundingRecord(_Strict):
     are named in the caption but must not be taught as absent.
     """
 
-    version: Literal[1] = RECORD_VERSION
+    version: Literal[1] = 1
     key: str
     dataset: str
     kind: Literal["grounding", "detection"]
@@ -61,7 +61,8 @@ class GroundingRecord(_Strict):
     regions: tuple[Region, ...] = ()
     uncertain: tuple[Span, ...] = ()
     verified_absent: tuple[str, ...] | None = Field(
-        None, description="federated sets: only these class names are known to be absent; None: all others are"
+        None,
+        description="federated sets: only these class names are known to be absent; None: all others are",
     )
 
     @model_validator(mode="after")

@@ -97,7 +97,12 @@ class StageReport(BaseModel):
 
     @classmethod
     def of(
-        cls, stage: str, reports: Iterable[ShardReport], *, skipped: int = 0, failed: Iterable[FailedShard] = ()
+        cls,
+        stage: str,
+        reports: Iterable[ShardReport],
+        *,
+        skipped: int = 0,
+        failed: Iterable[FailedShard] = (),
     ) -> StageReport:
         """Sum shard reports; ``skipped`` says how many of them were found done rather than made."""
         total = cls(stage=stage, skipped=skipped, failed=list(failed))

@@ -68,7 +68,14 @@ def _read(path: str) -> dict[str, object]:
 @click.command(context_settings={"show_default": True})
 @click.option("--config", required=True, help="JSON file of training settings (pipeline.config.TrainConfig).")
 @click.option("--model", "model_file", help="JSON file of the network to build, when not starting from --init.")
-@click.option("--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    required=True,
+    metavar="NAME=SHARDS",
+    help="A source of the mixture.",
+)
 @click.option("--init", help="Model folder to start from.")
 @click.option("--out", required=True, help="Folder for checkpoints and the final model.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")

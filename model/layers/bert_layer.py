@@ -80,7 +80,5 @@ class GlipTextLayer(nn.Module):
 
 def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, T) 0/1 mask -> additive (B, 1, 1, T) bias."""
-    bias = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(
-        attention_mask == 0, torch.finfo(dtype).min
-    )
+    bias = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(attention_mask == 0, torch.finfo(dtype).min)
     return bias[:, None, None]

@@ -11,9 +11,7 @@ _CACHE: dict[tuple, Any] = {}
 _LIMIT = 512
 
 
-def device_constant(
-    make: Callable, *args: Any, device: torch.device, dtype: torch.dtype | None = None
-) -> Any:
+def device_constant(make: Callable, *args: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """`make(*args)` moved to `device` (and `dtype`), remembered. `make` returns a tensor or a tuple of tensors.
 
     Copying such a tensor at every call would stall a GPU; rebuilding it costs a small model more than its arithmetic.

@@ -31,10 +31,7 @@ def branch_geometry(
     for start, in_h, in_w, out_h, out_w in inputs:
         stride = 1 if (in_h, in_w) == (out_h, out_w) else 2
         y, x = torch.meshgrid(torch.arange(out_h) * stride, torch.arange(out_w) * stride, indexing="ij")
-        taps = (
-            torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"), -1).view(1, TAPS, 2)
-            - 1
-        )
+        taps = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"), -1).view(1, TAPS, 2) - 1
         bases.append(torch.stack([y, x], -1).view(-1, 1, 2) + taps)
         sizes.append(torch.tensor([in_h, in_w]).expand(out_h * out_w, 2))
         starts.append(torch.full((out_h * out_w, 1), start))

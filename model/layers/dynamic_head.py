@@ -108,11 +108,9 @@ class DynamicConv(nn.Module):
                     ]
                 )
             )
-        geometry = device_constant(branch_geometry, tuple(sum(pairs, [])), device=x.device)
+        geometry = device_constant(branch_geometry, tuple(p for group in pairs for p in group), device=x.device)
         control = torch.cat(raw, 1)
-        rows, weights = sampling_plan(
-            control[..., :18].contiguous(), control[..., 18:].sigmoid(), geometry, n
-        )
+        rows, weights = sampling_plan(control[..., :18].contiguous(), control[..., 18:].sigmoid(), geometry, n)
         table = x.reshape(b * n, c)
         counts = [r.shape[1] for r in raw]
         out = [
@@ -131,9 +129,7 @@ class DynamicConv(nn.Module):
         maps = [m.contiguous() for m in split_levels(x, shapes)]
         offsets, masks = [c[:, :18].contiguous() for c in controls], [c[:, 18:].sigmoid() for c in controls]
 
-        def convolve(
-            branch: DynamicBranch, source: Tensor, offset: Tensor, mask: Tensor, stride: int
-        ) -> Tensor:
+        def convolve(branch: DynamicBranch, source: Tensor, offset: Tensor, mask: Tensor, stride: int) -> Tensor:
             weight, bias = branch.weight.float(), branch.bias.float()
             return deform_conv2d(source, offset, weight, bias, stride=stride, padding=1, mask=mask)
 
@@ -143,9 +139,7 @@ class DynamicConv(nn.Module):
         ]
         same = [convolve(self.same, m, o, k, 1) for m, o, k in zip(maps, offsets, masks)]
         lower = [
-            convolve(
-                self.lower, maps[i], offsets[i + 1], masks[i + 1], 2 if shapes[i] != shapes[i + 1] else 1
-            )
+            convolve(self.lower, maps[i], offsets[i + 1], masks[i + 1], 2 if shapes[i] != shapes[i + 1] else 1)
             for i in range(len(shapes) - 1)
         ]
         return [upper, same, lower]
@@ -159,9 +153,7 @@ class DynamicConv(nn.Module):
                 group.append(self.lower.norm(lower[i - 1]))
             if i + 1 < len(shapes):
                 # a 1x1 map on top of a 1x1 map has nothing to interpolate, but the call is harmless
-                group.append(
-                    F.interpolate(self.upper.norm(upper[i]), size=shape, mode="bilinear", align_corners=True)
-                )
+                group.append(F.interpolate(self.upper.norm(upper[i]), size=shape, mode="bilinear", align_corners=True))
             groups.append(group)
         means = torch.stack([m.mean((2, 3)) for group in groups for m in group])
         gates = F.hardsigmoid(F.relu(self.attention(means)))[..., None, None]  # (maps, B, 1, 1, 1)

@@ -18,17 +18,13 @@ def drop_block(x: Tensor, probability: float, block: int) -> Tensor:
 class GlipFeaturePyramid(nn.Module):
     """Lateral 1x1 and output 3x3 convolutions, nearest top-down sums, then stride-2 convolutions for further levels."""
 
-    def __init__(
-        self, in_channels: list[int], channels: int, num_levels: int, drop_prob: float, drop_size: int
-    ):
+    def __init__(self, in_channels: list[int], channels: int, num_levels: int, drop_prob: float, drop_size: int):
         super().__init__()
         self.drop_prob, self.drop_size = drop_prob, drop_size
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         extra = num_levels - len(in_channels)
-        self.extra = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra)
-        )
+        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
         initialised(self, "kaiming")
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -41,9 +37,7 @@ class GlipFeaturePyramid(nn.Module):
             lateral = self.lateral[i](features[i])
             merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
             kept = merged
-            if (
-                self.training and self.drop_prob > 0
-            ):  # the coarsest map is never dropped, nor is the top-down path
+            if self.training and self.drop_prob > 0:  # the coarsest map is never dropped, nor is the top-down path
                 kept = drop_block(merged, self.drop_prob, self.drop_size)
             out.insert(0, self.output[i](kept))
         for i, conv in enumerate(self.extra):

@@ -105,9 +105,7 @@ class GlipFusion(nn.Module):
         self.gamma_v = nn.Parameter(torch.full((v_dim,), init_scale))
         self.gamma_l = nn.Parameter(torch.full((l_dim,), init_scale))
 
-    def forward(
-        self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool = False) -> tuple[Tensor, Tensor]:
         """v: (B, N, C) all levels, l: (B, T, D), attention_mask: (B, T). Returns the fused pair, same shapes."""
         v, l = self.layer_norm_v(v), self.layer_norm_l(l)
         dv, dl = self.attn(v, l, attention_mask, eager)

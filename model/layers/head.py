@@ -63,9 +63,7 @@ class GlipFusedBlock(nn.Module):
             )  # fmt: skip
             self.text_layer = GlipTextLayer(text)
         if dynamic:
-            self.conv = DynamicConv(
-                c.hidden_size, c.group_norm_groups, c.dyrelu_reduction, c.deform_implementation
-            )
+            self.conv = DynamicConv(c.hidden_size, c.group_norm_groups, c.dyrelu_reduction, c.deform_implementation)
 
 
 class AlignmentHead(nn.Module):

@@ -31,11 +31,7 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
     for i, rows in enumerate(slices):
         for j, cols in enumerate(slices):
             region[rows, cols] = i * 3 + j
-    flat = (
-        region.view(height // window, window, width // window, window)
-        .transpose(1, 2)
-        .reshape(-1, window * window)
-    )
+    flat = region.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window * window)
     return torch.where(flat[:, None] == flat[:, :, None], 0.0, -100.0)
 
 
@@ -81,9 +77,7 @@ class SwinMlp(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm block; `shift` 0 or window // 2."""
 
-    def __init__(
-        self, dim: int, window: int, heads: int, shift: int, drop_path: float, mlp_ratio: float, eps: float
-    ):
+    def __init__(self, dim: int, window: int, heads: int, shift: int, drop_path: float, mlp_ratio: float, eps: float):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.norm1 = nn.LayerNorm(dim, eps=eps)
@@ -107,9 +101,7 @@ class SwinBlock(nn.Module):
         mask = None
         if shift:
             x = x.roll((-shift, -shift), (1, 2))
-            mask = device_constant(
-                shift_mask, h + pad_h, w + pad_w, size, shift, device=x.device, dtype=x.dtype
-            )
+            mask = device_constant(shift_mask, h + pad_h, w + pad_w, size, shift, device=x.device, dtype=x.dtype)
         x = x.view(b, rows, size, cols, size, c).transpose(2, 3).reshape(b, rows * cols, size * size, c)
         x = self.attn(x, mask)
         x = x.view(b, rows, cols, size, size, c).transpose(2, 3).reshape(b, h + pad_h, w + pad_w, c)
@@ -190,20 +182,14 @@ class GlipSwin(nn.Module):
     def __init__(self, config: GlipBackboneConfig, norm_stages: list[int]):
         super().__init__()
         self.patch_embed = PatchEmbed(config)
-        rates = torch.linspace(
-            0, config.drop_path_rate, sum(config.depths), dtype=torch.float64, device="cpu"
-        ).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), dtype=torch.float64, device="cpu").tolist()
         layers, start = [], 0
         for i, depth in enumerate(config.depths):
-            layers.append(
-                SwinStage(config, i, rates[start : start + depth], merge=i + 1 < len(config.depths))
-            )
+            layers.append(SwinStage(config, i, rates[start : start + depth], merge=i + 1 < len(config.depths)))
             start += depth
         self.layers = nn.ModuleList(layers)
         for stage in norm_stages:
-            self.add_module(
-                f"norm{stage - 2}", nn.LayerNorm(config.stage_channels(stage), eps=config.layer_norm_eps)
-            )
+            self.add_module(f"norm{stage - 2}", nn.LayerNorm(config.stage_channels(stage), eps=config.layer_norm_eps))
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """pixel_values: (B, 3, H, W). Returns stages 2.. as (B, C_k, H/s_k, W/s_k), channels-last in memory."""

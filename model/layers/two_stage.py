@@ -50,9 +50,7 @@ class RegionFeatures(nn.Module):
         """boxes (B, K, 4) xyxy pixels."""
         b, k, _ = boxes.shape
         side = (boxes[..., 2:] - boxes[..., :2] + 1).clamp(min=1).prod(-1).sqrt()
-        level = (
-            torch.log2(side / (self.canonical * self.strides[0])).round().clamp(0, len(maps) - 1).flatten()
-        )
+        level = torch.log2(side / (self.canonical * self.strides[0])).round().clamp(0, len(maps) - 1).flatten()
         index = torch.arange(b, device=boxes.device).repeat_interleave(k).to(boxes.dtype)
         rois = torch.cat([index[:, None], boxes.reshape(-1, 4)], 1)
         out = boxes.new_zeros(b * k, maps[0].shape[1], self.size, self.size, dtype=maps[0].dtype)

@@ -49,7 +49,10 @@ class Annotator(Protocol):
         ...
 
     def annotate(
-        self, images: Sequence[Image.Image], captions: Sequence[str], spans: Sequence[Sequence[Sequence[Span]]]
+        self,
+        images: Sequence[Image.Image],
+        captions: Sequence[str],
+        spans: Sequence[Sequence[Sequence[Span]]],
     ) -> list[Annotations]:
         """Box every phrase (a list of character spans of its caption) of every image, in one forward pass."""
         ...

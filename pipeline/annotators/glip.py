@@ -36,7 +36,10 @@ class GlipAnnotator:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def annotate(
-        self, images: Sequence[Image.Image], captions: Sequence[str], spans: Sequence[Sequence[Sequence[Span]]]
+        self,
+        images: Sequence[Image.Image],
+        captions: Sequence[str],
+        spans: Sequence[Sequence[Sequence[Span]]],
     ) -> list[Annotations]:
         """One forward pass for all pairs. Out of GPU memory, the batch is halved until it fits."""
         try:
@@ -52,7 +55,10 @@ class GlipAnnotator:
 
     @torch.inference_mode()
     def _annotate(
-        self, images: Sequence[Image.Image], captions: Sequence[str], spans: Sequence[Sequence[Sequence[Span]]]
+        self,
+        images: Sequence[Image.Image],
+        captions: Sequence[str],
+        spans: Sequence[Sequence[Sequence[Span]]],
     ) -> list[Annotations]:
         inputs = self._processor(images=list(images), text=list(captions), size=self._size)
         outputs = self._model(**inputs.to(self._device))

@@ -11,9 +11,7 @@ from pipeline.errors import InputError, RunError
 
 
 @click.command("make-demo-data")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="New, empty or an earlier demo's."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New, empty or an earlier demo's.")
 @click.option("--seed", type=int, default=None, help="Same seed, same bytes.  [default: 0]")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Such as crawled_scenes=500.")
 @click.option("--quiet", is_flag=True, help="No progress.")

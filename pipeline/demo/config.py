@@ -32,20 +32,14 @@ class DemoDataConfig(Config):
     small: tuple[int, int] = Field((20, 28), description='longer side of a "small" thing, in pixels')
     large: tuple[int, int] = Field((34, 44), description='longer side of a "large" thing, in pixels')
     max_rotation: int = Field(12, ge=0, le=45, description="degrees either way")
-    max_overlap: float = Field(
-        0.05, ge=0, le=0.5, description="between two things, of the smaller box's area"
-    )
+    max_overlap: float = Field(0.05, ge=0, le=0.5, description="between two things, of the smaller box's area")
     same_noun_share: float = Field(0.5, ge=0, le=1, description="grounding scenes with two of one noun")
     colour_share: float = Field(0.92, ge=0, le=1, description="phrases that name the colour")
     size_share: float = Field(0.4, ge=0, le=1, description="phrases that name the size")
     repeat_colour_share: float = Field(0.2, ge=0, le=1, description="crawled scenes whose colours may repeat")
     unmentioned_share: float = Field(0.15, ge=0, le=1, description="captions of 3 or 4 that leave one out")
-    useless_share: float = Field(
-        0.03, ge=0, le=1, description="crawled captions that describe nothing; rounded"
-    )
-    broken_share: float = Field(
-        0.01, ge=0, le=1, description="crawled images that are no whole JPEG; rounded"
-    )
+    useless_share: float = Field(0.03, ge=0, le=1, description="crawled captions that describe nothing; rounded")
+    broken_share: float = Field(0.01, ge=0, le=1, description="crawled images that are no whole JPEG; rounded")
     train_fonts: tuple[str, ...] = Field((), description="of labelled and crawled scenes; empty: manifest's")
     validation_fonts: tuple[str, ...] = Field((), description="of val_*; empty: the manifest's")
     evaluation_fonts: tuple[str, ...] = Field((), description="of eval_*; empty: the manifest's")
@@ -53,9 +47,7 @@ class DemoDataConfig(Config):
     @model_validator(mode="after")
     def _sizes_and_shares_fit(self) -> DemoDataConfig:
         if not 8 <= self.small[0] <= self.small[1] < self.large[0] <= self.large[1] <= 46:
-            raise ValueError(
-                f"small {self.small}, large {self.large}: want 8 <= small < large <= 46, as four must fit"
-            )
+            raise ValueError(f"small {self.small}, large {self.large}: want 8 <= small < large <= 46, as four must fit")
         if self.useless_share + self.broken_share > 1:
             raise ValueError("useless_share and broken_share: together at most 1")
         return self

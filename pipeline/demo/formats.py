@@ -167,9 +167,7 @@ def write_gold(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_table(path, pa.Table.from_pylist(list(rows), GOLD), GOLD, {})
 
 
-def gold_row(
-    key: str, caption: Caption, phrase: Phrase, scene: Scene, novel: Collection[str]
-) -> dict[str, Any]:
+def gold_row(key: str, caption: Caption, phrase: Phrase, scene: Scene, novel: Collection[str]) -> dict[str, Any]:
     """One row of :data:`GOLD`; ``novel`` are the nouns without human labels."""
     noun = scene.things[phrase.thing].noun
     x1, y1, x2, y2 = scene.boxes[phrase.thing]

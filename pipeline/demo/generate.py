@@ -100,8 +100,7 @@ class _Generator:
         used = {name: self.manifest.fonts[name] for names in self.families.values() for name in names}
         book = GlyphBook(used)
         self._painters = {
-            split: Painter(self.config, book, names, self.manifest.colours)
-            for split, names in self.families.items()
+            split: Painter(self.config, book, names, self.manifest.colours) for split, names in self.families.items()
         }
         self._colours = tuple(self.manifest.colours)
         yield self._detection()

@@ -98,9 +98,7 @@ class DemoManifest(_Entry):
             if unknown := set(font.glyphs) - nouns:
                 raise ValueError(f"fonts.{name}.glyphs: {sorted(unknown)} are not among the nouns")
             if font.split != "train" and (missing := nouns - set(font.glyphs)):
-                raise ValueError(
-                    f"fonts.{name}.glyphs: a {font.split} font needs every noun; lacks {sorted(missing)}"
-                )
+                raise ValueError(f"fonts.{name}.glyphs: a {font.split} font needs every noun; lacks {sorted(missing)}")
         return self
 
     def families(self, config: DemoDataConfig) -> dict[str, tuple[str, ...]]:
@@ -120,9 +118,7 @@ class DemoManifest(_Entry):
                 if name not in self.fonts:
                     raise InputError(f"{split}_fonts: no family {name!r}; known: {', '.join(self.fonts)}")
                 if owner.setdefault(name, split) != split:
-                    raise InputError(
-                        f"{split}_fonts: {name} draws the {owner[name]} scenes; want another family"
-                    )
+                    raise InputError(f"{split}_fonts: {name} draws the {owner[name]} scenes; want another family")
             for noun in self.base_nouns + self.novel_nouns:
                 if not any(noun in self.fonts[name].glyphs for name in names):
                     raise InputError(f"{split}_fonts: none of {', '.join(names)} draws {noun!r}")

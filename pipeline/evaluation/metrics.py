@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -50,7 +51,7 @@ def recall_at_k(results: Sequence[ImageResult], ks: Sequence[int] = (1, 5, 10), 
             gold = result.gold_boxes[(result.gold_labels == label) & ~result.gold_ignore]
             mine = result.labels == label
             best = result.boxes[mine][np.argsort(-result.scores[mine], kind="stable")[: max(ks)]]
-            fits = (iou_matrix(best, gold) >= iou).any(axis=1)
+            fits = np.asarray((iou_matrix(best, gold) >= iou).any(axis=1))
             hits += [bool(fits[:k].any()) for k in ks]
             asked += 1
     return {f"recall_at_{k}": 100.0 * h / max(asked, 1) for k, h in zip(ks, hits, strict=True)} | {"queries": asked}
@@ -58,7 +59,8 @@ def recall_at_k(results: Sequence[ImageResult], ks: Sequence[int] = (1, 5, 10), 
 
 def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:
     """AP, AP50 and AP75 in percent over all classes that have gold boxes, as pycocotools computes them."""
-    annotations, detections = [], []
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     for image_id, result in enumerate(results, start=1):
         for box, label, ignore in zip(result.gold_boxes, result.gold_labels, result.gold_ignore, strict=True):
             x1, y1, x2, y2 = (float(v) for v in box)
@@ -88,9 +90,7 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
         gold = COCO()
         gold.dataset = {
             "info": {},
-            "images": [
-                {"id": i, "height": r.size[0], "width": r.size[1]} for i, r in enumerate(results, start=1)
-            ],
+            "images": [{"id": i, "height": r.size[0], "width": r.size[1]} for i, r in enumerate(results, start=1)],
             "categories": [{"id": i, "name": n} for i, n in enumerate(names, start=1)],
             "annotations": annotations,
         }

@@ -78,10 +78,13 @@ def model_revision(folder: str | Path) -> str:
 
 
 def fingerprint(
-    stage: str, *, version: int, config: BaseModel | Mapping[str, Any], inputs: Mapping[str, str], **extra: str
+    stage: str,
+    *,
+    version: int,
+    config: BaseModel | Mapping[str, Any],
+    inputs: Mapping[str, str],
+    **extra: str,
 ) -> str:
     """What an output is a function of, as one digest: stage, schema version, settings, inputs' digests, revisions."""
     settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
-    return digest_json(
-        {"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra}
-    )
+    return digest_json({"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra})

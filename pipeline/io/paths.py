@@ -21,7 +21,7 @@ def is_url(path: str | Path) -> bool:
 def open_file(path: str | Path, mode: str = "rb") -> IO[Any]:
     """Open a local path or any URL that fsspec knows (s3://, gs://, https://)."""
     if not is_url(path):
-        return open(path, mode)  # noqa: SIM115 - the caller closes it
+        return open(path, mode)
     import fsspec
 
     return fsspec.open(str(path), mode).open()

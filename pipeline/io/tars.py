@@ -50,7 +50,9 @@ class _HeaderWatch(tarfile.TarInfo):
             tarfile_.how_it_ended = "end"
             raise
         except tarfile.HeaderError as error:
-            tarfile_.how_it_ended = "truncated_tar" if "empty" in str(error) or "truncated" in str(error) else "bad_tar_header"
+            tarfile_.how_it_ended = (
+                "truncated_tar" if "empty" in str(error) or "truncated" in str(error) else "bad_tar_header"
+            )
             raise
 
 
@@ -104,13 +106,13 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{shard}: no such file") from None
     with raw:
         try:
-            stream = tarfile.open(fileobj=raw, mode="r|*", tarinfo=_HeaderWatch)
+            stream = tarfile.open(fileobj=raw, mode="r|*", tarinfo=_HeaderWatch)  # noqa: SIM115 - raw is closed
         except (tarfile.TarError, EOFError, OSError) as error:
             raise InputError(f"{shard}: not a tar archive ({error})") from None
         last = "the beginning"
         try:
             for info in stream:
-                stream.members = []  # tarfile keeps every header otherwise
+                stream.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not info.isreg():
                     continue
                 member = stream.extractfile(info)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import re
 
-_FILE_NAME = re.compile(r"^\s*[\w()+-]+(?:[\s_-]+[\w()]+)*\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|pdf)\s*$", re.IGNORECASE)
-_CAMERA_NAME = re.compile(r"^\s*(?:img|dsc[nf]?|pict|p|image|photo|picture|screenshot|screen[ _-]?shot|untitled)[\s_-]*\d*\s*$", re.IGNORECASE)
+_FILE_NAME = re.compile(
+    r"^\s*[\w()+-]+(?:[\s_-]+[\w()]+)*\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|pdf)\s*$", re.IGNORECASE
+)
+_CAMERA_NAME = re.compile(
+    r"^\s*(?:img|dsc[nf]?|pict|p|image|photo|picture|screenshot|screen[ _-]?shot|untitled)[\s_-]*\d*\s*$",
+    re.IGNORECASE,
+)
 _ADDRESS = re.compile(r"^\s*(?:https?://|www\.)\S+\s*$", re.IGNORECASE)
 _NUMBERS = re.compile(r"^[\W\d_]*$")
 _SHOP = re.compile(

@@ -21,10 +21,70 @@ NONVISUAL = frozenset(
     # Heads that name no thing in a picture: the frame itself, places in it, amounts, times. GRIT (Kosmos-2, appendix)
     # removes such abstract phrases too, with a list of its own that its authors give by example ("time", "love",
     # "freedom"); a longer lexicon can be swapped in here.
-    "photo photograph picture image shot pic snapshot view scene scenery background foreground front back top bottom "
-    "side left right middle center centre corner edge end part kind sort type variety lot lots number couple pair "
-    "group bunch series set collection time day night morning afternoon evening today yesterday week month year "
-    "moment way love freedom happiness idea thing things something anything nothing".split()
+    [
+        "photo",
+        "photograph",
+        "picture",
+        "image",
+        "shot",
+        "pic",
+        "snapshot",
+        "view",
+        "scene",
+        "scenery",
+        "background",
+        "foreground",
+        "front",
+        "back",
+        "top",
+        "bottom",
+        "side",
+        "left",
+        "right",
+        "middle",
+        "center",
+        "centre",
+        "corner",
+        "edge",
+        "end",
+        "part",
+        "kind",
+        "sort",
+        "type",
+        "variety",
+        "lot",
+        "lots",
+        "number",
+        "couple",
+        "pair",
+        "group",
+        "bunch",
+        "series",
+        "set",
+        "collection",
+        "time",
+        "day",
+        "night",
+        "morning",
+        "afternoon",
+        "evening",
+        "today",
+        "yesterday",
+        "week",
+        "month",
+        "year",
+        "moment",
+        "way",
+        "love",
+        "freedom",
+        "happiness",
+        "idea",
+        "thing",
+        "things",
+        "something",
+        "anything",
+        "nothing",
+    ]
 )
 """Word list of heads that are not labelled when ``drop_nonvisual`` is on."""
 
@@ -94,6 +154,8 @@ def _phrases(doc: Doc, config: ParsePhrasesConfig) -> Parsed:
 
 def _without_determiner(chunk: Span) -> Span:
     start = chunk.start
-    while start < chunk.end and (chunk.doc[start].pos_ == "DET" or chunk.doc[start].is_space or chunk.doc[start].is_punct):
+    while start < chunk.end and (
+        chunk.doc[start].pos_ == "DET" or chunk.doc[start].is_space or chunk.doc[start].is_punct
+    ):
         start += 1
     return chunk.doc[start : chunk.end]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,12 @@ def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> 
 
 def _scaled(region: Region, scale: float, canvas: Image.Image, line: int) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = (v * scale for v in region.box)
-    return max(0, x1), max(0, y1), min(canvas.width - 1, max(x2, x1 + line)), min(canvas.height - 1, max(y2, y1 + line))
+    return (
+        max(0, x1),
+        max(0, y1),
+        min(canvas.width - 1, max(x2, x1 + line)),
+        min(canvas.height - 1, max(y2, y1 + line)),
+    )
 
 
 def _name(
@@ -84,7 +90,9 @@ def pick(shards: Sequence[str], limit: int) -> list[tuple[Image.Image, Grounding
     return found
 
 
-def write_montage(shards: Sequence[str], out: str | Path, *, limit: int = 8, columns: int = 4, width: int = 288) -> None:
+def write_montage(
+    shards: Sequence[str], out: str | Path, *, limit: int = 8, columns: int = 4, width: int = 288
+) -> None:
     """A PNG of drawn records in rows of ``columns``, each under its caption."""
     tiles = [_tile(image, record, width) for image, record in pick(shards, limit)]
     if not tiles:
@@ -92,16 +100,16 @@ def write_montage(shards: Sequence[str], out: str | Path, *, limit: int = 8, col
     gap = 10
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(t.height for t in row) for row in rows]
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), "white"
-    )
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), "white")
     y = gap
     for row, height in zip(rows, heights, strict=True):
         for i, tile in enumerate(row):
             sheet.paste(tile, (gap + i * (width + gap), y))
         y += height + gap
     with atomic_file(out) as file:
-        sheet.save(file, "PNG")
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG")
+        file.write(buffer.getvalue())
 
 
 def _tile(image: Image.Image, record: GroundingRecord, width: int) -> Image.Image:

@@ -41,13 +41,13 @@ def read_coco(path: str | Path) -> LabelledSet:
         if number not in images:
             homeless["unknown_image"] += 1
             continue
-        name = names.get(row.get("category_id"))
-        if name is None:
+        label = names.get(row.get("category_id"))
+        if label is None:
             lost[number]["unknown_category"] += 1
             continue
         box = box_of(row, size_of(images[number]), lost[number])
         if box is not None:
-            regions[number].append(Region(box=box, phrase=name, ignore=bool(row.get("iscrowd"))))
+            regions[number].append(Region(box=box, phrase=label, ignore=bool(row.get("iscrowd"))))
     return LabelledSet(
         kind="detection",
         images=tuple(

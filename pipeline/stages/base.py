@@ -72,7 +72,13 @@ def run_shards(
 
     def fail(job: ShardJob, error: Exception) -> None:
         line = f"{type(error).__name__}: {error}" if not isinstance(error, InputError | RunError) else str(error)
-        log.error("%s: shard %s failed: %s", stage, job.path, line, exc_info=not isinstance(error, InputError | RunError))
+        log.error(
+            "%s: shard %s failed: %s",
+            stage,
+            job.path,
+            line,
+            exc_info=not isinstance(error, InputError | RunError),
+        )
         failed.append(FailedShard(shard=job.name, error=line))
 
     if workers > 1 and len(todo) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import BuildShardsConfig
 from pipeline.images import ImageError, open_image
@@ -21,7 +22,7 @@ from pipeline.stages.pseudo_label import Asked, read_asked
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "build-shards"
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 
 
 def run(
@@ -85,7 +86,13 @@ def _build_shard(
                     raise ImageError("no_image", "the sample has labels but no image")
                 image = open_image(found[1])
                 record = make_record(
-                    sample.key, dataset, (image.height, image.width), asked[sample.key], rows[sample.key], annotator, config
+                    sample.key,
+                    dataset,
+                    (image.height, image.width),
+                    asked[sample.key],
+                    rows[sample.key],
+                    annotator,
+                    config,
                 )
             except ImageError as error:
                 samples.drop(error.reason)
@@ -133,19 +140,19 @@ def make_record(
         box = (
             max(0.0, float(row["x1"])), max(0.0, float(row["y1"])),
             min(float(width), float(row["x2"])), min(float(height), float(row["y2"])),
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         if box[2] <= box[0] or box[3] <= box[1]:
             continue
-        span = span_of[row["phrase_row"]]  # type: ignore[index]
+        span = span_of[row["phrase_row"]]
         ignore = row["status"] == "ignore"
         if not ignore:
             sure.add(row["phrase_row"])
         regions.append(
             Region(
-                box=tuple(round(v, 2) for v in box),  # type: ignore[arg-type]
+                box=tuple(round(v, 2) for v in box),
                 phrase=asked.caption[slice(*span)],
                 tokens_positive=(span,),
-                score=round(float(row["score"]), 4),  # type: ignore[arg-type]
+                score=round(float(row["score"]), 4),
                 annotator=annotator,
                 ignore=ignore,
             )

@@ -72,7 +72,11 @@ def run(
     sets: dict[str, dict[str, float]] = {}
     for name, paths in sorted(shards.items()):
         names, results, ids = _detect(name, ShardSet(paths), read_label_spaces(paths), annotator, config, progress)
-        sets[name] = {"images": len(results), **recall_at_k(results), **coco_ap(results, names, config.max_detections)}
+        sets[name] = {
+            "images": len(results),
+            **recall_at_k(results),
+            **coco_ap(results, names, config.max_detections),
+        }
         write_json(out / f"predictions-{name}.json", _coco_results(results, ids))
         log.info("%s: %s", name, ", ".join(f"{k} {v:.1f}" for k, v in sets[name].items()))
     write_json(metrics_file, {"fingerprint": mark, "model": annotator.revision, "sets": sets})
@@ -121,7 +125,8 @@ def chunk_names(
     Raises:
         InputError: a single name is longer than the text limit.
     """
-    caption, spans, room, first = "", [], max_tokens - 2, 0
+    spans: list[list[Span]] = []
+    caption, room, first = "", max_tokens - 2, 0
     for i, name in enumerate(names):
         text = clean_name(name).strip()
         cost = token_count(text + SEPARATOR)

@@ -100,7 +100,10 @@ def judge(table: pa.Table, config: FilterConfig) -> np.ndarray:
     drop("below_threshold", ~(score > config.threshold))
     drop("no_area", ~((width > 0) & (height > 0)))
     if config.best_per_phrase is not None:
-        drop("not_best_of_phrase", _beyond(reasons == "keep", table["phrase_row"].to_numpy(), score, config.best_per_phrase))
+        drop(
+            "not_best_of_phrase",
+            _beyond(reasons == "keep", table["phrase_row"].to_numpy(), score, config.best_per_phrase),
+        )
     if config.min_box_side > 0:
         drop("too_small", np.minimum(width, height) < config.min_box_side)
     if config.max_area_share < 1:
@@ -111,7 +114,10 @@ def judge(table: pa.Table, config: FilterConfig) -> np.ndarray:
             drop("aspect", np.maximum(width / height, height / width) > config.max_aspect)
     keys = _codes(table["key"])
     if config.cross_phrase_iou is not None:
-        drop("near_identical", _near_identical(reasons == "keep", keys, x1, y1, x2, y2, score, config.cross_phrase_iou))
+        drop(
+            "near_identical",
+            _near_identical(reasons == "keep", keys, x1, y1, x2, y2, score, config.cross_phrase_iou),
+        )
     if config.max_per_phrase_text is not None:
         texts = _codes(pc.utf8_lower(table["phrase"]))
         drop("phrase_cap", _beyond(reasons == "keep", texts, score, config.max_per_phrase_text))
@@ -158,7 +164,12 @@ def _near_identical(
 
     rows = np.flatnonzero(candidates)
     boxes = torch.from_numpy(np.stack([x1[rows], y1[rows], x2[rows], y2[rows]], 1).astype(np.float64))
-    kept = batched_nms(boxes, torch.from_numpy(score[rows].copy()).double(), torch.from_numpy(keys[rows].astype(np.int64)), iou)
+    kept = batched_nms(
+        boxes,
+        torch.from_numpy(score[rows].copy()).double(),
+        torch.from_numpy(keys[rows].astype(np.int64)),
+        iou,
+    )
     gone = np.ones(len(rows), bool)
     gone[kept.numpy()] = False
     result = np.zeros(len(candidates), bool)

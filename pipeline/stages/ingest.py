@@ -87,7 +87,13 @@ def _ingest_set(
         mark = fingerprint(STAGE, version=RECORD_VERSION, config=config, inputs=inputs, dataset=name, start=str(start))
         jobs.append(ShardJob(annotations, f"{name}-{start // per:06d}", mark))
     work = partial(
-        _ingest_shard, name=name, format_=entry.format, images=images, per=per, digest=digest_file(annotations), out=out
+        _ingest_shard,
+        name=name,
+        format_=entry.format,
+        images=images,
+        per=per,
+        digest=digest_file(annotations),
+        out=out,
     )
     report = run_shards(STAGE, jobs, out, work, progress=progress, workers=workers, max_failed=max_failed)
     if labelled.lost:
@@ -100,7 +106,11 @@ def _ingest_set(
             f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
         )
     card = DatasetCard(
-        name=name, kind=labelled.kind, label_space=labelled.label_space, licence=entry.licence, source=entry.source
+        name=name,
+        kind=labelled.kind,
+        label_space=labelled.label_space,
+        licence=entry.licence,
+        source=entry.source,
     )
     write_json(out / f"{name}.dataset.json", card.model_dump(mode="json", exclude_none=True))
     return report
@@ -161,7 +171,9 @@ def _load(images: Path, item: Labelled) -> tuple[bytes, tuple[int, int]]:
     image = open_image(data)
     size = (image.height, image.width)
     if item.size is not None and item.size != size:
-        raise ImageError("size_differs", f"the image is {size[0]}x{size[1]}, its labels say {item.size[0]}x{item.size[1]}")
+        raise ImageError(
+            "size_differs", f"the image is {size[0]}x{size[1]}, its labels say {item.size[0]}x{item.size[1]}"
+        )
     return data, size
 
 

@@ -43,7 +43,11 @@ def run(
             shard,
             stem(shard),
             fingerprint(
-                STAGE, version=STORE_VERSION, config=config, inputs={"crawl": digest_file(shard)}, parser=parser
+                STAGE,
+                version=STORE_VERSION,
+                config=config,
+                inputs={"crawl": digest_file(shard)},
+                parser=parser,
             ),
         )
         for shard in shards
@@ -82,7 +86,8 @@ def _parse_shard(job: ShardJob, *, config: ParsePhrasesConfig, out: str) -> Shar
             continue
         samples.keep()
         for start, end, root in found.phrases:
-            for name, value in zip(PHRASES.names, (key, caption, caption[start:end], root, start, end), strict=True):
+            values: tuple[str | int, ...] = (key, caption, caption[start:end], root, start, end)
+            for name, value in zip(PHRASES.names, values, strict=True):
                 rows[name].append(value)
     name = f"{job.name}.parquet"
     output = write_table(

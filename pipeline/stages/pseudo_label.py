@@ -79,7 +79,10 @@ def run(
     revision = model_revision(teacher)
     jobs = []
     for shard in shards:
-        inputs = {"crawl": digest_file(shard), "phrases": digest_file(join(phrases, f"{stem(shard)}.parquet"))}
+        inputs = {
+            "crawl": digest_file(shard),
+            "phrases": digest_file(join(phrases, f"{stem(shard)}.parquet")),
+        }
         mark = fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, teacher=revision)
         jobs.append(ShardJob(shard, stem(shard), mark))
     progress = progress or Silent()
@@ -139,7 +142,9 @@ def _label_shard(
         tally.drop("image_lost", len(missing.rows))
     lost = sum(samples.dropped.values())
     if lost > config.max_lost_share * max(samples.seen, 1):
-        raise RunError(f"{job.path}: {lost} of {samples.seen} samples lost ({samples.dropped}); allowed share: {config.max_lost_share}")
+        raise RunError(
+            f"{job.path}: {lost} of {samples.seen} samples lost ({samples.dropped}); allowed share: {config.max_lost_share}"
+        )
     labelled.sort(key=lambda item: item[0].place)
     columns = _columns(labelled, config, tally)
     name = f"{job.name}.parquet"

@@ -103,7 +103,9 @@ class _Run:
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
         processes = self.accelerator.num_processes
         if config.batch_size % processes:
-            raise InputError(f"batch_size {config.batch_size} cannot be shared by {processes} processes: want a multiple")
+            raise InputError(
+                f"batch_size {config.batch_size} cannot be shared by {processes} processes: want a multiple"
+            )
         self.config, self.out, self.progress, self.mark = config, out, progress, mark
         set_seed(config.seed)
         self.network, self.processor = build_model(model, init)
@@ -140,7 +142,8 @@ class _Run:
         loader = self.data.loader(
             first=self.first, rank=self.accelerator.process_index, processes=self.accelerator.num_processes
         )
-        waited, began, sums = 0.0, time.monotonic(), {}
+        waited, began = 0.0, time.monotonic()
+        sums: dict[str, float] = {}
         last = time.monotonic()
         for step, batch in zip(range(self.first, config.steps), loader, strict=False):
             waited += time.monotonic() - last
@@ -152,8 +155,15 @@ class _Run:
             if done % config.log_every == 0 or done == config.steps:
                 spent = time.monotonic() - began
                 n = (done - 1) % config.log_every + 1
-                self._tell(done, {k: v / n for k, v in sums.items()}, n * config.batch_size / spent, waited / spent, board)
-                waited, began, sums = 0.0, time.monotonic(), {}
+                self._tell(
+                    done,
+                    {k: v / n for k, v in sums.items()},
+                    n * config.batch_size / spent,
+                    waited / spent,
+                    board,
+                )
+                waited, began = 0.0, time.monotonic()
+                sums.clear()
             if done % config.save_every == 0 and done < config.steps:
                 self._save(done)
             last = time.monotonic()
@@ -232,7 +242,7 @@ class _Run:
 
         def fill_ema(folder: Path) -> None:
             assert self.ema is not None
-            self.ema.module.save_pretrained(folder)
+            self.ema.module.save_pretrained(folder)  # type: ignore[operator]
             self.processor.save_pretrained(folder)
 
         if self.accelerator.is_main_process:

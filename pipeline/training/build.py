@@ -38,7 +38,9 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     """
     if init is not None:
         if not (Path(init) / "config.json").is_file():
-            raise InputError(f"{init}: no config.json in it; want a model folder, such as a run's checkpoints/teacher/final")
+            raise InputError(
+                f"{init}: no config.json in it; want a model folder, such as a run's checkpoints/teacher/final"
+            )
         return GlipForObjectDetection.from_pretrained(init), GlipProcessor.from_pretrained(init)
     if model.text_encoder is None:
         raise InputError("model.text_encoder: a new network needs a BERT folder for its text side, or minilm")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model import GlipProcessor
@@ -39,9 +40,7 @@ class TrainingData:
         InputError: the mixture and the sources differ, shards without records, or a detection set without class names.
     """
 
-    def __init__(
-        self, config: TrainConfig, sources: Mapping[str, Sequence[str]], processor: GlipProcessor
-    ) -> None:
+    def __init__(self, config: TrainConfig, sources: Mapping[str, Sequence[str]], processor: GlipProcessor) -> None:
         self.config, self.processor = config, processor
         self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
         self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
@@ -75,7 +74,12 @@ class TrainingData:
         raise InputError(f"source {source}: {TRIES} unusable records in a row; last: {records.name(*spot)}")
 
     def _make(
-        self, records: ShardSet, source: str, spot: tuple[int, int], rng: np.random.Generator, lost: Counter[str]
+        self,
+        records: ShardSet,
+        source: str,
+        spot: tuple[int, int],
+        rng: np.random.Generator,
+        lost: Counter[str],
     ) -> dict[str, Any]:
         record = records.record(*spot)
         prompted = self._prompt(record, source, rng)
@@ -83,7 +87,7 @@ class TrainingData:
         if image.size != (record.image_size[1], record.image_size[0]):
             raise InputError(f"image is {image.size[1]}x{image.size[0]}, its record says {record.image_size}")
         if rng.random() < self.config.flip:
-            image = image.transpose(0)  # PIL's FLIP_LEFT_RIGHT
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             for boxes in (prompted.boxes, prompted.ignore_boxes):
                 boxes[:, [0, 2]] = image.width - boxes[:, [2, 0]]
         sizes = self.config.image_sizes
@@ -94,7 +98,7 @@ class TrainingData:
         prompted.ignore_boxes *= scale
         lost["no_room_in_prompt"] += prompted.lost
         return {
-            "image": image.resize((width, height), 2),  # PIL's BILINEAR, which averages when it shrinks
+            "image": image.resize((width, height), Image.Resampling.BILINEAR),  # averages when it shrinks
             "prompted": prompted,
             "name": records.name(*spot),
             "lost": lost,
@@ -128,7 +132,9 @@ class TrainingData:
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Samples -> the model's inputs with ``labels``, plus ``names`` of the records and what was ``lost``."""
         inputs = self.processor(
-            images=[s["image"] for s in samples], text=[s["prompted"].caption for s in samples], do_resize=False
+            images=[s["image"] for s in samples],
+            text=[s["prompted"].caption for s in samples],
+            do_resize=False,
         )
         offsets = inputs.pop("offset_mapping")
         lost: Counter[str] = Counter()

@@ -34,7 +34,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with torch's betas and epsilon over :func:`parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate)
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate, fused=True)
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:

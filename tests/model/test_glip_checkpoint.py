@@ -9,7 +9,15 @@ from golden.seeded import seeded_array
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor
 from model.checkpoint_names import released_names, to_ours, to_released_name
 from model.convert_checkpoint import (
-    CheckpointError, bundled_vocabulary, convert, derived_entry, main, read_checkpoint, revert, to_released, to_state_dict,
+    CheckpointError,
+    bundled_vocabulary,
+    convert,
+    derived_entry,
+    main,
+    read_checkpoint,
+    revert,
+    to_released,
+    to_state_dict,
 )  # fmt: skip
 
 
@@ -49,9 +57,7 @@ def test_every_form_of_file(tmp_path, small, prefix, wrapped):
     content = {prefix + n: t for n, t in entries.items()}
     content[prefix + "language_backbone.body.model.embeddings.position_ids"] = torch.arange(512)[None]
     content[prefix + "language_backbone.body.model.pooler.dense.weight"] = torch.zeros(2, 2)
-    torch.save(
-        {"model": content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth"
-    )
+    torch.save({"model": content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth")
     ignored = convert(tmp_path / "x.pth", config, tmp_path / "hf", TEXT_ENCODER)
     assert sorted(n.rsplit(".", 2)[-2] for n in ignored) == ["dense", "embeddings"]
     back = GlipForObjectDetection.from_pretrained(tmp_path / "hf")
@@ -110,14 +116,10 @@ def test_command_line_errors(tmp_path, small):
     torch.save(entries, tmp_path / "x.pth")
     result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--out", str(tmp_path / "hf")])
     assert result.exit_code == 2 and "--variant" in result.output
-    result = CliRunner().invoke(
-        main, [str(tmp_path / "x.pth"), "--variant", "glip-t", "--out", str(tmp_path / "hf")]
-    )
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", "glip-t", "--out", str(tmp_path / "hf")])
     assert result.exit_code == 2 and "missing" in result.output
     assert not (tmp_path / "hf").exists()
-    result = CliRunner().invoke(
-        main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")]
-    )
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")])
     assert result.exit_code == 2 and "folder" in result.output
 
 
@@ -131,9 +133,7 @@ def test_full_size_round_trip(tmp_path, variant):
         left = not hasattr(array, "dtype")
         entries[f"module.{name}"] = derived_entry(name, config) if left else torch.from_numpy(array)
     torch.save({"model": entries}, tmp_path / "x.pth")
-    result = CliRunner().invoke(
-        main, [str(tmp_path / "x.pth"), "--variant", variant, "--out", str(tmp_path / "hf")]
-    )
+    result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", variant, "--out", str(tmp_path / "hf")])
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(main, [str(tmp_path / "hf"), "--reverse", "--out", str(tmp_path / "y.pth")])
     assert result.exit_code == 0, result.output

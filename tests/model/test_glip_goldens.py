@@ -141,9 +141,7 @@ def test_stored_candidates_give_exactly_the_final_boxes(name):
     keep = suppress(boxes, scores, labels, 0.6, 100)
 
     def rows(b, s, k):
-        return {
-            (*map(float, box), float(score), int(label)) for box, score, label in zip(b, s, k, strict=True)
-        }
+        return {(*map(float, box), float(score), int(label)) for box, score, label in zip(b, s, k, strict=True)}
 
     want = rows(*(arrays[f"final.0.{k}"] for k in ("boxes", "scores", "labels")))
     assert rows(boxes[keep].numpy(), scores[keep].numpy(), labels[keep].numpy()) == want
@@ -211,9 +209,7 @@ def test_coco_prompt_tokens():
     assert encoded["input_ids"][0].tolist() == stored["input_ids"]
     tokens, missing = phrase_tokens(encoded["offset_mapping"][0], phrases)
     assert not missing
-    assert {str(i + 1): t for i, t in enumerate(tokens)} == {
-        k: v for k, v in stored["positive_map_label_to_token"].items()
-    }
+    assert {str(i + 1): t for i, t in enumerate(tokens)} == dict(stored["positive_map_label_to_token"].items())
 
 
 def test_the_weights_are_the_references():

@@ -140,10 +140,7 @@ def test_no_held_out_drawing_was_seen_in_training(manifest: DemoManifest, book: 
             for family in set(book.families(noun)) & set(families["train"]):
                 for drawing in range(book.drawings(family, noun)):
                     seen = book.mask(family, noun, drawing, **plain)
-                    same = (
-                        seen.shape == held_out.shape
-                        and (abs(seen - held_out.astype(int)) > 64).mean() < 0.005
-                    )
+                    same = seen.shape == held_out.shape and (abs(seen - held_out.astype(int)) > 64).mean() < 0.005
                     assert not same, (noun, family, split)
 
 

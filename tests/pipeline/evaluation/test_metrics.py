@@ -47,7 +47,13 @@ def test_ap_equals_pycocotools_summary(seed):
         gold = []
         for _ in range(int(rng.integers(0, 5))):
             x, y = rng.uniform(0, 70, 2)
-            gold.append(((x, y, x + rng.uniform(5, 30), y + rng.uniform(5, 30)), int(rng.integers(3)), rng.random() < 0.1))
+            gold.append(
+                (
+                    (x, y, x + rng.uniform(5, 30), y + rng.uniform(5, 30)),
+                    int(rng.integers(3)),
+                    rng.random() < 0.1,
+                )
+            )
         found = [
             (tuple(np.array(g[0]) + rng.normal(0, 2, 4)), g[1] if rng.random() < 0.8 else 0, rng.random())
             for g in gold
@@ -66,7 +72,12 @@ def test_ap_equals_pycocotools_summary(seed):
         )
     ]  # fmt: skip
     detections = [
-        {"image_id": i, "category_id": int(c) + 1, "score": float(s), "bbox": [*b[:2], b[2] - b[0], b[3] - b[1]]}
+        {
+            "image_id": i,
+            "category_id": int(c) + 1,
+            "score": float(s),
+            "bbox": [*b[:2], b[2] - b[0], b[3] - b[1]],
+        }
         for i, r in enumerate(results)
         for b, c, s in zip(r.boxes.tolist(), r.labels, r.scores, strict=True)
     ]

