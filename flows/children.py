@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError, RunError
+from pipeline.lifeline import LIFELINE
 from pipeline.progress import PROGRESS_FILE, ProgressNote
 
 _TIMES = threading.Lock()
@@ -90,7 +91,7 @@ def run_child(job: Job) -> dict[str, Any] | None:
         stale.unlink(missing_ok=True)
     log = job.logs / f"{job.name}.log"
     environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
-    environment[PROGRESS_FILE] = str(job.progress)
+    environment |= {PROGRESS_FILE: str(job.progress), LIFELINE: "stdin"}
     if job.threads:
         environment |= {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
     began = time.monotonic()
@@ -99,13 +100,21 @@ def run_child(job: Job) -> dict[str, Any] | None:
         output.flush()
         start = output.tell()
         child = subprocess.Popen(
-            job.command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            job.command,
+            stdin=subprocess.PIPE,  # held open: the child ends when it ends, as this process does
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
         try:
             code, peak_kib = _wait(child)
         except BaseException:
             _end(child)
             raise
+        finally:
+            assert child.stdin is not None
+            child.stdin.close()
     if code == 0:
         row = {
             "name": job.name,

@@ -218,7 +218,7 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
                 raise InputError("want --init MODEL to start from, or --recipe NAME that says which network to build")
             model = load_recipe(recipe).model
         report = start(config, named_sources(sources), out, model=model, init=init, device=device, threads=threads)
-        click.echo(f"{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")
+        click.echo(f"{out}/{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")
         for reason, n in report.lost.items():
             click.echo(f"  lost: {reason} {n:,}")
 

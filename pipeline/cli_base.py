@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import write_json
+from pipeline.lifeline import follow_starter
 from pipeline.stats import StageReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +36,7 @@ def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]
             **arguments: Any,
         ) -> None:
             setup_logging(verbose)
+            follow_starter()
             with one_line_errors(settings.get("name", section)):
                 report = function(config=load_section(section, recipe, changes), **arguments)
             if isinstance(report, StageReport):

@@ -16,6 +16,7 @@ from pipeline.cli_base import one_line_errors, setup_logging
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
 from pipeline.io.paths import expand_shards
+from pipeline.lifeline import follow_starter
 from pipeline.recipes import build
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def main(
 ) -> None:
     """Train one model from settings in files."""
     setup_logging(verbose=False)
+    follow_starter()
     with one_line_errors("train"):
         settings = build(TrainConfig, _read(config), where=config)
         network = build(ModelConfig, _read(model_file), where=model_file) if model_file else None

@@ -109,7 +109,7 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
             stream = tarfile.open(fileobj=raw, mode="r|*", tarinfo=_HeaderWatch)  # noqa: SIM115 - raw is closed
         except (tarfile.TarError, EOFError, OSError) as error:
             raise InputError(f"{shard}: not a tar archive ({error})") from None
-        last = "the beginning"
+        last, file_name = "the beginning", shard.rsplit("/", 1)[-1]  # notes go into reports: no one's folders in them
         try:
             for info in stream:
                 stream.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
@@ -122,11 +122,11 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
                 last = info.name
                 yield info.name, data
         except (tarfile.TarError, EOFError, OSError) as error:
-            problems.add("truncated_tar", f"{shard}: cut off after {last} ({error})")
+            problems.add("truncated_tar", f"{file_name}: cut off after {last} ({error})")
             return
         ended = getattr(stream, "how_it_ended", "end")
         if ended != "end":
-            problems.add(ended, f"{shard}: no valid header after {last}, and no end mark")
+            problems.add(ended, f"{file_name}: no valid header after {last}, and no end mark")
 
 
 class TarShard:

@@ -33,7 +33,7 @@ VERSION = 1
 
 
 class TrainReport(BaseModel):
-    """What a training run did. ``final`` is a model folder for ``from_pretrained``; ``curve`` has a row a log line."""
+    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -216,7 +216,7 @@ class _Run:
         return TrainReport(
             fingerprint=self.mark,
             steps=steps,
-            final=str(self.out / "final"),
+            final="final",
             records=self.data.totals,
             lost=dict(sorted(self.lost.items())),
             curve=self.curve,

@@ -1,0 +1,53 @@
+"""What tests of several rooms need: small real shards, and a real network of a small size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.crawl import write_crawl
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: the demo's network with random weights, smaller still, and its processor."""
+    import torch
+
+    from pipeline.config import ModelConfig
+    from pipeline.training.build import build_model
+
+    torch.manual_seed(0)
+    network, processor = build_model(tiny_model(ModelConfig), None)
+    folder = tmp_path_factory.mktemp("teacher")
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def tiny_model(kind):
+    """Settings of a network that takes milliseconds an image."""
+    return kind(
+        text_encoder="minilm",
+        text_layers=1,
+        settings={
+            "backbone_config": {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4},
+            "fpn_in_stages": [3, 4],
+            "num_feature_levels": 3,
+            "hidden_size": 16,
+            "num_blocks": 1,
+            "group_norm_groups": 4,
+            "num_class_logits": 0,
+            "fusion_embed_dim": 32,
+            "fusion_num_heads": 2,
+            "max_text_length": 64,
+            "prior_probability": 0.3,
+        },
+        image_processor={"size": {"shortest_edge": 64, "longest_edge": 128}},
+    )
+
+
+@pytest.fixture
+def crawl(tmp_path: Path) -> list[str]:
+    """Two crawled shards with every kind of trouble; see :func:`tests.fixtures.crawl.write_crawl`."""
+    return write_crawl(tmp_path / "crawl")

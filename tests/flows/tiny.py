@@ -1,0 +1,67 @@
+"""The whole loop at its smallest: the demo's recipe on a handful of scenes, a few steps each."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.config import SelfTrainConfig
+from pipeline.recipes import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SCENES = {
+    "detection_scenes": 30, "grounding_scenes": 30, "crawled_scenes": 60, "shard_size": 10, "validation_scenes": 2,
+    "evaluation_scenes": 4, "max_photo_side": 128,
+}  # fmt: skip
+CHANGES = [
+    "teacher.steps=4", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3", "student.log_every=1",
+    "pseudo_label.floor=0.0001", "pseudo_label.batch_size=2", "filter_boxes.threshold=0.001", "filter_boxes.ignore_above=null",
+    "resources.chunk_shards=3", "resources.parallel=1", "resources.threads=1", f"demo={json.dumps(SCENES)}",
+]  # fmt: skip
+
+
+def tiny_config() -> SelfTrainConfig:
+    """The recipe with all changes."""
+    return load_recipe("demo", CHANGES)
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """An environment whose Prefect knows nothing of the user's."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    return clean | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "NO_COLOR": "1",
+        **more,
+    }
+
+
+def run_command(out: Path) -> list[str]:
+    """``self-train run`` of the tiny loop."""
+    changes = [part for change in CHANGES for part in ("--set", change)]
+    return [str(BIN / "self-train"), "run", "--recipe", "demo", "--out", str(out), *changes]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(what: Callable[[], object], seconds: float, why: str, process: subprocess.Popen | None = None) -> None:
+    """Poll until ``what`` is true; fails with ``why`` after ``seconds``, or when the process has ended."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"after {seconds} s still waiting: {why}"
+        assert process is None or process.poll() is None, f"the process ended while waiting: {why}"
+        time.sleep(0.05)

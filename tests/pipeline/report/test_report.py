@@ -1,0 +1,135 @@
+"""Pages hold what the run says, escaped, in one file; pictures show boxes where the records have them."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from pipeline.io.tars import write_tar
+from pipeline.records import GroundingRecord, Region
+from pipeline.report.draw import draw_regions, phrase_colours, write_montage
+from pipeline.report.gallery import caption_pieces, write_gallery
+from pipeline.report.page import report_markdown, write_report
+from tests.fixtures.crawl import jpeg
+
+CAPTION = "a <b>red</b> car & a tree"
+
+
+def record(key: str = "k") -> GroundingRecord:
+    return GroundingRecord(
+        key=key,
+        dataset="pseudo",
+        kind="grounding",
+        image_size=(64, 80),
+        caption=CAPTION,
+        regions=(
+            Region(
+                box=(10, 20, 50, 60), phrase="<b>red</b> car", tokens_positive=((2, 16),), score=0.91, annotator="t@1"
+            ),
+            Region(
+                box=(0, 0, 9, 9), phrase="tree", tokens_positive=((21, 25),), score=0.2, annotator="t@1", ignore=True
+            ),
+        ),
+        uncertain=((21, 25),),
+    )
+
+
+def test_boxes_are_drawn_where_they_are():
+    drawn = np.asarray(draw_regions(Image.new("RGB", (80, 64), "white"), record(), width=320)).astype(int)
+    colour = phrase_colours(record())["<b>red</b> car"]
+    painted = np.abs(drawn - np.array(colour)).sum(2) < 30
+    assert painted[20 * 4 + 30 : 60 * 4, 10 * 4].all()  # the left side, below the name
+    assert not painted[100:200, 50:190].any()  # nothing inside
+
+
+def test_a_caption_is_cut_at_its_phrases_and_loses_no_character():
+    pieces = caption_pieces(record())
+    assert "".join(text for text, _, _ in pieces) == CAPTION
+    marked = [(text, colour is not None, unsure) for text, colour, unsure in pieces if colour or unsure]
+    assert marked == [("<b>red</b> car", True, False), ("tree", False, True)]
+
+
+def shards(tmp_path):
+    write_tar(
+        tmp_path / "pseudo-0.tar",
+        iter([(f"k{i}", {"jpg": jpeg(i), "json": record(f"k{i}").to_json()}) for i in range(5)]),
+    )
+    return [str(tmp_path / "pseudo-0.tar")]
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [v for k, v in attrs if k in {"src", "href"}]
+
+    def handle_data(self, data):
+        self.text += data + " "
+
+
+def parse(path) -> Tags:
+    tags = Tags()
+    tags.feed(path.read_text())
+    return tags
+
+
+def test_a_gallery_is_one_file_with_everything_in_it(tmp_path):
+    assert (
+        write_gallery(shards(tmp_path), tmp_path / "g.html", limit=3, title="Labels & boxes", note="<i>note</i>") == 3
+    )
+    page = parse(tmp_path / "g.html")
+    assert len(page.sources) == 3 and all(s.startswith("data:image/jpeg;base64,") for s in page.sources)
+    assert "Labels & boxes" in page.text and "<i>note</i>" in page.text and "red</b> car" in page.text
+
+
+def test_a_montage_shows_as_many_as_asked(tmp_path):
+    write_montage(shards(tmp_path), tmp_path / "m.png", limit=4, columns=2, width=100)
+    with Image.open(tmp_path / "m.png") as sheet:
+        assert sheet.width == 2 * 110 + 10 and sheet.height > 2 * 80
+
+
+SUMMARY = {
+    "seed": 0,
+    "rounds": 1,
+    "student_init": "teacher",
+    "steps": {"teacher": 900, "control": 800, "student": 800},
+    "teacher": {"base_recall_at_1": 81.25, "base_ap50": 40.0, "novel_recall_at_1": 30.0, "novel_ap50": 12.0},
+    "student": {"base_recall_at_1": 85.0, "base_ap50": 45.5, "novel_recall_at_1": 61.5, "novel_ap50": 28.0},
+    "control": {"base_recall_at_1": 86.0, "base_ap50": 46.0, "novel_recall_at_1": 29.0, "novel_ap50": 12.5},
+    "by_round": [],
+    "chance": 25.0,
+    "pseudo_labels": {
+        **{n: {"labels": 1234, "correct": 900, "gold": 2000, "found": 880, "precision": 72.9, "recall": 44.0}
+           for n in ("all", "base", "novel")},
+        "phrases_not_gold": 3,
+        "by_score": [{"from": 0.5, "to": 0.6, "labels": 10, "correct": 7}],
+    },
+    "stages": {
+        "filter-boxes": {
+            "seconds": 1.5, "peak_mib": 300.0,
+            "report": {"tallies": {"regions": {"seen": 10, "kept": 4, "dropped": {"below_threshold": 6}}}},
+        }
+    },
+}  # fmt: skip
+
+
+def test_the_report_says_what_the_summary_says(tmp_path):
+    curves = {"teacher": [{"step": 50, "loss": 2.0}, {"step": 100, "loss": 1.0}]}
+    write_report(SUMMARY, tmp_path / "index.html", links={"more": "labels.html"}, curves=curves)
+    page = parse(tmp_path / "index.html")
+    words = re.sub(r"\s+", " ", page.text)
+    assert "student 85.0 45.5 61.5 28.0 800 steps from the teacher, human and pseudo-labels" in words
+    assert "chance 25.0 – 25.0 –" in words and "novel 1,234 900 2,000 72.9 44.0" in words
+    assert "filter-boxes regions 10 4 below threshold 6" in words and "filter-boxes 1.5 300.0" in words
+    assert all(not s.startswith("http") for s in page.sources)
+
+
+def test_markdown_has_the_same_numbers():
+    text = report_markdown(SUMMARY)
+    assert "| **control** (800 steps from the teacher, human labels) | 86.0 | 46.0 | 29.0 | 12.5 |" in text
+    assert "| novel | 1,234 | 72.9 | 44.0 |" in text
