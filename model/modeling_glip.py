@@ -12,6 +12,7 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import logging
 
 from .box_ops import decode
 from .configuration_glip import GlipConfig
@@ -232,7 +233,12 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         A `text_config` with fewer `num_hidden_layers` than the folder takes the folder's first layers. Raises ValueError
         when the shape is another than `config.text_config`'s otherwise.
         """
-        source = BertModel.from_pretrained(folder, add_pooling_layer=False)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # the pooler that is left out is no news
+        try:
+            source = BertModel.from_pretrained(folder, add_pooling_layer=False)
+        finally:
+            logging.set_verbosity(verbosity)
         own, theirs = self.text_encoder.state_dict(), source.state_dict()
         beyond = tuple(
             f"encoder.layer.{i}."

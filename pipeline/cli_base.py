@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -92,6 +93,7 @@ def setup_logging(verbose: bool) -> None:
     """Our own messages to stderr; others' only when they warn."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("glip_self_train").setLevel(logging.DEBUG if verbose else logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that load in a blink
 
 
 def tell(report: StageReport) -> None:

@@ -27,6 +27,7 @@ from pipeline.training.build import build_model
 from pipeline.training.checkpoints import latest_checkpoint, prune, read_state, write_checkpoint
 from pipeline.training.data import TrainingData
 from pipeline.training.optim import make_optimizer, set_rates
+from pipeline.training.order import generator
 
 log = logging.getLogger("glip_self_train")
 VERSION = 1
@@ -174,6 +175,8 @@ class _Run:
             self.lost[reason] = self.lost.get(reason, 0) + n
         names = batch.pop("names")
         set_rates(self.optimizer, step, self.config)
+        # dropout too is a function of the step: no restart, and nothing that draws in between, can change it
+        torch.manual_seed(int(generator(self.config.seed, "step", step, self.accelerator.process_index).integers(2**63)))
         batch = _to(batch, self.accelerator.device)
         try:
             output = self.model(**batch)
