@@ -46,7 +46,9 @@ def scratch_run(teacher_run: Path, out: Path, changes: list[str]) -> dict[str, A
     Teacher, labels and control are linked from the first run, so only the student is trained.
     """
     if not out.exists():
-        shutil.copytree(teacher_run, out, copy_function=os.link, ignore=shutil.ignore_patterns("student-*", "summary.json"))
+        shutil.copytree(
+            teacher_run, out, copy_function=os.link, ignore=shutil.ignore_patterns("student-*", "summary.json")
+        )
     recipe = load_recipe("demo", changes)
     steps = recipe.teacher.steps + recipe.student.steps
     return run(out, [*changes, "student_init=scratch", f"student.steps={steps}", "control=false"])
@@ -56,9 +58,7 @@ def gains(summaries: list[dict[str, Any]], control_from: list[dict[str, Any]] | 
     """Mean differences, in points."""
     others = control_from or summaries
     return {
-        name: round(
-            mean(s["student"][metric] - o[other][metric] for s, o in zip(summaries, others, strict=True)), 2
-        )
+        name: round(mean(s["student"][metric] - o[other][metric] for s, o in zip(summaries, others, strict=True)), 2)
         for name, (metric, other) in GAINS.items()
     }
 
@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/gain"), help="folder of the runs (default: runs/gain)")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help="change the recipe")
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help="change the recipe"
+    )
     parser.add_argument("--scratch", action="store_true", help="also train students that start from nothing")
     args = parser.parse_args()
     summaries, scratch = [], []
@@ -80,7 +82,8 @@ def main() -> None:
             scratch.append(scratch_run(args.out / f"seed-{seed}", args.out / f"seed-{seed}-scratch", changes))
     figures: dict[str, Any] = gains(summaries)
     figures["seeds"] = {
-        str(seed): {name: s[name] for name in ("teacher", "control", "student")} | {"pseudo_labels": s["pseudo_labels"]["novel"]}
+        str(seed): {name: s[name] for name in ("teacher", "control", "student")}
+        | {"pseudo_labels": s["pseudo_labels"]["novel"]}
         for seed, s in zip(args.seeds, summaries, strict=True)
     }
     if scratch:

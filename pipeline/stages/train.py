@@ -176,7 +176,9 @@ class _Run:
         names = batch.pop("names")
         set_rates(self.optimizer, step, self.config)
         # dropout too is a function of the step: no restart, and nothing that draws in between, can change it
-        torch.manual_seed(int(generator(self.config.seed, "step", step, self.accelerator.process_index).integers(2**63)))
+        torch.manual_seed(
+            int(generator(self.config.seed, "step", step, self.accelerator.process_index).integers(2**63))
+        )
         batch = _to(batch, self.accelerator.device)
         try:
             output = self.model(**batch)

@@ -31,7 +31,10 @@ def sources(tmp_path: Path) -> dict[str, list[str]]:
     folder.mkdir()
 
     def detection(i: int) -> GroundingRecord:
-        regions = (Region(box=(5, 5, 40, 50), phrase=NAMES[i % 4]), Region(box=(45, 10, 75, 40), phrase=NAMES[(i + 1) % 4]))
+        regions = (
+            Region(box=(5, 5, 40, 50), phrase=NAMES[i % 4]),
+            Region(box=(45, 10, 75, 40), phrase=NAMES[(i + 1) % 4]),
+        )
         return GroundingRecord(key=f"d{i}", dataset="detection", kind="detection", image_size=(64, 80), regions=regions)
 
     def pseudo(i: int) -> GroundingRecord:

@@ -1,0 +1,139 @@
+"""Atomic commits, tar shards with damage, names of shards, tallies that add up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.errors import InputError
+from pipeline.io.commit import atomic_file, clear_temporaries, commit_report, committed, write_atomic
+from pipeline.io.paths import expand_shards
+from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.stats import ShardReport, StageReport, Tally
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    write_atomic(tmp_path / "a", "old")
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "a") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_killed_process_left_is_cleared_and_a_living_one_is_not_disturbed(tmp_path):
+    code = f"""
+import os, signal
+from pipeline.io.commit import atomic_file
+with atomic_file({str(tmp_path / "a")!r}) as file:
+    file.write(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (tmp_path / f".b.{os.getpid()}.tmp").write_bytes(b"still being written")
+    assert len(os.listdir(tmp_path)) == 2
+    assert clear_temporaries(tmp_path) == 1
+    assert os.listdir(tmp_path) == [f".b.{os.getpid()}.tmp"]
+
+
+def test_a_shard_is_done_only_with_its_fingerprint_and_its_files_whole(tmp_path):
+    output = write_atomic(tmp_path / "s.parquet", b"data")
+    report = ShardReport(stage="x", shard="s", fingerprint="f", outputs={"s.parquet": output})
+    assert committed(tmp_path, "s", "f") is None
+    commit_report(tmp_path, report)
+    assert committed(tmp_path, "s", "f") == report
+    assert committed(tmp_path, "s", "other") is None
+    (tmp_path / "s.parquet").write_bytes(b"dat")
+    assert committed(tmp_path, "s", "f") is None
+    (tmp_path / "s.parquet").unlink()
+    assert committed(tmp_path, "s", "f") is None
+
+
+samples = st.lists(
+    st.tuples(st.text("abc012", min_size=1, max_size=4), st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=700), min_size=1)),
+    max_size=6,
+    unique_by=lambda s: s[0],
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(samples=samples)
+def test_tar_round_trip_and_same_bytes(tmp_path_factory, samples):
+    folder = tmp_path_factory.mktemp("t")
+    first = write_tar(folder / "a.tar", iter(samples))
+    assert write_tar(folder / "b.tar", iter(samples)) == first
+    problems = TarProblems()
+    assert [(s.key, s.files) for s in read_tar(folder / "a.tar", problems)] == samples
+    assert problems.counts == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_tar_cut_anywhere_gives_whole_samples_before_the_cut(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("t")
+    written = [(f"k{i}", {"jpg": bytes([i]) * 900, "txt": b"caption"}) for i in range(3)]
+    write_tar(folder / "a.tar", iter(written))
+    whole = (folder / "a.tar").read_bytes()
+    end = 3 * (512 + 1024 + 512 + 512)
+    cut = data.draw(st.integers(513, end - 1))
+    (folder / "a.tar").write_bytes(whole[:cut])
+    problems = TarProblems()
+    found = [(s.key, s.files) for s in read_tar(folder / "a.tar", problems)]
+    for got, wanted in zip(found, written, strict=False):
+        assert got[0] == wanted[0] and all(wanted[1][e] == v for e, v in got[1].items())
+    assert len(found) >= cut // 2560
+    boundary = cut % 2560 in (0, 1536)  # between two members nothing is half there, but the end mark is missing
+    assert problems.counts == {"truncated_tar": 1} or boundary
+
+
+def test_double_keys_and_unsafe_names_are_counted(tmp_path):
+    import io
+
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("k1.jpg", "k2.jpg", "k1.jpg", "../evil.jpg", "noext", "k3.jpg", "k3.JPG"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+    problems = TarProblems()
+    assert [s.key for s in read_tar(tmp_path / "a.tar", problems)] == ["k1", "k2", "k3"]
+    assert problems.counts == {
+        "duplicate_key": 1, "duplicate_member": 1, "member_without_extension": 1, "unsafe_name": 1,
+    }  # fmt: skip
+
+
+def test_shards_are_named_by_braces_globs_and_folders(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i:05d}.tar").touch()
+    wanted = [str(tmp_path / f"{i:05d}.tar") for i in range(3)]
+    assert expand_shards(str(tmp_path)) == expand_shards(str(tmp_path / "*.tar")) == wanted
+    assert expand_shards(str(tmp_path / "{00000..00002}.tar")) == wanted
+    with pytest.raises(InputError, match="00003.tar: no such file"):
+        expand_shards(str(tmp_path / "{00000..00003}.tar"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "00001.tar").touch()
+    with pytest.raises(InputError, match="have the same name"):
+        expand_shards([str(tmp_path), str(tmp_path / "other")])
+
+
+@given(kept=st.integers(0, 50), dropped=st.dictionaries(st.sampled_from("abc"), st.integers(1, 9)))
+def test_tallies_add_up(kept, dropped):
+    tally, other = Tally(), Tally()
+    tally.keep(kept)
+    for reason, n in dropped.items():
+        tally.drop(reason, n)
+        other.drop(reason, n)
+    assert tally.seen == kept + sum(dropped.values())
+    report = StageReport(stage="x", tallies={"samples": tally.model_copy(deep=True)})
+    report.merge(StageReport(stage="x", tallies={"samples": other}))
+    assert Tally.model_validate(report.tallies["samples"].model_dump()).seen == tally.seen + other.seen
+
+
+def test_a_tally_that_does_not_add_up_is_refused():
+    with pytest.raises(ValidationError, match="does not add up"):
+        Tally(seen=3, kept=1, dropped={"x": 1})

@@ -1,0 +1,114 @@
+"""The commands as a user types them: help, exit codes, messages that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline import cli
+from pipeline.config import SelfTrainConfig
+from pipeline.errors import InputError
+from pipeline.recipes import load_recipe, recipe_names
+
+COMMANDS = [
+    "ingest",
+    "parse_phrases",
+    "pseudo_label",
+    "filter_boxes",
+    "build_shards",
+    "train_teacher",
+    "train_student",
+    "evaluate",
+]
+
+
+def call(name: str, *arguments: str):
+    return CliRunner().invoke(getattr(cli, name), list(arguments))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_it_does_and_shows_an_example(name):
+    done = call(name, "--help")
+    assert done.exit_code == 0 and "Example:" in done.output and "--out" in done.output and "--set" in done.output
+
+
+def test_the_labelling_stages_alone_on_their_own_inputs(crawl, teacher, tmp_path):
+    done = call("parse_phrases", "--shards", str(tmp_path / "crawl"), "--out", str(tmp_path / "phrases"))
+    assert done.exit_code == 0 and "file_name 1" in done.output
+    done = call(
+        "pseudo_label", "--shards", str(tmp_path / "crawl" / "{00000..00001}.tar"), "--phrases", str(tmp_path / "phrases"),
+        "--teacher", str(teacher), "--out", str(tmp_path / "regions"), "--set", "floor=0.01",
+        "--report-json", str(tmp_path / "report.json"),
+    )  # fmt: skip
+    assert done.exit_code == 0 and "broken_image 1" in done.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["done"] == 2 and report["tallies"]["samples"]["dropped"] == {"broken_image": 1}
+    done = call(
+        "filter_boxes",
+        "--regions",
+        str(tmp_path / "regions"),
+        "--out",
+        str(tmp_path / "labels"),
+        "--set",
+        "threshold=0.02",
+    )
+    assert done.exit_code == 0
+    done = call(
+        "build_shards", "--shards", str(tmp_path / "crawl"), "--phrases", str(tmp_path / "phrases"),
+        "--labels", str(tmp_path / "labels"), "--out", str(tmp_path / "train"),
+    )  # fmt: skip
+    assert done.exit_code == 0 and (tmp_path / "train" / "pseudo-00001.tar").is_file()
+
+
+def test_pseudo_label_parses_by_itself_where_no_phrases_are_given(crawl, teacher, tmp_path):
+    done = call(
+        "pseudo_label", "--shards", crawl[0], "--teacher", str(teacher), "--out", str(tmp_path / "store" / "regions")
+    )
+    assert done.exit_code == 0 and (tmp_path / "store" / "phrases" / "00000.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("parse_phrases", ["--shards", "nowhere/{00000..00002}.tar", "--out", "x"], "nowhere/00000.tar: no such file"),
+        ("filter_boxes", ["--regions", "x", "--out", "y", "--set", "treshold=1"], "did you mean threshold?"),
+        (
+            "filter_boxes",
+            ["--regions", "x", "--out", "y", "--set", "threshold=2"],
+            "threshold: Input should be less than",
+        ),
+        ("filter_boxes", ["--regions", "x", "--out", "y", "--recipe", "dmeo"], "recipe 'dmeo': want one of"),
+        ("train_teacher", ["--source", "a", "--out", "y"], "want --init MODEL"),
+        ("train_teacher", ["--source", "a", "--out", "y", "--recipe", "demo"], "want NAME=SHARDS"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(name, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(name, *arguments)
+    assert done.exit_code == 2 and words in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "y").exists()
+
+
+def test_recipes_load_and_changes_reach_their_place():
+    assert "demo" in recipe_names()
+    for name in recipe_names():
+        assert isinstance(load_recipe(name), SelfTrainConfig)
+    changed = load_recipe("demo", ["teacher.steps=7", "demo.crawled_scenes=12", "rounds=2"])
+    assert (changed.teacher.steps, changed.rounds) == (7, 2) and changed.demo["crawled_scenes"] == 12
+    assert changed.student == load_recipe("demo").student
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("teacher.stepz=1", "teacher.stepz.*did you mean steps"),
+        ("teacher", "want NAME=VALUE"),
+        ("seed.x=1", "seed is a value, not a group"),
+        ("seed=[1", "not YAML"),
+    ],
+)
+def test_wrong_changes_are_named(change, words):
+    with pytest.raises(InputError, match=words):
+        load_recipe("demo", [change])
