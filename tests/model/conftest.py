@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glip_reference import seeded_model
+from tests.model.glip_reference import seeded_model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from click.testing import CliRunner
-from glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
+from tests.model.glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
 from golden.seeded import seeded_array
 
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor

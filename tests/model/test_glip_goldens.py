@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from glip_reference import (
+from tests.model.glip_reference import (
     CAPTION_A,
     CAPTION_B,
     SPANS_A,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from glip_reference import processor, tiny_model
+from tests.model.glip_reference import processor, tiny_model
 from PIL import Image, ImageDraw
 
 from model.grounding import phrase_tokens, positive_map
