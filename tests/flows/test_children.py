@@ -1,0 +1,71 @@
+"""Child processes of the flow: their reports, their failures, their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from flows.children import Job, run_child
+from pipeline.errors import InputError, RunError
+from pipeline.summary import stage_times
+from tests.flows.tiny import ROOT, wait_until
+
+
+def job(tmp_path: Path, code: str, name: str = "a") -> Job:
+    return Job(name=name, stage="s", command=(sys.executable, "-c", textwrap.dedent(code)), logs=tmp_path / "logs")
+
+
+def test_a_child_leaves_its_words_its_time_and_its_memory(tmp_path):
+    done = job(tmp_path, "import time; x = bytearray(200 << 20); print('hello'); time.sleep(0.3)")
+    assert run_child(done) is None
+    assert "hello" in (tmp_path / "logs" / "a.log").read_text()
+    run_child(job(tmp_path, "import time; time.sleep(0.2)", name="b"))
+    times = stage_times(tmp_path / "logs")["s"]
+    assert 200 < times["peak_mib"] < 400 and times["seconds"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "logs" / "times.jsonl").read_text().splitlines()]
+    assert rows[1]["peak_mib"] < 150  # the second child's own, not the first one's
+
+
+def test_a_childs_report_is_read_and_a_stale_one_is_not(tmp_path):
+    writing = job(tmp_path, f"open({str(tmp_path / 'logs' / 'a.report.json')!r}, 'w').write('{{\"stage\": \"s\"}}')")
+    assert run_child(writing) == {"stage": "s"}
+    assert run_child(job(tmp_path, "pass")) is None
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, InputError), (1, RunError)])
+def test_a_failing_child_is_told_with_its_last_words(tmp_path, code, kind):
+    with pytest.raises(kind, match=rf"a ended with {code}; last lines of .*a\.log:\nwhat was wrong"):
+        run_child(job(tmp_path, f"import sys; print('what was wrong'); sys.exit({code})"))
+
+
+def test_a_child_ends_with_its_killed_starter(tmp_path):
+    child = "import time, os; from pipeline.lifeline import follow_starter; follow_starter(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    pid_file = tmp_path / "pid"
+    starter = f"""
+        import sys
+        from pathlib import Path
+        from flows.children import Job, run_child
+        run_child(Job(name="a", stage="s", command=(sys.executable, "-c", {child.format(str(pid_file))!r}), logs=Path({str(tmp_path)!r})))
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(starter)], cwd=ROOT)
+    try:
+        wait_until(lambda: pid_file.is_file() and pid_file.read_text(), 60, "the child's start", process)
+        pid = int(pid_file.read_text())
+        os.kill(pid, 0)
+    finally:
+        process.kill()
+        process.wait()
+
+    def gone() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    wait_until(gone, 20, "the orphan's end")

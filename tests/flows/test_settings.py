@@ -1,0 +1,55 @@
+"""What the flow decides before anything runs: chunks of shards, seeds, and recipes that lack something."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.self_train import check_inputs, self_train
+from flows.stages import chunks, stager
+from pipeline.config import SelfTrainConfig
+from pipeline.errors import InputError
+from pipeline.recipes import load_recipe
+
+
+@given(count=st.integers(1, 60), size=st.integers(1, 20), parallel=st.integers(1, 8))
+def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
+    shards = [str(i) for i in range(count)]
+    parts = chunks(shards, size, parallel)
+    assert [s for part in parts for s in part] == shards
+    assert all(0 < len(part) <= size for part in parts)
+    assert len(parts) >= min(parallel, count) or len(parts[0]) * parallel >= count
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.sources=[]"], r"data\.sources"),
+        (["teacher.mixture={detection: 1, other: 1}"], r"teacher\.mixture names \['other'\]"),
+        (["student.mixture={detection: 1, grounding: 1}"], "give `pseudo` a share"),
+        (["demo=null"], r"data\.manifest"),
+    ],
+)
+def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, words):
+    with pytest.raises(InputError, match=words):
+        check_inputs(load_recipe("demo", changes))
+
+
+def test_the_demo_recipe_is_whole():
+    check_inputs(load_recipe("demo"))
+
+
+def test_the_run_form_has_the_recipes_fields_with_help():
+    schema = self_train.parameters.model_dump()
+    assert {"out", "config", "rounds"} == set(schema["properties"])
+    definitions = schema["definitions"]
+    assert definitions["TrainConfig"]["properties"]["steps"]["description"] == "optimiser steps"
+    assert definitions["SelfTrainConfig"]["additionalProperties"] is False
+
+
+def test_settings_written_with_a_run_load_as_they_were(tmp_path):
+    config = load_recipe("demo", ["rounds=2"])
+    stager(str(tmp_path), config)
+    assert load_recipe(str(tmp_path / "config.yaml")) == config
+    assert isinstance(config, SelfTrainConfig)
