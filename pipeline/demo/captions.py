@@ -67,8 +67,8 @@ def write_caption(
     """Name the ``mentioned`` things (1 to 4 indices, in this order) in one of ``templates``.
 
     Things of one noun are always told apart: by colour, and by size where their colours are the same. With
-    ``style`` articles and capitals vary as in found text; else every phrase has "a" or "an" and the text is
-    lower case.
+    ``style`` articles and capitals vary as in found text; else every phrase has "a" or "an", the text is lower case, and
+    a ``generic_share`` of the things whose colour no other has are called by it alone ("a red thing").
     """
     options = templates[len(mentioned)]
     template = options[rng.integers(len(options))]
@@ -84,7 +84,11 @@ def write_caption(
             text += part
             continue
         index = mentioned[int(part[1:-1])]
-        words = _describe(things[index], [t for i, t in enumerate(things) if i != index], rng, config)
+        others = [t for i, t in enumerate(things) if i != index]
+        if not style and rng.random() < config.generic_share and things[index].colour not in {t.colour for t in others}:
+            words = f"{things[index].colour} thing"
+        else:
+            words = _describe(things[index], others, rng, config)
         if article:
             text += "an " if article == "a" and words[0] in "aeiou" else f"{article} "
         phrases.append(Phrase(index, len(text), len(text) + len(words)))

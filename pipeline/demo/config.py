@@ -36,6 +36,12 @@ class DemoDataConfig(Config):
     same_noun_share: float = Field(0.5, ge=0, le=1, description="grounding scenes with two of one noun")
     colour_share: float = Field(0.92, ge=0, le=1, description="phrases that name the colour")
     size_share: float = Field(0.4, ge=0, le=1, description="phrases that name the size")
+    generic_share: float = Field(
+        0.35,
+        ge=0,
+        le=1,
+        description='labelled phrases that name a colour and no noun ("a red thing"), so that it is learnt',
+    )
     repeat_colour_share: float = Field(0.2, ge=0, le=1, description="crawled scenes whose colours may repeat")
     unmentioned_share: float = Field(0.15, ge=0, le=1, description="captions of 3 or 4 that leave one out")
     useless_share: float = Field(0.03, ge=0, le=1, description="crawled captions that describe nothing; rounded")
