@@ -66,7 +66,12 @@ def server(tmp_path_factory):
         for started in (worker, process):
             if started is not None:
                 started.terminate()
-                started.wait(30)
+                try:
+                    started.wait(20)
+                except subprocess.TimeoutExpired:  # a worker on a busy machine takes its time to say goodbye
+                    started.kill()
+                    started.wait()
+        log.close()
 
 
 @pytest.fixture(scope="module")
