@@ -6,6 +6,7 @@ Both ways must leave the same bytes, for what is written depends on data and set
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -35,7 +36,7 @@ def server(tmp_path_factory):
     env = environment(home, PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
     log = open(home / "server.log", "wb")  # noqa: SIM115 - kept open as long as the server
     command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def healthy() -> bool:
         import httpx
@@ -60,7 +61,9 @@ def server(tmp_path_factory):
         prefect("deploy", "--all", "--prefect-file", "flows/prefect.yaml")
         worker_log = open(home / "worker.log", "wb")  # noqa: SIM115
         command = [str(BIN / "prefect"), "worker", "start", "--pool", "local"]
-        worker = subprocess.Popen(command, env=env, cwd=ROOT, stdout=worker_log, stderr=subprocess.STDOUT)
+        worker = subprocess.Popen(
+            command, env=env, cwd=ROOT, stdout=worker_log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         yield prefect, f"http://127.0.0.1:{port}/api", home
     finally:
         for started in (worker, process):
@@ -69,7 +72,7 @@ def server(tmp_path_factory):
                 try:
                     started.wait(20)
                 except subprocess.TimeoutExpired:  # a worker on a busy machine takes its time to say goodbye
-                    started.kill()
+                    os.killpg(started.pid, signal.SIGKILL)
                     started.wait()
         log.close()
 
