@@ -46,7 +46,23 @@ class TrainingData:
         self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
         self.mixture = Mixture(config.mixture, sorted(sources), seed=config.seed)
+        self.first = None
+        if config.first_steps:
+            self.first = Mixture(config.first_mixture, self._first_sources(sources), seed=config.seed)
         self._count_tokens = lru_cache(maxsize=100_000)(self._token_count)
+
+    def _first_sources(self, sources: Mapping[str, Sequence[str]]) -> list[str]:
+        unknown = set(self.config.first_mixture) - set(sources)
+        if unknown or not self.config.first_mixture:
+            raise InputError(f"first_mixture {self.config.first_mixture}: want shares of some of {sorted(sources)}")
+        return sorted(self.config.first_mixture)
+
+    def locate(self, place: int) -> tuple[str, int]:
+        """(source, how many of it came before) of a place of the stream; the first steps have a mixture of their own."""
+        first = self.config.first_steps * self.config.batch_size
+        if self.first is not None and place < first:
+            return self.first.locate(place)
+        return self.mixture.locate(place - first)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -60,7 +76,7 @@ class TrainingData:
 
     def sample(self, place: int) -> dict[str, Any]:
         """The record at a place, prompted and with its image mirrored and resized; ``lost`` counts what went why."""
-        source, n = self.mixture.locate(place)
+        source, n = self.locate(place)
         records, order, lost = self.sets[source], self.orders[source], Counter[str]()
         for attempt in range(TRIES):
             # the substitute comes from a stream of its own, far behind, so that no other place shifts
