@@ -83,9 +83,9 @@ def check_inputs(config: SelfTrainConfig) -> None:
     data = config.data
     if not data.sources:
         raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
-    missing = set(config.teacher.mixture) - set(data.sources)
-    if missing:
-        raise InputError(f"teacher.mixture names {sorted(missing)}, which data.sources does not")
+    for name, mixture in (("teacher", config.teacher.mixture), ("student", config.student.mixture)):
+        if set(mixture) - {"pseudo"} != set(data.sources):
+            raise InputError(f"{name}.mixture names {sorted(mixture)}, but data.sources are {list(data.sources)}")
     if "pseudo" not in config.student.mixture:
         raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
     if config.demo is None:

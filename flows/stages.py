@@ -206,12 +206,11 @@ def train_teacher(out: str, config: SelfTrainConfig) -> None:
 
 @flow(name="train-student", flow_run_name="train-student-round-{round_number}")
 def train_student(out: str, config: SelfTrainConfig, round_number: int = 1) -> None:
-    """The round's student on human and pseudo labels, and beside it the control on human labels alone."""
+    """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
     s = stager(out, config)
     layout, human = s.layout, human_sources(config, s.layout)
     pseudo = {"pseudo": expand_shards(str(layout.pseudo(round_number) / "pseudo-*.tar"))}
     settings = seeded(config.student, config.seed + 1000 * round_number)
-    control_mixture = {n: v for n, v in settings.mixture.items() if n != "pseudo"}
     before = layout.teacher if round_number == 1 else layout.control(round_number - 1)
     together = 1 + config.control
     jobs = [
@@ -223,7 +222,7 @@ def train_student(out: str, config: SelfTrainConfig, round_number: int = 1) -> N
     if config.control:
         jobs.append(
             s.training(
-                f"train-control-{round_number}", "train-control", settings.model_copy(update={"mixture": control_mixture}),
+                f"train-control-{round_number}", "train-control", settings.model_copy(update={"mixture": config.teacher.mixture}),
                 human, layout.control(round_number), init=before / "final", together=together,
             )
         )  # fmt: skip

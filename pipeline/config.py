@@ -136,7 +136,9 @@ class TrainConfig(Config):
         default_factory=dict,
         description="share of each source in the batches, by name (detection, grounding, pseudo)",
     )
-    first_steps: int = Field(0, ge=0, description="steps at the beginning that read first_mixture instead: a curriculum")
+    first_steps: int = Field(
+        0, ge=0, description="steps at the beginning that read first_mixture instead: a curriculum"
+    )
     first_mixture: dict[str, float] = Field(default_factory=dict, description="shares of sources in the first steps")
     prompt: PromptConfig = PromptConfig()
     noisy: NoisyLabelConfig = NoisyLabelConfig()

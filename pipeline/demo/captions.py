@@ -63,12 +63,13 @@ def write_caption(
     *,
     templates: Mapping[int, tuple[str, ...]],
     style: bool,
+    nouns: bool = True,
 ) -> Caption:
     """Name the ``mentioned`` things (1 to 4 indices, in this order) in one of ``templates``.
 
     Things of one noun are always told apart: by colour, and by size where their colours are the same. With
-    ``style`` articles and capitals vary as in found text; else every phrase has "a" or "an", the text is lower case, and
-    a ``generic_share`` of the things whose colour no other has are called by it alone ("a red thing").
+    ``style`` articles and capitals vary as in found text; else every phrase has "a" or "an", the text is lower case.
+    Without ``nouns`` every thing is called by its colour, and maybe size, alone ("a red thing").
     """
     options = templates[len(mentioned)]
     template = options[rng.integers(len(options))]
@@ -85,10 +86,7 @@ def write_caption(
             continue
         index = mentioned[int(part[1:-1])]
         others = [t for i, t in enumerate(things) if i != index]
-        if not style and rng.random() < config.generic_share and things[index].colour not in {t.colour for t in others}:
-            words = f"{things[index].colour} thing"
-        else:
-            words = _describe(things[index], others, rng, config)
+        words = _describe(things[index], others, rng, config) if nouns else _attributes(things[index], rng, config)
         if article:
             text += "an " if article == "a" and words[0] in "aeiou" else f"{article} "
         phrases.append(Phrase(index, len(text), len(text) + len(words)))
@@ -103,6 +101,10 @@ def write_caption(
 def useless_caption(rng: Generator) -> Caption:
     """A caption that describes nothing; it may be empty."""
     return Caption(USELESS[rng.integers(len(USELESS))].format(n=int(rng.integers(1000, 10000))))
+
+
+def _attributes(thing: Thing, rng: Generator, config: DemoDataConfig) -> str:
+    return " ".join([thing.size] * (rng.random() < config.size_share) + [thing.colour, "thing"])
 
 
 def _describe(thing: Thing, others: Sequence[Thing], rng: Generator, config: DemoDataConfig) -> str:

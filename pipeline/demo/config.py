@@ -21,7 +21,10 @@ class DemoDataConfig(Config):
     image_size: int = Field(96, ge=64, description="shorter side of a scene in pixels")
     max_aspect: float = Field(1.0, ge=1, le=2, description="longer side over shorter at most; 1: square")
     detection_scenes: int = Field(1500, ge=0, description="labelled by class name, BASE nouns")
-    grounding_scenes: int = Field(1500, ge=0, description="labelled by caption spans, BASE nouns")
+    grounding_scenes: int = Field(1000, ge=0, description="labelled by caption spans, BASE nouns")
+    attributes_scenes: int = Field(
+        500, ge=0, description='labelled by caption spans, colours without nouns ("a red thing")'
+    )
     crawled_scenes: int = Field(4000, ge=0, description="captions only, BASE and NOVEL nouns")
     validation_scenes: int = Field(100, ge=0, description="in each of val_base and val_novel")
     evaluation_scenes: int = Field(300, ge=0, description="in each of eval_base and eval_novel")
@@ -33,15 +36,9 @@ class DemoDataConfig(Config):
     large: tuple[int, int] = Field((34, 44), description='longer side of a "large" thing, in pixels')
     max_rotation: int = Field(12, ge=0, le=45, description="degrees either way")
     max_overlap: float = Field(0.05, ge=0, le=0.5, description="between two things, of the smaller box's area")
-    same_noun_share: float = Field(0.5, ge=0, le=1, description="grounding scenes with two of one noun")
+    same_noun_share: float = Field(0.8, ge=0, le=1, description="grounding scenes with two of one noun")
     colour_share: float = Field(0.92, ge=0, le=1, description="phrases that name the colour")
     size_share: float = Field(0.4, ge=0, le=1, description="phrases that name the size")
-    generic_share: float = Field(
-        0.35,
-        ge=0,
-        le=1,
-        description='labelled phrases that name a colour and no noun ("a red thing"), so that it is learnt',
-    )
     repeat_colour_share: float = Field(0.2, ge=0, le=1, description="crawled scenes whose colours may repeat")
     unmentioned_share: float = Field(0.15, ge=0, le=1, description="captions of 3 or 4 that leave one out")
     useless_share: float = Field(0.03, ge=0, le=1, description="crawled captions that describe nothing; rounded")

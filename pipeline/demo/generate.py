@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.random import Generator
 from pydantic import ValidationError
 
 from pipeline.demo import formats, plans
@@ -16,18 +17,19 @@ from pipeline.demo.config import DemoDataConfig, DemoDataSummary, SetSummary
 from pipeline.demo.glyphs import GlyphBook
 from pipeline.demo.manifest import DemoManifest, load_manifest
 from pipeline.demo.photos import write_photo_shard
-from pipeline.demo.scenes import Painter, Scene, generator
+from pipeline.demo.scenes import Painter, Scene, Thing, generator
 from pipeline.errors import InputError
 from pipeline.io.commit import write_json
 from pipeline.io.hashing import digest_bytes, digest_file, digest_json
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same settings would give other bytes than before."""
 MARKER = "demo-data.json"
 SUMMARY = "summary.json"
 SETS = (
     "detection",
     "grounding",
+    "attributes",
     "crawl",
     "crawl_gold",
     "val_base",
@@ -105,6 +107,7 @@ class _Generator:
         self._colours = tuple(self.manifest.colours)
         yield self._detection()
         yield self._grounding()
+        yield self._attributes()
         yield from self._crawl()
         for prefix, split, count in (
             ("val", "validation", self.config.validation_scenes),
@@ -133,18 +136,34 @@ class _Generator:
         return self._summary("detection", "detection", "coco", "base", images=len(scenes), objects=objects)
 
     def _grounding(self) -> SetSummary:
+        def plan(rng: Generator) -> list[Thing]:
+            return plans.grounding_things(self.manifest.base_nouns, self._colours, rng, self.config)
+
+        what = "demo grounding set: BASE nouns in captions"
+        return self._captioned("grounding", self.config.grounding_scenes, plan, what, nouns=True)
+
+    def _attributes(self) -> SetSummary:
+        def plan(rng: Generator) -> list[Thing]:
+            return plans.attribute_things(self.manifest.base_nouns, self._colours, rng)
+
+        what = "demo attributes set: things by their colours alone"
+        return self._captioned("attributes", self.config.attributes_scenes, plan, what, nouns=False)
+
+    def _captioned(
+        self, name: str, count: int, plan: Callable[[Generator], list[Thing]], what: str, *, nouns: bool
+    ) -> SetSummary:
         scenes: list[Scene] = []
         captions: list[Caption] = []
-        for i in self._counted("grounding", self.config.grounding_scenes):
-            rng = generator(self.config.seed, "grounding", i)
-            things = plans.grounding_things(self.manifest.base_nouns, self._colours, rng, self.config)
+        for i in self._counted(name, count):
+            rng = generator(self.config.seed, name, i)
+            things = plan(rng)
             scenes.append(self._painters["train"].paint(things, rng))
             named = plans.mentioned_things(things, rng, self.config)
-            captions.append(write_caption(things, named, rng, self.config, templates=PLAIN, style=False))
-        labels = formats.mdetr_grounding(scenes, captions, "demo grounding set: BASE nouns in captions")
-        formats.write_labelled(self.out / "grounding", labels, scenes, self.config.jpeg_quality)
+            captions.append(write_caption(things, named, rng, self.config, templates=PLAIN, style=False, nouns=nouns))
+        labels = formats.mdetr_grounding(scenes, captions, what)
+        formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality)
         objects = len(labels["annotations"])
-        return self._summary("grounding", "grounding", "mdetr", "base", images=len(scenes), objects=objects)
+        return self._summary(name, "grounding", "mdetr", "base", images=len(scenes), objects=objects)
 
     def _crawl(self) -> Iterator[SetSummary]:
         total, per_shard = self.config.crawled_scenes, self.config.shard_size

@@ -38,6 +38,16 @@ def grounding_things(
     return pair + [_thing(noun, colours, rng) for noun in chosen[2:]]
 
 
+def attribute_things(nouns: Sequence[str], colours: Sequence[str], rng: Generator) -> list[Thing]:
+    """2 to 4 things of different colours, so that each can be named by its colour alone."""
+    n = _count(rng)
+    tints = rng.choice(list(colours), size=n, replace=False)
+    return [
+        Thing(str(noun), str(tint), _size(rng))
+        for noun, tint in zip(rng.choice(list(nouns), size=n), tints, strict=True)
+    ]
+
+
 def crawled_things(
     base: Sequence[str], novel: Sequence[str], colours: Sequence[str], rng: Generator, config: DemoDataConfig
 ) -> list[Thing]:

@@ -26,8 +26,8 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
     ("changes", "words"),
     [
         (["data.sources=[]"], r"data\.sources"),
-        (["teacher.mixture={detection: 1, other: 1}"], r"teacher\.mixture names \['other'\]"),
-        (["student.mixture={detection: 1, grounding: 1}"], "give `pseudo` a share"),
+        (["teacher.mixture={detection: 1, other: 1}"], r"teacher\.mixture names \['detection', 'other'\]"),
+        (["student.mixture={detection: 1, grounding: 1, attributes: 1}"], "give `pseudo` a share"),
         (["demo=null"], r"data\.manifest"),
     ],
 )

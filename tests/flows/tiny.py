@@ -17,11 +17,11 @@ from pipeline.recipes import load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SCENES = {
-    "detection_scenes": 30, "grounding_scenes": 30, "crawled_scenes": 60, "shard_size": 10, "validation_scenes": 2,
+    "detection_scenes": 30, "grounding_scenes": 20, "attributes_scenes": 10, "crawled_scenes": 60, "shard_size": 10, "validation_scenes": 2,
     "evaluation_scenes": 4, "max_photo_side": 128,
 }  # fmt: skip
 CHANGES = [
-    "teacher.steps=4", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3", "student.log_every=1",
+    "teacher.steps=4", "teacher.first_steps=1", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3", "student.log_every=1",
     "pseudo_label.floor=0.0001", "pseudo_label.batch_size=2", "filter_boxes.threshold=0.001", "filter_boxes.ignore_above=null",
     "resources.chunk_shards=3", "resources.parallel=1", "resources.threads=1", f"demo={json.dumps(SCENES)}",
 ]  # fmt: skip

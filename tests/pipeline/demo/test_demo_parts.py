@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 SMALL = {
     "detection_scenes": 2,
     "grounding_scenes": 2,
+    "attributes_scenes": 2,
     "crawled_scenes": 3,
     "validation_scenes": 1,
     "evaluation_scenes": 1,
@@ -107,6 +108,7 @@ def test_the_manifest_describes_every_set() -> None:
     config = DemoDataConfig()
     assert described["detection"]["counts"]["images"] == config.detection_scenes
     assert described["grounding"]["counts"]["images"] == config.grounding_scenes
+    assert described["attributes"]["counts"]["images"] == config.attributes_scenes
     assert described["crawl"]["counts"]["images"] == config.crawled_scenes
     assert described["crawl"]["counts"]["shards"] == -(-config.crawled_scenes // config.shard_size)
     assert described["eval_novel"]["counts"] == {"images": config.evaluation_scenes, "objects": 1200}

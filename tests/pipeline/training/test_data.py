@@ -27,7 +27,9 @@ def sources(tmp_path):
 
 
 def data(sources, **settings):
-    config = TrainConfig(steps=8, batch_size=3, image_sizes=(64,), max_image_size=128, mixture={"a": 1, "b": 1}, **settings)
+    config = TrainConfig(
+        steps=8, batch_size=3, image_sizes=(64,), max_image_size=128, mixture={"a": 1, "b": 1}, **settings
+    )
     return TrainingData(config, sources, build_model(tiny_model(ModelConfig), None)[1])
 
 
