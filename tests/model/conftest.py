@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tests.model.glip_reference import seeded_model
 
 

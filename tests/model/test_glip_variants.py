@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.model.glip_reference import processor, tiny_model
 from PIL import Image, ImageDraw
 
 from model.grounding import phrase_tokens, positive_map
+from tests.model.glip_reference import processor, tiny_model
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 180, 60)}
 CAPTION = "a red box. a blue box. a green box"

@@ -146,7 +146,7 @@ def test_spans_are_phrases_of_the_caption(demo: Demo) -> None:
 
 
 def test_attributes_name_colours_and_no_noun(demo: Demo) -> None:
-    out, summary = demo
+    out, _ = demo
     data = labels(out, "attributes")
     phrases: dict[int, list[str]] = {}
     for row in data["annotations"]:

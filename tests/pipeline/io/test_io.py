@@ -113,7 +113,7 @@ def test_shards_are_named_by_braces_globs_and_folders(tmp_path):
     wanted = [str(tmp_path / f"{i:05d}.tar") for i in range(3)]
     assert expand_shards(str(tmp_path)) == expand_shards(str(tmp_path / "*.tar")) == wanted
     assert expand_shards(str(tmp_path / "{00000..00002}.tar")) == wanted
-    with pytest.raises(InputError, match="00003.tar: no such file"):
+    with pytest.raises(InputError, match=r"00003\.tar: no such file"):
         expand_shards(str(tmp_path / "{00000..00003}.tar"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "00001.tar").touch()
