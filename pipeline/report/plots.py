@@ -19,7 +19,7 @@ def precision_by_score(bands: Sequence[Mapping[str, Any]]) -> str:
     axes.set_ylabel("labels", color="#5d6878")
     right = axes.twinx()
     right.plot(centres, [100 * b["correct"] / b["labels"] for b in filled], "o-", color="#1f6f5c")
-    right.set_ylim(0, 100)
+    right.set_ylim(0, 104)
     right.set_ylabel("correct, %", color="#1f6f5c")
     right.spines["top"].set_visible(False)
     return _svg(figure)
@@ -34,7 +34,7 @@ def loss_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], label=name, linewidth=1.5)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return _svg(figure)
 
