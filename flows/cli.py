@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli_base import one_line_errors, setup_logging
+from pipeline.cli_base import one_line_errors
 
 if TYPE_CHECKING:
     from pipeline.config import SelfTrainConfig
@@ -50,8 +50,7 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
-    setup_logging(verbose=False)
-    with one_line_errors("self-train"):
+    with one_line_errors("self-train"):  # no logging of our own: Prefect's console names the stage in every line
         config = settings(recipe, changes)
         began = time.monotonic()
         from flows.self_train import self_train

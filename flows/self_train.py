@@ -23,7 +23,7 @@ from pipeline.stats import StageReport
 from pipeline.summary import summarise
 
 
-@flow(name="self-train", flow_run_name="self-train-{out}")
+@flow(name="self-train", flow_run_name="self-train")
 def self_train(
     out: str = "runs/demo", config: SelfTrainConfig = load_recipe("demo"), rounds: int | None = None
 ) -> dict[str, Any]:
