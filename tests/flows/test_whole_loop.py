@@ -137,11 +137,13 @@ def children_of(run: Path) -> list[str]:
 def kill_in_the_middle(run: Path, folder: Path, env: dict[str, str], log: Path) -> dict[Path, int]:
     """Start the loop and SIGKILL it as soon as ``folder`` has a finished shard; returns what was finished, by mtime."""
     with open(log, "ab") as output:
-        process = subprocess.Popen(run_command(run), env=env, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            run_command(run), env=env, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             wait_until(lambda: len(list(folder.glob("*.report.json"))) >= 2, 420, f"shards in {folder}", process)
         finally:
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # with its temporary server; the stages are sessions of their own
             process.wait()
     wait_until(lambda: not children_of(run), 20, "orphans to end")
     return {p: p.stat().st_mtime_ns for p in folder.glob("*.report.json")}
