@@ -85,11 +85,20 @@ class _SampledProduct(torch.autograd.Function):
             grad_weight.addmm_(columns.t(), grad[part])
             spread = (grad[part] @ weight.t()).view(-1, c)
             chunk_rows, chunk_weights = rows[taps], sample_weights[taps]
+            grad_samples[taps] = _sample_gradients(spread, table, chunk_rows)
+            weighted = torch.empty_like(spread)
             for j in range(4):
-                picked = table.index_select(0, chunk_rows[:, j])
-                grad_samples[taps, j] = (picked * spread).sum(-1)
-                grad_table.index_add_(0, chunk_rows[:, j], spread * chunk_weights[:, j, None])
+                torch.mul(spread, chunk_weights[:, j, None], out=weighted)
+                grad_table.index_add_(0, chunk_rows[:, j], weighted)
         return grad_table, None, grad_samples, grad_weight
+
+
+def _sample_gradients(spread: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """Dot products of every tap's gradient (T, C) with its four table rows (T, 4), without gathering them: (T, 4)."""
+    taps = torch.arange(rows.shape[0], device=rows.device)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        spread, table, rows.reshape(-1), 4 * taps, taps.repeat_interleave(4), 0
+    ).view(-1, 4)
 
 
 def _chunks(table: Tensor, rows: Tensor, sample_weights: Tensor, count: int):
