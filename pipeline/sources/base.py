@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,62 @@ class LabelledSet:
     images: tuple[Labelled, ...]
     label_space: tuple[str, ...] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Gathered:
+    """An image's row of a label file, and what its annotations came to so far."""
+
+    row: Mapping[str, Any]
+    size: tuple[int, int] | None
+    regions: list[Region] = field(default_factory=list)
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+class ImageTable:
+    """The images of a label file by id, as its annotations are added to them; images without any are kept.
+
+    Raises:
+        InputError: an image without an id, or two of one id.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+        self._path = path
+        self._images: dict[Any, Gathered] = {}
+        self._homeless: Counter[str] = Counter()
+        for row in rows:
+            number = want(row, "id", f"{path}: images")
+            if number in self._images:
+                raise InputError(f"{path}: image id {number} is there twice")
+            self._images[number] = Gathered(row, size_of(row))
+
+    def of(self, annotation: Mapping[str, Any]) -> Gathered | None:
+        """The image that an annotation belongs to; None, counted as ``unknown_image``, if it is not in the file."""
+        image = self._images.get(annotation.get("image_id"))
+        if image is None:
+            self._homeless["unknown_image"] += 1
+        return image
+
+    def labelled(
+        self, kind: Literal["detection", "grounding"], label_space: tuple[str, ...] | None = None
+    ) -> LabelledSet:
+        """The set, its images in id order, each with the caption that its row has.
+
+        Raises:
+            InputError: an image without ``file_name``.
+        """
+        images = tuple(
+            Labelled(
+                key=image_key(number),
+                file_name=str(want(image.row, "file_name", f"{self._path}: image {number}")),
+                size=image.size,
+                caption=image.row.get("caption") if kind == "grounding" else None,
+                regions=tuple(image.regions),
+                lost=image.lost,
+            )
+            for number, image in sorted(self._images.items(), key=lambda item: item[0])
+        )
+        return LabelledSet(kind=kind, images=images, label_space=label_space, lost=self._homeless)
 
 
 def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.records import Region, Span
-from pipeline.sources.base import Labelled, LabelledSet, box_of, image_key, read_json, size_of, want
+from pipeline.sources.base import ImageTable, LabelledSet, box_of, read_json, want
 
 
 def read_mdetr(path: str | Path) -> LabelledSet:
@@ -22,47 +22,24 @@ def read_mdetr(path: str | Path) -> LabelledSet:
     """
     path = Path(path)
     data = read_json(path, ("images", "annotations"))
-    images = {}
-    for image in data["images"]:
-        number = want(image, "id", f"{path}: images")
-        if number in images:
-            raise InputError(f"{path}: image id {number} is there twice")
-        if not isinstance(want(image, "caption", f"{path}: image {number}"), str):
-            raise InputError(f"{path}: image {number}: caption {image['caption']!r} is no text")
-        images[number] = image
-    regions: dict[Any, list[Region]] = {number: [] for number in images}
-    lost: dict[Any, Counter[str]] = {number: Counter() for number in images}
-    homeless: Counter[str] = Counter()
+    images = ImageTable(data["images"], path)
+    for row in data["images"]:
+        if not isinstance(want(row, "caption", f"{path}: image {row['id']}"), str):
+            raise InputError(f"{path}: image {row['id']}: caption {row['caption']!r} is no text")
     for row in data["annotations"]:
-        number = row.get("image_id")
-        if number not in images:
-            homeless["unknown_image"] += 1
+        image = images.of(row)
+        if image is None:
             continue
-        caption = images[number]["caption"]
-        spans = _spans(row.get("tokens_positive"), len(caption), lost[number])
+        caption = image.row["caption"]
+        spans = _spans(row.get("tokens_positive"), len(caption), image.lost)
         if spans is None:
             continue
-        box = box_of(row, size_of(images[number]), lost[number])
+        box = box_of(row, image.size, image.lost)
         if box is not None:
             phrase = " ".join(caption[start:end] for start, end in spans)
-            regions[number].append(
-                Region(box=box, phrase=phrase, tokens_positive=spans, ignore=bool(row.get("iscrowd")))
-            )
-    return LabelledSet(
-        kind="grounding",
-        images=tuple(
-            Labelled(
-                key=image_key(number),
-                file_name=str(want(images[number], "file_name", f"{path}: image {number}")),
-                size=size_of(images[number]),
-                caption=images[number]["caption"],
-                regions=tuple(regions[number]),
-                lost=lost[number],
-            )
-            for number in sorted(images)
-        ),
-        lost=homeless,
-    )
+            ignore = bool(row.get("iscrowd"))
+            image.regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore))
+    return images.labelled("grounding")
 
 
 def _spans(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
