@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_base import stage_command, tell
+from pipeline.cli_base import DEVICE, SOURCES, THREADS, stage_command, tell
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Sha
 MAX_FAILED = click.option(
     "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
 )
-DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 
 
 def _progress() -> Any:
@@ -189,21 +188,14 @@ def build_shards(
 
 def _train_command(section: str, name: str, text: str) -> click.Command:
     @stage_command(section, name=name, help=text)
-    @click.option(
-        "--source",
-        "sources",
-        multiple=True,
-        required=True,
-        metavar="NAME=SHARDS",
-        help="A source of the mixture.",
-    )
+    @SOURCES
     @click.option(
         "--init",
         help="Model folder to start from. Default: a new network, as the recipe's model section says.",
     )
     @OUT
     @DEVICE
-    @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+    @THREADS
     def train(
         config: Any, sources: tuple[str, ...], init: str | None, out: str, device: str, threads: int | None
     ) -> None:

@@ -19,6 +19,12 @@ from pipeline.stats import StageReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+SOURCES = click.option(
+    "--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture."
+)
+THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+
 
 def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]:
     """A command whose settings are one section of a recipe.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli_base import one_line_errors, setup_logging
+from pipeline.cli_base import DEVICE, SOURCES, THREADS, one_line_errors, setup_logging
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
 from pipeline.io.paths import expand_shards
@@ -69,18 +69,11 @@ def _read(path: str) -> dict[str, object]:
 @click.command(context_settings={"show_default": True})
 @click.option("--config", required=True, help="JSON file of training settings (pipeline.config.TrainConfig).")
 @click.option("--model", "model_file", help="JSON file of the network to build, when not starting from --init.")
-@click.option(
-    "--source",
-    "sources",
-    multiple=True,
-    required=True,
-    metavar="NAME=SHARDS",
-    help="A source of the mixture.",
-)
+@SOURCES
 @click.option("--init", help="Model folder to start from.")
 @click.option("--out", required=True, help="Folder for checkpoints and the final model.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of this process; default: all cores.")
+@DEVICE
+@THREADS
 def main(
     config: str,
     model_file: str | None,
