@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -11,10 +11,14 @@ from pathlib import Path
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import clear_temporaries, commit_report, committed
+from pipeline.io.tars import TarProblems
 from pipeline.progress import Progress, Silent
-from pipeline.stats import FailedShard, ShardReport, StageReport
+from pipeline.stats import FailedShard, OutputFile, ShardReport, StageReport, Tally
 
 log = logging.getLogger("glip_self_train")
+
+
+MAX_NOTES = 10
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,28 @@ class ShardJob:
     path: str
     name: str
     fingerprint: str
+
+    def report(
+        self,
+        stage: str,
+        outputs: Mapping[str, OutputFile],
+        tallies: Mapping[str, Tally],
+        *,
+        numbers: Mapping[str, float] | None = None,
+        problems: TarProblems | None = None,
+        notes: Sequence[str] = (),
+    ) -> ShardReport:
+        """What became of the shard; ``problems`` of reading it are added to its numbers and notes."""
+        damage = {} if problems is None else {f"shard_{reason}": float(n) for reason, n in problems.counts.items()}
+        return ShardReport(
+            stage=stage,
+            shard=self.name,
+            fingerprint=self.fingerprint,
+            outputs=dict(outputs),
+            tallies=dict(tallies),
+            numbers={**damage, **(numbers or {})},
+            notes=[*(problems.notes if problems is not None else ()), *notes][:MAX_NOTES],
+        )
 
 
 Work = Callable[[ShardJob], ShardReport]

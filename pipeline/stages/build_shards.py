@@ -109,15 +109,7 @@ def _build_shard(
     for key in waiting:
         samples.drop("not_in_shard")
         regions.drop("image_lost", len(rows[key]))
-    return ShardReport(
-        stage=STAGE,
-        shard=job.name,
-        fingerprint=job.fingerprint,
-        outputs={name: output},
-        tallies={"samples": samples, "regions": regions},
-        numbers={f"shard_{r}": float(n) for r, n in problems.counts.items()},
-        notes=problems.notes[:10],
-    )
+    return job.report(STAGE, {name: output}, {"samples": samples, "regions": regions}, problems=problems)
 
 
 def make_record(

@@ -75,13 +75,7 @@ def _filter_shard(job: ShardJob, *, config: FilterConfig, out: Path) -> ShardRep
             "teacher": footer(job.path).get("teacher", ""),
         },
     )
-    return ShardReport(
-        stage=STAGE,
-        shard=job.name,
-        fingerprint=job.fingerprint,
-        outputs={name: output},
-        tallies={"regions": tally, "images": images},
-    )
+    return job.report(STAGE, {name: output}, {"regions": tally, "images": images})
 
 
 def judge(table: pa.Table, config: FilterConfig) -> np.ndarray:

@@ -152,14 +152,7 @@ def _ingest_shard(
 
     file = f"{job.name}.tar"
     output = write_tar(out / file, records())
-    return ShardReport(
-        stage=STAGE,
-        shard=job.name,
-        fingerprint=job.fingerprint,
-        outputs={file: output},
-        tallies={"samples": samples, "regions": regions},
-        notes=notes[:10],
-    )
+    return job.report(STAGE, {file: output}, {"samples": samples, "regions": regions}, notes=notes)
 
 
 def _load(images: Path, item: Labelled) -> tuple[bytes, tuple[int, int]]:

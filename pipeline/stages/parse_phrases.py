@@ -96,14 +96,6 @@ def _parse_shard(job: ShardJob, *, config: ParsePhrasesConfig, out: str) -> Shar
         PHRASES,
         {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)},
     )
-    numbers = {f"shard_{reason}": float(n) for reason, n in problems.counts.items()}
-    numbers |= {"distinct_captions": float(len(distinct)), "captions_cut": float(cut)}
-    return ShardReport(
-        stage=STAGE,
-        shard=job.name,
-        fingerprint=job.fingerprint,
-        outputs={name: output},
-        tallies={"samples": samples, "phrases": phrases},
-        numbers=numbers,
-        notes=problems.notes,
-    )
+    numbers = {"distinct_captions": float(len(distinct)), "captions_cut": float(cut)}
+    tallies = {"samples": samples, "phrases": phrases}
+    return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=problems)

@@ -128,7 +128,7 @@ def _label_shard(
     for pairs, broken in _windows(job.path, asked, config.batch_size * WINDOW, problems):
         for key, error in broken:
             samples.drop(error.reason)
-            problems.notes.append(f"{key}: {error}") if len(problems.notes) < 10 else None
+            problems.notes.append(f"{key}: {error}")
         for batch in batches(pairs, config.batch_size, annotator):
             labelled += zip(batch, _ask(annotator, batch), strict=True)
             samples.keep(len(batch))
@@ -160,15 +160,8 @@ def _label_shard(
             "config": config.model_dump_json(),
         },
     )
-    return ShardReport(
-        stage=STAGE,
-        shard=job.name,
-        fingerprint=job.fingerprint,
-        outputs={name: output},
-        tallies={"samples": samples, "phrases": tally},
-        numbers={"regions": float(len(columns["key"]))} | {f"shard_{r}": float(n) for r, n in problems.counts.items()},
-        notes=problems.notes,
-    )
+    numbers = {"regions": float(len(columns["key"]))}
+    return job.report(STAGE, {name: output}, {"samples": samples, "phrases": tally}, numbers=numbers, problems=problems)
 
 
 Window = tuple[list[Pair], list[tuple[str, ImageError]]]
