@@ -42,27 +42,22 @@ def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dic
             raise InputError(f"{gold}: no gold table {stem(path)}.parquet for {path}")
         rows = [r for r in read_table(path, LABELS).to_pylist() if r["status"] == "keep"]
         truth = _by_key(_read_gold(golds[stem(path)]))
-        for items in truth.values():
-            for item in items:
-                for name in ("all", "novel" if item["novel"] else "base"):
-                    groups[name][2] += 1
+        for item in (item for items in truth.values() for item in items):
+            for name in _groups_of(item):
+                groups[name][2] += 1
         found: set[tuple[str, int]] = set()
         for row in rows:
             match = _gold_of(row, truth.get(row["key"], []))
             correct = match is not None and _iou(row, truth[row["key"]][match]) >= iou
-            names = ["all"]
-            if match is None:
-                stray += 1
-            else:
-                names.append("novel" if truth[row["key"]][match]["novel"] else "base")
-                if correct:
-                    found.add((row["key"], match))
-            for name in names:
+            stray += match is None
+            if match is not None and correct:
+                found.add((row["key"], match))
+            for name in ("all",) if match is None else _groups_of(truth[row["key"]][match]):
                 groups[name][:2] += (1, correct)
             band = min(int(np.searchsorted(BANDS, row["score"], side="right")) - 1, len(bands) - 1)
             bands[band] += (1, correct)
         for key, index in found:
-            for name in ("all", "novel" if truth[key][index]["novel"] else "base"):
+            for name in _groups_of(truth[key][index]):
                 groups[name][3] += 1
     return {
         **{name: _group(*(int(v) for v in counts)) for name, counts in groups.items()},
@@ -72,6 +67,10 @@ def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dic
             for i, (n, c) in enumerate(bands)
         ],
     }
+
+
+def _groups_of(gold: dict[str, Any]) -> tuple[str, str]:
+    return "all", "novel" if gold["novel"] else "base"
 
 
 def _read_gold(path: str) -> list[dict[str, Any]]:
