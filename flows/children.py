@@ -63,12 +63,8 @@ def launch_command(module: str, *arguments: str, device: str = "cpu", processes:
     """``accelerate launch`` of a module, every question that it would ask answered."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     launcher += ["--num_processes", str(processes), "--num_machines", "1"]
-    launcher += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]  # the recipe's precision is the trainer's affair
+    # the recipe's precision is the trainer's affair
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if device == "cpu":
         launcher.append("--cpu")
     return (*launcher, "-m", module, *arguments)

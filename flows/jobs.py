@@ -20,13 +20,7 @@ POLL_SECONDS = 2.0
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
     """Whether trying again can help: not if the input is wrong."""
-    try:
-        await state.aresult()
-    except InputError:
-        return False
-    except Exception:
-        return True
-    return True
+    return not isinstance(await state.aresult(raise_on_failure=False), InputError)
 
 
 @task(

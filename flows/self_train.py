@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +48,20 @@ def self_train(
 
     reports: dict[str, Any] = {}
 
-    def labelled(stage: Callable[..., Any], round_number: int, name: str) -> None:
-        report: StageReport = run(stage, round_number)  # type: ignore[arg-type]
+    def counted(name: str, stage: Flow[..., Any], *arguments: Any) -> None:
+        report: StageReport = run(stage, *arguments)
         reports[name] = report.model_dump(mode="json")
 
     if config.demo is not None:
         run(stages.make_demo_data)
-    reports["ingest"] = run(stages.ingest).model_dump(mode="json")
-    reports["parse-phrases"] = run(stages.parse_phrases).model_dump(mode="json")
+    counted("ingest", stages.ingest)
+    counted("parse-phrases", stages.parse_phrases)
     run(stages.train_teacher)
     for round_number in range(1, config.rounds + 1):
         suffix = f"-{round_number}" if config.rounds > 1 else ""
-        labelled(stages.pseudo_label, round_number, f"pseudo-label{suffix}")
-        labelled(stages.filter_boxes, round_number, f"filter-boxes{suffix}")
-        labelled(stages.build_shards, round_number, f"build-shards{suffix}")
+        counted(f"pseudo-label{suffix}", stages.pseudo_label, round_number)
+        counted(f"filter-boxes{suffix}", stages.filter_boxes, round_number)
+        counted(f"build-shards{suffix}", stages.build_shards, round_number)
         run(stages.train_student, round_number)
     models = ["teacher"]
     for round_number in range(1, config.rounds + 1):

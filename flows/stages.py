@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from prefect import flow
@@ -142,10 +141,8 @@ def ingest(out: str, config: SelfTrainConfig) -> StageReport:
     s = stager(out, config)
     manifest, root = str(MANIFEST), str(s.layout.data)
     if config.demo is None:
-        manifest, root = (
-            str(config.data.manifest),
-            config.data.root or str(Path(str(config.data.manifest)).parent),
-        )
+        manifest = str(config.data.manifest)
+        root = config.data.root or str(Path(manifest).parent)
     return run_jobs("ingest", [s.job("ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train))])
 
 
@@ -249,42 +246,19 @@ def evaluate(out: str, config: SelfTrainConfig, models: Sequence[str] = ("teache
 
 
 @flow(name="label-photos", flow_run_name="label-photos")
-def label_photos(out: str, config: SelfTrainConfig) -> dict[str, Any]:
+def label_photos(out: str, config: SelfTrainConfig) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
     s = stager(out, config)
-    photos, shards = s.layout.photos, str(s.layout.data / "photos")
-    steps = [
-        ("parse-phrases", ["--shards", shards]),
-        (
-            "pseudo-label",
-            [
-                "--shards",
-                shards,
-                "--phrases",
-                str(photos / "phrases"),
-                "--teacher",
-                str(s.layout.teacher_of(1)),
-            ],
-        ),
-        # a toy teacher is never sure of a photograph: its best guess a phrase shows the path
-        (
-            "filter-boxes",
-            ["--regions", str(photos / "regions"), "--set", "threshold=0.05", "--set", "best_per_phrase=1"],
-        ),
-        (
-            "build-shards",
-            ["--shards", shards, "--phrases", str(photos / "phrases"), "--labels", str(photos / "labels")],
-        ),
-    ]
-    outputs = {
-        "parse-phrases": "phrases",
-        "pseudo-label": "regions",
-        "filter-boxes": "labels",
-        "build-shards": "train",
-    }
-    reports = {}
-    for stage, arguments in steps:
-        folder = str(photos / outputs[stage])
-        job = s.job(f"photos-{stage}", stage, *arguments, "--out", folder, counted_as="label-photos")
-        reports[stage] = run_jobs(f"photos-{stage}", [job]).model_dump(mode="json")
-    return reports
+    photos, shards = s.layout.photos, ("--shards", str(s.layout.data / "photos"))
+    phrases, regions, labels = (("--" + name, str(photos / name)) for name in ("phrases", "regions", "labels"))
+
+    def run_stage(stage: str, folder: str, *arguments: str) -> None:
+        name = f"photos-{stage}"
+        job = s.job(name, stage, *arguments, "--out", str(photos / folder), counted_as="label-photos")
+        run_jobs(name, [job])
+
+    run_stage("parse-phrases", "phrases", *shards)
+    run_stage("pseudo-label", "regions", *shards, *phrases, "--teacher", str(s.layout.teacher_of(1)))
+    # a toy teacher is never sure of a photograph: its best guess a phrase shows the path
+    run_stage("filter-boxes", "labels", *regions, "--set", "threshold=0.05", "--set", "best_per_phrase=1")
+    run_stage("build-shards", "train", *shards, *phrases, *labels)
