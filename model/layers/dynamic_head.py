@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +37,16 @@ def flat_prefix(x: Tensor, shape: tuple[int, int]) -> Tensor:
     h, w = shape
     needed = -(-k * h * w // (height * width))
     return x[:, :needed].reshape(b, -1)[:, : k * h * w].view(b, k, h, w)
+
+
+def _plan(control: Tensor, pairs: tuple, rows_per_image: int) -> tuple[Tensor, Tensor]:
+    """control: (B, M, 27), 18 offsets and 9 masks before the sigmoid; see `sampling_plan`."""
+    geometry = device_constant(branch_geometry, pairs, device=control.device)
+    return sampling_plan(control[..., :18].contiguous(), control[..., 18:].sigmoid(), geometry, rows_per_image)
+
+
+def _split(plan: tuple[Tensor, Tensor], counts: list[int]) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(*(part.split(counts, 1) for part in plan))
 
 
 class DyReLU(nn.Module):
@@ -108,19 +120,15 @@ class DynamicConv(nn.Module):
                     ]
                 )
             )
-        geometry = device_constant(branch_geometry, tuple(p for group in pairs for p in group), device=x.device)
-        control = torch.cat(raw, 1)
-        rows, weights = sampling_plan(control[..., :18].contiguous(), control[..., 18:].sigmoid(), geometry, n)
-        table = x.reshape(b * n, c)
-        counts = [r.shape[1] for r in raw]
+        branches, table = (self.same, self.lower, self.upper), x.reshape(b * n, c)
+        if torch.is_grad_enabled():  # one plan for all: fewer, larger operators
+            everything = tuple(p for group in pairs for p in group)
+            plans = _split(_plan(torch.cat(raw, 1), everything, n), [r.shape[1] for r in raw])
+        else:  # one after another: a plan takes more room than the branch's result
+            plans = (_plan(r, tuple(group), n) for r, group in zip(raw, pairs))
         out = [
-            split_levels(sampled_convolution(table, r, w, m.weight.float(), m.bias.float()), s)
-            for r, w, m, s in zip(
-                rows.split(counts, 1),
-                weights.split(counts, 1),
-                (self.same, self.lower, self.upper),
-                (shapes, shapes[1:], shapes[1:]),
-            )
+            split_levels(sampled_convolution(table, *plan, m.weight.float(), m.bias.float()), s)
+            for plan, m, s in zip(plans, branches, (shapes, shapes[1:], shapes[1:]))
         ]
         return [out[2], out[0], out[1]] if len(out) == 3 else [[], out[0], []]
 
@@ -145,27 +153,31 @@ class DynamicConv(nn.Module):
         return [upper, same, lower]
 
     def _combine(self, branches: list[list[Tensor]], shapes: Shapes) -> Tensor:
+        """Norms, gates, mean and DyReLU. Takes the branches out of their lists: they are large and not needed twice."""
         upper, same, lower = branches
         groups: list[list[Tensor]] = []
         for i, shape in enumerate(shapes):
-            group = [self.same.norm(same[i])]
+            group = [self.same.norm(same.pop(0))]
             if i > 0:
-                group.append(self.lower.norm(lower[i - 1]))
-            if i + 1 < len(shapes):
+                group.append(self.lower.norm(lower.pop(0)))
+            if upper:
                 # a 1x1 map on top of a 1x1 map has nothing to interpolate, but the call is harmless
-                group.append(F.interpolate(self.upper.norm(upper[i]), size=shape, mode="bilinear", align_corners=True))
+                coarse = self.upper.norm(upper.pop(0))
+                group.append(F.interpolate(coarse, size=shape, mode="bilinear", align_corners=True))
             groups.append(group)
         means = torch.stack([m.mean((2, 3)) for group in groups for m in group])
-        gates = F.hardsigmoid(F.relu(self.attention(means)))[..., None, None]  # (maps, B, 1, 1, 1)
-        out, k = [], 0
-        for group in groups:
-            total = gates[k] * group[0]
-            for j, branch in enumerate(group[1:], 1):
-                total = torch.addcmul(total, gates[k + j], branch)
-            k += len(group)
-            out.append(total / len(group))
+        gates = iter(F.hardsigmoid(F.relu(self.attention(means)))[..., None, None])  # (maps, B, 1, 1, 1)
+        out = []
+        while groups:
+            group = groups.pop(0)
+            count = len(group)
+            total = next(gates) * group.pop(0)
+            while group:
+                total = torch.addcmul(total, next(gates), group.pop(0))
+            out.append(total / count)
         coefficients = self.relu.coefficients(torch.stack([m.mean((2, 3)) for m in out])).transpose(0, 1)
         activated = []
-        for m, (a1, b1, a2, b2) in zip(out, coefficients[..., None, None]):
+        for a1, b1, a2, b2 in coefficients[..., None, None]:
+            m = out.pop(0)
             activated.append(torch.maximum(torch.addcmul(b1, m, a1), torch.addcmul(b2, m, a2)))
         return join_levels(activated)

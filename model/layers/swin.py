@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_glip import GlipBackboneConfig
+from .chunks import in_chunks
 from .constants import device_constant
 
 
@@ -47,17 +48,20 @@ class SwinAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: (B, windows, w*w, C); mask: (windows, w*w, w*w) or None. Returns x's shape."""
-        b, n, t, c = x.shape
-        qkv = self.qkv(x).view(b * n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        b, _, t, c = x.shape
         index = device_constant(relative_position_index, self.window, device=x.device)
         bias = self.relative_position_bias_table[index.flatten()].view(t, t, self.heads).permute(2, 0, 1)
-        q, k, v = qkv.unbind(0)
+
+        def attend(x: Tensor, part: slice) -> Tensor:
+            return self._windows(x, bias if mask is None else bias + mask[part, None])
+
+        return in_chunks(attend, x, 4 * b * t * (4 * c + 3 * self.heads * t), dim=1)
+
+    def _windows(self, x: Tensor, bias: Tensor) -> Tensor:
+        b, n, t, c = x.shape
+        q, k, v = self.qkv(x).view(b * n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         attention = (q * self.scale) @ k.transpose(-2, -1)
-        if mask is None:
-            attention = attention + bias
-        else:
-            bias = bias + mask[:, None]
-            attention = (attention.view(b, n, self.heads, t, t) + bias).view(b * n, self.heads, t, t)
+        attention = (attention.view(b, n, self.heads, t, t) + bias).view(b * n, self.heads, t, t)
         out = attention.softmax(-1) @ v
         return self.proj(out.transpose(1, 2).reshape(b, n, t, c))
 
@@ -71,7 +75,10 @@ class SwinMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        rows = in_chunks(
+            lambda r, _: self.fc2(F.gelu(self.fc1(r))), x.reshape(-1, x.shape[-1]), 8 * self.fc1.out_features
+        )
+        return rows.view(x.shape)
 
 
 class SwinBlock(nn.Module):
