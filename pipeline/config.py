@@ -103,6 +103,11 @@ class NoisyLabelConfig(Config):
     ignore_uncertain: bool = Field(
         True, description="tokens of phrases without a confident box are left out of the loss"
     )
+    names_share: float = Field(
+        0.0, ge=0, le=1,
+        description="share of pseudo-labelled images that are prompted with the head nouns of their phrases, without the "
+        "caption, and with other images' as negatives (as a detection set is)",
+    )  # fmt: skip
     caption_negatives: float = Field(0.0, ge=0, le=1, description="share of captions packed with others as negatives")
     max_caption_negatives: int = Field(19, ge=1, description="captions packed into one prompt at most")
 

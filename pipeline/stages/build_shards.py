@@ -127,6 +127,7 @@ def make_record(
     """
     height, width = size
     span_of = dict(zip(asked.rows, asked.spans, strict=True))
+    root_of = dict(zip(asked.rows, asked.roots, strict=True))
     regions, sure = [], set()
     for row in rows:
         box = (
@@ -146,6 +147,7 @@ def make_record(
                 tokens_positive=(span,),
                 score=round(float(row["score"]), 4),
                 annotator=annotator,
+                root=root_of[row["phrase_row"]],
                 ignore=ignore,
             )
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,11 +39,12 @@ WINDOW = 32
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked about one image: its caption, and for each phrase its row in the phrases file and its span."""
+    """What is asked about one image: its caption, and for each phrase its row in the phrases file, span and root."""
 
     caption: str
     rows: tuple[int, ...]
     spans: tuple[Span, ...]
+    roots: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,19 @@ def run(
 
 def read_asked(path: str | Path) -> dict[str, Asked]:
     """key -> what is asked about it, from a phrases file, in the shard's order."""
-    table = read_table(path, PHRASES)
-    columns = [table[n].to_pylist() for n in ("key", "caption", "start", "end")]
-    gathered: dict[str, tuple[str, list[int], list[Span]]] = {}
-    for row, (key, caption, start, end) in enumerate(zip(*columns, strict=True)):
-        _, rows, spans = gathered.setdefault(key, (caption, [], []))
-        rows.append(row)
-        spans.append((start, end))
-    return {k: Asked(c, tuple(r), tuple(s)) for k, (c, r, s) in gathered.items()}
+    rows = read_table(path, PHRASES, ["key", "caption", "start", "end", "root"]).to_pylist()
+    by_key: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for place, row in enumerate(rows):
+        by_key.setdefault(row["key"], []).append((place, row))
+    return {
+        key: Asked(
+            caption=mine[0][1]["caption"],
+            rows=tuple(place for place, _ in mine),
+            spans=tuple((row["start"], row["end"]) for _, row in mine),
+            roots=tuple(row["root"] for _, row in mine),
+        )
+        for key, mine in by_key.items()
+    }
 
 
 def _label_shard(

@@ -25,12 +25,15 @@ from pipeline.errors import InputError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
 from pipeline.training.order import Mixture, SourceOrder, generator
-from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt
+from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.shards import ShardSet, read_label_spaces
 
 log = logging.getLogger("glip_self_train")
 TRIES = 20
 """Unusable records in a row after which the source itself must be wrong."""
+
+OTHER_RECORDS = 50
+"""Records looked at for absent names; a set of few nouns may not have as many as a prompt wants."""
 
 
 class TrainingData:
@@ -129,18 +132,30 @@ class TrainingData:
             return detection_prompt(
                 record, space, self.config.prompt, rng, token_count=self._count_tokens, max_tokens=limit
             )
+        noisy = self.config.noisy
+        if noisy.names_share and is_pseudo(record) and rng.random() < noisy.names_share:
+            return names_prompt(
+                record, self.config.prompt, noisy, rng,
+                other_names=self._other_names(source, rng), token_count=self._count_tokens, max_tokens=limit,
+            )  # fmt: skip
         return grounding_prompt(
             record,
-            self.config.noisy,
+            noisy,
             rng,
             other_caption=lambda r: self._other_caption(source, r),
             token_count=self._count_tokens,
             max_tokens=limit,
         )
 
+    def _other_record(self, source: str, rng: np.random.Generator) -> GroundingRecord:
+        return self.sets[source].record(*self.orders[source].locate(int(rng.integers(self.orders[source].total))))
+
     def _other_caption(self, source: str, rng: np.random.Generator) -> str:
-        shard, row = self.orders[source].locate(int(rng.integers(self.orders[source].total)))
-        return self.sets[source].record(shard, row).caption or ""
+        return self._other_record(source, rng).caption or ""
+
+    def _other_names(self, source: str, rng: np.random.Generator) -> Iterator[str]:
+        for _ in range(OTHER_RECORDS):
+            yield from (region.root for region in self._other_record(source, rng).regions if region.root)
 
     def _token_count(self, text: str) -> int:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

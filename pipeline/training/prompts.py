@@ -5,7 +5,7 @@ GLIP paper section 3.1 and appendix C.1; GLIP spec 9.2 and 16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
 from pipeline.errors import InputError
-from pipeline.records import GroundingRecord, Span
+from pipeline.records import GroundingRecord, Region, Span
 
 TokenCount = Callable[[str], int]
 SEPARATOR = ". "
@@ -55,10 +55,52 @@ def detection_prompt(
         InputError: the record names a class that is not in its set's label space.
     """
     known = set(label_space)
-    present = list(dict.fromkeys(r.phrase for r in record.regions if not r.ignore))
-    for name in present:
+    named = [(r, r.phrase) for r in record.regions if not r.ignore]
+    for _, name in named:
         if name not in known:
             raise InputError(f"record {record.key}: class {name!r} is not among the {len(known)} of {record.dataset}")
+    absent = _negatives(record, {name for _, name in named}, label_space, config, rng)
+    return _class_prompt(record, named, absent, NoisyLabelConfig(), rng, token_count, max_tokens)
+
+
+def names_prompt(
+    record: GroundingRecord,
+    config: PromptConfig,
+    noisy: NoisyLabelConfig,
+    rng: np.random.Generator,
+    *,
+    other_names: Iterable[str],
+    token_count: TokenCount,
+    max_tokens: int,
+) -> Prompted:
+    """A pseudo-labelled record as a detection prompt: the head nouns of its boxes, and absent ones of other images.
+
+    Without the caption's attributes a word must be known by itself, and so will classes be asked for later (DetCLIP,
+    arXiv 2209.09407: the parallel formulation). A name that stands anywhere in the record's own caption, boxed or not,
+    is never a negative. A region without a root has no place in the prompt and is counted as ``lost``.
+    """
+    own, wanted = (record.caption or "").lower(), _wanted(config, rng)
+    absent: dict[str, None] = {}
+    for name in other_names:
+        if len(absent) == wanted:
+            break
+        if name not in own:
+            absent[name] = None
+    named = [(r, r.root) for r in record.regions if not r.ignore]
+    return _class_prompt(record, named, [*absent], noisy, rng, token_count, max_tokens)
+
+
+def _class_prompt(
+    record: GroundingRecord,
+    named: Sequence[tuple[Region, str | None]],
+    absent: Sequence[str],
+    noisy: NoisyLabelConfig,
+    rng: np.random.Generator,
+    token_count: TokenCount,
+    max_tokens: int,
+) -> Prompted:
+    """Regions with their names, and absent names while there is room, shuffled."""
+    present = list(dict.fromkeys(name for _, name in named if name))
     room = max_tokens - 2
     chosen: list[str] = []
     for i in rng.permutation(len(present)):
@@ -66,51 +108,65 @@ def detection_prompt(
         if cost <= room:
             chosen.append(present[i])
             room -= cost
-    for name in _negatives(record, present, label_space, config, rng):
+    for name in absent:
         cost = token_count(clean_name(name) + SEPARATOR)
         if cost >= room:
             break
-        chosen.append(name)
-        room -= cost
-    order = [chosen[i] for i in rng.permutation(len(chosen))]
+        if name not in present:
+            chosen.append(name)
+            room -= cost
     caption, spans = "", {}
-    for name in order:
+    for i in rng.permutation(len(chosen)):
         caption += SEPARATOR if caption else ""
-        text = clean_name(name)
-        spans[name] = (len(caption), len(caption) + len(text))
+        text = clean_name(chosen[i])
+        spans[chosen[i]] = (len(caption), len(caption) + len(text))
         caption += text
-    regions = [r for r in record.regions if not r.ignore and r.phrase in spans]
-    lost = sum(not r.ignore and r.phrase not in spans for r in record.regions)
+    asked = [(region, spans[name]) for region, name in named if name in spans]
+    weights, regress = _trust([region for region, _ in asked], noisy)
     return Prompted(
         caption=caption,
-        boxes=_boxes([r.box for r in regions]),
-        spans=[[spans[r.phrase]] for r in regions],
-        weights=np.ones(len(regions), np.float32),
-        regress=np.ones(len(regions), bool),
+        boxes=_boxes([region.box for region, _ in asked]),
+        spans=[[span] for _, span in asked],
+        weights=weights,
+        regress=regress,
         ignore_boxes=_boxes([r.box for r in record.regions if r.ignore]),
-        lost=lost,
+        lost=len(named) - len(asked),
     )
+
+
+def _trust(regions: Sequence[Region], noisy: NoisyLabelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of the regions' losses, and whether their boxes are learnt; human labels count in full."""
+    scores = np.array([1.0 if r.score is None else r.score for r in regions], np.float32)
+    return scores if noisy.score_weight else np.ones_like(scores), scores >= noisy.regress_above
+
+
+def _wanted(config: PromptConfig, rng: np.random.Generator) -> int:
+    """How many negatives a prompt shall have."""
+    if config.max_negatives == 0 or rng.random() < config.full_negatives_share:
+        return config.max_negatives
+    return int(rng.integers(1, config.max_negatives + 1))
 
 
 def _negatives(
     record: GroundingRecord,
-    present: Sequence[str],
+    present: Set[str],
     label_space: Sequence[str],
     config: PromptConfig,
     rng: np.random.Generator,
 ) -> list[str]:
-    if config.max_negatives == 0:
-        return []
-    full = rng.random() < config.full_negatives_share
-    wanted = config.max_negatives if full else int(rng.integers(1, config.max_negatives + 1))
+    wanted = _wanted(config, rng)
     pool = list(label_space) if record.verified_absent is None else list(record.verified_absent)
     if config.background_class:
         pool.append("__background__")
-    taken = set(present)
     if not config.discard_after_drawing:
-        pool = [name for name in pool if name not in taken]
+        pool = [name for name in pool if name not in present]
     drawn = [pool[i] for i in rng.permutation(len(pool))[:wanted]]
-    return [name for name in drawn if name not in taken]
+    return [name for name in drawn if name not in present]
+
+
+def is_pseudo(record: GroundingRecord) -> bool:
+    """Whether a teacher, not a human, labelled the record."""
+    return any(r.annotator for r in record.regions) or bool(record.uncertain)
 
 
 def grounding_prompt(
@@ -129,18 +185,16 @@ def grounding_prompt(
     """
     assert record.caption is not None
     kept = [r for r in record.regions if not r.ignore]
-    scores = np.array([1.0 if r.score is None else r.score for r in kept], np.float32)
-    weights = scores if noisy.score_weight else np.ones_like(scores)
+    weights, regress = _trust(kept, noisy)
     caption, shift = record.caption, 0
-    pseudo = any(r.annotator for r in record.regions) or bool(record.uncertain)
-    if pseudo and other_caption is not None and rng.random() < noisy.caption_negatives:
+    if is_pseudo(record) and other_caption is not None and rng.random() < noisy.caption_negatives:
         caption, shift = _pack(record.caption, noisy, rng, other_caption, token_count, max_tokens)
     return Prompted(
         caption=caption,
         boxes=_boxes([r.box for r in kept]),
         spans=[[(s + shift, e + shift) for s, e in r.tokens_positive] for r in kept],
-        weights=weights.astype(np.float32),
-        regress=scores >= noisy.regress_above,
+        weights=weights,
+        regress=regress,
         ignore_boxes=_boxes([r.box for r in record.regions if r.ignore]),
         uncertain=[(s + shift, e + shift) for s, e in record.uncertain] if noisy.ignore_uncertain else [],
     )
