@@ -5,8 +5,10 @@
 
 The literal path pads every caption to 256 tokens, projects every location to 2048 wide in the fusion layers and uses torchvision's
 deformable convolution. All three have random weights and one Swin-T. Times are taken turn by turn in one process; peak memory
-in a process of each one's own. Key figures: ``speedup_HxW_bN`` and ``memory_ratio_HxW_bN`` (ours over literal), ``speedup_over_grounding_dino``,
-``flop_floor_ratio`` (our time over FLOPs divided by the machine's measured matrix-product rate).
+in a process of each one's own. Key figures: ``speedup_HxW_bN`` and ``memory_ratio_HxW_bN`` (ours over literal: weights and pass, without the
+imported libraries, which are the same for all; ``added_`` counts the pass alone, ``process_`` everything), ``speedup_over_grounding_dino``,
+``flop_floor_ratio`` (our time over FLOPs divided by the machine's measured matrix-product rate), ``head_share_HxW_bN`` (what the time of ours
+from the pyramid to the boxes is of the whole pass).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,18 @@ def call(variant: str, network: torch.nn.Module, batch: int, height: int, width:
     return forward
 
 
+def encoders(network: Any, batch: int, height: int, width: int) -> Callable[[], Any]:
+    """Backbone, pyramid and text encoder of ours alone."""
+    given = inputs(batch, height, width, TOKENS)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            network.encode_image(given["pixel_values"])
+            network.encode_text(given["input_ids"], given["attention_mask"])
+
+    return forward
+
+
 def seconds(forward: Callable[[], Any]) -> float:
     began = time.perf_counter()
     forward()
@@ -92,28 +106,46 @@ def flops(forward: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def peak_mib(variant: str, batch: int, height: int, width: int, threads: int) -> dict[str, float]:
-    """Peak memory of a process that does one forward pass, and how much of it the pass added."""
-    command = [
-        sys.executable,
-        __file__,
-        "--peak",
-        variant,
-        str(batch),
-        str(height),
-        str(width),
-        "--threads",
-        str(threads),
-    ]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def measure_peak(make: Callable[[], Callable[[], Any]]) -> None:
+    """Print, in MiB: ``peak``, what network and pass take beyond the libraries; ``added``, the pass; ``process``, all.
 
+    make: builds the network and returns the pass.
+    """
+    from transformers import BertModel, GroundingDinoForObjectDetection  # noqa: F401
 
-def measure_peak(variant: str, batch: int, height: int, width: int) -> None:
-    forward = call(variant, build(variant), batch, height, width)
-    before = _status("VmRSS")
-    forward()
+    import model  # noqa: F401 - the libraries are not the network's memory
+
+    libraries = _status("VmRSS")
+    run = make()
+    loaded = _status("VmRSS")
+    run()
     peak = _status("VmHWM")
-    print(json.dumps({"peak": peak, "added": peak - before}))
+    print(json.dumps({"peak": peak - libraries, "added": peak - loaded, "process": peak}))
+
+
+def peaks_of(variants: Sequence[str], script: str, *arguments: Any) -> dict[str, dict[str, float]]:
+    """What ``measure_peak`` prints, for each variant in a process of its own."""
+    found = {}
+    for variant in variants:
+        command = [sys.executable, script, "--peak", variant, *map(str, arguments)]
+        found[variant] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def memory_figures(peaks: dict[str, dict[str, float]], suffix: str = "") -> dict[str, Any]:
+    """Ratios of ours to the literal path, and the figures behind them."""
+    ours, literal = peaks["ours"], peaks["literal"]
+    return {
+        f"memory_ratio{suffix}": round(ours["peak"] / literal["peak"], 3),
+        f"added_memory_ratio{suffix}": round(ours["added"] / literal["added"], 3),
+        f"process_memory_ratio{suffix}": round(ours["process"] / literal["process"], 3),
+        f"peak_mib{suffix}": {v: {k: round(n) for k, n in p.items()} for v, p in peaks.items()},
+    }
+
+
+def machine(threads: int) -> str:
+    """What the figures were measured on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
 def _status(name: str) -> float:
@@ -142,7 +174,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.peak:
         variant, *numbers = args.peak
-        measure_peak(variant, *map(int, numbers))
+        measure_peak(lambda: call(variant, build(variant), *map(int, numbers)))
         return
     networks = {v: build(v) for v in VARIANTS}
     figures: dict[str, Any] = {"largest_difference": largest_difference(networks["ours"], networks["literal"])}
@@ -153,31 +185,31 @@ def main() -> None:
         for batch in args.batches:
             name = f"{size}_b{batch}"
             forwards = {v: call(v, n, batch, height, width) for v, n in networks.items()}
-            best = dict.fromkeys(VARIANTS, float("inf"))
+            # from the pyramid on: what is left of the whole when both encoders are taken away
+            forwards["encoders"] = encoders(networks["ours"], batch, height, width)
+            best = dict.fromkeys(forwards, float("inf"))
             for _ in range(args.repeats):
                 for variant, forward in forwards.items():  # turn by turn, so that a slow minute hits all
                     best[variant] = min(best[variant], seconds(forward))
-            peaks = {v: peak_mib(v, batch, height, width, args.threads) for v in VARIANTS}
             work = flops(forwards["ours"])
-            figures[f"seconds_{name}"] = {v: round(s, 2) for v, s in best.items()}
-            figures[f"peak_mib_{name}"] = {v: round(p["peak"]) for v, p in peaks.items()}
-            figures[f"speedup_{name}"] = round(best["literal"] / best["ours"], 2)
-            figures[f"memory_ratio_{name}"] = round(peaks["ours"]["peak"] / peaks["literal"]["peak"], 3)
-            figures[f"added_memory_ratio_{name}"] = round(peaks["ours"]["added"] / peaks["literal"]["added"], 3)
-            figures[f"speedup_over_grounding_dino_{name}"] = round(best["grounding_dino"] / best["ours"], 2)
-            figures[f"gflop_{name}"] = round(work / 1e9, 1)
-            figures[f"flop_floor_ratio_{name}"] = round(best["ours"] * rate / work, 2)
-            print(
-                name,
-                json.dumps({k.removesuffix(f"_{name}"): v for k, v in figures.items() if k.endswith(name)}),
-                flush=True,
-            )
+            found = {
+                f"seconds_{name}": {v: round(s, 2) for v, s in best.items()},
+                f"speedup_{name}": round(best["literal"] / best["ours"], 2),
+                f"speedup_over_grounding_dino_{name}": round(best["grounding_dino"] / best["ours"], 2),
+                f"head_share_{name}": round(1 - best["encoders"] / best["ours"], 3),
+                f"gflop_{name}": round(work / 1e9, 1),
+                f"flop_floor_ratio_{name}": round(best["ours"] * rate / work, 2),
+                f"share_of_matrix_rate_{name}": round(work / best["ours"] / rate, 3),
+                **memory_figures(
+                    peaks_of(VARIANTS, __file__, batch, height, width, "--threads", args.threads), f"_{name}"
+                ),
+            }
+            print(name, json.dumps({k.removesuffix(f"_{name}"): v for k, v in found.items()}), flush=True)
+            figures |= found
     first = f"{args.sizes[0]}_b{args.batches[0]}"
     figures["speedup_over_grounding_dino"] = figures[f"speedup_over_grounding_dino_{first}"]
     figures["flop_floor_ratio"] = figures[f"flop_floor_ratio_{first}"]
-    figures["machine"] = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}"
-    )
+    figures["machine"] = machine(args.threads)
     print(json.dumps({k: v for k, v in figures.items() if not isinstance(v, dict)}, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -3,22 +3,19 @@
     python benchmarks/train_step.py --json train_step.json
 
 Two images of 640x640 and a 20-token caption by default. Times are taken turn by turn in one process, peak memory in a process of each
-one's own. Keys: ``speedup``, ``memory_ratio`` (peak of the process), ``added_memory_ratio`` (what the step added to the loaded network).
+one's own. Keys: ``speedup``, ``memory_ratio`` (weights, gradients and step, without the imported libraries), ``added_memory_ratio`` (what the
+step adds to the loaded network), ``process_memory_ratio``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from inference import PADDED, TOKENS, _status, build, inputs, seconds
+from inference import PADDED, TOKENS, build, inputs, machine, measure_peak, memory_figures, peaks_of, seconds
 
 VARIANTS = ("ours", "literal")
 
@@ -62,10 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak:
-        run = step(args.peak, build(args.peak), args.batch, args.side)
-        before = _status("VmRSS")
-        run()
-        print(json.dumps({"peak": _status("VmHWM"), "added": _status("VmHWM") - before}))
+        measure_peak(lambda: step(args.peak, build(args.peak), args.batch, args.side))
         return
     steps = {v: step(v, build(v), args.batch, args.side) for v in VARIANTS}
     best = dict.fromkeys(VARIANTS, float("inf"))
@@ -73,18 +67,12 @@ def main() -> None:
         for variant, run in steps.items():
             best[variant] = min(best[variant], seconds(run))
     del steps
-    peaks = {}
-    for variant in VARIANTS:
-        command = [sys.executable, __file__, "--peak", variant, "--side", str(args.side), "--batch", str(args.batch)]
-        command += ["--threads", str(args.threads)]
-        peaks[variant] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    options = ("--side", args.side, "--batch", args.batch, "--threads", args.threads)
     figures = {
         "speedup": round(best["literal"] / best["ours"], 2),
-        "memory_ratio": round(peaks["ours"]["peak"] / peaks["literal"]["peak"], 3),
-        "added_memory_ratio": round(peaks["ours"]["added"] / peaks["literal"]["added"], 3),
+        **memory_figures(peaks_of(VARIANTS, __file__, *options)),
         "seconds": {v: round(s, 2) for v, s in best.items()},
-        "peak_mib": {v: round(p["peak"]) for v, p in peaks.items()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}",
+        "machine": machine(args.threads),
     }
     print(json.dumps(figures, indent=1))
     if args.json:

@@ -93,6 +93,11 @@ def test_built_records_are_the_labels_joined_with_untouched_images(run):
     for name in ("00000", "00001"):
         for row in read_table(root / "labels" / f"{name}.parquet", LABELS).to_pylist():
             labels.setdefault(row["key"], []).append(row)
+    roots = {
+        (row["key"], row["start"], row["end"]): row["root"]
+        for name in ("00000", "00001")
+        for row in read_table(root / "phrases" / f"{name}.parquet", PHRASES).to_pylist()
+    }
     found = [s for n in ("00000", "00001") for s in read_tar(root / "train" / f"pseudo-{n}.tar")]
     assert {s.key for s in found} == set(labels) and built.tallies["samples"].kept == len(found)
     for sample in found:
@@ -104,6 +109,7 @@ def test_built_records_are_the_labels_joined_with_untouched_images(run):
             ((start, end),) = region.tokens_positive
             assert record.caption[start:end] == region.phrase
             assert region.annotator.startswith("glip@")
+            assert region.root == roots[sample.key, start, end]
 
 
 def test_every_phrase_is_a_region_or_uncertain(run):

@@ -9,7 +9,7 @@ from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
 from pipeline.errors import InputError
 from pipeline.records import GroundingRecord, Region
-from pipeline.training.prompts import detection_prompt, grounding_prompt
+from pipeline.training.prompts import detection_prompt, grounding_prompt, names_prompt
 
 NAMES = tuple(f"thing{i}" if i % 3 else f"long_thing {i} (kind)" for i in range(30))
 
@@ -93,7 +93,9 @@ def pseudo(score: float = 0.6) -> GroundingRecord:
     return GroundingRecord(
         key="k", dataset="pseudo", kind="grounding", image_size=(50, 50), caption=CAPTION, uncertain=((18, 21),),
         regions=(
-            Region(box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),), score=score, annotator="t@1"),
+            Region(
+                box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),), score=score, annotator="t@1", root="fish"
+            ),
             Region(box=(9, 9, 20, 20), phrase="key", tokens_positive=((18, 21),), score=0.2, annotator="t@1", ignore=True),
         ),
     )  # fmt: skip
@@ -140,3 +142,26 @@ def test_human_labels_are_never_packed():
         other_caption=lambda rng: "a blue car", token_count=words, max_tokens=99,
     )  # fmt: skip
     assert got.caption == CAPTION
+
+
+def by_names(record, others, **options):
+    return names_prompt(
+        record, PromptConfig(full_negatives_share=1.0), NoisyLabelConfig(score_weight=True, **options),
+        np.random.default_rng(0), other_names=others, token_count=words, max_tokens=99,
+    )  # fmt: skip
+
+
+def test_head_nouns_become_a_class_prompt_with_other_images_names():
+    got = by_names(pseudo(), ["cat", "dog", "cat", "fish", "key", "traffic light"])
+    # "key" is in the caption: unsure, so neither asked for nor taught as absent
+    assert sorted(got.caption.split(". ")) == ["cat", "dog", "fish", "traffic light"]
+    assert got.caption[slice(*got.spans[0][0])] == "fish" and len(got.boxes) == 1
+    assert got.weights.tolist() == pytest.approx([0.6]) and got.lost == 0
+    assert got.ignore_boxes.tolist() == [[9, 9, 20, 20]] and got.uncertain == []
+
+
+def test_regions_of_one_noun_share_its_place_and_those_without_a_root_are_counted():
+    first = pseudo().regions[0]
+    more = (first, first.model_copy(update={"box": (30, 30, 40, 40)}), first.model_copy(update={"root": None}))
+    got = by_names(pseudo().model_copy(update={"regions": more}), [])
+    assert got.caption == "fish" and got.spans == [[(0, 4)], [(0, 4)]] and got.lost == 1
