@@ -129,6 +129,17 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
 
+    def _encode_distinct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """`encode_text`, where rows that are alike (a class list asked of many images) are encoded once."""
+        if self.training or len(input_ids) == 1 or token_type_ids is not None or torch.compiler.is_compiling():
+            return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout makes alike rows differ
+        both = torch.cat([input_ids, attention_mask], 1)
+        distinct, place = both.unique(dim=0, return_inverse=True)
+        if len(distinct) == len(input_ids):
+            return self.encode_text(input_ids, attention_mask)
+        length = input_ids.shape[1]
+        return self.encode_text(distinct[:, :length], distinct[:, length:])[place]
+
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -171,7 +182,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         if text_features is None:
             if input_ids is None:
                 raise ValueError("give input_ids or text_features")
-            text_features = self.encode_text(input_ids, attention_mask, token_type_ids)
+            text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
         if image_sizes is None:
             if pixel_values is None:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")

@@ -43,10 +43,15 @@ class PseudoLabelConfig(Config):
     floor: float = Field(0.05, ge=0, lt=1, description="regions scoring below this are not stored")
     nms_threshold: float = Field(0.6, gt=0, le=1, description="per-phrase NMS on IoU")
     max_regions_per_phrase: int = Field(20, ge=1, description="at most so many regions of one phrase are stored")
-    score_agg: Literal["mean", "max", "geometric"] = Field("mean", description="a phrase's score from its tokens'")
+    score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
+        "mean", description="a phrase's score from its tokens'"
+    )
     batch_size: int = Field(8, ge=1, description="images per forward pass; batches never leave their shard")
     image_size: int | None = Field(None, description="shorter side in pixels; default: the teacher's own")
     max_image_size: int | None = Field(None, description="longer side at most; default: the teacher's own")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="arithmetic of the teacher; bf16 is faster on GPUs and moves scores a little"
+    )
     max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard losing more of its samples than this fails")
 
 
@@ -159,7 +164,7 @@ class EvaluateConfig(Config):
 
     batch_size: int = Field(8, ge=1)
     threshold: float = Field(0.0, ge=0, lt=1, description="detections below this score are not considered")
-    score_agg: Literal["mean", "max", "geometric"] = "mean"
+    score_agg: Literal["mean", "max", "geometric", "sum"] = "mean"
     max_detections: int = Field(100, ge=1)
     image_size: int | None = None
     max_image_size: int | None = None

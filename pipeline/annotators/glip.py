@@ -61,7 +61,9 @@ class GlipAnnotator:
         spans: Sequence[Sequence[Sequence[Span]]],
     ) -> list[Annotations]:
         inputs = self._processor(images=list(images), text=list(captions), size=self._size)
-        outputs = self._model(**inputs.to(self._device))
+        half = self._config.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            outputs = self._model(**inputs.to(self._device))
         found = self._processor.post_process_grounded_object_detection(
             outputs,
             phrases=[list(s) for s in spans],

@@ -109,6 +109,23 @@ def test_text_features_once_for_each_distinct_caption(network):
     assert (once.logits - plain.logits).abs().max() < 1e-4
 
 
+def test_alike_captions_are_encoded_once():
+    network, made = tiny_model(prior_probability=0.3).eval(), processor()
+    captions = ["a dog. a cat", "a kite", "a dog. a cat", "a dog. a cat"]
+    inputs = made(images=[seeded_image(96, 120, s) for s in range(4)], text=captions)
+    rows = []
+    network.text_encoder.register_forward_hook(
+        lambda module, args, kwargs, out: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with torch.inference_mode():
+        together = network(**inputs)
+        single = [network(**made(images=[seeded_image(96, 120, s)], text=[captions[s]])) for s in range(4)]
+    assert rows[0] == 2
+    for i, alone in enumerate(single):
+        length = alone.logits.shape[-1]
+        assert (together.logits[i, :, : length - 1] - alone.logits[0, :, : length - 1]).abs().max() < 1e-3
+
+
 def test_a_loss_that_is_not_finite_names_term_and_image():
     network = tiny_model()
     made = processor()
