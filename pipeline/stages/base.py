@@ -8,12 +8,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import clear_temporaries, commit_report, committed
-from pipeline.io.tars import TarProblems
 from pipeline.progress import Progress, Silent
 from pipeline.stats import FailedShard, OutputFile, ShardReport, StageReport, Tally
+
+if TYPE_CHECKING:
+    from pipeline.io.tars import TarProblems  # webdataset brings torch along, which filter-boxes does without
 
 log = logging.getLogger("glip_self_train")
 
