@@ -61,16 +61,16 @@ def main() -> None:
     if args.peak:
         measure_peak(lambda: step(args.peak, build(args.peak), args.batch, args.side))
         return
+    # memory first: the literal step takes 10 GiB and more, and this process would hold two networks by then
+    peaks = peaks_of(VARIANTS, __file__, "--side", args.side, "--batch", args.batch, "--threads", args.threads)
     steps = {v: step(v, build(v), args.batch, args.side) for v in VARIANTS}
     best = dict.fromkeys(VARIANTS, float("inf"))
     for _ in range(args.repeats):
         for variant, run in steps.items():
             best[variant] = min(best[variant], seconds(run))
-    del steps
-    options = ("--side", args.side, "--batch", args.batch, "--threads", args.threads)
     figures = {
         "speedup": round(best["literal"] / best["ours"], 2),
-        **memory_figures(peaks_of(VARIANTS, __file__, *options)),
+        **memory_figures(peaks),
         "seconds": {v: round(s, 2) for v, s in best.items()},
         "machine": machine(args.threads),
     }
