@@ -12,7 +12,7 @@ from tests.model.golden.seeded import seeded_image
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("glip")
-    # the tokenizer's ids need the whole vocabulary; a bias of zero makes boxes of a fresh network pass thresholds
+    # the tokenizer's ids need the whole vocabulary; a prior of 0.3 lets boxes of a fresh network pass thresholds
     tiny_model(prior_probability=0.3).eval().save_pretrained(path)
     processor().save_pretrained(path)
     return path
