@@ -1,13 +1,17 @@
-"""What a teacher is to the labelling stages: images, captions and spans in; boxes with their evidence out."""
+"""What a teacher is to the stages: images, captions and spans in; boxes with their evidence out.
+
+The work is cut so that only the forward pass needs the teacher's own thread: questions, images and batches are made
+ready by any other.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,12 +23,26 @@ from pipeline.records import Span
 
 
 @dataclass(frozen=True)
-class Annotations:
-    """The regions of one image's phrases, in no stated order.
+class Question:
+    """One text of one forward pass about one image.
 
-    phrase (n,) int64: index into the phrases asked for. boxes (n, 4) float32: xyxy in pixels of the image as given.
-    score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1. missing: phrases that the text limit
-    cut away, which therefore were not asked for.
+    text: a caption, or the stretch of a long one that fits the text limit. spans: ``[start, end)`` characters of
+    ``text``, a phrase each. phrases: the index of each in what was asked for. tokens: the text's length to the teacher.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    phrases: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The regions of one question's phrases, in no stated order.
+
+    phrase (n,) int64: index as in ``Question.phrases``. boxes (n, 4) float32: xyxy in pixels of the image as it is
+    stored. score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1; centerness is NaN for teachers that
+    have none.
     """
 
     phrase: np.ndarray
@@ -34,27 +52,65 @@ class Annotations:
     token_min: np.ndarray
     token_max: np.ndarray
     centerness: np.ndarray
-    missing: list[int] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Annotations]) -> Annotations:
+        """Several questions' regions about one image as one."""
+        if len(parts) == 1:
+            return parts[0]
+        names = cls.__dataclass_fields__
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the teacher wants it (its own type), and its stored (height, width)."""
+
+    pixels: Any
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one forward pass; what they were made of stays at hand, to be cut in half when memory runs out."""
+
+    inputs: Any
+    images: tuple[Prepared, ...]
+    questions: tuple[Question, ...]
 
 
 class Annotator(Protocol):
-    """A loaded teacher. ``revision`` names its weights; ``max_tokens`` bounds a caption, specials included."""
+    """A loaded teacher; ``revision`` names its weights. All but :meth:`annotate` may be called from any thread."""
 
     name: str
     revision: str
-    max_tokens: int
 
-    def token_count(self, text: str) -> int:
-        """Tokens of a text, without specials."""
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+        """What to ask so that each phrase is asked for once, and the phrases that no text can hold."""
         ...
 
-    def annotate(
-        self,
-        images: Sequence[Image.Image],
-        captions: Sequence[str],
-        spans: Sequence[Sequence[Sequence[Span]]],
-    ) -> list[Annotations]:
-        """Box every phrase (a list of character spans of its caption) of every image, in one forward pass."""
+    def class_questions(self, names: Sequence[str]) -> list[Question]:
+        """What to ask for boxes of classes; each name is a phrase.
+
+        Raises:
+            InputError: a name that no text can hold.
+        """
+        ...
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) at which the network will see an image of this size."""
+        ...
+
+    def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
+        """An RGB image, perhaps decoded smaller than its stored ``size`` (height, width), resized as the teacher wants it."""
+        ...
+
+    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+        """One question about each image, as the network's inputs."""
+        ...
+
+    def annotate(self, batch: Batch) -> list[Annotations]:
+        """The forward pass: the regions of every question. A batch too large for the memory is halved."""
         ...
 
 
@@ -76,3 +132,9 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
         InputError: not a model folder, or of a family that is not known.
     """
     return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
+
+
+def ask(annotator: Annotator, images: Sequence[Image.Image], questions: Sequence[Question]) -> list[Annotations]:
+    """One question about each image, here and now."""
+    prepared = [annotator.prepare(image, (image.height, image.width)) for image in images]
+    return annotator.annotate(annotator.collate(prepared, questions))

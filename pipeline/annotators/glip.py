@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
 from model import GlipForObjectDetection, GlipProcessor
-from pipeline.annotators.base import Annotations
+from model.grounding import SEPARATOR, clean_name
+from model.image_processing_glip import resized_size
+from pipeline.annotators.base import Annotations, Batch, Prepared, Question
+from pipeline.annotators.memory import Halving
+from pipeline.annotators.windows import caption_questions, class_questions
+from pipeline.annotators.words import tokenizer_words
 from pipeline.config import PseudoLabelConfig
 from pipeline.records import Span
 
@@ -24,67 +30,70 @@ class GlipAnnotator:
         self._device = torch.device(device)
         self._model = GlipForObjectDetection.from_pretrained(folder).eval().to(self._device)
         self._processor = GlipProcessor.from_pretrained(folder)
-        self.max_tokens = int(self._processor.max_text_length)
         self._size = dict(self._processor.image_processor.size)
         if config.image_size is not None:
             self._size["shortest_edge"] = config.image_size
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
+        self._halving = Halving(self, self._forward)
 
-    def token_count(self, text: str) -> int:
-        """Word pieces of a text, without [CLS] and [SEP]."""
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+        """The caption, or windows of it."""
+        words = tokenizer_words(self._processor.tokenizer, caption)
+        return caption_questions(caption, spans, words, self._processor.max_text_length)
+
+    def class_questions(self, names: Sequence[str]) -> list[Question]:
+        """ "person. traffic light", as few texts as hold all names."""
+        clean = [clean_name(name).strip() for name in names]
+        return list(class_questions(clean, self._token_count, self._processor.max_text_length, SEPARATOR))
+
+    def _token_count(self, text: str) -> int:
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def annotate(
-        self,
-        images: Sequence[Image.Image],
-        captions: Sequence[str],
-        spans: Sequence[Sequence[Sequence[Span]]],
-    ) -> list[Annotations]:
-        """One forward pass for all pairs. Out of GPU memory, the batch is halved until it fits."""
-        try:
-            return self._annotate(images, captions, spans)
-        except torch.cuda.OutOfMemoryError:
-            if len(images) == 1:
-                raise
-            torch.cuda.empty_cache()
-            half = len(images) // 2
-            return self.annotate(images[:half], captions[:half], spans[:half]) + self.annotate(
-                images[half:], captions[half:], spans[half:]
-            )
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """GLIP's own resize (GLIP spec section 1)."""
+        return resized_size(width, height, self._size["shortest_edge"], self._size.get("longest_edge"))
+
+    def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
+        """Resized to :meth:`shape` of the stored size."""
+        height, width = self.shape(size[1], size[0])
+        return Prepared(image.resize((width, height), Image.Resampling.BILINEAR), size)
+
+    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+        """Padded to the largest image and the longest text of the batch."""
+        inputs = self._processor(
+            images=[image.pixels for image in images], text=[q.text for q in questions], do_resize=False
+        )
+        return Batch(inputs, tuple(images), tuple(questions))
+
+    def annotate(self, batch: Batch) -> list[Annotations]:
+        """One forward pass for all, or one a half when memory runs out."""
+        return self._halving(batch)
 
     @torch.inference_mode()
-    def _annotate(
-        self,
-        images: Sequence[Image.Image],
-        captions: Sequence[str],
-        spans: Sequence[Sequence[Sequence[Span]]],
-    ) -> list[Annotations]:
-        inputs = self._processor(images=list(images), text=list(captions), size=self._size)
+    def _forward(self, batch: Batch) -> list[Annotations]:
         half = self._config.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            outputs = self._model(**inputs.to(self._device))
+            outputs = self._model(**batch.inputs.to(self._device))
         found = self._processor.post_process_grounded_object_detection(
             outputs,
-            phrases=[list(s) for s in spans],
+            phrases=[[[span] for span in q.spans] for q in batch.questions],
             threshold=self._config.floor,
-            target_sizes=[(image.height, image.width) for image in images],
+            target_sizes=[image.size for image in batch.images],
             nms_threshold=self._config.nms_threshold,
             score_agg=self._config.score_agg,
             # a bound of the store, not of the method: each phrase is cut to its own best later
-            max_detections=self._config.max_regions_per_phrase * max((len(s) for s in spans), default=1),
-            offset_mapping=inputs["offset_mapping"],
+            max_detections=self._config.max_regions_per_phrase
+            * max((len(q.spans) for q in batch.questions), default=1),
+            offset_mapping=batch.inputs["offset_mapping"],
         )
+        names = {"boxes": "boxes", "score": "scores"} | {
+            n: n for n in ("token_mean", "token_min", "token_max", "centerness")
+        }
         return [
             Annotations(
-                phrase=f["labels"].cpu().numpy(),
-                boxes=f["boxes"].float().cpu().numpy(),
-                score=f["scores"].float().cpu().numpy(),
-                token_mean=f["token_mean"].float().cpu().numpy(),
-                token_min=f["token_min"].float().cpu().numpy(),
-                token_max=f["token_max"].float().cpu().numpy(),
-                centerness=f["centerness"].float().cpu().numpy(),
-                missing=list(f["missing_phrases"]),
+                phrase=np.asarray(q.phrases, np.int64)[f["labels"].cpu().numpy()],
+                **{ours: f[theirs].float().cpu().numpy() for ours, theirs in names.items()},
             )
-            for f in found
+            for q, f in zip(batch.questions, found, strict=True)
         ]

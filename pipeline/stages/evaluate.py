@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.grounding import clean_name
-from pipeline.annotators.base import Annotator, load_annotator
+from pipeline.annotators.base import Annotations, Annotator, ask, load_annotator
 from pipeline.config import EvaluateConfig, PseudoLabelConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import ImageResult, coco_ap, recall_at_k
@@ -19,7 +18,7 @@ from pipeline.images import open_image
 from pipeline.io.commit import write_json
 from pipeline.io.hashing import digest_file, fingerprint, model_revision
 from pipeline.progress import Progress, Silent
-from pipeline.records import GroundingRecord, Span
+from pipeline.records import GroundingRecord
 from pipeline.training.shards import ShardSet, read_label_spaces
 
 log = logging.getLogger("glip_self_train")
@@ -98,66 +97,32 @@ def _detect(
     if first.dataset not in spaces:
         raise InputError(f"evaluation set {set_name}: no label space for {first.dataset} beside its shards")
     names = spaces[first.dataset]
-    prompts = list(chunk_names(names, annotator.token_count, annotator.max_tokens))
+    questions = annotator.class_questions(names)
     progress.begin(f"evaluate {set_name}", len(places), unit="images")
     results, ids = [], []
     for start in range(0, len(places), config.batch_size):
         part = places[start : start + config.batch_size]
         batch = [records.record(*p) for p in part]
         images = [open_image(records.image(*p)) for p in part]
-        found: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in batch]
-        for caption, spans, offset in prompts:
-            annotated = annotator.annotate(images, [caption] * len(batch), [spans] * len(batch))
-            for i, a in enumerate(annotated):
-                found[i].append((a.boxes, a.phrase + offset, a.score))
-        for record, parts in zip(batch, found, strict=True):
-            results.append(_result(record, names, parts, config.max_detections))
+        answers = [ask(annotator, images, [question] * len(batch)) for question in questions]
+        for record, *parts in zip(batch, *answers, strict=True):
+            results.append(_result(record, names, Annotations.joined(parts), config.max_detections))
             ids.append(record.key)
         progress.advance(len(part), "images")
     return names, results, ids
 
 
-def chunk_names(
-    names: Sequence[str], token_count: Callable[[str], int], max_tokens: int
-) -> Iterator[tuple[str, list[list[Span]], int]]:
-    """(prompt, spans of each name, index of the first name) of as few prompts as hold all names in order.
-
-    Raises:
-        InputError: a single name is longer than the text limit.
-    """
-    spans: list[list[Span]] = []
-    caption, room, first = "", max_tokens - 2, 0
-    for i, name in enumerate(names):
-        text = clean_name(name).strip()
-        cost = token_count(text + SEPARATOR)
-        if cost > max_tokens - 2:
-            raise InputError(f"class name {name!r} alone takes {cost} tokens; the text limit is {max_tokens - 2}")
-        if cost > room:
-            yield caption, spans, first
-            caption, spans, room, first = "", [], max_tokens - 2, i
-        caption += SEPARATOR if caption else ""
-        spans.append([(len(caption), len(caption) + len(text))])
-        caption += text
-        room -= cost
-    yield caption, spans, first
-
-
-def _result(
-    record: GroundingRecord, names: Sequence[str], parts: Sequence[tuple[np.ndarray, ...]], limit: int
-) -> ImageResult:
+def _result(record: GroundingRecord, names: Sequence[str], found: Annotations, limit: int) -> ImageResult:
     index = {n: i for i, n in enumerate(names)}
-    boxes = np.concatenate([p[0] for p in parts]).reshape(-1, 4)
-    labels = np.concatenate([p[1] for p in parts])
-    scores = np.concatenate([p[2] for p in parts])
-    best = np.argsort(-scores, kind="stable")[: max(limit, 10 * len(names))]
+    best = np.argsort(-found.score, kind="stable")[: max(limit, 10 * len(names))]
     return ImageResult(
         size=record.image_size,
         gold_boxes=np.array([r.box for r in record.regions], np.float64).reshape(-1, 4),
         gold_labels=np.array([index[r.phrase] for r in record.regions], np.int64),
         gold_ignore=np.array([r.ignore for r in record.regions], bool),
-        boxes=boxes[best].astype(np.float64),
-        labels=labels[best],
-        scores=scores[best],
+        boxes=found.boxes[best].reshape(-1, 4).astype(np.float64),
+        labels=found.phrase[best],
+        scores=found.score[best],
     )
 
 

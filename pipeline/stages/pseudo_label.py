@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.annotators.base import Annotations, Annotator, load_annotator
+from pipeline.annotators.base import Annotations, Annotator, ask, load_annotator
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import RunError
 from pipeline.images import ImageError, open_image
@@ -210,7 +210,7 @@ def batches(pairs: Sequence[Pair], size: int, annotator: Annotator) -> Iterator[
 
     def shape(pair: Pair) -> tuple[int, int, int]:
         aspect = round(4 * np.log2(pair.image.width / pair.image.height))
-        return int(aspect), annotator.token_count(pair.asked.caption), pair.place
+        return int(aspect), len(pair.asked.caption), pair.place
 
     order = sorted(pairs, key=shape)
     for start in range(0, len(order), size):
@@ -218,10 +218,8 @@ def batches(pairs: Sequence[Pair], size: int, annotator: Annotator) -> Iterator[
 
 
 def _ask(annotator: Annotator, batch: Sequence[Pair]) -> list[Annotations]:
-    return annotator.annotate(
-        [p.image for p in batch],
-        [p.asked.caption for p in batch],
-        [[[span] for span in p.asked.spans] for p in batch],
+    return ask(
+        annotator, [p.image for p in batch], [annotator.questions(p.asked.caption, p.asked.spans)[0][0] for p in batch]
     )
 
 
@@ -229,13 +227,10 @@ def _columns(labelled: Sequence[tuple[Pair, Annotations]], config: PseudoLabelCo
     """Columns of REGIONS: by sample, phrase row and falling score; ``tally`` counts phrases with and without regions."""
     columns: dict[str, list] = {name: [] for name in REGIONS.names}
     for pair, found in labelled:
-        missing = set(found.missing)
         for phrase, (row, (start, end)) in enumerate(zip(pair.asked.rows, pair.asked.spans, strict=True)):
             mine = np.flatnonzero(found.phrase == phrase)
             mine = mine[np.argsort(-found.score[mine], kind="stable")][: config.max_regions_per_phrase]
-            if phrase in missing:
-                tally.drop("phrase_beyond_text_limit")
-            elif not len(mine):
+            if not len(mine):
                 tally.drop("no_region")
             else:
                 tally.keep()

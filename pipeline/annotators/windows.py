@@ -1,0 +1,111 @@
+"""Long captions: overlapping windows, each within the text limit, so that every phrase is asked for once."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+from pipeline.annotators.base import Question
+from pipeline.errors import InputError
+from pipeline.records import Span
+
+Word = tuple[int, int, int]
+"""A word's start and end in characters, and its tokens. Texts are cut between words only: tokens stay what they are."""
+
+
+def caption_questions(
+    caption: str, spans: Sequence[Span], words: Sequence[Word], limit: int, specials: int = 2
+) -> tuple[list[Question], list[int]]:
+    """Questions about a caption, and the phrases longer than the limit.
+
+    A caption that fits is one question. Of a longer one, every phrase is asked for in the window in which it has most
+    context on its poorer side; windows half a limit apart see to it that a phrase of up to half the limit has a whole
+    window, and a longer phrase gets a window of its own.
+
+    Args:
+        words: the caption's words in order, with their tokens; together they are what the tokenizer makes of it.
+        limit: tokens of one text at most, ``specials`` included.
+    """
+    total = sum(n for *_, n in words)
+    if total + specials <= limit:
+        return [Question(caption, tuple(spans), tuple(range(len(spans))), total + specials)], []
+    room = limit - specials
+    before = [0]
+    for *_, n in words:
+        before.append(before[-1] + n)
+    starts, ends = [w[0] for w in words], [w[1] for w in words]
+    windows = _windows(before, room)
+    asked: dict[tuple[int, int], list[int]] = {}
+    missing = []
+    for i, (start, end) in enumerate(spans):
+        first, last = bisect_right(ends, start), bisect_left(starts, end)  # the words it touches: [first, last)
+        if first >= last or before[last] - before[first] > room:
+            missing.append(i)
+            continue
+        around = [w for w in windows if w[0] <= first and last <= w[1]] or [_around(before, first, last, room)]
+        best = max(around, key=lambda w: (_context(before, w, first, last), -w[0]))
+        asked.setdefault(best, []).append(i)
+    questions = []
+    for (first, last), phrases in sorted(asked.items()):
+        # a phrase may begin before its first word: at a character that no token holds
+        start = min([starts[first], *(spans[i][0] for i in phrases)])
+        end = max([ends[last - 1], *(spans[i][1] for i in phrases)])
+        moved = tuple((spans[i][0] - start, spans[i][1] - start) for i in phrases)
+        questions.append(Question(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
+    return questions, missing
+
+
+def _windows(before: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """[first, last) words of windows of at most ``room`` tokens, each starting half a window after the one before."""
+    words = len(before) - 1
+    found: list[tuple[int, int]] = []
+    first = 0
+    while True:
+        last = bisect_right(before, before[first] + room) - 1
+        found.append((first, max(last, first + 1)))
+        if last >= words:
+            return found
+        first = max(first + 1, bisect_left(before, before[first] + room // 2))
+
+
+def _around(before: Sequence[int], first: int, last: int, room: int) -> tuple[int, int]:
+    """The window with the words [first, last) in its middle."""
+    spare = room - (before[last] - before[first])
+    start = bisect_left(before, before[first] - spare // 2)
+    return start, bisect_right(before, before[start] + room) - 1
+
+
+def _context(before: Sequence[int], window: tuple[int, int], first: int, last: int) -> int:
+    """Tokens between a phrase and the nearer end of a window at which the caption goes on."""
+    words = len(before) - 1
+    left = before[first] - before[window[0]] if window[0] else before[-1]
+    right = before[window[1]] - before[last] if window[1] < words else before[-1]
+    return min(left, right)
+
+
+def class_questions(
+    names: Sequence[str], token_count: Callable[[str], int], limit: int, separator: str, specials: int = 2
+) -> Iterator[Question]:
+    """As few texts "person. traffic light" as hold all class names in order.
+
+    Raises:
+        InputError: a single name is longer than the text limit.
+    """
+    room = limit - specials
+    text, used = "", 0
+    spans: list[Span] = []
+    phrases: list[int] = []
+    for i, name in enumerate(names):
+        cost = token_count(name + separator)
+        if cost > room:
+            raise InputError(f"class name {name!r} alone takes {cost} tokens; the text limit is {room}")
+        if used + cost > room:
+            yield Question(text, tuple(spans), tuple(phrases), used + specials)
+            text, spans, phrases, used = "", [], [], 0
+        text += separator if text else ""
+        spans.append((len(text), len(text) + len(name)))
+        phrases.append(i)
+        text += name
+        used += cost
+    if phrases:
+        yield Question(text, tuple(spans), tuple(phrases), used + specials)
