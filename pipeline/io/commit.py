@@ -2,7 +2,8 @@
 
 An output appears under its final name only when it is whole (temporary name, fsync, rename). The shard's report is
 written last: a shard is done if its report carries the right fingerprint and the files it names are there with the
-sizes it names. Killing the process anywhere leaves either a done shard or one that will be made again.
+sizes it names. Killing the process anywhere leaves either a done shard or one that will be made again. Behind a URL the finished file is
+sent under its final name, where it appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from pipeline.io.files import file_size, listing, read_bytes, write_remote
+from pipeline.io.paths import is_url, join
 from pipeline.stats import OutputFile, ShardReport
 
 
@@ -63,10 +67,17 @@ class HashingFile:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[HashingFile]:
-    """Write ``path`` whole or not at all: a temporary file beside it, fsynced, then renamed over it.
+    """Write ``path``, a local path or a URL, whole or not at all.
 
-    The temporary name holds the process id, so two runs on the same output cannot write into one another.
+    A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name holds the process id, so two
+    runs on the same output cannot write into one another. A remote one is gathered in the folder for temporary files first.
     """
+    if is_url(path):
+        with tempfile.NamedTemporaryFile(prefix="glip-self-train-") as spool:
+            yield HashingFile(spool)
+            spool.flush()
+            write_remote(str(path), spool.name)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -103,9 +114,9 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def report_path(out: str | Path, shard: str) -> Path:
+def report_path(out: str | Path, shard: str) -> str:
     """Where the report of ``shard`` lies in an output folder."""
-    return Path(out) / f"{shard}.report.json"
+    return join(out, f"{shard}.report.json")
 
 
 def commit_report(out: str | Path, report: ShardReport) -> None:
@@ -119,26 +130,24 @@ def committed(out: str | Path, shard: str, fingerprint: str) -> ShardReport | No
     if report is None or report.fingerprint != fingerprint:
         return None
     for name, file in report.outputs.items():
-        try:
-            if (Path(out) / name).stat().st_size != file.bytes:
-                return None
-        except FileNotFoundError:
+        if file_size(join(out, name)) != file.bytes:
             return None
     return report
 
 
 def read_report(out: str | Path, shard: str) -> ShardReport | None:
     """The shard's report, or None if there is none or it is not readable as one."""
+    data = read_bytes(report_path(out, shard))
     try:
-        return ShardReport.model_validate_json(report_path(out, shard).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return None if data is None else ShardReport.model_validate_json(data)
+    except ValidationError:
         return None
 
 
 def clear_temporaries(out: str | Path) -> int:
     """Remove temporary files whose process is gone (killed in mid-write). Returns how many."""
     removed = 0
-    for path in Path(out).glob(".*.tmp"):
+    for path in () if is_url(out) else map(Path, listing(out, ".tmp")):
         pid = path.name.split(".")[-2]
         if pid.isdigit() and not _alive(int(pid)):
             with suppress(FileNotFoundError):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.errors import InputError
-from pipeline.io.paths import is_url, open_file
+from pipeline.io.files import filesystem, named_errors, open_file, patiently
+from pipeline.io.paths import is_url
 
 
 def digest_bytes(data: bytes) -> str:
@@ -21,14 +25,17 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: str | Path) -> str:
-    """sha256 of a file's content, in hex. Local files are remembered by (size, mtime) for the process's life.
+    """What identifies a file's content: sha256 in hex; of an object behind a URL the tag that its store keeps.
+
+    A store's tag (ETag, MD5, CRC) changes whenever the content does, and asking for it reads nothing. Local files of some
+    size are remembered on disk by (path, size, mtime), so that a restart does not read terabytes to find them unchanged.
 
     Raises:
         InputError: the file is not there.
     """
     path = str(path)
     if is_url(path):
-        return _digest_stream(path)
+        return _remote_tag(path) or _digest_stream(path)
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
@@ -36,14 +43,49 @@ def digest_file(path: str | Path) -> str:
     return _digest_local(path, stat.st_size, stat.st_mtime_ns)
 
 
+TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
+
+
+def _remote_tag(url: str) -> str | None:
+    fs, inner = filesystem(url)
+    with named_errors(url):
+        info = patiently(url, lambda: fs.info(inner))
+    found = next((str(info[tag]).strip('"') for tag in TAGS if info.get(tag)), None)
+    return None if found is None else f"tag {found} of {info.get('size')} bytes"
+
+
 @lru_cache(maxsize=8192)
 def _digest_local(path: str, size: int, mtime_ns: int) -> str:
-    return _digest_stream(path)
+    if size < REMEMBERED_FROM:
+        return _digest_stream(path)
+    note = _notes() / digest_bytes(os.path.abspath(path).encode())
+    stamp = f"{size} {mtime_ns} "
+    with suppress(OSError):
+        known = note.read_text()
+        if known.startswith(stamp):
+            return known.removeprefix(stamp)
+    found = _digest_stream(path)
+    if time.time_ns() - mtime_ns > SETTLED_NS:  # a younger file might change again without a new time
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            temporary = note.with_name(f"{note.name}.{os.getpid()}")
+            temporary.write_text(stamp + found)
+            os.replace(temporary, note)
+    return found
+
+
+REMEMBERED_FROM = 4 << 20
+SETTLED_NS = 2_000_000_000
+
+
+def _notes() -> Path:
+    """The user's cache folder, as the XDG base directory specification has it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glip-self-train" / "digests"
 
 
 def _digest_stream(path: str) -> str:
     state = hashlib.sha256()
-    with open_file(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             state.update(block)
     return state.hexdigest()

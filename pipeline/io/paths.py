@@ -1,4 +1,4 @@
-"""Names of shards: brace patterns, globs and URLs, and opening any of them."""
+"""Names of shards: brace patterns, globs and URLs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
 from pipeline.errors import InputError
 
@@ -16,15 +15,6 @@ _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 def is_url(path: str | Path) -> bool:
     """True for ``s3://bucket/key`` and its like, false for local paths."""
     return bool(_URL.match(str(path)))
-
-
-def open_file(path: str | Path, mode: str = "rb") -> IO[Any]:
-    """Open a local path or any URL that fsspec knows (s3://, gs://, https://)."""
-    if not is_url(path):
-        return open(path, mode)
-    import fsspec
-
-    return fsspec.open(str(path), mode).open()
 
 
 def join(folder: str | Path, name: str) -> str:
@@ -65,13 +55,8 @@ def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> lis
 
 def _expand_one(path: str, suffix: str) -> list[str]:
     if is_url(path):
-        if not any(c in path for c in "*?["):
-            return [path]
-        import fsspec
-
-        fs, inner = fsspec.core.url_to_fs(path)
-        hits = [fs.unstrip_protocol(p) for p in fs.glob(inner)]
-    elif Path(path).is_dir():
+        return _expand_url(path, suffix)
+    if Path(path).is_dir():
         hits = [str(p) for p in sorted(Path(path).glob(f"*{suffix}"))]
         if not hits:
             raise InputError(f"{path}: no *{suffix} files in this folder")
@@ -83,4 +68,24 @@ def _expand_one(path: str, suffix: str) -> list[str]:
         return [path]
     if not hits:
         raise InputError(f"{path}: matches no file")
+    return hits
+
+
+def _expand_url(url: str, suffix: str) -> list[str]:
+    """A URL that names a file is taken at its word: whether it is there is seen when it is read."""
+    from fnmatch import fnmatchcase
+
+    from pipeline.io.files import listing
+
+    folder, _, name = url.rpartition("/")
+    if not any(c in name for c in "*?["):
+        if name.endswith(suffix):
+            return [url]
+        hits = [u for u in listing(url, suffix) if not u.rsplit("/", 1)[-1].startswith(".")]
+        if not hits:
+            raise InputError(f"{url}: no *{suffix} objects there")
+        return hits
+    hits = [u for u in listing(folder, "") if fnmatchcase(u.rsplit("/", 1)[-1], name)]
+    if not hits:
+        raise InputError(f"{url}: matches no object")
     return hits

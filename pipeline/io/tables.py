@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.io.commit import atomic_file
+from pipeline.io.files import read_bytes
+from pipeline.io.paths import is_url
 from pipeline.stats import OutputFile
 
 
@@ -32,7 +35,7 @@ def read_table(path: str | Path, schema: pa.Schema, columns: list[str] | None = 
         InputError: no such file, not Parquet, or columns other than ``schema``'s.
     """
     try:
-        table = pq.read_table(path, columns=columns)
+        table = pq.read_table(_source(path), columns=columns)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except pa.ArrowInvalid as error:
@@ -45,5 +48,15 @@ def read_table(path: str | Path, schema: pa.Schema, columns: list[str] | None = 
 
 def footer(path: str | Path) -> dict[str, str]:
     """The metadata that :func:`write_table` put into the file."""
-    found = pq.read_schema(path).metadata or {}
+    found = pq.read_schema(_source(path)).metadata or {}
     return {k.decode(): v.decode() for k, v in found.items() if not k.startswith(b"ARROW:")}
+
+
+def _source(path: str | Path) -> Any:
+    """What pyarrow reads: a local path, or the whole of a remote file (they are small)."""
+    if not is_url(path):
+        return path
+    data = read_bytes(path)
+    if data is None:
+        raise FileNotFoundError(path)
+    return pa.BufferReader(data)

@@ -13,7 +13,7 @@ from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
 from pipeline.io.commit import atomic_file
-from pipeline.io.paths import open_file
+from pipeline.io.files import open_file
 from pipeline.stats import OutputFile
 
 
@@ -101,7 +101,7 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
 
 def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
     try:
-        raw = open_file(shard, "rb")
+        raw = open_file(shard)
     except FileNotFoundError:
         raise InputError(f"{shard}: no such file") from None
     with raw:

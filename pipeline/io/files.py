@@ -1,0 +1,238 @@
+"""The same few operations on local files and on objects behind a URL; network trouble is waited out.
+
+Credentials come from the environment, where each store's own tools look for them (AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS), never from settings, so they cannot get into an output, a log or a fingerprint.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pipeline.errors import InputError
+from pipeline.io.paths import is_url
+
+log = logging.getLogger("glip_self_train")
+
+PATIENCE = float(os.environ.get("GLIP_SELF_TRAIN_PATIENCE", "180"))
+"""Seconds for which a store that does not answer is asked again, before the shard counts as failed."""
+BLOCK = 16 << 20
+
+T = TypeVar("T")
+_PERMANENT = (
+    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
+    ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
+)  # fmt: skip
+_PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"}
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    return isinstance(error, Exception) and not (
+        isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
+    )
+
+
+def patiently(what: str, action: Callable[[], T]) -> T:
+    """The result of ``action``, tried again while the store fails in ways that pass, for PATIENCE seconds at most."""
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+    def tell(state: Any) -> None:
+        log.warning("%s: %s; trying again", what, _first_line(state.outcome.exception()))
+
+    return Retrying(
+        retry=retry_if_exception(_passing),
+        stop=stop_after_delay(PATIENCE),
+        wait=wait_random_exponential(multiplier=0.5, max=10),
+        before_sleep=tell,
+        reraise=True,
+    )(action)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def named_errors(url: str) -> Iterator[None]:
+    """A store's refusals as InputErrors that name the object and say what would help."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{url}: no such object") from None
+    except PermissionError as error:
+        raise InputError(f"{url}: access refused ({_first_line(error)}); are the store's credentials set?") from None
+    except ImportError as error:
+        extra = {"s3": "s3", "gs": "gs"}.get(url.split(":", 1)[0], "https")
+        raise InputError(f"{url}: {error}; pip install 'glip-self-train[{extra}]'") from None
+    except Exception as error:
+        if type(error).__name__ in _PERMANENT_NAMES:
+            raise InputError(f"{url}: {error}; set the store's credentials in the environment") from None
+        raise
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """(fsspec file system, path in it) of a URL."""
+    import fsspec
+
+    with named_errors(url):
+        return fsspec.core.url_to_fs(url, **({"use_listings_cache": False} if not url.startswith("http") else {}))
+
+
+def open_file(path: str | Path) -> IO[bytes]:
+    """Open for reading, from a local path or a URL that fsspec knows (s3://, gs://, https://).
+
+    Raises:
+        FileNotFoundError: a local file is missing. InputError: an object is missing, or access is refused.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    return io.BufferedReader(_Steady(str(path)), BLOCK)
+
+
+class _Steady(io.RawIOBase):
+    """A remote file that is opened anew, at the byte it had come to, when a read fails in a way that passes."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._place = url, 0
+        self._fs, self._path = filesystem(url)
+        self._file = self._call(self._open)
+
+    def _call(self, action: Callable[[], T]) -> T:
+        with named_errors(self._url):
+            return patiently(self._url, action)
+
+    def _open(self) -> Any:
+        file = self._fs.open(self._path, "rb", block_size=BLOCK, cache_type="readahead")
+        if self._place:
+            file.seek(self._place)
+        return file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        def read() -> bytes:
+            if self._file is None:
+                self._file = self._open()
+            try:
+                return self._file.read(len(buffer))
+            except Exception:
+                self._drop()
+                raise
+
+        data = self._call(read)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            with suppress(Exception):
+                self._file.close()
+        self._file = None
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+
+def read_bytes(path: str | Path) -> bytes | None:
+    """The whole content, or None if there is no such file."""
+    if is_url(path):
+        fs, inner = filesystem(str(path))
+        try:
+            with named_errors(str(path)):
+                return patiently(str(path), lambda: _or_none(lambda: fs.cat_file(inner)))
+        except IsADirectoryError:
+            return None
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def file_size(path: str | Path) -> int | None:
+    """Bytes of a file, or None if there is none."""
+    if is_url(path):
+        fs, inner = filesystem(str(path))
+        with named_errors(str(path)):
+            info = patiently(str(path), lambda: _or_none(lambda: fs.info(inner)))
+        return None if info is None or info.get("type") == "directory" else int(info["size"])
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _or_none(action: Callable[[], T]) -> T | None:
+    try:
+        return action()
+    except FileNotFoundError:
+        return None
+
+
+def write_remote(url: str, local: str | Path) -> None:
+    """Send a finished local file; the object appears whole (in one request, or as completed parts) or not at all."""
+    fs, inner = filesystem(url)
+    with named_errors(url):
+        patiently(url, lambda: fs.put_file(str(local), inner))
+
+
+def create_exclusively(path: str | Path, data: bytes) -> bool:
+    """Make a small file unless there is one of the name. Whether it was made."""
+    if is_url(path):
+        fs, inner = filesystem(str(path))
+
+        def create() -> bool:
+            if fs.exists(inner):
+                return False
+            try:
+                fs.pipe_file(inner, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if "PreconditionFailed" in str(error) or "pre-conditions" in str(error):
+                    return False
+                raise
+            return True
+
+        with named_errors(str(path)):
+            return patiently(str(path), create)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    try:
+        os.link(temporary, path)  # unlike a rename it fails if the name is taken, and the file is never half there
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file if it is there."""
+    if is_url(path):
+        fs, inner = filesystem(str(path))
+        with named_errors(str(path)):
+            patiently(str(path), lambda: _or_none(lambda: fs.rm_file(inner)))
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
+def listing(folder: str | Path, suffix: str) -> list[str]:
+    """Full names of a folder's files that end in ``suffix``, hidden ones too, sorted; empty if there is no folder."""
+    if is_url(folder):
+        fs, inner = filesystem(str(folder))
+        with named_errors(str(folder)):
+            found = patiently(str(folder), lambda: _or_none(lambda: fs.ls(inner.rstrip("/"), detail=False))) or []
+        return sorted(fs.unstrip_protocol(name) for name in found if name.endswith(suffix))
+    if not Path(folder).is_dir():
+        return []
+    return sorted(str(p) for p in Path(folder).iterdir() if p.name.endswith(suffix))
