@@ -1,6 +1,6 @@
 """What happened to every input: tallies that must add up, one report a shard, one a stage.
 
-Nothing here depends on time or host, so that a report is the same bytes whenever and wherever it is written.
+Nothing in a shard's report depends on time or host, so that it is the same bytes whenever and wherever it is written.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.rates import Rates
 
 
 class Tally(BaseModel):
@@ -94,6 +96,7 @@ class StageReport(BaseModel):
     failed: list[FailedShard] = Field(default_factory=list)
     tallies: dict[str, Tally] = Field(default_factory=dict)
     numbers: dict[str, float] = Field(default_factory=dict)
+    rates: Rates | None = Field(None, description="what this run cost; says nothing of shards that were there already")
 
     @classmethod
     def of(
@@ -124,6 +127,9 @@ class StageReport(BaseModel):
             self.tallies.setdefault(unit, Tally()).add(tally)
         for name, value in other.numbers.items():
             self.numbers[name] = self.numbers.get(name, 0) + value
+        if other.rates is not None:
+            self.rates = self.rates or Rates(devices=other.rates.devices)
+            self.rates.add(other.rates)
 
     def lines(self) -> list[str]:
         """The report as a few lines for a terminal."""
@@ -132,5 +138,6 @@ class StageReport(BaseModel):
             why = ", ".join(f"{reason} {n:,}" for reason, n in tally.dropped.items()) or "none"
             out.append(f"  {unit}: {tally.seen:,} seen, {tally.kept:,} kept; dropped: {why}")
         out += [f"  {name}: {value:,.10g}" for name, value in sorted(self.numbers.items())]
+        out += [] if self.rates is None else self.rates.lines()
         out += [f"  FAILED {f.shard}: {f.error}" for f in self.failed]
         return out

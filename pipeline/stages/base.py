@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from pipeline.errors import InputError, RunError
-from pipeline.io.commit import clear_temporaries, commit_report, committed
 from pipeline.progress import Progress, Silent
-from pipeline.stats import FailedShard, OutputFile, ShardReport, StageReport, Tally
+from pipeline.stats import OutputFile, ShardReport, StageReport, Tally
 
 if TYPE_CHECKING:
     from pipeline.io.tars import TarProblems  # webdataset brings torch along, which filter-boxes does without
-
-log = logging.getLogger("glip_self_train")
-
 
 MAX_NOTES = 10
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to make: where it comes from, its name, and the fingerprint its output will carry."""
+    """One shard to make: where it comes from, its name, and the fingerprint its output will carry.
+
+    An empty fingerprint is worked out when the shard's turn comes (``mark`` of :func:`run_shards`): it takes a look at
+    the inputs, which may be terabytes.
+    """
 
     path: str
     name: str
-    fingerprint: str
+    fingerprint: str = ""
 
     def report(
         self,
@@ -55,8 +52,50 @@ class ShardJob:
         )
 
 
+class Desk(Protocol):
+    """Where a worker gets its shards and hands in what became of them; in this process or another."""
+
+    def take(self) -> ShardJob | None:
+        """The next shard to do, or None when nothing is left."""
+        ...
+
+    def done(self, job: ShardJob, report: ShardReport) -> None:
+        """Hand in a shard's report; its outputs are in place."""
+        ...
+
+    def failed(self, job: ShardJob, error: BaseException | str) -> None:
+        """Set a shard aside with its reason."""
+        ...
+
+    def advance(self, n: int, unit: str) -> None:
+        """Tell of progress within a shard."""
+        ...
+
+    def spent(self, part: str, seconds: float) -> None:
+        """Count time that went into a part of the work."""
+        ...
+
+
+Worker = Callable[[Desk], None]
+"""Works on the desk's shards until it has no more."""
 Work = Callable[[ShardJob], ShardReport]
 """Makes a shard's outputs, each atomically, and returns its report (not yet committed)."""
+
+
+@dataclass(frozen=True)
+class EachShard:
+    """The plain worker: one shard after the other."""
+
+    work: Work
+
+    def __call__(self, desk: Desk) -> None:
+        while (job := desk.take()) is not None:
+            try:
+                report = self.work(job)
+            except Exception as error:
+                desk.failed(job, error)
+            else:
+                desk.done(job, report)
 
 
 def run_shards(
@@ -65,6 +104,7 @@ def run_shards(
     out: str | Path,
     work: Work,
     *,
+    mark: Callable[[ShardJob], str] | None = None,
     progress: Progress | None = None,
     workers: int = 1,
     max_failed: int = 0,
@@ -72,65 +112,49 @@ def run_shards(
     """Run ``work`` on every shard that is not done yet and commit each result.
 
     A shard that raises is set aside with its reason while the rest go on. ``workers`` > 1 runs shards in spawned
-    processes (``work`` must then be picklable).
+    processes (``work`` must then be picklable). Runs that share ``out`` share the work.
 
     Raises:
         RunError: more than ``max_failed`` shards failed; the report so far is logged, what is done stays done.
     """
-    progress = progress or Silent()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    clear_temporaries(out)
-    progress.begin(stage, len(jobs))
-    reports: dict[str, ShardReport] = {}
-    failed: list[FailedShard] = []
-    todo = []
-    for job in jobs:
-        done = committed(out, job.name, job.fingerprint)
-        if done is None:
-            todo.append(job)
+    workers = max(1, min(workers, len(jobs)))
+    return run_workers(
+        stage, jobs, out, [EachShard(work)] * workers, mark=mark, progress=progress, max_failed=max_failed
+    )
+
+
+def run_workers(
+    stage: str,
+    jobs: Sequence[ShardJob],
+    out: str | Path,
+    workers: Sequence[Worker],
+    *,
+    mark: Callable[[ShardJob], str] | None = None,
+    progress: Progress | None = None,
+    max_failed: int = 0,
+    limit: int | None = None,
+    price: float | None = None,
+) -> StageReport:
+    """Share the shards among workers, each in a process of its own (a single one in this process).
+
+    Args:
+        mark: a job's fingerprint, asked for when its turn comes. limit: make at most so many shards now.
+        price: of a device-hour, for the report's costs.
+
+    Raises:
+        RunError: as :func:`run_shards`.
+    """
+    from pipeline.stages.ledger import Ledger
+    from pipeline.stages.processes import run_in_processes
+
+    ledger = Ledger(stage, jobs, out, mark=mark, progress=progress or Silent(), limit=limit)
+    started = time.monotonic()
+    try:
+        if len(workers) == 1:
+            workers[0](ledger)
         else:
-            reports[job.name] = done
-            progress.shard(done, skipped=True)
-    skipped = len(reports)
-
-    def finish(job: ShardJob, report: ShardReport) -> None:
-        commit_report(out, report)
-        reports[job.name] = report
-        progress.shard(report, skipped=False)
-
-    def fail(job: ShardJob, error: Exception) -> None:
-        line = f"{type(error).__name__}: {error}" if not isinstance(error, InputError | RunError) else str(error)
-        log.error(
-            "%s: shard %s failed: %s",
-            stage,
-            job.path,
-            line,
-            exc_info=not isinstance(error, InputError | RunError),
-        )
-        failed.append(FailedShard(shard=job.name, error=line))
-
-    if workers > 1 and len(todo) > 1:
-        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(work, job): job for job in todo}
-            for future in as_completed(futures):
-                job = futures[future]
-                try:
-                    finish(job, future.result())
-                except Exception as error:
-                    fail(job, error)
-    else:
-        for job in todo:
-            try:
-                finish(job, work(job))
-            except Exception as error:
-                fail(job, error)
-    failed.sort(key=lambda f: f.shard)
-    total = StageReport.of(stage, (reports[n] for n in sorted(reports)), skipped=skipped, failed=failed)
-    progress.end(total)
-    if len(failed) > max_failed:
-        first = failed[0]
-        raise RunError(
-            f"{stage}: {len(failed)} of {len(jobs)} shards failed (allowed: {max_failed}); first: {first.shard}: {first.error}"
-        )
-    return total
+            run_in_processes(workers, ledger)
+    finally:
+        ledger.rates.device_seconds = (time.monotonic() - started) * len(workers)
+        report = ledger.close(devices=len(workers), price=price, max_failed=max_failed)
+    return report

@@ -1,0 +1,77 @@
+"""What a run of a stage cost: images a second, pairs per device-hour, where the time went, what the rest will take.
+
+Kept apart from shard reports: those are the same bytes whenever and wherever they are written.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Rates(BaseModel):
+    """Times of one run, or of several that were added up.
+
+    device_seconds: wall time of every process that holds a teacher, summed. parts: seconds by what they went into; they
+    overlap, since reading, decoding and writing run beside the model. bytes_done, bytes_left: of input shards.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    devices: int = 1
+    device_seconds: float = 0.0
+    samples: int = 0
+    parts: dict[str, float] = Field(default_factory=dict)
+    bytes_done: int = 0
+    bytes_left: int = 0
+    shards_left: int = 0
+    price: float | None = Field(None, description="of a device-hour")
+
+    def add(self, other: Rates) -> None:
+        """Add another run's (of other shards)."""
+        self.devices = max(self.devices, other.devices)
+        self.device_seconds += other.device_seconds
+        self.samples += other.samples
+        self.bytes_done += other.bytes_done
+        self.bytes_left += other.bytes_left
+        self.shards_left += other.shards_left
+        self.price = other.price if self.price is None else self.price
+        for part, seconds in other.parts.items():
+            self.parts[part] = self.parts.get(part, 0.0) + seconds
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all devices together."""
+        return self.devices * self.samples / self.device_seconds if self.device_seconds > 0 else 0.0
+
+    @property
+    def hours_left(self) -> float | None:
+        """Device-hours for the shards that are left, by their bytes; None before anything is done."""
+        if not self.bytes_done or not self.bytes_left:
+            return 0.0 if not self.bytes_left else None
+        return self.device_seconds / 3600 * self.bytes_left / self.bytes_done
+
+    def lines(self) -> list[str]:
+        """For a terminal; empty if nothing was done."""
+        if not self.samples or self.device_seconds <= 0:
+            return []
+        hours = self.device_seconds / 3600
+        out = [
+            f"  rate: {self.samples_per_second:,.1f} images/s on {self.devices} device{'s' * (self.devices > 1)}, "
+            f"{self.samples / hours:,.0f} pairs per device-hour{self._cost(hours, ' so far')}"
+        ]
+        if self.parts:
+            busy = sorted(self.parts.items(), key=lambda item: -item[1])
+            out.append(
+                "  share of device time (parts overlap): "
+                + ", ".join(f"{part} {100 * s / self.device_seconds:.0f} %" for part, s in busy)
+            )
+        left = self.hours_left
+        if self.shards_left and left is not None:
+            out.append(
+                f"  left: {self.shards_left:,} shards, about {left:,.1f} device-hours "
+                f"({left / self.devices:,.1f} hours on {self.devices}){self._cost(left)}"
+            )
+        return out
+
+    def _cost(self, hours: float, when: str = "") -> str:
+        return "" if self.price is None else f", cost {hours * self.price:,.2f}{when}"

@@ -1,0 +1,194 @@
+"""Which shards are to do, whose they are, and what became of each: shared by all that work on a stage at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.errors import InputError, RunError
+from pipeline.io.claims import Claims, clear_claims
+from pipeline.io.commit import clear_temporaries, commit_report, committed
+from pipeline.io.files import file_size
+from pipeline.io.paths import is_url
+from pipeline.progress import Progress
+from pipeline.rates import Rates
+from pipeline.stages.base import ShardJob
+from pipeline.stats import FailedShard, ShardReport, StageReport
+
+log = logging.getLogger("glip_self_train")
+
+LOOK_AGAIN = 1.0
+"""Seconds between looks at shards that another run is working on."""
+WAIT = "wait"
+"""Nothing to hand out now, but there may be later."""
+
+
+class Ledger:
+    """Hands out the shards that are not done, commits what comes back. Usable from any thread.
+
+    A shard that is committed for its fingerprint is skipped; one that another run has claimed is left to it, and looked
+    at again when nothing else is left: by then it is done, or its claim is void and it is ours.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        jobs: Sequence[ShardJob],
+        out: str | Path,
+        *,
+        mark: Callable[[ShardJob], str] | None = None,
+        progress: Progress,
+        limit: int | None = None,
+    ) -> None:
+        self.stage, self._out, self._mark, self._progress = stage, str(out), mark, progress
+        self._pending: deque[ShardJob] = deque(jobs)
+        self._busy: deque[ShardJob] = deque()
+        self._room = limit
+        self._reports: dict[str, ShardReport] = {}
+        self._skipped: set[str] = set()
+        self._failed: list[FailedShard] = []
+        self._lock = threading.Lock()
+        self._total = len(jobs)
+        self._paths = {job.name: job.path for job in jobs}
+        self.rates = Rates()
+        if not is_url(out):
+            Path(out).mkdir(parents=True, exist_ok=True)
+        clear_temporaries(out)
+        clear_claims(out)
+        self._claims = Claims(out)
+        progress.begin(stage, len(jobs))
+
+    # --- for those who work
+
+    def take(self) -> ShardJob | None:
+        """The next shard to do, claimed; None when nothing is left. Waits while other runs hold what is left."""
+        while (given := self.offer()) == WAIT:
+            time.sleep(LOOK_AGAIN)
+        return given if isinstance(given, ShardJob) else None
+
+    def offer(self) -> ShardJob | str | None:
+        """As :meth:`take`, but WAIT instead of waiting."""
+        while True:
+            with self._lock:
+                if not self._pending:
+                    break
+                job = self._pending.popleft()
+            if (given := self._try(job)) is not None:
+                return given
+        with self._lock:
+            again, self._busy = self._busy, deque()
+        for i, job in enumerate(again):
+            if (given := self._try(job)) is not None:
+                with self._lock:
+                    self._busy.extend(list(again)[i + 1 :])
+                return given
+        with self._lock:
+            return WAIT if self._busy else None
+
+    def _try(self, job: ShardJob) -> ShardJob | None:
+        """Skip it, put it back, or claim it."""
+        try:
+            if not job.fingerprint:
+                assert self._mark is not None
+                job = replace(job, fingerprint=self._mark(job))
+            if self._done_before(job):
+                return None
+            with self._lock:
+                if self._room is not None and self._room <= 0:
+                    return None
+            if not self._claims.take(job.name):
+                with self._lock:
+                    self._busy.append(job)
+                return None
+            if self._done_before(job):  # by the run that has just given it up
+                self._claims.release(job.name)
+                return None
+        except Exception as error:
+            self.failed(job, error)
+            return None
+        with self._lock:
+            if self._room is not None:
+                self._room -= 1
+        return job
+
+    def _done_before(self, job: ShardJob) -> bool:
+        report = committed(self._out, job.name, job.fingerprint)
+        if report is None:
+            return False
+        with self._lock:
+            self._reports[job.name] = report
+            self._skipped.add(job.name)
+            self._progress.shard(report, skipped=True)
+        return True
+
+    def done(self, job: ShardJob, report: ShardReport) -> None:
+        """Commit a shard's report; its outputs are in place."""
+        try:
+            commit_report(self._out, report)
+        except Exception as error:
+            self.failed(job, error)
+            return
+        self._claims.release(job.name)
+        with self._lock:
+            self._reports[job.name] = report
+            self._progress.shard(report, skipped=False)
+
+    def failed(self, job: ShardJob, error: BaseException | str) -> None:
+        """Set a shard aside with its reason."""
+        expected = isinstance(error, InputError | RunError | str)
+        line = str(error) if expected else f"{type(error).__name__}: {error}"
+        trace = None if expected else error
+        log.error("%s: shard %s failed: %s", self.stage, job.path, line, exc_info=trace)  # type: ignore[arg-type]
+        self._claims.release(job.name)
+        with self._lock:
+            self._failed.append(FailedShard(shard=job.name, error=line))
+
+    def advance(self, n: int, unit: str) -> None:
+        """Tell of progress within a shard."""
+        with self._lock:
+            self.rates.samples += n
+            self._progress.advance(n, unit)
+
+    def spent(self, part: str, seconds: float) -> None:
+        """Count time that went into a part of the work."""
+        with self._lock:
+            self.rates.parts[part] = self.rates.parts.get(part, 0.0) + seconds
+
+    # --- for the one who started it
+
+    def close(self, *, devices: int, price: float | None, max_failed: int) -> StageReport:
+        """The sum of it all.
+
+        Raises:
+            RunError: more than ``max_failed`` shards failed; what is done stays done.
+        """
+        self._claims.close()
+        self._failed.sort(key=lambda f: f.shard)
+        reports = [self._reports[name] for name in sorted(self._reports)]
+        total = StageReport.of(self.stage, reports, skipped=len(self._skipped), failed=self._failed)
+        self._measure(devices, price)
+        total.rates = self.rates
+        self._progress.end(total)
+        if len(self._failed) > max_failed:
+            first = self._failed[0]
+            raise RunError(
+                f"{self.stage}: {len(self._failed)} of {self._total} shards failed (allowed: {max_failed}); "
+                f"first: {first.shard}: {first.error}"
+            )
+        return total
+
+    def _measure(self, devices: int, price: float | None) -> None:
+        """How much of the input is done now, and how much is left."""
+        self.rates.devices, self.rates.price = devices, price
+        failed = {f.shard for f in self._failed}
+        left = [n for n in self._paths if n not in self._reports and n not in failed]
+        made = [n for n in self._reports if n not in self._skipped]
+        self.rates.shards_left = len(left)
+        if left and made:
+            self.rates.bytes_done = sum(file_size(self._paths[n]) or 0 for n in made)
+            self.rates.bytes_left = sum(file_size(self._paths[n]) or 0 for n in left)
