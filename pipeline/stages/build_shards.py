@@ -14,11 +14,11 @@ from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.labelling.asked import Asked, read_asked
 from pipeline.progress import Progress
 from pipeline.records import LABELS, RECORD_VERSION, DatasetCard, GroundingRecord, Region
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stages.crawl import image_of
-from pipeline.stages.pseudo_label import Asked, read_asked
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "build-shards"
