@@ -6,35 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_base import DEVICE, SOURCES, THREADS, stage_command, tell
+from pipeline.cli_base import (
+    DEVICE,
+    MAX_FAILED,
+    OUT,
+    SHARDS,
+    SOURCES,
+    THREADS,
+    WORKERS,
+    expand,
+    stage_command,
+    terminal,
+)
+from pipeline.cli_label import build_shards, pseudo_label
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.stats import StageReport
-
-SHARDS = click.option(
-    "--shards",
-    required=True,
-    multiple=True,
-    help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs.",
-)
-OUT = click.option("--out", required=True, help="Folder for the outputs. What is done there already is not done again.")
-WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Shards worked on at a time.")
-MAX_FAILED = click.option(
-    "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
-)
-
-
-def _progress() -> Any:
-    from pipeline.progress import Terminal
-
-    return Terminal()
-
-
-def _expand(patterns: tuple[str, ...], suffix: str = ".tar") -> list[str]:
-    from pipeline.io.paths import expand_shards
-
-    return expand_shards(patterns, suffix=suffix)
 
 
 @stage_command("ingest", name="ingest")
@@ -60,7 +48,7 @@ def ingest(
         out,
         root=root,
         only=only,
-        progress=_progress(),
+        progress=terminal(),
         workers=workers,
         max_failed=max_failed,
     )
@@ -79,58 +67,7 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
     """
     from pipeline.stages import parse_phrases as stage
 
-    return stage.run(config, _expand(shards), out, progress=_progress(), workers=workers, max_failed=max_failed)
-
-
-@stage_command("pseudo_label", name="pseudo-label")
-@SHARDS
-@click.option(
-    "--phrases", help="Folder that parse-phrases wrote. Default: OUT/../phrases, made there if it is missing."
-)
-@click.option(
-    "--teacher",
-    required=True,
-    help="Model folder of the teacher (convert-checkpoint makes one of a release).",
-)
-@OUT
-@DEVICE
-@MAX_FAILED
-def pseudo_label(
-    config: Any,
-    shards: tuple[str, ...],
-    phrases: str | None,
-    teacher: str,
-    out: str,
-    device: str,
-    max_failed: int,
-) -> StageReport:
-    """Box the phrases of a crawl with a teacher; every region above a low floor is stored with its scores.
-
-    \b
-    Example: pseudo-label --shards 'crawl/{00000..00099}.tar' --phrases phrases --teacher glip-t --out regions
-    """
-    from pathlib import Path
-
-    from pipeline.config import ParsePhrasesConfig
-    from pipeline.io.hashing import model_revision
-    from pipeline.stages import parse_phrases as parser
-    from pipeline.stages import pseudo_label as stage
-
-    paths = _expand(shards)
-    model_revision(teacher)  # a wrong folder is told before any parsing
-    if phrases is None:
-        phrases = str(Path(out).parent / "phrases")
-        tell(parser.run(ParsePhrasesConfig(), paths, phrases, progress=_progress(), max_failed=max_failed))
-    return stage.run(
-        config,
-        paths,
-        out,
-        phrases=phrases,
-        teacher=teacher,
-        device=device,
-        progress=_progress(),
-        max_failed=max_failed,
-    )
+    return stage.run(config, expand(shards), out, progress=terminal(), workers=workers, max_failed=max_failed)
 
 
 @stage_command("filter_boxes", name="filter-boxes")
@@ -151,39 +88,8 @@ def filter_boxes(config: Any, regions: tuple[str, ...], out: str, workers: int, 
     """
     from pipeline.stages import filter_boxes as stage
 
-    paths = _expand(regions, ".parquet")
-    return stage.run(config, paths, out, progress=_progress(), workers=workers, max_failed=max_failed)
-
-
-@stage_command("build_shards", name="build-shards")
-@SHARDS
-@click.option("--phrases", required=True, help="Folder that parse-phrases wrote.")
-@click.option("--labels", required=True, help="Folder that filter-boxes wrote.")
-@OUT
-@click.option("--dataset", default="pseudo", help="Name of the new set.")
-@WORKERS
-@MAX_FAILED
-def build_shards(
-    config: Any,
-    shards: tuple[str, ...],
-    phrases: str,
-    labels: str,
-    out: str,
-    dataset: str,
-    workers: int,
-    max_failed: int,
-) -> StageReport:
-    """Join labels and images into training shards.
-
-    \b
-    Example: build-shards --shards 'crawl/{00000..00099}.tar' --phrases phrases --labels labels --out train
-    """
-    from pipeline.stages import build_shards as stage
-
-    return stage.run(
-        config, _expand(shards), out,
-        phrases=phrases, labels=labels, dataset=dataset, progress=_progress(), workers=workers, max_failed=max_failed,
-    )  # fmt: skip
+    paths = expand(regions, ".parquet")
+    return stage.run(config, paths, out, progress=terminal(), workers=workers, max_failed=max_failed)
 
 
 def _train_command(section: str, name: str, text: str) -> click.Command:
@@ -256,7 +162,7 @@ def evaluate(config: Any, model: str, sets: tuple[str, ...], out: str, device: s
     from pipeline.stages import evaluate as stage
     from pipeline.train_main import named_sources
 
-    metrics = stage.run(config, model, named_sources(sets, "--set-shards"), out, device=device, progress=_progress())
+    metrics = stage.run(config, model, named_sources(sets, "--set-shards"), out, device=device, progress=terminal())
     for name, values in metrics.items():
         click.echo(f"{name}: " + ", ".join(f"{k} {v:.1f}" for k, v in values.items()))
 

@@ -25,6 +25,18 @@ SOURCES = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 
+SHARDS = click.option(
+    "--shards",
+    required=True,
+    multiple=True,
+    help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs.",
+)
+OUT = click.option("--out", required=True, help="Folder for the outputs. What is done there already is not done again.")
+WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Shards worked on at a time.")
+MAX_FAILED = click.option(
+    "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
+)
+
 
 def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]:
     """A command whose settings are one section of a recipe.
@@ -106,3 +118,17 @@ def tell(report: StageReport) -> None:
     """The report on stdout, for people and scripts."""
     for line in report.lines():
         click.echo(line)
+
+
+def terminal() -> Any:
+    """Progress as a person at a terminal, or a log, sees it."""
+    from pipeline.progress import Terminal
+
+    return Terminal()
+
+
+def expand(patterns: tuple[str, ...], suffix: str = ".tar") -> list[str]:
+    """See :func:`pipeline.io.paths.expand_shards`."""
+    from pipeline.io.paths import expand_shards
+
+    return expand_shards(patterns, suffix=suffix)

@@ -22,6 +22,13 @@ def join(folder: str | Path, name: str) -> str:
     return f"{str(folder).rstrip('/')}/{name}"
 
 
+def parent(folder: str | Path) -> str:
+    """The folder that a folder lies in, for paths and URLs alike."""
+    if is_url(folder):
+        return str(folder).rstrip("/").rsplit("/", 1)[0]
+    return str(Path(folder).absolute().parent) if str(folder) in {".", ""} else str(Path(folder).parent)
+
+
 def stem(shard: str | Path) -> str:
     """``crawl/000017.tar`` -> ``000017``: the name that joins a shard to its phrases, regions and labels."""
     return str(shard).rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
