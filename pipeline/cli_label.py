@@ -112,6 +112,7 @@ def _parsed(shards: list[str], phrases: str, limit: int | None, max_failed: int)
 @click.option("--labels", required=True, help="Folder that filter-boxes wrote.")
 @OUT
 @click.option("--dataset", default="pseudo", help="Name of the new set.")
+@click.option("--link", is_flag=True, help="Labels only; images stay in the crawl shards (same as --set link=true).")
 @WORKERS
 @MAX_FAILED
 def build_shards(
@@ -121,6 +122,7 @@ def build_shards(
     labels: str,
     out: str,
     dataset: str,
+    link: bool,
     workers: int,
     max_failed: int,
 ) -> StageReport:
@@ -132,6 +134,6 @@ def build_shards(
     from pipeline.stages import build_shards as stage
 
     return stage.run(
-        config, expand(shards), out,
+        config.model_copy(update={"link": True}) if link else config, expand(shards), out,
         phrases=phrases, labels=labels, dataset=dataset, progress=terminal(), workers=workers, max_failed=max_failed,
     )  # fmt: skip

@@ -89,6 +89,11 @@ class BuildShardsConfig(Config):
         True,
         description="phrases without a kept box are marked uncertain, so that the student is not taught they are absent",
     )
+    max_shard_bytes: int = Field(1 << 30, ge=1, description="a larger training shard is cut into parts")
+    link: bool = Field(
+        False,
+        description="write labels only; training reads the images from the crawl shards, which must stay as they are",
+    )
 
 
 class PromptConfig(Config):

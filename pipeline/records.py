@@ -89,6 +89,20 @@ class GroundingRecord(_Strict):
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+class ImageLink(_Strict):
+    """``KEY.link`` of a shard that holds labels only: where in an uncompressed tar the image lies.
+
+    shard: a URL, or a path relative to the linking shard's folder. shard_bytes: its size when the link was made; another
+    size means that it was written anew, and that the offsets hold no longer.
+    """
+
+    shard: str
+    shard_bytes: int
+    offset: int
+    bytes: int
+    extension: str
+
+
 class DatasetCard(_Strict):
     """``<dataset>.dataset.json`` beside its training shards: what the records' ``dataset`` means."""
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
-from pipeline.io.files import file_size, listing, read_bytes, write_remote
+from pipeline.io.files import file_size, listing, read_bytes, remove, write_remote
 from pipeline.io.paths import is_url, join
 from pipeline.stats import OutputFile, ShardReport
 
@@ -120,7 +120,13 @@ def report_path(out: str | Path, shard: str) -> str:
 
 
 def commit_report(out: str | Path, report: ShardReport) -> None:
-    """Declare a shard done. Call after its outputs are in place."""
+    """Declare a shard done. Call after its outputs are in place.
+
+    Outputs that the shard had before, under other settings, and has no longer are removed: they would be read along.
+    """
+    before = read_report(out, report.shard)
+    for name in set(before.outputs if before else ()) - set(report.outputs):
+        remove(join(out, name))
     write_json(report_path(out, report.shard), report.model_dump(mode="json"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -155,6 +155,28 @@ def read_bytes(path: str | Path) -> bytes | None:
         return Path(path).read_bytes()
     except FileNotFoundError:
         return None
+
+
+def read_range(path: str | Path, offset: int, size: int) -> bytes:
+    """``size`` bytes from ``offset`` on; fewer if the file ends before."""
+    if is_url(path):
+        fs, inner = filesystem(str(path))
+        with named_errors(str(path)):
+            return patiently(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def require_files(paths: Iterable[str | Path]) -> None:
+    """See that local files are there before work begins; objects behind URLs are taken at their word.
+
+    Raises:
+        InputError: names the first that is missing.
+    """
+    for path in paths:
+        if not is_url(path) and not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
 
 
 def file_size(path: str | Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ from pipeline.stats import OutputFile
 
 @dataclass
 class TarSample:
-    """Consecutive members of a shard with one key: ``files`` maps lower-case extensions to bytes."""
+    """Consecutive members of a shard with one key: ``files`` maps lower-case extensions to bytes.
+
+    offsets: of each file's first byte in the shard; empty if the shard is compressed.
+    """
 
     key: str
     files: dict[str, bytes] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,10 +75,13 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     seen: set[str] = set()
     current: TarSample | None = None
     repeated: str | None = None
-    for name, data in _members(str(shard), problems):
+    for name, data, offset in _members(str(shard), problems):
         key, extension = base_plus_ext(name)
         if key is None:
             problems.add("member_without_extension", f"{name}: want KEY.EXT")
+            continue
+        if not name.isprintable() or not _is_utf8(name):
+            problems.add("unsafe_name", f"{name!r}: not a name in UTF-8, or one with control characters")
             continue
         if key.startswith("/") or ".." in key.split("/"):
             problems.add("unsafe_name", f"{name}: leads outside the shard")
@@ -95,11 +102,22 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
             problems.add("duplicate_member", f"{name}: second file of this name; the first one counts")
             continue
         current.files[extension] = data
+        if offset is not None:
+            current.offsets[extension] = offset
     if current is not None:
         yield current
 
 
-def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
+def _is_utf8(text: str) -> bool:
+    """tarfile stands for bytes that are no UTF-8 by lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes, int | None]]:
     try:
         raw = open_file(shard)
     except FileNotFoundError:
@@ -109,6 +127,7 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
             stream = tarfile.open(fileobj=raw, mode="r|*", tarinfo=_HeaderWatch)  # noqa: SIM115 - raw is closed
         except (tarfile.TarError, EOFError, OSError) as error:
             raise InputError(f"{shard}: not a tar archive ({error})") from None
+        plain = stream.fileobj.comptype == "tar"  # type: ignore[attr-defined]
         last, file_name = "the beginning", shard.rsplit("/", 1)[-1]  # notes go into reports: no one's folders in them
         try:
             for info in stream:
@@ -120,7 +139,7 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes]]:
                 if len(data) != info.size:
                     raise tarfile.ReadError("unexpected end of data")
                 last = info.name
-                yield info.name, data
+                yield info.name, data, info.offset_data if plain else None
         except (tarfile.TarError, EOFError, OSError) as error:
             problems.add("truncated_tar", f"{file_name}: cut off after {last} ({error})")
             return
@@ -146,7 +165,10 @@ class TarShard:
         self._writer.close()
 
 
-def write_tar(path: str | Path, samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> OutputFile:
+Samples = Iterable[tuple[str, Mapping[str, bytes]]]
+
+
+def write_tar(path: str | Path, samples: Samples) -> OutputFile:
     """Write a whole shard atomically; returns its size and digest."""
     with atomic_file(path) as file:
         shard = TarShard(file)
@@ -154,3 +176,30 @@ def write_tar(path: str | Path, samples: Iterator[tuple[str, Mapping[str, bytes]
             shard.add(key, files)
         shard.close()
         return file.summary()
+
+
+def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) -> list[OutputFile]:
+    """Write samples into shards of at most ``max_bytes`` (or of a single sample that is larger), each atomically.
+
+    There is always a first one, even of no samples. ``path_of`` gives the path of each, counted from 0.
+    """
+    waiting = iter(samples)
+    held = next(waiting, None)
+    written: list[OutputFile] = []
+    while held is not None or not written:
+        with atomic_file(path_of(len(written))) as file:
+            shard, used = TarShard(file), _END_BYTES
+            while held is not None:
+                cost = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in held[1].values())
+                if used > _END_BYTES and used + cost > max_bytes:
+                    break
+                shard.add(*held)
+                used += cost
+                held = next(waiting, None)
+            shard.close()
+            written.append(file.summary())
+    return written
+
+
+_BLOCK = 512
+_END_BYTES = 20 * _BLOCK  # tarfile fills up its last record

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import BuildShardsConfig
-from pipeline.images import ImageError, open_image
+from pipeline.errors import InputError
+from pipeline.images import ImageError, image_size
 from pipeline.io.commit import write_json
+from pipeline.io.files import file_size, require_files
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.paths import join, stem
+from pipeline.io.paths import is_url, join, stem
 from pipeline.io.tables import footer, read_table
-from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.io.tars import TarProblems, TarSample, read_tar, write_tars
 from pipeline.labelling.asked import Asked, read_asked
 from pipeline.progress import Progress
-from pipeline.records import LABELS, RECORD_VERSION, DatasetCard, GroundingRecord, Region
+from pipeline.records import LABELS, RECORD_VERSION, DatasetCard, GroundingRecord, ImageLink, Region
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stages.crawl import image_of
 from pipeline.stats import ShardReport, StageReport, Tally
@@ -43,27 +46,26 @@ def run(
         phrases, labels: folders that parse-phrases and filter-boxes wrote; joined on (shard, key).
         dataset: name of the set in the records and in the files' names.
     """
-    jobs = []
-    for shard in shards:
+
+    def inputs(shard: str) -> dict[str, str]:
         name = f"{stem(shard)}.parquet"
-        inputs = {
-            "crawl": digest_file(shard),
-            "phrases": digest_file(join(phrases, name)),
-            "labels": digest_file(join(labels, name)),
-        }
-        mark = fingerprint(STAGE, version=RECORD_VERSION, config=config, inputs=inputs, dataset=dataset)
-        jobs.append(ShardJob(shard, stem(shard), mark))
-    work = partial(
-        _build_shard, config=config, out=Path(out), phrases=str(phrases), labels=str(labels), dataset=dataset
-    )
-    report = run_shards(STAGE, jobs, out, work, progress=progress, workers=workers, max_failed=max_failed)
+        return {"crawl": shard, "phrases": join(phrases, name), "labels": join(labels, name)}
+
+    def mark(job: ShardJob) -> str:
+        found = {what: digest_file(path) for what, path in inputs(job.path).items()}
+        return fingerprint(STAGE, version=RECORD_VERSION, config=config, inputs=found, dataset=dataset)
+
+    require_files(path for shard in shards for path in inputs(shard).values())
+    jobs = [ShardJob(shard, stem(shard)) for shard in shards]
+    work = partial(_build_shard, config=config, out=str(out), phrases=str(phrases), labels=str(labels), dataset=dataset)
+    report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
     card = DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
-    write_json(Path(out) / f"{dataset}.dataset.json", card.model_dump(mode="json", exclude_none=True))
+    write_json(join(out, f"{dataset}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
     return report
 
 
 def _build_shard(
-    job: ShardJob, *, config: BuildShardsConfig, out: Path, phrases: str, labels: str, dataset: str
+    job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str
 ) -> ShardReport:
     asked = read_asked(join(phrases, f"{job.name}.parquet"))
     label_file = join(labels, f"{job.name}.parquet")
@@ -74,42 +76,68 @@ def _build_shard(
     samples, regions, problems = Tally(), Tally(), TarProblems()
     samples.drop("no_label", sum(key not in rows for key in asked))
     waiting = set(rows)
+    image_as = LinkedImages(job.path, out) if config.link else _copied
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         for sample in read_tar(job.path, problems):
             if sample.key not in waiting:
                 continue
             waiting.discard(sample.key)
-            found = image_of(sample)
+            mine = rows[sample.key]
             try:
-                if found is None:
-                    raise ImageError("no_image", "the sample has labels but no image")
-                image = open_image(found[1])
-                record = make_record(
-                    sample.key,
-                    dataset,
-                    (image.height, image.width),
-                    asked[sample.key],
-                    rows[sample.key],
-                    annotator,
-                    config,
-                )
+                files, size = image_as(sample)
+                if size != (mine[0]["height"], mine[0]["width"]):
+                    raise ImageError("image_changed", f"labelled at {mine[0]['height']} x {mine[0]['width']} pixels")
             except ImageError as error:
                 samples.drop(error.reason)
-                regions.drop("image_lost", len(rows[sample.key]))
+                regions.drop("image_lost", len(mine))
                 problems.notes.append(f"{sample.key}: {error}")
                 continue
+            record = make_record(sample.key, dataset, size, asked[sample.key], mine, annotator, config)
             samples.keep()
             regions.keep(len(record.regions))
-            regions.drop("outside_image", len(rows[sample.key]) - len(record.regions))
-            yield sample.key.replace("/", "_"), {found[0]: found[1], "json": record.to_json()}
+            regions.drop("outside_image", len(mine) - len(record.regions))
+            yield record.key, {**files, "json": record.to_json()}
 
-    name = f"{dataset}-{job.name}.tar"
-    output = write_tar(out / name, records())
+    def name_of(part: int) -> str:
+        return f"{dataset}-{job.name}{f'-part{part:03d}' if part else ''}.tar"
+
+    written = write_tars(lambda part: join(out, name_of(part)), records(), config.max_shard_bytes)
     for key in waiting:
         samples.drop("not_in_shard")
         regions.drop("image_lost", len(rows[key]))
-    return job.report(STAGE, {name: output}, {"samples": samples, "regions": regions}, problems=problems)
+    outputs = {name_of(part): output for part, output in enumerate(written)}
+    return job.report(STAGE, outputs, {"samples": samples, "regions": regions}, problems=problems)
+
+
+def _copied(sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """The image as it is, and its (height, width). That it is whole was seen when it was labelled."""
+    found = image_of(sample)
+    if found is None:
+        raise ImageError("no_image", "the sample has labels but no image")
+    extension, data = found
+    return {extension: data}, image_size(data)
+
+
+class LinkedImages:
+    """Instead of an image, where it lies in its crawl shard (:class:`pipeline.records.ImageLink`)."""
+
+    def __init__(self, shard: str, out: str) -> None:
+        self._shard = shard if is_url(shard) or is_url(out) else os.path.relpath(shard, out)
+        if is_url(out) and not is_url(shard):
+            raise InputError(f"{shard}: a link from {out} cannot lead to a local file; want both local, or both URLs")
+        self._bytes = file_size(shard) or 0
+
+    def __call__(self, sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
+        files, size = _copied(sample)
+        ((extension, data),) = files.items()
+        if extension not in sample.offsets:
+            raise InputError(f"{self._shard}: compressed, so its images have no place to link to; unpack it, or copy")
+        link = ImageLink(
+            shard=self._shard, shard_bytes=self._bytes, offset=sample.offsets[extension], bytes=len(data),
+            extension=extension,
+        )  # fmt: skip
+        return {"link": link.model_dump_json().encode()}, size
 
 
 def make_record(

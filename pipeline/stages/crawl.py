@@ -30,5 +30,9 @@ def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
         except (ValueError, AttributeError):
             return None, "bad_json"
         if isinstance(caption, str):
+            try:
+                caption.encode()  # JSON can hold half a surrogate pair, which no file can
+            except UnicodeEncodeError:
+                return None, "caption_not_utf8"
             return caption, None
     return None, "no_caption"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import InputError
+from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint, model_revision
-from pipeline.io.paths import is_url, join, stem
+from pipeline.io.paths import join, stem
 from pipeline.labelling.worker import STAGE, LabelShards
 from pipeline.progress import Progress
 from pipeline.records import STORE_VERSION
@@ -58,9 +59,7 @@ def run(
         inputs = {"crawl": digest_file(job.path), "phrases": digest_file(asked(job.path))}
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, teacher=revision)
 
-    for path in (p for shard in shards for p in (shard, asked(shard))):
-        if not is_url(path) and not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
+    require_files(p for shard in shards for p in (shard, asked(shard)))
     devices = _devices(device, processes)
     cores = os.cpu_count() or 1
     workers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
+from pipeline.io.files import file_size, read_range
 from pipeline.io.paths import is_url, stem
-from pipeline.records import GroundingRecord
+from pipeline.records import GroundingRecord, ImageLink
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -50,8 +52,8 @@ def index_shard(shard: str) -> list[tuple[str, Entry]]:
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{shard}: not a whole tar archive ({error})") from None
     for key, entry in entries.items():
-        if "json" not in entry or not any(e in entry for e in IMAGE_EXTENSIONS):
-            raise InputError(f"{shard}: {key} has {sorted(entry)}, want an image and a json record")
+        if "json" not in entry or not any(e in entry for e in (*IMAGE_EXTENSIONS, "link")):
+            raise InputError(f"{shard}: {key} has {sorted(entry)}, want a json record and an image or a link to one")
     return list(entries.items())
 
 
@@ -63,6 +65,7 @@ class ShardSet:
         self._index = [index_shard(s) for s in self.shards]
         self._open: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._max_open = max_open
+        self._linked_sizes: dict[str, int | None] = {}
 
     @property
     def counts(self) -> list[int]:
@@ -88,10 +91,28 @@ class ShardSet:
             raise InputError(f"{self.name(shard, row)}: {place}: {first['msg']}") from None
 
     def image(self, shard: int, row: int) -> bytes:
-        """The encoded image of a record."""
+        """The encoded image of a record, from the shard itself or the crawl shard that it links to.
+
+        Raises:
+            InputError: the crawl shard is gone, or is another than it was.
+        """
         entry = self._index[shard][row][1]
+        if "link" in entry:
+            return self._linked(shard, ImageLink.model_validate_json(self._read(shard, entry["link"])))
         extension = next(e for e in IMAGE_EXTENSIONS if e in entry)
         return self._read(shard, entry[extension])
+
+    def _linked(self, shard: int, link: ImageLink) -> bytes:
+        path = link.shard if is_url(link.shard) else os.path.join(os.path.dirname(self.shards[shard]), link.shard)
+        if path not in self._linked_sizes:
+            self._linked_sizes[path] = file_size(path)
+        size = self._linked_sizes[path]
+        if size != link.shard_bytes:
+            state = "is gone" if size is None else f"has {size:,} bytes now and had {link.shard_bytes:,}"
+            raise InputError(
+                f"{self.shards[shard]}: the crawl shard it links to, {path}, {state}; build the labels anew"
+            )
+        return read_range(path, link.offset, link.bytes)
 
     def _read(self, shard: int, place: tuple[int, int]) -> bytes:
         file = self._open.pop(shard, None)

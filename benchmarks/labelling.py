@@ -1,0 +1,290 @@
+"""pseudo-label as a whole against its teacher alone, and what its batches and its bookkeeping are worth.
+
+    python benchmarks/labelling.py --json labelling.json
+    python benchmarks/labelling.py --only memory --json memory.json      # one part: stage, bucketing or memory
+
+Keys: ``stage_over_bare_loop`` (the stage's images a second over those of a bare loop of forward passes on the same decoded batches in
+memory; the smaller of two teachers, demo-size and GLIP-T-size; ``_demo`` and ``_glip_t`` each), ``bucketing_speedup`` (samples of mixed aspect
+ratios and caption lengths: our batches over batches in order of arrival), ``memory_growth`` (peak memory of a process that labels 1,000
+shards over one that labels 10), ``linear_fit`` (R² of the seconds of 10 to 1,000 shards on their number).
+
+The stage reads real tar shards of JPEGs and phrases files, decodes, asks, writes Parquet and commits. The teacher has ``--threads`` threads,
+decoding and the rest one more. The photographs are those that scikit-image and scikit-learn carry, cut and captioned at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from inference import machine
+from PIL import Image
+from transformers import AutoTokenizer
+
+from model import GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
+from pipeline.annotators.base import Annotator, Batch, load_annotator
+from pipeline.config import ModelConfig, ParsePhrasesConfig, PseudoLabelConfig
+from pipeline.demo.manifest import load_manifest, package_file
+from pipeline.images import open_image
+from pipeline.io.paths import expand_shards
+from pipeline.io.tars import write_tar
+from pipeline.labelling.batches import Item, batches
+from pipeline.labelling.reading import Reader
+from pipeline.labelling.worker import LabelShards, Line
+from pipeline.progress import Silent
+from pipeline.recipes import load_recipe
+from pipeline.stages import parse_phrases
+from pipeline.stages.base import ShardJob
+from pipeline.stages.ledger import Ledger
+from pipeline.training.build import MINILM_PACKAGE, build_model
+
+SHARDS_OF_FIT = (10, 100, 300, 1000)
+ASPECTS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
+
+
+def photographs() -> list[tuple[Image.Image, str]]:
+    """(image, caption) of every photograph at hand."""
+    found = []
+    for photo in load_manifest().photos:
+        with Image.open(package_file(photo.package, photo.file)) as opened:
+            found.append((opened.convert("RGB"), photo.caption))
+    return found
+
+
+def write_crawl(folder: Path, shards: int, samples: int, side: int, *, mixed: bool, seed: int = 0) -> list[str]:
+    """Crawl shards of crops of photographs; ``mixed``: of many shapes, with captions of one to twelve sentences."""
+    rng = random.Random(seed)
+    photos = photographs()
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        made = []
+        for i in range(samples):
+            image, caption = rng.choice(photos)
+            aspect = rng.choice(ASPECTS) if mixed else 4 / 3
+            width, height = round(side * aspect**0.5), round(side / aspect**0.5)
+            scale = rng.uniform(0.6, 1.0) * min(image.width / width, image.height / height)
+            w, h = int(width * scale), int(height * scale)
+            x, y = rng.randrange(image.width - w + 1), rng.randrange(image.height - h + 1)
+            buffer = io.BytesIO()
+            image.resize((width, height), box=(x, y, x + w, y + h)).save(buffer, "JPEG", quality=90)
+            if mixed:
+                caption = ". ".join(rng.choice(photos)[1] for _ in range(rng.randint(1, 12)))
+            made.append((f"{shard:05d}{i:04d}", {"jpg": buffer.getvalue(), "txt": caption.encode()}))
+        write_tar(folder / f"{shard:05d}.tar", made)
+    return expand_shards(str(folder))
+
+
+def demo_teacher(folder: Path) -> str:
+    """The demo's network, random weights."""
+    network, processor = build_model(load_recipe("demo").model, None)
+    return saved(folder, network, processor)
+
+
+def tiny_teacher(folder: Path) -> str:
+    """The real architecture at a few milliseconds an image, for what is not about the network."""
+    demo = load_recipe("demo").model
+    small = {
+        "backbone_config": {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4},
+        "hidden_size": 16,
+        "num_blocks": 1,
+        "group_norm_groups": 4,
+    }
+    settings = {**demo.settings, **small}
+    processor = {"size": {"shortest_edge": 64, "longest_edge": 128}}
+    model = ModelConfig(text_encoder="minilm", text_layers=1, settings=settings, image_processor=processor)
+    return saved(folder, *build_model(model, None))
+
+
+def glip_t_teacher(folder: Path, side: int) -> str:
+    """GLIP-T's network with random weights, at a shorter side that a CPU can bear."""
+    config = GlipConfig.variant("glip-t", prior_probability=0.05)
+    tokenizer = AutoTokenizer.from_pretrained(Path(str(resources.files(MINILM_PACKAGE).joinpath("model"))))
+    images = GlipImageProcessor(size={"shortest_edge": side, "longest_edge": side * 5 // 3})
+    processor = GlipProcessor(images, tokenizer, max_text_length=config.max_text_length)
+    return saved(folder, GlipForObjectDetection(config), processor)
+
+
+def saved(folder: Path, network: Any, processor: Any) -> str:
+    """The folder, with a model in it."""
+    network.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+class Bench:
+    """Shards, their phrases and a teacher; the stage, and parts of it, on them."""
+
+    def __init__(self, root: Path, crawl: list[str], teacher: str, batch_size: int) -> None:
+        self.root, self.crawl, self.teacher = root, crawl, teacher
+        self.config = PseudoLabelConfig(batch_size=batch_size, score_agg="max")
+        self.phrases = str(root / "phrases")
+        parse_phrases.run(ParsePhrasesConfig(), crawl, self.phrases)
+        self.annotator: Annotator = load_annotator(teacher, self.config)
+
+    def items(self) -> list[list[Item]]:
+        """The questions of every window, as the stage reads them."""
+        ledger = self._ledger(self.root / "unused")
+        reader, found = Reader(ledger, self.annotator, self.phrases, lambda *_: None), []
+        for window in reader:
+            found.append(window.items)
+            if window.last:
+                reader.through()
+        ledger.close(devices=1, price=None, max_failed=0)
+        return [items for items in found if items]
+
+    def _ledger(self, out: Path) -> Ledger:
+        jobs = [ShardJob(path, Path(path).stem, "benchmark") for path in self.crawl]
+        return Ledger("pseudo-label", jobs, out, progress=Silent())
+
+    def ready(self, groups: Sequence[Sequence[Item]]) -> list[Batch]:
+        """Batches, decoded and collated."""
+        made = []
+        for group in groups:
+            images = [self.annotator.prepare(open_image(i.data, at_least=i.shape), i.size) for i in group]
+            made.append(self.annotator.collate(images, [i.question for i in group]))
+        return made
+
+    def bare(self, ready: Sequence[Batch]) -> float:
+        """Seconds of the forward passes alone."""
+        started = time.perf_counter()
+        for batch in ready:
+            self.annotator.annotate(batch)
+        return time.perf_counter() - started
+
+    def stage(self) -> tuple[float, dict[str, float]]:
+        """Seconds of the stage with the teacher loaded, and where they went."""
+        with tempfile.TemporaryDirectory() as out:
+            ledger = self._ledger(Path(out))
+            settings = LabelShards(self.config, self.phrases, self.teacher, out, "cpu", decoders=1)
+            started = time.perf_counter()
+            Line(settings, self.annotator, ledger).run()
+            report = ledger.close(devices=1, price=None, max_failed=0)
+            took = time.perf_counter() - started
+        assert report.done == len(self.crawl) and report.rates is not None
+        return took, report.rates.parts
+
+
+def stage_over_bare_loop(bench: Bench, repeats: int) -> dict[str, Any]:
+    """The stage and its forward passes in turn."""
+    size = bench.config.batch_size
+    ready = bench.ready([group for window in bench.items() for group in batches(window, size)])
+    images = sum(len(batch.images) for batch in ready)
+    bench.bare(ready[:1])
+    ratios, last = [], {}
+    for i in range(repeats):
+        turns: list[Callable[[], Any]] = [lambda: bench.bare(ready), bench.stage]
+        first, second = (turn() for turn in (turns if i % 2 == 0 else turns[::-1]))
+        alone, (took, last) = (first, second) if i % 2 == 0 else (second, first)
+        ratios.append(alone / took)
+        print(f"  bare {images / alone:.2f} images/s, stage {images / took:.2f} images/s, ratio {alone / took:.3f}")
+    shares = {part: round(seconds / took, 3) for part, seconds in last.items()}
+    return {"ratio": statistics.median(ratios), "images": images, "images_per_second": images / took, "shares": shares}
+
+
+def bucketing_speedup(bench: Bench, repeats: int) -> float:
+    """Our batches against batches in order of arrival, of the same decoded samples."""
+    size = bench.config.batch_size
+    ours, arrival = [], []
+    for window in bench.items():
+        ours += list(batches(window, size))
+        arrival += [window[start : start + size] for start in range(0, len(window), size)]
+    made = bench.ready(ours), bench.ready(arrival)
+    bench.bare(made[0][:1])
+    ratios = []
+    for i in range(repeats):
+        times = {}
+        for which in (0, 1) if i % 2 == 0 else (1, 0):
+            times[which] = bench.bare(made[which])
+        ratios.append(times[1] / times[0])
+        print(f"  arrival order {times[1]:.1f} s, ours {times[0]:.1f} s, ratio {ratios[-1]:.2f}")
+    return statistics.median(ratios)
+
+
+def memory(root: Path) -> dict[str, Any]:
+    """Peak memory and seconds of the command on more and more shards, each in a process of its own."""
+    crawl = write_crawl(root / "crawl", max(SHARDS_OF_FIT), 4, 96, mixed=False)
+    teacher, phrases = tiny_teacher(root / "teacher"), str(root / "phrases")
+    parse_phrases.run(ParsePhrasesConfig(), crawl, phrases)
+    peaks, seconds = {}, {}
+    for count in SHARDS_OF_FIT:
+        pattern = f"{root}/crawl/{{00000..{count - 1:05d}}}.tar"
+        command = [
+            sys.executable, "-m", "pipeline", "pseudo-label", "--shards", pattern, "--phrases", phrases,
+            "--teacher", teacher, "--out", str(root / f"regions-{count}"), "--workers", "1",
+        ]  # fmt: skip
+        started = time.perf_counter()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        assert status == 0, f"the command ended with {status}"
+        seconds[count], peaks[count] = time.perf_counter() - started, usage.ru_maxrss / 1024
+        print(f"  {count} shards: {seconds[count]:.1f} s, peak {peaks[count]:.0f} MiB")
+    x, y = np.array(list(seconds)), np.array(list(seconds.values()))
+    slope, start = np.polyfit(x, y, 1)
+    fit = 1 - ((y - (slope * x + start)) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    few, many = min(SHARDS_OF_FIT), max(SHARDS_OF_FIT)
+    return {
+        "memory_growth": peaks[many] / peaks[few],
+        "peak_mib": {str(k): round(v, 1) for k, v in peaks.items()},
+        "seconds_of_shards": {str(k): round(v, 2) for k, v in seconds.items()},
+        "seconds_per_shard": slope,
+        "linear_fit": fit,
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["stage", "bucketing", "memory"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--glip-t-side", type=int, default=320, help="shorter side of GLIP-T's images, in pixels")
+    parser.add_argument("--glip-t-images", type=int, default=32)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    figures: dict[str, Any] = {"machine": machine(args.threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        if args.only in (None, "stage"):
+            parts = {
+                "demo": (write_crawl(root / "a", 2, 300, 384, mixed=False), demo_teacher(root / "demo"), 25, args.repeats),
+                "glip_t": (
+                    write_crawl(root / "b", 1, args.glip_t_images, 512, mixed=False),
+                    glip_t_teacher(root / "glip_t", args.glip_t_side), 4, min(2, args.repeats),
+                ),
+            }  # fmt: skip
+            for name, (crawl, teacher, size, repeats) in parts.items():
+                print(f"stage over bare loop, {name}")
+                found = stage_over_bare_loop(Bench(root / f"stage_{name}", crawl, teacher, size), repeats)
+                figures |= {f"stage_over_bare_loop_{name}": found.pop("ratio"), f"stage_{name}": found}
+            figures["stage_over_bare_loop"] = min(figures[f"stage_over_bare_loop_{name}"] for name in parts)
+        if args.only in (None, "bucketing"):
+            print("bucketing")
+            crawl = write_crawl(root / "c", 1, 400, 256, mixed=True)
+            bench = Bench(root / "bucketing", crawl, demo_teacher(root / "demo2"), 16)
+            figures["bucketing_speedup"] = bucketing_speedup(bench, args.repeats)
+        if args.only in (None, "memory"):
+            print("memory")
+            figures |= memory(root / "memory")
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
