@@ -13,6 +13,9 @@ from PIL import ExifTags, Image, ImageOps
 MAX_PIXELS = 178_956_970
 """Larger images are refused: PIL's own bound against decompression bombs, about 13,400 x 13,400."""
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+"""Members of shards that are images."""
+
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 _LYING = {5, 6, 7, 8}
 """EXIF orientations of images that are stored on their side."""

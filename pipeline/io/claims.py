@@ -45,7 +45,8 @@ def _here() -> str:
 def _started(pid: int) -> str | None:
     """When a process of this machine started, in the kernel's words; None if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if state == "Z" else others[18]  # killed, though nobody has asked what became of it
     except (OSError, IndexError):
         pass
     try:  # no /proc

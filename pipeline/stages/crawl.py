@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
+from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.tars import TarSample
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
 
 def image_of(sample: TarSample) -> tuple[str, bytes] | None:

@@ -14,11 +14,10 @@ from pydantic import ValidationError
 from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
+from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.files import file_size, read_range
 from pipeline.io.paths import is_url, stem
 from pipeline.records import GroundingRecord, ImageLink
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 Entry = dict[str, tuple[int, int]]
 """Extension -> (offset, size) in the tar."""

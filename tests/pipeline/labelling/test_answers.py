@@ -1,0 +1,64 @@
+"""A shard's table: rows by sample, phrase and falling score; every sample and phrase counted once."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.annotators.base import Annotations, Question
+from pipeline.config import PseudoLabelConfig
+from pipeline.images import ImageError
+from pipeline.labelling.answers import Shard, image_rows
+from pipeline.labelling.asked import Asked
+from pipeline.labelling.batches import Item
+from pipeline.records import REGIONS
+from pipeline.stages.base import ShardJob
+
+
+def annotations(phrase: list[int], score: list[float]) -> Annotations:
+    n, scores = len(phrase), np.asarray(score, np.float32)
+    boxes = np.stack([np.arange(n), np.arange(n), np.arange(n) + 5, np.arange(n) + 9], 1).astype(np.float32)
+    none = np.full(n, np.nan, np.float32)
+    return Annotations(np.asarray(phrase, np.int64), boxes.reshape(n, 4), scores, scores, scores, scores, none)
+
+
+rows = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.1, 0.2, 0.5, 0.9])), max_size=40)
+
+
+@given(rows, st.integers(1, 5))
+def test_each_phrase_keeps_its_best_in_falling_score(found, most):
+    columns, phrase = image_rows(annotations([p for p, _ in found], [s for _, s in found]), most)
+    for p in range(5):
+        want = sorted((s for q, s in found if q == p), reverse=True)[:most]
+        mine = phrase == p
+        np.testing.assert_allclose(columns["score"][mine], np.asarray(want, np.float32))
+        assert columns["rank"][mine].tolist() == list(range(len(want)))
+    assert (np.diff(phrase) >= 0).all()
+
+
+def question(asked: Asked, phrases: tuple[int, ...]) -> Question:
+    return Question(asked.caption, tuple(asked.spans[p] for p in phrases), phrases, 10)
+
+
+def test_windows_of_a_caption_come_together_and_losses_are_counted():
+    caption = "a dog and a cat and a bird"
+    asked = Asked(caption, (0, 1, 2), ((2, 5), (12, 15), (22, 26)), ("dog", "cat", "bird"))
+    lost = Asked(caption, (3,), ((2, 5),), ("dog",))
+    gone = Asked(caption, (4, 5), ((2, 5), (12, 15)), ("dog", "cat"))
+    shard = Shard(ShardJob("crawl/00000.tar", "00000", "f"))
+    shard.asked = {"k0": asked, "k1": lost, "k2": gone, "k3": Asked(caption, (6,), ((2, 5),), ("dog",))}
+    shard.keys, shard.sizes = {0: "k0", 1: "k1", 3: "k3"}, {0: (50, 60), 1: (5, 5), 3: (5, 5)}
+    shard.beyond_limit = {0: 1, 1: 0, 3: 1}
+    first, second = question(asked, (0,)), question(asked, (1,))
+    shard.answer([Item(0, "k0", b"", (50, 60), (50, 60), second)], [annotations([1, 1], [0.3, 0.8])])
+    shard.answer([Item(0, "k0", b"", (50, 60), (50, 60), first)], [annotations([], [])])
+    shard.lose(1, ImageError("broken_image", "no end"))
+    table, tallies, notes = shard.finish(PseudoLabelConfig())
+    assert table.schema == REGIONS and table["phrase"].to_pylist() == ["cat", "cat"]
+    assert table["phrase_row"].to_pylist() == [1, 1] and table["rank"].to_pylist() == [0, 1]
+    assert table["start"].to_pylist() == [12, 12] and table["width"].to_pylist() == [60, 60]
+    assert tallies["samples"].dropped == {"broken_image": 1, "not_in_shard": 1, "phrase_beyond_text_limit": 1}
+    assert tallies["samples"].kept == 1
+    phrases = tallies["phrases"]
+    assert phrases.kept == 1 and phrases.seen == 3 + 1 + 2 + 1
+    assert phrases.dropped == {"image_lost": 3, "no_region": 1, "phrase_beyond_text_limit": 2}
+    assert notes == ["k1: broken_image: no end"]

@@ -1,0 +1,120 @@
+"""build-shards: bounded parts, links to untouched crawl shards, nothing stale left behind."""
+
+from __future__ import annotations
+
+import tarfile
+
+import pytest
+
+from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
+from pipeline.errors import InputError, RunError
+from pipeline.io.tars import read_tar, write_tars
+from pipeline.stages import build_shards, filter_boxes, parse_phrases
+from pipeline.training.shards import ShardSet
+from tests.fixtures.crawl import write_crawl
+from tests.pipeline.stages.test_labelling import KEEP, digests, label
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, teacher):
+    root = tmp_path_factory.mktemp("store")
+    crawl = write_crawl(root / "crawl")
+    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    label(crawl, root, teacher)
+    regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
+    filter_boxes.run(KEEP, regions, root / "labels")
+    return root, crawl
+
+
+def build(store, out, crawl=None, **settings):
+    root, shards = store
+    config = BuildShardsConfig(**settings)
+    return build_shards.run(config, crawl or shards, out, phrases=root / "phrases", labels=root / "labels")
+
+
+def records(folder):
+    found = ShardSet([str(p) for p in sorted(folder.glob("*.tar"))])
+    places = [(shard, row) for shard, n in enumerate(found.counts) for row in range(n)]
+    return {(r := found.record(*place)).key: (r, found.image(*place)) for place in places}
+
+
+def test_parts_hold_the_same_records_in_bounded_files(store, tmp_path):
+    build(store, tmp_path / "whole")
+    build(store, tmp_path / "parts", max_shard_bytes=16_000)
+    parts = sorted(p.name for p in (tmp_path / "parts").glob("*.tar"))
+    assert {"pseudo-00000.tar", "pseudo-00000-part001.tar"} <= set(parts)
+    assert all(p.stat().st_size <= 16_000 for p in (tmp_path / "parts").glob("*.tar"))
+    assert records(tmp_path / "parts") == records(tmp_path / "whole") != {}
+
+
+def test_parts_of_other_settings_do_not_stay(store, tmp_path):
+    build(store, tmp_path / "out", max_shard_bytes=1)
+    assert len(list((tmp_path / "out").glob("*.tar"))) > 2
+    build(store, tmp_path / "out")
+    build(store, tmp_path / "fresh")
+    assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_links_give_the_same_records_and_images(store, tmp_path):
+    root, _ = store
+    build(store, tmp_path / "copied")
+    build(store, root / "linked", link=True)
+    assert records(root / "linked") == records(tmp_path / "copied") != {}
+    copied, linked = (sum(p.stat().st_size for p in f.glob("*.tar")) for f in (tmp_path / "copied", root / "linked"))
+    assert linked < copied / 1.3  # the fixture's images have about a kilobyte each
+
+
+def test_a_crawl_shard_that_changed_is_told(store, tmp_path):
+    crawl = write_crawl(tmp_path / "crawl")
+    build(store, tmp_path / "linked", crawl=crawl, link=True)
+    shards = ShardSet([str(tmp_path / "linked" / "pseudo-00000.tar")])
+    shards.image(0, 0)
+    with open(crawl[0], "ab") as file:
+        file.write(b"\0" * 512)
+    with pytest.raises(
+        InputError, match=r"pseudo-00000\.tar: the crawl shard it links to, .*00000\.tar, has .* bytes now"
+    ):
+        ShardSet(shards.shards).image(0, 0)
+    (tmp_path / "crawl" / "00000.tar").unlink()
+    with pytest.raises(InputError, match="is gone"):
+        ShardSet(shards.shards).image(0, 0)
+
+
+def test_compressed_shards_cannot_be_linked(store, tmp_path):
+    _, crawl = store
+    packed = tmp_path / "00000.tar"
+    with tarfile.open(packed, "w:gz") as out, tarfile.open(crawl[0]) as tar:
+        for info in tar:
+            out.addfile(info, tar.extractfile(info))
+    with pytest.raises(RunError, match="compressed"):
+        build(store, tmp_path / "linked", crawl=[str(packed)], link=True)
+    assert build(store, tmp_path / "copied", crawl=[str(packed)]).tallies["samples"].kept > 0
+
+
+def test_an_image_of_another_size_than_was_labelled_is_no_label(store, tmp_path):
+    from pipeline.io.tars import write_tar
+    from tests.fixtures.crawl import jpeg
+
+    _, crawl = store
+    samples = [
+        (s.key, {**s.files, "jpg": jpeg(0, (40, 40))} if s.key.endswith("0") else s.files) for s in read_tar(crawl[0])
+    ]
+    write_tar(tmp_path / "00000.tar", samples)
+    report = build(store, tmp_path / "out", crawl=[str(tmp_path / "00000.tar")])
+    assert report.tallies["samples"].dropped["image_changed"] == 1
+    assert report.tallies["regions"].dropped["image_lost"] >= 1
+
+
+def test_parts_of_no_samples_are_one_empty_shard(tmp_path):
+    (only,) = write_tars(lambda i: str(tmp_path / f"{i}.tar"), [], 100)
+    assert only.bytes == (tmp_path / "0.tar").stat().st_size and list(read_tar(tmp_path / "0.tar")) == []
+
+
+def test_images_without_a_label_are_counted(store, tmp_path):
+    root, crawl = store
+    regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
+    filter_boxes.run(FilterConfig(threshold=0.999), regions, tmp_path / "labels")
+    report = build_shards.run(
+        BuildShardsConfig(), crawl, tmp_path / "out", phrases=root / "phrases", labels=tmp_path / "labels"
+    )
+    assert report.tallies["samples"].kept == 0 and report.tallies["samples"].dropped.keys() == {"no_label"}

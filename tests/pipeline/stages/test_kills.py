@@ -1,0 +1,153 @@
+"""Labelling that is killed again and again, or started twice: the same bytes, and little done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ParsePhrasesConfig
+from pipeline.io.tars import write_tar
+from pipeline.stages import parse_phrases, pseudo_label
+from tests.fixtures.crawl import jpeg
+from tests.pipeline.stages.test_labelling import LABEL, digests
+
+ROOT = Path(__file__).resolve().parents[3]
+SHARDS, IMAGES = 50, 12
+
+
+class Runs:
+    """See :mod:`tests.fixtures.killed_runs`."""
+
+    def __init__(self, settings: Path) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.fixtures.killed_runs", str(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline().strip()
+
+    def _ask(self, *words: object) -> int:
+        assert self._server.stdin is not None
+        print(*words, file=self._server.stdin, flush=True)
+        return int(self._answer())
+
+    def start(self, log: Path) -> int:
+        return self._ask("start", log)
+
+    def wait(self, pid: int) -> int:
+        return self._ask("wait", pid)
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, teacher):
+    """Fifty shards, their phrases, and the labels of a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("kills")
+    (root / "crawl").mkdir()
+    for shard in range(SHARDS):
+        names = [f"{shard:05d}{i:04d}" for i in range(IMAGES)]
+        samples = [
+            (name, {"jpg": jpeg(shard * IMAGES + i, (60 + 8 * (i % 5), 64)), "txt": f"a red car and {i} green cups".encode()})
+            for i, name in enumerate(names)
+        ]  # fmt: skip
+        write_tar(root / "crawl" / f"{shard:05d}.tar", samples)
+    crawl = [str(p) for p in sorted((root / "crawl").glob("*.tar"))]
+    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    pseudo_label.run(LABEL, crawl, root / "undisturbed", phrases=root / "phrases", teacher=teacher)
+    return root, crawl, teacher
+
+
+def runs_of(world, out: Path) -> Runs:
+    root, crawl, teacher = world
+    settings = {"config": LABEL.model_dump(), "shards": crawl, "out": str(out), "phrases": str(root / "phrases")}
+    path = out.with_suffix(".json")
+    path.write_text(json.dumps(settings | {"teacher": str(teacher)}))
+    return Runs(path)
+
+
+def story(log: Path) -> tuple[int, list[str]]:
+    """(images labelled, shards committed) by one run."""
+    lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    return sum(int(n) for what, n in lines if what == "images"), [name for what, name in lines if what == "shard"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing(world, tmp_path):
+    out = tmp_path / "regions"
+    runs, rng, lost, killed = runs_of(world, out), random.Random(time.time_ns()), [], 0
+    try:
+        while killed < 20:
+            log = tmp_path / f"log{killed}"
+            pid = runs.start(log)
+            # two or three shards are made before the kill; when it comes within one is left to chance
+            deadline, goal = time.monotonic() + 60, rng.randint(1, 3)
+            while len(story(log)[1]) < goal and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.08))
+            os.kill(pid, signal.SIGKILL)
+            assert runs.wait(pid) == -signal.SIGKILL, "the run ended before it was killed: too few shards for twenty"
+            images, shards = story(log)
+            lost.append(images - IMAGES * len(shards))
+            killed += 1
+        done_before = len(list(out.glob("*.report.json")))
+        assert done_before < SHARDS and runs.wait(runs.start(tmp_path / "last")) == 0
+    finally:
+        runs.close()
+    assert len(story(tmp_path / "last")[1]) == SHARDS - done_before  # what was done is not done again
+    assert digests(out) == digests(world[0] / "undisturbed")
+    # one shard with the teacher, and for a moment the one before it that is being written
+    assert sum(lost) <= 20 * IMAGES and max(lost) < 2 * IMAGES, lost
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_work(world, tmp_path):
+    out = tmp_path / "regions"
+    runs = runs_of(world, out)
+    try:
+        pids = [runs.start(tmp_path / f"log{i}") for i in (0, 1)]
+        assert [runs.wait(pid) for pid in pids] == [0, 0]
+    finally:
+        runs.close()
+    (_, first), (_, second) = story(tmp_path / "log0"), story(tmp_path / "log1")
+    assert sorted(first + second) == sorted(Path(p).stem for p in world[1])  # each by one of them
+    assert min(len(first), len(second)) >= 5
+    assert digests(out) == digests(world[0] / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_shard_held_by_a_killed_run_is_taken_over_at_once(world, tmp_path):
+    out = tmp_path / "regions"
+    runs = runs_of(world, out)
+    try:
+        pid = runs.start(tmp_path / "log0")
+        while not story(tmp_path / "log0")[1]:
+            time.sleep(0.005)
+        os.kill(pid, signal.SIGSTOP)  # it holds its claims, and does nothing
+        held = {p.name for p in out.glob(".*.claim")}
+        assert held
+        second = runs.start(tmp_path / "log1")
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("*.report.json"))) < SHARDS - len(held) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held <= {p.name for p in out.glob(".*.claim")}  # left to their owner while it lives
+        os.kill(pid, signal.SIGKILL)
+        assert runs.wait(pid) == -signal.SIGKILL
+        assert runs.wait(second) == 0
+    finally:
+        runs.close()
+    assert digests(out) == digests(world[0] / "undisturbed")
