@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import FilterConfig
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.paths import stem
+from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.progress import Progress
 from pipeline.records import LABELS, REGIONS, STORE_VERSION
@@ -43,11 +43,11 @@ def run(
         )
         for path in regions
     ]
-    work = partial(_filter_shard, config=config, out=Path(out))
+    work = partial(_filter_shard, config=config, out=str(out))
     return run_shards(STAGE, jobs, out, work, progress=progress, workers=workers, max_failed=max_failed)
 
 
-def _filter_shard(job: ShardJob, *, config: FilterConfig, out: Path) -> ShardReport:
+def _filter_shard(job: ShardJob, *, config: FilterConfig, out: str) -> ShardReport:
     table = read_table(job.path, REGIONS)
     reasons = judge(table, config)
     tally, images = Tally(), Tally()
@@ -64,7 +64,7 @@ def _filter_shard(job: ShardJob, *, config: FilterConfig, out: Path) -> ShardRep
     )
     name = f"{job.name}.parquet"
     output = write_table(
-        out / name,
+        join(out, name),
         table.filter(pa.array(stays)).append_column(LABELS.field("status"), status),
         LABELS,
         {

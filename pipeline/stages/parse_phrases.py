@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.paths import stem
+from pipeline.io.paths import join, stem
 from pipeline.io.tables import write_table
 from pipeline.io.tars import TarProblems, read_tar
 from pipeline.phrases.captions import useless
@@ -91,7 +91,7 @@ def _parse_shard(job: ShardJob, *, config: ParsePhrasesConfig, out: str) -> Shar
                 rows[name].append(value)
     name = f"{job.name}.parquet"
     output = write_table(
-        Path(out) / name,
+        join(out, name),
         pa.table(rows, schema=PHRASES),
         PHRASES,
         {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)},

@@ -1,0 +1,137 @@
+"""A stage's shards shared by workers, in this process and in others: each once, failures set aside, the rest projected."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError, RunError
+from pipeline.io.commit import write_atomic
+from pipeline.stages.base import Desk, EachShard, ShardJob, run_shards, run_workers
+from pipeline.stats import ShardReport, Tally
+
+
+@dataclass(frozen=True)
+class Write:
+    """Writes a shard's name into its output; ``poison`` is the one at which the process dies or the work raises."""
+
+    out: str
+    poison: str = ""
+    dies: bool = False
+
+    def __call__(self, job: ShardJob) -> ShardReport:
+        if job.name == self.poison:
+            if self.dies:
+                os._exit(9)
+            raise InputError(f"{job.path}: poisoned")
+        output = write_atomic(Path(self.out) / f"{job.name}.txt", job.name)
+        return job.report("write", {f"{job.name}.txt": output}, {"samples": Tally(seen=2, kept=2)})
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A worker that cannot begin."""
+
+    def __call__(self, desk: Desk) -> None:
+        raise InputError("no GPU here")
+
+
+def jobs(count: int, fingerprint: str = "f") -> list[ShardJob]:
+    return [ShardJob(f"crawl/{i:05d}.tar", f"{i:05d}", fingerprint) for i in range(count)]
+
+
+def names(out: Path) -> list[str]:
+    return sorted(p.stem for p in out.glob("*.txt"))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_shard_is_made_once_and_then_skipped(tmp_path, workers):
+    report = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), workers=workers)
+    assert (report.done, report.skipped, len(names(tmp_path))) == (20, 0, 20)
+    assert report.tallies["samples"].seen == 40
+    again = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), workers=workers)
+    assert (again.done, again.skipped) == (0, 20) and again.tallies == report.tallies
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_shard_is_set_aside_and_tried_again_next_time(tmp_path, workers):
+    report = run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), workers=workers, max_failed=1)
+    assert report.done == 5 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
+    with pytest.raises(
+        RunError, match=r"1 of 6 shards failed \(allowed: 0\); first: 00002: crawl/00002\.tar: poisoned"
+    ):
+        run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), workers=workers)
+    assert run_shards("write", jobs(6), tmp_path, Write(str(tmp_path))).done == 1
+
+
+def test_a_worker_process_that_dies_fails_its_shard_alone(tmp_path):
+    work = EachShard(Write(str(tmp_path), "00001", dies=True))
+    report = run_workers("write", jobs(8), tmp_path, [work, work], max_failed=1)
+    assert report.done == 7 and [f.shard for f in report.failed] == ["00001"]
+    assert "ended with code 9" in report.failed[0].error
+
+
+def test_when_every_worker_breaks_down_the_run_says_why(tmp_path):
+    with pytest.raises(RunError, match="every worker broke down; first: no GPU here"):
+        run_workers("write", jobs(3), tmp_path, [Broken(), Broken()])
+    with pytest.raises(InputError, match="no GPU here"):
+        run_workers("write", jobs(3), tmp_path, [Broken()])
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_fingerprints_are_asked_for_when_a_shards_turn_comes(tmp_path):
+    asked: list[str] = []
+
+    def mark(job: ShardJob) -> str:
+        asked.append(job.name)
+        if job.name == "00001":
+            raise InputError(f"{job.path}: cannot be read")
+        return f"mark {job.name}"
+
+    def worker(desk: Desk) -> None:
+        job = desk.take()
+        assert job is not None and job.fingerprint == "mark 00000" and asked == ["00000"]
+        desk.done(job, Write(str(tmp_path))(job))
+        EachShard(Write(str(tmp_path)))(desk)
+
+    report = run_workers("write", jobs(3, ""), tmp_path, [worker], mark=mark, max_failed=1)
+    assert report.done == 2 and asked == ["00000", "00001", "00002"]
+    assert report.failed[0].error == "crawl/00001.tar: cannot be read"
+
+
+def test_a_pilot_makes_a_few_and_tells_what_is_left(tmp_path):
+    (tmp_path / "crawl").mkdir()
+    inputs = []
+    for i in range(10):
+        path = tmp_path / "crawl" / f"{i:05d}.tar"
+        path.write_bytes(bytes(1000))
+        inputs.append(ShardJob(str(path), path.stem, "f"))
+
+    def worker(desk: Desk) -> None:
+        while (job := desk.take()) is not None:
+            desk.advance(2, "images")
+            desk.done(job, Write(str(tmp_path / "out"))(job))
+
+    first = run_workers("write", inputs, tmp_path / "out", [worker], limit=2, price=3.0)
+    assert first.done == 2 and names(tmp_path / "out") == ["00000", "00001"]
+    rates = first.rates
+    assert rates is not None and rates.shards_left == 8 and rates.samples == 4
+    assert rates.hours_left == pytest.approx(4 * rates.device_seconds / 3600)
+    assert any("left: 8 shards" in line and "cost" in line for line in first.lines())
+    second = run_workers("write", inputs, tmp_path / "out", [worker], limit=3)
+    assert (second.done, second.skipped) == (3, 2) and second.rates is not None and second.rates.shards_left == 5
+    last = run_workers("write", inputs, tmp_path / "out", [worker])
+    assert (last.done, last.skipped) == (5, 5) and last.rates is not None and last.rates.shards_left == 0
+
+
+def test_an_output_that_is_gone_or_short_is_made_anew(tmp_path):
+    run_shards("write", jobs(3), tmp_path, Write(str(tmp_path)))
+    (tmp_path / "00000.txt").unlink()
+    (tmp_path / "00001.txt").write_text("0")
+    report = run_shards("write", jobs(3), tmp_path, Write(str(tmp_path)))
+    assert (report.done, report.skipped) == (2, 1)
+    assert (tmp_path / "00001.txt").read_text() == "00001"

@@ -1,0 +1,172 @@
+"""The labelling stages on a real S3 store with credentials: the same bytes as on a disk, and its failures survived."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.config import BuildShardsConfig, ParsePhrasesConfig
+from pipeline.errors import InputError, RunError
+from pipeline.io.files import listing, open_file, read_range, write_remote
+from pipeline.io.paths import expand_shards
+from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
+from pipeline.training.shards import ShardSet
+from tests.fixtures.crawl import write_crawl
+from tests.fixtures.store import SECRET, Store
+from tests.pipeline.stages.test_labelling import KEEP, LABEL, digests, whole
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    server = Store(tmp_path_factory.mktemp("store") / "s3")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, teacher):
+    """The same crawl on a disk, and everything made of it there."""
+    root = tmp_path_factory.mktemp("local")
+    crawl = write_crawl(root / "crawl")
+    whole(crawl, root, teacher)
+    return root
+
+
+def upload(folder: Path, url: str) -> None:
+    fs = fsspec.filesystem("s3")
+    for path in folder.glob("*.tar"):
+        fs.put_file(str(path), f"{url}/{path.name}")
+
+
+def download(url: str, folder: Path) -> dict[str, str]:
+    fsspec.filesystem("s3").get(f"{url}/", str(folder), recursive=True)
+    return digests(folder)
+
+
+def test_every_stage_reads_and_writes_the_store(store, local, teacher, tmp_path):
+    store.make_bucket("whole")
+    upload(local / "crawl", "s3://whole/crawl")
+    crawl = expand_shards("s3://whole/crawl/{00000..00001}.tar")
+    assert crawl == expand_shards("s3://whole/crawl") == expand_shards("s3://whole/crawl/*.tar")
+    base = "s3://whole/run"
+
+    def stages() -> list:
+        done = [parse_phrases.run(ParsePhrasesConfig(), crawl, f"{base}/phrases")]
+        done.append(pseudo_label.run(LABEL, crawl, f"{base}/regions", phrases=f"{base}/phrases", teacher=teacher))
+        regions = expand_shards(f"{base}/regions", suffix=".parquet")
+        done.append(filter_boxes.run(KEEP, regions, f"{base}/labels"))
+        folders = {"phrases": f"{base}/phrases", "labels": f"{base}/labels"}
+        done.append(build_shards.run(BuildShardsConfig(), crawl, f"{base}/train", **folders))
+        return done
+
+    assert [(r.done, r.skipped) for r in stages()] == [(2, 0)] * 4
+    assert [(r.done, r.skipped) for r in stages()] == [(0, 2)] * 4
+    remote = download(base, tmp_path / "copy")
+    tables = {name for name in remote if name.endswith((".parquet", ".tar"))}
+    assert tables == {n for n in digests(local) if n.endswith((".parquet", ".tar")) and not n.startswith("crawl")}
+    # fingerprints hold the store's own tags instead of digests, so footers differ, and nothing else may
+    for name in tables:
+        if name.endswith(".tar"):
+            assert remote[name] == digests(local)[name]
+        else:
+            import pyarrow.parquet as pq
+
+            assert pq.read_table(tmp_path / "copy" / name).equals(pq.read_table(local / name))
+    assert not [name for name in remote if "claim" in name or "tmp" in name]
+
+
+def test_links_lead_into_the_store(store, local, teacher, tmp_path):
+    store.make_bucket("linked")
+    upload(local / "crawl", "s3://linked/crawl")
+    folders = {"phrases": local / "phrases", "labels": local / "labels"}
+    crawl = expand_shards("s3://linked/crawl")
+    build_shards.run(BuildShardsConfig(link=True), crawl, tmp_path, **folders)
+    linked, copied = (ShardSet(expand_shards(str(folder))) for folder in (tmp_path, local / "train"))
+    assert linked.counts == copied.counts != [0, 0]
+    for shard, count in enumerate(copied.counts):
+        for row in range(count):
+            assert linked.record(shard, row) == copied.record(shard, row)
+            assert linked.image(shard, row) == copied.image(shard, row)
+
+
+def test_large_files_go_in_parts_and_come_back_whole(store, tmp_path):
+    store.make_bucket("large")
+    block = os.urandom(1 << 20)
+    (tmp_path / "large.bin").write_bytes(block * 120)
+    write_remote("s3://large/large.bin", tmp_path / "large.bin")
+    assert "-" in fsspec.filesystem("s3").info("large/large.bin")["ETag"]  # so S3 marks what came in parts
+    with open_file("s3://large/large.bin") as file:
+        assert all(file.read(1 << 20) == block for _ in range(120)) and file.read(1) == b""
+    assert read_range("s3://large/large.bin", (1 << 20) - 3, 6) == block[-3:] + block[:3]
+
+
+def test_a_missing_object_fails_its_shard_alone(store, local, teacher):
+    store.make_bucket("missing")
+    upload(local / "crawl", "s3://missing/crawl")
+    crawl = expand_shards("s3://missing/crawl/{00000..00002}.tar")
+    with pytest.raises(RunError, match=r"1 of 3 shards failed.*s3://missing/crawl/00002\.tar: no such object"):
+        parse_phrases.run(ParsePhrasesConfig(), crawl, "s3://missing/phrases")
+    assert len(listing("s3://missing/phrases", ".report.json")) == 2
+    with pytest.raises(InputError, match=r"s3://missing/nothing: no \*\.tar objects there"):
+        expand_shards("s3://missing/nothing")
+
+
+def test_a_wrong_key_is_told_in_one_line_without_the_secret(store, local, teacher):
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": SECRET + "-wrong"}
+    command = [
+        sys.executable, "-m", "pipeline", "parse-phrases", "--shards", "s3://whole/crawl/00000.tar", "--out", "s3://whole/other",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("parse-phrases: error: s3://whole/") and "credentials" in done.stderr
+    assert SECRET not in done.stderr + done.stdout
+
+
+def test_a_store_that_dies_in_mid_run_costs_only_time(store, local, teacher, tmp_path):
+    store.make_bucket("dies")
+    (tmp_path / "crawl").mkdir()
+    source = (local / "crawl" / "00000.tar").read_bytes()
+    for i in range(12):
+        (tmp_path / "crawl" / f"{i:05d}.tar").write_bytes(source)
+    crawl = expand_shards(str(tmp_path / "crawl"))
+    parse_phrases.run(ParsePhrasesConfig(), crawl, tmp_path / "phrases")
+    pseudo_label.run(LABEL, crawl, tmp_path / "regions", phrases=tmp_path / "phrases", teacher=teacher)
+    upload(tmp_path / "crawl", "s3://dies/crawl")
+    result: list = []
+
+    def label() -> None:
+        shards = expand_shards("s3://dies/crawl")
+        result.append(
+            pseudo_label.run(LABEL, shards, "s3://dies/regions", phrases=tmp_path / "phrases", teacher=teacher)
+        )
+
+    runner = threading.Thread(target=label)
+    runner.start()
+    deadline = time.monotonic() + 60
+    while len(listing("s3://dies/regions", ".report.json")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    store.kill()
+    time.sleep(3)
+    store.start()
+    runner.join(240)
+    (report,) = result
+    assert (report.done, report.skipped, report.failed) == (12, 0, [])
+    import pyarrow.parquet as pq
+
+    download("s3://dies/regions", tmp_path / "copy")
+    for path in (tmp_path / "regions").glob("*.parquet"):
+        assert pq.read_table(tmp_path / "copy" / path.name).equals(pq.read_table(path))
