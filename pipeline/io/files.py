@@ -33,6 +33,10 @@ _PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValid
 
 def _passing(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause is not None:  # fsspec's word for every failure over HTTP
+        status = getattr(cause, "status", None)
+        return status >= 500 or status == 429 if status is not None else not isinstance(cause, FileNotFoundError)
     return isinstance(error, Exception) and not (
         isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
     )
@@ -63,7 +67,9 @@ def named_errors(url: str) -> Iterator[None]:
     """A store's refusals as InputErrors that name the object and say what would help."""
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _passing(error):
+            raise InputError(f"{url}: no answer ({_first_line(error.__cause__ or error)})") from None
         raise InputError(f"{url}: no such object") from None
     except PermissionError as error:
         raise InputError(f"{url}: access refused ({_first_line(error)}); are the store's credentials set?") from None
@@ -195,7 +201,9 @@ def file_size(path: str | Path) -> int | None:
 def _or_none(action: Callable[[], T]) -> T | None:
     try:
         return action()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _passing(error):
+            raise
         return None
 
 
