@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -250,7 +251,9 @@ def test_a_class_list_is_asked_as_the_processor_writes_it(folders, load, name):
     assert [question.text[a:b] for a, b in question.spans] == names
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("a dog", "a dog."), ("a dog. ", "a dog. "), ("a dog?", "a dog?."), ("", ".")])
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("a dog", "a dog."), ("a dog. ", "a dog. "), ("a dog?", "a dog?."), ("", ".")]
+)
 def test_texts_end_with_a_stop(text, wanted):
     assert closed(text) == wanted
 
@@ -336,8 +339,17 @@ def test_image_size_is_a_setting(load):
             load(name, ALL.model_copy(update={"image_size": 7}))
 
 
+@pytest.fixture
+def restless_threads():
+    """Threads take turns a thousand times as often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 1000)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_any_thread_may_make_batches_ready(load, name):
+def test_any_thread_may_make_batches_ready(load, name, restless_threads):
     annotator = load(name)
     texts = ["two dogs", "a red car", CAPTION, " ".join(["a small green tree next to the house,"] * 12)]
 
@@ -363,7 +375,9 @@ def test_any_thread_may_make_batches_ready(load, name):
 
 def test_wrong_folders_are_named(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "yolos"}))
-    with pytest.raises(InputError, match=r"'yolos' is no known teacher; known: glip, grounding-dino, mm-.*owlv2, owlvit"):
+    with pytest.raises(
+        InputError, match=r"'yolos' is no known teacher; known: glip, grounding-dino, mm-.*owlv2, owlvit"
+    ):
         load_annotator(tmp_path, ALL)
     for name in ("owlv2", "grounding-dino"):
         broken = tmp_path / name
