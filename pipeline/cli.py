@@ -6,23 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_base import DEVICE, SOURCES, THREADS, stage_command, tell
+from pipeline.cli_base import DEVICE, MAX_FAILED, OUT, SHARDS, SOURCES, THREADS, WORKERS, stage_command, tell
+from pipeline.cli_rescore import rescore
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.stats import StageReport
-
-SHARDS = click.option(
-    "--shards",
-    required=True,
-    multiple=True,
-    help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs.",
-)
-OUT = click.option("--out", required=True, help="Folder for the outputs. What is done there already is not done again.")
-WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Shards worked on at a time.")
-MAX_FAILED = click.option(
-    "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
-)
 
 
 def _progress() -> Any:
@@ -267,6 +256,6 @@ def main() -> None:
 
 
 for _command in (
-    ingest, parse_phrases, pseudo_label, filter_boxes, build_shards, train_teacher, train_student, evaluate
+    ingest, parse_phrases, pseudo_label, rescore, filter_boxes, build_shards, train_teacher, train_student, evaluate
 ):  # fmt: skip
     main.add_command(_command)

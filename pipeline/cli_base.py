@@ -19,6 +19,17 @@ from pipeline.stats import StageReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+SHARDS = click.option(
+    "--shards",
+    required=True,
+    multiple=True,
+    help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs.",
+)
+OUT = click.option("--out", required=True, help="Folder for the outputs. What is done there already is not done again.")
+WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Shards worked on at a time.")
+MAX_FAILED = click.option(
+    "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
+)
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
 SOURCES = click.option(
     "--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture."

@@ -48,8 +48,8 @@ def token_evidence(probabilities: Tensor, tokens: Sequence[Sequence[int]], phras
     probabilities (k, T): a region's, at every token of its text. tokens: of each phrase. phrase (k,): a region's.
     """
     has = torch.zeros(len(tokens), probabilities.shape[1], dtype=torch.bool)
-    for i, mine in enumerate(tokens):
-        has[i, list(mine)] = True
+    for i, phrase_tokens in enumerate(tokens):
+        has[i, list(phrase_tokens)] = True
     mine = has.to(phrase.device)[phrase]
     return {
         "token_mean": probabilities.masked_fill(~mine, 0).sum(-1) / mine.sum(-1).clamp(min=1),

@@ -238,8 +238,12 @@ def _columns(labelled: Sequence[tuple[Pair, Annotations]], config: PseudoLabelCo
                 values = (
                     pair.key, row, pair.asked.caption[start:end], start, end, *(float(v) for v in found.boxes[i]),
                     float(found.score[i]), float(found.token_mean[i]), float(found.token_min[i]),
-                    float(found.token_max[i]), float(found.centerness[i]), rank, pair.image.height, pair.image.width,
+                    float(found.token_max[i]), _known(found.centerness[i]), rank, pair.image.height, pair.image.width,
                 )  # fmt: skip
                 for name, value in zip(REGIONS.names, values, strict=True):
                     columns[name].append(value)
     return columns
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +88,7 @@ def test_class_lists_are_asked_in_order_in_few_texts(names, limit):
     for question in questions:
         assert [question.text[a:b] for a, b in question.spans] == [names[p] for p in question.phrases]
         assert sum(count(names[p] + ". ") for p in question.phrases) <= room
-    for left, right in zip(questions, questions[1:], strict=False):  # the next name did not fit any more
+    for left, right in pairwise(questions):  # the next name did not fit any more
         assert sum(count(names[p] + ". ") for p in (*left.phrases, right.phrases[0])) > room
 
 
