@@ -19,6 +19,12 @@ from pipeline.stats import StageReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+SOURCES = click.option(
+    "--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture."
+)
+THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+
 SHARDS = click.option(
     "--shards",
     required=True,
@@ -30,11 +36,6 @@ WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Sha
 MAX_FAILED = click.option(
     "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
 )
-DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-SOURCES = click.option(
-    "--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture."
-)
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 
 
 def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]:
@@ -117,3 +118,17 @@ def tell(report: StageReport) -> None:
     """The report on stdout, for people and scripts."""
     for line in report.lines():
         click.echo(line)
+
+
+def terminal() -> Any:
+    """Progress as a person at a terminal, or a log, sees it."""
+    from pipeline.progress import Terminal
+
+    return Terminal()
+
+
+def expand(patterns: tuple[str, ...], suffix: str = ".tar") -> list[str]:
+    """See :func:`pipeline.io.paths.expand_shards`."""
+    from pipeline.io.paths import expand_shards
+
+    return expand_shards(patterns, suffix=suffix)

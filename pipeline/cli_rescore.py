@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_base import DEVICE, MAX_FAILED, OUT, SHARDS, stage_command
+from pipeline.cli_base import DEVICE, MAX_FAILED, OUT, SHARDS, expand, stage_command, terminal
 
 if TYPE_CHECKING:
     from pipeline.stats import StageReport
@@ -28,12 +28,10 @@ def rescore(
     Example: rescore --shards 'crawl/{00000..00099}.tar' --regions regions --scorer siglip --out rescored
     """
     from pipeline.io.hashing import model_revision
-    from pipeline.io.paths import expand_shards
-    from pipeline.progress import Terminal
     from pipeline.stages import rescore as stage
 
-    paths = expand_shards(shards)
+    paths = expand(shards)
     model_revision(scorer)  # a wrong folder is told before anything is loaded
     return stage.run(
-        config, paths, out, regions=regions, scorer=scorer, device=device, progress=Terminal(), max_failed=max_failed
+        config, paths, out, regions=regions, scorer=scorer, device=device, progress=terminal(), max_failed=max_failed
     )

@@ -88,7 +88,7 @@ def test_every_region_is_scored_as_the_judge_scores_its_crop(scorers, store, tmp
             assert row["region_text"] == pytest.approx(wanted, abs=1e-5)
             checked += 1
     assert checked > 10
-    assert report.tallies["scores"].kept == report.tallies["scores"].seen > 50
+    assert report.tallies["scores"].kept == report.tallies["scores"].seen > 30
 
 
 def test_scores_differ_by_crop_and_phrase_and_do_not_depend_on_the_batch(scorers, store, tmp_path):
