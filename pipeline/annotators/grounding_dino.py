@@ -70,7 +70,8 @@ class GroundingDinoAnnotator:
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """DETR's resize: the shorter side to one length, the longer at most another."""
-        return get_size_with_aspect_ratio((height, width), self._shortest, self._longest)
+        rows, columns = get_size_with_aspect_ratio((height, width), self._shortest, self._longest)
+        return max(rows, 1), max(columns, 1)
 
     def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
         """Resized to :meth:`shape` of the stored size; normalised later, together with the padding."""

@@ -88,7 +88,10 @@ class OwlAnnotator:
         return self._side, self._side
 
     def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
-        """The network's pixels."""
+        """The network's pixels. What is many times larger is first reduced: padded to a square it would take gigabytes."""
+        factor = max(image.size) // (2 * self._side)
+        if self._padded and factor > 1:
+            image = image.reduce(factor)
         made = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
         return Prepared(made["pixel_values"][0], size)
 
