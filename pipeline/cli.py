@@ -19,6 +19,7 @@ from pipeline.cli_base import (
     terminal,
 )
 from pipeline.cli_label import build_shards, pseudo_label
+from pipeline.cli_rescore import rescore
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -173,6 +174,6 @@ def main() -> None:
 
 
 for _command in (
-    ingest, parse_phrases, pseudo_label, filter_boxes, build_shards, train_teacher, train_student, evaluate
+    ingest, parse_phrases, pseudo_label, rescore, filter_boxes, build_shards, train_teacher, train_student, evaluate
 ):  # fmt: skip
     main.add_command(_command)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Config(BaseModel):
@@ -58,6 +58,28 @@ class PseudoLabelConfig(Config):
         "several times faster, pixels differ by less than the JPEG's own noise",
     )
     max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard losing more of its samples than this fails")
+
+
+class RescoreConfig(Config):
+    """A second opinion on stored regions: how well the crop of a box suits its phrase (YOLO-World, appendix B)."""
+
+    similarity: Literal["cosine", "sigmoid"] = Field(
+        "cosine",
+        description="cosine: of the crop's and the phrase's embeddings, at least 0, as YOLO-World; sigmoid: SigLIP's own probability",
+    )
+    template: str = Field("{}", description='what is compared with the crop, such as "a photo of a {}."')
+    batch_size: int = Field(128, ge=1, description="crops per forward pass; batches never leave their shard")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="arithmetic of the scorer; bf16 is faster on GPUs and moves scores a little"
+    )
+    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard losing more of its images than this fails")
+
+    @field_validator("template")
+    @classmethod
+    def _has_one_place(cls, template: str) -> str:
+        if template.count("{}") != 1:
+            raise ValueError(f"{template!r}: want one {{}}, where the phrase goes")
+        return template
 
 
 class FilterConfig(Config):
@@ -228,6 +250,7 @@ class SelfTrainConfig(Config):
     ingest: IngestConfig = IngestConfig()
     parse_phrases: ParsePhrasesConfig = ParsePhrasesConfig()
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
+    rescore: RescoreConfig = Field(RescoreConfig(), description="of the rescore command; self-train does not run it")
     filter_boxes: FilterConfig = FilterConfig()
     build_shards: BuildShardsConfig = BuildShardsConfig()
     teacher: TrainConfig = TrainConfig()

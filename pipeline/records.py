@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RECORD_VERSION = 2  # 2: regions have a root
-STORE_VERSION = 2  # 2: a phrase's root has its compounds
+STORE_VERSION = 3  # 2: a phrase's root has its compounds; 3: centerness may be absent
 
 Box = tuple[float, float, float, float]
 Span = tuple[int, int]
@@ -143,13 +143,17 @@ REGIONS = pa.schema(
         pa.field("token_mean", pa.float32(), nullable=False),
         pa.field("token_min", pa.float32(), nullable=False),
         pa.field("token_max", pa.float32(), nullable=False),
-        pa.field("centerness", pa.float32(), nullable=False),
+        pa.field("centerness", pa.float32()),
         pa.field("rank", pa.int16(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
     ]
 )
-"""``rank`` counts a phrase's regions from 0 by falling score; ``height``/``width`` are the image's pixels."""
+"""``rank`` counts a phrase's regions from 0 by falling score; ``height``/``width`` are the image's pixels; ``centerness``
+is null where the teacher has none."""
+
+RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
+"""Regions with another model's word on them: how well the crop suits its phrase, 0..1; null where the image was lost."""
 
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
 """Regions that stay: ``status`` is "keep", or "ignore" for those that travel along as ignore regions."""

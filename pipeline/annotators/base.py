@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,15 +115,26 @@ class Annotator(Protocol):
         ...
 
 
+FAMILIES = {
+    "glip": ("glip", "GlipAnnotator"),
+    "grounding-dino": ("grounding_dino", "GroundingDinoAnnotator"),
+    "mm-grounding-dino": ("grounding_dino", "GroundingDinoAnnotator"),
+    "owlv2": ("owl", "OwlAnnotator"),
+    "owlvit": ("owl", "OwlAnnotator"),
+}
+"""model_type of a folder's config.json -> module of this room, and class."""
+
+
 @lru_cache(maxsize=1)
 def _load(folder: str, revision: str, settings: str, device: str) -> Annotator:
     config = PseudoLabelConfig.model_validate_json(settings)
     model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
-    if model_type == "glip":
-        from pipeline.annotators.glip import GlipAnnotator
-
-        return GlipAnnotator(folder, revision, config, device)
-    raise InputError(f"{folder}/config.json: model_type {model_type!r} is no known teacher; known: glip")
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{folder}/config.json: model_type {model_type!r} is no known teacher; known: {', '.join(sorted(FAMILIES))}"
+        )
+    module, name = FAMILIES[model_type]
+    return getattr(import_module(f"pipeline.annotators.{module}"), name)(folder, revision, config, device)
 
 
 def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = "cpu") -> Annotator:

@@ -14,7 +14,7 @@ from model.image_processing_glip import resized_size
 from pipeline.annotators.base import Annotations, Batch, Prepared, Question
 from pipeline.annotators.memory import Halving
 from pipeline.annotators.windows import caption_questions, class_questions
-from pipeline.annotators.words import tokenizer_words
+from pipeline.annotators.words import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.config import PseudoLabelConfig
 from pipeline.records import Span
 
@@ -48,7 +48,7 @@ class GlipAnnotator:
         return list(class_questions(clean, self._token_count, self._processor.max_text_length, SEPARATOR))
 
     def _token_count(self, text: str) -> int:
-        return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return token_counts(self._processor.tokenizer, [text])[0]
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """GLIP's own resize (GLIP spec section 1)."""
@@ -61,9 +61,9 @@ class GlipAnnotator:
 
     def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
         """Padded to the largest image and the longest text of the batch."""
-        inputs = self._processor(
-            images=[image.pixels for image in images], text=[q.text for q in questions], do_resize=False
-        )
+        inputs = self._processor(images=[image.pixels for image in images], do_resize=False)
+        with tokenizer_lock(self._processor.tokenizer):
+            inputs.update(self._processor.tokenize([q.text for q in questions]))
         return Batch(inputs, tuple(images), tuple(questions))
 
     def annotate(self, batch: Batch) -> list[Annotations]:

@@ -44,8 +44,9 @@ class Halving:
                 torch.cuda.empty_cache()
             log.warning("out of memory with %d images in a batch: going on with %d", count, self._most)
         found: list[Annotations] = []
-        for start in range(0, count, self._most):
-            part = slice(start, start + self._most)
+        step = self._most  # a part may not fit either, and lower it
+        for start in range(0, count, step):
+            part = slice(start, start + step)
             found += self(self._part(batch, part))
         return found
 

@@ -1,15 +1,34 @@
-"""A caption's words as a fast tokenizer of transformers sees them."""
+"""Captions as a fast tokenizer of transformers sees them, from any thread."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pipeline.annotators.windows import Word
+
+_LOCKS: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
+_LOCKS_LOCK = Lock()
+
+
+def tokenizer_lock(tokenizer: Any) -> Lock:
+    """The one lock of a tokenizer, to be held while it is called.
+
+    A call that pads or truncates otherwise than the one before changes the tokenizer itself, which raises "Already
+    borrowed" while another thread is in it, or, worse, cuts that thread's text.
+    """
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(tokenizer, Lock())
 
 
 def tokenizer_words(tokenizer: Any, caption: str) -> list[Word]:
     """(start, end, tokens) of every word, in order. A word is what the tokenizer never merges with its neighbours."""
-    encoded = tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True)
+    with tokenizer_lock(tokenizer):
+        encoded = tokenizer(
+            caption, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
     words: list[Word] = []
     last = None
     for word, (start, end) in zip(encoded.word_ids(), encoded["offset_mapping"], strict=True):
@@ -19,3 +38,12 @@ def tokenizer_words(tokenizer: Any, caption: str) -> list[Word]:
             words.append((start, end, 1))
         last = word
     return words
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, without special ones."""
+    if not texts:
+        return []
+    with tokenizer_lock(tokenizer):
+        encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)
+    return [len(ids) for ids in encoded["input_ids"]]

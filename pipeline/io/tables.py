@@ -31,19 +31,23 @@ def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Ma
 def read_table(path: str | Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Read a table that :func:`write_table` wrote; the footer is in ``table.schema.metadata``.
 
+    Columns that the file has beside ``schema``'s (a later stage may have added some) are left unread.
+
     Raises:
-        InputError: no such file, not Parquet, or columns other than ``schema``'s.
+        InputError: no such file, not Parquet, or a column of ``schema`` is missing.
     """
+    expected = columns or schema.names
     try:
-        table = pq.read_table(_source(path), columns=columns)
+        source = _source(path)
+        names = pq.read_schema(source).names
+        missing = [name for name in expected if name not in names]
+        if missing:
+            raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(names)}")
+        return pq.read_table(source, columns=expected).select(expected)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
-    expected = columns or schema.names
-    if table.column_names != expected:
-        raise InputError(f"{path}: has columns {table.column_names}, want {expected}")
-    return table
 
 
 def footer(path: str | Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ COMMANDS = [
     "ingest",
     "parse_phrases",
     "pseudo_label",
+    "rescore",
     "filter_boxes",
     "build_shards",
     "train_teacher",

@@ -1,0 +1,158 @@
+"""OWLv2 and OWL-ViT as teachers, by transformers' own classes.
+
+Every phrase is a query text of its own (arXiv 2205.06230, section 3.1; OWLv2 is arXiv 2306.09683): no caption, no tokens to align.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForZeroShotObjectDetection
+
+from model.grounding import SEPARATOR, clean_name
+from pipeline.annotators.base import Annotations, Batch, Prepared, Question
+from pipeline.annotators.memory import Halving
+from pipeline.annotators.parts import load_parts
+from pipeline.annotators.regions import choose, corners
+from pipeline.annotators.words import token_counts, tokenizer_lock
+from pipeline.config import PseudoLabelConfig
+from pipeline.errors import InputError
+from pipeline.records import Span
+
+SPECIALS = 2
+QUERIES_AT_ONCE = 128
+"""Query texts that are encoded, and scored against all boxes, together: a thousand class names do not fit at once."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Pixels (B, 3, S, S); the batch's distinct query texts, tokenized; and for each question its queries' rows in them."""
+
+    pixels: Tensor
+    texts: dict[str, Tensor]
+    queries: list[Tensor]
+
+
+class OwlAnnotator:
+    """See :class:`pipeline.annotators.base.Annotator`. A region's three token scores are its score."""
+
+    def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
+        self.revision = revision
+        self._config = config
+        self._device = torch.device(device)
+        self._model, processor = load_parts(folder, AutoModelForZeroShotObjectDetection, device)
+        self.name = self._model.config.model_type
+        self._tokenizer, self._images = processor.tokenizer, processor.image_processor
+        self._limit = self._model.config.text_config.max_position_embeddings
+        self._side, self._other_side = self._sides()
+        # OWLv2 makes an image square by padding it at its right or bottom, OWL-ViT by squeezing it
+        self._padded = bool(getattr(self._images, "do_pad", False))
+        self._halving = Halving(self, self._forward)
+
+    def _sides(self) -> tuple[int, bool]:
+        """The network's square input, and whether it is another than it was trained on: then positions are interpolated."""
+        vision, patch = self._model.config.vision_config.image_size, self._model.config.vision_config.patch_size
+        wanted = self._config.image_size or self._images.size.height
+        wanted = min(wanted, self._config.max_image_size or wanted)
+        side = wanted // patch * patch
+        if side == 0:
+            raise InputError(f"image_size: {wanted} pixels are less than one patch of the teacher's, {patch}")
+        return side, side != vision
+
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+        """One question with a query a phrase; phrases beyond the queries' text limit are missing."""
+        counts = token_counts(self._tokenizer, [caption[start:end] for start, end in spans])
+        fits = [i for i, n in enumerate(counts) if 0 < n <= self._limit - SPECIALS]
+        missing = sorted(set(range(len(spans))) - set(fits))
+        if not fits:
+            return [], missing
+        return [Question(caption, tuple(spans[i] for i in fits), tuple(fits), self._limit * len(fits))], missing
+
+    def class_questions(self, names: Sequence[str]) -> list[Question]:
+        """One question with a query a name."""
+        clean = [clean_name(name).strip() for name in names]
+        for name, n in zip(clean, token_counts(self._tokenizer, clean), strict=True):
+            if not 0 < n <= self._limit - SPECIALS:
+                raise InputError(f"class name {name!r} takes {n} tokens; a query has 1 to {self._limit - SPECIALS}")
+        starts = np.cumsum([0, *(len(name) + len(SEPARATOR) for name in clean)]).tolist()
+        spans = tuple((start, start + len(name)) for start, name in zip(starts, clean, strict=False))
+        return [Question(SEPARATOR.join(clean), spans, tuple(range(len(clean))), self._limit * len(clean))]
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """The same square for all images."""
+        return self._side, self._side
+
+    def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
+        """The network's pixels. What is many times larger is first reduced: padded to a square it would take gigabytes."""
+        factor = max(image.size) // (2 * self._side)
+        if self._padded and factor > 1:
+            image = image.reduce(factor)
+        made = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
+        return Prepared(made["pixel_values"][0], size)
+
+    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+        """Every distinct query text once."""
+        texts = [[q.text[start:end] for start, end in q.spans] for q in questions]
+        rows = {text: row for row, text in enumerate(dict.fromkeys(text for mine in texts for text in mine))}
+        with tokenizer_lock(self._tokenizer):
+            encoded = self._tokenizer(
+                list(rows) or [""], padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
+            )
+        queries = [torch.tensor([rows[text] for text in mine], dtype=torch.long) for mine in texts]
+        pixels = torch.stack([image.pixels for image in images])
+        return Batch(_Inputs(pixels, dict(encoded), queries), tuple(images), tuple(questions))
+
+    def annotate(self, batch: Batch) -> list[Annotations]:
+        """One forward pass for all, or one a half when memory runs out."""
+        return self._halving(batch)
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch) -> list[Annotations]:
+        inputs: _Inputs = batch.inputs
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            grid, _ = self._model.image_embedder(
+                inputs.pixels.to(self._device), interpolate_pos_encoding=self._other_side
+            )
+            texts = self._encoded(inputs.texts).float()
+        # the heads in float32: a box in bf16 would be off by up to 4 pixels in 1,000
+        grid = grid.float()
+        patches = grid.flatten(1, 2)
+        boxes = self._model.box_predictor(patches, grid, self._other_side)
+        parts: list[list[Annotations]] = [[] for _ in batch.images]
+        most = max((len(mine) for mine in inputs.queries), default=0)
+        for start in range(0, max(most, 1), QUERIES_AT_ONCE):
+            queries = [mine[start : start + QUERIES_AT_ONCE] for mine in inputs.queries]
+            asked = torch.nn.utils.rnn.pad_sequence(queries, batch_first=True).to(self._device)
+            logits, _ = self._model.class_predictor(patches, texts[asked])
+            for i, mine in enumerate(queries):
+                phrases = batch.questions[i].phrases[start : start + QUERIES_AT_ONCE]
+                parts[i].append(self._regions(logits[i, :, : len(mine)], boxes[i], batch.images[i].size, phrases))
+        return [Annotations.joined(mine) for mine in parts]
+
+    def _encoded(self, texts: dict[str, Tensor]) -> Tensor:
+        """(texts, D) embeddings of unit length."""
+        parts = []
+        for start in range(0, len(texts["input_ids"]), QUERIES_AT_ONCE):
+            part = {name: value[start : start + QUERIES_AT_ONCE].to(self._device) for name, value in texts.items()}
+            parts.append(self._model.base_model.get_text_features(**part).pooler_output)
+        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+    def _regions(self, logits: Tensor, boxes: Tensor, size: tuple[int, int], phrases: Sequence[int]) -> Annotations:
+        height, width = (max(size), max(size)) if self._padded else size
+        scores = logits.float().sigmoid()
+        box, phrase, boxes = choose(scores, corners(boxes, width, height), size, self._config)
+        score = scores[box, phrase].cpu().numpy()
+        return Annotations(
+            phrase=np.asarray(phrases, np.int64)[phrase.cpu().numpy()],
+            boxes=boxes[box].cpu().numpy(),
+            score=score,
+            token_mean=score,
+            token_min=score,
+            token_max=score,
+            centerness=np.full(len(score), np.nan, np.float32),
+        )

@@ -1,0 +1,137 @@
+"""CLIP, SigLIP and SigLIP2 as judges of regions: how well does the crop of a box suit its phrase?
+
+The rule is YOLO-World's (arXiv 2401.17270, appendix B): crop the box, embed crop and phrase, compare.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel
+
+from pipeline.annotators.memory import out_of_memory
+from pipeline.annotators.parts import load_parts
+from pipeline.annotators.words import tokenizer_lock
+from pipeline.config import RescoreConfig
+from pipeline.errors import InputError
+from pipeline.io.hashing import model_revision
+
+FAMILIES = ("clip", "siglip", "siglip2")
+TEXTS_AT_ONCE = 256
+CROPS_AT_ONCE = 8
+"""Crops of one image that are held at full size."""
+LONGEST = 4
+"""A crop longer than so many times its width is cut to its middle if the judge looks at the middle square alone anyway."""
+
+
+class RegionText:
+    """A judge. :meth:`crops` may be called from any thread."""
+
+    def __init__(self, folder: str, revision: str, config: RescoreConfig, device: str) -> None:
+        self.revision = revision
+        self._config = config
+        self._device = torch.device(device)
+        self._model, processor = load_parts(folder, AutoModel, device)
+        self.name = self._model.config.model_type
+        self._tokenizer, self._images = processor.tokenizer, processor.image_processor
+        self._limit = self._model.config.text_config.max_position_embeddings
+        if config.similarity == "sigmoid" and getattr(self._model, "logit_bias", None) is None:
+            raise InputError(f"similarity: sigmoid is SigLIP's own; {folder} holds a {self.name}: want cosine")
+
+    @torch.inference_mode()
+    def texts(self, phrases: Sequence[str]) -> tuple[Tensor, int]:
+        """(phrases, D) embeddings of unit length, and how many phrases were cut at the text limit."""
+        asked = [self._config.template.replace("{}", phrase) for phrase in phrases]
+        parts, cut = [], 0
+        for start in range(0, len(asked), TEXTS_AT_ONCE):
+            part = asked[start : start + TEXTS_AT_ONCE]
+            with tokenizer_lock(self._tokenizer):
+                whole = self._tokenizer(part, truncation=False, padding=False, verbose=False)["input_ids"]
+                made = self._tokenizer(  # SigLIP saw texts of one length in training
+                    part, padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
+                )
+            cut += sum(len(ids) > self._limit for ids in whole)
+            inputs = {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
+            parts.append(self._embed(self._model.get_text_features, inputs))
+        return torch.cat(parts) if parts else torch.zeros(0, 0, device=self._device), cut
+
+    def crops(self, image: Image.Image, boxes: np.ndarray) -> tuple[list[dict[str, Tensor]], np.ndarray]:
+        """The distinct crops of boxes (n, 4), xyxy in the image's pixels, as the judge sees them; and each box's crop (n,).
+
+        A crop holds every pixel that its box touches, and one pixel at least.
+        """
+        limit = np.array([image.width, image.height] * 2)
+        low = np.minimum(np.floor(boxes[:, :2]).clip(0), limit[:2] - 1)
+        high = np.maximum(np.minimum(np.ceil(boxes[:, 2:]), limit[2:]), low + 1)
+        edges, which = np.unique(np.concatenate([low, high], 1).astype(np.int64), axis=0, return_inverse=True)
+        crops = []
+        for start in range(0, len(edges), CROPS_AT_ONCE):
+            cut = [image.crop(self._middle(*map(int, e))) for e in edges[start : start + CROPS_AT_ONCE]]
+            made = self._images(cut, return_tensors="pt")
+            crops += [{name: value[i] for name, value in made.items()} for i in range(len(cut))]
+        return crops, which.reshape(-1)
+
+    def _middle(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
+        """A very long crop would take gigabytes once its short side has the judge's size."""
+        width, height = right - left, bottom - top
+        if getattr(self._images, "do_center_crop", False):
+            if width > LONGEST * height:
+                left += (width - LONGEST * height) // 2
+                right = left + LONGEST * height
+            elif height > LONGEST * width:
+                top += (height - LONGEST * width) // 2
+                bottom = top + LONGEST * width
+        return left, top, right, bottom
+
+    @torch.inference_mode()
+    def scores(self, crops: Mapping[str, Tensor], which: np.ndarray, texts: Tensor) -> np.ndarray:
+        """(n,) float32 in 0..1: crops (m, ...), stacked; the crop of each region ``which`` (n,); its text (n, D)."""
+        seen = self._embed(self._model.get_image_features, crops)
+        cosine = (seen[torch.from_numpy(which).to(self._device)] * texts).sum(-1)
+        if self._config.similarity == "sigmoid":
+            found = (cosine * self._model.logit_scale.exp() + self._model.logit_bias).sigmoid()
+        else:
+            found = cosine.clamp(min=0, max=1)
+        return found.float().cpu().numpy()
+
+    def _embed(self, features: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(n, D) of unit length; a batch that does not fit the memory is halved."""
+        count = len(next(iter(inputs.values())))
+        try:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+                found = features(**{name: value.to(self._device) for name, value in inputs.items()})
+            return torch.nn.functional.normalize(found.pooler_output.float(), dim=-1)
+        except Exception as error:
+            if count == 1 or not out_of_memory(error):
+                raise
+        half = math.ceil(count / 2)
+        parts = [{name: value[s] for name, value in inputs.items()} for s in (slice(half), slice(half, None))]
+        return torch.cat([self._embed(features, part) for part in parts])
+
+
+@lru_cache(maxsize=1)
+def _load(folder: str, revision: str, settings: str, device: str) -> RegionText:
+    model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{folder}/config.json: model_type {model_type!r} cannot score regions; known: {', '.join(FAMILIES)}"
+        )
+    return RegionText(folder, revision, RescoreConfig.model_validate_json(settings), device)
+
+
+def load_region_text(folder: str | Path, config: RescoreConfig, device: str = "cpu") -> RegionText:
+    """The judge in a model folder, loaded once a process.
+
+    Raises:
+        InputError: not a model folder, of a family that is not known, or one that has not the wanted similarity.
+    """
+    return _load(str(folder), model_revision(folder), config.model_dump_json(), device)

@@ -1,0 +1,58 @@
+"""From scores of boxes and phrases to regions: floor, NMS per phrase, the best of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from pipeline.config import PseudoLabelConfig
+
+
+def corners(boxes: Tensor, width: float, height: float) -> Tensor:
+    """Centre, width, height as shares of a frame (n, 4) -> xyxy in its pixels."""
+    centre, half = boxes[:, :2].float(), boxes[:, 2:].float() / 2
+    return torch.cat([centre - half, centre + half], -1) * boxes.new_tensor([width, height] * 2, dtype=torch.float32)
+
+
+def choose(
+    scores: Tensor, boxes: Tensor, size: tuple[int, int], config: PseudoLabelConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which boxes are stored for which phrases: above the floor, after NMS per phrase, at most so many of a phrase.
+
+    Args:
+        scores: (n, phrases). boxes: (n, 4) xyxy in pixels of the stored image, whose (height, width) is ``size``.
+
+    Returns:
+        box (k,) and phrase (k,), indices, by phrase and falling score; and the boxes (n, 4) cut at the image's edges.
+        A box of which nothing lies in the image is never chosen.
+    """
+    height, width = size
+    boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], -1).flatten(1)
+    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    box, phrase = ((scores > config.floor) & inside[:, None]).nonzero(as_tuple=True)
+    # in double: batched_nms moves each phrase's boxes to a place of their own, far from the others
+    kept = batched_nms(boxes[box].double(), scores[box, phrase].double(), phrase, config.nms_threshold)
+    kept = kept[phrase[kept].sort(stable=True).indices]
+    box, phrase = box[kept], phrase[kept]
+    first = torch.searchsorted(phrase, phrase)
+    best = torch.arange(len(phrase), device=phrase.device) - first < config.max_regions_per_phrase
+    return box[best], phrase[best], boxes
+
+
+def token_evidence(probabilities: Tensor, tokens: Sequence[Sequence[int]], phrase: Tensor) -> dict[str, Tensor]:
+    """Mean, minimum and maximum of each region's probabilities at its phrase's tokens.
+
+    probabilities (k, T): a region's, at every token of its text. tokens: of each phrase. phrase (k,): a region's.
+    """
+    has = torch.zeros(len(tokens), probabilities.shape[1], dtype=torch.bool)
+    for i, phrase_tokens in enumerate(tokens):
+        has[i, list(phrase_tokens)] = True
+    mine = has.to(phrase.device)[phrase]
+    return {
+        "token_mean": probabilities.masked_fill(~mine, 0).sum(-1) / mine.sum(-1).clamp(min=1),
+        "token_min": probabilities.masked_fill(~mine, 1).amin(-1),
+        "token_max": probabilities.masked_fill(~mine, 0).amax(-1),
+    }
