@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.phrases.lexicons import STOP_WORDS
 
 _IMAGE = r"(?:jpe?g|png|gif|webp|bmp|tiff?|svg|pdf)"
-_FILE_NAME = re.compile(rf"^\s*[\w()+-]+(?:[\s_-]+[\w()]+)*\.{_IMAGE}\s*$", re.IGNORECASE)
+_FILE_NAME = re.compile(rf"^\s*[\w()+-]+(?:\s+[\w()+-]+)*\.{_IMAGE}\s*$", re.IGNORECASE)
 _CAMERA_NAME = re.compile(
     r"^\s*(?:img|dsc[nf]?|pict|p|image|photo|picture|screenshot|screen[ _-]?shot|untitled)[\s_-]*\d*\s*$",
     re.IGNORECASE,
@@ -19,9 +19,10 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 _AMOUNT = r"\d[\d.,]*"
 _PARTS = re.compile(
-    rf"""(?P<address>(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+\.\w[\w.-]*|\b[\w-]+\.(?:com|net|org|info|co\.uk)\b(?:/\S*)?)
-    |(?P<file_name>[\w()+-]+\.{_IMAGE}\b|\b(?:img|dsc[nf]?|pict)[_-]?\d+\b)
-    |(?P<price>(?:[$£€¥₹]|\b(?:usd|eur|gbp)\b)\ ?{_AMOUNT}|\b{_AMOUNT}\ ?(?:[$£€¥₹]|(?:usd|eur|gbp|dollars?|euros?)\b)
+    rf"""(?P<address>(?:https?://|www\.)\S+|(?<![\w.+-])[\w.+-]+@[\w-]+\.\w[\w.-]*
+        |(?<![\w-])[\w-]+\.(?:com|net|org|info|co\.uk)\b(?:/\S*)?)
+    |(?P<file_name>(?<![\w()+-])[\w()+-]+\.{_IMAGE}\b|\b(?:img|dsc[nf]?|pict)[_-]?\d+\b)
+    |(?P<price>(?:[$£€¥₹]|\b(?:usd|eur|gbp)\b)\ ?{_AMOUNT}|(?<![\w.,]){_AMOUNT}\ ?(?:[$£€¥₹]|(?:usd|eur|gbp|dollars?|euros?)\b)
         |\b\d+\ ?%\ off\b)
     |(?P<shop_talk>\b(?:buy\ now|add\ to\ cart|click\ to\ enlarge|click\ here|free\ shipping(?:\ on\ (?:all\ )?orders(?:\ over)?)?
         |(?:royalty[-\ ]free\ )?(?:stock\ )?(?:photo\ by|photo\ credit)\b[^|,.;\n]*

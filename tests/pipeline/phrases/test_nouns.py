@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ParsePhrasesConfig
-from pipeline.phrases.nouns import parse
+from pipeline.phrases.find import find_phrases as parse
 
 
 def phrases(caption, **settings):
