@@ -132,7 +132,8 @@ class ParseShards:
             parsed[caption] = found
             if len(parsed) % TELL_EVERY == 0:
                 desk.advance(TELL_EVERY, "captions")
-        desk.advance(len(parsed) % TELL_EVERY, "captions")
+        if rest := len(parsed) % TELL_EVERY:
+            desk.advance(rest, "captions")
         return parsed
 
 
