@@ -37,8 +37,8 @@ from pipeline.progress import Silent
 from pipeline.stages import parse_phrases
 
 NOUNS = """dog cat man woman car bicycle tree house street table chair plate pizza beach surfboard kitchen bus train horse umbrella child
-kite giraffe clock tower laptop phone bench park river boat lamp shelf window door bridge mountain lake field cake""".split()
-ADJECTIVES = "red small old young wooden green large white dirty black tall sunny yellow round striped shiny".split()
+kite giraffe clock tower laptop phone bench park river boat lamp shelf window door bridge mountain lake field cake""".split()  # noqa: SIM905
+ADJECTIVES = "red small old young wooden green large white dirty black tall sunny yellow round striped shiny".split()  # noqa: SIM905
 TEMPLATES = (
     "A {a} {n} standing next to a {a} {n} on the {n} in the afternoon",
     "Two {a} {n}s and a {n} with a {a} {n}",
@@ -74,7 +74,9 @@ def shards(texts: list[str], folder: Path, per_shard: int, side: int) -> list[st
         rows = enumerate(texts[start : start + per_shard], start)
         write_tar(path, ((f"{k:09d}", {"jpg": buffer.getvalue(), "txt": t.encode(), "json": b"{}"}) for k, t in rows))
         made.append(str(path))
-    print(f"{len(texts):,} captions in {len(made)} shards, JPEGs of {len(buffer.getvalue()) / 1024:.0f} KiB", flush=True)
+    print(
+        f"{len(texts):,} captions in {len(made)} shards, JPEGs of {len(buffer.getvalue()) / 1024:.0f} KiB", flush=True
+    )
     return made
 
 
@@ -129,9 +131,7 @@ def bare_processes(name: str, texts: list[str], count: int) -> float:
     """Captions a second of ``count`` processes with spaCy alone, each with its share; what the machine gives at best."""
     context = get_context("spawn")
     ready, go, told = context.Semaphore(0), context.Event(), context.Queue()
-    children = [
-        context.Process(target=bare_child, args=(name, texts[i::count], ready, go, told)) for i in range(count)
-    ]
+    children = [context.Process(target=bare_child, args=(name, texts[i::count], ready, go, told)) for i in range(count)]
     for child in children:
         child.start()
     for _ in children:
@@ -175,7 +175,10 @@ def main() -> None:
             else:
                 theirs, ours = bare(nlp, texts), stage(config, paths, root / "run")[0]
             pairs.append((theirs, ours))
-            print(f"nlp.pipe {len(texts) / theirs:,.0f}/s, stage {len(texts) / ours:,.0f}/s: {theirs / ours:.3f}", flush=True)
+            print(
+                f"nlp.pipe {len(texts) / theirs:,.0f}/s, stage {len(texts) / ours:,.0f}/s: {theirs / ours:.3f}",
+                flush=True,
+            )
         figures: dict[str, Any] = {
             "rate_over_nlp_pipe": round(statistics.median(theirs / ours for theirs, ours in pairs), 3),
             "captions_per_second": {
@@ -189,7 +192,10 @@ def main() -> None:
             for _, workers in itertools.product(range(max(1, args.repeats // 2)), (1, 2)):
                 seconds, clock = stage(config, paths, root / "run", workers)
                 runs[workers].append((clock.middle_rate(), len(texts) / seconds))
-                print(f"{workers} processes: {clock.middle_rate():,.0f}/s, with start {len(texts) / seconds:,.0f}/s", flush=True)
+                print(
+                    f"{workers} processes: {clock.middle_rate():,.0f}/s, with start {len(texts) / seconds:,.0f}/s",
+                    flush=True,
+                )
             rates = {w: [statistics.median(r[i] for r in found) for i in (0, 1)] for w, found in runs.items()}
             alone = bare_processes(name, texts, 1)
             figures |= {

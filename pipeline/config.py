@@ -37,7 +37,9 @@ class ParsePhrasesConfig(Config):
     )
     drop_determiners: bool = Field(True, description='"a red fish" gives the phrase "red fish"')
     drop_pronouns: bool = Field(True, description='phrases such as "it" or "everyone" are not labelled')
-    drop_nonvisual: bool = Field(True, description="phrases whose head is in one of the lists of nonvisual are not labelled")
+    drop_nonvisual: bool = Field(
+        True, description="phrases whose head is in one of the lists of nonvisual are not labelled"
+    )
     nonvisual: tuple[Literal["wordnet", "owl_st", "grit", "frame"], ...] = Field(
         ("wordnet", "owl_st", "grit", "frame"),
         description="wordnet: nouns of WordNet's abstract lexicographer files; owl_st: generic words of alt-texts "

@@ -33,7 +33,8 @@ _PARTS = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _HINT = re.compile(
-    r"[$£€¥₹@%\d]|\.\w|buy now|to cart|click|free|photo |stock|rights res|sold out|may contain|getty|no image", re.IGNORECASE
+    r"[$£€¥₹@%\d]|\.\w|buy now|to cart|click|free|photo |stock|rights res|sold out|may contain|getty|no image",
+    re.IGNORECASE,
 )
 """What every part has somewhere: most captions have none, and are not searched for parts."""
 

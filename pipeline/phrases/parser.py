@@ -92,7 +92,9 @@ class _Ruler:
     about several tokens applies (the pipeline has a few: "gon na", "let 's"), the ruler itself does the whole caption.
     """
 
-    SEEN = {"TAG", "DEP", "ORTH", "TEXT", "LOWER", "NORM", "IS_SPACE", "IS_PUNCT", "IS_ALPHA", "LENGTH", "SHAPE"}
+    SEEN = frozenset(
+        {"TAG", "DEP", "ORTH", "TEXT", "LOWER", "NORM", "IS_SPACE", "IS_PUNCT", "IS_ALPHA", "LENGTH", "SHAPE"}
+    )
     ROOM = 100_000
 
     def __init__(self, ruler: Any) -> None:
@@ -100,52 +102,47 @@ class _Ruler:
         from spacy.matcher import Matcher
 
         self._ruler, self._strings = ruler, ruler.vocab.strings
-        self._columns = (ORTH, TAG, DEP)
-        self._known: dict[tuple[int, ...], tuple[int, int, int] | None] = {}
-        self._several = Matcher(ruler.vocab)
+        self._columns = [ORTH, TAG, DEP]
+        self._known: dict[tuple[int, ...], tuple[int, int, int, bool]] = {}
+        self._several, self._first = Matcher(ruler.vocab), Matcher(ruler.vocab)
         for i, rule in enumerate(ruler.patterns):
             if longer := [p for p in rule["patterns"] if len(p) != 1]:
                 self._several.add(str(i), longer)
+                self._first.add(str(i), [p[:1] for p in longer])
 
     @classmethod
     def can_do(cls, ruler: Any) -> bool:
-        """Whether its rules about one token look at nothing else."""
-        return all(
-            set(map(str.upper, token)) <= cls.SEEN
-            for rule in ruler.patterns
-            for pattern in rule["patterns"]
-            for token in pattern
-            if len(pattern) == 1
-        )
+        """Whether its rules about one token, and the first tokens of the others, look at nothing else."""
+        first = [pattern[0] for rule in ruler.patterns for pattern in rule["patterns"] if pattern]
+        return all({name.upper() for name in token} <= cls.SEEN for token in first)
 
-    def __call__(self, doc: Doc) -> None:
+    def __call__(self, doc: Any) -> None:
         """Set part of speech, morphology and exceptional lemmas."""
         if len(self._known) > self.ROOM:
             self._known.clear()
-        if self._several(doc, allow_missing=True):
+        answers = []
+        for i, row in enumerate(doc.to_array(self._columns).tolist()):
+            key = tuple(row)
+            answers.append(self._known.get(key) or self._learn(doc, i, key))
+        if any(answer[3] for answer in answers) and self._several(doc, allow_missing=True):
             self._ruler(doc)
             return
-        known = self._known
-        for token, row in zip(doc, doc.to_array(self._columns).tolist(), strict=True):
-            key = tuple(row)
-            answer = known.get(key)
-            if answer is None:
-                self._learn(doc, token, key)
-                continue
-            pos, morph, lemma = answer
+        for token, (pos, morph, lemma, _) in zip(doc, answers, strict=True):
             token.pos = pos
-            if morph:
-                token.set_morph(morph)
+            token.set_morph(morph)
             if lemma:
                 token.lemma = lemma
 
-    def _learn(self, doc: Doc, token: Token, key: tuple[int, ...]) -> None:
-        i = token.i
-        found = self._ruler.matcher(doc[i : i + 1], allow_missing=True, as_spans=False)
-        rules = sorted((int(self._strings[rule]), rule, i, i + 1) for rule, _, _ in found)
-        self._ruler.set_annotations(doc, rules)
+    def _learn(self, doc: Any, i: int, key: tuple[int, ...]) -> tuple[int, int, int, bool]:
+        """What the rules make of one token, set on it too; and whether a rule about several may begin there."""
+        alone, token = doc[i : i + 1], doc[i]
+        begins = bool(self._first(alone, allow_missing=True))
+        found = self._ruler.matcher(alone, allow_missing=True, as_spans=False)
+        self._ruler.set_annotations(doc, sorted((int(self._strings[rule]), rule, i, i + 1) for rule, _, _ in found))
+        answer = (token.pos, token.morph.key, token.lemma, begins)
         if (token.tag, token.dep) == key[1:]:  # a rule that changes these is asked every time
-            self._known[key] = (token.pos, token.morph.key, token.lemma)
+            self._known[key] = answer
+        return answer
 
 
 @lru_cache(maxsize=1)

@@ -61,7 +61,9 @@ def test_parts_are_in_order_and_apart(caption):
 
 
 @pytest.mark.parametrize(
-    "unit", ["a_", "a-", "1.", "1,", "$1", "www.", "a.b@", "photo by ", "a(b)5", "a ", "x"], ids=lambda unit: unit.strip()
+    "unit",
+    ["a_", "a-", "1.", "1,", "$1", "www.", "a.b@", "photo by ", "a(b)5", "a ", "x"],
+    ids=lambda unit: unit.strip(),
 )
 def test_no_caption_takes_long(unit):
     started = time.perf_counter()

@@ -7,7 +7,7 @@ from pipeline.phrases.wordnet import abstract_nouns, nonvisual_nouns
 COCO = """person bicycle car motorcycle airplane bus train truck boat light hydrant sign meter bench bird cat dog horse sheep cow elephant
 bear zebra giraffe backpack umbrella handbag tie suitcase frisbee ski snowboard ball kite bat glove skateboard surfboard racket bottle
 glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot pizza donut cake chair couch plant bed table toilet tv
-laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors drier toothbrush""".split()
+laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors drier toothbrush""".split()  # noqa: SIM905
 
 INDEX_SENSE = """\
 dog%1:05:00:: 02086723 1 42
@@ -37,7 +37,7 @@ def test_the_derived_list_has_abstract_heads_and_no_things():
     assert {"love", "freedom", "happiness", "idea", "day", "beauty", "size", "quality", "january"} <= words
     everything = nonvisual(("wordnet", "owl_st", "grit", "frame"))
     manifest = load_manifest()
-    things = {*COCO, *"shadow smile logo sky water wall hand hair face crowd people tattoo rainbow smoke".split()}
+    things = {*COCO, *"shadow smile logo sky water wall hand hair face crowd people tattoo rainbow smoke".split()}  # noqa: SIM905
     assert not things & everything
     assert not {*manifest.base_nouns, *manifest.novel_nouns} & everything
 

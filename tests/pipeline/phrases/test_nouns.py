@@ -141,4 +141,3 @@ def test_referring_expressions_hold_every_noun_chunk_and_none_another(caption):
     grown = [p[:2] for p in parse(caption, method="referring", drop_determiners=False).phrases]
     assert all(any(a <= start and end <= b for a, b in grown) for start, end in chunks)
     assert not any(a <= c and d <= b for a, b in grown for c, d in grown if (a, b) != (c, d))
-

@@ -62,7 +62,9 @@ def test_the_demo_and_the_fixtures_keep_their_phrases(plain, tmp_path):
     from pipeline.phrases.captions import useless
     from tests.fixtures.crawl import GOOD
 
-    few = dict.fromkeys(("detection_scenes", "grounding_scenes", "attributes_scenes", "validation_scenes", "evaluation_scenes"), 1)
+    few = dict.fromkeys(
+        ("detection_scenes", "grounding_scenes", "attributes_scenes", "validation_scenes", "evaluation_scenes"), 1
+    )
     generate_demo(tmp_path / "demo", DemoDataConfig(crawled_scenes=250, **few))
     shards = [tmp_path / "demo" / "crawl" / "00000.tar", tmp_path / "demo" / "photos" / "00000.tar"]
     texts = [s.files["txt"].decode() for shard in shards for s in read_tar(shard)] + list(GOOD.values())

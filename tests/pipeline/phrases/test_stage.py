@@ -35,7 +35,8 @@ def shard(folder, captions, name="00000"):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"method": "referring"}, {"method": "ngrams"}, {"split_conjunctions": True, "drop_boilerplate": False}]
+    "changes",
+    [{}, {"method": "referring"}, {"method": "ngrams"}, {"split_conjunctions": True, "drop_boilerplate": False}],
 )
 def test_rows_are_what_stands_in_the_caption(changes, tmp_path):
     config = ParsePhrasesConfig(**changes)
