@@ -25,7 +25,7 @@ _PARTS = re.compile(
     |(?P<price>(?:[$£€¥₹]|\b(?:usd|eur|gbp)\b)\ ?{_AMOUNT}|(?<![\w.,]){_AMOUNT}\ ?(?:[$£€¥₹]|(?:usd|eur|gbp|dollars?|euros?)\b)
         |\b\d+\ ?%\ off\b)
     |(?P<shop_talk>\b(?:buy\ now|add\ to\ cart|click\ to\ enlarge|click\ here|free\ shipping(?:\ on\ (?:all\ )?orders(?:\ over)?)?
-        |(?:royalty[-\ ]free\ )?(?:stock\ )?(?:photo\ by|photo\ credit)\b[^|,.;\n]*
+        |photo\ by\ (?-i:[A-Z])[^|,.;\n]*
         |royalty[-\ ]free(?:\ stock)?(?:\ (?:photo(?:graph)?s?|images?|pictures?|vectors?|illustrations?))?
         |stock\ (?:photo(?:graph)?s?|images?|pictures?|vectors?|illustrations?)
         |shutterstock|getty\ images|all\ rights\ reserved|sold\ out|out\ of\ stock|no\ image\ available)\b
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 def parts(caption: str) -> list[Part]:
     """Where a caption is an ``address`` (URL, host, e-mail), a ``file_name``, a ``price`` or ``shop_talk``, in order.
 
-    CC3M's clean-up (Sharma et al. 2018, section 3.3) crops such boiler-plate ("click to enlarge picture", "stock photo") and
+    CC3M's clean-up (Sharma et al. 2018, text-based filtering) crops such boiler-plate ("click to enlarge picture", "stock photo") and
     keeps the rest; which words are shop talk is our own short list.
     """
     if not _HINT.search(caption):

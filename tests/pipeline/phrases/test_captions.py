@@ -27,6 +27,7 @@ from tests.pipeline.phrases.captions import captions
         ("A red car - BUY NOW", None),
         ("Royalty free stock photos of two dogs", None),
         ("the stock of photos in a shop", None),
+        ("a photo by the sea", None),
     ],
 )
 def test_whole_captions(caption, reason):
