@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ class Parser:
         from spacy.pipeline import AttributeRuler, Lemmatizer
 
         # ner is not used and costs half the time; attribute_ruler must run, or there are no noun chunks
-        self._name, self._nlp = name, spacy.load(name, exclude=["ner"])
+        self._nlp = spacy.load(name, exclude=["ner"])
         self._ruler: _Ruler | None = None
         self._lemmatizer: Any = None
         for part, pipe in list(self._nlp.pipeline):
@@ -92,9 +91,7 @@ class _Ruler:
     about several tokens applies (the pipeline has a few: "gon na", "let 's"), the ruler itself does the whole caption.
     """
 
-    SEEN = frozenset(
-        {"TAG", "DEP", "ORTH", "TEXT", "LOWER", "NORM", "IS_SPACE", "IS_PUNCT", "IS_ALPHA", "LENGTH", "SHAPE"}
-    )
+    SEEN = frozenset({"TAG", "DEP", "ORTH", "TEXT", "LOWER", "IS_SPACE", "IS_PUNCT", "IS_ALPHA", "LENGTH", "SHAPE"})
     ROOM = 100_000
 
     def __init__(self, ruler: Any) -> None:
@@ -145,14 +142,13 @@ class _Ruler:
         return answer
 
 
-@lru_cache(maxsize=1)
-def _load(name: str) -> list[Parser]:
-    return [Parser(name)]
+_held: dict[str, Parser] = {}
 
 
 def parser(config: ParsePhrasesConfig) -> Parser:
     """The process's parser for these settings; a fresh one when the last is worn."""
-    held = _load(model_name(config))
-    if held[0].worn:
-        held[0] = Parser(model_name(config))
-    return held[0]
+    name = model_name(config)
+    if name not in _held or _held[name].worn:
+        _held.clear()  # before the next is loaded: one at a time is enough
+        _held[name] = Parser(name)
+    return _held[name]
