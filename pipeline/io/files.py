@@ -34,9 +34,9 @@ _PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValid
 def _passing(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None:  # fsspec's word for every failure over HTTP
-        status = getattr(cause, "status", None)
-        return status >= 500 or status == 429 if status is not None else not isinstance(cause, FileNotFoundError)
+    if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith(("aiohttp", "asyncio")):
+        status = getattr(cause, "status", None)  # fsspec calls every failure over HTTP a missing file
+        return status is None or status >= 500 or status == 429
     return isinstance(error, Exception) and not (
         isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
     )

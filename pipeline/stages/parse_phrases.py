@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import write_table
 from pipeline.io.tars import TarProblems, read_tar
 from pipeline.phrases.captions import useless
-from pipeline.phrases.nouns import Parsed, model_version, parse
+from pipeline.phrases.find import RULES, find_phrases
+from pipeline.phrases.parsed import Parsed
+from pipeline.phrases.parser import model_version
 from pipeline.progress import Progress
 from pipeline.records import PHRASES, STORE_VERSION
-from pipeline.stages.base import ShardJob, run_shards
+from pipeline.stages.base import Desk, EachShard, ShardJob, run_workers
 from pipeline.stages.crawl import caption_of, image_of
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "parse-phrases"
+TELL_EVERY = 500
+"""Captions between two words of progress."""
 
 
 def run(
@@ -36,66 +42,92 @@ def run(
     """``out/<shard>.parquet`` (records.PHRASES) for every crawl shard, one row a phrase, in the shard's order.
 
     ``caption[start:end] == phrase`` holds for every row. A sample is kept if it has an image and at least one phrase.
+    Shards and ``out`` may be URLs.
+
+    Raises:
+        InputError: a local shard is missing, or the spaCy model is not installed. RunError: more than ``max_failed`` failed.
     """
     parser = model_version(config)
-    jobs = [
-        ShardJob(
-            shard,
-            stem(shard),
-            fingerprint(
-                STAGE,
-                version=STORE_VERSION,
-                config=config,
-                inputs={"crawl": digest_file(shard)},
-                parser=parser,
-            ),
-        )
-        for shard in shards
-    ]
-    work = partial(_parse_shard, config=config, out=str(out))
-    return run_shards(STAGE, jobs, out, work, progress=progress, workers=workers, max_failed=max_failed)
+    require_files(shards)
+    jobs = [ShardJob(str(shard), stem(shard)) for shard in shards]
+    worker = ParseShards(config, str(out))
+    mark = partial(_mark, config=config, parser=parser)
+    crew = [worker] * max(1, min(workers, len(jobs)))
+    return run_workers(STAGE, jobs, out, crew, mark=mark, progress=progress, max_failed=max_failed)
 
 
-def _parse_shard(job: ShardJob, *, config: ParsePhrasesConfig, out: str) -> ShardReport:
-    problems, samples, phrases = TarProblems(), Tally(), Tally()
-    captions: list[tuple[str, str]] = []
-    cut = 0
-    for sample in read_tar(job.path, problems):
-        caption, reason = caption_of(sample)
-        if caption is None:
-            samples.drop(reason or "no_caption")
-        elif image_of(sample) is None:
-            samples.drop("no_image")
-        elif config.drop_boilerplate and (why := useless(caption)):
-            samples.drop(why)
-        elif not caption.strip():
-            samples.drop("empty_caption")
-        else:
-            cut += len(caption) > config.max_caption_chars
-            captions.append((sample.key, caption[: config.max_caption_chars]))
-    distinct = list(dict.fromkeys(caption for _, caption in captions))
-    parsed: dict[str, Parsed] = dict(zip(distinct, parse(distinct, config), strict=True))
-    rows: dict[str, list[str | int]] = {name: [] for name in PHRASES.names}
-    for key, caption in captions:
-        found = parsed[caption]
-        phrases.keep(len(found.phrases))
-        for why, n in found.dropped.items():
-            phrases.drop(why, n)
-        if not found.phrases:
-            samples.drop("no_phrase")
-            continue
-        samples.keep()
-        for start, end, root in found.phrases:
-            values: tuple[str | int, ...] = (key, caption, caption[start:end], root, start, end)
-            for name, value in zip(PHRASES.names, values, strict=True):
-                rows[name].append(value)
-    name = f"{job.name}.parquet"
-    output = write_table(
-        join(out, name),
-        pa.table(rows, schema=PHRASES),
-        PHRASES,
-        {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)},
-    )
-    numbers = {"distinct_captions": float(len(distinct)), "captions_cut": float(cut)}
-    tallies = {"samples": samples, "phrases": phrases}
-    return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=problems)
+def _mark(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:
+    inputs = {"crawl": digest_file(job.path)}
+    return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, parser=parser, rules=RULES)
+
+
+@dataclass(frozen=True)
+class ParseShards:
+    """Parses one shard after the other, and tells of captions while it does."""
+
+    config: ParsePhrasesConfig
+    out: str
+
+    def __call__(self, desk: Desk) -> None:
+        EachShard(partial(self.shard, desk=desk))(desk)
+
+    def shard(self, job: ShardJob, *, desk: Desk) -> ShardReport:
+        """Write the phrases of one shard."""
+        problems, samples, phrases = TarProblems(), Tally(), Tally()
+        captions, cut = self._captions(job.path, problems, samples)
+        parsed = self._parsed(captions, desk)
+        rows: dict[str, list[str | int]] = {name: [] for name in PHRASES.names}
+        keys, texts, words, roots, starts, ends = rows.values()
+        for key, caption in captions:
+            found = parsed[caption]
+            phrases.keep(len(found.phrases))
+            for why, n in found.dropped.items():
+                phrases.drop(why, n)
+            if not found.phrases:
+                samples.drop("no_phrase")
+                continue
+            samples.keep()
+            for start, end, root in found.phrases:
+                keys.append(key)
+                texts.append(caption)
+                words.append(caption[start:end])
+                roots.append(root)
+                starts.append(start)
+                ends.append(end)
+        name = f"{job.name}.parquet"
+        footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)}
+        output = write_table(join(self.out, name), pa.table(rows, schema=PHRASES), PHRASES, footer)
+        numbers = {"distinct_captions": float(len(parsed)), "captions_cut": float(cut)}
+        tallies = {"samples": samples, "phrases": phrases}
+        return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=problems)
+
+    def _captions(self, shard: str, problems: TarProblems, samples: Tally) -> tuple[list[tuple[str, str]], int]:
+        """(key, caption) of the samples worth parsing, the others counted; and how many captions were cut."""
+        found: list[tuple[str, str]] = []
+        cut, longest = 0, self.config.max_caption_chars
+        for sample in read_tar(shard, problems):
+            caption, reason = caption_of(sample)
+            if caption is None:
+                samples.drop(reason or "no_caption")
+            elif image_of(sample) is None:
+                samples.drop("no_image")
+            elif self.config.drop_boilerplate and (why := useless(caption)):
+                samples.drop(why)
+            elif not caption.strip():
+                samples.drop("empty_caption")
+            else:
+                cut += len(caption) > longest
+                found.append((sample.key, caption[:longest]))
+        return found, cut
+
+    def _parsed(self, captions: Sequence[tuple[str, str]], desk: Desk) -> dict[str, Parsed]:
+        """What each distinct caption holds: the same text is parsed once a shard."""
+        distinct = list(dict.fromkeys(caption for _, caption in captions))
+        parsed: dict[str, Parsed] = {}
+        for caption, found in zip(distinct, find_phrases(distinct, self.config), strict=True):
+            parsed[caption] = found
+            if len(parsed) % TELL_EVERY == 0:
+                desk.advance(TELL_EVERY, "captions")
+        if rest := len(parsed) % TELL_EVERY:
+            desk.advance(rest, "captions")
+        return parsed
