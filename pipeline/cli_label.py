@@ -58,16 +58,17 @@ def pseudo_label(
     \b
     Example: pseudo-label --shards 'crawl/{00000..00099}.tar' --teacher glip-t --device cuda --out store/regions
     """
+    from pipeline.io.files import file_size
     from pipeline.io.hashing import model_revision
     from pipeline.io.paths import join, parent
     from pipeline.stages import pseudo_label as stage
 
-    paths = expand(shards)
+    paths = every = expand(shards)
     model_revision(teacher)  # a wrong folder is told before any parsing
     if phrases is None:
         phrases = join(parent(out), "phrases")
         paths = _parsed(paths, phrases, limit, max_failed)
-    return stage.run(
+    report = stage.run(
         config,
         paths,
         out,
@@ -81,6 +82,9 @@ def pseudo_label(
         progress=terminal(),
         max_failed=max_failed,
     )
+    if report.rates is not None:
+        report.rates.count_left(file_size(shard) or 0 for shard in set(every) - set(paths))
+    return report
 
 
 def _parsed(shards: list[str], phrases: str, limit: int | None, max_failed: int) -> list[str]:

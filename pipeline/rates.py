@@ -5,18 +5,21 @@ Kept apart from shard reports: those are the same bytes whenever and wherever th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Rates(BaseModel):
     """Times of one run, or of several that were added up.
 
-    device_seconds: wall time of every process that holds a teacher, summed. parts: seconds by what they went into; they
+    device_seconds: wall time of every process that works, summed. parts: seconds by what they went into; they
     overlap, since reading, decoding and writing run beside the model. bytes_done, bytes_left: of input shards.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    unit: str = "images"
     devices: int = 1
     device_seconds: float = 0.0
     samples: int = 0
@@ -38,6 +41,12 @@ class Rates(BaseModel):
         for part, seconds in other.parts.items():
             self.parts[part] = self.parts.get(part, 0.0) + seconds
 
+    def count_left(self, sizes: Iterable[int]) -> None:
+        """Count input shards that are left beside those that the run knew of, by their bytes."""
+        for size in sizes:
+            self.shards_left += 1
+            self.bytes_left += size
+
     @property
     def samples_per_second(self) -> float:
         """Of all devices together."""
@@ -48,30 +57,33 @@ class Rates(BaseModel):
         """Device-hours for the shards that are left, by their bytes; None before anything is done."""
         if not self.bytes_done or not self.bytes_left:
             return 0.0 if not self.bytes_left else None
-        return self.device_seconds / 3600 * self.bytes_left / self.bytes_done
+        work = self.device_seconds - self.parts.get("load", 0.0)  # a long run loads its teacher once, too
+        return work / 3600 * self.bytes_left / self.bytes_done
 
     def lines(self) -> list[str]:
         """For a terminal; empty if nothing was done."""
         if not self.samples or self.device_seconds <= 0:
             return []
-        hours = self.device_seconds / 3600
-        out = [
-            f"  rate: {self.samples_per_second:,.1f} images/s on {self.devices} device{'s' * (self.devices > 1)}, "
-            f"{self.samples / hours:,.0f} pairs per device-hour{self._cost(hours, ' so far')}"
-        ]
+        hours, images = self.device_seconds / 3600, self.unit == "images"
+        worker = "device" if images else "process"
+        on = f"{self.devices} {worker}{('s' if images else 'es') * (self.devices > 1)}"
+        pairs = f", {self.samples / hours:,.0f} pairs per device-hour{self._cost(hours, ' so far')}" if images else ""
+        out = [f"  rate: {self.samples_per_second:,.1f} {self.unit}/s on {on}{pairs}"]
         if self.parts:
             busy = sorted(self.parts.items(), key=lambda item: -item[1])
-            out.append(
-                "  share of device time (parts overlap): "
-                + ", ".join(f"{part} {100 * s / self.device_seconds:.0f} %" for part, s in busy)
-            )
+            shares = ", ".join(f"{part} {100 * s / self.device_seconds:.0f} %" for part, s in busy)
+            out.append(f"  share of {worker} time (parts overlap): {shares}")
         left = self.hours_left
         if self.shards_left and left is not None:
             out.append(
-                f"  left: {self.shards_left:,} shards, about {left:,.1f} device-hours "
-                f"({left / self.devices:,.1f} hours on {self.devices}){self._cost(left)}"
+                f"  left: {self.shards_left:,} shards, about {_hours(left)} of {worker} time "
+                f"({_hours(left / self.devices)} on {self.devices}){self._cost(left)}"
             )
         return out
 
     def _cost(self, hours: float, when: str = "") -> str:
         return "" if self.price is None else f", cost {hours * self.price:,.2f}{when}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"

@@ -55,11 +55,13 @@ class LabelShards:
         Raises:
             InputError: no usable teacher. RuntimeError: the device broke down.
         """
+        started = time.monotonic()
         import torch
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         annotator = load_annotator(self.teacher, self.config, self.device)
+        desk.spent("load", time.monotonic() - started)
         Line(self, annotator, desk).run()
 
 

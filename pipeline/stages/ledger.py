@@ -48,7 +48,7 @@ class Ledger:
         self.stage, self._out, self._mark, self._progress = stage, str(out), mark, progress
         self._pending: deque[ShardJob] = deque(jobs)
         self._busy: deque[ShardJob] = deque()
-        self._room = limit
+        self._room, self._limited = limit, limit is not None
         self._reports: dict[str, ShardReport] = {}
         self._skipped: set[str] = set()
         self._failed: list[FailedShard] = []
@@ -152,6 +152,7 @@ class Ledger:
         """Tell of progress within a shard."""
         with self._lock:
             self.rates.samples += n
+            self.rates.unit = unit
             self._progress.advance(n, unit)
 
     def spent(self, part: str, seconds: float) -> None:
@@ -189,6 +190,6 @@ class Ledger:
         left = [n for n in self._paths if n not in self._reports and n not in failed]
         made = [n for n in self._reports if n not in self._skipped]
         self.rates.shards_left = len(left)
-        if left and made:
+        if made and (left or self._limited):
             self.rates.bytes_done = sum(file_size(self._paths[n]) or 0 for n in made)
             self.rates.bytes_left = sum(file_size(self._paths[n]) or 0 for n in left)
