@@ -58,8 +58,7 @@ class StageProgress:
             share = 1.0 if ended else 0.0 if note is None or not note.total else min(note.done / note.total, 1.0)
             shares.append(share)
             if note is not None and not ended:
-                rate = f", {note.rate:,.1f} {note.rate_unit}/s" if note.rate_unit else ""
-                words.append(f"{job.name}: {note.done:,} of {note.total:,} {note.unit}{rate}")
+                words.append(f"{job.name}: {note.words()}")
         percent = round(100 * sum(shares) / max(len(shares), 1), 1)
         text = "; ".join(words) or (f"{self._title}: done" if all(finished) else f"{self._title}: starting")
         if self._artifact is None or self._said == (percent, text):
@@ -80,6 +79,16 @@ def show_tallies(title: str, report: StageReport) -> None:
         ]
     if rows:
         create_table_artifact(rows, key=key_of(f"kept-{title}"), description=f"{title}: kept and dropped, and why")
+
+
+@_never_fatal
+def show_failures(title: str, report: StageReport) -> None:
+    """A table of the shards that were set aside, each with its reason."""
+    create_table_artifact(
+        [{"shard": f.shard, "reason": f.error} for f in report.failed],
+        key=key_of(f"failed-{title}"),
+        description=f"{title}: shards that were set aside; a run with the same folder tries them again",
+    )
 
 
 @_never_fatal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -57,13 +57,72 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
         from pipeline.run_layout import RunLayout
         from pipeline.summary import table_lines
 
-        summary = self_train(out, config)
+        summary: Any = self_train(out, config)
         layout = RunLayout(Path(out))
         click.echo("")
         for line in table_lines(summary):
             click.echo(line)
         click.echo(f"\nnumbers: {layout.summary}\nreport:  {layout.report / 'index.html'}")
         click.echo(f"took {(time.monotonic() - began) / 60:.1f} minutes")
+
+
+@main.command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where the server listens; others can reach it if you name another.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
+@click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--logs", default=".prefect/logs", show_default=True, help="Folder for what server and worker say.")
+def up(host: str, port: int, limit: int, logs: str) -> None:
+    """Start Prefect's server and dashboard with a worker that runs what is asked, until interrupted.
+
+    Deploys every flow under the name local. A server or worker that dies is started again; a server that answers already is used.
+
+    \b
+    Example: self-train up
+    then, elsewhere: PREFECT_API_URL=http://127.0.0.1:4200/api prefect deployment run self-train/local -p rounds=2
+    """
+    import signal
+    import threading
+
+    from flows.local_server import LocalServer
+    from pipeline.cli_base import setup_logging
+
+    setup_logging(verbose=False)
+    ended = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: ended.set())
+    server = LocalServer(host, port, limit, Path(logs).absolute())
+    with one_line_errors("self-train"):
+        try:
+            click.echo(f"starting; logs in {logs}")
+            server.start()
+            click.echo(f"dashboard: {server.url}")
+            click.echo(
+                f"run:       PREFECT_API_URL={server.url}/api prefect deployment run self-train/local -p out=runs/demo"
+            )
+            click.echo("end:       Ctrl-C")
+            while not ended.wait(1):
+                server.keep()
+        finally:
+            click.echo("ending")
+            server.stop()
+
+
+@main.command()
+@OUT
+def status(out: str) -> None:
+    """Print where a run stands, from its folder; needs no server."""
+    from pipeline.run_status import read_status
+
+    with one_line_errors("self-train"):
+        for stage in read_status(out):
+            click.echo(f"{stage.name:24} {stage.done}")
+            for note in stage.notes:
+                click.echo(f"{'':24}   {note}")
 
 
 @main.command()

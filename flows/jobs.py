@@ -1,4 +1,8 @@
-"""A task is a job: a child process on a chunk of shards. Retries redo one shard at most, as the commit is per shard."""
+"""A task is a job: a child process on a chunk of shards. A retry redoes what failed and no more: the commit is per shard.
+
+A shard that fails does not fail its neighbours. It is tried again with the task, and then set aside with its reason; how many may be in a stage is
+a setting of the run.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
+from prefect.runtime import task_run
 
-from flows.artifacts import StageProgress, show_tallies
+from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.children import Job, run_child
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.stats import StageReport
 
 POLL_SECONDS = 2.0
+RETRY_DELAYS: list[float] = [3, 15]
+
+
+class ShardsFailedError(RunError):
+    """Some shards of a task failed; the task may be tried again."""
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
@@ -26,21 +36,29 @@ async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
 @task(
     cache_policy=NO_CACHE,  # whether work is done is decided by what lies in the store
     persist_result=False,
-    retries=2,
-    retry_delay_seconds=[3, 15],
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=_may_pass,
     task_run_name="{job.name}",
 )
 def run_job(job: Job) -> dict[str, Any] | None:
-    """Run one job; returns its report."""
-    return run_child(job)
+    """Run one job; returns its report.
+
+    Raises:
+        ShardsFailedError: shards failed, and there is another try.
+    """
+    report = run_child(job)
+    failed = (report or {}).get("failed", [])
+    if failed and (task_run.run_count or 1) <= len(RETRY_DELAYS):
+        raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
+    return report
 
 
-def run_jobs(title: str, jobs: Sequence[Job]) -> StageReport:
+def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageReport:
     """Run a stage's jobs, as many at a time as the flow's task runner allows; shows progress and what was dropped.
 
     Raises:
-        InputError, RunError: of the first job that failed, once all have ended.
+        InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
     """
     progress = StageProgress(title, jobs)
     futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
@@ -55,4 +73,11 @@ def run_jobs(title: str, jobs: Sequence[Job]) -> StageReport:
         if report is not None:
             total.merge(StageReport.model_validate(report))
     show_tallies(title, total)
+    if total.failed:
+        show_failures(title, total)
+    if len(total.failed) > max_failed:
+        first = total.failed[0]
+        raise RunError(
+            f"{title}: {len(total.failed)} shards failed (resources.max_failed: {max_failed}); first: {first.shard}: {first.error}"
+        )
     return total

@@ -8,13 +8,13 @@ from typing import Any
 
 from prefect import flow
 from prefect.flows import Flow
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import stages
 from flows.artifacts import show_comparison
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
-from pipeline.recipes import load_recipe
 from pipeline.report.page import comparison, report_markdown
 from pipeline.report.run import write_run_report
 from pipeline.run_layout import RunLayout
@@ -23,9 +23,7 @@ from pipeline.summary import summarise
 
 
 @flow(name="self-train", flow_run_name="self-train")
-def self_train(
-    out: str = "runs/demo", config: SelfTrainConfig = load_recipe("demo"), rounds: int | None = None
-) -> dict[str, Any]:
+def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: int | None = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 
     Every stage skips what already lies in ``out``, so the same call after a crash goes on where it was.
@@ -36,7 +34,8 @@ def self_train(
         rounds: how many times a student becomes the next teacher; default: the recipe's.
 
     Returns:
-        the summary that is written to ``out/summary.json``.
+        the summary that is written to ``out/summary.json``. Where shards were set aside (``resources.max_failed`` allowed it) the
+        run's state is "Completed with losses" and says how many.
     """
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
@@ -74,7 +73,12 @@ def self_train(
     summary = summarise(config, layout, reports)
     write_run_report(config, layout, summary)
     show_comparison(comparison(summary), report_markdown(summary))
-    return json.loads(json.dumps(summary))
+    plain = json.loads(json.dumps(summary))
+    lost = {name: len(report["failed"]) for name, report in reports.items() if report["failed"]}
+    if lost:
+        words = ", ".join(f"{name} set {n} shards aside" for name, n in lost.items())
+        return Completed(name="Completed with losses", message=words, data=plain)
+    return plain
 
 
 def check_inputs(config: SelfTrainConfig) -> None:

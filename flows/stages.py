@@ -15,10 +15,15 @@ from flows.children import Job, launch_command, pipeline_command
 from flows.jobs import run_jobs
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
+from pipeline.errors import InputError
 from pipeline.io.commit import write_atomic, write_json
-from pipeline.io.paths import expand_shards
+from pipeline.io.paths import expand_shards, stem
+from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
 from pipeline.stats import StageReport
+
+OUT, DEMO = "runs/demo", load_recipe("demo")
+"""What the run forms of the stages begin with."""
 
 
 def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
@@ -94,7 +99,7 @@ class Stager:
         return [
             self.job(
                 f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
-                "--max-failed", str(resources.max_failed), together=len(parts),
+                "--max-failed", str(len(part)), together=len(parts),  # the run decides how many are too many
             )
             for i, part in enumerate(parts)
         ]  # fmt: skip
@@ -119,13 +124,25 @@ def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
     return expand_shards(config.data.crawl or (str(layout.data / "crawl"),))
 
 
+def made(shards: Sequence[str], folder: Path) -> list[str]:
+    """The shards that the stage before has made its table of; the others were set aside there.
+
+    Raises:
+        InputError: not one of them.
+    """
+    there = [s for s in shards if (folder / f"{stem(s)}.parquet").is_file()]
+    if not there:
+        raise InputError(f"{folder}: none of the {len(shards)} shards has its table here; run the stage before first")
+    return there
+
+
 def seeded(config: TrainConfig, seed: int) -> TrainConfig:
     """The settings with another seed."""
     return config.model_copy(update={"seed": seed})
 
 
 @flow(name="make-demo-data", flow_run_name="make-demo-data")
-def make_demo_data(out: str, config: SelfTrainConfig) -> None:
+def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Draw the demo's scenes, or leave them if they are there."""
     s = stager(out, config)
     command = [sys.executable, "-m", "pipeline.demo.cli", "--out", str(s.layout.data), "--quiet"]
@@ -136,7 +153,7 @@ def make_demo_data(out: str, config: SelfTrainConfig) -> None:
 
 
 @flow(name="ingest", flow_run_name="ingest")
-def ingest(out: str, config: SelfTrainConfig) -> StageReport:
+def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Human-labelled and evaluation sets into training shards."""
     s = stager(out, config)
     manifest, root = str(MANIFEST), str(s.layout.data)
@@ -147,29 +164,29 @@ def ingest(out: str, config: SelfTrainConfig) -> StageReport:
 
 
 @flow(name="parse-phrases", flow_run_name="parse-phrases")
-def parse_phrases(out: str, config: SelfTrainConfig) -> StageReport:
+def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Noun phrases of the crawl's captions."""
     s = stager(out, config)
     shards = crawl_shards(config, s.layout)
     jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases))
-    return run_jobs("parse-phrases", jobs)
+    return run_jobs("parse-phrases", jobs, config.resources.max_failed)
 
 
 @flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}")
-def pseudo_label(out: str, config: SelfTrainConfig, round_number: int = 1) -> StageReport:
+def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """The round's teacher boxes the phrases."""
     s = stager(out, config)
     title = f"pseudo-label-round-{round_number}"
     jobs = s.chunked(
-        title, "pseudo-label", "--shards", crawl_shards(config, s.layout),
+        title, "pseudo-label", "--shards", made(crawl_shards(config, s.layout), s.layout.phrases),
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
         "--device", config.resources.device, "--out", str(s.layout.regions(round_number)),
     )  # fmt: skip
-    return run_jobs(title, jobs)
+    return run_jobs(title, jobs, config.resources.max_failed)
 
 
 @flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}")
-def filter_boxes(out: str, config: SelfTrainConfig, round_number: int = 1) -> StageReport:
+def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Rules choose labels among the regions."""
     s = stager(out, config)
     title = f"filter-boxes-round-{round_number}"
@@ -179,19 +196,20 @@ def filter_boxes(out: str, config: SelfTrainConfig, round_number: int = 1) -> St
 
 
 @flow(name="build-shards", flow_run_name="build-shards-round-{round_number}")
-def build_shards(out: str, config: SelfTrainConfig, round_number: int = 1) -> StageReport:
+def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Labels and images into the round's training shards."""
     s = stager(out, config)
     title = f"build-shards-round-{round_number}"
+    labels = s.layout.labels(round_number)
     jobs = s.chunked(
-        title, "build-shards", "--shards", crawl_shards(config, s.layout), "--phrases", str(s.layout.phrases),
-        "--labels", str(s.layout.labels(round_number)), "--out", str(s.layout.pseudo(round_number)),
+        title, "build-shards", "--shards", made(crawl_shards(config, s.layout), labels), "--phrases", str(s.layout.phrases),
+        "--labels", str(labels), "--out", str(s.layout.pseudo(round_number)),
     )  # fmt: skip
-    return run_jobs(title, jobs)
+    return run_jobs(title, jobs, config.resources.max_failed)
 
 
 @flow(name="train-teacher", flow_run_name="train-teacher")
-def train_teacher(out: str, config: SelfTrainConfig) -> None:
+def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The first teacher, on human labels."""
     s = stager(out, config)
     job = s.training(
@@ -202,7 +220,7 @@ def train_teacher(out: str, config: SelfTrainConfig) -> None:
 
 
 @flow(name="train-student", flow_run_name="train-student-round-{round_number}")
-def train_student(out: str, config: SelfTrainConfig, round_number: int = 1) -> None:
+def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
     s = stager(out, config)
     layout, human = s.layout, human_sources(config, s.layout)
@@ -227,7 +245,7 @@ def train_student(out: str, config: SelfTrainConfig, round_number: int = 1) -> N
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
-def evaluate(out: str, config: SelfTrainConfig, models: Sequence[str] = ("teacher",)) -> None:
+def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
     """BASE and NOVEL of the named models: "teacher", "student-1", "control-1"."""
     s = stager(out, config)
     sets: list[str] = []
@@ -246,7 +264,7 @@ def evaluate(out: str, config: SelfTrainConfig, models: Sequence[str] = ("teache
 
 
 @flow(name="label-photos", flow_run_name="label-photos")
-def label_photos(out: str, config: SelfTrainConfig) -> None:
+def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
     s = stager(out, config)
     photos, shards = s.layout.photos, ("--shards", str(s.layout.data / "photos"))

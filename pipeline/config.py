@@ -258,7 +258,9 @@ class ResourcesConfig(Config):
     parallel: int = Field(1, ge=1, description="child processes at a time (trainings, chunks of shards)")
     threads: int | None = Field(None, ge=1, description="CPU threads of each child; default: cores over parallel")
     chunk_shards: int = Field(8, ge=1, description="shards in one task; the commit stays per shard")
-    max_failed: int = Field(0, ge=0, description="shards that may fail in a stage before the run does")
+    max_failed: int = Field(
+        0, ge=0, description="shards of a stage that may be set aside, each with its reason, before the run fails"
+    )
 
 
 class SelfTrainConfig(Config):
