@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli_base import DEVICE, SOURCES, THREADS, stage_command, tell
+from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,28 +134,6 @@ def pseudo_label(
     )
 
 
-@stage_command("filter_boxes", name="filter-boxes")
-@click.option(
-    "--regions",
-    required=True,
-    multiple=True,
-    help="What pseudo-label wrote: a folder, glob or brace pattern.",
-)
-@OUT
-@WORKERS
-@MAX_FAILED
-def filter_boxes(config: Any, regions: tuple[str, ...], out: str, workers: int, max_failed: int) -> StageReport:
-    """Choose which stored regions become labels. Needs no image and no GPU.
-
-    \b
-    Example: filter-boxes --regions regions --out labels --set threshold=0.5 --set best_per_phrase=1
-    """
-    from pipeline.stages import filter_boxes as stage
-
-    paths = _expand(regions, ".parquet")
-    return stage.run(config, paths, out, progress=_progress(), workers=workers, max_failed=max_failed)
-
-
 @stage_command("build_shards", name="build-shards")
 @SHARDS
 @click.option("--phrases", required=True, help="Folder that parse-phrases wrote.")
@@ -267,6 +246,7 @@ def main() -> None:
 
 
 for _command in (
-    ingest, parse_phrases, pseudo_label, filter_boxes, build_shards, train_teacher, train_student, evaluate
+    ingest, parse_phrases, pseudo_label, filter_boxes, count_phrases, calibrate, build_shards, train_teacher, train_student,
+    evaluate,
 ):  # fmt: skip
     main.add_command(_command)

@@ -82,13 +82,19 @@ class FilterConfig(Config):
         None, gt=0, le=1, description="NMS among all boxes of an image, whatever their phrases, at this IoU (GRIT)"
     )
     near_identical_iou: float | None = Field(
-        None, gt=0, le=1, description="of boxes of different phrases overlapping by more than this keep the best (OWL-ST)"
+        None,
+        gt=0,
+        le=1,
+        description="of boxes of different phrases overlapping by more than this keep the best (OWL-ST)",
     )
     image_threshold: float | None = Field(
         None, ge=0, le=1, description="drop images without a kept region scoring above this (OWL-ST: 0.3)"
     )
     min_image_score: float | None = Field(
-        None, ge=0, le=1, description="drop images whose kept regions' mean region-text score is not above this (YOLO-World)"
+        None,
+        ge=0,
+        le=1,
+        description="drop images whose kept regions' mean region-text score is not above this (YOLO-World)",
     )
     max_per_phrase_text: int | None = Field(
         None,

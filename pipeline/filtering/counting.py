@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
+from pipeline.filtering.fitted import load_fitted
 from pipeline.filtering.phrases import COUNTS, text_hashes
-from pipeline.filtering.rules import judge, load_fitted, open_regions, rules_of
+from pipeline.filtering.rules import judge, open_regions, rules_of
 from pipeline.filtering.store import RegionShard, check_there
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.tables import write_table
@@ -68,7 +69,11 @@ def count_phrases(
     rows = sorted((-n, text, kept) for text, (n, kept) in totals.items() if max(n, kept) >= min_count)
     table = pa.table([[t for _, t, _ in rows], [-n for n, _, _ in rows], [k for _, _, k in rows]], schema=COUNTS)
     inputs = digest_json({Path(p).name: digest_file(p) for p in regions})
-    notes = {"version": str(STORE_VERSION), "rules": rules_of(config, fitted.digest), "min_count": str(min_count)}
+    notes = {
+        "version": str(STORE_VERSION),
+        "rules": rules_of(config, fitted.thresholds_digest),
+        "min_count": str(min_count),
+    }
     return len(rows), write_table(out, table, COUNTS, {**notes, "stage": "count-phrases", "regions": inputs})
 
 

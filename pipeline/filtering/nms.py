@@ -68,7 +68,9 @@ def beyond(score: np.ndarray, group: np.ndarray, limit: int) -> np.ndarray:
 
 def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(starts, lengths) of the runs of equal values."""
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, np.int64)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, np.int64)
+    )
     return starts, np.diff(np.append(starts, len(values)))
 
 

@@ -9,68 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError
+from pipeline.filtering.fitted import Fitted
 from pipeline.filtering.nms import beyond, suppressed
-from pipeline.filtering.phrases import PhraseCounts, read_counts, uniform
+from pipeline.filtering.phrases import uniform
 from pipeline.filtering.presets import PRESETS
 from pipeline.filtering.store import RegionShard
-from pipeline.filtering.thresholds import Thresholds, read_thresholds
-from pipeline.io.hashing import digest_file, digest_json
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Tables beside the settings that decide, too: fitted thresholds and phrase counts. ``digest`` of their contents."""
-
-    thresholds: Thresholds | None = None
-    counts: PhraseCounts | None = None
-    digest: str = ""
-    thresholds_digest: str = ""
-
-
-def digests(thresholds: str | Path | None, counts: str | Path | None) -> dict[str, str]:
-    """The contents of the tables, for a fingerprint; without those that there are none of."""
-    given = {"thresholds": thresholds, "counts": counts}
-    return {name: digest_file(path) for name, path in given.items() if path is not None}
-
-
-def load_fitted(thresholds: str | Path | None, counts: str | Path | None) -> Fitted:
-    """Read the tables; they are remembered by content.
-
-    Raises:
-        InputError: a file is missing or of another kind, or bands are given without the counts that tell them apart.
-    """
-    found = digests(thresholds, counts)
-    return _load(str(thresholds or ""), str(counts or ""), found.get("thresholds", ""), digest_json(found) if found else "")
-
-
-@lru_cache(maxsize=2)
-def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> Fitted:
-    fitted = Fitted(
-        read_thresholds(thresholds) if thresholds else None,
-        read_counts(counts) if counts else None,
-        digest,
-        thresholds_digest,
-    )
-    if fitted.thresholds is not None and len(fitted.thresholds.bands) > 1:
-        if fitted.counts is None:
-            raise InputError(
-                f"{thresholds}: has {len(fitted.thresholds.bands)} bands of phrase frequency; give the phrase counts, too "
-                "(--counts, a file of count-phrases)"
-            )
-        second = fitted.thresholds.bands[1].from_mentions
-        if second < fitted.counts.min_count:
-            raise InputError(
-                f"{counts}: holds phrases from {fitted.counts.min_count} mentions on, but the second band of {thresholds} "
-                f"begins at {second}; run count-phrases --min-count {second}"
-            )
-    return fitted
+from pipeline.io.hashing import digest_json
 
 
 def check(config: FilterConfig, fitted: Fitted) -> None:
@@ -80,9 +30,13 @@ def check(config: FilterConfig, fitted: Fitted) -> None:
     if config.balance_to is None:
         return
     if fitted.counts is None:
-        raise InputError("balance_to needs phrase counts: run count-phrases with the same settings, then give --counts FILE")
+        raise InputError(
+            "balance_to needs phrase counts: run count-phrases with the same settings, then give --counts FILE"
+        )
     if fitted.counts.rules != rules_of(config, fitted.thresholds_digest):
-        raise InputError("balance_to: the phrases were counted by other rules; run count-phrases with these settings again")
+        raise InputError(
+            "balance_to: the phrases were counted by other rules; run count-phrases with these settings again"
+        )
     if config.balance_to < fitted.counts.min_count:
         raise InputError(
             f"balance_to {config.balance_to}: phrases were counted from {fitted.counts.min_count} on; "
@@ -92,16 +46,18 @@ def check(config: FilterConfig, fitted: Fitted) -> None:
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
     """The rules that kept regions are counted by, as one digest: a count is no guide to what other rules keep."""
-    return digest_json({**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest})
+    return digest_json(
+        {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
+    )
 
 
 def preset_of(config: FilterConfig) -> str:
     """The published set of rules that these are, by name; "" if they are none."""
     rules = config.effective()
-    return next((name for name in PRESETS if FilterConfig(preset=name).effective() == rules), "")  # type: ignore[arg-type]
+    return next((name for name in PRESETS if FilterConfig(preset=name).effective() == rules), "")
 
 
-def open_regions(path: str | Path, config: FilterConfig, fitted: Fitted = Fitted()) -> RegionShard:  # noqa: B008
+def open_regions(path: str | Path, config: FilterConfig, fitted: Fitted = Fitted()) -> RegionShard:
     """A shard, already without the regions that score too low for any use; columns are not read for them."""
     shard = RegionShard(path)
     low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
@@ -307,7 +263,7 @@ class Verdict:
         return {REASONS[i]: int(n) for i, n in enumerate(found) if n}
 
 
-def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -> Verdict:  # noqa: B008
+def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -> Verdict:
     """Apply the rules to a shard that :func:`open_regions` opened for them (or for lower thresholds).
 
     Raises:

@@ -30,22 +30,16 @@ class RegionShard:
         self.path, self.name = str(path), stem(path)
         self._file = _open(str(path))
         self.total = self.size = int(self._file.metadata.num_rows)
+        schema = self._file.schema_arrow
+        self.columns: list[str] = schema.names
+        self.footer = {
+            k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if not k.startswith(b"ARROW:")
+        }
         self._mask: pa.Array | None = None
         self._columns: dict[str, pa.Array] = {}
         self._numbers: dict[str, np.ndarray] = {}
         self._codes: dict[str, tuple[np.ndarray, pa.Array]] = {}
         self._images = 0
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns that the file has."""
-        return self._file.schema_arrow.names
-
-    @property
-    def footer(self) -> dict[str, str]:
-        """The file's own metadata."""
-        found = self._file.schema_arrow.metadata or {}
-        return {k.decode(): v.decode() for k, v in found.items() if not k.startswith(b"ARROW:")}
 
     def restrict(self, stays: np.ndarray) -> None:
         """Read only these rows from now on. ``stays`` (total,) of bool; once, before the columns it is to spare."""
@@ -53,8 +47,8 @@ class RegionShard:
         if not stays.all():
             self._mask = pa.array(stays)
             self.size = int(stays.sum())
-            self._columns, self._codes = {}, {}
-            self._numbers = {name: values[stays] for name, values in self._numbers.items()}
+            self._columns = {name: self._spare(values) for name, values in self._columns.items()}
+            self._numbers, self._codes = {}, {}
 
     def column(self, name: str) -> pa.Array:
         """(size,) of Arrow values; strings as dictionaries."""
@@ -102,6 +96,8 @@ class RegionShard:
             column = self._file.read(columns=[name], use_threads=False)[name]
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{self.path}: column {name} cannot be read ({error})") from None
+        if column.num_chunks == 1:
+            return column.chunk(0)
         return (column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column).combine_chunks()
 
     def _spare(self, values: pa.Array) -> pa.Array:
@@ -151,5 +147,3 @@ def check_there(paths: Sequence[str]) -> None:
     for path in paths:
         if not is_url(path) and not Path(path).is_file():
             raise InputError(f"{path}: no such file")
-
-

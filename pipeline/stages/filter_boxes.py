@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
-from pipeline.filtering.rules import check, digests, judge, load_fitted, open_regions, preset_of
+from pipeline.filtering.fitted import digests, load_fitted
+from pipeline.filtering.rules import check, judge, open_regions, preset_of
 from pipeline.filtering.store import check_there
-from pipeline.io.hashing import digest_file, digest_json, fingerprint
+from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import write_table
 from pipeline.progress import Progress
@@ -91,7 +92,7 @@ def _filter_shard(
     if fitted.digest:
         notes["tables"] = fitted.digest
     if fitted.thresholds is not None:
-        notes["thresholds"] = digest_json(fitted.thresholds)
+        notes["thresholds"] = fitted.thresholds_digest
     name = f"{job.name}.parquet"
     output = write_table(join(out, name), table, LABELS, notes)
     return job.report(STAGE, {name: output}, {"regions": regions, "images": images})
