@@ -30,7 +30,7 @@ def suppressed(
         boxes: (n, 4) xyxy. score: (n,). group: (n,) integers; boxes of different groups never meet.
         spare: (n,) integers; boxes with the same one do not suppress each other.
     """
-    order = np.lexsort((np.arange(len(score)), -score, group))
+    order = np.lexsort((-score, group))  # stable: of equal scores the earlier row comes first
     boxes = boxes[order].astype(np.float64)
     first, size = runs(group[order])
     spare = None if spare is None else spare[order]
@@ -59,7 +59,7 @@ def suppressed(
 
 def beyond(score: np.ndarray, group: np.ndarray, limit: int) -> np.ndarray:
     """(n,) True for all but the ``limit`` best of each group; of equal scores the earlier row is the better one."""
-    order = np.lexsort((np.arange(len(score)), -score, group))
+    order = np.lexsort((-score, group))
     _, size = runs(group[order])
     result = np.zeros(len(order), bool)
     result[order[within(size) >= limit]] = True
