@@ -15,7 +15,7 @@ from pipeline.filtering.fitted import Fitted, load_fitted
 from pipeline.filtering.gold import gold_tables, match, read_gold
 from pipeline.filtering.rules import judge, open_regions, scores
 from pipeline.filtering.store import check_there
-from pipeline.filtering.thresholds import Band, Fit, Thresholds, band_of
+from pipeline.filtering.thresholds import LEFT_OUT, Band, Fit, Thresholds, band_of
 from pipeline.io.commit import write_json
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.paths import stem
@@ -87,12 +87,7 @@ def calibrate(
         raise InputError(f"{gold}: has no gold table of the name of any of the shards")
     progress = progress or Silent()
     progress.begin("calibrate", len(golds), "shards")
-    rules = config.model_copy(
-        update={
-            "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
-            "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
-        }
-    )  # fmt: skip
+    rules = config.model_copy(update=LEFT_OUT)
     parts, boxes = [], 0
     for path in regions:
         if stem(path) in golds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import InputError
 from pipeline.io.files import read_bytes
 
+LEFT_OUT: dict[str, Any] = {
+    "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
+    "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
+}  # fmt: skip
+"""Settings while thresholds are fitted: what depends on the threshold, or on other images, is off."""
 Status = Literal["fitted", "pooled", "closed"]
 
 
@@ -53,7 +58,7 @@ class Thresholds(BaseModel):
     by: Literal["estimate", "lower"]
     min_labels: int
     iou: float
-    rules: dict[str, object] = Field(description="the settings of filter-boxes that it was fitted with")
+    rules: dict[str, Any] = Field(description="the settings of filter-boxes that it was fitted with")
     inputs: dict[str, str] = Field(description="digests of regions, gold and counts")
     pooled: Fit
     bands: tuple[Band, ...]
@@ -64,6 +69,13 @@ class Thresholds(BaseModel):
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
             raise ValueError(f"bands begin at {starts}: want rising numbers from 0")
         return self
+
+    def differing(self, rules: dict[str, Any]) -> list[str]:
+        """How rules differ from those it was fitted with, as words; they keep other regions than the sample's."""
+        fitted, here = self.rules | LEFT_OUT, rules | LEFT_OUT
+        return [
+            f"{name}: {fitted.get(name)}, here {value}" for name, value in here.items() if fitted.get(name) != value
+        ]
 
     @property
     def lowest(self) -> float:

@@ -6,6 +6,7 @@ Each region that goes has one reason, the first rule it fails (pipeline/filterin
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from pipeline.progress import Progress
 from pipeline.records import LABELS, STORE_VERSION
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stats import ShardReport, StageReport, Tally
+
+log = logging.getLogger("glip_self_train")
 
 STAGE = "filter-boxes"
 
@@ -49,7 +52,12 @@ def run(
         InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
     """
     check_there(regions)
-    check(config, load_fitted(thresholds, counts))
+    fitted = load_fitted(thresholds, counts)
+    check(config, fitted)
+    if fitted.thresholds is not None and (other := fitted.thresholds.differing(config.effective())):
+        log.warning(
+            "%s was fitted with other rules, so its precision is not that of these: %s", thresholds, "; ".join(other)
+        )
     tables = digests(thresholds, counts)
 
     def mark(job: ShardJob) -> str:

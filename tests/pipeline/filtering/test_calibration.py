@@ -227,6 +227,18 @@ def test_what_was_promised_is_what_filter_boxes_gives(store, tmp_path):
     assert (tmp_path / "t.json").read_bytes() == before
 
 
+def test_thresholds_of_other_rules_are_warned_of(store, tmp_path, caplog):
+    calibrate(
+        FilterConfig(best_per_phrase=2), store, folder(store) / "gold", tmp_path / "t.json", precision=0.3, min_labels=5
+    )
+    filter_boxes.run(
+        FilterConfig(best_per_phrase=2, min_regions=2), store, tmp_path / "a", thresholds=tmp_path / "t.json"
+    )
+    assert not caplog.records
+    filter_boxes.run(FilterConfig(), store, tmp_path / "b", thresholds=tmp_path / "t.json")
+    assert "fitted with other rules" in caplog.text and "best_per_phrase: 2, here None" in caplog.text
+
+
 def test_one_band_needs_no_counts_and_several_do(store, tmp_path):
     gold = folder(store) / "gold"
     one = calibrate(FilterConfig(), store, gold, tmp_path / "one.json", precision=0.3, min_labels=5)
