@@ -18,6 +18,7 @@ from pipeline.cli_base import (
     stage_command,
     terminal,
 )
+from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli_label import build_shards, pseudo_label
 from pipeline.cli_rescore import rescore
 from pipeline.errors import InputError
@@ -69,28 +70,6 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
     from pipeline.stages import parse_phrases as stage
 
     return stage.run(config, expand(shards), out, progress=terminal(), workers=workers, max_failed=max_failed)
-
-
-@stage_command("filter_boxes", name="filter-boxes")
-@click.option(
-    "--regions",
-    required=True,
-    multiple=True,
-    help="What pseudo-label wrote: a folder, glob or brace pattern.",
-)
-@OUT
-@WORKERS
-@MAX_FAILED
-def filter_boxes(config: Any, regions: tuple[str, ...], out: str, workers: int, max_failed: int) -> StageReport:
-    """Choose which stored regions become labels. Needs no image and no GPU.
-
-    \b
-    Example: filter-boxes --regions regions --out labels --set threshold=0.5 --set best_per_phrase=1
-    """
-    from pipeline.stages import filter_boxes as stage
-
-    paths = expand(regions, ".parquet")
-    return stage.run(config, paths, out, progress=terminal(), workers=workers, max_failed=max_failed)
 
 
 def _train_command(section: str, name: str, text: str) -> click.Command:
@@ -174,6 +153,7 @@ def main() -> None:
 
 
 for _command in (
-    ingest, parse_phrases, pseudo_label, rescore, filter_boxes, build_shards, train_teacher, train_student, evaluate
+    ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
+    train_teacher, train_student, evaluate,
 ):  # fmt: skip
     main.add_command(_command)

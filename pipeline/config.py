@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.filtering.presets import PRESETS
 
 
 class Config(BaseModel):
@@ -107,25 +109,68 @@ class RescoreConfig(Config):
 
 
 class FilterConfig(Config):
-    """Which regions become labels. Rules apply in the order of the fields."""
+    """Which regions become labels. Rules apply in the order of the fields (docs/filtering.md)."""
 
+    preset: Literal["glip", "owl_st", "grit", "yolo_world"] | None = Field(
+        None, description="a published set of rules to start from; settings given beside it win"
+    )
+    score_by: Literal["score", "rescore", "geometric"] = Field(
+        "score",
+        description="what the rules go by: the teacher's score, the region-text score that rescore added, or their "
+        "geometric mean (YOLO-World)",
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="keep regions scoring above this (GLIP: 0.5)")
+    include_equal: bool = Field(False, description="keep regions that score exactly the threshold, too")
     best_per_phrase: int | None = Field(None, ge=1, description="keep at most so many regions of a phrase, best first")
     min_box_side: float = Field(0.0, ge=0, description="drop boxes with a shorter side below this, in pixels")
+    min_area_share: float = Field(0.0, ge=0, lt=1, description="drop boxes covering less of the image than this")
     max_area_share: float = Field(1.0, gt=0, le=1, description="drop boxes covering more of the image than this")
     max_aspect: float | None = Field(None, gt=1, description="drop boxes longer than this many times their width")
+    same_text_iou: float | None = Field(
+        None, gt=0, le=1, description="NMS among an image's boxes of one phrase text, at this IoU (YOLO-World: 0.5)"
+    )
     cross_phrase_iou: float | None = Field(
-        None, gt=0, le=1, description="of near-identical boxes of different phrases keep the best (GRIT)"
+        None, gt=0, le=1, description="NMS among all boxes of an image, whatever their phrases, at this IoU (GRIT)"
+    )
+    near_identical_iou: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of boxes of different phrases overlapping by more than this keep the best (OWL-ST)",
+    )
+    image_threshold: float | None = Field(
+        None, ge=0, le=1, description="drop images without a kept region scoring above this (OWL-ST: 0.3)"
+    )
+    min_image_score: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="drop images whose kept regions' mean region-text score is not above this (YOLO-World)",
     )
     max_per_phrase_text: int | None = Field(
         None,
         ge=1,
         description="keep at most so many regions of one phrase text in a shard, best first (balancing)",
     )
+    balance_to: int | None = Field(
+        None,
+        ge=1,
+        description="thin out phrase texts to about so many regions in the whole store; needs the counts of count-phrases",
+    )
     min_regions: int = Field(1, ge=0, description="drop images with fewer kept regions than this (GLIP: 1)")
     ignore_above: float | None = Field(
         None, ge=0, le=1, description="regions between this and the threshold travel along as ignore regions"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        known = PRESETS.get(data["preset"]) if isinstance(data, dict) and isinstance(data.get("preset"), str) else None
+        return data if known is None else {**known, **data}
+
+    def effective(self) -> dict[str, Any]:
+        """The rules as they apply, without the name they came by: what footers and fingerprints hold."""
+        return self.model_dump(mode="json", exclude={"preset"})
 
 
 class BuildShardsConfig(Config):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import iou_matrix
+from pipeline.filtering.gold import GOLD_COLUMNS, gold_tables, match, read_gold
+from pipeline.filtering.store import RegionShard
 from pipeline.io.paths import expand_shards, stem
-from pipeline.io.tables import read_table
-from pipeline.records import LABELS
+
+__all__ = ["BANDS", "GOLD_COLUMNS", "label_quality"]
 
 BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", "x1", "y1", "x2", "y2")
 
 
 def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dict[str, Any]:
@@ -36,29 +35,28 @@ def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dic
     groups = {name: np.zeros(4, np.int64) for name in ("all", "base", "novel")}
     stray = 0
     bands = np.zeros((len(BANDS) - 1, 2), np.int64)
-    golds = {stem(p): p for p in expand_shards(str(gold), suffix=".parquet")}
+    golds = gold_tables(gold)
     for path in expand_shards(str(labels), suffix=".parquet"):
         if stem(path) not in golds:
             raise InputError(f"{gold}: no gold table {stem(path)}.parquet for {path}")
-        rows = [r for r in read_table(path, LABELS).to_pylist() if r["status"] == "keep"]
-        truth = _by_key(_read_gold(golds[stem(path)]))
-        for item in (item for items in truth.values() for item in items):
-            for name in _groups_of(item):
-                groups[name][2] += 1
-        found: set[tuple[str, int]] = set()
-        for row in rows:
-            match = _gold_of(row, truth.get(row["key"], []))
-            correct = match is not None and _iou(row, truth[row["key"]][match]) >= iou
-            stray += match is None
-            if match is not None and correct:
-                found.add((row["key"], match))
-            for name in ("all",) if match is None else _groups_of(truth[row["key"]][match]):
-                groups[name][:2] += (1, correct)
-            band = min(int(np.searchsorted(BANDS, row["score"], side="right")) - 1, len(bands) - 1)
-            bands[band] += (1, correct)
-        for key, index in found:
-            for name in _groups_of(truth[key][index]):
-                groups[name][3] += 1
+        truth = read_gold(golds[stem(path)])
+        shard = RegionShard(path)
+        shard.restrict(_kept(shard))
+        start, end = shard.numbers("start"), shard.numbers("end")
+        matched, correct = match(truth, *shard.keys(), start, end, shard.boxes(), iou)
+        found = np.zeros(len(truth), bool)
+        found[matched[correct]] = True
+        stray += int((matched < 0).sum())
+        novel = truth.novel[matched] if len(truth) else np.zeros(len(matched), bool)
+        for name, mine, its_gold in (
+            ("all", np.ones(len(matched), bool), np.ones(len(truth), bool)),
+            ("base", (matched >= 0) & ~novel, ~truth.novel),
+            ("novel", (matched >= 0) & novel, truth.novel),
+        ):
+            groups[name] += (mine.sum(), (mine & correct).sum(), its_gold.sum(), (found & its_gold).sum())
+        band = (np.searchsorted(BANDS, shard.numbers("score"), side="right") - 1).clip(max=len(bands) - 1)
+        bands[:, 0] += np.bincount(band, minlength=len(bands))
+        bands[:, 1] += np.bincount(band[correct], minlength=len(bands))
     return {
         **{name: _group(*(int(v) for v in counts)) for name, counts in groups.items()},
         "phrases_not_gold": stray,
@@ -69,36 +67,10 @@ def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dic
     }
 
 
-def _groups_of(gold: dict[str, Any]) -> tuple[str, str]:
-    return "all", "novel" if gold["novel"] else "base"
-
-
-def _read_gold(path: str) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    missing = [c for c in GOLD_COLUMNS if c not in table.column_names]
-    if missing:
-        raise InputError(f"{path}: gold columns missing: {', '.join(missing)}")
-    return table.select(list(GOLD_COLUMNS)).to_pylist()
-
-
-def _by_key(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    keyed: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        keyed.setdefault(row["key"], []).append(row)
-    return keyed
-
-
-def _gold_of(row: dict[str, Any], golds: list[dict[str, Any]]) -> int | None:
-    shared = [min(row["end"], g["end"]) - max(row["start"], g["start"]) for g in golds]
-    best = int(np.argmax(shared)) if shared else -1
-    return best if best >= 0 and shared[best] > 0 else None
-
-
-def _iou(a: dict[str, Any], b: dict[str, Any]) -> float:
-    boxes = [np.array([[r[c] for c in ("x1", "y1", "x2", "y2")]], np.float64) for r in (a, b)]
-    return float(iou_matrix(*boxes)[0, 0])
+def _kept(shard: RegionShard) -> np.ndarray:
+    status = shard.whole("status")
+    keep = status.dictionary.to_pylist().index("keep") if "keep" in status.dictionary.to_pylist() else -1
+    return status.indices.to_numpy() == keep
 
 
 def _group(labels: int, correct: int, gold: int, found: int) -> dict[str, float]:

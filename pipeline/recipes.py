@@ -47,7 +47,7 @@ def load_recipe(name_or_file: str = "demo", changes: Sequence[str] = ()) -> Self
 
 def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, where: str = "settings") -> C:
     """Validate ``data`` with ``a.b=value`` changes applied as a ``kind``; errors name the field."""
-    for change in changes:
+    for change in sorted(changes, key=lambda c: _last_name(c) != "preset"):  # what stands beside a preset wins
         _apply(data, change)
     try:
         return kind.model_validate(data)
@@ -62,6 +62,10 @@ def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, w
         raise InputError("\n".join(lines)) from None
 
 
+def _last_name(change: str) -> str:
+    return change.partition("=")[0].rpartition(".")[2]
+
+
 def _apply(data: dict[str, Any], change: str) -> None:
     path, equals, value = change.partition("=")
     if not equals or not path:
@@ -73,6 +77,8 @@ def _apply(data: dict[str, Any], change: str) -> None:
         if not isinstance(below, dict):
             raise InputError(f"--set {change!r}: {name} is a value, not a group of settings")
         place = below
+    if last == "preset":
+        place.clear()  # a preset is a whole set of settings: a resolved recipe's would hide it
     try:
         place[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -18,6 +18,8 @@ COMMANDS = [
     "pseudo_label",
     "rescore",
     "filter_boxes",
+    "count_phrases",
+    "calibrate",
     "build_shards",
     "train_teacher",
     "train_student",
@@ -63,6 +65,72 @@ def test_the_labelling_stages_alone_on_their_own_inputs(crawl, teacher, tmp_path
     assert done.exit_code == 0 and (tmp_path / "train" / "pseudo-00001.tar").is_file()
 
 
+@pytest.fixture
+def store(tmp_path):
+    from tests.fixtures.regions import write_store
+
+    write_store(tmp_path)
+    return ["--regions", str(tmp_path / "regions")]
+
+
+def test_a_sweep_prints_and_writes_what_thresholds_keep(store, tmp_path):
+    options = [*store, "--gold", str(tmp_path / "gold"), "--report-json", str(tmp_path / "sweep.json")]
+    done = call("filter_boxes", *options, "--set", "preset=grit", "--sweep", "0.3,0.6")
+    assert done.exit_code == 0, done.output
+    table = [line.split() for line in done.output.splitlines()]
+    assert table[1] == ["threshold", "images", "boxes", "phrases", "precision", "recall"]
+    assert [row[0] for row in table[2:]] == ["0.3", "0.6"]
+    result = json.loads((tmp_path / "sweep.json").read_text())
+    assert [f"{row['boxes']:,}" for row in result["thresholds"]] == [row[2] for row in table[2:]]
+    assert result["rules"]["cross_phrase_iou"] == 0.6
+    done = call("filter_boxes", *store, "--sweep")
+    assert done.exit_code == 0 and len(done.output.splitlines()) == 2 + 9
+
+
+def test_counts_and_fitted_thresholds_go_from_command_to_command(store, tmp_path):
+    counts, thresholds = str(tmp_path / "counts.parquet"), str(tmp_path / "thresholds.json")
+    done = call("count_phrases", *store, "--min-count", "5", "--out", counts)
+    assert done.exit_code == 0 and "phrases with 5 mentions" in done.output
+    done = call(
+        "calibrate", *store, "--gold", str(tmp_path / "gold"), "--counts", counts, "--bands", "10", "--precision", "0.4",
+        "--min-labels", "5", "--out", thresholds,
+    )  # fmt: skip
+    assert done.exit_code == 0 and "from 10" in done.output, done.output
+    options = ["--thresholds", thresholds, "--counts", counts, "--out", str(tmp_path / "labels")]
+    done = call("filter_boxes", *store, *options)
+    assert done.exit_code == 0 and (tmp_path / "labels" / "00002.parquet").is_file()
+    done = call("calibrate", *store, "--gold", str(tmp_path / "gold"), "--precision", "1", "--out", thresholds)
+    assert done.exit_code == 1 and "no threshold reaches precision 1.0" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "want --out FOLDER"),
+        (["--out", "y", "--gold", "g"], "--gold goes with --sweep"),
+        (["--sweep", "--thresholds", "t"], "leave --thresholds out"),
+        (["--sweep", "0.3,much"], "want numbers with commas"),
+        (["--out", "y", "--set", "balance_to=9"], "run count-phrases"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(store, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("filter_boxes", *store, *arguments)
+    assert done.exit_code == 2 and words in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_preset_starts_anew_and_what_stands_beside_it_wins():
+    from pipeline.cli_base import load_section
+
+    alone = load_section("filter_boxes", "demo", ["preset=grit"]).effective()
+    assert (alone["threshold"], alone["best_per_phrase"], alone["cross_phrase_iou"]) == (0.65, None, 0.6)
+    beside = load_section("filter_boxes", "demo", ["threshold=0.7", "preset=grit"]).effective()
+    assert beside == alone | {"threshold": 0.7}
+    whole = load_recipe("demo", ["filter_boxes.preset=grit", "seed=3"])
+    assert whole.filter_boxes.effective() == alone and whole.seed == 3 and whole.teacher == load_recipe("demo").teacher
+
+
 def test_pseudo_label_parses_by_itself_where_no_phrases_are_given(crawl, teacher, tmp_path):
     done = call(
         "pseudo_label", "--shards", crawl[0], "--teacher", str(teacher), "--out", str(tmp_path / "store" / "regions")
@@ -81,6 +149,11 @@ def test_pseudo_label_parses_by_itself_where_no_phrases_are_given(crawl, teacher
             "threshold: Input should be less than",
         ),
         ("filter_boxes", ["--regions", "x", "--out", "y", "--recipe", "dmeo"], "recipe 'dmeo': want one of"),
+        (
+            "filter_boxes",
+            ["--regions", "x", "--out", "y", "--set", "preset=glib"],
+            "preset: Input should be 'glip', 'owl_st'",
+        ),
         ("train_teacher", ["--source", "a", "--out", "y"], "want --init MODEL"),
         ("train_teacher", ["--source", "a", "--out", "y", "--recipe", "demo"], "want NAME=SHARDS"),
     ],

@@ -1,0 +1,108 @@
+"""Labels against gold boxes of the same captions: which gold phrase a label names, and whether its box fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.filtering.nms import pair_iou, runs, within
+from pipeline.filtering.store import BOX
+from pipeline.io.files import open_file
+from pipeline.io.paths import expand_shards, stem
+
+GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A shard's gold boxes, a row a phrase of a caption. ``boxes`` (n, 4) absolute xyxy."""
+
+    keys: pa.Array
+    phrases: pa.Array
+    novel: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.novel)
+
+    def has(self, keys: pa.Array) -> np.ndarray:
+        """(n,) True for images with gold boxes."""
+        return pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
+
+
+def read_gold(path: str | Path) -> Gold:
+    """Read a gold table (docs/formats.md).
+
+    Raises:
+        InputError: no such file, not Parquet, or GOLD_COLUMNS are not all there.
+    """
+    try:
+        with open_file(path) as file:
+            table = pq.read_table(file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
+    missing = [c for c in GOLD_COLUMNS if c not in table.column_names]
+    if missing:
+        raise InputError(f"{path}: gold columns missing: {', '.join(missing)}")
+    numbers = {
+        c: table[c].combine_chunks().to_numpy(zero_copy_only=False) for c in GOLD_COLUMNS if c not in ("key", "phrase")
+    }
+    return Gold(
+        keys=table["key"].cast(pa.string()).combine_chunks(),
+        phrases=pc.utf8_lower(table["phrase"].cast(pa.string())).combine_chunks(),
+        novel=numbers["novel"].astype(bool),
+        start=numbers["start"].astype(np.int64),
+        end=numbers["end"].astype(np.int64),
+        boxes=np.stack([numbers[c] for c in BOX], 1).astype(np.float64),
+    )
+
+
+def gold_tables(folder: str | Path) -> dict[str, str]:
+    """Shard name -> its gold table."""
+    return {stem(p): p for p in expand_shards(str(folder), suffix=".parquet")}
+
+
+def match(
+    gold: Gold, codes: np.ndarray, keys: pa.Array, start: np.ndarray, end: np.ndarray, boxes: np.ndarray, iou: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each label the row of its gold phrase (-1: it names none), and whether its box fits that phrase's.
+
+    A label's gold phrase is the one of the same caption that it shares most characters with, the first of equals. A box
+    fits with an IoU of at least ``iou``.
+
+    Args:
+        codes: (n,) into ``keys``, the images. start, end: (n,) characters. boxes: (n, 4) xyxy.
+    """
+    order, first, size = _by_image(gold, keys)
+    sizes = size[codes]
+    label = np.repeat(np.arange(len(codes)), sizes)
+    candidate = order[np.repeat(first[codes], sizes) + within(sizes)]
+    shared = np.minimum(end[label], gold.end[candidate]) - np.maximum(start[label], gold.start[candidate])
+    matched = np.full(len(codes), -1)
+    if len(label):
+        starts, lengths = runs(label)
+        best = np.repeat(np.maximum.reduceat(shared, starts), lengths)
+        hit = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # backwards: the first of equals is written last
+        matched[label[hit]] = candidate[hit]
+    named = np.flatnonzero(matched >= 0)
+    correct = np.zeros(len(codes), bool)
+    correct[named] = pair_iou(boxes[named].astype(np.float64), gold.boxes[matched[named]]) >= iou
+    return matched, correct
+
+
+def _by_image(gold: Gold, keys: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gold rows ordered by image, and for each of ``keys`` the first of them and their number."""
+    image = pc.fill_null(pc.index_in(gold.keys, value_set=keys), -1).to_numpy(zero_copy_only=False)
+    order = np.argsort(image, kind="stable")
+    size = np.bincount(image[image >= 0], minlength=len(keys))
+    return order, int((image < 0).sum()) + np.cumsum(size) - size, size

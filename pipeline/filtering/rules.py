@@ -1,0 +1,281 @@
+"""The rules: which regions of a shard become labels, and for what one reason each other one goes.
+
+A rule is a function from the pool of regions to a column of booleans, True for those that it would drop; None where its
+setting is off. They are applied in the order of RULES, which is that of FilterConfig's fields; rules between regions look
+only at those that are still in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import FilterConfig
+from pipeline.errors import InputError
+from pipeline.filtering.fitted import Fitted
+from pipeline.filtering.nms import beyond, suppressed
+from pipeline.filtering.phrases import uniform
+from pipeline.filtering.presets import PRESETS
+from pipeline.filtering.store import RegionShard
+from pipeline.io.hashing import digest_json
+
+
+def check(config: FilterConfig, fitted: Fitted) -> None:
+    """Raises:
+    InputError: the settings need tables that are not given, or that were counted by other rules.
+    """
+    if config.balance_to is None:
+        return
+    if fitted.counts is None:
+        raise InputError(
+            "balance_to needs phrase counts: run count-phrases with the same settings, then give --counts FILE"
+        )
+    if fitted.counts.rules != rules_of(config, fitted.thresholds_digest):
+        raise InputError(
+            "balance_to: the phrases were counted by other rules; run count-phrases with these settings again"
+        )
+    if config.balance_to < fitted.counts.min_count:
+        raise InputError(
+            f"balance_to {config.balance_to}: phrases were counted from {fitted.counts.min_count} on; "
+            f"run count-phrases --min-count {config.balance_to}"
+        )
+
+
+def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
+    """The rules that kept regions are counted by, as one digest: a count is no guide to what other rules keep."""
+    return digest_json(
+        {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
+    )
+
+
+def preset_of(config: FilterConfig) -> str:
+    """The published set of rules that these are, by name; "" if they are none."""
+    rules = config.effective()
+    return next((name for name in PRESETS if FilterConfig(preset=name).effective() == rules), "")
+
+
+def open_regions(path: str | Path, config: FilterConfig, fitted: Fitted = Fitted()) -> RegionShard:
+    """A shard, already without the regions that score too low for any use; columns are not read for them."""
+    shard = RegionShard(path)
+    low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
+    low = min(low, low if config.ignore_above is None else config.ignore_above)
+    shard.restrict(scores(shard, config) >= low)
+    return shard
+
+
+def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
+    """(size,) float32: what the rules go by."""
+    if config.score_by == "score":
+        return shard.numbers("score")
+    if "rescore" not in shard.columns:
+        raise InputError(
+            f"{shard.path}: has no column rescore, which score_by={config.score_by} needs; run rescore on the store, "
+            "or set score_by=score"
+        )
+    if config.score_by == "rescore":
+        return shard.numbers("rescore")
+    return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("rescore"), 0, None))
+
+
+class Pool:
+    """A shard's regions and which of them are still in. All arrays (size,) unless they say otherwise."""
+
+    def __init__(self, shard: RegionShard, config: FilterConfig, fitted: Fitted) -> None:
+        self.shard, self.config, self.fitted = shard, config, fitted
+        self.score = scores(shard, config)
+        self.reason = np.zeros(shard.size, np.uint8)
+
+    def alive(self) -> np.ndarray:
+        """Rows that are still in."""
+        return np.flatnonzero(self.reason == KEEP)
+
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """Widths and heights in pixels, float32."""
+        x1, y1, x2, y2 = (self.shard.numbers(c) for c in ("x1", "y1", "x2", "y2"))
+        return x2 - x1, y2 - y1
+
+    def area_share(self) -> np.ndarray:
+        """Share of the image, 0..1."""
+        width, height = self.sides()
+        image = self.shard.numbers("height").astype(np.float64) * self.shard.numbers("width")
+        return width * height / image
+
+    def per_image(self, values: np.ndarray | None = None) -> np.ndarray:
+        """(images,) how many regions of each image are still in, or the sum of their ``values``."""
+        codes, keys = self.shard.keys()
+        rows = self.alive()
+        return np.bincount(codes[rows], None if values is None else values[rows], minlength=len(keys))
+
+    def among_alive(self, rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """A rule between regions that are still in: it gets their rows."""
+        rows = self.alive()
+        bad = np.zeros(self.shard.size, bool)
+        bad[rows] = rule(rows)
+        return bad
+
+
+Rule = Callable[[Pool], "np.ndarray | None"]
+
+
+def below_threshold(pool: Pool) -> np.ndarray:
+    fitted = pool.fitted.thresholds
+    if fitted is not None:
+        codes, texts = pool.shard.texts()
+        mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
+        return ~(pool.score > fitted.of(mentions)[codes])
+    above = pool.score >= pool.config.threshold if pool.config.include_equal else pool.score > pool.config.threshold
+    return ~above
+
+
+def no_area(pool: Pool) -> np.ndarray:
+    width, height = pool.sides()
+    return ~((width > 0) & (height > 0))
+
+
+def not_best_of_phrase(pool: Pool) -> np.ndarray | None:
+    limit = pool.config.best_per_phrase
+    if limit is None:
+        return None
+    phrase = pool.shard.numbers("phrase_row")
+    return pool.among_alive(lambda rows: beyond(pool.score[rows], phrase[rows], limit))
+
+
+def too_small(pool: Pool) -> np.ndarray | None:
+    bad = None
+    if pool.config.min_box_side > 0:
+        bad = np.minimum(*pool.sides()) < pool.config.min_box_side
+    if pool.config.min_area_share > 0:
+        small = pool.area_share() < pool.config.min_area_share
+        bad = small if bad is None else bad | small
+    return bad
+
+
+def too_large(pool: Pool) -> np.ndarray | None:
+    return pool.area_share() > pool.config.max_area_share if pool.config.max_area_share < 1 else None
+
+
+def aspect(pool: Pool) -> np.ndarray | None:
+    if pool.config.max_aspect is None:
+        return None
+    width, height = pool.sides()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.maximum(width / height, height / width) > pool.config.max_aspect
+
+
+def same_text_overlap(pool: Pool) -> np.ndarray | None:
+    if pool.config.same_text_iou is None:
+        return None
+    codes, texts = pool.shard.texts()
+    group = pool.shard.keys()[0].astype(np.int64) * len(texts) + codes
+    return _overlap(pool, group, pool.config.same_text_iou)
+
+
+def cross_phrase_overlap(pool: Pool) -> np.ndarray | None:
+    iou = pool.config.cross_phrase_iou
+    return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou)
+
+
+def near_identical(pool: Pool) -> np.ndarray | None:
+    iou = pool.config.near_identical_iou
+    return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou, pool.shard.numbers("phrase_row"))
+
+
+def _overlap(pool: Pool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
+    boxes = pool.shard.boxes()
+    return pool.among_alive(
+        lambda rows: suppressed(
+            boxes[rows], pool.score[rows], group[rows], iou, spare=None if spare is None else spare[rows]
+        )
+    )
+
+
+def image_below_threshold(pool: Pool) -> np.ndarray | None:
+    if pool.config.image_threshold is None:
+        return None
+    return pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))[pool.shard.keys()[0]] < 1
+
+
+def image_score_low(pool: Pool) -> np.ndarray | None:
+    if pool.config.min_image_score is None:
+        return None
+    value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("rescore")
+    mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
+    return ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
+
+
+def phrase_cap(pool: Pool) -> np.ndarray | None:
+    limit = pool.config.max_per_phrase_text
+    if limit is None:
+        return None
+    codes, _ = pool.shard.texts()
+    return pool.among_alive(lambda rows: beyond(pool.score[rows], codes[rows], limit))
+
+
+def balanced_away(pool: Pool) -> np.ndarray | None:
+    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): of a text with n > t entries each stays with probability t / n."""
+    if pool.config.balance_to is None:
+        return None
+    assert pool.fitted.counts is not None
+    codes, texts = pool.shard.texts()
+    _, kept = pool.fitted.counts.of(texts)
+    share = pool.config.balance_to / np.maximum(kept, 1)
+    return uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank")) >= share[codes]
+
+
+def too_few_regions(pool: Pool) -> np.ndarray | None:
+    return pool.per_image()[pool.shard.keys()[0]] < pool.config.min_regions if pool.config.min_regions > 0 else None
+
+
+RULES: tuple[Rule, ...] = (
+    below_threshold, no_area, not_best_of_phrase, too_small, too_large, aspect,
+    same_text_overlap, cross_phrase_overlap, near_identical,
+    image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
+)  # fmt: skip
+"""In the order they are applied; a rule's name is the reason that its regions are counted under."""
+REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
+KEEP, IGNORE, BELOW = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a shard's regions. ``reason`` (size,) indexes REASONS; the ``unread`` others score too low."""
+
+    reason: np.ndarray
+    unread: int
+
+    @property
+    def keeps(self) -> np.ndarray:
+        """(size,) True for labels."""
+        return self.reason == KEEP
+
+    @property
+    def stays(self) -> np.ndarray:
+        """(size,) True for labels and ignore regions."""
+        return self.reason <= IGNORE
+
+    def counts(self) -> dict[str, int]:
+        """Regions by reason, "keep" among them; they add up to the shard's."""
+        found = np.bincount(self.reason, minlength=len(REASONS))
+        found[BELOW] += self.unread
+        return {REASONS[i]: int(n) for i, n in enumerate(found) if n}
+
+
+def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -> Verdict:
+    """Apply the rules to a shard that :func:`open_regions` opened for them (or for lower thresholds).
+
+    Raises:
+        InputError: the shard lacks a column that a rule needs.
+    """
+    check(config, fitted)
+    pool = Pool(shard, config, fitted)
+    for number, rule in enumerate(RULES, start=BELOW):
+        bad = rule(pool)
+        if bad is not None:
+            pool.reason[(pool.reason == KEEP) & bad] = number
+    if config.ignore_above is not None:
+        unsure = (pool.reason == BELOW) & (pool.score > config.ignore_above) & ~no_area(pool)
+        pool.reason[unsure & (pool.per_image()[shard.keys()[0]] > 0)] = IGNORE
+    return Verdict(pool.reason, shard.total - shard.size)

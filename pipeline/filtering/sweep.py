@@ -1,0 +1,136 @@
+"""What a grid of thresholds would keep, in one pass over the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import FilterConfig
+from pipeline.errors import InputError
+from pipeline.filtering.fitted import Fitted, load_fitted
+from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
+from pipeline.filtering.phrases import DistinctTexts, text_hashes
+from pipeline.filtering.rules import check, judge, open_regions
+from pipeline.filtering.store import RegionShard
+from pipeline.io.files import require_files
+from pipeline.progress import Progress, Silent
+
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MAX_GRID = 64
+
+
+def sweep(
+    config: FilterConfig,
+    regions: Sequence[str],
+    grid: Sequence[float] = GRID,
+    *,
+    gold: str | Path | None = None,
+    counts: str | Path | None = None,
+    iou: float = 0.5,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What each threshold keeps, the other rules as set. Every column is read once, for all thresholds.
+
+    Args:
+        grid: thresholds, at most 64. gold: folder of gold tables; precision and recall are measured on the images that
+            have rows there. counts: what count-phrases wrote, for ``balance_to``.
+
+    Returns:
+        "regions", "images", "shards": what the store has; "gold_boxes"; "rules"; "thresholds": for each its "images",
+        "boxes" and "phrases" (distinct texts), and with gold "labels" (kept ones in images with gold), "correct",
+        "found", "precision" and "recall" in percent.
+    """
+    require_files(regions)
+    grid = sorted(set(grid))
+    if not grid or len(grid) > MAX_GRID or not 0 <= grid[0] <= grid[-1] <= 1:
+        raise InputError(f"grid {', '.join(map(str, grid))}: want 1 to {MAX_GRID} thresholds between 0 and 1")
+    fitted = load_fitted(None, counts)
+    check(config.model_copy(update={"balance_to": None}), fitted)
+    configs = [config.model_copy(update={"threshold": t, "ignore_above": None}) for t in grid]
+    golds = {} if gold is None else gold_tables(gold)
+    total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found
+    store = np.zeros(3, np.int64)  # regions, images, gold boxes
+    texts = DistinctTexts()
+    progress = progress or Silent()
+    progress.begin("filter-boxes --sweep", len(regions), "shards")
+    for path in regions:
+        shard = open_regions(path, configs[0], fitted)
+        truth = read_gold(golds[shard.name]) if shard.name in golds else None
+        total += _of_shard(shard, configs, fitted, texts, truth, iou)
+        store += (shard.total, shard.images, 0 if truth is None else len(truth))
+        progress.advance(1, "shards")
+    if gold is not None and not store[2]:
+        raise InputError(f"{gold}: has no gold table of the name of any of the shards")
+    distinct = texts.counts(len(grid))
+    return {
+        "shards": len(regions),
+        "regions": int(store[0]),
+        "images": int(store[1]),
+        "gold_boxes": int(store[2]) if gold is not None else None,
+        "rules": {k: v for k, v in config.effective().items() if k not in ("threshold", "ignore_above")},
+        "thresholds": [
+            {"threshold": t, "images": int(row[0]), "boxes": int(row[1]), "phrases": n}
+            | ({} if gold is None else _quality(row[2:], int(store[2])))
+            for t, row, n in zip(grid, total, distinct, strict=True)
+        ],
+    }
+
+
+def _of_shard(
+    shard: RegionShard,
+    configs: Sequence[FilterConfig],
+    fitted: Fitted,
+    distinct: DistinctTexts,
+    truth: Gold | None,
+    iou: float,
+) -> np.ndarray:
+    codes, keys = shard.keys()
+    text_codes, texts = shard.texts()
+    bits = np.zeros(len(texts), np.uint64)
+    total = np.zeros((len(configs), 5), np.int64)
+    if truth is not None:
+        measured = truth.has(keys)[codes]
+        matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
+    for i, config in enumerate(configs):
+        kept = judge(shard, config, fitted).keeps
+        total[i, :2] = len(np.unique(codes[kept])), kept.sum()
+        bits[np.unique(text_codes[kept])] |= np.uint64(1 << i)
+        if truth is not None:
+            right = kept & correct
+            total[i, 2:] = (kept & measured).sum(), right.sum(), len(np.unique(matched[right]))
+    occur = np.flatnonzero(bits)
+    distinct.add(text_hashes(texts.take(pa.array(occur))), bits[occur])
+    return total
+
+
+def _quality(counted: np.ndarray, gold: int) -> dict[str, Any]:
+    labels, correct, found = (int(v) for v in counted)
+    return {
+        "labels": labels,
+        "correct": correct,
+        "found": found,
+        "precision": round(100 * correct / labels, 2) if labels else None,
+        "recall": round(100 * found / gold, 2) if gold else None,
+    }
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The result as a table for a terminal."""
+    rows = result["thresholds"]
+    with_gold = result["gold_boxes"] is not None
+    head = f"{'threshold':>9}  {'images':>12}  {'boxes':>13}  {'phrases':>11}"
+    out = [
+        f"{result['shards']:,} shards, {result['images']:,} images, {result['regions']:,} regions",
+        head + (f"  {'precision':>9}  {'recall':>7}" if with_gold else ""),
+    ]
+    for row in rows:
+        line = f"{row['threshold']:>9g}  {row['images']:>12,}  {row['boxes']:>13,}  {row['phrases']:>11,}"
+        if with_gold:
+            precision, recall = ("-" if row[k] is None else f"{row[k]:.1f}" for k in ("precision", "recall"))
+            line += f"  {precision:>9}  {recall:>7}"
+        out.append(line)
+    return out
