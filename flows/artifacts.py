@@ -92,6 +92,16 @@ def show_failures(title: str, report: StageReport) -> None:
 
 
 @_never_fatal
+def show_sweep(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of what each threshold would keep."""
+    create_table_artifact(
+        [dict(row) for row in rows],
+        key=key_of(f"thresholds-{title}"),
+        description=f"{title}: what each threshold would keep, the other rules as they are",
+    )
+
+
+@_never_fatal
 def show_comparison(rows: Sequence[Mapping[str, Any]], markdown: str) -> None:
     """The models side by side, as a table and as Markdown."""
     create_table_artifact(

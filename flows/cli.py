@@ -75,8 +75,15 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option(
+    "--runs",
+    default="runs",
+    show_default=True,
+    help="Folder of runs; its pages and curves are shown on the next two ports.",
+)
 @click.option("--logs", default=".prefect/logs", show_default=True, help="Folder for what server and worker say.")
-def up(host: str, port: int, limit: int, logs: str) -> None:
+@click.option("--run", "start_run", is_flag=True, help="Also start a run of the demo, in RUNS/demo.")
+def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) -> None:
     """Start Prefect's server and dashboard with a worker that runs what is asked, until interrupted.
 
     Deploys every flow under the name local. A server or worker that dies is started again; a server that answers already is used.
@@ -95,7 +102,7 @@ def up(host: str, port: int, limit: int, logs: str) -> None:
     ended = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: ended.set())
-    server = LocalServer(host, port, limit, Path(logs).absolute())
+    server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
     with one_line_errors("self-train"):
         try:
             click.echo(f"starting; logs in {logs}")

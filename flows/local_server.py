@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import RunError
+from pipeline.report.dashboard import BOARD, FILES
 
 log = logging.getLogger("glip_self_train")
 
@@ -67,17 +69,22 @@ class _Kept:
 
 
 class LocalServer:
-    """Server, deployments, worker; ``url`` is the dashboard's address."""
+    """Server, deployments, worker; beside them the runs' pages and TensorBoard on the next two ports.
 
-    def __init__(self, host: str, port: int, limit: int, logs: Path) -> None:
-        self.url = f"http://{host}:{port}"
-        self._limit = limit
-        logs.mkdir(parents=True, exist_ok=True)
+    url: the dashboard's address; pages, board: those of the others. runs: the folder that they show.
+    """
+
+    def __init__(self, host: str, port: int, limit: int, logs: Path, runs: Path) -> None:
+        self.url, self.pages, self.board = (f"http://{host}:{port + i}" for i in range(3))
+        for folder in (logs, runs):
+            folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             "PREFECT_CLIENT_MAX_RETRIES": "8",  # a server that is started again is waited for
             "NO_COLOR": "1",
+            FILES: f"{self.pages} {runs.resolve()}",
+            BOARD: self.board,
         }
         prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
         self._prefect_command = prefect
@@ -86,6 +93,23 @@ class LocalServer:
         )
         worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", str(limit), "--name", "self-train"]
         self._worker = _Kept("worker", worker, self.environment, logs)
+        serve = [sys.executable, "-m", "http.server", str(port + 1), "--bind", host, "--directory", str(runs)]
+        board = [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(runs),
+            "--host",
+            host,
+            "--port",
+            str(port + 2),
+        ]
+        self._others = [
+            self._worker,
+            _Kept("pages", serve, self.environment, logs),
+            _Kept("tensorboard", board, self.environment, logs),
+        ]
         self._ours = False
 
     def healthy(self) -> bool:
@@ -110,7 +134,8 @@ class LocalServer:
         self._prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         self._prefect("deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
         self._mark_zombies()
-        self._worker.start()
+        for child in self._others:
+            child.start()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -136,18 +161,26 @@ class LocalServer:
         if done.returncode:
             log.warning("no automation for zombie runs: %s", done.stderr.strip().splitlines()[-1:])
 
+    def run(self, **parameters: str) -> str:
+        """Start a run of the whole loop; returns its page."""
+        given = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
+        said = self._prefect("deployment", "run", "self-train/local", *given)
+        return next((w for line in said.splitlines() for w in line.split() if w.startswith(self.url)), self.url)
+
     def keep(self) -> None:
         """Start again what died. Call now and then."""
         if self._ours and self._server.died():
             log.warning("the server died and is started again")
             self._server.start()
             self._wait()
-        if self._worker.died():
-            log.warning("the worker died and is started again")
-            self._worker.start()
+        for child in self._others:
+            if child.died():
+                log.warning("the %s died and is started again", child.name)
+                child.start()
 
     def stop(self) -> None:
         """The worker first: it tells the server that it goes."""
-        self._worker.stop()
+        for child in self._others:
+            child.stop()
         if self._ours:
             self._server.stop()

@@ -15,7 +15,8 @@ from flows import stages
 from flows.artifacts import show_comparison
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
-from pipeline.report.page import comparison, report_markdown
+from pipeline.report.dashboard import dashboard_markdown
+from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report
 from pipeline.run_layout import RunLayout
 from pipeline.stats import StageReport
@@ -72,7 +73,7 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
     layout = RunLayout(Path(out).absolute())
     summary = summarise(config, layout, reports)
     write_run_report(config, layout, summary)
-    show_comparison(comparison(summary), report_markdown(summary))
+    show_comparison(comparison(summary), dashboard_markdown(summary, layout))
     plain = json.loads(json.dumps(summary))
     lost = {name: len(report["failed"]) for name, report in reports.items() if report["failed"]}
     if lost:

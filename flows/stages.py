@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 from prefect import flow
 
+from flows.artifacts import show_sweep
 from flows.children import Job, launch_command, pipeline_command
-from flows.jobs import run_jobs
+from flows.jobs import run_job, run_jobs
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
 from pipeline.errors import InputError
@@ -24,6 +25,8 @@ from pipeline.stats import StageReport
 
 OUT, DEMO = "runs/demo", load_recipe("demo")
 """What the run forms of the stages begin with."""
+THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+"""What the dashboard's table of thresholds shows."""
 
 
 def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
@@ -191,8 +194,10 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     s = stager(out, config)
     title = f"filter-boxes-round-{round_number}"
     regions, labels = s.layout.regions(round_number), s.layout.labels(round_number)
-    job = s.job(title, "filter-boxes", "--regions", str(regions), "--out", str(labels))
-    return run_jobs(title, [job])
+    report = run_jobs(title, [s.job(title, "filter-boxes", "--regions", str(regions), "--out", str(labels))])
+    sweep = run_job(s.job(f"{title}-sweep", "filter-boxes", "--regions", str(regions), "--sweep", THRESHOLDS))
+    show_sweep(title, (sweep or {}).get("thresholds", []))
+    return report
 
 
 @flow(name="build-shards", flow_run_name="build-shards-round-{round_number}")

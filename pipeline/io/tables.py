@@ -24,7 +24,15 @@ def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Ma
     """
     table = table.cast(schema).replace_schema_metadata({k: str(v) for k, v in sorted(footer.items())})
     with atomic_file(path) as file:
-        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd", use_dictionary=True)
+        floats = [f.name for f in schema if pa.types.is_floating(f.type)]  # few of them are alike: no dictionary
+        others = [name for name in schema.names if name not in floats]
+        pq.write_table(
+            table,
+            pa.PythonFile(file, mode="w"),
+            compression="zstd",
+            use_dictionary=others,
+            use_byte_stream_split=floats,
+        )
         return file.summary()
 
 

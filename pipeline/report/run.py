@@ -42,13 +42,18 @@ def write_run_report(config: SelfTrainConfig, layout: RunLayout, summary: Mappin
     if photos := _shards(layout.photos / "train"):
         write_gallery(photos, layout.report / "photos.html", title="Photographs", note=PHOTO_NOTE, limit=20)
         links["Real photographs through the same stages"] = "photos.html"
+    index = layout.report / "index.html"
+    write_report(summary, index, pictures=pictures, links=links, curves=training_curves(layout))
+    return index
+
+
+def training_curves(layout: RunLayout) -> dict[str, Any]:
+    """Model -> rows of its training curve."""
     curves = {}
     for folder in sorted((layout.root / "checkpoints").glob("*")):
         if (folder / "report.json").is_file():
             curves[folder.name] = json.loads((folder / "report.json").read_text())["curve"]
-    index = layout.report / "index.html"
-    write_report(summary, index, pictures=pictures, links=links, curves=curves)
-    return index
+    return curves
 
 
 def _shards(folder: Path) -> list[str]:

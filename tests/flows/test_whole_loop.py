@@ -1,4 +1,4 @@
-"""The whole loop with real processes: deployed on a real server with a worker, and killed twice on the way.
+"""The whole loop with real processes: deployed on a real server with a worker, and killed on the way, with its server or without.
 
 Both ways must leave the same bytes, for what is written depends on data and settings alone.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.io.hashing import digest_file
-from tests.flows.tiny import BIN, ROOT, environment, free_port, run_command, tiny_config, wait_until
+from tests.flows.tiny import ROOT, environment, run_command, tiny_config, wait_until
+from tests.flows.up import Up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,62 +30,23 @@ def outputs(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A Prefect server on loopback, its environment, and a worker of the pool ``local``."""
-    home = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    env = environment(home, PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
-    log = open(home / "server.log", "wb")  # noqa: SIM115 - kept open as long as the server
-    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-
-    def healthy() -> bool:
-        import httpx
-
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=2).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    worker = None
+def up(tmp_path_factory):
+    """``self-train up``: a server on loopback, every flow deployed, and a worker."""
+    started = Up(tmp_path_factory.mktemp("up"))
     try:
-        wait_until(healthy, 120, "the server's health", process)
-
-        def prefect(*arguments: str, check: bool = True) -> str:
-            done = subprocess.run(
-                [str(BIN / "prefect"), "--no-prompt", *arguments], env=env, cwd=ROOT, capture_output=True, text=True
-            )
-            assert done.returncode == 0 or not check, done.stdout + done.stderr
-            return done.stdout
-
-        prefect("work-pool", "create", "--type", "process", "local")
-        prefect("deploy", "--all", "--prefect-file", "flows/prefect.yaml")
-        worker_log = open(home / "worker.log", "wb")  # noqa: SIM115
-        command = [str(BIN / "prefect"), "worker", "start", "--pool", "local"]
-        worker = subprocess.Popen(
-            command, env=env, cwd=ROOT, stdout=worker_log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        yield prefect, f"http://127.0.0.1:{port}/api", home
+        started.wait()
+        yield started
     finally:
-        for started in (worker, process):
-            if started is not None:
-                started.terminate()
-                try:
-                    started.wait(20)
-                except subprocess.TimeoutExpired:  # a worker on a busy machine takes its time to say goodbye
-                    os.killpg(started.pid, signal.SIGKILL)
-                    started.wait()
-        log.close()
+        started.stop()
 
 
 @pytest.fixture(scope="module")
-def deployed(server, tmp_path_factory) -> Path:
-    """A run that ``prefect deployment run self-train/local`` started and a worker carried out."""
-    prefect, _, home = server
-    out = tmp_path_factory.mktemp("deployed") / "run"
-    parameters = {"out": str(out), "config": tiny_config().model_dump(mode="json")}
-    said = prefect("deployment", "run", "self-train/local", "--params", json.dumps(parameters), "--watch", check=False)
-    assert (out / "summary.json").is_file(), said + (home / "worker.log").read_text()[-3000:]
+def deployed(up) -> Path:
+    """A run that was asked of the server and that the worker carried out."""
+    out = up.runs / "whole"
+    run = up.start(out, tiny_config())
+    wait_until(lambda: up.ended(run), 600, "the run's end", up.process)
+    assert up.state(run)[0] == "COMPLETED", (up.logs / "worker.log").read_text()[-3000:]
     return out
 
 
@@ -104,10 +66,10 @@ def test_the_deployed_run_is_whole(deployed):
     assert labelled["seen"] == labelled["kept"] + sum(labelled["dropped"].values())
 
 
-def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, server):
+def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, up):
     import httpx
 
-    _, api, _ = server
+    api = up.api
     found = httpx.post(f"{api}/artifacts/filter", json={"limit": 200}, timeout=30).json()
     by_key = {a["key"]: a for a in found}
     assert by_key["progress-pseudo-label-round-1"]["data"] == 100.0
@@ -116,9 +78,57 @@ def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, server):
     summary = json.loads((deployed / "summary.json").read_text())
     student = next(r for r in rows if r["name"] == "student")
     assert student["novel_recall_at_1"] == summary["student"]["novel_recall_at_1"]
-    assert "peak MiB" in by_key["report"]["data"]
+    assert (
+        "peak MiB" in by_key["report"]["data"]
+        and f"{up.url[:-5]}:{up.port + 1}/whole/report/index.html" in by_key["report"]["data"]
+    )
+    thresholds = json.loads(by_key["thresholds-filter-boxes-round-1"]["data"])
+    assert [row["threshold"] for row in thresholds] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     runs = httpx.post(f"{api}/flow_runs/filter", json={"limit": 100}, timeout=30).json()
     assert {"train-teacher", "pseudo-label-round-1", "build-shards-round-1"} <= {r["name"] for r in runs}
+
+
+def test_every_stage_can_be_run_by_itself(up, deployed):
+    said = up.prefect("deployment", "ls")
+    for flow in (
+        "ingest",
+        "parse-phrases",
+        "train-teacher",
+        "pseudo-label",
+        "filter-boxes",
+        "build-shards",
+        "evaluate",
+    ):
+        assert f"{flow}/local" in said
+    config = tiny_config().model_dump(mode="json")
+    parameters = json.dumps({"out": str(deployed), "config": config})
+    said = up.prefect("deployment", "run", "filter-boxes/local", "--params", parameters, "--watch", check=False)
+    assert "Flow run finished successfully" in said or "Completed" in said, said
+
+
+def test_a_misspelt_setting_is_refused_before_anything_runs(up):
+    import httpx
+
+    deployment = httpx.get(f"{up.api}/deployments/name/self-train/local", timeout=30).json()["id"]
+    config = tiny_config().model_dump(mode="json") | {"sede": 1}
+    asked = httpx.post(
+        f"{up.api}/deployments/{deployment}/create_flow_run", json={"parameters": {"config": config}}, timeout=30
+    )
+    assert asked.status_code == 409 and "sede" in asked.text
+
+
+def test_server_and_worker_killed_in_mid_run_leave_the_same_bytes(up, deployed):
+    out = up.runs / "killed"
+    run = up.start(out, tiny_config())
+    shards = out / "regions" / "round-1"
+    wait_until(lambda: list(shards.glob("*.report.json")), 420, f"shards in {shards}", up.process)
+    up.kill("server start")
+    up.kill("worker start")
+    wait_until(lambda: up.ended(run), 600, "the run's end", up.process)
+    if up.state(run)[0] != "COMPLETED":  # it may have lost its server for too long: ask for it again
+        up.prefect("flow-run", "retry", run)
+        wait_until(lambda: up.state(run)[0] == "COMPLETED", 600, "the second try's end", up.process)
+    assert outputs(out) == outputs(deployed)
 
 
 def children_of(run: Path) -> list[str]:

@@ -1,0 +1,117 @@
+"""What a person sees: the dashboard's pages of a run, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.local_server import ROOT
+from tests.flows.tiny import tiny_config, wait_until
+from tests.flows.up import Up
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here (Debian's package has one)"),
+]
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PICTURES = os.environ.get("SCREENSHOTS")
+"""A folder to keep the pictures in, for the docs."""
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    started = Up(tmp_path_factory.mktemp("up"))
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def page():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def run(up):
+    """A run that is finished."""
+    out = up.runs / "seen"
+    run = up.start(out, tiny_config())
+    wait_until(lambda: up.ended(run), 600, "the run's end", up.process)
+    assert up.state(run)[0] == "COMPLETED", (up.logs / "worker.log").read_text()[-3000:]
+    return run
+
+
+def keep(page, name: str) -> None:
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"))
+
+
+def artifact(up: Up, key: str) -> str:
+    found = httpx.post(f"{up.api}/artifacts/filter", json={"limit": 200}, timeout=30).json()
+    return next(f"{up.url}/artifacts/artifact/{a['id']}" for a in found if a["key"] == key)
+
+
+def test_the_runs_page_shows_the_stages(up, run, page):
+    page.goto(f"{up.url}/runs/flow-run/{run}")
+    for stage in ("parse-phrases", "pseudo-label-round-1", "train-student-round-1"):
+        page.get_by_text(stage).first.wait_for(timeout=60_000)  # task runs arrive some seconds late
+    page.get_by_text("Completed").first.wait_for(timeout=30_000)
+    keep(page, "run")
+
+
+def test_the_report_shows_numbers_plots_and_labels(up, run, page):
+    page.goto(artifact(up, "report"))
+    page.get_by_text("NOVEL R@1").first.wait_for(timeout=60_000)
+    page.get_by_text("Pseudo-labels").first.wait_for(timeout=30_000)
+    page.wait_for_function("[...document.images].filter(i => i.src.startsWith('data:')).every(i => i.complete)")
+    widths = page.evaluate("[...document.images].filter(i => i.src.startsWith('data:')).map(i => i.naturalWidth)")
+    assert len(widths) == 3 and min(widths) > 100  # labels, precision by score, loss
+    keep(page, "report")
+    with page.expect_navigation():
+        page.evaluate("[...document.links].find(a => a.textContent == 'the whole report').removeAttribute('target')")
+        page.get_by_text("the whole report").click()
+    assert page.url == f"http://127.0.0.1:{up.port + 1}/seen/report/index.html"
+    page.get_by_text("NOVEL").first.wait_for(timeout=30_000)
+    keep(page, "page")
+
+
+def test_tables_say_what_was_kept_and_what_thresholds_would_keep(up, run, page):
+    page.goto(artifact(up, "kept-parse-phrases"))
+    page.get_by_text("seen").first.wait_for(timeout=60_000)
+    keep(page, "kept")
+    page.goto(artifact(up, "thresholds-filter-boxes-round-1"))
+    page.get_by_text("threshold").first.wait_for(timeout=60_000)
+    keep(page, "thresholds")
+    page.goto(artifact(up, "progress-pseudo-label-round-1"))
+    page.get_by_text("100%").first.wait_for(timeout=60_000)
+
+
+def test_the_run_form_has_fields_with_help(up, page):
+    deployment = httpx.get(f"{up.api}/deployments/name/self-train/local", timeout=30).json()["id"]
+    page.goto(f"{up.url}/deployments/deployment/{deployment}/run")
+    page.get_by_text("rounds").first.wait_for(timeout=60_000)
+    page.get_by_text("how many times a student becomes the next teacher").first.wait_for(timeout=30_000)
+    keep(page, "form")
+
+
+def test_tensorboard_answers(up, run):
+    wait_until(
+        lambda: httpx.get(f"http://127.0.0.1:{up.port + 2}/data/runs", timeout=10).status_code == 200, 60, "TensorBoard"
+    )
+    assert (ROOT / "flows" / "prefect.yaml").is_file()

@@ -1,0 +1,108 @@
+"""``self-train up`` as tests start it: a server, its worker, and what their pids are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.flows.tiny import BIN, ROOT, environment, wait_until
+
+
+def three_ports() -> int:
+    """The first of three ports in a row that nobody listens on."""
+    for port in range(21000 + os.getpid() % 3000 * 3, 32000, 3):
+        probes = [socket.socket() for _ in range(3)]
+        try:
+            for i, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", port + i))
+            return port
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+    raise AssertionError("no three free ports in a row")
+
+
+class Up:
+    """A running ``self-train up``; ``api`` and ``url`` are the server's."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.runs, self.logs = home, home / "runs", home / "logs"
+        self.port = three_ports()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.api = f"{self.url}/api"
+        self.env = environment(home / "prefect", PREFECT_API_URL=self.api)
+        self._log = open(home / "up.log", "wb")  # noqa: SIM115 - as long as the process
+        command = [
+            str(BIN / "self-train"), "up", "--port", str(self.port), "--runs", str(self.runs), "--logs", str(self.logs),
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT)
+
+    def wait(self) -> None:
+        """Until the worker runs."""
+        wait_until(lambda: "start a run" in self.said(), 240, "self-train up", self.process)
+
+    def said(self) -> str:
+        return (self.home / "up.log").read_text()
+
+    def prefect(self, *arguments: str, check: bool = True) -> str:
+        command = [str(BIN / "prefect"), "--no-prompt", *arguments]
+        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 or not check, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, out: Path, config: Any) -> str:
+        """Ask for a run of the whole loop; returns its id."""
+        parameters = {"out": str(out), "config": config.model_dump(mode="json")}
+        deployment = httpx.get(f"{self.api}/deployments/name/self-train/local", timeout=30).json()["id"]
+        asked = httpx.post(
+            f"{self.api}/deployments/{deployment}/create_flow_run", json={"parameters": parameters}, timeout=30
+        )
+        return asked.json()["id"]
+
+    def state(self, run: str) -> tuple[str, str]:
+        """(type, name) of a run's state; ("", "") while nobody answers."""
+        try:
+            state = httpx.get(f"{self.api}/flow_runs/{run}", timeout=10).json()["state"]
+        except (httpx.HTTPError, json.JSONDecodeError, KeyError):
+            return "", ""
+        return state["type"], state["name"]
+
+    def ended(self, run: str) -> bool:
+        return self.state(run)[0] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+    def child(self, words: str) -> int | None:
+        """The pid of the process that it started with these words in its command line."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+                command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (OSError, ValueError, IndexError):
+                continue
+            if parent == self.process.pid and words in command:
+                return int(stat.parent.name)
+        return None
+
+    def kill(self, words: str) -> None:
+        """SIGKILL a child, and wait until another has taken its place."""
+        pid = self.child(words)
+        assert pid is not None, f"no {words}: {self.said()}"
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.child(words) not in (None, pid), 60, f"a new {words}", self.process)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
