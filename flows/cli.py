@@ -107,11 +107,14 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
         try:
             click.echo(f"starting; logs in {logs}")
             server.start()
-            click.echo(f"dashboard: {server.url}")
-            click.echo(
-                f"run:       PREFECT_API_URL={server.url}/api prefect deployment run self-train/local -p out=runs/demo"
-            )
-            click.echo("end:       Ctrl-C")
+            click.echo(f"dashboard:   {server.url}")
+            click.echo(f"pages:       {server.pages}  (of the runs in {runs})")
+            click.echo(f"TensorBoard: {server.board}")
+            url = f"PREFECT_API_URL={server.url}/api"
+            click.echo(f"start a run: {url} prefect deployment run self-train/local -p out={runs}/demo")
+            click.echo("end:         Ctrl-C")
+            if start_run:
+                click.echo(f"started:     {server.run(out=str(Path(runs).absolute() / 'demo'))}")
             while not ended.wait(1):
                 server.keep()
         finally:
