@@ -8,13 +8,12 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: help setup demo test lint format server deploy clean
+.PHONY: help setup demo test lint format up clean
 
 help:
 	@echo "make demo     the whole loop on generated data: teacher, pseudo-labels, student, control (OUT=$(OUT))"
 	@echo "make test     lint, types and all tests"
-	@echo "make server   Prefect's server and dashboard on 127.0.0.1:4200"
-	@echo "make deploy   offer the flow as self-train/local to that server, with a worker that runs it"
+	@echo "make up       Prefect's server and dashboard on 127.0.0.1:4200, every flow deployed, and a worker"
 	@echo "make setup    only the environment in $(VENV)/"
 
 setup: $(VENV)/.ready
@@ -43,13 +42,8 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-server: setup
-	$(BIN)/prefect server start --host 127.0.0.1
-
-deploy: setup
-	PREFECT_API_URL=http://127.0.0.1:4200/api $(BIN)/prefect --no-prompt work-pool create --type process --overwrite local
-	PREFECT_API_URL=http://127.0.0.1:4200/api $(BIN)/prefect --no-prompt deploy --all --prefect-file flows/prefect.yaml
-	PREFECT_API_URL=http://127.0.0.1:4200/api $(BIN)/prefect worker start --pool local
+up: setup
+	$(BIN)/self-train up
 
 clean:
 	rm -rf runs .prefect

@@ -98,7 +98,7 @@ class FilterConfig(Config):
     preset: Literal["glip", "owl_st", "grit", "yolo_world"] | None = Field(
         None, description="a published set of rules to start from; settings given beside it win"
     )
-    score_by: Literal["score", "rescore", "geometric"] = Field(
+    score_by: Literal["score", "region_text", "geometric"] = Field(
         "score",
         description="what the rules go by: the teacher's score, the region-text score that rescore added, or their "
         "geometric mean (YOLO-World)",

@@ -70,14 +70,14 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
     """(size,) float32: what the rules go by."""
     if config.score_by == "score":
         return shard.numbers("score")
-    if "rescore" not in shard.columns:
+    if "region_text" not in shard.columns:
         raise InputError(
-            f"{shard.path}: has no column rescore, which score_by={config.score_by} needs; run rescore on the store, "
+            f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the store, "
             "or set score_by=score"
         )
-    if config.score_by == "rescore":
-        return shard.numbers("rescore")
-    return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("rescore"), 0, None))
+    if config.score_by == "region_text":
+        return shard.numbers("region_text")
+    return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
 
 
 class Pool:
@@ -201,7 +201,7 @@ def image_below_threshold(pool: Pool) -> np.ndarray | None:
 def image_score_low(pool: Pool) -> np.ndarray | None:
     if pool.config.min_image_score is None:
         return None
-    value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("rescore")
+    value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
     return ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
 

@@ -80,14 +80,14 @@ def test_yolo_world_goes_by_the_geometric_mean_and_the_images_mean_region_text_s
         region(key="b"),
         region(key="b", box=FAR),
     ]
-    rescore = [0.4, 0.05, 0.3, 0.2, float("nan")]  # sqrt: 0.6, 0.21, 0.35, 0.42
+    region_text = [0.4, 0.05, 0.3, 0.2, float("nan")]  # sqrt: 0.6, 0.21, 0.35, 0.42
     config = FilterConfig(preset="yolo_world")
     # image a: mean of 0.4 and 0.3; image b: 0.2
     expected = ["keep", "below_threshold", "keep", "image_score_low", "below_threshold"]
-    assert reasons(tmp_path, rows, config, rescore=rescore) == expected
-    by_rescore = FilterConfig(score_by="rescore", threshold=0.3, include_equal=True)
-    assert reasons(tmp_path, rows, by_rescore, rescore=rescore) == ["keep", "below_threshold", "keep", "below_threshold", "below_threshold"]  # fmt: skip
-    with pytest.raises(InputError, match=r"no column rescore.*or set score_by=score"):
+    assert reasons(tmp_path, rows, config, region_text=region_text) == expected
+    by_region_text = FilterConfig(score_by="region_text", threshold=0.3, include_equal=True)
+    assert reasons(tmp_path, rows, by_region_text, region_text=region_text) == ["keep", "below_threshold", "keep", "below_threshold", "below_threshold"]  # fmt: skip
+    with pytest.raises(InputError, match=r"no column region_text.*or set score_by=score"):
         reasons(tmp_path, rows, config)
     assert "keep" in reasons(tmp_path, rows, FilterConfig(preset="yolo_world", score_by="score"))
 

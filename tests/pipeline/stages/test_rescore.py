@@ -230,6 +230,21 @@ def test_very_long_crops_take_little_memory(scorers, size):
     assert (crop["pixel_values"] - whole).abs().mean() < 0.1
 
 
+def test_yolo_worlds_rules_go_by_the_new_column(scorers, store, tmp_path):
+    score(store, scorers["siglip"], tmp_path / "rescored", RescoreConfig(similarity="sigmoid"))
+    paths = [str(p) for p in sorted((tmp_path / "rescored").glob("*.parquet"))]
+    rules = FilterConfig(preset="yolo_world", threshold=0.01, min_image_score=0.0)
+    report = filter_boxes.run(rules, paths, tmp_path / "labels")
+    assert report.failed == [] and report.tallies["regions"].kept > 0
+    rows = read_table(tmp_path / "rescored" / "00000.parquet", RESCORED).to_pylist()
+    kept = read_table(tmp_path / "labels" / "00000.parquet", LABELS).to_pylist()
+    best = {(r["key"], r["phrase_row"], r["rank"]): (r["score"] * max(r["region_text"] or 0, 0)) ** 0.5 for r in rows}
+    assert kept and all(best[r["key"], r["phrase_row"], r["rank"]] > 0.01 for r in kept)
+    plain = [str(p) for p in sorted((store / "regions").glob("*.parquet"))]
+    with pytest.raises(RunError, match=r"no column region_text.*run rescore"):
+        filter_boxes.run(rules, plain, tmp_path / "none")
+
+
 def test_a_batch_of_crops_that_does_not_fit_is_halved(scorers, store, tmp_path, monkeypatch):
     score(store, scorers["clip"], tmp_path / "a")
     judge = load_region_text(scorers["clip"], CONFIG)
