@@ -41,7 +41,7 @@ def _stages(layout: RunLayout) -> Iterator[StageStatus]:
     crawl = len(list((layout.data / "crawl").glob("*.tar"))) or None
     yield StageStatus("ingest", _shards(layout.train, None), _notes(layout, "ingest"))
     yield StageStatus("parse-phrases", _shards(layout.phrases, crawl), _notes(layout, "parse-phrases"))
-    yield StageStatus("train-teacher", _training(layout.teacher), _notes(layout, "train-teacher"))
+    yield _trained(layout, "train-teacher", layout.teacher)
     round_ = 1
     while round_ == 1 or layout.regions(round_).is_dir():
         for name, folder in (
@@ -52,7 +52,7 @@ def _stages(layout: RunLayout) -> Iterator[StageStatus]:
             title = f"{name}-round-{round_}"
             yield StageStatus(title, _shards(folder, crawl), _notes(layout, title))
         for name, folder in (("student", layout.student(round_)), ("control", layout.control(round_))):
-            yield StageStatus(f"train-{name}-{round_}", _training(folder), _notes(layout, f"train-{name}-{round_}"))
+            yield _trained(layout, f"train-{name}-{round_}", folder)
         round_ += 1
     evaluated = sorted(p.parent.name for p in (layout.root / "evaluation").glob("*/metrics.json"))
     yield StageStatus("evaluate", ", ".join(evaluated), _notes(layout, "evaluate"))
@@ -66,11 +66,12 @@ def _shards(folder: Path, total: int | None) -> str:
     return f"{len(reports):,}" + (f" of {total:,}" if total else "") + " shards"
 
 
-def _training(folder: Path) -> str:
+def _trained(layout: RunLayout, name: str, folder: Path) -> StageStatus:
     if (folder / "report.json").is_file():
-        return f"{json.loads((folder / 'report.json').read_text())['steps']:,} steps, done"
+        return StageStatus(name, f"{json.loads((folder / 'report.json').read_text())['steps']:,} steps, done")
     saved = sorted(folder.glob("step-*[0-9]"))
-    return f"saved at step {int(saved[-1].name.removeprefix('step-')):,}" if saved else ""
+    done = f"saved at step {int(saved[-1].name.removeprefix('step-')):,}" if saved else ""
+    return StageStatus(name, done, _notes(layout, name))
 
 
 def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:

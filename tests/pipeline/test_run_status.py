@@ -1,0 +1,32 @@
+"""Where a run stands, read from its folder."""
+
+import json
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.progress import ProgressNote
+from pipeline.run_layout import RunLayout
+from pipeline.run_status import read_status
+
+
+def test_what_is_done_and_what_is_going_on(tmp_path):
+    layout = RunLayout(tmp_path)
+    with pytest.raises(InputError, match=r"no run here \(no config\.yaml\)"):
+        read_status(tmp_path)
+    layout.config.write_text("seed: 0\n")
+    assert read_status(tmp_path) == []
+    for folder, names in ((layout.data / "crawl", ["0.tar", "1.tar", "2.tar"]), (layout.phrases, ["0.report.json"])):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    (layout.teacher / "step-00000200").mkdir(parents=True)
+    layout.logs.mkdir()
+    note = ProgressNote(stage="train", done=250, total=1000, unit="steps", rate=2.0, rate_unit="steps", seconds=125.0)
+    (layout.logs / "train-teacher.progress.json").write_text(note.model_dump_json())
+    parsed, trained = read_status(tmp_path)
+    assert (parsed.name, parsed.done) == ("parse-phrases", "1 of 3 shards")
+    assert trained.done == "saved at step 200"
+    assert trained.notes == ("train-teacher: 250 of 1,000 steps, 2.0 steps/s, 6 min left",)
+    (layout.teacher / "report.json").write_text(json.dumps({"steps": 1000}))
+    assert [(s.done, s.notes) for s in read_status(tmp_path)][1] == ("1,000 steps, done", ())
