@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.report.page import report_markdown
+from pipeline.report.page import comparison_markdown, cost_markdown, quality_markdown
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.run import training_curves
 from pipeline.run_layout import RunLayout
@@ -23,16 +23,19 @@ PICTURE_WIDTH = 1200
 
 def dashboard_markdown(summary: Mapping[str, Any], layout: RunLayout) -> str:
     """The numbers, the plots, a page of labels, and where more is."""
-    parts = [report_markdown(summary)]
+    parts = [comparison_markdown(summary)]
     labels = layout.report / "labels.png"
     if labels.is_file():
         parts.append(f"## Pseudo-labels\n\n![pseudo-labels on crawled images]({jpeg_url(labels)})\n")
     if quality := summary.get("pseudo_labels"):
+        plot = svg_url(precision_by_score(quality["by_score"]))
         parts.append(
-            f"## Right by the teacher's score\n\n![precision by score]({svg_url(precision_by_score(quality['by_score']))})\n"
+            f"## Are they right?\n\n{quality_markdown(summary)}\n![precision by the teacher's score]({plot})\n"
         )
     if curves := training_curves(layout):
         parts.append(f"## Training loss\n\n![loss]({svg_url(loss_curves(curves))})\n")
+    if cost := cost_markdown(summary):
+        parts.append(f"## Cost\n\n{cost}")
     parts.append("## More\n\n" + "\n".join(f"- {line}" for line in links(layout)) + "\n")
     return "\n".join(parts)
 

@@ -95,22 +95,31 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def report_markdown(summary: Mapping[str, Any]) -> str:
-    """The comparison, the labels' quality and the stages' cost as Markdown tables."""
+def comparison_markdown(summary: Mapping[str, Any]) -> str:
+    """The models side by side, and what each of them is."""
+    rows = comparison(summary)
     lines = ["| | " + " | ".join(head for _, head in METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for row in comparison(summary):
+    for row in rows:
         cells = ["–" if row[m] is None else f"{row[m]:.1f}" for m, _ in METRICS]
-        lines.append(f"| **{row['name']}** ({row['what']}) | " + " | ".join(cells) + " |")
-    if quality := summary.get("pseudo_labels"):
-        lines += ["", "| pseudo-labels | labels | precision % | recall % |", "|---|---|---|---|"]
-        lines += [
-            f"| {n} | {quality[n]['labels']:,} | {quality[n]['precision']:.1f} | {quality[n]['recall']:.1f} |"
-            for n in ("all", "base", "novel")
-        ]
-    if stages := stage_rows(summary):
-        lines += ["", "| stage | seconds | peak MiB |", "|---|---|---|"]
-        lines += [f"| {s['stage']} | {s['seconds']:,.1f} | {s['peak_mib']:,.0f} |" for s in stages]
+        lines.append(f"| **{row['name']}** | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {row['name']}: {row['what']}" for row in rows)]) + "\n"
+
+
+def quality_markdown(summary: Mapping[str, Any]) -> str:
+    """How good the pseudo-labels are, where gold boxes tell; else nothing."""
+    quality = summary.get("pseudo_labels")
+    if not quality:
+        return ""
+    lines = ["| pseudo-labels | labels | precision % | recall % |", "|---|---|---|---|"]
+    for n in ("all", "base", "novel"):
+        lines.append(f"| {n} | {quality[n]['labels']:,} | {quality[n]['precision']:.1f} | {quality[n]['recall']:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def cost_markdown(summary: Mapping[str, Any]) -> str:
+    """Seconds and memory of each stage."""
+    rows = [f"| {s['stage']} | {s['seconds']:,.1f} | {s['peak_mib']:,.0f} |" for s in stage_rows(summary)]
+    return "\n".join(["| stage | seconds | peak MiB |", "|---|---|---|", *rows]) + "\n" if rows else ""
 
 
 def tally_markdown(tallies: Mapping[str, Mapping[str, Any]]) -> str:

@@ -69,10 +69,13 @@ def artifact(up: Up, key: str) -> str:
 
 def test_the_runs_page_shows_the_stages(up, run, page):
     page.goto(f"{up.url}/runs/flow-run/{run}")
+    page.get_by_text("Subflow Runs").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(3000)  # the timeline is a drawing: nothing in the page tells when it is there
+    keep(page, "run")
+    page.get_by_text("Subflow Runs").first.click()
     for stage in ("parse-phrases", "pseudo-label-round-1", "train-student-round-1"):
         page.get_by_text(stage).first.wait_for(timeout=60_000)  # task runs arrive some seconds late
     page.get_by_text("Completed").first.wait_for(timeout=30_000)
-    keep(page, "run")
 
 
 def test_the_report_shows_numbers_plots_and_labels(up, run, page):

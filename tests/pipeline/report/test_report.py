@@ -10,9 +10,11 @@ from PIL import Image
 
 from pipeline.io.tars import write_tar
 from pipeline.records import GroundingRecord, Region
+from pipeline.report.dashboard import BOARD, FILES, dashboard_markdown
 from pipeline.report.draw import draw_regions, phrase_colours, write_montage
 from pipeline.report.gallery import caption_pieces, write_gallery
-from pipeline.report.page import report_markdown, write_report
+from pipeline.report.page import comparison_markdown, quality_markdown, write_report
+from pipeline.run_layout import RunLayout
 from tests.fixtures.crawl import jpeg
 
 CAPTION = "a <b>red</b> car & a tree"
@@ -130,6 +132,24 @@ def test_the_report_says_what_the_summary_says(tmp_path):
 
 
 def test_markdown_has_the_same_numbers():
-    text = report_markdown(SUMMARY)
-    assert "| **control** (800 steps from the teacher, human labels) | 86.0 | 46.0 | 29.0 | 12.5 |" in text
-    assert "| novel | 1,234 | 72.9 | 44.0 |" in text
+    text = comparison_markdown(SUMMARY)
+    assert "| **control** | 86.0 | 46.0 | 29.0 | 12.5 |" in text
+    assert "- control: 800 steps from the teacher, human labels" in text
+    assert "| novel | 1,234 | 72.9 | 44.0 |" in quality_markdown(SUMMARY)
+
+
+def test_the_dashboards_report_holds_its_pictures_and_says_where_more_is(tmp_path, monkeypatch):
+    layout = RunLayout(tmp_path / "runs" / "mine")
+    layout.report.mkdir(parents=True)
+    Image.new("RGB", (2400, 300), "white").save(layout.report / "labels.png")
+    for name in (FILES, BOARD):
+        monkeypatch.delenv(name, raising=False)
+    text = dashboard_markdown(SUMMARY, layout)
+    assert text.count("data:image/") == 2 and f"the whole report: `{layout.report / 'index.html'}`" in text
+    monkeypatch.setenv(FILES, f"http://127.0.0.1:4201 {(tmp_path / 'runs').resolve()}")
+    monkeypatch.setenv(BOARD, "http://127.0.0.1:4202")
+    text = dashboard_markdown(SUMMARY, layout)
+    assert "[the whole report](http://127.0.0.1:4201/mine/report/index.html)" in text
+    assert "[TensorBoard](http://127.0.0.1:4202)" in text and len(text) < 200_000
+    other = dashboard_markdown(SUMMARY, RunLayout(tmp_path / "elsewhere"))
+    assert "4201" not in other
