@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pipeline.errors import InputError
 from pipeline.records import Box, Region, Span
@@ -162,15 +163,11 @@ def want(row: Any, name: str, where: str) -> Any:
 def image_key(image_id: Any) -> str:
     """A sample's key from an image's id: unique in the set, and free of what tar keys cannot have.
 
-    Letters, digits and "-" stay; "/" and "." become "_", and what else there is becomes its code.
+    Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that no two ids share a key.
     """
     if isinstance(image_id, int):
         return f"{image_id:09d}"
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else _coded(c) for c in str(image_id))
-
-
-def _coded(character: str) -> str:
-    return "_" if character in "/." else f"%{ord(character):x}"
+    return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
 
 
 def number(value: Any) -> bool:

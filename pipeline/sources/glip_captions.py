@@ -48,7 +48,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             if not value or len(value.strip()) % 4 or value.lstrip()[:1] in (b"{", b"["):
                 raise refuse(images, WANTED_IMAGES)
             index.image(key, (images, offset, len(value.strip()), None, None, None, None, None))
-    return {}
+    return {"first_counts": True}
 
 
 def _columns(path: str, wanted: str) -> Iterator[tuple[str, int, bytes]]:

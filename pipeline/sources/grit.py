@@ -43,7 +43,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             chunks = row[column]
             chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
             index.image(key, (place, row["caption"], [list(map(_plain, c)) for c in chunks]))
-    return {}
+    return {"first_counts": True}
 
 
 def _paths(pattern: str) -> list[str]:

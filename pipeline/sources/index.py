@@ -82,11 +82,17 @@ class Filling:
     def finish(self, header: Mapping[str, Any]) -> None:
         """Sort, and store what the reader must know of the whole set.
 
+        With ``first_counts`` in the header, of images of one id the first stays and ``duplicates`` says how many went.
+
         Raises:
-            InputError: two images of one id.
+            InputError: two images of one id, without that.
         """
         self._flush()
-        self._db.execute("INSERT INTO header VALUES (?)", (marshal.dumps(dict(header)),))
+        header = dict(header)
+        if header.pop("first_counts", False):
+            query = "DELETE FROM images WHERE rowid NOT IN (SELECT min(rowid) FROM images GROUP BY id)"
+            header["duplicates"] = self._db.execute(query).rowcount
+        self._db.execute("INSERT INTO header VALUES (?)", (marshal.dumps(header),))
         try:
             self._db.execute("CREATE UNIQUE INDEX image_ids ON images (id)")
         except sqlite3.IntegrityError:

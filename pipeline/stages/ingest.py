@@ -1,30 +1,61 @@
-"""ingest: human-labelled sets, as their owners publish them, into training shards of one record."""
+"""ingest: human-labelled sets, as their owners publish them, into training shards of one record.
+
+A set's label files are read once, into an index on disk; its shards are then made one by one, each image's bytes copied as
+they are. Neither the labels nor the images of a set are ever in memory together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import base64
+import binascii
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Literal
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
 from pipeline.io.commit import write_json
+from pipeline.io.files import file_size, open_file, read_range
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
-from pipeline.io.manifests import SetManifest, read_manifest
+from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
+from pipeline.io.paths import expand_shards, is_url, join
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord, Region
-from pipeline.sources.base import Labelled, LabelledSet
-from pipeline.sources.coco import read_coco
-from pipeline.sources.mdetr import read_mdetr
+from pipeline.sources.base import Kind, Labelled, Place, SetFiles, build_index
+from pipeline.sources.formats import READ, load_format
+from pipeline.sources.headers import ImageHeader, read_header, turned
+from pipeline.sources.index import Entry, Id, Index
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
-READERS: Mapping[str, Callable[[str], LabelledSet]] = {"coco": read_coco, "mdetr": read_mdetr}
+log = logging.getLogger("glip_self_train")
+
+
+@dataclass(frozen=True)
+class SetWork:
+    """What a worker needs to know to make any shard of a set. ``starts``: the first image's id of every shard."""
+
+    name: str
+    format: str
+    kind: Kind
+    config: IngestConfig
+    index: str
+    folders: tuple[str, ...] | Mapping[str, str]
+    orientation: Literal["upright", "stored"]
+    starts: tuple[Id, ...]
+    out: str
+
+    @property
+    def folders_in_turn(self) -> tuple[str, ...]:
+        """All image folders."""
+        return self.folders if isinstance(self.folders, tuple) else tuple(self.folders.values())
 
 
 def run(
@@ -38,10 +69,11 @@ def run(
     workers: int = 1,
     max_failed: int = 0,
 ) -> StageReport:
-    """``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest.
+    """``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
 
     Args:
-        root: what the manifest's paths are relative to; by default the folder of the manifest.
+        manifest: a YAML file, or the name of one of those that ``datasets list`` shows.
+        root: what the manifest's paths are relative to; by default the folder of the file, or the working folder.
         only: one set's name.
 
     Raises:
@@ -49,7 +81,7 @@ def run(
         RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards failed.
     """
     sets = read_manifest(manifest)
-    base = Path(root) if root is not None else Path(manifest).parent
+    base = str(root) if root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
     if only is not None and only not in sets:
         raise InputError(f"{manifest}: no set {only!r}; it has {', '.join(sets)}")
     chosen = {n: s for n, s in sets.items() if (s.labelled if only is None else n == only)}
@@ -57,7 +89,7 @@ def run(
         raise InputError(f"{manifest}: no labelled set in it (crawls need no ingest: the labelling stages read them)")
     total = StageReport(stage=STAGE)
     for name, entry in chosen.items():
-        total.merge(_ingest_set(config, name, entry, base, Path(out), progress, workers, max_failed))
+        total.merge(_ingest_set(config, name, entry, base, str(out), progress, workers, max_failed))
     return total
 
 
@@ -65,39 +97,61 @@ def _ingest_set(
     config: IngestConfig,
     name: str,
     entry: SetManifest,
-    base: Path,
-    out: Path,
+    base: str,
+    out: str,
     progress: Progress | None,
     workers: int,
     max_failed: int,
 ) -> StageReport:
-    if entry.format not in READERS or entry.annotations is None or entry.images_folder is None:
+    if entry.format not in READ or entry.kind not in LABELLED_KINDS or entry.annotations is None:
         raise InputError(
-            f"set {name}: ingest reads {', '.join(READERS)} with `annotations` and `images_folder`; "
+            f"set {name}: ingest reads {', '.join(READ)} with `annotations`; "
             f"this one is {entry.kind} in format {entry.format}"
         )
-    annotations, images = str(base / entry.annotations), base / entry.images_folder
-    labelled = read_set(entry.format, annotations, digest_file(annotations))
-    per = config.samples_per_shard
-    jobs = []
-    for start in range(0, len(labelled.images), per):
-        # sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it
-        sizes = {i.file_name: _file_size(images / i.file_name) for i in labelled.images[start : start + per]}
-        inputs = {"annotations": digest_file(annotations), "images": digest_json(sizes)}
-        mark = fingerprint(STAGE, version=RECORD_VERSION, config=config, inputs=inputs, dataset=name, start=str(start))
-        jobs.append(ShardJob(annotations, f"{name}-{start // per:06d}", mark))
-    work = partial(
-        _ingest_shard,
-        name=name,
-        format_=entry.format,
-        images=images,
-        per=per,
-        digest=digest_file(annotations),
-        out=out,
+    files = SetFiles(
+        name,
+        _located(base, entry.annotations),
+        {role: _located(base, path) for role, path in entry.companions.items()},
+        entry.options,
     )
-    report = run_shards(STAGE, jobs, out, work, progress=progress, workers=workers, max_failed=max_failed)
-    if labelled.lost:
-        report.tallies.setdefault("regions", Tally()).add(_losses(labelled.lost))
+    format_ = load_format(entry.format)
+    labels = digest_json({role: _digest(path) for role, path in {"": files.annotations, **files.companions}.items()})
+    with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
+        path = str(Path(folder) / "index")
+        log.info("%s: reading %s", name, files.annotations)
+        build_index(format_, files, path)
+        index = Index(path)
+        work = SetWork(
+            name, entry.format, format_.kind, config, path, _folders(base, entry.images_folder), entry.orientation,
+            tuple(index.starts(config.samples_per_shard)), out,
+        )  # fmt: skip
+        settings = {"dataset": name, "labels": labels, "orientation": entry.orientation}
+        settings["options"] = digest_json(entry.options)
+        mark = partial(_mark, work=work, settings=settings)
+        jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.starts))]
+        report = run_shards(
+            STAGE, jobs, out, partial(_ingest_shard, work=work),
+            mark=mark, progress=progress, workers=workers, max_failed=max_failed,
+        )  # fmt: skip
+        lost = dict(index.header.get("lost", {}))
+        if homeless := index.homeless():
+            lost["unknown_image"] = homeless
+        space, twice = index.header.get("label_space"), index.header.get("duplicates", 0)
+        index.close()
+        _index.cache_clear()
+    if lost:
+        report.tallies.setdefault("regions", Tally()).add(_losses(lost))
+    if twice:
+        report.tallies.setdefault("samples", Tally()).drop("duplicate_key", twice)
+    _refuse_losses(config, name, report)
+    card = DatasetCard(
+        name=name, kind=format_.kind, label_space=space, licence=entry.licence, source=entry.source
+    )
+    write_json(join(out, f"{name}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
+    return report
+
+
+def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None:
     samples = report.tallies.get("samples", Tally())
     lost = samples.seen - samples.kept
     if lost > config.max_failed_share * max(samples.seen, 1):
@@ -105,88 +159,187 @@ def _ingest_set(
             f"set {name}: {lost} of {samples.seen} images lost ({samples.dropped}); "
             f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
         )
-    card = DatasetCard(
-        name=name,
-        kind=labelled.kind,
-        label_space=labelled.label_space,
-        licence=entry.licence,
-        source=entry.source,
+
+
+# --- where things lie
+
+
+def _located(base: str, path: str) -> str:
+    return path if is_url(path) or path.startswith("/") else join(base, path)
+
+
+def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
+    if isinstance(folder, dict):
+        return {name: _located(base, path) for name, path in folder.items()}
+    return tuple(_located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+
+
+def _digest(path: str) -> str:
+    """Of a label file; of a folder or a pattern of them, of their names and sizes, as there may be a million."""
+    if not is_url(path) and Path(path).is_dir():
+        found = sorted(p for p in Path(path).rglob("*") if p.is_file())
+        return digest_json({p.relative_to(path).as_posix(): p.stat().st_size for p in found})
+    if any(c in path for c in "*?[{"):
+        suffix = "." + path.rsplit(".", 1)[-1]
+        return digest_json({p: file_size(p) for p in expand_shards(path, suffix=suffix)})
+    if is_url(path) and path.endswith("/"):
+        return path
+    return digest_file(path)
+
+
+def _path(place: Place, work: SetWork) -> str:
+    """The file that an image lies in: below the folder that its row names, else the first of them that has it.
+
+    Raises:
+        ImageError: ``image_missing``, or ``unknown_folder``.
+    """
+    if place.absolute:
+        return place.file
+    if not isinstance(work.folders, tuple):
+        if place.folder not in work.folders:
+            raise ImageError("unknown_folder", f"{place.file}: folder {place.folder!r}; want {sorted(work.folders)}")
+        return join(work.folders[place.folder], place.file)
+    if len(work.folders) > 1 and not is_url(work.folders[0]):
+        for folder in work.folders:
+            if Path(folder, place.file).is_file():
+                return join(folder, place.file)
+    return join(work.folders[0], place.file)
+
+
+@lru_cache(maxsize=2)
+def _index(path: str) -> Index:
+    """Opened once a process."""
+    return Index(path)
+
+
+def _number(job: ShardJob) -> int:
+    return int(job.name.rsplit("-", 1)[1])
+
+
+def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
+    """The fingerprint of a shard, when its turn comes.
+
+    Sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it. Objects behind
+    URLs are taken by their names, as a request for each would cost as much too.
+    """
+    place, sizes = load_format(work.format).place, {}
+    for number, image in _index(work.index).images_from(work.starts[_number(job)], work.config.samples_per_shard):
+        where = place(number, image)
+        try:
+            path = _path(where, work)
+            key = f"{where.file} {where.offset}"
+            sizes[key] = -2 if is_url(path) else where.size if where.size is not None else Path(path).stat().st_size
+        except (OSError, ImageError):
+            sizes[where.file] = -1
+    inputs = {"images": digest_json(sizes)}
+    return fingerprint(
+        STAGE, version=RECORD_VERSION, config=work.config, inputs=inputs, start=str(_number(job)), **settings
     )
-    write_json(out / f"{name}.dataset.json", card.model_dump(mode="json", exclude_none=True))
-    return report
 
 
-@lru_cache(maxsize=1)
-def read_set(format_: str, annotations: str, digest: str) -> LabelledSet:
-    """The set in a label file, read once a process; ``digest`` tells versions of the file apart."""
-    return READERS[format_](annotations)
+# --- one shard
 
 
-def _ingest_shard(
-    job: ShardJob, *, name: str, format_: str, images: Path, per: int, digest: str, out: Path
-) -> ShardReport:
-    number = int(job.name.rsplit("-", 1)[1])
-    labelled = read_set(format_, job.path, digest)
+def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
+    format_, index = load_format(work.format), _index(work.index)
     samples, regions, notes = Tally(), Tally(), []
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for item in labelled.images[number * per : (number + 1) * per]:
-            regions.add(_losses(item.lost))
-            try:
-                data, size = _load(images, item)
-                kept = [r for r in (_clip(region, size) for region in item.regions) if r is not None]
-                record = GroundingRecord(
-                    key=item.key, dataset=name, kind=labelled.kind, image_size=size,
-                    caption=item.caption, regions=tuple(kept),
-                )  # fmt: skip
-            except (ImageError, ValidationError) as error:
-                reason = error.reason if isinstance(error, ImageError) else "bad_record"
-                samples.drop(reason)
-                regions.drop("image_lost", len(item.regions))
-                notes.append(f"{item.file_name}: {str(error).splitlines()[0]}")
-                continue
-            samples.keep()
-            regions.keep(len(kept))
-            regions.drop("box_outside_image", len(item.regions) - len(kept))
-            yield item.key, {_extension(item.file_name): data, "json": record.to_json()}
+        for entry in index.entries_from(work.starts[_number(job)], work.config.samples_per_shard):
+            item, made = _sample(format_.labelled(entry, index.header), entry, work, samples, regions, notes)
+            if made is not None:
+                yield item.key, made
 
     file = f"{job.name}.tar"
-    output = write_tar(out / file, records())
+    output = write_tar(join(work.out, file), records())
     return job.report(STAGE, {file: output}, {"samples": samples, "regions": regions}, notes=notes)
 
 
-def _load(images: Path, item: Labelled) -> tuple[bytes, tuple[int, int]]:
-    """(bytes, (height, width)) of an image that decodes, and is of the size that its labels were drawn on."""
+def _sample(
+    item: Labelled, entry: Entry, work: SetWork, samples: Tally, regions: Tally, notes: list[str]
+) -> tuple[Labelled, dict[str, bytes] | None]:
+    """An image's files, or None, counted, if it is lost."""
+    for reason, n in item.lost.items():
+        regions.drop(reason, n)
     try:
-        data = (images / item.file_name).read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise ImageError("image_missing", f"{images / item.file_name} is not there") from None
-    image = open_image(data)
-    size = (image.height, image.width)
-    if item.size is not None and item.size != size:
-        raise ImageError(
-            "size_differs", f"the image is {size[0]}x{size[1]}, its labels say {item.size[0]}x{item.size[1]}"
-        )
-    return data, size
+        data = _read(item.place, work)
+        header = read_header(data)
+        if work.config.check_images == "decode":
+            open_image(data)
+        kept = _upright(item, header, work.orientation)
+        record = GroundingRecord(
+            key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
+            regions=tuple(kept), uncertain=item.uncertain, verified_absent=item.verified_absent,
+        )  # fmt: skip
+        text = record.to_json()
+    except (ImageError, ValueError) as error:  # pydantic's errors are ValueErrors, as are half surrogates
+        reason = error.reason if isinstance(error, ImageError) else "bad_record"
+        samples.drop(reason)
+        regions.drop("image_lost", len(item.regions))
+        notes.append(f"{item.place.file}: {str(error).splitlines()[0]}")
+        return item, None
+    samples.keep()
+    regions.keep(len(kept))
+    regions.drop("box_outside_image", len(item.regions) - len(kept))
+    return item, {_extension(item.place.file, header): data, "json": text}
 
 
-def _clip(region: Region, size: tuple[int, int]) -> Region | None:
-    x1, y1, x2, y2 = region.box
-    box = (max(0.0, x1), max(0.0, y1), min(float(size[1]), x2), min(float(size[0]), y2))
-    if box == region.box:
-        return region
-    return region.model_copy(update={"box": box}) if box[2] > box[0] and box[3] > box[1] else None
-
-
-def _extension(file_name: str) -> str:
-    return file_name.rsplit(".", 1)[-1].lower() if "." in file_name else "jpg"
-
-
-def _file_size(path: Path) -> int:
+def _read(place: Place, work: SetWork) -> bytes:
+    path = _path(place, work)
     try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+        if place.size is not None:
+            data = read_range(path, place.offset, place.size)
+            return base64.b64decode(data, validate=True) if place.base64 else data
+        with open_file(path) as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ImageError("image_missing", f"{path} is not there") from None
+    except InputError as error:
+        if "no such object" in str(error):
+            raise ImageError("image_missing", str(error)) from None
+        raise
+    except binascii.Error as error:
+        raise ImageError("broken_image", f"not base64: {error}") from None
+
+
+def _upright(item: Labelled, header: ImageHeader, orientation: str) -> list[Region]:
+    """The regions on the upright image, clipped to it.
+
+    Which way up the labels were drawn is told by the size that they state, where it differs lying and standing; else by
+    the set's ``orientation``.
+
+    Raises:
+        ImageError: ``size_differs``: the labels were drawn on another image.
+    """
+    on_stored = orientation == "stored" and header.orientation != 1
+    if item.size is not None and item.size != header.upright:
+        if item.size != header.stored:
+            raise ImageError(
+                "size_differs",
+                f"the image is {header.upright[0]}x{header.upright[1]}, its labels say {item.size[0]}x{item.size[1]}",
+            )
+        on_stored = True
+    elif item.size is not None and header.stored != header.upright:
+        on_stored = False
+    elif item.size is not None and not item.relative and not on_stored:
+        return list(item.regions)  # clipped to that size by the reader
+    height, width = header.stored if on_stored else header.upright
+    kept = []
+    for region in item.regions:
+        x1, y1, x2, y2 = region.box
+        if item.relative:
+            x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+        x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
+        if x2 > x1 and y2 > y1:
+            box = turned((x1, y1, x2, y2), header) if on_stored else (x1, y1, x2, y2)
+            kept.append(region if box == region.box else region.model_copy(update={"box": box}))
+    return kept
+
+
+def _extension(file: str, header: ImageHeader) -> str:
+    """As the file is called, so that a JPEG stays .jpeg; what is called otherwise than it is goes by what it is."""
+    named = file.rsplit(".", 1)[-1].lower() if "." in file else ""
+    return named if named in {header.extension, *(["jpeg"] if header.extension == "jpg" else [])} else header.extension
 
 
 def _losses(lost: Mapping[str, int]) -> Tally:

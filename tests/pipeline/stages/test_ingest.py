@@ -13,12 +13,20 @@ from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar
 from pipeline.records import GroundingRecord
-from pipeline.sources.coco import read_coco
-from pipeline.sources.mdetr import read_mdetr
+from pipeline.sources.base import SetFiles, read_set
+from pipeline.sources.formats import load_format
 from pipeline.stages import ingest
 from tests.fixtures.crawl import jpeg
 
 CAPTION = "a red car near a blue car"
+
+
+def read_coco(path):
+    return read_set(load_format("coco"), SetFiles("set", str(path)))
+
+
+def read_mdetr(path):
+    return read_set(load_format("mdetr"), SetFiles("set", str(path)))
 
 
 def write_sets(root: Path) -> Path:
@@ -135,9 +143,13 @@ def test_wrong_manifests_are_named(tmp_path, text, message):
 def test_wrong_label_files_are_named(tmp_path):
     path = tmp_path / "a.json"
     for data, message in [
-        ("[", "not JSON"),
+        ("[", "want COCO's detection JSON.*found a JSON list"),
+        ('{"images": [}', "want JSON; found none"),
+        ('{"images": [{"id": 1, "file_na', "want JSON; found none .cut off"),
         ('{"images": []}', "`annotations`"),
-        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image id 1 is there twice"),
+        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [], "categories": []}',
+            "image id 1 is there twice",
+        ),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "`file_name` is missing"),
     ]:
         path.write_text(data)
