@@ -120,6 +120,9 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     index = Filling(path, files.annotations)
     try:
         index.finish(format_.fill(files, index))
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
+        words = f"{type(error).__name__}: {error}".splitlines()[0][:80]
+        raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({words})") from None
     finally:
         index.close()
 
@@ -156,7 +159,7 @@ def want(row: Any, name: str, where: str) -> Any:
     if not isinstance(row, dict):
         raise InputError(f"{where}: want an object; found {str(row)[:40]!r}")
     if name not in row:
-        raise InputError(f"{where}: `{name}` is missing; it has {sorted(row)}")
+        raise InputError(f"{where}: want `{name}`; found {', '.join(f'`{k}`' for k in row) or 'nothing'}")
     return row[name]
 
 

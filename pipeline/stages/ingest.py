@@ -30,7 +30,7 @@ from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord, Regio
 from pipeline.sources.base import Kind, Labelled, Place, SetFiles, build_index
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, turned
-from pipeline.sources.index import Entry, Id, Index
+from pipeline.sources.index import Id, Index
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stats import ShardReport, StageReport, Tally
 
@@ -118,9 +118,11 @@ def _ingest_set(
     labels = digest_json({role: _digest(path) for role, path in {"": files.annotations, **files.companions}.items()})
     with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
         path = str(Path(folder) / "index")
-        log.info("%s: reading %s", name, files.annotations)
+        log.log(_loudness(files.annotations), "%s: reading %s", name, files.annotations)
         build_index(format_, files, path)
         index = Index(path)
+        if not index.images:
+            raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
             name, entry.format, format_.kind, config, path, _folders(base, entry.images_folder), entry.orientation,
             tuple(index.starts(config.samples_per_shard)), out,
@@ -149,6 +151,11 @@ def _ingest_set(
     )
     write_json(join(out, f"{name}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
     return report
+
+
+def _loudness(path: str) -> int:
+    """Worth telling if it takes a while."""
+    return logging.INFO if not is_url(path) and Path(path).is_file() and (file_size(path) or 0) > 64 << 20 else logging.DEBUG
 
 
 def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None:
@@ -246,7 +253,13 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         for entry in index.entries_from(work.starts[_number(job)], work.config.samples_per_shard):
-            item, made = _sample(format_.labelled(entry, index.header), entry, work, samples, regions, notes)
+            try:
+                item = format_.labelled(entry, index.header)
+            except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
+                samples.drop("bad_labels")
+                notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                continue
+            made = _sample(item, work, samples, regions, notes)
             if made is not None:
                 yield item.key, made
 
@@ -256,8 +269,8 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
 
 def _sample(
-    item: Labelled, entry: Entry, work: SetWork, samples: Tally, regions: Tally, notes: list[str]
-) -> tuple[Labelled, dict[str, bytes] | None]:
+    item: Labelled, work: SetWork, samples: Tally, regions: Tally, notes: list[str]
+) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
     for reason, n in item.lost.items():
         regions.drop(reason, n)
@@ -277,11 +290,11 @@ def _sample(
         samples.drop(reason)
         regions.drop("image_lost", len(item.regions))
         notes.append(f"{item.place.file}: {str(error).splitlines()[0]}")
-        return item, None
+        return None
     samples.keep()
     regions.keep(len(kept))
     regions.drop("box_outside_image", len(item.regions) - len(kept))
-    return item, {_extension(item.place.file, header): data, "json": text}
+    return {_extension(item.place.file, header): data, "json": text}
 
 
 def _read(place: Place, work: SetWork) -> bytes:
