@@ -19,6 +19,8 @@ from pipeline.sources.looks import refuse
 CHUNK = 1 << 20
 _NEAR = 64
 """An error so near to the end of what is read may be gone when more is read."""
+_GOES_ON = ("", *"0123456789.eE+-")
+"""What may follow is the rest of a number: of "0." the scanner takes the 0."""
 
 
 class _Text:
@@ -79,7 +81,7 @@ class _Text:
             except RecursionError:
                 raise self.error("nested too deeply") from None
             else:
-                if end < len(self.text) or self.ended:  # a number at the very end may go on
+                if self.ended or self.text[end : end + 1] not in _GOES_ON:
                     self.at = end
                     return value
             self.more()
