@@ -69,7 +69,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
             return None
         marker = data[at + 1]
         if marker == 0xDA:
-            return size
+            return size if at + 2 + (data[at + 2] << 8 | data[at + 3]) <= len(data) else None
         if marker == 0xE1 or marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF or marker == 0xE2:
             return None
         if marker in _FRAMES:
