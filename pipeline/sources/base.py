@@ -6,7 +6,6 @@ index on disk; ``labelled`` turns one image's entry of it into regions, shard by
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -137,9 +136,7 @@ def read_set(format_: Format, files: SetFiles) -> LabelledSet:
         build_index(format_, files, Path(folder) / "index")
         index = Index(Path(folder) / "index")
         try:
-            images = [
-                format_.labelled(e, index.header) for s in index.starts(1000) for e in index.entries_from(s, 1000)
-            ]
+            images = [format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)]
             space, homeless = index.header.get("label_space"), index.homeless()
             return LabelledSet(
                 format_.kind,
@@ -175,13 +172,24 @@ def image_key(image_id: Any) -> str:
 
 def number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in _NUMBERS and abs(value) < _TOO_LARGE
+
+
+_NUMBERS = frozenset((int, float))
+_TOO_LARGE = 1e15
+"""No coordinate; nan is not below it either."""
+
+
+def _four(bbox: Any, lost: Counter[str]) -> bool:
+    if isinstance(bbox, list | tuple) and len(bbox) == 4 and all(map(number, bbox)):
+        return True
+    lost["bad_box"] += 1
+    return False
 
 
 def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
     """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(number, bbox)):
-        lost["bad_box"] += 1
+    if not _four(bbox, lost):
         return None
     x, y, w, h = bbox
     return clipped((x, y, x + w, y + h), size, lost)
@@ -189,10 +197,7 @@ def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box
 
 def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
     """The same of corners."""
-    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(number, bbox)):
-        lost["bad_box"] += 1
-        return None
-    return clipped((bbox[0], bbox[1], bbox[2], bbox[3]), size, lost)
+    return clipped((bbox[0], bbox[1], bbox[2], bbox[3]), size, lost) if _four(bbox, lost) else None
 
 
 def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:

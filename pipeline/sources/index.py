@@ -28,6 +28,20 @@ class Entry:
     rows: list[Any]
 
 
+@dataclass(frozen=True)
+class Part:
+    """The images from an id on, up to and without another, or to the end."""
+
+    start: Id
+    stop: Id | None
+
+    def where(self, column: str) -> tuple[str, tuple[Id, ...]]:
+        """SQL that says so."""
+        if self.stop is None:
+            return f"{column} >= ?", (self.start,)
+        return f"{column} >= ? AND {column} < ?", (self.start, self.stop)
+
+
 class Filling:
     """The index while it is written. Rows are numbers, texts, lists and dicts; ``about`` names the set in messages.
 
@@ -131,22 +145,26 @@ class Index:
         query = "SELECT count(*) FROM rows WHERE NOT EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
         return int(self._db.execute(query).fetchone()[0])
 
-    def starts(self, per: int) -> list[Id]:
-        """The first id of every ``per`` images."""
+    def parts(self, per: int) -> list[Part]:
+        """The set cut into parts of ``per`` images, in order."""
         ids = self._db.execute("SELECT id FROM images ORDER BY id")
-        return [row[0] for n, row in enumerate(ids) if n % per == 0]
+        starts: list[Id | None] = [row[0] for n, row in enumerate(ids) if n % per == 0]
+        return [Part(start, stop) for start, stop in zip(starts, [*starts[1:], None])]  # type: ignore[arg-type]
 
-    def images_from(self, start: Id, count: int) -> Iterator[tuple[Id, Any]]:
-        """(id, image) of ``count`` images from an id on."""
-        query = "SELECT id, image FROM images WHERE id >= ? ORDER BY id LIMIT ?"
-        for number, image in self._db.execute(query, (start, count)):
+    def images_of(self, part: Part) -> Iterator[tuple[Id, Any]]:
+        """(id, image) of a part's images."""
+        query, values = part.where("id")
+        for number, image in self._db.execute(f"SELECT id, image FROM images WHERE {query} ORDER BY id", values):
             yield number, marshal.loads(image)
 
-    def entries_from(self, start: Id, count: int) -> Iterator[Entry]:
+    def entries(self, part: Part) -> Iterator[Entry]:
         """The same with the annotations, which are in the order of the file."""
-        for number, image in self.images_from(start, count):
-            rows = self._db.execute("SELECT row FROM rows WHERE image = ? ORDER BY rowid", (number,))
-            yield Entry(number, image, [marshal.loads(row) for (row,) in rows])
+        query, values = part.where("image")
+        rows: dict[Id, list[Any]] = {}
+        for number, row in self._db.execute(f"SELECT image, row FROM rows WHERE {query} ORDER BY image, rowid", values):
+            rows.setdefault(number, []).append(marshal.loads(row))
+        for number, image in self.images_of(part):
+            yield Entry(number, image, rows.pop(number, []))
 
     def close(self) -> None:
         """Close the file."""

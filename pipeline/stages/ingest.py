@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord, Regio
 from pipeline.sources.base import Kind, Labelled, Place, SetFiles, build_index
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, turned
-from pipeline.sources.index import Id, Index
+from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stats import ShardReport, StageReport, Tally
 
@@ -40,7 +41,7 @@ log = logging.getLogger("glip_self_train")
 
 @dataclass(frozen=True)
 class SetWork:
-    """What a worker needs to know to make any shard of a set. ``starts``: the first image's id of every shard."""
+    """What a worker needs to know to make any shard of a set. ``parts``: the images of every shard."""
 
     name: str
     format: str
@@ -49,7 +50,7 @@ class SetWork:
     index: str
     folders: tuple[str, ...] | Mapping[str, str]
     orientation: Literal["upright", "stored"]
-    starts: tuple[Id, ...]
+    parts: tuple[Part, ...]
     out: str
 
     @property
@@ -125,12 +126,12 @@ def _ingest_set(
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
             name, entry.format, format_.kind, config, path, _folders(base, entry.images_folder), entry.orientation,
-            tuple(index.starts(config.samples_per_shard)), out,
+            tuple(index.parts(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": labels, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
         mark = partial(_mark, work=work, settings=settings)
-        jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.starts))]
+        jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
         report = run_shards(
             STAGE, jobs, out, partial(_ingest_shard, work=work),
             mark=mark, progress=progress, workers=workers, max_failed=max_failed,
@@ -230,12 +231,12 @@ def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
     URLs are taken by their names, as a request for each would cost as much too.
     """
     place, sizes = load_format(work.format).place, {}
-    for number, image in _index(work.index).images_from(work.starts[_number(job)], work.config.samples_per_shard):
+    for number, image in _index(work.index).images_of(work.parts[_number(job)]):
         where = place(number, image)
         try:
             path = _path(where, work)
             key = f"{where.file} {where.offset}"
-            sizes[key] = -2 if is_url(path) else where.size if where.size is not None else Path(path).stat().st_size
+            sizes[key] = -2 if is_url(path) else where.size if where.size is not None else os.stat(path).st_size
         except (OSError, ImageError):
             sizes[where.file] = -1
     inputs = {"images": digest_json(sizes)}
@@ -252,7 +253,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     samples, regions, notes = Tally(), Tally(), []
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for entry in index.entries_from(work.starts[_number(job)], work.config.samples_per_shard):
+        for entry in index.entries(work.parts[_number(job)]):
             try:
                 item = format_.labelled(entry, index.header)
             except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
@@ -303,7 +304,7 @@ def _read(place: Place, work: SetWork) -> bytes:
         if place.size is not None:
             data = read_range(path, place.offset, place.size)
             return base64.b64decode(data, validate=True) if place.base64 else data
-        with open_file(path) as file:
+        with open_file(path) if is_url(path) else open(path, "rb", buffering=0) as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError("image_missing", f"{path} is not there") from None

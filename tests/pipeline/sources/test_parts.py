@@ -92,7 +92,7 @@ def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, 
     filling.finish({"of": "it"})
     filling.close()
     index = Index(path)
-    entries = [e for start in index.starts(per) for e in index.entries_from(start, per)]
+    entries = [e for part in index.parts(per) for e in index.entries(part)]
     assert {e.image[0]: e.rows for e in entries} == {
         str(number): [row for n, row in rows if n == i] for i, number in enumerate(ids)
     }
