@@ -5,7 +5,7 @@
 
 Keys: ``rate_over_copy`` (images a second of ingest over those of Python's ``tarfile.add`` on the same files into as many tars, fsynced,
 without PIL and without labels; tiny images, the median of turns at the middle size), ``rate_over_copy_photos`` (the same with images of a
-photograph's size), ``rate_over_tar`` (tiny images, over the ``tar`` command), ``memory_growth`` (peak memory of a process that
+photograph's size), ``rate_over_tar`` (tiny images, over the ``tar`` command), ``rate_over_copy_cpu`` (by seconds of the processor: a busy machine or a slow disk counts for neither), ``memory_growth`` (peak memory of a process that
 makes 100 shards over one that makes a single shard), ``annotations_peak_over_file`` (what reading a COCO JSON of 100,000 annotations adds
 to a process's peak memory, over the file's size).
 
@@ -131,10 +131,10 @@ def child(name: str, root: Path, out: Path) -> None:
     if name != "copy":
         import pipeline.stages.ingest  # noqa: F401 - imports are not counted
         import pipeline.sources.coco  # noqa: F401
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     WORK[name](root, out)
-    seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 
 
 def measured(name: str, root: Path) -> dict[str, float]:
@@ -151,14 +151,15 @@ def measured(name: str, root: Path) -> dict[str, float]:
 
 
 def in_turn(root: Path, names: tuple[str, ...], repeats: int) -> dict[str, float]:
-    """Seconds of each, the median over repeats of the ratio to ingest's: name -> ingest's rate over its."""
-    ratios: dict[str, list[float]] = {name: [] for name in names}
+    """The median over repeats of ingest's rate over each of ``names``; ``copy_cpu``: by seconds of the processor."""
+    ratios: dict[str, list[float]] = {name: [] for name in (*names, "copy_cpu")}
     for i in range(repeats):
         order = [*names, "ingest"]
-        took = {name: measured(name, root)["seconds"] for name in (order if i % 2 == 0 else order[::-1])}
+        took = {name: measured(name, root) for name in (order if i % 2 == 0 else order[::-1])}
         for name in names:
-            ratios[name].append(took[name] / took["ingest"])
-        print("  " + ", ".join(f"{n} {s:.2f} s" for n, s in took.items()))
+            ratios[name].append(took[name]["seconds"] / took["ingest"]["seconds"])
+        ratios["copy_cpu"].append(took["copy"]["cpu"] / took["ingest"]["cpu"])
+        print("  " + ", ".join(f"{n} {t['seconds']:.2f} s ({t['cpu']:.2f} s CPU)" for n, t in took.items()))
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
@@ -186,7 +187,7 @@ def main() -> None:
             print(f"{size} images: {found['seconds']:.1f} s, peak {peaks[size]:.0f} MiB")
             if size == middle:
                 ratios = in_turn(root / str(size), ("copy", "tar"), args.repeats)
-                figures |= {"rate_over_copy": ratios["copy"], "rate_over_tar": ratios["tar"]}
+                figures |= {"rate_over_copy": ratios["copy"], "rate_over_tar": ratios["tar"], "rate_over_copy_cpu": ratios["copy_cpu"]}
             shutil.rmtree(root / str(size))
         figures["memory_growth"] = peaks[max(args.sizes)] / peaks[min(args.sizes)]
         figures["peak_mib"] = {str(k): round(v, 1) for k, v in peaks.items()}

@@ -181,7 +181,8 @@ _TOO_LARGE = 1e15
 
 
 def _four(bbox: Any, lost: Counter[str]) -> bool:
-    if isinstance(bbox, list | tuple) and len(bbox) == 4 and all(map(number, bbox)):
+    four = type(bbox) in (list, tuple) and len(bbox) == 4 and _NUMBERS.issuperset(map(type, bbox))
+    if four and abs(sum(bbox)) < _TOO_LARGE:  # which nan is not, nor what it is added to
         return True
     lost["bad_box"] += 1
     return False

@@ -60,7 +60,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     """
     file, size, absent = entry.image
     names = header["names"]
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for category, bbox, crowd in entry.rows:
         label = names.get(category) if isinstance(category, int) else None
         if label is None:

@@ -111,7 +111,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     ``not_in_this_sentence``: the other sentences of the image name them.
     """
     file, size, caption, phrases, boxes = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     boxed: set[str] = set()
     for entities, found in boxes:
         spans = tuple(span for entity, _, span in phrases if entity in entities)

@@ -77,7 +77,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``."""
     size, caption, bboxes, scores, tokens = entry.image[3:] if not entry.rows else entry.rows[0][1:]
     caption = caption if isinstance(caption, str) else ""
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for n, found in enumerate(bboxes or ()):
         several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
         of_entity = scores[n] if isinstance(scores, list) and n < len(scores) else None

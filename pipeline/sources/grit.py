@@ -103,7 +103,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``span_outside_caption``.
     """
     _, caption, chunks = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for chunk in chunks:
         if len(chunk) != 7 or not all(map(number, chunk)):
             lost["bad_box"] += 1

@@ -51,6 +51,9 @@ class _Text:
 
     def peek(self) -> str:
         """The next character that is no space; "" at the end."""
+        next_one = self.text[self.at : self.at + 1]
+        if next_one and next_one not in " \t\r\n":
+            return next_one
         while True:
             while self.at < len(self.text):
                 if self.text[self.at] not in " \t\r\n":

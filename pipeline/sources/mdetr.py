@@ -56,7 +56,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     ``span_outside_caption``. A region goes whole: box and spans together.
     """
     _, size, caption, _ = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for tokens, bbox, crowd in entry.rows:
         spans = spans_of(tokens, len(caption), lost)
         box = None if spans is None else xywh_box(bbox, size, lost)

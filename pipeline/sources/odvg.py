@@ -63,7 +63,8 @@ def place(number: Any, image: Any) -> Place:
 def labelled_detection(entry: Entry, header: Header) -> Labelled:
     """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
     file, size, rows = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for name, bbox in rows:
         if not isinstance(name, str):
             lost["unknown_category"] += 1
@@ -78,7 +79,8 @@ def labelled_grounding(entry: Entry, header: Header) -> Labelled:
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``.
     """
     file, size, caption, rows = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for tokens, found in rows:
         several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
         for bbox in found if several else [found]:

@@ -58,7 +58,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
     """
     names, below = header["names"], header["below"]
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     present, absent = set(), set()
     for row in entry.rows:
         if len(row) == 2:

@@ -57,7 +57,7 @@ def _id(row: Any) -> int | None:
 
 def fill_objects(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: not Visual Genome's layout."""
-    counts = Counter[str]()
+    counts: Counter[str] = Counter()
     for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS):
         kept = [(_name(r.get("names")), [r.get("x"), r.get("y"), r.get("w"), r.get("h")]) for r in rows]
         counts.update(name for name, _ in kept)
@@ -82,7 +82,8 @@ def labelled_objects(entry: Entry, header: Header) -> Labelled:
     than ``least_boxes`` boxes in the set).
     """
     file, size, rows = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for name, bbox in rows:
         if not name or header["counts"][name] < header["least"]:
             lost["rare_name" if name else "no_name"] += 1
@@ -119,7 +120,8 @@ def _captions(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[tuple[Span
 def labelled_regions(entry: Entry, header: Header) -> Labelled:
     """Regions are lost as ``bad_box``, ``box_without_area`` or ``box_outside_image``."""
     file, size, caption, parts = entry.image
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for (start, end), bbox in parts:
         box = xywh_box(bbox, size, lost)
         if box is not None:

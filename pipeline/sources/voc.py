@@ -22,7 +22,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: no folder of XML files, or a file in it that is another."""
     names = _names(files.companions["classes"]) if "classes" in files.companions else None
     suffix, first = str(files.options.get("image_suffix", "")), int(files.options.get("first_pixel", 1))
-    seen = Counter[str]()
+    seen: Counter[str] = Counter()
     found = 0
     for name in _files(files):
         found += 1
@@ -91,7 +91,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     """
     file, size, rows = entry.image
     names = header["names"]
-    regions, lost = [], Counter[str]()
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
     for label, found, difficult in rows:
         name = label if names is None else names.get(label)
         if not name:

@@ -11,6 +11,7 @@ import binascii
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -248,16 +249,29 @@ def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
 # --- one shard
 
 
+class Counts:
+    """A tally in the making: pydantic checks every change of one, which costs more here than what is counted."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+
+    def tally(self) -> Tally:
+        """Checked and sorted."""
+        dropped = {reason: n for reason, n in self.dropped.items() if n}
+        return Tally(seen=self.kept + sum(dropped.values()), kept=self.kept, dropped=dropped)
+
+
 def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     format_, index = load_format(work.format), _index(work.index)
-    samples, regions, notes = Tally(), Tally(), []
+    samples, regions, notes = Counts(), Counts(), list[str]()
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
                 item = format_.labelled(entry, index.header)
             except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
-                samples.drop("bad_labels")
+                samples.dropped["bad_labels"] += 1
                 notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
                 continue
             made = _sample(item, work, samples, regions, notes)
@@ -266,15 +280,16 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
     file = f"{job.name}.tar"
     output = write_tar(join(work.out, file), records())
-    return job.report(STAGE, {file: output}, {"samples": samples, "regions": regions}, notes=notes)
+    tallies = {"samples": samples.tally(), "regions": regions.tally()}
+    return job.report(STAGE, {file: output}, tallies, notes=notes)
 
 
 def _sample(
-    item: Labelled, work: SetWork, samples: Tally, regions: Tally, notes: list[str]
+    item: Labelled, work: SetWork, samples: Counts, regions: Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
-    for reason, n in item.lost.items():
-        regions.drop(reason, n)
+    if item.lost:
+        regions.dropped.update(item.lost)
     try:
         data = _read(item.place, work)
         header = read_header(data)
@@ -288,13 +303,13 @@ def _sample(
         text = record.to_json()
     except (ImageError, ValueError) as error:  # pydantic's errors are ValueErrors, as are half surrogates
         reason = error.reason if isinstance(error, ImageError) else "bad_record"
-        samples.drop(reason)
-        regions.drop("image_lost", len(item.regions))
+        samples.dropped[reason] += 1
+        regions.dropped["image_lost"] += len(item.regions)
         notes.append(f"{item.place.file}: {str(error).splitlines()[0]}")
         return None
-    samples.keep()
-    regions.keep(len(kept))
-    regions.drop("box_outside_image", len(item.regions) - len(kept))
+    samples.kept += 1
+    regions.kept += len(kept)
+    regions.dropped["box_outside_image"] += len(item.regions) - len(kept)
     return {_extension(item.place.file, header): data, "json": text}
 
 
@@ -357,7 +372,4 @@ def _extension(file: str, header: ImageHeader) -> str:
 
 
 def _losses(lost: Mapping[str, int]) -> Tally:
-    tally = Tally()
-    for reason, n in lost.items():
-        tally.drop(reason, n)
-    return tally
+    return Tally(seen=sum(lost.values()), dropped=dict(lost))
