@@ -86,7 +86,10 @@ class GroundingRecord(_Strict):
 
     def to_json(self) -> bytes:
         """Compact JSON with sorted keys and without absent fields: the same record is always the same bytes."""
-        return _ENCODER.encode(self.model_dump(mode="json", exclude_none=True)).encode()
+        # the fields are plain values already; model_dump would look at each of them again
+        data = {name: value for name, value in self.__dict__.items() if value is not None}
+        data["regions"] = [{n: v for n, v in region.__dict__.items() if v is not None} for region in self.regions]
+        return _ENCODER.encode(data).encode()
 
 
 class ImageLink(_Strict):

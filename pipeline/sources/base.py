@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from pipeline.errors import InputError
@@ -31,8 +32,7 @@ class SetFiles:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """An image: a file below the set's image folders, or (with ``size``) bytes inside of a file.
 
     folder: which of the image folders, where they have names. absolute: the path stands as it is.
@@ -47,8 +47,7 @@ class Place:
     absolute: bool = False
 
 
-@dataclass(frozen=True)
-class Labelled:
+class Labelled(NamedTuple):
     """One image of a set. ``lost`` counts regions that could not be used, by reason.
 
     size: (height, width) that the file claims. relative: boxes are shares of the image's width and height.
@@ -62,7 +61,7 @@ class Labelled:
     uncertain: tuple[Span, ...] = ()
     verified_absent: tuple[str, ...] | None = None
     relative: bool = False
-    lost: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = MappingProxyType({})
 
 
 Header = Mapping[str, Any]
@@ -207,7 +206,7 @@ def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box |
     if not (x2 > x1 and y2 > y1):
         lost["box_without_area"] += 1
         return None
-    if size is not None:
+    if size is not None and (x1 < 0 or y1 < 0 or x2 > size[1] or y2 > size[0]):
         x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(size[1]), x2), min(float(size[0]), y2)
         if not (x2 > x1 and y2 > y1):
             lost["box_outside_image"] += 1

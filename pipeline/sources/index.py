@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
 
@@ -19,8 +19,7 @@ _BATCH = 2000
 Id = int | str
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """An image of the index: its id, and what the reader has kept of its row and of its annotations' rows."""
 
     id: Id
