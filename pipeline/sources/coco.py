@@ -23,13 +23,13 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: not COCO's layout, two categories of one id or name, two images of one id; each named."""
     path = files.annotations
     names: dict[int, str] = {}
-    federated = False
+    federated, parts = False, int(files.options.get("name_parts", 0))
     for part, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
         if part == "images":
             number = want(row, "id", f"{path}: images")
             absent = row.get("neg_category_ids")
             federated |= absent is not None
-            index.image(number, (_file(row, f"{path}: image {number}"), size_of(row), absent))
+            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent))
         elif part == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
@@ -42,11 +42,11 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     return {"names": names, "label_space": [names[n] for n in sorted(names)], "federated": federated}
 
 
-def _file(row: dict[str, Any], where: str) -> str:
+def _file(row: dict[str, Any], parts: int, where: str) -> str:
     """LVIS names its images by COCO's address alone: .../train2017/000000391895.jpg."""
     if "file_name" not in row and isinstance(row.get("coco_url"), str):
         return "/".join(urlparse(row["coco_url"]).path.split("/")[-2:])
-    return str(want(row, "file_name", where))
+    return "/".join(str(want(row, "file_name", where)).split("/")[-parts:])
 
 
 def place(number: Any, image: Any) -> Place:
@@ -80,4 +80,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     )
 
 
-FORMAT = Format("detection", WANTED, fill, labelled, place)
+FORMAT = Format(
+    "detection", WANTED, fill, labelled, place,
+    options={"name_parts": "keep so many last parts of the file names (Objects365: patch0/x.jpg of images/v1/patch0/x.jpg)"},
+)  # fmt: skip

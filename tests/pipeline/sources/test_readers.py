@@ -36,6 +36,7 @@ def test_coco_crowds_empty_images_and_broken_boxes(tmp_path):
         "box_outside_image": 1, "box_without_area": 1, "bad_box": 1, "unknown_category": 1, "unknown_image": 1
     }  # fmt: skip
     assert nine.verified_absent is None
+    assert read("coco", tmp_path / "a.json", name_parts=1).images[0].place.file == "7.jpg"
 
 
 def test_lvis_knows_only_its_verified_negatives_to_be_absent(tmp_path):
