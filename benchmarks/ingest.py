@@ -42,7 +42,9 @@ def write_set(root: Path, images: int, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     kinds = []
     for _ in range(50):
-        blocks = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        blocks = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         buffer = io.BytesIO()
         blocks.save(buffer, "JPEG", quality=85)
         kinds.append(buffer.getvalue())
@@ -54,7 +56,16 @@ def write_set(root: Path, images: int, size: tuple[int, int]) -> None:
         for _ in range(BOXES):
             x, y = rng.integers(0, size[0] - 9), rng.integers(0, size[1] - 9)
             box = [round(float(v), 2) for v in (x, y, rng.uniform(2, 8), rng.uniform(2, 8))]
-            boxes.append({"id": len(boxes), "image_id": i, "category_id": int(rng.integers(80)), "bbox": box, "area": 10.0, "iscrowd": 0})
+            boxes.append(
+                {
+                    "id": len(boxes),
+                    "image_id": i,
+                    "category_id": int(rng.integers(80)),
+                    "bbox": box,
+                    "area": 10.0,
+                    "iscrowd": 0,
+                }
+            )
     names = [{"id": i, "name": f"class {i}"} for i in range(80)]
     (root / "a.json").write_text(json.dumps({"images": rows, "annotations": boxes, "categories": names}))
     entry = "{kind: detection, format: coco, annotations: a.json, images_folder: images}"
@@ -129,8 +140,8 @@ WORK = {"ingest": ingest, "copy": copy, "tar": tar, "index": index, "nothing": n
 def child(name: str, root: Path, out: Path) -> None:
     """Do it, print seconds and peak memory."""
     if name != "copy":
+        import pipeline.sources.coco
         import pipeline.stages.ingest  # noqa: F401 - imports are not counted
-        import pipeline.sources.coco  # noqa: F401
     started, cpu = time.perf_counter(), time.process_time()
     WORK[name](root, out)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -187,7 +198,11 @@ def main() -> None:
             print(f"{size} images: {found['seconds']:.1f} s, peak {peaks[size]:.0f} MiB")
             if size == middle:
                 ratios = in_turn(root / str(size), ("copy", "tar"), args.repeats)
-                figures |= {"rate_over_copy": ratios["copy"], "rate_over_tar": ratios["tar"], "rate_over_copy_cpu": ratios["copy_cpu"]}
+                figures |= {
+                    "rate_over_copy": ratios["copy"],
+                    "rate_over_tar": ratios["tar"],
+                    "rate_over_copy_cpu": ratios["copy_cpu"],
+                }
             shutil.rmtree(root / str(size))
         figures["memory_growth"] = peaks[max(args.sizes)] / peaks[min(args.sizes)]
         figures["peak_mib"] = {str(k): round(v, 1) for k, v in peaks.items()}

@@ -67,7 +67,7 @@ def list_sets(as_json: bool) -> None:
             rows.append(
                 {
                     "name": name,
-                    "kinds": sorted({s.kind for s in manifest.sets.values()}) or ["mixture"],
+                    "kinds": sorted({str(s.kind) for s in manifest.sets.values()}) or ["mixture"],
                     "formats": sorted({s.format for s in manifest.sets.values()}),
                     "sets": [*manifest.sets, *(s.set for s in manifest.mixture)],
                     "title": manifest.title or "",

@@ -135,7 +135,9 @@ def read_set(format_: Format, files: SetFiles) -> LabelledSet:
         build_index(format_, files, Path(folder) / "index")
         index = Index(Path(folder) / "index")
         try:
-            images = [format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)]
+            images = [
+                format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)
+            ]
             space, homeless = index.header.get("label_space"), index.homeless()
             return LabelledSet(
                 format_.kind,
@@ -236,7 +238,5 @@ def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:
 
 def size_of(row: Mapping[str, Any], height: str = "height", width: str = "width") -> tuple[int, int] | None:
     """(height, width) that a row states, if it does."""
-    found = row.get(height), row.get(width)
-    if all(number(v) and v >= 1 for v in found):
-        return int(found[0]), int(found[1])  # type: ignore[arg-type]
-    return None
+    found = [v for v in (row.get(height), row.get(width)) if v is not None and number(v) and v >= 1]
+    return (int(found[0]), int(found[1])) if len(found) == 2 else None

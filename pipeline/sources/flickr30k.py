@@ -76,7 +76,9 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             try:
                 caption, phrases = parse_sentence(line.strip())
             except ValueError as error:
-                raise InputError(f"{path}: line {n + 1}: want {WANTED_SENTENCES}; found a broken mark {error}") from None
+                raise InputError(
+                    f"{path}: line {n + 1}: want {WANTED_SENTENCES}; found a broken mark {error}"
+                ) from None
             index.image(f"{name}_{n}", (f"{name}.jpg", stated_size(root), caption, phrases, boxes))
     return {}
 

@@ -14,11 +14,24 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.records import Region, Span
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, phrase_of, size_of, spans_of, xyxy_box
+from pipeline.sources.base import (
+    Format,
+    Header,
+    Labelled,
+    Place,
+    SetFiles,
+    image_key,
+    phrase_of,
+    size_of,
+    spans_of,
+    xyxy_box,
+)
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.looks import refuse
 
-WANTED = "GLIP's caption records (lines of a key, a tab, and JSON with `caption`, `bboxes`, `scores`, `tokens_positive`)"
+WANTED = (
+    "GLIP's caption records (lines of a key, a tab, and JSON with `caption`, `bboxes`, `scores`, `tokens_positive`)"
+)
 WANTED_IMAGES = "an image TSV (lines of a key, a tab, and an image in base64)"
 FIELDS = ("caption", "bboxes", "scores", "tokens_positive")
 ANNOTATOR = "glip"

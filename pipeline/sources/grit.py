@@ -37,7 +37,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
                 if len(key) < 5:
                     raise InputError(f"{path}: want {WANTED}; found the key {key!r}")
                 # img2dataset's keys are the shard's number and four digits or more in it
-                place = (f"{key[:-4]}/{key}.jpg", 0, None)
+                place: tuple[str, int, int | None] = (f"{key[:-4]}/{key}.jpg", 0, None)
             else:
                 key, place = where[0], where[1:]
             chunks = row[column]
@@ -76,7 +76,9 @@ def _rows(path: str) -> Iterator[tuple[Any, tuple[str, str, int, int] | None]]:
         with open_file(path) as file:
             try:
                 table = pq.ParquetFile(file)
-                wanted = [n for n in ("key", "caption", "noun_chunks", "ref_exps", "status") if n in table.schema_arrow.names]
+                wanted = [
+                    n for n in ("key", "caption", "noun_chunks", "ref_exps", "status") if n in table.schema_arrow.names
+                ]
                 for batch in table.iter_batches(1000, columns=wanted):
                     for row in batch.to_pylist():
                         if row.pop("status", "success") == "success":
@@ -117,9 +119,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
         if box is not None:
             spans = ((start, end),)
             phrase, score = phrase_of(caption, spans), float(chunk[6])
-            regions.append(
-                Region(box=box, phrase=phrase, tokens_positive=spans, score=score, annotator=ANNOTATOR)
-            )
+            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, score=score, annotator=ANNOTATOR))
     return Labelled(
         image_key(entry.id), place(entry.id, entry.image),
         caption=caption, regions=tuple(regions), relative=True, lost=lost,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image
 
 from pipeline.images import MAX_PIXELS, ImageError, image_size
-from pipeline.records import Box
+from pipeline.records import Box, Region
+from pipeline.sources.base import Labelled
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 """What a shard calls images of PIL's formats; others are not for shards."""
@@ -105,3 +106,37 @@ def turned(box: Box, header: ImageHeader) -> Box:
         case 8:
             return y1, w - x2, y2, w - x1
     return box
+
+
+def upright(item: Labelled, header: ImageHeader, orientation: str) -> list[Region]:
+    """The regions on the upright image, clipped to it.
+
+    Which way up the labels were drawn is told by the size that they state, where it differs lying and standing; else by
+    the set's ``orientation``.
+
+    Raises:
+        ImageError: ``size_differs``: the labels were drawn on another image.
+    """
+    on_stored = orientation == "stored" and header.orientation != 1
+    if item.size is not None and item.size != header.upright:
+        if item.size != header.stored:
+            raise ImageError(
+                "size_differs",
+                f"the image is {header.upright[0]}x{header.upright[1]}, its labels say {item.size[0]}x{item.size[1]}",
+            )
+        on_stored = True
+    elif item.size is not None and header.stored != header.upright:
+        on_stored = False
+    elif item.size is not None and not item.relative and not on_stored:
+        return list(item.regions)  # clipped to that size by the reader
+    height, width = header.stored if on_stored else header.upright
+    kept = []
+    for region in item.regions:
+        x1, y1, x2, y2 = region.box
+        if item.relative:
+            x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+        x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
+        if x2 > x1 and y2 > y1:
+            box = turned((x1, y1, x2, y2), header) if on_stored else (x1, y1, x2, y2)
+            kept.append(region if box == region.box else region.model_copy(update={"box": box}))
+    return kept

@@ -42,7 +42,9 @@ class _Text:
     def more(self) -> None:
         """Read on; what lies behind is forgotten."""
         keep = self.text[self.at :]
-        data = self._file.read(max(CHUNK, len(keep)))  # twice as much each time, so that a giant row is not read in vain
+        data = self._file.read(
+            max(CHUNK, len(keep))
+        )  # twice as much each time, so that a giant row is not read in vain
         self.ended = not data
         try:
             self.text, self.at = keep + self._decoder.decode(data, final=self.ended), 0

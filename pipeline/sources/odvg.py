@@ -10,7 +10,18 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, phrase_of, size_of, spans_of, xyxy_box
+from pipeline.sources.base import (
+    Format,
+    Header,
+    Labelled,
+    Place,
+    SetFiles,
+    image_key,
+    phrase_of,
+    size_of,
+    spans_of,
+    xyxy_box,
+)
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import read_object, stream_lines
 

@@ -60,7 +60,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     names, below = header["names"], header["below"]
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    present, absent = set(), set()
+    present: set[str] = set()
+    absent: set[str] = set()
     for row in entry.rows:
         if len(row) == 2:
             (present if row[1] else absent).add(row[0])

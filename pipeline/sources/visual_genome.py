@@ -35,7 +35,10 @@ def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str,
         if number is None or not isinstance(row.get("url"), str) or size_of(row) is None:
             raise refuse(path, WANTED_IMAGES)
         if not (files.options.get("without_coco") and row.get("coco_id")):
-            known[number] = "/".join(row["url"].split("/")[-2:]), size_of(row)  # as in the two archives: VG_100K_2/1.jpg
+            known[number] = (
+                "/".join(row["url"].split("/")[-2:]),
+                size_of(row),
+            )  # as in the two archives: VG_100K_2/1.jpg
         else:
             known[number] = "", None
     for row in stream_list(files.annotations, wanted):
@@ -63,7 +66,11 @@ def fill_objects(files: SetFiles, index: Filling) -> dict[str, Any]:
         counts.update(name for name, _ in kept)
         index.image(number, (file, size, kept))
     least = int(files.options.get("least_boxes", 1))
-    return {"label_space": sorted(name for name, n in counts.items() if name and n >= least), "counts": dict(counts), "least": least}
+    return {
+        "label_space": sorted(name for name, n in counts.items() if name and n >= least),
+        "counts": dict(counts),
+        "least": least,
+    }
 
 
 def _name(names: Any) -> str:
@@ -133,6 +140,4 @@ OBJECTS = Format(
     "detection", WANTED_OBJECTS, fill_objects, labelled_objects, place, COMPANIONS, ("images",),
     {**OPTIONS, "least_boxes": "names of fewer boxes in the set are left out"},
 )  # fmt: skip
-REGIONS = Format(
-    "grounding", WANTED_REGIONS, fill_regions, labelled_regions, place, COMPANIONS, ("images",), OPTIONS
-)
+REGIONS = Format("grounding", WANTED_REGIONS, fill_regions, labelled_regions, place, COMPANIONS, ("images",), OPTIONS)

@@ -34,7 +34,9 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
         for item in root.iter("object"):
             box = item.find("bndbox")
             label = " ".join((item.findtext("name") or "").split())
-            rows.append((label, None if box is None else corners(box, first), item.findtext("difficult", "0").strip() == "1"))
+            rows.append(
+                (label, None if box is None else corners(box, first), item.findtext("difficult", "0").strip() == "1")
+            )
             seen[label] += 1
         index.image(stem, (file, stated_size(root), rows))
     if not found:

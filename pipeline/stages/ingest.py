@@ -6,10 +6,7 @@ they are. Neither the labels nor the images of a set are ever in memory together
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,16 +19,17 @@ from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
 from pipeline.io.commit import write_json
-from pipeline.io.files import file_size, open_file, read_range
+from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
 from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
 from pipeline.io.paths import expand_shards, is_url, join
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
-from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord, Region
-from pipeline.sources.base import Kind, Labelled, Place, SetFiles, build_index
+from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
+from pipeline.sources.base import Kind, Labelled, SetFiles, build_index
 from pipeline.sources.formats import READ, load_format
-from pipeline.sources.headers import ImageHeader, read_header, turned
+from pipeline.sources.headers import ImageHeader, read_header, upright
+from pipeline.sources.image_store import ImageStore
 from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stats import ShardReport, StageReport, Tally
@@ -49,15 +47,10 @@ class SetWork:
     kind: Kind
     config: IngestConfig
     index: str
-    folders: tuple[str, ...] | Mapping[str, str]
+    images: ImageStore
     orientation: Literal["upright", "stored"]
     parts: tuple[Part, ...]
     out: str
-
-    @property
-    def folders_in_turn(self) -> tuple[str, ...]:
-        """All image folders."""
-        return self.folders if isinstance(self.folders, tuple) else tuple(self.folders.values())
 
 
 def run(
@@ -126,7 +119,7 @@ def _ingest_set(
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
-            name, entry.format, format_.kind, config, path, _folders(base, entry.images_folder), entry.orientation,
+            name, entry.format, format_.kind, config, path, ImageStore(_folders(base, entry.images_folder)), entry.orientation,
             tuple(index.parts(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": labels, "orientation": entry.orientation}
@@ -148,16 +141,18 @@ def _ingest_set(
     if twice:
         report.tallies.setdefault("samples", Tally()).drop("duplicate_key", twice)
     _refuse_losses(config, name, report)
-    card = DatasetCard(
-        name=name, kind=format_.kind, label_space=space, licence=entry.licence, source=entry.source
-    )
+    card = DatasetCard(name=name, kind=format_.kind, label_space=space, licence=entry.licence, source=entry.source)
     write_json(join(out, f"{name}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
     return report
 
 
 def _loudness(path: str) -> int:
     """Worth telling if it takes a while."""
-    return logging.INFO if not is_url(path) and Path(path).is_file() and (file_size(path) or 0) > 64 << 20 else logging.DEBUG
+    return (
+        logging.INFO
+        if not is_url(path) and Path(path).is_file() and (file_size(path) or 0) > 64 << 20
+        else logging.DEBUG
+    )
 
 
 def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None:
@@ -196,25 +191,6 @@ def _digest(path: str) -> str:
     return digest_file(path)
 
 
-def _path(place: Place, work: SetWork) -> str:
-    """The file that an image lies in: below the folder that its row names, else the first of them that has it.
-
-    Raises:
-        ImageError: ``image_missing``, or ``unknown_folder``.
-    """
-    if place.absolute:
-        return place.file
-    if not isinstance(work.folders, tuple):
-        if place.folder not in work.folders:
-            raise ImageError("unknown_folder", f"{place.file}: folder {place.folder!r}; want {sorted(work.folders)}")
-        return join(work.folders[place.folder], place.file)
-    if len(work.folders) > 1 and not is_url(work.folders[0]):
-        for folder in work.folders:
-            if Path(folder, place.file).is_file():
-                return join(folder, place.file)
-    return join(work.folders[0], place.file)
-
-
 @lru_cache(maxsize=2)
 def _index(path: str) -> Index:
     """Opened once a process."""
@@ -234,12 +210,7 @@ def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
     place, sizes = load_format(work.format).place, {}
     for number, image in _index(work.index).images_of(work.parts[_number(job)]):
         where = place(number, image)
-        try:
-            path = _path(where, work)
-            key = f"{where.file} {where.offset}"
-            sizes[key] = -2 if is_url(path) else where.size if where.size is not None else os.stat(path).st_size
-        except (OSError, ImageError):
-            sizes[where.file] = -1
+        sizes[f"{where.file} {where.offset}"] = work.images.size(where)
     inputs = {"images": digest_json(sizes)}
     return fingerprint(
         STAGE, version=RECORD_VERSION, config=work.config, inputs=inputs, start=str(_number(job)), **settings
@@ -291,11 +262,11 @@ def _sample(
     if item.lost:
         regions.dropped.update(item.lost)
     try:
-        data = _read(item.place, work)
+        data = work.images.read(item.place)
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept = _upright(item, header, work.orientation)
+        kept = upright(item, header, work.orientation)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
             regions=tuple(kept), uncertain=item.uncertain, verified_absent=item.verified_absent,
@@ -311,58 +282,6 @@ def _sample(
     regions.kept += len(kept)
     regions.dropped["box_outside_image"] += len(item.regions) - len(kept)
     return {_extension(item.place.file, header): data, "json": text}
-
-
-def _read(place: Place, work: SetWork) -> bytes:
-    path = _path(place, work)
-    try:
-        if place.size is not None:
-            data = read_range(path, place.offset, place.size)
-            return base64.b64decode(data, validate=True) if place.base64 else data
-        with open_file(path) if is_url(path) else open(path, "rb", buffering=0) as file:
-            return file.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise ImageError("image_missing", f"{path} is not there") from None
-    except InputError as error:
-        if "no such object" in str(error):
-            raise ImageError("image_missing", str(error)) from None
-        raise
-    except binascii.Error as error:
-        raise ImageError("broken_image", f"not base64: {error}") from None
-
-
-def _upright(item: Labelled, header: ImageHeader, orientation: str) -> list[Region]:
-    """The regions on the upright image, clipped to it.
-
-    Which way up the labels were drawn is told by the size that they state, where it differs lying and standing; else by
-    the set's ``orientation``.
-
-    Raises:
-        ImageError: ``size_differs``: the labels were drawn on another image.
-    """
-    on_stored = orientation == "stored" and header.orientation != 1
-    if item.size is not None and item.size != header.upright:
-        if item.size != header.stored:
-            raise ImageError(
-                "size_differs",
-                f"the image is {header.upright[0]}x{header.upright[1]}, its labels say {item.size[0]}x{item.size[1]}",
-            )
-        on_stored = True
-    elif item.size is not None and header.stored != header.upright:
-        on_stored = False
-    elif item.size is not None and not item.relative and not on_stored:
-        return list(item.regions)  # clipped to that size by the reader
-    height, width = header.stored if on_stored else header.upright
-    kept = []
-    for region in item.regions:
-        x1, y1, x2, y2 = region.box
-        if item.relative:
-            x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
-        x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
-        if x2 > x1 and y2 > y1:
-            box = turned((x1, y1, x2, y2), header) if on_stored else (x1, y1, x2, y2)
-            kept.append(region if box == region.box else region.model_copy(update={"box": box}))
-    return kept
 
 
 def _extension(file: str, header: ImageHeader) -> str:

@@ -37,7 +37,9 @@ VALUES = st.recursive(
 def test_streamed_json_is_json_however_it_is_cut(tmp_path_factory, first, second, other, chunk, indent, plain, order):
     path = tmp_path_factory.getbasetemp() / "a.json"
     values = {"a": first, "b": second, "c": other}
-    path.write_text(json.dumps({name: values[name] for name in order}, indent=indent, ensure_ascii=plain), encoding="utf-8")
+    path.write_text(
+        json.dumps({name: values[name] for name in order}, indent=indent, ensure_ascii=plain), encoding="utf-8"
+    )
     before, json_stream.CHUNK = json_stream.CHUNK, chunk
     try:
         found = {"a": [], "b": []}
@@ -58,7 +60,9 @@ def test_cut_json_is_refused_not_read_in_part(tmp_path_factory, rows, data):
         list(json_stream.stream_list(path, "a list"))
 
 
-@pytest.mark.parametrize("text", ['{"a": [1, 2,]}', '{"a": [1 2]}', '{"a" [1]}', '{"a": [1]} x', "{,}", '{"a": [' + "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ['{"a": [1, 2,]}', '{"a": [1 2]}', '{"a" [1]}', '{"a": [1]} x', "{,}", '{"a": [' + "[" * 5000]
+)
 def test_wrong_json_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"want JSON; found none"):
@@ -132,13 +136,16 @@ def test_a_damaged_header_gives_the_size_that_pil_gives_or_none(data):
         height, width = image_size(cut)
     except ImageError:
         with contextlib.suppress(ImageError):
-            assert read_header(cut).extension == "jpg"  # a table that PIL looks into and we do not: seen when it is decoded
+            assert (
+                read_header(cut).extension == "jpg"
+            )  # a table that PIL looks into and we do not: seen when it is decoded
     else:
         assert read_header(cut).upright == (height, width)
 
 
 @given(
-    box=st.tuples(*[st.integers(0, 40)] * 4).filter(lambda b: b[0] < b[2] and b[1] < b[3]), orientation=st.integers(1, 8)
+    box=st.tuples(*[st.integers(0, 40)] * 4).filter(lambda b: b[0] < b[2] and b[1] < b[3]),
+    orientation=st.integers(1, 8),
 )
 def test_a_turned_box_has_its_size_and_stays_inside(box, orientation):
     header = ImageHeader(40, 60, orientation, "jpg")
@@ -148,9 +155,9 @@ def test_a_turned_box_has_its_size_and_stays_inside(box, orientation):
     assert sorted([x2 - x1, y2 - y1]) == sorted([box[2] - box[0], box[3] - box[1]])
 
 
-WORDS = st.text(st.characters(exclude_characters="[]\n\r", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(
-    lambda w: w.strip() == w and w
-)
+WORDS = st.text(
+    st.characters(exclude_characters="[]\n\r", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8
+).filter(lambda w: w.strip() == w and w)
 
 
 @given(st.lists(st.tuples(WORDS, st.none() | st.integers(0, 99)), min_size=1, max_size=8))

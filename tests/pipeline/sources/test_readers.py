@@ -71,7 +71,9 @@ def test_openimages_groups_hierarchy_and_verified_negatives(tmp_path):
     assert tree.verified_absent == ("Animal", "Cat", "Dog")  # no animal: neither cat nor dog
     assert dog.verified_absent == ("Cat",)  # the dog is an animal, whatever the label says
     assert (tree.key, tree.place.file) == ("000026e7ee790996", "000026e7ee790996.jpg")
-    assert [(r.phrase, r.ignore, r.box) for r in tree.regions] == [("Tree", True, (0.071905, 0.206591, 0.145346, 0.391306))]
+    assert [(r.phrase, r.ignore, r.box) for r in tree.regions] == [
+        ("Tree", True, (0.071905, 0.206591, 0.145346, 0.391306))
+    ]
     assert lost(found) == {"bad_box": 1, "unknown_category": 1, "box_without_area": 1}
 
 
@@ -116,7 +118,9 @@ def test_voc_counts_pixels_from_one_and_ignores_what_is_difficult(tmp_path):
 
 def test_imagenet_boxes_count_from_nought_and_synsets_have_names(tmp_path):
     put(tmp_path / "Annotation" / "n01440764" / "n01440764_10040.xml", L.IMAGENET)
-    words = put(tmp_path / "LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n")
+    words = put(
+        tmp_path / "LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"
+    )
     found = read("voc", tmp_path / "Annotation", {"classes": words}, image_suffix=".JPEG", first_pixel=0)
     (image,) = found.images
     assert image.place.file == "n01440764/n01440764_10040.JPEG" and image.key == "n01440764%2Fn01440764_10040"

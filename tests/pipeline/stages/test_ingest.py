@@ -153,7 +153,8 @@ def test_wrong_label_files_are_named(tmp_path):
         ('{"images": [}', "want JSON; found none"),
         ('{"images": [{"id": 1, "file_na', "want JSON; found none .cut off"),
         ('{"images": []}', "`annotations`"),
-        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [], "categories": []}',
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [], "categories": []}',
             "image id 1 is there twice",
         ),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "want `file_name`; found `id`"),
@@ -208,7 +209,9 @@ def test_every_kind_of_place_and_box_comes_out_as_a_record(tmp_path, name):
     found = records(tmp_path / "out", "s-*.tar")
     assert found and not report.tallies["samples"].dropped and report.tallies["samples"].kept == len(found)
     assert all(r.image_size == (64, 80) and r.kind == kind for r in found)
-    assert all(0 <= x1 < x2 <= 80 and 0 <= y1 < y2 <= 64 for r in found for x1, y1, x2, y2 in (g.box for g in r.regions))
+    assert all(
+        0 <= x1 < x2 <= 80 and 0 <= y1 < y2 <= 64 for r in found for x1, y1, x2, y2 in (g.box for g in r.regions)
+    )
     assert report.tallies["regions"].kept == sum(len(r.regions) for r in found) > 0
     if name == "openimages":
         assert found[0].regions[0].box == pytest.approx((80 * 0.071905, 64 * 0.206591, 80 * 0.145346, 64 * 0.391306))
@@ -265,7 +268,14 @@ def test_images_of_every_kind_are_copied_as_they_are(tmp_path):
 
 def test_images_that_are_none_are_counted_and_named(tmp_path):
     tiff = picture("RGB", "TIFF")
-    images = {"a.jpg": b"", "b.jpg": b"no", "c.tif": tiff, "d.jpg": jpeg(1)[:60], "e.jpg": jpeg(2)[:-300], "f.jpg": jpeg(3)}
+    images = {
+        "a.jpg": b"",
+        "b.jpg": b"no",
+        "c.tif": tiff,
+        "d.jpg": jpeg(1)[:60],
+        "e.jpg": jpeg(2)[:-300],
+        "f.jpg": jpeg(3),
+    }
     manifest = coco_of(tmp_path, images)
     config = IngestConfig(max_failed_share=1.0)
     report = ingest.run(config, manifest, tmp_path / "out")
@@ -277,7 +287,9 @@ def test_images_that_are_none_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("stated", "setting"), [("stored", "upright"), (None, "stored"), (None, "upright"), ("upright", "upright")])
+@pytest.mark.parametrize(
+    ("stated", "setting"), [("stored", "upright"), (None, "stored"), (None, "upright"), ("upright", "upright")]
+)
 def test_boxes_stay_on_their_pixels_whatever_the_exif_orientation(tmp_path, orientation, stated, setting):
     """A white rectangle on black is where its box says, once the image is upright."""
     canvas = Image.new("RGB", (80, 64))
