@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -14,6 +18,9 @@ from pipeline.images import ImageError
 from pipeline.io.files import open_file, read_range
 from pipeline.io.paths import is_url, join
 from pipeline.sources.base import Place
+
+REQUESTS = 16
+"""Images asked for at a time, of a store behind a URL."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,24 @@ class ImageStore:
             return None if is_url(path) else os.stat(path).st_size
         except (OSError, ImageError):
             return -1
+
+    def reading(self, places: Iterable[Place]) -> Iterator[Callable[[], bytes]]:
+        """For each place a function that gives its image, or raises as :meth:`read`; requests to a store are made ahead."""
+        waiting = iter(places)
+        if not self._remote:
+            for place in waiting:
+                yield partial(self.read, place)
+            return
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            ahead = deque(pool.submit(self.read, place) for place in islice(waiting, 2 * REQUESTS))
+            while ahead:
+                yield ahead.popleft().result
+                ahead.extend(pool.submit(self.read, place) for place in islice(waiting, 1))
+
+    @property
+    def _remote(self) -> bool:
+        """Whether images come over a network: then one after the other would be waiting, mostly."""
+        return any(map(is_url, self.folders if isinstance(self.folders, tuple) else self.folders.values()))
 
     def read(self, place: Place) -> bytes:
         """The encoded image.

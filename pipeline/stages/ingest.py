@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import tee
 from pathlib import Path
 from typing import Literal
 
@@ -237,15 +238,18 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     format_, index = load_format(work.format), _index(work.index)
     samples, regions, notes = Counts(), Counts(), list[str]()
 
-    def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    def items() -> Iterator[Labelled]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
-                item = format_.labelled(entry, index.header)
+                yield format_.labelled(entry, index.header)
             except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
                 samples.dropped["bad_labels"] += 1
                 notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
-                continue
-            made = _sample(item, work, samples, regions, notes)
+
+    def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        ones, twins = tee(items())
+        for item, read in zip(ones, work.images.reading(item.place for item in twins)):
+            made = _sample(item, read, work, samples, regions, notes)
             if made is not None:
                 yield item.key, made
 
@@ -256,13 +260,13 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
 
 def _sample(
-    item: Labelled, work: SetWork, samples: Counts, regions: Counts, notes: list[str]
+    item: Labelled, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
     if item.lost:
         regions.dropped.update(item.lost)
     try:
-        data = work.images.read(item.place)
+        data = read()
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)

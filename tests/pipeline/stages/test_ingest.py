@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -330,6 +334,45 @@ def test_images_in_several_folders(tmp_path):
         assert report.tallies["samples"].kept == 2
     manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": {"vg": "vg"}}}})
     assert ingest.run(CONFIG, manifest, tmp_path / "o").tallies["samples"].dropped == {"unknown_folder": 1}
+
+
+def test_labels_and_images_behind_urls_give_the_same_shards(tmp_path):
+    images = {f"{i}.jpg": jpeg(i) for i in range(40)} | {"x.jpg": b"no image"}
+    manifest = coco_of(tmp_path, images)
+    (tmp_path / "images" / "7.jpg").unlink()
+    config = IngestConfig(samples_per_shard=30, max_failed_share=0.5)
+    ingest.run(config, manifest, tmp_path / "one")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "a.json"), "/bucket/a.json")
+    store.put(str(tmp_path / "images"), "/bucket/images", recursive=True)
+    report = ingest.run(config, manifest, tmp_path / "two", root="memory://bucket")
+    assert report.tallies["samples"].dropped == {"image_missing": 1, "broken_image": 1}
+    tars = sorted(p.name for p in (tmp_path / "one").glob("*.tar"))
+    assert len(tars) == 2
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in tars)
+    assert ingest.run(config, manifest, tmp_path / "two", root="memory://bucket").done == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_writes_what_a_quiet_one_does(tmp_path):
+    manifest = coco_of(tmp_path, {f"{i}.jpg": jpeg(i) for i in range(60)})
+    settings = ["--set", "samples_per_shard=2"]
+    command = [sys.executable, "-m", "pipeline", "ingest", str(manifest), *settings, "--out"]
+    for seen in (1, 9, 17):
+        child = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while len(list((tmp_path / "killed").glob("*.report.json"))) < seen and child.poll() is None:
+            time.sleep(0.001)
+        child.kill()
+        child.wait()
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.report.json")}
+    subprocess.run([*command, str(tmp_path / "killed"), "--workers", "2"], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "quiet")], check=True, capture_output=True)
+    files = {p.name for p in (tmp_path / "quiet").iterdir()}
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == files and len(files) == 61
+    assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "quiet" / n).read_bytes() for n in files)
+    assert before and all((tmp_path / "killed" / n).stat().st_mtime_ns == t for n, t in before.items())
 
 
 def test_text_that_is_no_unicode_costs_its_image_only(tmp_path):
