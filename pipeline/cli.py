@@ -18,6 +18,7 @@ from pipeline.cli_base import (
     stage_command,
     terminal,
 )
+from pipeline.cli_data import datasets, ingest
 from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli_label import build_shards, pseudo_label
 from pipeline.cli_rescore import rescore
@@ -25,35 +26,6 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.stats import StageReport
-
-
-@stage_command("ingest", name="ingest")
-@click.argument("manifest")
-@OUT
-@click.option("--root", help="Folder that the manifest's paths are relative to. Default: the manifest's own.")
-@click.option("--only", help="One set of the manifest, by name.")
-@WORKERS
-@MAX_FAILED
-def ingest(
-    config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int
-) -> StageReport:
-    """Turn human-labelled sets, as their owners publish them, into training shards.
-
-    \b
-    Example: ingest data_manifests/demo.yaml --root runs/demo/data --out runs/demo/train
-    """
-    from pipeline.stages import ingest as stage
-
-    return stage.run(
-        config,
-        manifest,
-        out,
-        root=root,
-        only=only,
-        progress=terminal(),
-        workers=workers,
-        max_failed=max_failed,
-    )
 
 
 @stage_command("parse_phrases", name="parse-phrases")
@@ -153,7 +125,7 @@ def main() -> None:
 
 
 for _command in (
-    ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
+    datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
     train_teacher, train_student, evaluate,
 ):  # fmt: skip
     main.add_command(_command)

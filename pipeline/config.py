@@ -37,6 +37,11 @@ class IngestConfig(Config):
 
     samples_per_shard: int = Field(500, ge=1, description="records in one output shard")
     max_failed_share: float = Field(0.05, ge=0, le=1, description="stop if more of the images than this are lost")
+    check_images: Literal["header", "decode"] = Field(
+        "header",
+        description="header: an image's size is read and its bytes are copied as they are; decode: each is also decoded "
+        "once, so that one damaged further behind is lost here and not in training; several times slower",
+    )
 
 
 class PromptConfig(Config):

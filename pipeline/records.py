@@ -6,6 +6,7 @@ of the caption (code points); ``image_size`` is (height, width).
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RECORD_VERSION = 2  # 2: regions have a root
 STORE_VERSION = 3  # 2: a phrase's root has its compounds; 3: centerness may be absent
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 Box = tuple[float, float, float, float]
 Span = tuple[int, int]
@@ -83,10 +86,10 @@ class GroundingRecord(_Strict):
 
     def to_json(self) -> bytes:
         """Compact JSON with sorted keys and without absent fields: the same record is always the same bytes."""
-        import json
-
-        data = self.model_dump(mode="json", exclude_none=True)
-        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        # the fields are plain values already; model_dump would look at each of them again
+        data = {name: value for name, value in self.__dict__.items() if value is not None}
+        data["regions"] = [{n: v for n, v in region.__dict__.items() if v is not None} for region in self.regions]
+        return _ENCODER.encode(data).encode()
 
 
 class ImageLink(_Strict):

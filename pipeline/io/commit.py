@@ -33,9 +33,9 @@ class HashingFile:
         self._bytes = 0
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
+        view = data if type(data) is bytes else memoryview(data).cast("B")
         self._state.update(view)
-        self._bytes += view.nbytes
+        self._bytes += len(view)
         return self._raw.write(view)
 
     def tell(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,17 +12,50 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InputError
 
+FOLDER_VARIABLE = "GLIP_SELF_TRAIN_MANIFESTS"
+"""A folder of one's own manifests, looked at first."""
+OURS = Path(__file__).resolve().parents[2] / "data_manifests"
+"""Beside the packages, in a checkout as where they are installed."""
+LABELLED_KINDS = ("detection", "grounding", "evaluation")
 
-class SetManifest(BaseModel):
-    """One set of a manifest. Paths are relative to the root that the manifest is read with."""
+FormatName = Literal[
+    "coco", "lvis", "mdetr", "refcoco", "openimages", "visual_genome_objects", "visual_genome_regions", "voc", "flickr30k",
+    "odvg_detection", "odvg_grounding", "grit", "glip_captions", "img2dataset", "parquet",
+]  # fmt: skip
 
+
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class ExpectedFile(_Strict):
+    """A file as its owners publish it; size and checksum only where they do publish them."""
+
+    name: str
+    url: str | None = None
+    bytes: int | None = Field(None, ge=0)
+    md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    checksum_source: str | None = Field(None, description="where the checksum is published")
+
+
+class SetManifest(_Strict):
+    """One set of a manifest. Paths are relative to the root that the manifest is read with, absolute, or URLs."""
+
     kind: Literal["detection", "grounding", "evaluation", "crawl", "gold"]
-    format: Literal["coco", "mdetr", "img2dataset", "parquet"]
+    format: FormatName
     path: str | None = None
-    annotations: str | None = Field(None, description="the JSON file of a labelled set")
-    images_folder: str | None = Field(None, description="folder that the file names in it are relative to")
+    split: str | None = Field(None, description="train, val or test, as its owners call it")
+    annotations: str | None = Field(None, description="the label file of a labelled set, or the folder of them")
+    companions: dict[str, str] = Field(default_factory=dict, description="further label files, by role (see `reads`)")
+    options: dict[str, Any] = Field(default_factory=dict, description="the format's own options")
+    images_folder: str | list[str] | dict[str, str] | None = Field(
+        None, description="folder that the file names are relative to; several to look in; or by the name rows give"
+    )
+    orientation: Literal["upright", "stored"] = Field(
+        "upright",
+        description="what boxes of an image with an EXIF orientation are drawn on, where the stated size does not tell",
+    )
     prompts: str | None = Field(None, description="what an evaluation set is asked")
     shards_pattern: str | None = Field(None, description="a crawl's shards")
     tables_pattern: str | None = Field(None, description="gold tables")
@@ -28,36 +63,113 @@ class SetManifest(BaseModel):
     source: str | None = Field(None, description="the page that offers the set")
     nouns: str | None = None
     counts: dict[str, int] = Field(default_factory=dict)
+    counts_source: str | None = Field(None, description="the paper or page that the counts are from")
+    files: list[ExpectedFile] = Field(default_factory=list, description="what to fetch")
+    note: str | None = None
     sha256: str | None = None
 
     @property
     def labelled(self) -> bool:
         """Whether ingest makes training shards of it."""
-        return self.kind in {"detection", "grounding", "evaluation"}
+        return self.kind in LABELLED_KINDS
+
+
+class Share(_Strict):
+    """A set in a mixture: so many copies of it go into an epoch. ``images``: how many one copy has, in thousands or exactly."""
+
+    manifest: str
+    set: str
+    copies: int = Field(1, ge=1)
+    images: int | None = Field(None, ge=1)
+    note: str | None = None
+
+
+class Manifest(BaseModel):
+    """A file of ``data_manifests``: sets, or a mixture of other files' sets. Further fields are the owner's own."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    path: Path
+    name: str
+    title: str | None = None
+    source: str | None = None
+    licence: str | None = None
+    note: str | None = None
+    sets: dict[str, SetManifest] = Field(default_factory=dict)
+    mixture: list[Share] = Field(default_factory=list)
+
+
+def find_manifest(name: str | Path) -> Path:
+    """The file of a manifest, from its path or its name.
+
+    A name is looked for in the folder that GLIP_SELF_TRAIN_MANIFESTS names, in ``./data_manifests``, and among ours.
+
+    Raises:
+        InputError: no such file, or no manifest of that name.
+    """
+    text = str(name)
+    if text.endswith((".yaml", ".yml")) or "/" in text:
+        return Path(name)
+    for folder in _folders():
+        if (folder / f"{text}.yaml").is_file():
+            return folder / f"{text}.yaml"
+    raise InputError(f"{text}: no manifest of that name; there are {', '.join(manifest_names())}, or give a YAML file")
+
+
+def _folders() -> list[Path]:
+    own = os.environ.get(FOLDER_VARIABLE)
+    return [*([Path(own)] if own else []), Path("data_manifests"), OURS]
+
+
+def manifest_names() -> list[str]:
+    """Names of all manifests that :func:`find_manifest` finds."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+
+
+def is_name(manifest: str | Path) -> bool:
+    """Whether a manifest is given by its name, and not as a file."""
+    return not (str(manifest).endswith((".yaml", ".yml")) or "/" in str(manifest))
+
+
+def load_manifest(name: str | Path) -> Manifest:
+    """A manifest by path or name.
+
+    Raises:
+        InputError: no such file, not YAML, neither sets nor mixture, or a wrong or unknown field of a set; each named.
+    """
+    path = find_manifest(name)
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    sets = data.get("sets") if isinstance(data, dict) else None
+    mixture = data.get("mixture") if isinstance(data, dict) else None
+    if not (isinstance(sets, dict) and sets) and not (isinstance(mixture, list) and mixture):
+        raise InputError(f"{path}: want a mapping `sets` of names to sets, or a list `mixture`")
+    try:
+        found = Manifest.model_validate({"name": path.stem, **data, "path": path, "sets": sets or {}})
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise InputError("\n".join(lines)) from None
+    for name in found.sets:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(f"{path}: sets.{name}: want a name of letters, digits, - and _: shards are called by it")
+    return found
 
 
 def read_manifest(path: str | Path) -> dict[str, SetManifest]:
-    """The sets of a manifest, by name.
+    """The sets of a manifest, by name; of a mixture the sets that it mixes.
 
     Raises:
-        InputError: no such file, not YAML, no ``sets``, or a set with a wrong or unknown field; each named.
+        InputError: as :func:`load_manifest`, or a mixture names a set that is not there.
     """
-    path = Path(path)
-    try:
-        data: Any = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    sets = data.get("sets") if isinstance(data, dict) else None
-    if not isinstance(sets, dict) or not sets:
-        raise InputError(f"{path}: want a mapping `sets` of names to sets")
-    found, wrong = {}, []
-    for name, values in sets.items():
-        try:
-            found[str(name)] = SetManifest.model_validate(values)
-        except ValidationError as error:
-            wrong += [f"{path}: sets.{name}.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-    if wrong:
-        raise InputError("\n".join(wrong))
-    return found
+    manifest = load_manifest(path)
+    sets = dict(manifest.sets)
+    for share in manifest.mixture:
+        others = load_manifest(share.manifest).sets
+        if share.set not in others:
+            raise InputError(f"{manifest.path}: no set {share.set!r} in {share.manifest}; it has {', '.join(others)}")
+        sets[share.set] = others[share.set]
+    return sets

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import webdataset as wds
 from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
 from pipeline.io.commit import atomic_file
 from pipeline.io.files import open_file
+from pipeline.io.tar_writer import TarWriter
 from pipeline.stats import OutputFile
 
 
@@ -152,13 +152,14 @@ class TarShard:
     """Writes a shard whose bytes depend on its samples alone: no times, no user names, members in order."""
 
     def __init__(self, stream: Any) -> None:
-        self._writer = wds.TarWriter(stream, mtime=0, user="root", group="root", mode=0o644, encoder=False)
+        self._writer = TarWriter(stream)
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
         """Append one sample, its extensions sorted."""
         if "." in key.rsplit("/", 1)[-1]:
             raise InputError(f"key {key!r}: a key may not contain dots")
-        self._writer.write({"__key__": key, **{ext: files[ext] for ext in sorted(files)}})
+        for extension in sorted(files):
+            self._writer.add(f"{key}.{extension}", files[extension])
 
     def close(self) -> None:
         """Write the end mark."""

@@ -1,142 +1,214 @@
-"""What a human-labelled format gives: images with their regions, checked, everything that went counted."""
+"""What a human-labelled format gives: images with their regions, checked, everything that went counted.
+
+A reader works in two steps. ``fill`` walks once through the label files and puts what it needs of each image into an
+index on disk; ``labelled`` turns one image's entry of it into regions, shard by shard, in any process.
+"""
 
 from __future__ import annotations
 
-import json
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 from pipeline.errors import InputError
-from pipeline.records import Box, Region
+from pipeline.records import Box, Region, Span
+from pipeline.sources.index import Entry, Filling, Index
+
+Kind = Literal["detection", "grounding"]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One image of a set. ``lost`` counts regions that could not be used, by reason; ``size`` is what the file claims."""
+class SetFiles:
+    """Where a set's files lie: paths or URLs. ``companions`` are further label files, by their role in the format."""
+
+    name: str
+    annotations: str
+    companions: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Place(NamedTuple):
+    """An image: a file below the set's image folders, or (with ``size``) bytes inside of a file.
+
+    folder: which of the image folders, where they have names. absolute: the path stands as it is.
+    base64: the bytes are in that encoding.
+    """
+
+    file: str
+    folder: str | None = None
+    offset: int = 0
+    size: int | None = None
+    base64: bool = False
+    absolute: bool = False
+
+
+class Labelled(NamedTuple):
+    """One image of a set. ``lost`` counts regions that could not be used, by reason.
+
+    size: (height, width) that the file claims. relative: boxes are shares of the image's width and height.
+    """
 
     key: str
-    file_name: str
-    size: tuple[int, int] | None
+    place: Place
+    size: tuple[int, int] | None = None
     caption: str | None = None
     regions: tuple[Region, ...] = ()
-    lost: Mapping[str, int] = field(default_factory=dict)
+    uncertain: tuple[Span, ...] = ()
+    verified_absent: tuple[str, ...] | None = None
+    relative: bool = False
+    lost: Mapping[str, int] = MappingProxyType({})
+
+
+Header = Mapping[str, Any]
+"""What a reader knows of the whole set; ``label_space``: class names in their order, of a set labelled by name."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A reader. ``reads`` is what its annotations are, in words; ``companions`` the roles it knows, with their meaning.
+
+    Attributes:
+        fill: reads the files, fills the index, returns the header.
+        labelled: one entry into regions, or into None if the set leaves the image out; a pure function.
+        place: of an entry, where its image lies, without the rest of the work.
+        needed: companions that must be given. options: names of its options, with their meaning.
+    """
+
+    kind: Kind
+    reads: str
+    fill: Callable[[SetFiles, Filling], dict[str, Any]]
+    labelled: Callable[[Entry, Header], Labelled]
+    place: Callable[[Any, Any], Place]
+    companions: Mapping[str, str] = field(default_factory=dict)
+    needed: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """A set as its file describes it. ``label_space``: class names in id order, of sets labelled by name.
+    """A whole set in memory. ``lost`` counts regions that belong to no image of the file."""
 
-    ``lost`` counts regions that belong to no image of the file.
-    """
-
-    kind: Literal["detection", "grounding"]
+    kind: Kind
     images: tuple[Labelled, ...]
     label_space: tuple[str, ...] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass
-class Gathered:
-    """An image's row of a label file, and what its annotations came to so far."""
-
-    row: Mapping[str, Any]
-    size: tuple[int, int] | None
-    regions: list[Region] = field(default_factory=list)
-    lost: Counter[str] = field(default_factory=Counter)
-
-
-class ImageTable:
-    """The images of a label file by id, as its annotations are added to them; images without any are kept.
+def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
+    """Read a set's files into an index at ``path``.
 
     Raises:
-        InputError: an image without an id, or two of one id.
+        InputError: a file is missing or is not of the format; a companion or an option is unknown or missing.
     """
-
-    def __init__(self, rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-        self._path = path
-        self._images: dict[Any, Gathered] = {}
-        self._homeless: Counter[str] = Counter()
-        for row in rows:
-            number = want(row, "id", f"{path}: images")
-            if number in self._images:
-                raise InputError(f"{path}: image id {number} is there twice")
-            self._images[number] = Gathered(row, size_of(row))
-
-    def of(self, annotation: Mapping[str, Any]) -> Gathered | None:
-        """The image that an annotation belongs to; None, counted as ``unknown_image``, if it is not in the file."""
-        image = self._images.get(annotation.get("image_id"))
-        if image is None:
-            self._homeless["unknown_image"] += 1
-        return image
-
-    def labelled(
-        self, kind: Literal["detection", "grounding"], label_space: tuple[str, ...] | None = None
-    ) -> LabelledSet:
-        """The set, its images in id order, each with the caption that its row has.
-
-        Raises:
-            InputError: an image without ``file_name``.
-        """
-        images = tuple(
-            Labelled(
-                key=image_key(number),
-                file_name=str(want(image.row, "file_name", f"{self._path}: image {number}")),
-                size=image.size,
-                caption=image.row.get("caption") if kind == "grounding" else None,
-                regions=tuple(image.regions),
-                lost=image.lost,
-            )
-            for number, image in sorted(self._images.items(), key=lambda item: item[0])
-        )
-        return LabelledSet(kind=kind, images=images, label_space=label_space, lost=self._homeless)
-
-
-def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object holding the named lists.
-
-    Raises:
-        InputError: no such file, not JSON, or a list is missing.
-    """
+    for role in format_.needed:
+        if role not in files.companions:
+            raise InputError(f"set {files.name}: want `companions: {{{role}: FILE}}`, {format_.companions[role]}")
+    for given, known, word in (
+        (files.companions, format_.companions, "companion"),
+        (files.options, format_.options, "option"),
+    ):
+        for name in given:
+            if name not in known:
+                raise InputError(f"set {files.name}: unknown {word} {name!r}; this format knows {sorted(known)}")
+    index = Filling(path, files.annotations)
     try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    for name in lists:
-        if not isinstance(data, dict) or not isinstance(data.get(name), list):
-            raise InputError(f"{path}: want an object with a list `{name}`")
-    return data
+        index.finish(format_.fill(files, index))
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
+        words = f"{type(error).__name__}: {error}".splitlines()[0][:80]
+        raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({words})") from None
+    finally:
+        index.close()
 
 
-def want(row: Mapping[str, Any], name: str, where: str) -> Any:
+def read_set(format_: Format, files: SetFiles) -> LabelledSet:
+    """All of a small set at once; ingest goes by the index.
+
+    Raises:
+        InputError: as :func:`build_index`.
+    """
+    with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
+        build_index(format_, files, Path(folder) / "index")
+        index = Index(Path(folder) / "index")
+        try:
+            images = [
+                format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)
+            ]
+            space, homeless = index.header.get("label_space"), index.homeless()
+            return LabelledSet(
+                format_.kind,
+                tuple(images),
+                None if space is None else tuple(space),
+                {**index.header.get("lost", {}), **({"unknown_image": homeless} if homeless else {})},
+            )
+        finally:
+            index.close()
+
+
+# --- parts that readers share
+
+
+def want(row: Any, name: str, where: str) -> Any:
     """A field that a row must have."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: want an object; found {str(row)[:40]!r}")
     if name not in row:
-        raise InputError(f"{where}: `{name}` is missing; it has {sorted(row)}")
+        raise InputError(f"{where}: want `{name}`; found {', '.join(f'`{k}`' for k in row) or 'nothing'}")
     return row[name]
 
 
 def image_key(image_id: Any) -> str:
-    """A sample's key from an image's id: unique in the set, and free of dots and slashes as tar keys must be."""
+    """A sample's key from an image's id: unique in the set, and free of what tar keys cannot have.
+
+    Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that no two ids share a key.
+    """
     if isinstance(image_id, int):
         return f"{image_id:09d}"
-    return str(image_id).replace("/", "_").replace(".", "_")
+    return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
 
 
-def box_of(row: Mapping[str, Any], size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
-    """xyxy of an annotation's xywh ``bbox``, clipped to the image; None (and counted) if nothing of it is left."""
-    bbox = row.get("bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
-        lost["bad_box"] += 1
+def number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return type(value) in _NUMBERS and abs(value) < _TOO_LARGE
+
+
+_NUMBERS = frozenset((int, float))
+_TOO_LARGE = 1e15
+"""No coordinate; nan is not below it either."""
+
+
+def _four(bbox: Any, lost: Counter[str]) -> bool:
+    four = type(bbox) in (list, tuple) and len(bbox) == 4 and _NUMBERS.issuperset(map(type, bbox))
+    if four and abs(sum(bbox)) < _TOO_LARGE:  # which nan is not, nor what it is added to
+        return True
+    lost["bad_box"] += 1
+    return False
+
+
+def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
+    """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left."""
+    if not _four(bbox, lost):
         return None
-    x1, y1, x2, y2 = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
+    x, y, w, h = bbox
+    return clipped((x, y, x + w, y + h), size, lost)
+
+
+def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
+    """The same of corners."""
+    return clipped((bbox[0], bbox[1], bbox[2], bbox[3]), size, lost) if _four(bbox, lost) else None
+
+
+def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
+    """The part of a box inside the image of (height, width), as floats."""
+    x1, y1, x2, y2 = box
     if not (x2 > x1 and y2 > y1):
         lost["box_without_area"] += 1
         return None
-    if size is not None:
+    if size is not None and (x1 < 0 or y1 < 0 or x2 > size[1] or y2 > size[0]):
         x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(size[1]), x2), min(float(size[0]), y2)
         if not (x2 > x1 and y2 > y1):
             lost["box_outside_image"] += 1
@@ -144,8 +216,27 @@ def box_of(row: Mapping[str, Any], size: tuple[int, int] | None, lost: Counter[s
     return float(x1), float(y1), float(x2), float(y2)
 
 
-def size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that the file states, if it does."""
-    if image.get("height") and image.get("width"):
-        return int(image["height"]), int(image["width"])
-    return None
+def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
+    """``tokens_positive`` as spans of a caption of ``length`` characters; None (and counted) if they are not."""
+    if not isinstance(value, list) or not value:
+        lost["no_span"] += 1
+        return None
+    spans = []
+    for pair in value:
+        whole = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(v) is int for v in pair)
+        if not whole or not 0 <= pair[0] < pair[1] <= length:
+            lost["span_outside_caption"] += 1
+            return None
+        spans.append((pair[0], pair[1]))
+    return tuple(spans)
+
+
+def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:
+    """What the spans cover."""
+    return " ".join(caption[start:end] for start, end in spans)
+
+
+def size_of(row: Mapping[str, Any], height: str = "height", width: str = "width") -> tuple[int, int] | None:
+    """(height, width) that a row states, if it does."""
+    found = [v for v in (row.get(height), row.get(width)) if v is not None and number(v) and v >= 1]
+    return (int(found[0]), int(found[1])) if len(found) == 2 else None

@@ -1,41 +1,86 @@
-"""COCO's detection JSON (COCO, Objects365, OpenImages as converted, our evaluation sets): boxes with class names."""
+"""COCO's detection JSON (COCO, Objects365, ODinW, LVIS): boxes with class names.
+
+LVIS (arXiv 1908.03195) is federated: ``neg_category_ids`` of an image are verified absent, and nothing is known of most
+other classes; ``not_exhaustive_category_ids`` are present, with more of them than are boxed.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import Counter
+from typing import Any
+from urllib.parse import urlparse
 
 from pipeline.errors import InputError
 from pipeline.records import Region
-from pipeline.sources.base import ImageTable, LabelledSet, box_of, read_json, want
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, size_of, want, xywh_box
+from pipeline.sources.index import Entry, Filling
+from pipeline.sources.json_stream import stream_object
+
+WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 
 
-def read_coco(path: str | Path) -> LabelledSet:
-    """All images of the file in id order; images without annotations are kept, as they teach absence.
-
-    ``iscrowd`` regions become ignore regions. Regions are lost as ``bad_box``, ``box_without_area``,
-    ``box_outside_image``, ``unknown_category`` or ``unknown_image``.
-
-    Raises:
-        InputError: not COCO's layout, two categories of one id or name, or two images of one id; each named.
-    """
-    path = Path(path)
-    data = read_json(path, ("images", "annotations", "categories"))
+def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not COCO's layout, two categories of one id or name, two images of one id; each named."""
+    path = files.annotations
     names: dict[int, str] = {}
-    for row in data["categories"]:
-        number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))
-        if number in names or name in names.values():
-            raise InputError(f"{path}: category {number} {name!r} is there twice")
-        names[number] = name
-    images = ImageTable(data["images"], path)
-    for row in data["annotations"]:
-        image = images.of(row)
-        if image is None:
-            continue
-        label = names.get(row.get("category_id"))
+    federated, parts = False, int(files.options.get("name_parts", 0))
+    for part, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
+        if part == "images":
+            number = want(row, "id", f"{path}: images")
+            absent = row.get("neg_category_ids")
+            federated |= absent is not None
+            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent))
+        elif part == "annotations":
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
+            index.row(row.get("image_id"), (row.get("category_id"), row.get("bbox"), bool(row.get("iscrowd"))))
+        else:
+            number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))
+            if number in names or name in names.values():
+                raise InputError(f"{path}: category {number} {name!r} is there twice")
+            names[number] = name
+    return {"names": names, "label_space": [names[n] for n in sorted(names)], "federated": federated}
+
+
+def _file(row: dict[str, Any], parts: int, where: str) -> str:
+    """LVIS names its images by COCO's address alone: .../train2017/000000391895.jpg."""
+    if "file_name" not in row and isinstance(row.get("coco_url"), str):
+        return "/".join(urlparse(row["coco_url"]).path.split("/")[-2:])
+    return "/".join(str(want(row, "file_name", where)).split("/")[-parts:])
+
+
+def place(number: Any, image: Any) -> Place:
+    return Place(image[0])
+
+
+def labelled(entry: Entry, header: Header) -> Labelled:
+    """``iscrowd`` regions become ignore regions; images without annotations are kept, as they teach absence.
+
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
+    """
+    file, size, absent = entry.image
+    names = header["names"]
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
+    for category, bbox, crowd in entry.rows:
+        label = names.get(category) if isinstance(category, int) else None
         if label is None:
-            image.lost["unknown_category"] += 1
+            lost["unknown_category"] += 1
             continue
-        box = box_of(row, image.size, image.lost)
+        box = xywh_box(bbox, size, lost)
         if box is not None:
-            image.regions.append(Region(box=box, phrase=label, ignore=bool(row.get("iscrowd"))))
-    return images.labelled("detection", tuple(names[number] for number in sorted(names)))
+            regions.append(Region(box=box, phrase=label, ignore=crowd))
+    known_absent = None
+    if header["federated"]:
+        present = {r.phrase for r in regions}
+        named = {names[n] for n in absent or () if n in names}
+        known_absent = tuple(sorted(named - present))
+    return Labelled(
+        image_key(entry.id), Place(file), size, regions=tuple(regions), verified_absent=known_absent, lost=lost
+    )
+
+
+FORMAT = Format(
+    "detection", WANTED, fill, labelled, place,
+    options={"name_parts": "keep so many last parts of the file names (Objects365: patch0/x.jpg of images/v1/patch0/x.jpg)"},
+)  # fmt: skip

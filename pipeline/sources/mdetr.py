@@ -1,56 +1,71 @@
-"""MDETR's grounding JSON (GoldG: Flickr30k Entities, Visual Genome captions, GQA): boxes with spans of a caption."""
+"""MDETR's grounding JSON (GoldG: Flickr30k, mixed; GQA; RefCOCO/+/g): boxes with spans of a caption."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.records import Region, Span
-from pipeline.sources.base import ImageTable, LabelledSet, box_of, read_json, want
+from pipeline.records import Region
+from pipeline.sources.base import (
+    Format,
+    Header,
+    Labelled,
+    Place,
+    SetFiles,
+    image_key,
+    phrase_of,
+    size_of,
+    spans_of,
+    want,
+    xywh_box,
+)
+from pipeline.sources.index import Entry, Filling
+from pipeline.sources.json_stream import stream_object
+
+WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captions, and `annotations`)"
 
 
-def read_mdetr(path: str | Path) -> LabelledSet:
-    """All image-caption pairs of the file in id order; the spans are taken as they stand, never searched again.
+def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not MDETR's layout, an image without a caption, or two images of one id; each named."""
+    path = files.annotations
+    for part, row in stream_object(path, ("images", "annotations"), WANTED):
+        if part == "images":
+            number = want(row, "id", f"{path}: images")
+            caption = want(row, "caption", f"{path}: image {number}")
+            if not isinstance(caption, str):
+                raise InputError(f"{path}: image {number}: caption {caption!r} is no text")
+            file = str(want(row, "file_name", f"{path}: image {number}"))
+            index.image(number, (file, size_of(row), caption, row.get("data_source")))
+        else:
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
+            index.row(row.get("image_id"), (row.get("tokens_positive"), row.get("bbox"), bool(row.get("iscrowd"))))
+    return {}
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no
-    ``tokens_positive``), ``span_outside_caption`` or ``unknown_image``. A region goes whole: box and spans together.
 
-    Raises:
-        InputError: not MDETR's layout, an image without a caption, or two images of one id; each named.
+def place(number: Any, image: Any) -> Place:
+    """``data_source`` of the mixed set says in which folder: Visual Genome's or COCO's."""
+    return Place(image[0], folder=image[3] if isinstance(image[3], str) else None)
+
+
+def labelled(entry: Entry, header: Header) -> Labelled:
+    """The spans are taken as they stand, never searched again.
+
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no ``tokens_positive``) or
+    ``span_outside_caption``. A region goes whole: box and spans together.
     """
-    path = Path(path)
-    data = read_json(path, ("images", "annotations"))
-    images = ImageTable(data["images"], path)
-    for row in data["images"]:
-        if not isinstance(want(row, "caption", f"{path}: image {row['id']}"), str):
-            raise InputError(f"{path}: image {row['id']}: caption {row['caption']!r} is no text")
-    for row in data["annotations"]:
-        image = images.of(row)
-        if image is None:
-            continue
-        caption = image.row["caption"]
-        spans = _spans(row.get("tokens_positive"), len(caption), image.lost)
-        if spans is None:
-            continue
-        box = box_of(row, image.size, image.lost)
-        if box is not None:
-            phrase = " ".join(caption[start:end] for start, end in spans)
-            ignore = bool(row.get("iscrowd"))
-            image.regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore))
-    return images.labelled("grounding")
+    _, size, caption, _ = entry.image
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
+    for tokens, bbox, crowd in entry.rows:
+        spans = spans_of(tokens, len(caption), lost)
+        box = None if spans is None else xywh_box(bbox, size, lost)
+        if spans is not None and box is not None:
+            phrase = phrase_of(caption, spans)
+            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=crowd))
+    where = place(entry.id, entry.image)
+    return Labelled(image_key(entry.id), where, size, caption=caption, regions=tuple(regions), lost=lost)
 
 
-def _spans(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
-    if not isinstance(value, list) or not value:
-        lost["no_span"] += 1
-        return None
-    spans = []
-    for pair in value:
-        whole = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(v, int) for v in pair)
-        if not whole or not 0 <= pair[0] < pair[1] <= length:
-            lost["span_outside_caption"] += 1
-            return None
-        spans.append((pair[0], pair[1]))
-    return tuple(spans)
+FORMAT = Format("grounding", WANTED, fill, labelled, place)

@@ -1,30 +1,57 @@
-"""ingest: human-labelled sets, as their owners publish them, into training shards of one record."""
+"""ingest: human-labelled sets, as their owners publish them, into training shards of one record.
+
+A set's label files are read once, into an index on disk; its shards are then made one by one, each image's bytes copied as
+they are. Neither the labels nor the images of a set are ever in memory together.
+"""
 
 from __future__ import annotations
 
+import logging
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import tee
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Literal
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
 from pipeline.io.commit import write_json
+from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
-from pipeline.io.manifests import SetManifest, read_manifest
+from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
+from pipeline.io.paths import expand_shards, is_url, join
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
-from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord, Region
-from pipeline.sources.base import Labelled, LabelledSet
-from pipeline.sources.coco import read_coco
-from pipeline.sources.mdetr import read_mdetr
+from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
+from pipeline.sources.base import Kind, Labelled, SetFiles, build_index
+from pipeline.sources.formats import READ, load_format
+from pipeline.sources.headers import ImageHeader, read_header, upright
+from pipeline.sources.image_store import ImageStore
+from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
-READERS: Mapping[str, Callable[[str], LabelledSet]] = {"coco": read_coco, "mdetr": read_mdetr}
+log = logging.getLogger("glip_self_train")
+
+
+@dataclass(frozen=True)
+class SetWork:
+    """What a worker needs to know to make any shard of a set. ``parts``: the images of every shard."""
+
+    name: str
+    format: str
+    kind: Kind
+    config: IngestConfig
+    index: str
+    images: ImageStore
+    orientation: Literal["upright", "stored"]
+    parts: tuple[Part, ...]
+    out: str
 
 
 def run(
@@ -38,10 +65,11 @@ def run(
     workers: int = 1,
     max_failed: int = 0,
 ) -> StageReport:
-    """``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest.
+    """``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
 
     Args:
-        root: what the manifest's paths are relative to; by default the folder of the manifest.
+        manifest: a YAML file, or the name of one of those that ``datasets list`` shows.
+        root: what the manifest's paths are relative to; by default the folder of the file, or the working folder.
         only: one set's name.
 
     Raises:
@@ -49,7 +77,7 @@ def run(
         RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards failed.
     """
     sets = read_manifest(manifest)
-    base = Path(root) if root is not None else Path(manifest).parent
+    base = str(root) if root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
     if only is not None and only not in sets:
         raise InputError(f"{manifest}: no set {only!r}; it has {', '.join(sets)}")
     chosen = {n: s for n, s in sets.items() if (s.labelled if only is None else n == only)}
@@ -57,7 +85,7 @@ def run(
         raise InputError(f"{manifest}: no labelled set in it (crawls need no ingest: the labelling stages read them)")
     total = StageReport(stage=STAGE)
     for name, entry in chosen.items():
-        total.merge(_ingest_set(config, name, entry, base, Path(out), progress, workers, max_failed))
+        total.merge(_ingest_set(config, name, entry, base, str(out), progress, workers, max_failed))
     return total
 
 
@@ -65,39 +93,70 @@ def _ingest_set(
     config: IngestConfig,
     name: str,
     entry: SetManifest,
-    base: Path,
-    out: Path,
+    base: str,
+    out: str,
     progress: Progress | None,
     workers: int,
     max_failed: int,
 ) -> StageReport:
-    if entry.format not in READERS or entry.annotations is None or entry.images_folder is None:
+    if entry.format not in READ or entry.kind not in LABELLED_KINDS or entry.annotations is None:
         raise InputError(
-            f"set {name}: ingest reads {', '.join(READERS)} with `annotations` and `images_folder`; "
+            f"set {name}: ingest reads {', '.join(READ)} with `annotations`; "
             f"this one is {entry.kind} in format {entry.format}"
         )
-    annotations, images = str(base / entry.annotations), base / entry.images_folder
-    labelled = read_set(entry.format, annotations, digest_file(annotations))
-    per = config.samples_per_shard
-    jobs = []
-    for start in range(0, len(labelled.images), per):
-        # sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it
-        sizes = {i.file_name: _file_size(images / i.file_name) for i in labelled.images[start : start + per]}
-        inputs = {"annotations": digest_file(annotations), "images": digest_json(sizes)}
-        mark = fingerprint(STAGE, version=RECORD_VERSION, config=config, inputs=inputs, dataset=name, start=str(start))
-        jobs.append(ShardJob(annotations, f"{name}-{start // per:06d}", mark))
-    work = partial(
-        _ingest_shard,
-        name=name,
-        format_=entry.format,
-        images=images,
-        per=per,
-        digest=digest_file(annotations),
-        out=out,
+    files = SetFiles(
+        name,
+        _located(base, entry.annotations),
+        {role: _located(base, path) for role, path in entry.companions.items()},
+        entry.options,
     )
-    report = run_shards(STAGE, jobs, out, work, progress=progress, workers=workers, max_failed=max_failed)
-    if labelled.lost:
-        report.tallies.setdefault("regions", Tally()).add(_losses(labelled.lost))
+    format_ = load_format(entry.format)
+    labels = digest_json({role: _digest(path) for role, path in {"": files.annotations, **files.companions}.items()})
+    with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
+        path = str(Path(folder) / "index")
+        log.log(_loudness(files.annotations), "%s: reading %s", name, files.annotations)
+        build_index(format_, files, path)
+        index = Index(path)
+        if not index.images:
+            raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
+        work = SetWork(
+            name, entry.format, format_.kind, config, path, ImageStore(_folders(base, entry.images_folder)), entry.orientation,
+            tuple(index.parts(config.samples_per_shard)), out,
+        )  # fmt: skip
+        settings = {"dataset": name, "labels": labels, "orientation": entry.orientation}
+        settings["options"] = digest_json(entry.options)
+        mark = partial(_mark, work=work, settings=settings)
+        jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
+        report = run_shards(
+            STAGE, jobs, out, partial(_ingest_shard, work=work),
+            mark=mark, progress=progress, workers=workers, max_failed=max_failed,
+        )  # fmt: skip
+        lost = dict(index.header.get("lost", {}))
+        if homeless := index.homeless():
+            lost["unknown_image"] = homeless
+        space, twice = index.header.get("label_space"), index.header.get("duplicates", 0)
+        index.close()
+        _index.cache_clear()
+    if lost:
+        report.tallies.setdefault("regions", Tally()).add(_losses(lost))
+    if twice:
+        report.tallies.setdefault("samples", Tally()).drop("duplicate_key", twice)
+    _refuse_losses(config, name, report)
+    card = DatasetCard(name=name, kind=format_.kind, label_space=space, licence=entry.licence, source=entry.source)
+    write_json(join(out, f"{name}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
+    return report
+
+
+def _loudness(path: str) -> int:
+    """Worth telling if it takes a while."""
+    return (
+        logging.INFO
+        if not is_url(path) and Path(path).is_file() and (file_size(path) or 0) > 64 << 20
+        else logging.DEBUG
+    )
+
+
+def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None:
     samples = report.tallies.get("samples", Tally())
     lost = samples.seen - samples.kept
     if lost > config.max_failed_share * max(samples.seen, 1):
@@ -105,92 +164,135 @@ def _ingest_set(
             f"set {name}: {lost} of {samples.seen} images lost ({samples.dropped}); "
             f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
         )
-    card = DatasetCard(
-        name=name,
-        kind=labelled.kind,
-        label_space=labelled.label_space,
-        licence=entry.licence,
-        source=entry.source,
+
+
+# --- where things lie
+
+
+def _located(base: str, path: str) -> str:
+    return path if is_url(path) or path.startswith("/") else join(base, path)
+
+
+def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
+    if isinstance(folder, dict):
+        return {name: _located(base, path) for name, path in folder.items()}
+    return tuple(_located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+
+
+def _digest(path: str) -> str:
+    """Of a label file; of a folder or a pattern of them, of their names and sizes, as there may be a million."""
+    if not is_url(path) and Path(path).is_dir():
+        found = sorted(p for p in Path(path).rglob("*") if p.is_file())
+        return digest_json({p.relative_to(path).as_posix(): p.stat().st_size for p in found})
+    if any(c in path for c in "*?[{"):
+        suffix = "." + path.rsplit(".", 1)[-1]
+        return digest_json({p: file_size(p) for p in expand_shards(path, suffix=suffix)})
+    if is_url(path) and path.endswith("/"):
+        return path
+    return digest_file(path)
+
+
+@lru_cache(maxsize=2)
+def _index(path: str) -> Index:
+    """Opened once a process."""
+    return Index(path)
+
+
+def _number(job: ShardJob) -> int:
+    return int(job.name.rsplit("-", 1)[1])
+
+
+def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
+    """The fingerprint of a shard, when its turn comes.
+
+    Sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it. Objects behind
+    URLs are taken by their names, as a request for each would cost as much too.
+    """
+    place, sizes = load_format(work.format).place, {}
+    for number, image in _index(work.index).images_of(work.parts[_number(job)]):
+        where = place(number, image)
+        sizes[f"{where.file} {where.offset}"] = work.images.size(where)
+    inputs = {"images": digest_json(sizes)}
+    return fingerprint(
+        STAGE, version=RECORD_VERSION, config=work.config, inputs=inputs, start=str(_number(job)), **settings
     )
-    write_json(out / f"{name}.dataset.json", card.model_dump(mode="json", exclude_none=True))
-    return report
 
 
-@lru_cache(maxsize=1)
-def read_set(format_: str, annotations: str, digest: str) -> LabelledSet:
-    """The set in a label file, read once a process; ``digest`` tells versions of the file apart."""
-    return READERS[format_](annotations)
+# --- one shard
 
 
-def _ingest_shard(
-    job: ShardJob, *, name: str, format_: str, images: Path, per: int, digest: str, out: Path
-) -> ShardReport:
-    number = int(job.name.rsplit("-", 1)[1])
-    labelled = read_set(format_, job.path, digest)
-    samples, regions, notes = Tally(), Tally(), []
+class Counts:
+    """A tally in the making: pydantic checks every change of one, which costs more here than what is counted."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+
+    def tally(self) -> Tally:
+        """Checked and sorted."""
+        dropped = {reason: n for reason, n in self.dropped.items() if n}
+        return Tally(seen=self.kept + sum(dropped.values()), kept=self.kept, dropped=dropped)
+
+
+def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
+    format_, index = load_format(work.format), _index(work.index)
+    samples, regions, notes = Counts(), Counts(), list[str]()
+
+    def items() -> Iterator[Labelled]:
+        for entry in index.entries(work.parts[_number(job)]):
+            try:
+                yield format_.labelled(entry, index.header)
+            except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
+                samples.dropped["bad_labels"] += 1
+                notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for item in labelled.images[number * per : (number + 1) * per]:
-            regions.add(_losses(item.lost))
-            try:
-                data, size = _load(images, item)
-                kept = [r for r in (_clip(region, size) for region in item.regions) if r is not None]
-                record = GroundingRecord(
-                    key=item.key, dataset=name, kind=labelled.kind, image_size=size,
-                    caption=item.caption, regions=tuple(kept),
-                )  # fmt: skip
-            except (ImageError, ValidationError) as error:
-                reason = error.reason if isinstance(error, ImageError) else "bad_record"
-                samples.drop(reason)
-                regions.drop("image_lost", len(item.regions))
-                notes.append(f"{item.file_name}: {str(error).splitlines()[0]}")
-                continue
-            samples.keep()
-            regions.keep(len(kept))
-            regions.drop("box_outside_image", len(item.regions) - len(kept))
-            yield item.key, {_extension(item.file_name): data, "json": record.to_json()}
+        ones, twins = tee(items())
+        for item, read in zip(ones, work.images.reading(item.place for item in twins)):
+            made = _sample(item, read, work, samples, regions, notes)
+            if made is not None:
+                yield item.key, made
 
     file = f"{job.name}.tar"
-    output = write_tar(out / file, records())
-    return job.report(STAGE, {file: output}, {"samples": samples, "regions": regions}, notes=notes)
+    output = write_tar(join(work.out, file), records())
+    tallies = {"samples": samples.tally(), "regions": regions.tally()}
+    return job.report(STAGE, {file: output}, tallies, notes=notes)
 
 
-def _load(images: Path, item: Labelled) -> tuple[bytes, tuple[int, int]]:
-    """(bytes, (height, width)) of an image that decodes, and is of the size that its labels were drawn on."""
+def _sample(
+    item: Labelled, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
+) -> dict[str, bytes] | None:
+    """An image's files, or None, counted, if it is lost."""
+    if item.lost:
+        regions.dropped.update(item.lost)
     try:
-        data = (images / item.file_name).read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise ImageError("image_missing", f"{images / item.file_name} is not there") from None
-    image = open_image(data)
-    size = (image.height, image.width)
-    if item.size is not None and item.size != size:
-        raise ImageError(
-            "size_differs", f"the image is {size[0]}x{size[1]}, its labels say {item.size[0]}x{item.size[1]}"
-        )
-    return data, size
+        data = read()
+        header = read_header(data)
+        if work.config.check_images == "decode":
+            open_image(data)
+        kept = upright(item, header, work.orientation)
+        record = GroundingRecord(
+            key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
+            regions=tuple(kept), uncertain=item.uncertain, verified_absent=item.verified_absent,
+        )  # fmt: skip
+        text = record.to_json()
+    except (ImageError, ValueError) as error:  # pydantic's errors are ValueErrors, as are half surrogates
+        reason = error.reason if isinstance(error, ImageError) else "bad_record"
+        samples.dropped[reason] += 1
+        regions.dropped["image_lost"] += len(item.regions)
+        notes.append(f"{item.place.file}: {str(error).splitlines()[0]}")
+        return None
+    samples.kept += 1
+    regions.kept += len(kept)
+    regions.dropped["box_outside_image"] += len(item.regions) - len(kept)
+    return {_extension(item.place.file, header): data, "json": text}
 
 
-def _clip(region: Region, size: tuple[int, int]) -> Region | None:
-    x1, y1, x2, y2 = region.box
-    box = (max(0.0, x1), max(0.0, y1), min(float(size[1]), x2), min(float(size[0]), y2))
-    if box == region.box:
-        return region
-    return region.model_copy(update={"box": box}) if box[2] > box[0] and box[3] > box[1] else None
-
-
-def _extension(file_name: str) -> str:
-    return file_name.rsplit(".", 1)[-1].lower() if "." in file_name else "jpg"
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+def _extension(file: str, header: ImageHeader) -> str:
+    """As the file is called, so that a JPEG stays .jpeg; what is called otherwise than it is goes by what it is."""
+    named = file.rsplit(".", 1)[-1].lower() if "." in file else ""
+    return named if named in {header.extension, *(["jpeg"] if header.extension == "jpg" else [])} else header.extension
 
 
 def _losses(lost: Mapping[str, int]) -> Tally:
-    tally = Tally()
-    for reason, n in lost.items():
-        tally.drop(reason, n)
-    return tally
+    return Tally(seen=sum(lost.values()), dropped=dict(lost))

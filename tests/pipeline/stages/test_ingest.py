@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
-from pipeline.io.tars import read_tar
+from pipeline.images import open_image
+from pipeline.io.tars import read_tar, write_tar
 from pipeline.records import GroundingRecord
-from pipeline.sources.coco import read_coco
-from pipeline.sources.mdetr import read_mdetr
+from pipeline.sources.base import SetFiles, read_set
+from pipeline.sources.formats import load_format
 from pipeline.stages import ingest
+from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import jpeg
+from tests.pipeline.sources import layouts
 
 CAPTION = "a red car near a blue car"
+
+
+def read_coco(path):
+    return read_set(load_format("coco"), SetFiles("set", str(path)))
+
+
+def read_mdetr(path):
+    return read_set(load_format("mdetr"), SetFiles("set", str(path)))
 
 
 def write_sets(root: Path) -> Path:
@@ -135,17 +153,238 @@ def test_wrong_manifests_are_named(tmp_path, text, message):
 def test_wrong_label_files_are_named(tmp_path):
     path = tmp_path / "a.json"
     for data, message in [
-        ("[", "not JSON"),
+        ("[", "want COCO's detection JSON.*found a JSON list"),
+        ('{"images": [}', "want JSON; found none"),
+        ('{"images": [{"id": 1, "file_na', "want JSON; found none .cut off"),
         ('{"images": []}', "`annotations`"),
-        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image id 1 is there twice"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "`file_name` is missing"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [], "categories": []}',
+            "image id 1 is there twice",
+        ),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "want `file_name`; found `id`"),
     ]:
         path.write_text(data)
         with pytest.raises(InputError, match=message):
             read_coco(path)
     path.write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
-    with pytest.raises(InputError, match="image 1: `caption` is missing"):
+    with pytest.raises(InputError, match="image 1: want `caption`; found `id`, `file_name`"):
         read_mdetr(path)
+
+
+@pytest.mark.parametrize("name", ["openimages", "grit", "glip_captions", "flickr30k", "voc", "odvg_grounding"])
+def test_every_kind_of_place_and_box_comes_out_as_a_record(tmp_path, name):
+    """Shares of the image, images inside of other files, folders of label files: through to the shards."""
+    put, one = layouts.put, jpeg(1)
+    images = tmp_path / "images"
+    images.mkdir()
+    extra = ""
+    if name == "openimages":
+        for key in ("000026e7ee790996", "0000c64e1253d68f"):
+            (images / f"{key}.jpg").write_bytes(one)
+        put(tmp_path / "a.csv", layouts.OI_BOXES)
+        put(tmp_path / "c.csv", layouts.OI_CLASSES)
+        annotations, extra = "a.csv", ", companions: {classes: c.csv}"
+    elif name == "grit":
+        sample = {"jpg": one, "json": json.dumps(layouts.GRIT).encode()}
+        write_tar(tmp_path / "00000.tar", iter([("000000012", sample)]))
+        annotations = "'{00000..00000}.tar'"
+    elif name == "glip_captions":
+        put(tmp_path / "l.tsv", layouts.tsv({"k.1": layouts.GLIP_V1, "k_1": layouts.GLIP_V2}))
+        put(tmp_path / "i.tsv", layouts.image_tsv(["k_1", "k.1"]))
+        annotations, extra = "l.tsv", ", companions: {images: i.tsv}"
+    elif name == "flickr30k":
+        put(tmp_path / "xml" / "1000092795.xml", layouts.FLICKR_XML)
+        put(tmp_path / "sentences" / "1000092795.txt", layouts.FLICKR_SENTENCES)
+        (images / "1000092795.jpg").write_bytes(one)
+        annotations, extra = "xml", ", companions: {sentences: sentences}"
+    elif name == "voc":
+        put(tmp_path / "xml" / "2007_000027.xml", layouts.VOC)
+        (images / "2007_000027.jpg").write_bytes(one)
+        annotations = "xml"
+    else:
+        put(tmp_path / "g.jsonl", layouts.lines(layouts.ODVG_GROUNDING))
+        (images / "a.jpg").write_bytes(one)
+        annotations = "g.jsonl"
+    kind = load_format(name).kind
+    (tmp_path / "m.yaml").write_text(
+        f"sets: {{s: {{kind: {kind}, format: {name}, annotations: {annotations}, images_folder: images{extra}}}}}"
+    )
+    report = ingest.run(CONFIG, tmp_path / "m.yaml", tmp_path / "out")
+    found = records(tmp_path / "out", "s-*.tar")
+    assert found and not report.tallies["samples"].dropped and report.tallies["samples"].kept == len(found)
+    assert all(r.image_size == (64, 80) and r.kind == kind for r in found)
+    assert all(
+        0 <= x1 < x2 <= 80 and 0 <= y1 < y2 <= 64 for r in found for x1, y1, x2, y2 in (g.box for g in r.regions)
+    )
+    assert report.tallies["regions"].kept == sum(len(r.regions) for r in found) > 0
+    if name == "openimages":
+        assert found[0].regions[0].box == pytest.approx((80 * 0.071905, 64 * 0.206591, 80 * 0.145346, 64 * 0.391306))
+    assert ingest.run(CONFIG, tmp_path / "m.yaml", tmp_path / "out").done == 0
+
+
+def picture(mode: str, form: str, **options) -> bytes:
+    """An image of 80 x 64 in a mode and a file format."""
+    buffer = io.BytesIO()
+    values = np.random.default_rng(3).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    image = Image.fromarray(values[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    return tags.tobytes()
+
+
+def coco_of(root: Path, images: dict[str, bytes], size=(64, 80), box=(10, 4, 20, 8), **more: str) -> Path:
+    """A COCO set of named images, a box in each, with its manifest."""
+    (root / "images").mkdir(parents=True)
+    rows = []
+    for i, (name, data) in enumerate(images.items(), 1):
+        (root / "images" / name).write_bytes(data)
+        stated = {} if size is None else {"height": size[0], "width": size[1]}
+        rows.append({"id": i, "file_name": name, **stated})
+    boxes = [{"id": r["id"], "image_id": r["id"], "category_id": 1, "bbox": list(box)} for r in rows]
+    layouts.put(root / "a.json", {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]})
+    entry = {"kind": "detection", "format": "coco", "annotations": "a.json", "images_folder": "images", **more}
+    return layouts.put(root / "m.yaml", {"sets": {"s": entry}})
+
+
+def test_images_of_every_kind_are_copied_as_they_are(tmp_path):
+    images = {
+        "grey.jpg": picture("L", "JPEG"), "cmyk.jpg": picture("CMYK", "JPEG"), "deep.png": picture("I;16", "PNG"),
+        "palette.png": picture("P", "PNG"), "alpha.webp": picture("RGBA", "WEBP"), "moving.gif": picture("P", "GIF"),
+        "progressive.JPEG": picture("RGB", "JPEG", progressive=True), "called.jpg": picture("RGB", "PNG"),
+        "flat.bmp": picture("RGB", "BMP"), "noname": picture("RGB", "JPEG"),
+    }  # fmt: skip
+    report = ingest.run(CONFIG, coco_of(tmp_path, images), tmp_path / "out")
+    assert report.tallies["samples"].dropped == {} and report.tallies["samples"].kept == len(images)
+    found = [s for p in sorted((tmp_path / "out").glob("*.tar")) for s in read_tar(p)]
+    kept = [next(e for e in s.files if e != "json") for s in found]
+    assert kept == ["jpg", "jpg", "png", "png", "webp", "gif", "jpeg", "png", "bmp", "jpg"]
+    for sample, extension, data in zip(found, kept, images.values(), strict=True):
+        assert sample.files[extension] == data
+        assert open_image(data).size == (80, 64)  # and training reads it
+    assert ShardSet([str(p) for p in sorted((tmp_path / "out").glob("*.tar"))]).counts == [2] * 5
+
+
+def test_images_that_are_none_are_counted_and_named(tmp_path):
+    tiff = picture("RGB", "TIFF")
+    images = {
+        "a.jpg": b"",
+        "b.jpg": b"no",
+        "c.tif": tiff,
+        "d.jpg": jpeg(1)[:60],
+        "e.jpg": jpeg(2)[:-300],
+        "f.jpg": jpeg(3),
+    }
+    manifest = coco_of(tmp_path, images)
+    config = IngestConfig(max_failed_share=1.0)
+    report = ingest.run(config, manifest, tmp_path / "out")
+    assert report.tallies["samples"].dropped == {"broken_image": 2, "empty_image": 1, "other_format": 1}
+    config = IngestConfig(max_failed_share=1.0, check_images="decode")
+    assert ingest.run(config, manifest, tmp_path / "out").tallies["samples"].dropped["broken_image"] == 3
+    (tmp_path / "images" / "f.jpg").unlink()
+    assert ingest.run(config, manifest, tmp_path / "out").tallies["samples"].dropped["image_missing"] == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("stated", "setting"), [("stored", "upright"), (None, "stored"), (None, "upright"), ("upright", "upright")]
+)
+def test_boxes_stay_on_their_pixels_whatever_the_exif_orientation(tmp_path, orientation, stated, setting):
+    """A white rectangle on black is where its box says, once the image is upright."""
+    canvas = Image.new("RGB", (80, 64))
+    upright_box = stated == "upright" or (stated is None and setting == "upright")
+    lying = orientation >= 5
+    canvas.paste((255, 255, 255), (10, 4, 30, 12))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", exif=exif(orientation))
+    shown = open_image(buffer.getvalue())
+    x1, y1, x2, y2 = shown.getbbox()
+    box = (x1, y1, x2 - x1, y2 - y1) if upright_box else (10, 4, 20, 8)
+    size = {None: None, "stored": (64, 80), "upright": (80, 64) if lying else (64, 80)}[stated]
+    if stated == "stored" and not lying:
+        setting = "stored"  # the size does not tell
+    manifest = coco_of(tmp_path, {"a.png": buffer.getvalue()}, size=size, box=box, orientation=setting)
+    ingest.run(CONFIG, manifest, tmp_path / "out")
+    (record,) = records(tmp_path / "out", "*.tar")
+    assert record.image_size == (shown.height, shown.width)
+    assert record.regions[0].box == (x1, y1, x2, y2)
+
+
+def test_labels_of_another_image_are_refused(tmp_path):
+    manifest = coco_of(tmp_path, {"a.jpg": jpeg(1)}, size=(50, 50))
+    report = ingest.run(IngestConfig(max_failed_share=1), manifest, tmp_path / "out")
+    assert report.tallies["samples"].dropped == {"size_differs": 1}
+
+
+def test_images_in_several_folders(tmp_path):
+    mixed = layouts.MIXED
+    for name, folder in (("2377985.jpg", "vg"), ("COCO_train2014_000000581857.jpg", "coco")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(jpeg(1))
+    layouts.put(tmp_path / "a.json", mixed)
+    entry = {"kind": "grounding", "format": "mdetr", "annotations": "a.json"}
+    for folders in ({"vg": "vg", "coco": "coco"}, ["vg", "coco"]):
+        manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": folders}}})
+        report = ingest.run(CONFIG, manifest, tmp_path / f"out-{len(str(folders))}")
+        assert report.tallies["samples"].kept == 2
+    manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": {"vg": "vg"}}}})
+    assert ingest.run(CONFIG, manifest, tmp_path / "o").tallies["samples"].dropped == {"unknown_folder": 1}
+
+
+def test_labels_and_images_behind_urls_give_the_same_shards(tmp_path):
+    images = {f"{i}.jpg": jpeg(i) for i in range(40)} | {"x.jpg": b"no image"}
+    manifest = coco_of(tmp_path, images)
+    (tmp_path / "images" / "7.jpg").unlink()
+    config = IngestConfig(samples_per_shard=30, max_failed_share=0.5)
+    ingest.run(config, manifest, tmp_path / "one")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "a.json"), "/bucket/a.json")
+    store.put(str(tmp_path / "images"), "/bucket/images", recursive=True)
+    report = ingest.run(config, manifest, tmp_path / "two", root="memory://bucket")
+    assert report.tallies["samples"].dropped == {"image_missing": 1, "broken_image": 1}
+    tars = sorted(p.name for p in (tmp_path / "one").glob("*.tar"))
+    assert len(tars) == 2
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in tars)
+    assert ingest.run(config, manifest, tmp_path / "two", root="memory://bucket").done == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_writes_what_a_quiet_one_does(tmp_path):
+    manifest = coco_of(tmp_path, {f"{i}.jpg": jpeg(i) for i in range(60)})
+    settings = ["--set", "samples_per_shard=2"]
+    command = [sys.executable, "-m", "pipeline", "ingest", str(manifest), *settings, "--out"]
+    for seen in (1, 9, 17):
+        child = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while len(list((tmp_path / "killed").glob("*.report.json"))) < seen and child.poll() is None:
+            time.sleep(0.001)
+        child.kill()
+        child.wait()
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.report.json")}
+    subprocess.run([*command, str(tmp_path / "killed"), "--workers", "2"], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "quiet")], check=True, capture_output=True)
+    files = {p.name for p in (tmp_path / "quiet").iterdir()}
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == files and len(files) == 61
+    assert all((tmp_path / "killed" / n).read_bytes() == (tmp_path / "quiet" / n).read_bytes() for n in files)
+    assert before and all((tmp_path / "killed" / n).stat().st_mtime_ns == t for n, t in before.items())
+
+
+def test_text_that_is_no_unicode_costs_its_image_only(tmp_path):
+    mixed = {**layouts.MIXED, "images": [{**i, "caption": "a dog"} for i in layouts.MIXED["images"]], "annotations": []}
+    mixed["images"][0]["caption"] = "half \ud800"
+    (tmp_path / "images").mkdir()
+    for image in mixed["images"]:
+        (tmp_path / "images" / image["file_name"]).write_bytes(jpeg(1))
+    (tmp_path / "a.json").write_text(json.dumps(mixed))
+    entry = {"kind": "grounding", "format": "mdetr", "annotations": "a.json", "images_folder": "images"}
+    manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": entry}})
+    assert ingest.run(CONFIG, manifest, tmp_path / "out").tallies["samples"].dropped == {"bad_record": 1}
 
 
 @settings(max_examples=60, deadline=None)

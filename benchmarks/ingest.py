@@ -1,0 +1,235 @@
+"""ingest against plain copying of the same images into tars, and what it costs in memory.
+
+    python benchmarks/ingest.py --json ingest.json
+    python benchmarks/ingest.py --sizes 1000 10000 --repeats 3 --json ingest.json      # smaller
+
+Keys: ``rate_over_copy`` (images a second of ingest over those of Python's ``tarfile.add`` on the same files into as many tars, fsynced,
+without PIL and without labels; tiny images, the median of turns at the middle size), ``rate_over_copy_photos`` (the same with images of a
+photograph's size), ``rate_over_tar`` (tiny images, over the ``tar`` command), ``rate_over_copy_cpu`` (by seconds of the processor: a busy machine or a slow disk counts for neither), ``memory_growth`` (peak memory of a process that
+makes 100 shards over one that makes a single shard), ``annotations_peak_over_file`` (what reading a COCO JSON of 100,000 annotations adds
+to a process's peak memory, over the file's size).
+
+Everything runs in child processes; their start and imports are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SHARD = 1000
+BOXES = 3
+ANNOTATIONS = 100_000
+
+
+def write_set(root: Path, images: int, size: tuple[int, int]) -> None:
+    """A COCO set of so many JPEGs of (width, height), every file its own bytes, three boxes in each."""
+    rng = np.random.default_rng(0)
+    kinds = []
+    for _ in range(50):
+        blocks = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        buffer = io.BytesIO()
+        blocks.save(buffer, "JPEG", quality=85)
+        kinds.append(buffer.getvalue())
+    (root / "images").mkdir(parents=True)
+    rows, boxes = [], []
+    for i in range(images):
+        (root / "images" / f"{i:07d}.jpg").write_bytes(kinds[i % 50] + i.to_bytes(4, "big"))
+        rows.append({"id": i, "file_name": f"{i:07d}.jpg", "width": size[0], "height": size[1]})
+        for _ in range(BOXES):
+            x, y = rng.integers(0, size[0] - 9), rng.integers(0, size[1] - 9)
+            box = [round(float(v), 2) for v in (x, y, rng.uniform(2, 8), rng.uniform(2, 8))]
+            boxes.append(
+                {
+                    "id": len(boxes),
+                    "image_id": i,
+                    "category_id": int(rng.integers(80)),
+                    "bbox": box,
+                    "area": 10.0,
+                    "iscrowd": 0,
+                }
+            )
+    names = [{"id": i, "name": f"class {i}"} for i in range(80)]
+    (root / "a.json").write_text(json.dumps({"images": rows, "annotations": boxes, "categories": names}))
+    entry = "{kind: detection, format: coco, annotations: a.json, images_folder: images}"
+    (root / "m.yaml").write_text(f"sets: {{tiny: {entry}}}")
+
+
+def write_annotations(path: Path, count: int = ANNOTATIONS) -> None:
+    """A COCO JSON of 100,000 annotations with outlines, as COCO's own are, and no images on disk."""
+    rng = np.random.default_rng(1)
+    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in range(count // 7)]
+    boxes = [
+        {
+            "segmentation": [[round(float(v), 2) for v in rng.uniform(0, 640, 24)]], "area": 702.1057, "iscrowd": 0,
+            "image_id": int(rng.integers(len(images))), "bbox": [round(float(v), 2) for v in rng.uniform(1, 300, 4)],
+            "category_id": 18, "id": i,
+        }
+        for i in range(count)
+    ]  # fmt: skip
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 18, "name": "dog"}]}))
+
+
+# --- what the children do
+
+
+def ingest(root: Path, out: Path) -> None:
+    """The stage, whole."""
+    from pipeline.config import IngestConfig
+    from pipeline.stages import ingest as stage
+
+    report = stage.run(IngestConfig(samples_per_shard=SHARD), root / "m.yaml", out)
+    assert report.tallies["samples"].dropped == {}, report.tallies
+
+
+def copy(root: Path, out: Path) -> None:
+    """The same files into as many tars."""
+    out.mkdir(parents=True)
+    files = sorted((root / "images").iterdir())
+    for start in range(0, len(files), SHARD):
+        with open(out / f"{start // SHARD:06d}.tar", "wb") as raw:
+            with tarfile.open(fileobj=raw, mode="w|") as tar:
+                for file in files[start : start + SHARD]:
+                    tar.add(file, file.name)
+            raw.flush()
+            os.fsync(raw.fileno())
+
+
+def tar(root: Path, out: Path) -> None:
+    """The same with the tar command."""
+    out.mkdir(parents=True)
+    names = sorted(p.name for p in (root / "images").iterdir())
+    for start in range(0, len(names), SHARD):
+        command = ["tar", "cf", str(out / f"{start}.tar"), "-C", str(root / "images"), "-T", "-"]
+        subprocess.run(command, input="\n".join(names[start : start + SHARD]).encode(), check=True)
+
+
+def index(root: Path, out: Path) -> None:
+    """Only the label file."""
+    from pipeline.sources.base import SetFiles, build_index
+    from pipeline.sources.formats import load_format
+
+    out.mkdir(parents=True)
+    build_index(load_format("coco"), SetFiles("set", str(root / "a.json")), out / "index")
+
+
+def nothing(root: Path, out: Path) -> None:
+    """What a process has before it begins: the same on a small label file."""
+    (root / "small").mkdir(exist_ok=True)
+    write_annotations(root / "small" / "a.json", 70)
+    index(root / "small", out)
+
+
+WORK = {"ingest": ingest, "copy": copy, "tar": tar, "index": index, "nothing": nothing}
+
+
+def peak_kib() -> int:
+    """Of this program alone; getrusage would begin with what the parent had when it forked."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def child(name: str, root: Path, out: Path) -> None:
+    """Do it, print seconds and peak memory."""
+    if name not in ("index", "nothing"):  # a first time on one image, which imports what the run will need
+        warm = out.parent / "warm"
+        shutil.rmtree(warm, ignore_errors=True)
+        write_set(warm, 1, (96, 72))
+        WORK[name](warm, warm / "out")
+    started, cpu = time.perf_counter(), time.process_time()
+    WORK[name](root, out)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_kib": peak_kib()}))
+
+
+def measured(name: str, root: Path) -> dict[str, float]:
+    """A child's seconds and peak, its output thrown away."""
+    out = root / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, __file__, "--child", name, str(root), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr}")
+    shutil.rmtree(out, ignore_errors=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def in_turn(root: Path, names: tuple[str, ...], repeats: int) -> dict[str, float]:
+    """The median over repeats of ingest's rate over each of ``names``; ``copy_cpu``: by seconds of the processor."""
+    ratios: dict[str, list[float]] = {name: [] for name in (*names, "copy_cpu")}
+    for i in range(repeats):
+        order = [*names, "ingest"]
+        took = {name: measured(name, root) for name in (order if i % 2 == 0 else order[::-1])}
+        for name in names:
+            ratios[name].append(took[name]["seconds"] / took["ingest"]["seconds"])
+        ratios["copy_cpu"].append(took["copy"]["cpu"] / took["ingest"]["cpu"])
+        print("  " + ", ".join(f"{n} {t['seconds']:.2f} s ({t['cpu']:.2f} s CPU)" for n, t in took.items()))
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="images of the sets")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--photos", type=int, default=2000, help="images of a photograph's size")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child[0], Path(args.child[1]), Path(args.child[2]))
+        return
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        peaks, seconds = {}, {}
+        middle = args.sizes[len(args.sizes) // 2]
+        for size in args.sizes:
+            write_set(root / str(size), size, (96, 72))
+            found = measured("ingest", root / str(size))
+            peaks[size], seconds[size] = found["peak_kib"] / 1024, found["seconds"]
+            print(f"{size} images: {found['seconds']:.1f} s, peak {peaks[size]:.0f} MiB")
+            if size == middle:
+                ratios = in_turn(root / str(size), ("copy", "tar"), args.repeats)
+                figures |= {
+                    "rate_over_copy": ratios["copy"],
+                    "rate_over_tar": ratios["tar"],
+                    "rate_over_copy_cpu": ratios["copy_cpu"],
+                }
+            shutil.rmtree(root / str(size))
+        figures["memory_growth"] = peaks[max(args.sizes)] / peaks[min(args.sizes)]
+        figures["peak_mib"] = {str(k): round(v, 1) for k, v in peaks.items()}
+        figures["images_per_second"] = {str(k): round(k / v) for k, v in seconds.items()}
+        write_set(root / "photos", args.photos, (640, 480))
+        sizes = [p.stat().st_size for p in (root / "photos" / "images").iterdir()]
+        figures["photo_bytes"] = round(statistics.mean(sizes))
+        figures["rate_over_copy_photos"] = in_turn(root / "photos", ("copy",), args.repeats)["copy"]
+        (root / "labels").mkdir()
+        write_annotations(root / "labels" / "a.json")
+        file = (root / "labels" / "a.json").stat().st_size
+        added = measured("index", root / "labels")["peak_kib"] - measured("nothing", root / "labels")["peak_kib"]
+        figures |= {"annotations_file_mib": file / 2**20, "annotations_peak_over_file": added * 1024 / file}
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Commands about human-labelled data: ``ingest`` makes training shards of it, ``datasets`` says what there is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli_base import MAX_FAILED, OUT, WORKERS, one_line_errors, stage_command, terminal
+
+if TYPE_CHECKING:
+    from pipeline.io.manifests import Manifest
+    from pipeline.stats import StageReport
+
+
+@stage_command("ingest", name="ingest")
+@click.argument("manifest")
+@OUT
+@click.option(
+    "--root",
+    help="Folder or URL that the manifest's paths are relative to. Default: the file's own, or for a name the working folder.",
+)
+@click.option("--only", help="One set of the manifest, by name.")
+@WORKERS
+@MAX_FAILED
+def ingest(
+    config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int
+) -> StageReport:
+    """Turn human-labelled sets, as their owners publish them, into training shards.
+
+    MANIFEST is a YAML file or a name that `datasets list` shows.
+
+    \b
+    Example: ingest data_manifests/demo.yaml --root runs/demo/data --out runs/demo/train
+    Example: ingest coco --root /data --only coco2017_train --out train --workers 8
+    """
+    from pipeline.stages import ingest as stage
+
+    return stage.run(
+        config,
+        manifest,
+        out,
+        root=root,
+        only=only,
+        progress=terminal(),
+        workers=workers,
+        max_failed=max_failed,
+    )
+
+
+@click.group()
+def datasets() -> None:
+    """What sets there are, where they come from, and under which licence."""
+
+
+@datasets.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+def list_sets(as_json: bool) -> None:
+    """All manifests, a line each: name, kinds, formats, images, title."""
+    from pipeline.io.manifests import load_manifest, manifest_names
+
+    rows = []
+    with one_line_errors("datasets"):
+        for name in manifest_names():
+            manifest = load_manifest(name)
+            rows.append(
+                {
+                    "name": name,
+                    "kinds": sorted({str(s.kind) for s in manifest.sets.values()}) or ["mixture"],
+                    "formats": sorted({s.format for s in manifest.sets.values()}),
+                    "sets": [*manifest.sets, *(s.set for s in manifest.mixture)],
+                    "title": manifest.title or "",
+                }
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        click.echo(f"{row['name']:<{width}}  {'/'.join(row['kinds']):<22}  {row['title']}")
+
+
+@datasets.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def show_set(name: str, as_json: bool) -> None:
+    """One manifest: pages, licence, files to fetch and where they go, counts; of a mixture the shares."""
+    from pipeline.io.manifests import load_manifest
+
+    with one_line_errors("datasets"):
+        manifest = load_manifest(name)
+    if as_json:
+        click.echo(manifest.model_dump_json(indent=1, exclude_none=True, exclude_defaults=True))
+        return
+    _show(manifest)
+
+
+def _show(manifest: Manifest) -> None:
+    click.echo(f"{manifest.name}: {manifest.title or ''}")
+    for label, text in (("page", manifest.source), ("licence", manifest.licence), ("note", manifest.note)):
+        if text:
+            click.echo(f"  {label}: {' '.join(text.split())}")
+    for name, entry in manifest.sets.items():
+        click.echo(f"\n{name}: {entry.kind}, format {entry.format}" + (f", split {entry.split}" if entry.split else ""))
+        for role, path in (
+            ("annotations", entry.annotations),
+            *entry.companions.items(),
+            ("images", entry.images_folder),
+            ("shards", entry.shards_pattern),
+        ):
+            if path:
+                click.echo(f"  {role}: {path if isinstance(path, str) else json.dumps(path)}")
+        for file in entry.files:
+            sums = [f"{file.bytes:,} bytes"] if file.bytes is not None else []
+            sums += [f"md5 {file.md5}"] if file.md5 else []
+            sums += [f"sha256 {file.sha256}"] if file.sha256 else []
+            click.echo(f"  fetch: {file.url or file.name}" + (f" ({', '.join(sums)})" if sums else ""))
+        if entry.counts:
+            counts = ", ".join(f"{n:,} {what}" for what, n in entry.counts.items())
+            click.echo(f"  counts: {counts}" + (f" ({entry.counts_source})" if entry.counts_source else ""))
+        for label, text in (("page", entry.source), ("licence", entry.licence), ("note", entry.note)):
+            if text:
+                click.echo(f"  {label}: {' '.join(text.split())}")
+    total = sum((share.images or 0) * share.copies for share in manifest.mixture)
+    for share in manifest.mixture:
+        of_all = f", {share.images:,} images each" if share.images else ""
+        part = f", {100 * share.images * share.copies / total:.0f}% of an epoch" if share.images and total else ""
+        click.echo(f"  {share.copies} x {share.set} (manifest {share.manifest}){of_all}{part}")
+        if share.note:
+            click.echo(f"      {' '.join(share.note.split())}")

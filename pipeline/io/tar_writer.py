@@ -1,0 +1,57 @@
+"""Tar archives written as tarfile writes them, byte for byte, at a fraction of the time for members with plain names."""
+
+from __future__ import annotations
+
+import tarfile
+from typing import Any
+
+_BLOCK = tarfile.BLOCKSIZE
+_PLAIN_SIZE = 8**11
+"""Larger members need an extended header."""
+
+_TOGETHER = 1 << 20
+"""A smaller member is put together and written at once; a copy of it costs less than three calls."""
+
+
+class TarWriter:
+    """Members of mode 0644, of root, without a time, written to a stream in the order they come."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._written = 0
+        blank = _info("", 0).tobuf(tarfile.USTAR_FORMAT)
+        self._middle, self._rest = blank[100:124], blank[136:148]  # between name and size, between size and checksum
+        self._tail = blank[156:]
+        # the checksum counts its own eight bytes as spaces
+        self._base = sum(self._middle) + sum(self._rest) + sum(self._tail) + 8 * 32
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a file."""
+        head, pad = self._header(name, len(data)), bytes(-len(data) % _BLOCK)
+        if len(data) < _TOGETHER:
+            self._put(b"".join((head, data, pad)))
+        else:
+            for part in (head, data, pad):
+                self._put(part)
+
+    def _header(self, name: str, size: int) -> bytes:
+        if len(name) > 100 or not name.isascii() or size >= _PLAIN_SIZE or "\0" in name:
+            return _info(name, size).tobuf(tarfile.PAX_FORMAT)
+        text, length = name.encode("ascii"), b"%011o\0" % size
+        checksum = self._base + sum(text) + sum(length)
+        return b"%s%s%s%s%06o\0 %s" % (text.ljust(100, b"\0"), self._middle, length, self._rest, checksum, self._tail)
+
+    def _put(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._written += len(data)
+
+    def close(self) -> None:
+        """Write the end mark and fill up the last record."""
+        self._put(bytes(2 * _BLOCK))
+        self._put(bytes(-self._written % tarfile.RECORDSIZE))
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = size, 0o644, "root", "root"
+    return info

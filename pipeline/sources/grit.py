@@ -1,0 +1,132 @@
+"""GRIT (Kosmos-2, arXiv 2306.14824): captions whose noun chunks or expressions have boxes, drawn by a GLIP.
+
+Read from img2dataset's output: shards whose ``KEY.json`` has GRIT's columns, or its ``.parquet`` tables beside a folder of
+``00000/KEY.jpg``; JSON Lines with the same fields are read as tables are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.images import IMAGE_EXTENSIONS
+from pipeline.io.paths import expand_shards
+from pipeline.records import Region
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, image_key, number, phrase_of
+from pipeline.sources.index import Entry, Filling
+from pipeline.sources.json_stream import stream_lines
+from pipeline.sources.looks import refuse
+
+WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_chunks` or `ref_exps`)"
+ANNOTATOR = "grit"
+
+
+def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not GRIT's layout."""
+    column = "ref_exps" if files.options.get("expressions") else "noun_chunks"
+    for path in _paths(files.annotations):
+        for row, where in _rows(path):
+            if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
+                found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
+                raise InputError(f"{path}: want {WANTED}; found {found}")
+            if where is None:
+                key = str(row.get("key", ""))
+                if len(key) < 5:
+                    raise InputError(f"{path}: want {WANTED}; found the key {key!r}")
+                # img2dataset's keys are the shard's number and four digits or more in it
+                place: tuple[str, int, int | None] = (f"{key[:-4]}/{key}.jpg", 0, None)
+            else:
+                key, place = where[0], where[1:]
+            chunks = row[column]
+            chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
+            index.image(key, (place, row["caption"], [list(map(_plain, c)) for c in chunks]))
+    return {"first_counts": True}
+
+
+def _paths(pattern: str) -> list[str]:
+    for suffix in (".tar", ".parquet", ".jsonl", ".json"):
+        if pattern.endswith(suffix):
+            return expand_shards(pattern, suffix=suffix)
+    return expand_shards(pattern, suffix=".tar")
+
+
+def _rows(path: str) -> Iterator[tuple[Any, tuple[str, str, int, int] | None]]:
+    """(row, (key, shard, offset, bytes) of its image if it lies in the shard)."""
+    if path.endswith(".tar"):
+        from pipeline.io.tars import read_tar
+
+        for sample in read_tar(path):
+            extension = next((e for e in IMAGE_EXTENSIONS if e in sample.files), None)
+            if extension is None or "json" not in sample.files:
+                continue  # a crawl's sample without an image: what could not be downloaded
+            try:
+                row = json.loads(sample.files["json"])
+            except ValueError:
+                raise InputError(f"{path}: {sample.key}.json: want {WANTED}; found no JSON") from None
+            yield row, (sample.key, path, sample.offsets[extension], len(sample.files[extension]))
+    elif path.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from pipeline.io.files import open_file
+
+        with open_file(path) as file:
+            try:
+                table = pq.ParquetFile(file)
+                wanted = [
+                    n for n in ("key", "caption", "noun_chunks", "ref_exps", "status") if n in table.schema_arrow.names
+                ]
+                for batch in table.iter_batches(1000, columns=wanted):
+                    for row in batch.to_pylist():
+                        if row.pop("status", "success") == "success":
+                            yield row, None
+            except pa.ArrowInvalid:
+                raise refuse(path, WANTED) from None
+    else:
+        for _, row in stream_lines(path, WANTED):
+            yield row, None
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def place(number: Any, image: Any) -> Place:
+    file, offset, size = image[0]
+    return Place(file, offset=offset, size=size, absolute=size is not None)
+
+
+def labelled(entry: Entry, header: Header) -> Labelled:
+    """Chunks are [start, end, x1, y1, x2, y2, score], the box in shares of the image.
+
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``span_outside_caption``.
+    """
+    _, caption, chunks = entry.image
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
+    for chunk in chunks:
+        if len(chunk) != 7 or not all(map(number, chunk)):
+            lost["bad_box"] += 1
+            continue
+        start, end = int(chunk[0]), int(chunk[1])
+        if not 0 <= start < end <= len(caption):
+            lost["span_outside_caption"] += 1
+            continue
+        box = clipped(tuple(chunk[2:6]), (1, 1), lost)
+        if box is not None:
+            spans = ((start, end),)
+            phrase, score = phrase_of(caption, spans), float(chunk[6])
+            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, score=score, annotator=ANNOTATOR))
+    return Labelled(
+        image_key(entry.id), place(entry.id, entry.image),
+        caption=caption, regions=tuple(regions), relative=True, lost=lost,
+    )  # fmt: skip
+
+
+FORMAT = Format(
+    "grounding", WANTED, fill, labelled, place,
+    options={"expressions": "take the referring expressions (ref_exps), not the noun chunks"},
+)  # fmt: skip

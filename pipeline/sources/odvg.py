@@ -1,0 +1,109 @@
+"""ODVG JSON Lines (Open-GroundingDino, MM-Grounding-DINO): a line an image, detection or grounding.
+
+Grounding lines must have ``tokens_positive``: a phrase alone may stand in a caption twice, and is never searched for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.records import Region
+from pipeline.sources.base import (
+    Format,
+    Header,
+    Labelled,
+    Place,
+    SetFiles,
+    image_key,
+    phrase_of,
+    size_of,
+    spans_of,
+    xyxy_box,
+)
+from pipeline.sources.index import Entry, Filling
+from pipeline.sources.json_stream import read_object, stream_lines
+
+WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
+WANTED_CLASSES = 'a label map (a JSON object such as {"0": "person"})'
+
+
+def _rows(files: SetFiles, part: str) -> Any:
+    wanted = WANTED.format(part)
+    for line, row in stream_lines(files.annotations, wanted):
+        if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
+            found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
+            raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {found}")
+        yield line, row["filename"], size_of(row), row[part]
+
+
+def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not ODVG's layout, or grounding lines."""
+    names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
+    if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
+        raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
+    seen: set[str] = set()
+    for line, file, size, part in _rows(files, "detection"):
+        rows = []
+        for item in part.get("instances") or ():
+            name = item.get("category") if names is None else names.get(str(item.get("label")))
+            if isinstance(name, str):
+                seen.add(name)
+            rows.append((name, item.get("bbox")))
+        index.image(line, (file, size, rows))
+    space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
+    return {"label_space": list(dict.fromkeys(space))}
+
+
+def fill_grounding(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not ODVG's layout, detection lines, or a line without a caption."""
+    for line, file, size, part in _rows(files, "grounding"):
+        caption = part.get("caption")
+        if not isinstance(caption, str) or not caption:
+            raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
+        rows = [(r.get("tokens_positive"), r.get("bbox")) for r in part.get("regions") or ()]
+        index.image(line, (file, size, caption, rows))
+    return {}
+
+
+def place(number: Any, image: Any) -> Place:
+    return Place(image[0])
+
+
+def labelled_detection(entry: Entry, header: Header) -> Labelled:
+    """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
+    file, size, rows = entry.image
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
+    for name, bbox in rows:
+        if not isinstance(name, str):
+            lost["unknown_category"] += 1
+        elif (box := xyxy_box(bbox, size, lost)) is not None:
+            regions.append(Region(box=box, phrase=name))
+    return Labelled(image_key(entry.id), Place(file), size, regions=tuple(regions), lost=lost)
+
+
+def labelled_grounding(entry: Entry, header: Header) -> Labelled:
+    """A phrase's ``bbox`` is one box or a list of them.
+
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``.
+    """
+    file, size, caption, rows = entry.image
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
+    for tokens, found in rows:
+        several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
+        for bbox in found if several else [found]:
+            spans = spans_of(tokens, len(caption), lost)
+            box = None if spans is None else xyxy_box(bbox, size, lost)
+            if spans is not None and box is not None:
+                regions.append(Region(box=box, phrase=phrase_of(caption, spans), tokens_positive=spans))
+    return Labelled(image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions), lost=lost)
+
+
+DETECTION = Format(
+    "detection", WANTED.format("detection"), fill_detection, labelled_detection, place,
+    companions={"classes": "label map JSON; else the `category` of each instance is its name"},
+)  # fmt: skip
+GROUNDING = Format("grounding", WANTED.format("grounding"), fill_grounding, labelled_grounding, place)

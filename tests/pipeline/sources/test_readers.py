@@ -1,0 +1,265 @@
+"""Each published format, in its exact layout: what is kept, what is lost and why; wrong files are refused in a line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.io.tars import write_tar
+from pipeline.sources import visual_genome
+from pipeline.sources.formats import READ, load_format
+from tests.fixtures.crawl import jpeg
+from tests.pipeline.sources import layouts as L
+from tests.pipeline.sources.layouts import put, read
+
+
+def lost(found) -> dict[str, int]:
+    return dict(sum((Counter(i.lost) for i in found.images), Counter(found.lost)))
+
+
+def test_coco_crowds_empty_images_and_broken_boxes(tmp_path):
+    found = read("coco", put(tmp_path / "a.json", L.COCO))
+    assert found.label_space == ("person", "dog")
+    seven, eight, nine = found.images
+    assert (seven.key, seven.place.file, seven.size) == ("000000007", "träume/7.jpg", (64, 80))
+    assert [r.box for r in seven.regions] == [(0, 0, 5, 5)] and eight.regions == ()
+    assert [(r.phrase, r.box, r.ignore) for r in nine.regions] == [
+        ("dog", (10.5, 20, 40.5, 60.25), False),
+        ("dog", (0, 0, 80, 50), True),
+    ]
+    assert lost(found) == {
+        "box_outside_image": 1, "box_without_area": 1, "bad_box": 1, "unknown_category": 1, "unknown_image": 1
+    }  # fmt: skip
+    assert nine.verified_absent is None
+    assert read("coco", tmp_path / "a.json", name_parts=1).images[0].place.file == "7.jpg"
+
+
+def test_lvis_knows_only_its_verified_negatives_to_be_absent(tmp_path):
+    found = read("lvis", put(tmp_path / "a.json", L.LVIS))
+    empty, full = found.images
+    assert full.place.file == "train2017/000000391895.jpg"
+    assert full.verified_absent == ("baseball_bat", "bow_(weapon)") and empty.verified_absent == ()
+    assert [r.phrase for r in full.regions] == ["aerosol_can"]
+
+
+def test_mdetr_several_spans_a_box_and_two_image_folders(tmp_path):
+    found = read("mdetr", put(tmp_path / "a.json", L.MIXED))
+    first, second = found.images
+    (region,) = first.regions
+    assert region.tokens_positive == ((0, 14), (31, 38)) and first.caption == L.MIXED_CAPTION
+    assert region.phrase == f"{L.MIXED_CAPTION[:14]} {L.MIXED_CAPTION[31:38]}"
+    assert (first.place.folder, second.place.folder) == ("vg", "coco") and second.regions == ()
+    assert lost(found) == {"span_outside_caption": 1}
+
+
+def test_openimages_groups_hierarchy_and_verified_negatives(tmp_path):
+    boxes = put(tmp_path / "b.csv", L.OI_BOXES)
+    roles = {"classes": put(tmp_path / "c.csv", L.OI_CLASSES)}
+    plain = read("openimages", boxes, roles)
+    assert plain.label_space == ("Animal", "Dog", "Cat", "Tree", "Car", "Tap, or faucet")
+    assert all(i.verified_absent is None and i.relative for i in plain.images)
+    roles["labels"] = put(tmp_path / "l.csv", L.OI_LABELS)
+    assert [i.verified_absent for i in read("openimages", boxes, roles).images] == [("Animal",), ("Animal", "Cat")]
+    roles["hierarchy"] = put(tmp_path / "h.json", L.OI_HIERARCHY)
+    found = read("openimages", boxes, roles)
+    tree, dog = found.images
+    assert tree.verified_absent == ("Animal", "Cat", "Dog")  # no animal: neither cat nor dog
+    assert dog.verified_absent == ("Cat",)  # the dog is an animal, whatever the label says
+    assert (tree.key, tree.place.file) == ("000026e7ee790996", "000026e7ee790996.jpg")
+    assert [(r.phrase, r.ignore, r.box) for r in tree.regions] == [
+        ("Tree", True, (0.071905, 0.206591, 0.145346, 0.391306))
+    ]
+    assert lost(found) == {"bad_box": 1, "unknown_category": 1, "box_without_area": 1}
+
+
+def test_visual_genome_objects(tmp_path):
+    roles = {"images": put(tmp_path / "i.json", L.VG_IMAGES)}
+    path = put(tmp_path / "o.json", L.VG_OBJECTS)
+    found = read("visual_genome_objects", path, roles)
+    assert found.label_space == ("street lamp", "trees")
+    one, two = found.images
+    assert one.place.file == "VG_100K_2/1.jpg" and two.regions == ()
+    assert [(r.phrase, r.box) for r in one.regions] == [("trees", (0, 0, 70, 40)), ("street lamp", (10, 0, 80, 40))]
+    assert lost(found) == {"box_without_area": 1, "no_name": 1}
+    assert [i.key for i in read("visual_genome_objects", path, roles, without_coco=True).images] == ["000000001"]
+    rare = read("visual_genome_objects", path, roles, least_boxes=2)
+    assert rare.label_space == ("trees",) and lost(rare)["rare_name"] == 1
+
+
+def test_visual_genome_descriptions_have_the_spans_where_they_were_put(tmp_path, monkeypatch):
+    roles = {"images": put(tmp_path / "i.json", L.VG_IMAGES)}
+    path = put(tmp_path / "r.json", L.VG_REGIONS)
+    (only,) = read("visual_genome_regions", path, roles).images
+    assert only.caption == "the clock is green in colour. shade is along the street."
+    assert [only.caption[s:e] for r in only.regions for s, e in r.tokens_positive] == [
+        "the clock is green in colour", "shade is along the street"
+    ]  # fmt: skip
+    monkeypatch.setattr(visual_genome, "CAPTION_CHARACTERS", 40)
+    assert [i.key for i in read("visual_genome_regions", path, roles).images] == ["000000001-00", "000000001-01"]
+
+
+def test_voc_counts_pixels_from_one_and_ignores_what_is_difficult(tmp_path):
+    put(tmp_path / "Annotations" / "2007_000027.xml", L.VOC)
+    found = read("voc", tmp_path / "Annotations")
+    (image,) = found.images
+    assert image.place.file == "2007_000027.jpg" and image.size == (64, 80)
+    assert [(r.phrase, r.box, r.ignore) for r in image.regions] == [
+        ("person", (0, 10, 80, 40), False), ("dog", (44.5, 1, 50, 9), True)
+    ]  # fmt: skip
+    assert found.label_space == ("cat", "dog", "person") and lost(found) == {"bad_box": 1}
+    ids = put(tmp_path / "train.txt", "2007_000027  1\n2007_000032 -1\n")
+    assert len(read("voc", tmp_path / "Annotations", {"ids": ids}).images) == 1
+
+
+def test_imagenet_boxes_count_from_nought_and_synsets_have_names(tmp_path):
+    put(tmp_path / "Annotation" / "n01440764" / "n01440764_10040.xml", L.IMAGENET)
+    words = put(
+        tmp_path / "LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"
+    )
+    found = read("voc", tmp_path / "Annotation", {"classes": words}, image_suffix=".JPEG", first_pixel=0)
+    (image,) = found.images
+    assert image.place.file == "n01440764/n01440764_10040.JPEG" and image.key == "n01440764%2Fn01440764_10040"
+    assert [(r.phrase, r.box) for r in image.regions] == [("tench", (0, 9, 80, 64))]
+    assert found.label_space == ("tench", "goldfish")
+
+
+def test_flickr30k_spans_come_from_the_markup(tmp_path):
+    put(tmp_path / "Annotations" / "1000092795.xml", L.FLICKR_XML)
+    put(tmp_path / "Sentences" / "1000092795.txt", L.FLICKR_SENTENCES)
+    first, second = read("flickr30k", tmp_path / "Annotations", {"sentences": tmp_path / "Sentences"}).images
+    assert first.caption == "Two young guys with shaggy hair look at their hands ."
+    assert [(r.phrase, r.box) for r in first.regions] == [
+        ("Two young guys", (0, 0, 40, 60)), ("their hands", (4, 4, 9, 9))
+    ]  # fmt: skip
+    assert first.uncertain == () and first.key == "1000092795_0"  # "shaggy hair" is marked as not visual
+    (guys,) = second.regions
+    assert [second.caption[s:e] for s, e in guys.tokens_positive] == ["Guys", "the same guys"]
+    assert [second.caption[s:e] for s, e in second.uncertain] == ["the garden"]
+    assert second.lost == {"not_in_this_sentence": 1}
+
+
+def test_odvg_detection_and_grounding(tmp_path):
+    found = read("odvg_detection", put(tmp_path / "d.jsonl", L.lines(L.ODVG_DETECTION)))
+    assert found.label_space == ("dog", "person") and found.images[1].regions == ()
+    assert [(r.phrase, r.box) for r in found.images[0].regions] == [("dog", (1, 2, 30, 40))]
+    assert lost(found) == {"box_without_area": 1, "unknown_category": 1}
+    mapped = {"classes": put(tmp_path / "map.json", {"10": "cat", "0": "person", "1": "dog"})}
+    assert read("odvg_detection", tmp_path / "d.jsonl", mapped).label_space == ("person", "dog", "cat")
+    first, again = read("odvg_grounding", put(tmp_path / "g.jsonl", L.lines(L.ODVG_GROUNDING))).images
+    assert [(r.box, r.tokens_positive) for r in first.regions] == [
+        ((1, 2, 30, 40), ((13, 18),)), ((40, 2, 60, 30), ((13, 18),)), ((1, 2, 30, 40), ((0, 5),))
+    ]  # fmt: skip
+    assert first.lost == {"no_span": 1}  # "dog" alone is there twice
+    assert again.place == first.place and again.key != first.key
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet", "jsonl"])
+def test_grit_as_img2dataset_leaves_it(tmp_path, form):
+    path = tmp_path / f"00000.{form}"
+    if form == "tar":
+        sample = {"jpg": jpeg(1), "txt": b"x", "json": json.dumps(L.GRIT).encode()}
+        write_tar(path, iter([("000000012", sample), ("000000013", {"json": b"{}", "txt": b"no image"})]))
+    elif form == "parquet":
+        rows = [{**L.GRIT, "status": "success"}, {**L.GRIT, "key": "000000013", "status": "failed_to_download"}]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        put(path, L.lines([L.GRIT, L.GRIT]))
+    (image,) = read("grit", path).images
+    assert [(r.phrase, r.box, r.score, r.annotator) for r in image.regions] == [
+        ("a paper cover", (0.019, 0.31, 0.965, 0.998), 0.797, "grit"),
+        ("a wire hanger", (0.019, 0.03, 0.965, 0.998), 0.81, "grit"),
+    ]
+    place = image.place
+    if form == "tar":
+        assert path.read_bytes()[place.offset : place.offset + place.size] == jpeg(1)
+    else:
+        assert place.file == "00000/000000012.jpg"
+    (image,) = read("grit", path, expressions=True).images
+    assert [r.box for r in image.regions] == [(0, 0.31, 1, 0.998)] and image.lost == {"span_outside_caption": 1}
+
+
+def test_glip_records_of_both_versions(tmp_path):
+    path = put(tmp_path / "x.label.tsv", L.tsv({"0": L.GLIP_V1, "1": [L.GLIP_V2], "2": L.GLIP_V1}))
+    images = put(tmp_path / "x.tsv", L.image_tsv(["0", "1", "2", "2"]))
+    one, two, _ = read("glip_captions", path, {"images": images}).images
+    assert [(r.phrase, r.tokens_positive, r.score, r.box) for r in one.regions] == [
+        ("a red car", ((0, 9),), 0.79, (1, 2, 30, 40)), ("car", ((6, 9),), 0.99, (5, 5, 80, 20))
+    ]  # fmt: skip
+    assert [(r.phrase, r.score, r.box) for r in two.regions] == [
+        ("red car", 0.8, (1, 2, 30, 40)), ("red car", 0.6, (40, 2, 60, 40))
+    ]  # fmt: skip
+    start = images.read_bytes()[one.place.offset :][: one.place.size]
+    assert one.place.base64 and start.startswith(b"/9j/")
+    assert read("glip_captions", path).images[0].place.file == "0.jpg"
+
+
+def test_two_images_of_one_id_are_named(tmp_path):
+    twice = {**L.COCO, "images": L.COCO["images"] * 2}
+    with pytest.raises(InputError, match="image id 7 is there twice"):
+        read("coco", put(tmp_path / "a.json", twice))
+
+
+ROLES = {"openimages": ["classes"], "visual_genome_objects": ["images"], "visual_genome_regions": ["images"],
+         "flickr30k": ["sentences"]}  # fmt: skip
+WRONG = {
+    "coco.json": json.dumps(L.COCO),
+    "list.json": json.dumps(L.VG_OBJECTS),
+    "regions.json": json.dumps(L.VG_REGIONS),
+    "boxes.csv": L.OI_BOXES,
+    "voc.xml": L.VOC,
+    "detection.jsonl": L.lines(L.ODVG_DETECTION),
+    "grounding.jsonl": L.lines(L.ODVG_GROUNDING),
+    "labels.tsv": L.tsv({"0": L.GLIP_V1}),
+    "empty.txt": "",
+    "image.jpg": jpeg(1),
+    "packed.gz": b"\x1f\x8b\x08\x00rest",
+    "binary.bin": bytes(range(128, 256)) * 9,
+    "cut.json": json.dumps(L.COCO)[:700],
+    "numbers.json": "[1, 2, 3]",
+}
+RIGHT = {
+    "coco": {"coco.json"}, "lvis": {"coco.json"}, "mdetr": set(), "refcoco": set(), "openimages": {"boxes.csv"},
+    "visual_genome_objects": {"list.json"}, "visual_genome_regions": {"regions.json"}, "voc": set(), "flickr30k": set(),
+    "odvg_detection": {"detection.jsonl"}, "odvg_grounding": {"grounding.jsonl"}, "grit": set(),
+    "glip_captions": {"labels.tsv"},
+}  # fmt: skip
+EMPTY_IS_NO_ROWS = {"odvg_detection", "odvg_grounding", "grit", "glip_captions"}
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_file_in_the_wrong_format_is_refused_in_one_line(tmp_path, name, wrong):
+    if wrong in RIGHT[name] or (wrong == "empty.txt" and name in EMPTY_IS_NO_ROWS):
+        return
+    path = tmp_path / wrong
+    data = WRONG[wrong]
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    good = {
+        "classes": put(tmp_path / "classes.csv", L.OI_CLASSES),
+        "images": put(tmp_path / "image_data.json", L.VG_IMAGES),
+        "sentences": tmp_path,
+    }
+    with pytest.raises(InputError) as error:
+        read(name, path, {role: good[role] for role in ROLES.get(name, ())})
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 500
+    assert str(path) in text and "want" in text and "found" in text
+
+
+def test_an_unknown_companion_or_option_is_named(tmp_path):
+    path = put(tmp_path / "a.json", L.COCO)
+    with pytest.raises(InputError, match="unknown option 'without_coco'"):
+        read("coco", path, without_coco=True)
+    with pytest.raises(InputError, match="unknown companion 'classes'"):
+        read("coco", path, {"classes": path})
+    with pytest.raises(InputError, match=r"want `companions: \{classes: FILE\}`"):
+        read("openimages", path)
+
+
+def test_every_format_says_what_it_reads():
+    assert all(load_format(name).reads for name in READ)
