@@ -39,7 +39,8 @@ BITS = 1 << np.arange(len(IOUS))
 @dataclass(frozen=True)
 class Evidence:
     """One set's. names: class names (none for captions); phrases (q,): what each query is called. gold: a digest of the
-    set's shards; groups, counts: by name or phrase; counts_from: what was counted.
+    set's shards; groups, counts: by name or phrase; counts_from: what was counted. absent_pairs: how many times a name was asked for
+    in an image that it is known not to be in.
     """
 
     protocol: str
@@ -51,6 +52,7 @@ class Evidence:
     groups: Mapping[str, str]
     counts: Mapping[str, int]
     counts_from: str
+    absent_pairs: int = 0
 
 
 def write_evidence(folder: Path, name: str, evidence: Evidence) -> None:
@@ -73,6 +75,7 @@ def write_evidence(folder: Path, name: str, evidence: Evidence) -> None:
         {
             "protocol": evidence.protocol, "names": list(evidence.names), "gold": evidence.gold, "images": m.images,
             "groups": dict(evidence.groups), "counts": dict(evidence.counts), "counts_from": evidence.counts_from,
+            "absent_pairs": evidence.absent_pairs,
         },
     )  # fmt: skip
 
@@ -103,6 +106,7 @@ def read_evidence(folder: Path, name: str) -> Evidence:
         groups=card["groups"],
         counts=card["counts"],
         counts_from=card["counts_from"],
+        absent_pairs=card["absent_pairs"],
     )
 
 

@@ -31,14 +31,19 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
+def place(name: str) -> int:
+    """Where a metric stands among others."""
+    return list(TITLES).index(name) if name in TITLES else len(TITLES)
+
+
 def cell(name: str, value: float) -> str:
     """A metric as text."""
     return f"{int(value):,}" if name in COUNTS else f"{value:.1f}"
 
 
 def metric_table(metrics: Mapping[str, float]) -> list[str]:
-    """Metrics as Markdown's table of two rows' width."""
-    names = sorted(metrics, key=lambda n: list(TITLES).index(n) if n in TITLES else len(TITLES))
+    """Metrics as a table in Markdown."""
+    names = sorted(metrics, key=place)
     return ["| Metric | Value |", "|---|---:|", *(f"| {TITLES.get(n, n)} | {cell(n, metrics[n])} |" for n in names)]
 
 

@@ -187,6 +187,11 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         groups=about.groups,
         counts={plain(n): counts[plain(n)] for n in sorted({*spec.names, *asked}) if plain(n) in counts},
         counts_from="training images" if about.counts else "images of this set",
+        absent_pairs=sum(
+            len(spec.names) - len(np.unique(r.gold_labels)) if r.absent is None else len(r.absent) for r in results
+        )
+        if spec.names
+        else 0,
     )
     write_evidence(out / "evidence", spec.name, evidence)
     return {"images": len(results), **_metrics(spec, config, results, evidence)}, evidence
