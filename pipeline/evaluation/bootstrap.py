@@ -40,7 +40,7 @@ def class_aps(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.nda
     classes = by_class(matches)
     found = np.full((len(classes), len(weights), len(IOUS)), np.nan)
     gold_order = np.argsort(matches.gold_label, kind="stable")
-    gold_images = np.split(matches.gold_image[gold_order], np.cumsum([n for *_, n in classes])[:-1])
+    gold_images = np.split(matches.gold_image[gold_order], np.cumsum([n for *_, n in classes], dtype=np.int64))[:-1]
     for i, ((_, rows, _), images) in enumerate(zip(classes, gold_images, strict=True)):
         step = max(1, CHUNK // max(len(rows), 1))
         for start in range(0, len(weights), step):

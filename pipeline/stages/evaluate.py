@@ -137,7 +137,7 @@ def _detect(
 ) -> None:
     jobs = {
         name: (ShardJob(path, name), s.spec)
-        for s in plan.sets
+        for s in sorted(plan.sets, key=lambda s: s.spec.protocol == "lvis")  # each kind's model is loaded once
         for name, path in zip(s.job_names, s.shards, strict=True)
     }
     devices = devices_of(device, processes)
