@@ -12,7 +12,9 @@ import click
 from pipeline.cli_base import DEVICE, OUT, one_line_errors, setup_logging, stage_command, terminal
 from pipeline.errors import InputError
 
-SAMPLES = click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Resamples of the images.")
+SAMPLES = click.option(
+    "--samples", type=click.IntRange(1), default=1000, show_default=True, help="Resamples of the images."
+)
 SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the resampling.")
 NOT_PROMOTED = 3
 

@@ -204,9 +204,7 @@ class EvaluateConfig(Config):
     )
     batch_size: int = Field(8, ge=1, description="images per forward pass; batches never leave their shard")
     threshold: float = Field(0.0, ge=0, lt=1, description="detections below this score are not considered")
-    score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
-        "mean", description="a name's score from its tokens'"
-    )
+    score_agg: Literal["mean", "max", "geometric", "sum"] = Field("mean", description="a name's score from its tokens'")
     max_detections: int = Field(
         100,
         ge=1,

@@ -79,11 +79,13 @@ def _weighted_ap(matches: Matches, rows: np.ndarray, weights: np.ndarray, gold: 
 
 def estimates(evidence: Evidence) -> dict[str, Estimate]:
     """The metrics of a set that can be resampled, by the names that metrics.json has for them."""
+    found: dict[str, Estimate] = {}
     if not evidence.names:
         stem = "precision_at" if evidence.protocol == "refcoco" else "recall_at"
-        found = {f"{stem}_{k}": partial(_recall, evidence, "first", k) for k in (1, 5, 10)}
-        if evidence.protocol == "flickr":
-            found |= {f"merged_{stem}_{k}": partial(_recall, evidence, "first_merged", k) for k in (1, 5, 10)}
+        for k in (1, 5, 10):
+            found[f"{stem}_{k}"] = partial(_recall, evidence, "first", k)
+            if evidence.protocol == "flickr":
+                found[f"merged_{stem}_{k}"] = partial(_recall, evidence, "first_merged", k)
         return found
     aps = _Averages(evidence)
     found = {"ap": aps.mean, "ap50": partial(aps.mean, iou=0), "ap75": partial(aps.mean, iou=5)}

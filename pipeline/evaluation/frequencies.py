@@ -16,9 +16,7 @@ from pipeline.io.paths import expand_shards
 from pipeline.sources.base import image_key
 from pipeline.training.shards import ShardSet
 
-WANTED = (
-    'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
-)
+WANTED = 'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
 
 
 @dataclass(frozen=True)

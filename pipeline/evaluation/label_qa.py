@@ -111,7 +111,8 @@ def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, A
     group the same sweep (``by_size``, ``by_frequency``) with its own proposals."""
     m = evidence.matches
     sizes = {
-        name: ((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high)) for name, low, high in SIZES
+        name: ((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high))
+        for name, low, high in SIZES
     }
     bands = score_bands(m)
     return {
@@ -169,7 +170,13 @@ def write_label_qa(folder: str | Path, out: str | Path, wanted: Sequence[float])
     lines = ["# Labels of this teacher", "", f"Model `{read.model}`. Right: finds a gold box of its name at IoU 0.5."]
     for name, one in found.items():
         lines += ["", f"## {name}", "", *_threshold_table(one["by_threshold"])]
-        lines += ["", f"Expected calibration error: {one['calibration_error']:.1f} points.", "", "Proposed thresholds:", ""]
+        lines += [
+            "",
+            f"Expected calibration error: {one['calibration_error']:.1f} points.",
+            "",
+            "Proposed thresholds:",
+            "",
+        ]
         parts = {"all": one, **{f"{n} boxes": s for n, s in one["by_size"].items()}}
         parts |= {f"{n} names ({one['counts_from']})": s for n, s in one["by_frequency"].items()}
         lines += _proposal_table(parts)

@@ -46,7 +46,9 @@ class Gate:
         if found is None:
             raise InputError(f"gate {text!r}: want SET.METRIC>=POINTS or SET.METRIC>POINTS, such as 'lvis.ap_rare>0'")
         set_pattern, metric_pattern, sign, least = found.groups()
-        return cls(f"{set_pattern}.{metric_pattern} {sign} {least}", set_pattern, metric_pattern, sign == ">", float(least))
+        return cls(
+            f"{set_pattern}.{metric_pattern} {sign} {least}", set_pattern, metric_pattern, sign == ">", float(least)
+        )
 
     def holds(self, difference: float) -> bool:
         """Whether a difference passes. Sums of percents are rounded to a billionth of a point first."""

@@ -72,7 +72,9 @@ class EvaluationSet:
             for row, one in enumerate(found):
                 record = self.records.record(shard, row)
                 try:
-                    result, names = self._captioned(record, one) if self.spec.captions else self._named(record, one, index, about)
+                    result, names = (
+                        self._captioned(record, one) if self.spec.captions else self._named(record, one, index, about)
+                    )
                 except KeyError as error:
                     raise InputError(
                         f"{self.records.name(shard, row)}: class name {error} is not in the label space of {self.spec.name}"

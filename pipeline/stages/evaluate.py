@@ -110,9 +110,7 @@ class _Plan:
 
     def mark(self) -> str:
         """Of the metrics."""
-        inputs = {
-            f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards
-        }
+        inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
         inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
         inputs |= {f"{name}: frequencies": about.digest for name, about in self.abouts.items()}
         return fingerprint(STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision)

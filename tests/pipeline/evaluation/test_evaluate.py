@@ -80,7 +80,12 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
     protocols = {"federated": "lvis", "refs": "refcoco", "wild": "odinw", "wild2": "odinw", "coco": "coco"}
-    sets = shards | {"refs": shards["captions"], "wild": shards["val"][:1], "wild2": shards["val"][1:], "coco": shards["val"]}
+    sets = shards | {
+        "refs": shards["captions"],
+        "wild": shards["val"][:1],
+        "wild2": shards["val"][1:],
+        "coco": shards["val"],
+    }
     table = tmp_path / "counts.json"
     table.write_text(json.dumps({"Car": 3, "tree": 50, "traffic light": 500, "dog": 11, "umbrella": 4}))
     config = CONFIG.model_copy(update={"protocols": protocols, "chunk_names": 2, "chunk_detections": 4})
@@ -182,13 +187,19 @@ def test_a_broken_image_is_counted_and_its_gold_missed(shards, teacher, tmp_path
 )
 def test_what_does_not_fit_is_told(shards, teacher, tmp_path, protocols, kind, options, words):
     with pytest.raises(InputError, match=words):
-        run({kind: shards[kind]}, tmp_path / "e", teacher, CONFIG.model_copy(update={"protocols": protocols}), **options)
+        run(
+            {kind: shards[kind]}, tmp_path / "e", teacher, CONFIG.model_copy(update={"protocols": protocols}), **options
+        )
 
 
 def test_a_name_that_is_not_in_the_label_space_is_told(shards, teacher, tmp_path):
     folder = Path(shards["val"][0]).parent
     record = GroundingRecord(
-        key="x", dataset="val", kind="detection", image_size=(64, 80), regions=(Region(box=(1, 1, 9, 9), phrase="cart"),)
+        key="x",
+        dataset="val",
+        kind="detection",
+        image_size=(64, 80),
+        regions=(Region(box=(1, 1, 9, 9), phrase="cart"),),
     )
     write_tar(folder / "strange-0.tar", iter([("x", {"jpg": jpeg(1), "json": record.to_json()})]))
     with pytest.raises(InputError, match="strange-0/x: class name 'cart' is not in the label space of val"):
@@ -198,7 +209,10 @@ def test_a_name_that_is_not_in_the_label_space_is_told(shards, teacher, tmp_path
 def test_a_damaged_record_fails_its_shard(shards, teacher, tmp_path):
     folder = Path(shards["val"][0]).parent
     good = GroundingRecord(key="a", dataset="val", kind="detection", image_size=(64, 80))
-    write_tar(folder / "damaged-0.tar", iter([("a", {"jpg": jpeg(1), "json": good.to_json()}), ("b", {"jpg": jpeg(1), "json": b"{}"})]))
+    write_tar(
+        folder / "damaged-0.tar",
+        iter([("a", {"jpg": jpeg(1), "json": good.to_json()}), ("b", {"jpg": jpeg(1), "json": b"{}"})]),
+    )
     with pytest.raises(RunError, match="damaged-0/b"):
         run({"val": [str(folder / "damaged-0.tar")]}, tmp_path / "e", teacher)
 
@@ -211,7 +225,14 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path):
     import shutil
 
     model = shutil.copytree(teacher, tmp_path / "model")
-    options = ["--set-shards", f"val={shards['val'][0]}", "--set-shards", f"val={shards['val'][1]}", "--set", "batch_size=3"]
+    options = [
+        "--set-shards",
+        f"val={shards['val'][0]}",
+        "--set-shards",
+        f"val={shards['val'][1]}",
+        "--set",
+        "batch_size=3",
+    ]
     done = call("evaluate", "--model", model, *options, "--out", tmp_path / "a", "--model-card")
     assert done.exit_code == 0, done.output
     assert "recall_at_1" in done.output and "R@1" in (model / "README.md").read_text()
@@ -229,7 +250,9 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path):
     up, down = ("b", "a") if values[1] > values[0] else ("a", "b")
     done = call("promote", tmp_path / up, "--over", tmp_path / down, "--gates", "val.ap>0", "--samples", "20")
     assert done.exit_code == 0 and json.loads((tmp_path / up / "promotion.json").read_text())["promoted"]
-    done = call("promote", tmp_path / down, "--over", tmp_path / up, "--gates", "val.ap>=-100,val.ap>0", "--samples", "20")
+    done = call(
+        "promote", tmp_path / down, "--over", tmp_path / up, "--gates", "val.ap>=-100,val.ap>0", "--samples", "20"
+    )
     assert done.exit_code == 3 and "not promoted: val.ap" in done.output and "wanted val.ap > 0" in done.output
     assert not json.loads((tmp_path / down / "promotion.json").read_text())["promoted"]
     done = call("promote", tmp_path / "a", "--over", tmp_path / "b", "--gates", "lvis.ap>0")

@@ -26,13 +26,21 @@ def test_any_box_and_merged_boxes_by_hand():
 
 
 def test_recall_is_over_phrases_of_all_captions():
-    results = [image([(A, 0, False), (B, 1, False)], [(A, 0, 0.9), (FAR, 1, 0.8), (B, 1, 0.7)]), image([(A, 0, False)], [])]
+    results = [
+        image([(A, 0, False), (B, 1, False)], [(A, 0, 0.9), (FAR, 1, 0.8), (B, 1, 0.7)]),
+        image([(A, 0, False)], []),
+    ]
     assert recall_at_k(results, (1, 5)) == {"recall_at_1": 100 / 3, "recall_at_5": 200 / 3, "queries": 3}
 
 
 def record(*regions):
     return GroundingRecord(
-        key="k", dataset="g", kind="grounding", image_size=(100, 100), caption="two dogs and a dog by a tree", regions=regions
+        key="k",
+        dataset="g",
+        kind="grounding",
+        image_size=(100, 100),
+        caption="two dogs and a dog by a tree",
+        regions=regions,
     )
 
 
@@ -47,7 +55,11 @@ def test_regions_of_one_span_are_one_phrase_and_crowds_are_none():
         ),
         "flickr",
     )
-    assert [(n.phrase, len(n.boxes)) for n in got] == [("two dogs", 2), ("a dog", 1), ("two dogs and a dog by a tree", 1)]
+    assert [(n.phrase, len(n.boxes)) for n in got] == [
+        ("two dogs", 2),
+        ("a dog", 1),
+        ("two dogs and a dog by a tree", 1),
+    ]
     np.testing.assert_array_equal(got[0].boxes, [A, B])
 
 

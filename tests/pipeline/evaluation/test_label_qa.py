@@ -36,7 +36,9 @@ def test_labels_by_hand():
         "threshold": 0.5, "labels": 5, "precision": pytest.approx(20.0), "recall": pytest.approx(100 / 3),
         "best_labels": 3, "best_precision": pytest.approx(100 / 3), "false_share": pytest.approx(40.0),
     }  # fmt: skip
-    assert judged.at(0.65)["false_share"] == pytest.approx(40.0) and judged.at(0.8)["false_share"] == pytest.approx(20.0)
+    assert judged.at(0.65)["false_share"] == pytest.approx(40.0) and judged.at(0.8)["false_share"] == pytest.approx(
+        20.0
+    )
 
 
 def test_sizes_and_frequencies_are_judged_apart():
@@ -57,7 +59,9 @@ SCORES = st.lists(st.tuples(st.integers(0, 20).map(lambda v: v / 20), st.boolean
 @given(SCORES, st.sampled_from([30, 50, 80, 100]), st.integers(1, 5))
 def test_a_proposed_threshold_is_the_lowest_that_holds(labels, wanted, least):
     score, right = np.array([s for s, _ in labels]), np.array([r for _, r in labels], bool)
-    holding = [t for t in set(score.tolist()) if (score >= t).sum() >= least and 100 * right[score >= t].mean() >= wanted]
+    holding = [
+        t for t in set(score.tolist()) if (score >= t).sum() >= least and 100 * right[score >= t].mean() >= wanted
+    ]
     assert lowest_threshold(score, right, wanted, least) == (min(holding) if holding else None)
 
 

@@ -19,7 +19,9 @@ from pipeline.evaluation.metrics import ImageResult, iou_matrix
 
 NAMES = ("a", "b", "c", "d")
 # whole numbers, so that equal scores and overlaps of exactly 0.5 do occur
-BOX = st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 8)] * 2).map(lambda v: (v[0], v[1], v[0] + v[2], v[1] + v[3]))
+BOX = st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 8)] * 2).map(
+    lambda v: (v[0], v[1], v[0] + v[2], v[1] + v[3])
+)
 LABEL = st.integers(0, len(NAMES) - 1)
 GOLD = st.lists(st.tuples(BOX, LABEL, st.booleans() | st.just(False)), max_size=6)
 FOUND = st.lists(st.tuples(BOX, LABEL, st.integers(1, 9).map(lambda v: v / 10)), max_size=14)
@@ -107,7 +109,9 @@ def slow_fixed_ap(results, most):
                 if not len(mine) and label not in r.absent:
                     continue
                 overlaps = iou_matrix(r.boxes[k : k + 1], r.gold_boxes[mine])[0]
-                free = [(o, g) for o, g in zip(overlaps, mine, strict=True) if o >= threshold and (number, g) not in taken]
+                free = [
+                    (o, g) for o, g in zip(overlaps, mine, strict=True) if o >= threshold and (number, g) not in taken
+                ]
                 if free:
                     taken.add((number, max(free)[1]))
                     tp += 1
@@ -206,6 +210,13 @@ def test_fixed_ap_equals_the_lvis_package(seed, tmp_path, monkeypatch):
     theirs.run()
     full = {"r": "rare", "c": "common", "f": "frequent"}
     ours = fixed_ap(fixed_matches(results, most), NAMES, {n: full[g] for n, g in groups.items()})
-    for mine, name in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"), ("ap_rare", "APr"), ("ap_common", "APc"), ("ap_frequent", "APf")):
+    for mine, name in (
+        ("ap", "AP"),
+        ("ap50", "AP50"),
+        ("ap75", "AP75"),
+        ("ap_rare", "APr"),
+        ("ap_common", "APc"),
+        ("ap_frequent", "APf"),
+    ):
         assert ours[mine] == pytest.approx(100 * theirs.results[name], abs=1e-9), mine
     assert 0 < ours["ap"] < ours["ap50"] < 100
