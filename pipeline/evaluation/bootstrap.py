@@ -10,12 +10,13 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.frequencies import plain
 from pipeline.evaluation.matching import IOUS, RECALLS, Matches, by_class
 
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Numbers in one array of the work at most."""
 
 Estimate = Callable[[np.ndarray], np.ndarray]
@@ -41,40 +42,57 @@ def class_aps(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.nda
     found = np.full((len(classes), len(weights), len(IOUS)), np.nan)
     gold_order = np.argsort(matches.gold_label, kind="stable")
     gold_images = np.split(matches.gold_image[gold_order], np.cumsum([n for *_, n in classes], dtype=np.int64))[:-1]
+    by_image = np.ascontiguousarray(weights.T)  # samples side by side: every step below is a sum of rows
     for i, ((_, rows, _), images) in enumerate(zip(classes, gold_images, strict=True)):
-        step = max(1, CHUNK // max(len(rows), 1))
+        ranked = _Ranked(matches, rows)
+        step = max(1, CHUNK // max(len(ranked.at), 1))
         for start in range(0, len(weights), step):
-            part = slice(start, start + step)
-            gold = weights[part][:, images].sum(axis=1)
-            found[i, part] = np.where(gold[:, None] > 0, _weighted_ap(matches, rows, weights[part], gold), np.nan)
+            part = by_image[:, start : start + step]
+            gold = part[images].sum(axis=0)
+            found[i, start : start + step] = np.where(gold > 0, ranked.aps(part, gold), np.nan).T
     return np.array([label for label, *_ in classes], np.int64), found
 
 
-def _weighted_ap(matches: Matches, rows: np.ndarray, weights: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """(samples, 10) of one class; rows: its detections by falling score; gold (samples,): its weighted boxes."""
-    aps = np.zeros((len(weights), len(IOUS)))
-    hits = matches.hit[rows]
-    if not hits[:, 0].any():
+class _Ranked:
+    """One class' detections by falling score, as what lies up to each that is right at some IoU. at (p,): where those are."""
+
+    def __init__(self, matches: Matches, rows: np.ndarray) -> None:
+        hits = matches.hit[rows]
+        self.at = np.flatnonzero(hits.any(axis=1))
+        self._hits = hits[self.at]
+        self._images = matches.image[rows[self.at]]
+        rows = rows[: self.at[-1] + 1] if len(self.at) else rows[:0]  # after the last right one there is nothing to gain
+        self._part = np.searchsorted(self.at, np.arange(len(rows)))
+        self._all = self._counts(matches.image[rows], self._part, matches.images)
+        ignored = matches.ignored[rows]
+        self._skipped = {
+            t: self._counts(matches.image[rows[ignored[:, t]]], self._part[ignored[:, t]], matches.images)
+            for t in np.flatnonzero(ignored.any(axis=0))
+        }
+
+    def _counts(self, images: np.ndarray, part: np.ndarray, count: int) -> csr_array:
+        return csr_array((np.ones(len(images)), (part, images)), shape=(len(self.at), count))
+
+    def aps(self, by_image: np.ndarray, gold: np.ndarray) -> np.ndarray:
+        """(10, samples). by_image: (images, samples) weights. gold: (samples,) weighted boxes."""
+        aps = np.zeros((len(IOUS), by_image.shape[1]))
+        seen = np.cumsum(self._all @ by_image, axis=0)
+        mine = by_image[self._images]
+        for t in np.flatnonzero(self._hits.any(axis=0)):
+            counted = seen - np.cumsum(self._skipped[t] @ by_image, axis=0) if t in self._skipped else seen
+            at = np.flatnonzero(self._hits[:, t])
+            right = np.cumsum(mine[at], axis=0)
+            best = right / np.maximum(counted[at], np.spacing(1))
+            best = np.maximum.accumulate(best[::-1], axis=0)[::-1]
+            reached = _recalls_reached(right / np.maximum(gold, 1))
+            aps[t] = np.einsum("ps,ps->s", np.diff(reached, axis=0, prepend=0), best) / len(RECALLS)
         return aps
-    rows = rows[: int(np.flatnonzero(hits[:, 0])[-1]) + 1]  # after the last right one there is nothing to gain
-    hits, ignored = hits[: len(rows)], matches.ignored[rows]
-    mine = weights[:, matches.image[rows]]
-    seen = np.cumsum(mine, axis=1)
-    for t in range(len(IOUS)):
-        at = np.flatnonzero(hits[:, t])
-        if not len(at):
-            continue
-        skipped = np.flatnonzero(ignored[:, t])
-        counted = seen[:, at]
-        if len(skipped):
-            sums = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(mine[:, skipped], axis=1)], axis=1)
-            counted = counted - sums[:, np.searchsorted(skipped, at)]
-        right = np.cumsum(mine[:, at], axis=1)
-        precision = right / np.maximum(counted, np.spacing(1))
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, right / np.maximum(gold, 1)[:, None], side="right")
-        aps[:, t] = (np.diff(reached, axis=1, prepend=0) * best).sum(axis=1) / len(RECALLS)
-    return aps
+
+
+def _recalls_reached(recall: np.ndarray) -> np.ndarray:
+    """How many of RECALLS are at most each recall, 0..1; as searchsorted from the right, only faster."""
+    reached = np.minimum((recall * 100 + 1e-6).astype(np.int64), len(RECALLS) - 1)
+    return reached + (RECALLS[reached] <= recall)
 
 
 def estimates(evidence: Evidence) -> dict[str, Estimate]:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.evaluation.bootstrap import class_aps, draw_weights, estimates, interval
+from pipeline.evaluation.bootstrap import _recalls_reached, class_aps, draw_weights, estimates, interval
 from pipeline.evaluation.evidence import Evidence, read_evidence, write_evidence
 from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
-from pipeline.evaluation.matching import class_curves, match
+from pipeline.evaluation.matching import RECALLS, class_curves, match
 from pipeline.evaluation.metrics import coco_ap, queries_of, recall_at_k
 from pipeline.evaluation.promote import DEFAULT_GATES, judge, parse_gates
 from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, image
@@ -151,3 +151,8 @@ def test_a_gate_that_is_none_is_told(text):
 def test_a_gate_for_nothing_is_told():
     with pytest.raises(InputError, match=r"'t.ap >= 0': fits no metric; there are s.ap"):
         judge(compared(s__ap=0.0), parse_gates(["s.ap>=0, t.ap>=0"]))
+
+
+def test_recalls_are_counted_as_searchsorted_counts_them():
+    recall = np.array([a / b for b in (*range(1, 120), 1000) for a in range(b + 1)])
+    np.testing.assert_array_equal(_recalls_reached(recall), np.searchsorted(RECALLS, recall, side="right"))
