@@ -61,7 +61,9 @@ class _Ranked:
         self.at = np.flatnonzero(hits.any(axis=1))
         self._hits = hits[self.at]
         self._images = matches.image[rows[self.at]]
-        rows = rows[: self.at[-1] + 1] if len(self.at) else rows[:0]  # after the last right one there is nothing to gain
+        rows = (
+            rows[: self.at[-1] + 1] if len(self.at) else rows[:0]
+        )  # after the last right one there is nothing to gain
         self._part = np.searchsorted(self.at, np.arange(len(rows)))
         self._all = self._counts(matches.image[rows], self._part, matches.images)
         ignored = matches.ignored[rows]
@@ -140,6 +142,15 @@ def _recall(evidence: Evidence, first: str, k: int, weights: np.ndarray) -> np.n
         for values in (getattr(queries, first) < k, np.ones(len(queries.image)))
     )
     return 100.0 * (weights @ found) / np.maximum(weights @ asked, 1)
+
+
+def centred(drawn: np.ndarray) -> np.ndarray:
+    """The resamples' values, moved so that their mean is the set's own value, ``drawn[0]``.
+
+    Images that are drawn twice repeat their right detections in a row, which lifts interpolated precision: resampled AP lies above
+    the set's by more than its spread where AP is low, and a plain percentile interval would not hold the value it is for.
+    """
+    return drawn[1:] - drawn[1:].mean() + drawn[0]
 
 
 def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:

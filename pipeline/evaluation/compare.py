@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.evaluation.bootstrap import draw_weights, estimates, interval
+from pipeline.evaluation.bootstrap import centred, draw_weights, estimates, interval
 from pipeline.evaluation.evidence import Evidence, read_evidence
 from pipeline.evaluation.report import COUNTS, TITLES, place
 
@@ -111,11 +111,11 @@ def _cells(values: Sequence[float], drawn: Sequence[np.ndarray | None]) -> list[
     cells: list[dict[str, Any]] = [{"value": v} for v in values]
     for i, (cell, mine) in enumerate(zip(cells, drawn, strict=True)):
         if mine is not None:
-            cell["interval"] = interval(mine[1:])
+            cell["interval"] = interval(centred(mine))
         if i:
             cell["difference"] = values[i] - values[0]
             if mine is not None and drawn[0] is not None:
-                moved = (mine - drawn[0])[1:]
+                moved = centred(mine - drawn[0])
                 cell["difference_interval"] = interval(moved)
                 cell["better"] = float(np.mean(moved > 0))
     return cells
