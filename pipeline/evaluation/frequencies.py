@@ -14,7 +14,6 @@ from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import expand_shards
 from pipeline.sources.base import image_key
-from pipeline.training.shards import ShardSet
 
 WANTED = 'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
 
@@ -46,6 +45,8 @@ def read_frequencies(path: str) -> Frequencies:
             raise InputError(f"{path}: no such file") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: {WANTED} ({type(error).__name__}: {error})") from None
+    from pipeline.training.shards import ShardSet  # brings torch along, which compare does without
+
     shards = expand_shards(path)
     records = ShardSet(shards)
     counts: Counter[str] = Counter()

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.annotators.base import Annotations, Annotator, Question
 from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
+from pipeline.errors import InputError
 from pipeline.records import GroundingRecord, Span
 
 CAPTION_PROTOCOLS = ("flickr", "refcoco")
@@ -79,7 +80,12 @@ def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list
 
     A phrase of several spans is asked for as the stretch from the first to the last. RefCOCO's expressions are asked for
     whole, whichever part of them the record's regions name.
+
+    Raises:
+        InputError: the record is of a detection set.
     """
+    if record.kind != "grounding":
+        raise InputError(f"record {record.key}: a {record.kind} record in a set of captions; want grounding records")
     caption = record.caption or ""
     boxes: dict[Span, list[tuple[float, ...]]] = {}
     for region in record.regions:

@@ -19,7 +19,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
 from pipeline.evaluation.evidence import Evidence, query_phrases, write_evidence
-from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
+from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
 from pipeline.evaluation.frequencies import Frequencies, plain, read_frequencies
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
@@ -166,12 +166,13 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         for name, count in zip(one.job_names, one.records.counts, strict=True)
     ]
     results, keys, phrases = one.results(predictions, about)
-    with atomic_file(out / f"predictions-{spec.name}.json") as file:
-        write_coco(file, results, keys)
     if spec.protocol == "lvis":
-        matches = fixed_matches(results, config.class_detections)
+        results = best_of_each_class(results, config.class_detections)
+        matches = match(results, federated=True)
     else:
         matches = match(results, config.max_detections)
+    with atomic_file(out / f"predictions-{spec.name}.json") as file:
+        write_coco(file, results, keys)
     queries = queries_of(results)
     asked = query_phrases(queries, spec.names, phrases)
     counts = about.counts or Counter(map(plain, asked))
