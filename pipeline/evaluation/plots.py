@@ -37,6 +37,8 @@ def reliability(bands: Sequence[Mapping[str, float]]) -> bytes:
     right.set_yscale("log")
     right.set_ylabel("detections", color="#5d6878")
     right.spines["top"].set_visible(False)
+    axes.set_zorder(right.get_zorder() + 1)  # the curve before the bars
+    axes.patch.set_visible(False)
     return _svg(figure)
 
 
