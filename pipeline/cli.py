@@ -19,6 +19,7 @@ from pipeline.cli_base import (
     terminal,
 )
 from pipeline.cli_data import datasets, ingest
+from pipeline.cli_evaluate import compare, evaluate, label_qa, promote
 from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli_label import build_shards, pseudo_label
 from pipeline.cli_rescore import rescore
@@ -98,27 +99,6 @@ train_student = _train_command(
 )
 
 
-@stage_command("evaluate", name="evaluate")
-@click.option("--model", required=True, help="Model folder.")
-@click.option(
-    "--set-shards", "sets", multiple=True, required=True, metavar="NAME=SHARDS", help="A set with gold boxes."
-)
-@OUT
-@DEVICE
-def evaluate(config: Any, model: str, sets: tuple[str, ...], out: str, device: str) -> None:
-    """Measure a model: recall@k and COCO AP on sets with gold boxes.
-
-    \b
-    Example: evaluate --model checkpoints/student/final --set-shards eval_novel='train/eval_novel-*.tar' --out evaluation
-    """
-    from pipeline.stages import evaluate as stage
-    from pipeline.train_main import named_sources
-
-    metrics = stage.run(config, model, named_sources(sets, "--set-shards"), out, device=device, progress=terminal())
-    for name, values in metrics.items():
-        click.echo(f"{name}: " + ", ".join(f"{k} {v:.1f}" for k, v in values.items()))
-
-
 @click.group()
 def main() -> None:
     """GLIP's self-training, a command a stage (each is also installed under its own name)."""
@@ -127,5 +107,6 @@ def main() -> None:
 for _command in (
     datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
     train_teacher, train_student, evaluate,
+    compare, promote, label_qa,
 ):  # fmt: skip
     main.add_command(_command)

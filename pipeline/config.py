@@ -117,15 +117,31 @@ class TrainConfig(Config):
     seed: int = 0
 
 
+EvaluationProtocol = Literal["detection", "coco", "lvis", "odinw", "flickr", "refcoco"]
+
+
 class EvaluateConfig(Config):
     """Zero-shot evaluation of a model on sets with gold boxes."""
 
-    batch_size: int = Field(8, ge=1)
+    protocols: dict[str, EvaluationProtocol] = Field(
+        default_factory=dict,
+        description="how a set is measured, by the set's name; others: detection where labels are class names, flickr "
+        "where they are phrases of captions",
+    )
+    batch_size: int = Field(8, ge=1, description="images per forward pass; batches never leave their shard")
     threshold: float = Field(0.0, ge=0, lt=1, description="detections below this score are not considered")
-    score_agg: Literal["mean", "max", "geometric", "sum"] = "mean"
-    max_detections: int = Field(100, ge=1)
-    image_size: int | None = None
-    max_image_size: int | None = None
+    score_agg: Literal["mean", "max", "geometric", "sum"] = Field("mean", description="a name's score from its tokens'")
+    max_detections: int = Field(
+        100,
+        ge=1,
+        description="of an image or sentence at most (detection: of a class, and ten a class of an image together)",
+    )
+    chunk_names: int = Field(40, ge=1, description="lvis: names in one prompt")
+    chunk_detections: int = Field(300, ge=1, description="lvis: detections of one image and prompt at most")
+    class_detections: int = Field(10_000, ge=1, description="lvis: best detections of a class over the whole set")
+    image_size: int | None = Field(None, description="shorter side in pixels; default: the model's own")
+    max_image_size: int | None = Field(None, description="longer side at most; default: the model's own")
+    precision: Literal["float32", "bf16"] = Field("float32", description="arithmetic of the model")
 
 
 class ModelConfig(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 class ImageResult:
     """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the set's class names.
 
-    ``gold_ignore`` marks crowds: not counted as missed, and not as false if found.
+    ``gold_ignore`` marks crowds: not counted as missed, and not as false if found. Federated sets: ``absent`` are the labels
+    that are known not to be in the image (None: all that have no gold), ``not_exhaustive`` those with more than is boxed.
     """
 
     size: tuple[int, int]
@@ -27,6 +28,8 @@ class ImageResult:
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    absent: np.ndarray | None = None
+    not_exhaustive: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -39,26 +42,64 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return inner / np.maximum(area_a[:, None] + area_b[None, :] - inner, 1e-12)
 
 
-def recall_at_k(results: Sequence[ImageResult], ks: Sequence[int] = (1, 5, 10), iou: float = 0.5) -> dict[str, float]:
-    """Share in percent of (image, named object) pairs of which one of the ``k`` best boxes for the name fits.
+@dataclass(frozen=True)
+class Queries:
+    """What was asked for by a name that is there: (image, label) pairs, q of them.
 
-    Flickr30k Entities' "any box" rule: a box fits if its IoU with any gold box of that name is at least ``iou``.
+    image, label, boxes (q,): whose, and how many gold boxes there are. first, first_merged (q,): place, from 0, of the first
+    detection that fits any of them, and of the first that fits the box around all of them; NEVER if none does.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    boxes: np.ndarray
+    first: np.ndarray
+    first_merged: np.ndarray
+
+
+NEVER = 1 << 14
+
+
+def queries_of(results: Sequence[ImageResult], iou: float = 0.5) -> Queries:
+    """Flickr30k Entities' two protocols (MDETR's evaluation names them any-box and merged-boxes): a detection fits if its
+    IoU with any gold box of the name, or with the one box around them all, is at least ``iou``.
+
     Names that are not in the image are not asked.
     """
-    hits, asked = np.zeros(len(ks)), 0
-    for result in results:
+    rows: list[tuple[int, int, int, int, int]] = []
+    for number, result in enumerate(results):
         for label in np.unique(result.gold_labels[~result.gold_ignore]):
             gold = result.gold_boxes[(result.gold_labels == label) & ~result.gold_ignore]
+            merged = np.concatenate([gold[:, :2].min(axis=0), gold[:, 2:].max(axis=0)])[None]
             mine = result.labels == label
-            best = result.boxes[mine][np.argsort(-result.scores[mine], kind="stable")[: max(ks)]]
-            fits = np.asarray((iou_matrix(best, gold) >= iou).any(axis=1))
-            hits += [bool(fits[:k].any()) for k in ks]
-            asked += 1
-    return {f"recall_at_{k}": 100.0 * h / max(asked, 1) for k, h in zip(ks, hits, strict=True)} | {"queries": asked}
+            best = result.boxes[mine][np.argsort(-result.scores[mine], kind="stable")]
+            first, first_merged = (_first(np.asarray((iou_matrix(best, g) >= iou).any(axis=1))) for g in (gold, merged))
+            rows.append((number, int(label), len(gold), first, first_merged))
+    return Queries(*np.array(rows, np.int64).reshape(-1, 5).T)
+
+
+def _first(fits: np.ndarray) -> int:
+    return min(int(np.argmax(fits)), NEVER - 1) if fits.any() else NEVER
+
+
+def recall_at_k(results: Sequence[ImageResult], ks: Sequence[int] = (1, 5, 10), iou: float = 0.5) -> dict[str, float]:
+    """Share in percent of (image, named object) pairs of which one of the ``k`` best boxes for the name fits any gold box.
+
+    See :func:`queries_of`.
+    """
+    queries = queries_of(results, iou)
+    asked = len(queries.image)
+    return {f"recall_at_{k}": 100.0 * float((queries.first < k).sum()) / max(asked, 1) for k in ks} | {"queries": asked}
 
 
 def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:
-    """AP, AP50 and AP75 in percent over all classes that have gold boxes, as pycocotools computes them."""
+    """Averages in percent over all classes that have gold boxes, as pycocotools computes them.
+
+    Returns:
+        ap, ap50, ap75; ap_small, ap_medium, ap_large (boxes of up to 32x32, up to 96x96, and above; a box's own area, as records
+        hold no masks); ar_1, ar_10, ar (recall with so many detections a class and image, the last with ``max_detections``),
+        ar_small, ar_medium, ar_large. A size that has no gold boxes is left out.
+    """
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
     for image_id, result in enumerate(results, start=1):
@@ -85,7 +126,7 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
                 }
             )
     if not annotations or not detections:
-        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+        return dict.fromkeys(("ap", "ap50", "ap75", "ar_1", "ar_10", "ar"), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         gold = COCO()
         gold.dataset = {
@@ -100,10 +141,15 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
         evaluation.evaluate()
         evaluation.accumulate()
     # COCOeval.summarize reads AP50 and AP75 at 100 detections only, so the means are taken here as it takes them.
-    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
 
-    def mean(values: np.ndarray) -> float:
+    def mean(values: np.ndarray) -> float | None:
         values = values[values > -1]
-        return 100.0 * float(values.mean()) if values.size else 0.0
+        return 100.0 * float(values.mean()) if values.size else None
 
-    return {"ap": mean(precision), "ap50": mean(precision[0]), "ap75": mean(precision[5])}
+    whole = precision[:, :, :, 0, 2]
+    found = {"ap": mean(whole), "ap50": mean(whole[0]), "ap75": mean(whole[5])}
+    found |= {f"ar{end}": mean(recall[:, :, 0, i]) for i, end in enumerate(("_1", "_10", ""))}
+    for i, size in enumerate(("small", "medium", "large"), start=1):
+        found |= {f"ap_{size}": mean(precision[:, :, :, i, 2]), f"ar_{size}": mean(recall[:, :, i, 2])}
+    return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0} | {k: v for k, v in found.items() if v is not None}

@@ -1,29 +1,42 @@
-"""Zero-shot detection of a set's class names, through the same annotator that labels, against gold boxes."""
+"""evaluate: a model on sets with gold boxes, through the same annotator that labels.
+
+Predictions are committed shard by shard, as labels are; metrics come from them without the model.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline.annotators.base import Annotations, Annotator, ask, load_annotator
-from pipeline.config import EvaluateConfig, PseudoLabelConfig
+from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import ImageResult, coco_ap, recall_at_k
-from pipeline.images import open_image
-from pipeline.io.commit import write_json
-from pipeline.io.hashing import digest_file, fingerprint, model_revision
+from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
+from pipeline.evaluation.evidence import Evidence, query_phrases, write_evidence
+from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
+from pipeline.evaluation.frequencies import Frequencies, plain, read_frequencies
+from pipeline.evaluation.matching import match
+from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
+from pipeline.evaluation.predictions import read_predictions, write_coco
+from pipeline.evaluation.protocols import SetSpec
+from pipeline.evaluation.report import write_report
+from pipeline.evaluation.sets import EvaluationSet
+from pipeline.io.commit import atomic_file, write_json
+from pipeline.io.hashing import digest_file, digest_json, fingerprint, model_revision
+from pipeline.io.paths import join
 from pipeline.progress import Progress, Silent
-from pipeline.records import GroundingRecord
-from pipeline.training.shards import ShardSet, read_label_spaces
+from pipeline.stages.base import ShardJob, run_workers
+from pipeline.stages.pseudo_label import MAX_DECODERS, devices_of
 
 log = logging.getLogger("glip_self_train")
-VERSION = 1
-SEPARATOR = ". "
+Metrics = dict[str, dict[str, float]]
+KS = (1, 5, 10)
 
 
 def run(
@@ -32,108 +45,178 @@ def run(
     shards: Mapping[str, Sequence[str]],
     out: str | Path,
     *,
+    frequencies: Mapping[str, str] | None = None,
     device: str = "cpu",
+    processes: int | None = None,
+    decoders: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
-    """Evaluate a model folder on sets of shards; writes ``metrics.json`` and ``predictions-<set>.json`` (COCO format).
+) -> Metrics:
+    """Evaluate a model folder on sets of shards; a second run only computes what is not there.
 
-    Every image is asked for all names of its set's label space, in as many prompts as the text limit needs. AP is
-    pycocotools'. Recall@k asks only for names that are there: is one of the k best boxes for the name right?
+    Writes ``predictions/SET--SHARD.parquet``, ``evidence/``, ``predictions-SET.json`` (COCO's results format),
+    ``report.md`` with plots, and last ``metrics.json``.
+
+    Args:
+        shards: set name -> training shards with human labels. frequencies: set name -> what
+            :func:`pipeline.evaluation.frequencies.read_frequencies` reads.
+        processes: each holds the model; default: one a GPU, one on the CPU. decoders: decoding threads in each.
 
     Returns:
-        set name -> ``images``, ``queries``, ``recall_at_1/5/10``, ``ap``, ``ap50``, ``ap75``; percents.
+        set name -> its protocol's metrics, percents; ``images`` and ``queries`` are counts.
+
+    Raises:
+        InputError: no usable model, shard or set. RunError: a shard failed.
     """
     out = Path(out)
-    progress = progress or Silent()
-    mark = fingerprint(
-        "evaluate",
-        version=VERSION,
-        config=config,
-        inputs={f"{n}/{Path(s).name}": digest_file(s) for n, paths in sorted(shards.items()) for s in paths},
-        model=model_revision(model),
-    )
+    abouts = {name: read_frequencies(path) for name, path in (frequencies or {}).items()}
+    sets = [EvaluationSet.open(name, paths, config) for name, paths in sorted(shards.items())]
+    if unknown := sorted(set(abouts) - set(shards)):
+        raise InputError(f"frequencies of {', '.join(unknown)}: no such set; the sets are {', '.join(sorted(shards))}")
+    plan = _Plan(config, model, model_revision(model), sets, abouts)
     metrics_file = out / "metrics.json"
     if metrics_file.is_file():
         saved = json.loads(metrics_file.read_text())
-        if saved.get("fingerprint") == mark:
+        if saved.get("fingerprint") == plan.mark():
             return saved["sets"]
-    annotator = load_annotator(
-        model,
-        PseudoLabelConfig(
-            floor=config.threshold,
-            score_agg=config.score_agg,
-            max_regions_per_phrase=config.max_detections,
-            image_size=config.image_size,
-            max_image_size=config.max_image_size,
-        ),
-        device,
-    )
-    sets: dict[str, dict[str, float]] = {}
-    for name, paths in sorted(shards.items()):
-        names, results, ids = _detect(name, ShardSet(paths), read_label_spaces(paths), annotator, config, progress)
-        sets[name] = {
-            "images": len(results),
-            **recall_at_k(results),
-            **coco_ap(results, names, config.max_detections),
-        }
-        write_json(out / f"predictions-{name}.json", _coco_results(results, ids))
-        log.info("%s: %s", name, ", ".join(f"{k} {v:.1f}" for k, v in sets[name].items()))
-    write_json(metrics_file, {"fingerprint": mark, "model": annotator.revision, "sets": sets})
-    return sets
+    _detect(plan, out / "predictions", device, processes, decoders, progress or Silent())
+    found: Metrics = {}
+    evidence: dict[str, Evidence] = {}
+    for one in sets:
+        name = one.spec.name
+        found[name], evidence[name] = _measure(plan, one, out)
+        log.info("%s: %s", name, ", ".join(f"{k} {v:.1f}" for k, v in found[name].items()))
+    document = {
+        "fingerprint": plan.mark(),
+        "model": plan.revision,
+        "sets": found,
+        "protocols": {s.spec.name: s.spec.protocol for s in sets},
+        "means": _means(sets, found),
+    }
+    write_report(out, document, evidence)
+    write_json(metrics_file, document)
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is evaluated, and the fingerprints that this gives."""
+
+    config: EvaluateConfig
+    model: str
+    revision: str
+    sets: Sequence[EvaluationSet]
+    abouts: Mapping[str, Frequencies]
+
+    def mark(self) -> str:
+        """Of the metrics."""
+        inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
+        inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
+        inputs |= {f"{name}: frequencies": about.digest for name, about in self.abouts.items()}
+        return fingerprint(STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision)
+
+    def shard_mark(self, spec: SetSpec, path: str) -> str:
+        """Of one shard's predictions: of the settings only those that it depends on."""
+        elsewhere = {"protocols", "class_detections"}
+        if spec.protocol != "lvis":
+            elsewhere |= {"chunk_names", "chunk_detections"}
+        return fingerprint(
+            f"{STAGE}/predictions",
+            version=VERSION,
+            config=self.config.model_dump(mode="json", exclude=elsewhere),
+            inputs={"shard": digest_file(path), "names": digest_json(list(spec.names))},
+            model=self.revision,
+            protocol=spec.protocol,
+        )
 
 
 def _detect(
-    set_name: str,
-    records: ShardSet,
-    spaces: Mapping[str, Sequence[str]],
-    annotator: Annotator,
-    config: EvaluateConfig,
-    progress: Progress,
-) -> tuple[Sequence[str], list[ImageResult], list[str]]:
-    places = [(s, r) for s, n in enumerate(records.counts) for r in range(n)]
-    if not places:
-        raise InputError(f"evaluation set {set_name}: its shards hold no records")
-    first = records.record(*places[0])
-    if first.dataset not in spaces:
-        raise InputError(f"evaluation set {set_name}: no label space for {first.dataset} beside its shards")
-    names = spaces[first.dataset]
-    questions = annotator.class_questions(names)
-    progress.begin(f"evaluate {set_name}", len(places), unit="images")
-    results, ids = [], []
-    for start in range(0, len(places), config.batch_size):
-        part = places[start : start + config.batch_size]
-        batch = [records.record(*p) for p in part]
-        images = [open_image(records.image(*p)) for p in part]
-        answers = [ask(annotator, images, [question] * len(batch)) for question in questions]
-        for record, *parts in zip(batch, *answers, strict=True):
-            results.append(_result(record, names, Annotations.joined(parts), config.max_detections))
-            ids.append(record.key)
-        progress.advance(len(part), "images")
-    return names, results, ids
+    plan: _Plan, out: Path, device: str, processes: int | None, decoders: int | None, progress: Progress
+) -> None:
+    jobs = {
+        name: (ShardJob(path, name), s.spec)
+        for s in sorted(plan.sets, key=lambda s: s.spec.protocol == "lvis")  # each kind's model is loaded once
+        for name, path in zip(s.job_names, s.shards, strict=True)
+    }
+    devices = devices_of(device, processes)
+    cores = os.cpu_count() or 1
+    share = max(1, cores // len(devices))
+    workers = [
+        DetectShards(
+            plan.config, plan.model, {name: spec for name, (_, spec) in jobs.items()}, str(out), name,
+            decoders=decoders or min(MAX_DECODERS, share),
+            threads=share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None,
+        )
+        for name in devices[: len(jobs)]
+    ]  # fmt: skip
+    report = run_workers(
+        STAGE, [job for job, _ in jobs.values()], out, workers,
+        mark=lambda job: plan.shard_mark(jobs[job.name][1], job.path), progress=progress,
+    )  # fmt: skip
+    for unit, tally in report.tallies.items():
+        for reason, n in tally.dropped.items():
+            log.warning("%d %s lost: %s; their gold counts as missed", n, unit, reason)
 
 
-def _result(record: GroundingRecord, names: Sequence[str], found: Annotations, limit: int) -> ImageResult:
-    index = {n: i for i, n in enumerate(names)}
-    best = np.argsort(-found.score, kind="stable")[: max(limit, 10 * len(names))]
-    return ImageResult(
-        size=record.image_size,
-        gold_boxes=np.array([r.box for r in record.regions], np.float64).reshape(-1, 4),
-        gold_labels=np.array([index[r.phrase] for r in record.regions], np.int64),
-        gold_ignore=np.array([r.ignore for r in record.regions], bool),
-        boxes=found.boxes[best].reshape(-1, 4).astype(np.float64),
-        labels=found.phrase[best],
-        scores=found.score[best],
-    )
-
-
-def _coco_results(results: Sequence[ImageResult], keys: Sequence[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "image_id": key,
-            "category_id": int(label) + 1,
-            "bbox": [round(float(v), 2) for v in (b[0], b[1], b[2] - b[0], b[3] - b[1])],
-            "score": round(float(score), 5),
-        }
-        for key, result in zip(keys, results, strict=True)
-        for b, label, score in zip(result.boxes, result.labels, result.scores, strict=True)
+def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, float], Evidence]:
+    spec, config = one.spec, plan.config
+    about = plan.abouts.get(spec.name, Frequencies())
+    predictions = [
+        read_predictions(join(out / "predictions", f"{name}.parquet"), count)
+        for name, count in zip(one.job_names, one.records.counts, strict=True)
     ]
+    results, keys, phrases = one.results(predictions, about)
+    if spec.protocol == "lvis":
+        results = best_of_each_class(results, config.class_detections)
+        matches = match(results, federated=True)
+    else:
+        matches = match(results, config.max_detections)
+    with atomic_file(out / f"predictions-{spec.name}.json") as file:
+        write_coco(file, results, keys)
+    queries = queries_of(results)
+    asked = query_phrases(queries, spec.names, phrases)
+    counts = about.counts or Counter(map(plain, asked))
+    evidence = Evidence(
+        protocol=spec.protocol,
+        names=spec.names,
+        gold=digest_json([digest_file(path) for path in one.shards]),
+        matches=matches,
+        queries=queries,
+        phrases=asked,
+        groups=about.groups,
+        counts={plain(n): counts[plain(n)] for n in sorted({*spec.names, *asked}) if plain(n) in counts},
+        counts_from="training images" if about.counts else "images of this set",
+        absent_pairs=sum(
+            len(spec.names) - len(np.unique(r.gold_labels)) if r.absent is None else len(r.absent) for r in results
+        )
+        if spec.names
+        else 0,
+    )
+    write_evidence(out / "evidence", spec.name, evidence)
+    return {"images": len(results), **_metrics(spec, config, results, evidence)}, evidence
+
+
+def _metrics(
+    spec: SetSpec, config: EvaluateConfig, results: Sequence[ImageResult], evidence: Evidence
+) -> dict[str, float]:
+    queries = evidence.queries
+    asked = max(len(queries.image), 1)
+
+    def shares(name: str, first: np.ndarray) -> dict[str, float]:
+        return {f"{name}_{k}": 100.0 * float((first < min(k, NEVER)).sum()) / asked for k in KS}
+
+    if spec.protocol == "lvis":
+        return fixed_ap(evidence.matches, [plain(n) for n in spec.names], evidence.groups)
+    if spec.protocol in {"coco", "odinw"}:
+        return coco_ap(results, spec.names, config.max_detections)
+    if spec.protocol == "refcoco":
+        return shares("precision_at", queries.first) | {"queries": len(queries.image)}
+    found = shares("recall_at", queries.first) | {"queries": len(queries.image)}
+    if spec.protocol == "flickr":
+        return found | shares("merged_recall_at", queries.first_merged)
+    return found | coco_ap(results, spec.names, config.max_detections)
+
+
+def _means(sets: Sequence[EvaluationSet], found: Metrics) -> dict[str, dict[str, float]]:
+    """ODinW is reported as the mean AP over its sets."""
+    aps = [found[s.spec.name]["ap"] for s in sets if s.spec.protocol == "odinw"]
+    return {"odinw": {"ap": float(np.mean(aps)), "sets": len(aps)}} if aps else {}

@@ -60,7 +60,7 @@ def run(
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, teacher=revision)
 
     require_files(p for shard in shards for p in (shard, asked(shard)))
-    devices = _devices(device, processes)
+    devices = devices_of(device, processes)
     cores = os.cpu_count() or 1
     workers = [
         LabelShards(
@@ -83,7 +83,7 @@ def run(
     )
 
 
-def _devices(device: str, processes: int | None) -> list[str]:
+def devices_of(device: str, processes: int | None) -> list[str]:
     """The device of each process: GPUs in turn, or the CPU."""
     if device != "cuda":
         return [device] * (processes or 1)

@@ -1,0 +1,58 @@
+"""The model card (README.md) of an evaluated model folder: what it is, and what evaluate measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.evaluation.compare import Evaluated
+from pipeline.evaluation.report import COUNTS, PROTOCOLS, TITLES, cell
+from pipeline.io.commit import write_atomic
+
+BEGIN, END = "<!-- evaluate: begin -->", "<!-- evaluate: end -->"
+
+
+def write_card(model: str | Path, evaluation: str | Path) -> Path:
+    """Write or renew README.md in the model folder; of a file that is there, only the part between evaluate's two marks.
+
+    Raises:
+        InputError: no evaluation in ``evaluation``.
+    """
+    read = Evaluated.read(evaluation)
+    saved = json.loads((Path(evaluation) / "metrics.json").read_text())
+    file = Path(model) / "README.md"
+    results = "\n".join([BEGIN, *_results(read, saved["protocols"]), END])
+    old = file.read_text() if file.is_file() else None
+    if old is None:
+        text = _head(Path(model), read) + results + "\n"
+    elif BEGIN in old and END in old:
+        text = old[: old.index(BEGIN)] + results + old[old.index(END) + len(END) :]
+    else:
+        text = old.rstrip("\n") + "\n\n" + results + "\n"
+    write_atomic(file, text)
+    return file
+
+
+def _head(model: Path, read: Evaluated) -> str:
+    kind = json.loads((model / "config.json").read_text()).get("model_type", "unknown")
+    front: dict[str, Any] = {
+        "pipeline_tag": "zero-shot-object-detection",
+        "tags": [kind, "open-vocabulary", "phrase-grounding", "self-training"],
+    }
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {model.resolve().parent.name}/{model.name}\n\n"
+        f"A {kind} model, revision `{read.model}`. Give it an image and names or a caption; it boxes what they name.\n\n"
+    )
+
+
+def _results(read: Evaluated, protocols: dict[str, str]) -> list[str]:
+    lines = ["## Results", "", f"Revision `{read.model}`, measured by this project's `evaluate`."]
+    for name, metrics in read.sets.items():
+        shown = [n for n in TITLES if n in metrics and n not in COUNTS]
+        lines += ["", f"**{name}** ({PROTOCOLS[protocols[name]]}; {cell('images', metrics['images'])} images)", ""]
+        lines += [f"| {' | '.join(TITLES[n] for n in shown)} |", "|---:" * len(shown) + "|"]
+        lines.append(f"| {' | '.join(cell(n, metrics[n]) for n in shown)} |")
+    return lines

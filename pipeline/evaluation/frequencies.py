@@ -1,0 +1,82 @@
+"""How often names stand in the training data, and what else an evaluation set's owner says that records do not hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
+from pipeline.io.hashing import digest_file
+from pipeline.io.paths import expand_shards
+from pipeline.sources.base import image_key
+
+WANTED = 'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """groups: name -> rare, common or frequent. counts: name -> training images that it stands in.
+
+    not_exhaustive: record key -> names that are there more often than they are boxed. digest: of what was read.
+    """
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    not_exhaustive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    digest: str = ""
+
+
+def read_frequencies(path: str) -> Frequencies:
+    """From LVIS' annotations (groups, counts, and classes not exhaustively labelled), a table of counts, or by counting the
+    records of training shards in which a class name or phrase stands.
+
+    Raises:
+        InputError: none of these; the message names the file.
+    """
+    if path.endswith(".json"):
+        try:
+            return _of_json(json.loads(Path(path).read_bytes()), digest_file(path))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: {WANTED} ({type(error).__name__}: {error})") from None
+    from pipeline.training.shards import ShardSet  # brings torch along, which compare does without
+
+    shards = expand_shards(path)
+    records = ShardSet(shards)
+    counts: Counter[str] = Counter()
+    for shard, rows in enumerate(records.counts):
+        for row in range(rows):
+            counts.update({plain(r.phrase) for r in records.record(shard, row).regions if not r.ignore})
+    return _counted(counts, " ".join(digest_file(s) for s in shards))
+
+
+def plain(phrase: str) -> str:
+    """Names and phrases are the same if they differ in case and spaces only."""
+    return " ".join(phrase.lower().split())
+
+
+def _counted(counts: Mapping[str, int], digest: str) -> Frequencies:
+    return Frequencies({n: frequency_group(c) for n, c in counts.items()}, dict(counts), {}, digest)
+
+
+def _of_json(data: Any, digest: str) -> Frequencies:
+    if "categories" not in data:
+        return _counted({plain(name): int(count) for name, count in data.items()}, digest)
+    initials = {group[0]: group for group in GROUPS}
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    return Frequencies(
+        groups={plain(c["name"]): initials[c["frequency"]] for c in data["categories"]},
+        counts={plain(c["name"]): int(c["image_count"]) for c in data["categories"] if "image_count" in c},
+        not_exhaustive={
+            image_key(i["id"]): tuple(names[n] for n in i["not_exhaustive_category_ids"])
+            for i in data.get("images", ())
+            if i.get("not_exhaustive_category_ids")
+        },
+        digest=digest,
+    )

@@ -1,0 +1,208 @@
+"""How good a teacher's labels would be: its detections on gold sets, judged as labels at every threshold.
+
+A label is right if it is the one that finds a gold box of its name at IoU 0.5. It is wrong if it is another, or if its name is
+known not to be there. Labels of names of which nothing is known, or that find a crowd, are not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.calibration import calibration_error, score_bands
+from pipeline.evaluation.compare import Evaluated
+from pipeline.evaluation.evidence import Evidence
+from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
+from pipeline.evaluation.frequencies import plain
+from pipeline.io.commit import write_atomic, write_json
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, np.inf))
+"""COCO's, by a box' own area."""
+LEAST = 20
+"""Labels that a proposed threshold must rest on."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labels that are right or wrong, and the gold they should find. score, right, best (n,): best of its name in its image.
+
+    gold_score (g,): of the label that finds it, -1 if none does. false (f,): the highest score of each name in each image that
+    it is known not to be in, where there is any label of it; absent_pairs: how many such pairs were asked for.
+    """
+
+    score: np.ndarray
+    right: np.ndarray
+    best: np.ndarray
+    gold_score: np.ndarray
+    false: np.ndarray
+    absent_pairs: int
+
+    def at(self, threshold: float) -> dict[str, float]:
+        """Labels from this score on: ``labels``, ``precision``, ``recall``, ``best_precision`` (one label a name and image),
+        ``false_share`` of the absent names that get a box; percents."""
+        kept = self.score >= threshold
+        best = kept & self.best
+        found = {
+            "threshold": threshold,
+            "labels": int(kept.sum()),
+            "precision": _share(self.right[kept]),
+            "recall": _share(self.gold_score >= threshold),
+            "best_labels": int(best.sum()),
+            "best_precision": _share(self.right[best]),
+        }
+        if self.absent_pairs:
+            found["false_share"] = 100.0 * float((self.false >= threshold).sum()) / self.absent_pairs
+        return found
+
+
+def _share(flags: np.ndarray) -> float:
+    return 100.0 * float(flags.mean()) if len(flags) else 0.0
+
+
+def judge_labels(evidence: Evidence, mine: np.ndarray | None = None, gold: np.ndarray | None = None) -> Judged:
+    """The set's labels, or those in ``mine`` (n,) against the gold in ``gold`` (g,), as stored in ``evidence.matches``."""
+    m, q = evidence.matches, evidence.queries
+    most = int(max(m.label.max(initial=0), q.label.max(initial=0))) + 1
+    pair = m.image.astype(np.int64) * most + m.label
+    present = np.isin(pair, q.image * most + q.label)
+    judged = ~m.ignored[:, 0] & (present | m.absent)
+    if mine is not None:
+        judged &= mine
+    gold = np.ones(len(m.gold_label), bool) if gold is None else gold
+    score, pair = np.asarray(m.score[judged], np.float64), pair[judged]
+    order = np.lexsort((-score, pair))
+    ordered = pair[order]
+    best = np.zeros(len(score), bool)
+    best[order[np.flatnonzero(np.diff(ordered, prepend=-1))]] = True
+    absent = m.absent[judged]
+    return Judged(
+        score, m.hit[judged, 0], best, np.nan_to_num(np.asarray(m.gold_score[gold], np.float64), nan=-1.0),
+        score[best & absent], evidence.absent_pairs,
+    )  # fmt: skip
+
+
+def lowest_threshold(score: np.ndarray, right: np.ndarray, wanted: float, least: int = LEAST) -> float | None:
+    """The lowest score from which labels reach ``wanted`` percent precision, resting on ``least`` labels or more; else None."""
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    precision = 100.0 * np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    last = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
+    fits = np.flatnonzero(last & (precision >= wanted) & (np.arange(1, len(order) + 1) >= least))
+    return float(ordered[fits[-1]]) if len(fits) else None
+
+
+def best_f1(judged: Judged) -> float | None:
+    """The threshold at which the harmonic mean of precision and recall is highest; None without a right label."""
+    order = np.argsort(-judged.score, kind="stable")
+    if not len(judged.gold_score) or not judged.right.any():
+        return None
+    # 2 TP / (labels + gold): TP counted on labels, as each right one finds another box
+    f1 = 2 * np.cumsum(judged.right[order]) / (np.arange(1, len(order) + 1) + len(judged.gold_score))
+    return float(judged.score[order[int(np.argmax(f1))]])
+
+
+def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, Any]:
+    """``by_threshold``, ``by_score``, ``calibration_error``, ``proposed`` thresholds, and for each box size and each frequency
+    group the same sweep (``by_size``, ``by_frequency``) with its own proposals."""
+    m = evidence.matches
+    sizes = {
+        name: ((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high))
+        for name, low, high in SIZES
+    }
+    bands = score_bands(m)
+    return {
+        **_sweep(judge_labels(evidence), wanted),
+        "by_score": bands,
+        "calibration_error": calibration_error(bands),
+        "by_size": {n: _sweep(judge_labels(evidence, *masks), wanted) for n, masks in sizes.items() if masks[1].any()},
+        "by_frequency": {
+            n: _sweep(judge_labels(evidence, *masks), wanted) for n, masks in _frequency_masks(evidence).items()
+        },
+        "counts_from": evidence.counts_from,
+    }
+
+
+def _sweep(judged: Judged, wanted: Sequence[float]) -> dict[str, Any]:
+    proposed = {f"precision_{want:g}": lowest_threshold(judged.score, judged.right, want) for want in wanted}
+    return {
+        "gold": len(judged.gold_score),
+        "by_threshold": [judged.at(t) for t in THRESHOLDS],
+        "proposed": proposed | {"best_f1": best_f1(judged)},
+    }
+
+
+def _frequency_masks(evidence: Evidence) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Labels and gold of each group's names: rare, common, frequent, as stated or by the counts."""
+    m, q = evidence.matches, evidence.queries
+
+    def group(name: str) -> int:
+        known = evidence.groups.get(plain(name)) or frequency_group(evidence.counts.get(plain(name), 0))
+        return GROUPS.index(known)
+
+    if evidence.names:
+        of_label = np.array([group(n) for n in evidence.names], np.int64)
+        mine, gold = of_label[m.label], of_label[m.gold_label]
+    else:
+        most = int(max(m.label.max(initial=0), q.label.max(initial=0))) + 1
+        pairs = q.image * most + q.label  # rising: queries stand by image and label
+        of_query = np.array([group(p) for p in evidence.phrases], np.int64)
+        mine, gold = (
+            of_query[np.searchsorted(pairs, image.astype(np.int64) * most + label)]
+            for image, label in ((m.image, m.label), (m.gold_image, m.gold_label))
+        )
+    return {name: (mine == i, gold == i) for i, name in enumerate(GROUPS) if (gold == i).any()}
+
+
+def write_label_qa(folder: str | Path, out: str | Path, wanted: Sequence[float]) -> str:
+    """``label_qa.json`` and ``label_qa.md`` in ``out`` from an evaluation folder; returns the page's text.
+
+    Raises:
+        InputError: no evaluation in ``folder``.
+    """
+    read = Evaluated.read(folder)
+    found = {name: label_quality_of(read.evidence(name), wanted) for name in read.sets}
+    write_json(Path(out) / "label_qa.json", {"model": read.model, "sets": found})
+    lines = ["# Labels of this teacher", "", f"Model `{read.model}`. Right: finds a gold box of its name at IoU 0.5."]
+    for name, one in found.items():
+        lines += ["", f"## {name}", "", *_threshold_table(one["by_threshold"])]
+        lines += [
+            "",
+            f"Expected calibration error: {one['calibration_error']:.1f} points.",
+            "",
+            "Proposed thresholds:",
+            "",
+        ]
+        parts = {"all": one, **{f"{n} boxes": s for n, s in one["by_size"].items()}}
+        parts |= {f"{n} names ({one['counts_from']})": s for n, s in one["by_frequency"].items()}
+        lines += _proposal_table(parts)
+    text = "\n".join(lines) + "\n"
+    write_atomic(Path(out) / "label_qa.md", text)
+    return text
+
+
+def _threshold_table(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    false = "false_share" in rows[0]
+    heads = ["Threshold", "Labels", "Precision", "Recall", "Precision, best per name"]
+    heads += ["Absent names boxed"] if false else []
+    lines = [f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|"]
+    for row in rows[1::2]:  # every tenth; the JSON has them all
+        cells = [f"{row['threshold']:.1f}", f"{row['labels']:,.0f}"]
+        cells += [f"{row[c]:.1f}" for c in ("precision", "recall", "best_precision")]
+        cells += [f"{row['false_share']:.2f}"] if false else []
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _proposal_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    heads = list(next(iter(parts.values()))["proposed"])
+    titles = [h.replace("precision_", "precision ").replace("best_f1", "best F1") for h in heads]
+    lines = [f"| Labels | Gold | {' | '.join(titles)} |", "|---|---:" + "|---:" * len(heads) + "|"]
+    for name, part in parts.items():
+        values = ["none" if part["proposed"][h] is None else f"{part['proposed'][h]:.3f}" for h in heads]
+        lines.append(f"| {name} | {part['gold']:,} | {' | '.join(values)} |")
+    return lines

@@ -1,0 +1,111 @@
+"""How a set is measured: which questions are asked, how many answers count, which metrics come of them (GLIP spec 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.annotators.base import Annotations, Annotator, Question
+from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
+from pipeline.errors import InputError
+from pipeline.records import GroundingRecord, Span
+
+CAPTION_PROTOCOLS = ("flickr", "refcoco")
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """A set to evaluate, all that its predictions depend on beside its shards. names: class names, none for captions."""
+
+    name: str
+    protocol: EvaluationProtocol
+    names: tuple[str, ...]
+
+    @property
+    def captions(self) -> bool:
+        """Whether images are asked for phrases of their captions, not for class names."""
+        return self.protocol in CAPTION_PROTOCOLS
+
+    def chunks(self, config: EvaluateConfig) -> list[range]:
+        """The class names of each prompt, before the text limit has its say."""
+        size = config.chunk_names if self.protocol == "lvis" else max(len(self.names), 1)
+        return [range(i, min(i + size, len(self.names))) for i in range(0, len(self.names), size)]
+
+    def limit(self, config: EvaluateConfig) -> int | None:
+        """Detections of one image that are kept, over all prompts; None: no limit."""
+        if self.protocol == "lvis":
+            return None
+        if self.protocol == "detection":
+            return max(config.max_detections, 10 * len(self.names))
+        return config.max_detections
+
+    def label_config(self, config: EvaluateConfig) -> PseudoLabelConfig:
+        """What the annotator is loaded with."""
+        return PseudoLabelConfig(
+            floor=config.threshold,
+            score_agg=config.score_agg,
+            max_regions_per_phrase=config.chunk_detections if self.protocol == "lvis" else config.max_detections,
+            image_size=config.image_size,
+            max_image_size=config.max_image_size,
+            precision=config.precision,
+        )
+
+
+def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) -> list[list[Question]]:
+    """Questions for all class names, by chunk; ``Question.phrases`` index the set's names.
+
+    Raises:
+        InputError: a name that no text can hold.
+    """
+    chunks = []
+    for places in spec.chunks(config):
+        questions = annotator.class_questions([spec.names[i] for i in places])
+        chunks.append([replace(q, phrases=tuple(p + places.start for p in q.phrases)) for q in questions])
+    return chunks
+
+
+@dataclass(frozen=True)
+class Named:
+    """One phrase of a caption and its gold. span: of the caption; boxes (n, 4)."""
+
+    span: Span
+    phrase: str
+    boxes: np.ndarray
+
+
+def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list[Named]:
+    """The phrases of a caption that have boxes, in order of their first region; regions of one span are one phrase's.
+
+    A phrase of several spans is asked for as the stretch from the first to the last. RefCOCO's expressions are asked for
+    whole, whichever part of them the record's regions name.
+
+    Raises:
+        InputError: the record is of a detection set.
+    """
+    if record.kind != "grounding":
+        raise InputError(f"record {record.key}: a {record.kind} record in a set of captions; want grounding records")
+    caption = record.caption or ""
+    boxes: dict[Span, list[tuple[float, ...]]] = {}
+    for region in record.regions:
+        if region.ignore:
+            continue
+        spans = region.tokens_positive
+        span = (0, len(caption)) if protocol == "refcoco" else (min(s for s, _ in spans), max(e for _, e in spans))
+        boxes.setdefault(span, []).append(region.box)
+    return [Named(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
+
+
+def best(found: Annotations, limit: int | None) -> Annotations:
+    """The detections by falling score, at most ``limit``; of equal scores the earlier stand first."""
+    order = np.argsort(-found.score, kind="stable")[:limit]
+    return Annotations(**{name: getattr(found, name)[order] for name in Annotations.__dataclass_fields__})
+
+
+def joined(parts: Sequence[Annotations]) -> Annotations:
+    """Regions of several questions about an image, or of none."""
+    if parts:
+        return Annotations.joined(parts)
+    empty = np.zeros(0, np.float32)
+    return Annotations(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), empty, empty, empty, empty, empty)

@@ -1,0 +1,290 @@
+"""The evaluate stage on real shards with a small real network: every protocol, resumed, in processes, and the commands on top."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline import cli
+from pipeline.annotators.base import ask, load_annotator
+from pipeline.config import EvaluateConfig
+from pipeline.errors import InputError, RunError
+from pipeline.evaluation.evidence import read_evidence
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.images import open_image
+from pipeline.io.hashing import digest_file
+from pipeline.io.tars import write_tar
+from pipeline.progress import Silent
+from pipeline.records import DatasetCard, GroundingRecord, Region
+from pipeline.stages import evaluate
+from tests.fixtures.crawl import jpeg
+
+NAMES = ("car", "tree", "traffic light", "dog", "umbrella")
+CAPTION = "a red car next to a small green tree"
+CONFIG = EvaluateConfig(batch_size=3)
+SIZES = [(80, 64), (64, 80), (80, 64), (96, 48), (80, 64)]  # (width, height)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> dict[str, list[str]]:
+    """A detection set of two shards (7 images), a federated one, and a set of captions."""
+    folder = tmp_path_factory.mktemp("gold")
+
+    def detection(i: int, dataset: str) -> GroundingRecord:
+        width, height = SIZES[i % 5]
+        present = {NAMES[i % 5], NAMES[(i + 1) % 5]}
+        return GroundingRecord(
+            key=f"{i:09d}", dataset=dataset, kind="detection", image_size=(height, width),
+            regions=[Region(box=(5, 5 + n, 40, 40 + n), phrase=name) for n, name in enumerate(sorted(present))],
+            verified_absent=tuple(sorted({NAMES[(i + 2) % 5]} - present)) if dataset == "federated" else None,
+        )  # fmt: skip
+
+    def caption(i: int) -> GroundingRecord:
+        width, height = SIZES[i % 5]
+        return GroundingRecord(
+            key=f"{i:09d}", dataset="captions", kind="grounding", image_size=(height, width), caption=CAPTION,
+            regions=(
+                Region(box=(1, 1, 30, 30), phrase="a red car", tokens_positive=((0, 9),)),
+                Region(box=(30, 1, 60, 30), phrase="a small green tree", tokens_positive=((18, 36),)),
+                Region(box=(10, 20, 60, 40), phrase="a small green tree", tokens_positive=((18, 36),)),
+            ),
+        )  # fmt: skip
+
+    def write(name: str, numbers: range, make) -> str:
+        path = folder / f"{name}.tar"
+        samples = ((f"{i:09d}", {"jpg": jpeg(i, SIZES[i % 5]), "json": make(i).to_json()}) for i in numbers)
+        write_tar(path, samples)
+        return str(path)
+
+    for name in ("val", "federated"):
+        card = DatasetCard(name=name, kind="detection", label_space=NAMES)
+        (folder / f"{name}.dataset.json").write_text(card.model_dump_json())
+    return {
+        "val": [write("val-0", range(4), lambda i: detection(i, "val")), write("val-1", range(4, 7), lambda i: detection(i, "val"))],
+        "federated": [write("federated-0", range(5), lambda i: detection(i, "federated"))],
+        "captions": [write("captions-0", range(5), caption)],
+    }  # fmt: skip
+
+
+def run(shards, out, teacher, config=CONFIG, **options):
+    return evaluate.run(config, str(teacher), shards, out, **options)
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): digest_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
+    protocols = {"federated": "lvis", "refs": "refcoco", "wild": "odinw", "wild2": "odinw", "coco": "coco"}
+    sets = shards | {
+        "refs": shards["captions"],
+        "wild": shards["val"][:1],
+        "wild2": shards["val"][1:],
+        "coco": shards["val"],
+    }
+    table = tmp_path / "counts.json"
+    table.write_text(json.dumps({"Car": 3, "tree": 50, "traffic light": 500, "dog": 11, "umbrella": 4}))
+    config = CONFIG.model_copy(update={"protocols": protocols, "chunk_names": 2, "chunk_detections": 4})
+    got = run(sets, tmp_path / "e", teacher, config, frequencies={"federated": str(table)})
+    assert {"ap", "ap_rare", "ap_common", "ap_frequent"} <= set(got["federated"])
+    assert {"recall_at_1", "merged_recall_at_10"} <= set(got["captions"]) and got["captions"]["queries"] == 10
+    assert set(got["refs"]) == {"images", "precision_at_1", "precision_at_5", "precision_at_10", "queries"}
+    assert got["refs"]["queries"] == 5  # one expression an image
+    assert {"recall_at_1", "ap", "ar", "ap_medium"} <= set(got["val"]) and "recall_at_1" not in got["coco"]
+    saved = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert saved["means"]["odinw"] == {"ap": pytest.approx((got["wild"]["ap"] + got["wild2"]["ap"]) / 2), "sets": 2}
+    found = read_predictions(str(tmp_path / "e" / "predictions" / "federated--federated-0.parquet"), 5)
+    for one in found:  # four of each prompt of two names: car and tree, traffic light and dog, umbrella
+        assert [int(np.isin(one.labels, pair).sum()) for pair in ([0, 1], [2, 3], [4])] == [4, 4, 4]
+    report = (tmp_path / "e" / "report.md").read_text()
+    assert "APr" in report and "LVIS, fixed AP" in report
+    for kind in ("precision-recall", "reliability", "frequency"):
+        assert (tmp_path / "e" / "plots" / f"captions-{kind}.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_captions_are_asked_as_the_labelling_stage_asks_them(shards, teacher, tmp_path):
+    run({"captions": shards["captions"]}, tmp_path / "e", teacher, EvaluateConfig(batch_size=1))
+    from pipeline.evaluation.protocols import SetSpec
+    from pipeline.training.shards import ShardSet
+
+    annotator = load_annotator(str(teacher), SetSpec("captions", "flickr", ()).label_config(CONFIG))
+    records = ShardSet(shards["captions"])
+    found = read_predictions(str(tmp_path / "e" / "predictions" / "captions--captions-0.parquet"), 5)
+    (question,), _ = annotator.questions(CAPTION, [(0, 9), (18, 36)])
+    for row, one in enumerate(found):
+        (alone,) = ask(annotator, [open_image(records.image(0, row))], [question])
+        order = np.argsort(-alone.score, kind="stable")[:100]
+        np.testing.assert_allclose(one.scores, alone.score[order], atol=1e-5)
+        assert len(one.scores) and (np.diff(one.scores) <= 0).all()
+
+
+def test_settings_of_metrics_need_no_new_predictions_and_evidence_is_whole(shards, teacher, tmp_path):
+    out = tmp_path / "e"
+    sets = {"federated": shards["federated"]}
+    run(sets, out, teacher)
+    predicted = out / "predictions" / "federated--federated-0.parquet"
+    before = predicted.stat().st_mtime_ns
+    counts = tmp_path / "counts.json"
+    counts.write_text('{"car": 7}')
+    run(sets, out, teacher, frequencies={"federated": str(counts)})
+    assert predicted.stat().st_mtime_ns == before
+    evidence = read_evidence(out / "evidence", "federated")
+    assert evidence.counts == {"car": 7} and evidence.counts_from == "training images"
+    assert evidence.matches.images == 5 and len(evidence.matches.gold_label) == 10
+    run(sets, out, teacher, CONFIG.model_copy(update={"threshold": 0.2}))
+    assert predicted.stat().st_mtime_ns > before
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAtShard(Silent):
+    """A progress that ends the run when a shard has been committed, as a signal would."""
+
+    def shard(self, report, skipped):
+        raise Killed
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards, teacher, tmp_path):
+    sets = {"val": shards["val"], "captions": shards["captions"]}
+    got = run(sets, tmp_path / "whole", teacher)
+    with pytest.raises(Killed):
+        run(sets, tmp_path / "killed", teacher, progress=KillAtShard())
+    there = list((tmp_path / "killed" / "predictions").glob("*.parquet"))
+    assert len(there) == 1 and not (tmp_path / "killed" / "metrics.json").exists()
+    before = there[0].stat().st_mtime_ns
+    assert run(sets, tmp_path / "killed", teacher, processes=2) == got
+    assert there[0].stat().st_mtime_ns == before
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_a_broken_image_is_counted_and_its_gold_missed(shards, teacher, tmp_path):
+    record = GroundingRecord(
+        key="x", dataset="val", kind="detection", image_size=(64, 80), regions=(Region(box=(1, 1, 9, 9), phrase="car"),)
+    )
+    folder = Path(shards["val"][0]).parent
+    write_tar(folder / "broken-0.tar", iter([("x", {"jpg": jpeg(1)[:300], "json": record.to_json()})]))
+    got = run({"val": [*shards["val"], str(folder / "broken-0.tar")]}, tmp_path / "e", teacher)
+    report = json.loads((tmp_path / "e" / "predictions" / "val--broken-0.report.json").read_text())
+    assert report["tallies"]["images"] == {"seen": 1, "kept": 0, "dropped": {"broken_image": 1}}
+    assert got["val"]["images"] == 8 and got["val"]["queries"] == 15
+    whole = run({"val": shards["val"]}, tmp_path / "f", teacher)
+    assert got["val"]["recall_at_10"] == pytest.approx(whole["val"]["recall_at_10"] * 14 / 15)
+
+
+@pytest.mark.parametrize(
+    ("protocols", "kind", "options", "words"),
+    [
+        ({"captions": "lvis"}, "captions", {}, "protocol lvis does not suit grounding records; want flickr or refcoco"),
+        ({"val": "flickr"}, "val", {}, "protocol flickr does not suit detection records"),
+        ({}, "val", {"frequencies": {"vla": "x.json"}}, "x.json: no such file"),
+    ],
+)
+def test_what_does_not_fit_is_told(shards, teacher, tmp_path, protocols, kind, options, words):
+    with pytest.raises(InputError, match=words):
+        run(
+            {kind: shards[kind]}, tmp_path / "e", teacher, CONFIG.model_copy(update={"protocols": protocols}), **options
+        )
+
+
+def test_a_name_that_is_not_in_the_label_space_is_told(shards, teacher, tmp_path):
+    folder = Path(shards["val"][0]).parent
+    record = GroundingRecord(
+        key="x",
+        dataset="val",
+        kind="detection",
+        image_size=(64, 80),
+        regions=(Region(box=(1, 1, 9, 9), phrase="cart"),),
+    )
+    write_tar(folder / "strange-0.tar", iter([("x", {"jpg": jpeg(1), "json": record.to_json()})]))
+    with pytest.raises(InputError, match="strange-0/x: class name 'cart' is not in the label space of val"):
+        run({"val": [str(folder / "strange-0.tar")]}, tmp_path / "e", teacher)
+
+
+def test_a_damaged_record_fails_its_shard(shards, teacher, tmp_path):
+    folder = Path(shards["val"][0]).parent
+    good = GroundingRecord(key="a", dataset="val", kind="detection", image_size=(64, 80))
+    write_tar(
+        folder / "damaged-0.tar",
+        iter([("a", {"jpg": jpeg(1), "json": good.to_json()}), ("b", {"jpg": jpeg(1), "json": b"{}"})]),
+    )
+    with pytest.raises(RunError, match="damaged-0/b"):
+        run({"val": [str(folder / "damaged-0.tar")]}, tmp_path / "e", teacher)
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path):
+    import shutil
+
+    model = shutil.copytree(teacher, tmp_path / "model")
+    options = [
+        "--set-shards",
+        f"val={shards['val'][0]}",
+        "--set-shards",
+        f"val={shards['val'][1]}",
+        "--set",
+        "batch_size=3",
+    ]
+    done = call("evaluate", "--model", model, *options, "--out", tmp_path / "a", "--model-card")
+    assert done.exit_code == 0, done.output
+    assert "recall_at_1" in done.output and "R@1" in (model / "README.md").read_text()
+    done = call("evaluate", "--model", teacher, *options, "--set", "score_agg=max", "--out", tmp_path / "b")
+    assert done.exit_code == 0, done.output
+    values = [json.loads((tmp_path / f / "metrics.json").read_text())["sets"]["val"]["ap"] for f in "ab"]
+    assert values[0] != values[1]
+
+    done = call("compare", tmp_path / "a", tmp_path / "b", "--samples", "50", "--json", tmp_path / "c.json")
+    assert done.exit_code == 0, done.output
+    saved = json.loads((tmp_path / "c.json").read_text())
+    assert saved["sets"]["val"]["ap"][1]["difference"] == pytest.approx(values[1] - values[0])
+    assert "| AP |" in done.output and "B - A" in done.output
+
+    up, down = ("b", "a") if values[1] > values[0] else ("a", "b")
+    done = call("promote", tmp_path / up, "--over", tmp_path / down, "--gates", "val.ap>0", "--samples", "20")
+    assert done.exit_code == 0 and json.loads((tmp_path / up / "promotion.json").read_text())["promoted"]
+    done = call(
+        "promote", tmp_path / down, "--over", tmp_path / up, "--gates", "val.ap>=-100,val.ap>0", "--samples", "20"
+    )
+    assert done.exit_code == 3 and "not promoted: val.ap" in done.output and "wanted val.ap > 0" in done.output
+    assert not json.loads((tmp_path / down / "promotion.json").read_text())["promoted"]
+    done = call("promote", tmp_path / "a", "--over", tmp_path / "b", "--gates", "lvis.ap>0")
+    assert done.exit_code == 2 and "fits no metric; there are val.ap" in done.output
+    done = call("promote", tmp_path / "a", "--over", tmp_path / "nothing")
+    assert done.exit_code == 2 and "nothing: no metrics.json in it" in done.output
+
+    done = call("label-qa", tmp_path / "a", "--out", tmp_path / "qa")
+    assert done.exit_code == 0 and (tmp_path / "qa" / "label_qa.json").is_file(), done.output
+
+
+def test_folders_of_other_images_do_not_compare(shards, teacher, tmp_path):
+    for name, paths in (("a", shards["val"]), ("b", shards["val"][:1])):
+        run({"val": paths}, tmp_path / name, teacher)
+    run({"other": shards["val"]}, tmp_path / "c", teacher)
+    done = call("compare", tmp_path / "a", tmp_path / "b")
+    assert done.exit_code == 2 and "different shards" in done.output
+    done = call("compare", tmp_path / "a", tmp_path / "c")
+    assert done.exit_code == 2 and "no evaluation set in common" in done.output
+    assert call("compare", tmp_path / "a").exit_code == 2
+
+
+def test_a_card_keeps_what_others_wrote(shards, teacher, tmp_path):
+    import shutil
+
+    from pipeline.evaluation.card import write_card
+
+    model = shutil.copytree(teacher, tmp_path / "model")
+    run({"val": shards["val"]}, tmp_path / "e", teacher)
+    (model / "README.md").write_text("# Mine\n\nWords.\n")
+    write_card(model, tmp_path / "e")
+    once = (model / "README.md").read_text()
+    assert once.startswith("# Mine\n\nWords.\n") and "## Results" in once
+    write_card(model, tmp_path / "e")
+    assert (model / "README.md").read_text() == once

@@ -1,0 +1,68 @@
+"""Flickr30k Entities' recall, by hand in both protocols, and what a caption's phrases are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.evaluation.metrics import NEVER, queries_of, recall_at_k
+from pipeline.evaluation.protocols import named_phrases
+from pipeline.records import GroundingRecord, Region
+from tests.pipeline.evaluation.test_matching import image
+
+A, B = (0, 0, 10, 10), (30, 0, 40, 10)
+AROUND = (0, 0, 40, 10)  # of A and B
+FAR = (0, 50, 5, 55)
+
+
+def test_any_box_and_merged_boxes_by_hand():
+    gold = [(A, 0, False), (B, 0, False), (B, 1, False)]
+    found = [(A, 0, 0.9), (AROUND, 0, 0.8), (FAR, 1, 0.7), (AROUND, 1, 0.6), (FAR, 1, 0.5), ((29, 0, 40, 10), 1, 0.4)]
+    queries = queries_of([image(gold, found), image([], []), image([(A, 2, False)], [(FAR, 2, 0.9)])])
+    # phrase 0: A fits at once by any box; merged it wants AROUND, which is second. Phrase 1: its one box is found by the fourth.
+    assert queries.image.tolist() == [0, 0, 2] and queries.label.tolist() == [0, 1, 2]
+    assert queries.boxes.tolist() == [2, 1, 1]
+    assert queries.first.tolist() == [0, 3, NEVER]
+    assert queries.first_merged.tolist() == [1, 3, NEVER]
+
+
+def test_recall_is_over_phrases_of_all_captions():
+    results = [
+        image([(A, 0, False), (B, 1, False)], [(A, 0, 0.9), (FAR, 1, 0.8), (B, 1, 0.7)]),
+        image([(A, 0, False)], []),
+    ]
+    assert recall_at_k(results, (1, 5)) == {"recall_at_1": 100 / 3, "recall_at_5": 200 / 3, "queries": 3}
+
+
+def record(*regions):
+    return GroundingRecord(
+        key="k",
+        dataset="g",
+        kind="grounding",
+        image_size=(100, 100),
+        caption="two dogs and a dog by a tree",
+        regions=regions,
+    )
+
+
+def test_regions_of_one_span_are_one_phrase_and_crowds_are_none():
+    got = named_phrases(
+        record(
+            Region(box=A, phrase="two dogs", tokens_positive=((0, 8),)),
+            Region(box=B, phrase="a dog", tokens_positive=((13, 18),)),
+            Region(box=B, phrase="two dogs", tokens_positive=((0, 8),)),
+            Region(box=B, phrase="a tree", tokens_positive=((22, 28),), ignore=True),
+            Region(box=A, phrase="two by a tree", tokens_positive=((0, 3), (19, 28))),
+        ),
+        "flickr",
+    )
+    assert [(n.phrase, len(n.boxes)) for n in got] == [
+        ("two dogs", 2),
+        ("a dog", 1),
+        ("two dogs and a dog by a tree", 1),
+    ]
+    np.testing.assert_array_equal(got[0].boxes, [A, B])
+
+
+def test_a_referring_expression_is_asked_for_whole():
+    got = named_phrases(record(Region(box=A, phrase="a dog", tokens_positive=((13, 18),))), "refcoco")
+    assert [(n.span, n.phrase) for n in got] == [((0, 28), "two dogs and a dog by a tree")]
