@@ -12,6 +12,7 @@ process (``overhead_seconds_2400_shards``: what Prefect itself costs) and as the
 
 ``locked_failures`` (and the same for each database): of 10,000 task runs of four flows at a time, those that failed or were never
 recorded as completed, and "database is locked" in the logs of the server and the flows. PostgreSQL is started from the programs on PATH.
+The server has the settings of ``flows/server_settings.py``; ``--prefects-settings`` shows what happens without them.
 """
 
 from __future__ import annotations
@@ -155,12 +156,12 @@ def r_squared(x: list[float], y: list[float]) -> float:
     return float(1 - ((b - (slope * a + start)) ** 2).sum() / ((b - b.mean()) ** 2).sum())
 
 
-def overhead(root: Path, name: str, most: int, parallel: int) -> dict[str, Any]:
+def overhead(root: Path, name: str, most: int, parallel: int, server_settings: dict[str, str]) -> dict[str, Any]:
     """Empty stages of a quarter, a half and all of ``most`` shards."""
     from tests.fixtures.servers import prefect_server
 
     found: dict[str, Any] = {}
-    with database(name) as settings, prefect_server(root / "home", **settings) as server:
+    with database(name) as settings, prefect_server(root / "home", **settings, **server_settings) as server:
         memory = {"idle": memory_mib(server.process.pid)}
         folder = root / "warm"
         finish(start_flow(server, folder, CHUNK, CHUNK, parallel, "in_process"), folder)
@@ -180,12 +181,12 @@ def overhead(root: Path, name: str, most: int, parallel: int) -> dict[str, Any]:
     return found
 
 
-def locked(root: Path, name: str, task_runs: int, flows_at_a_time: int) -> dict[str, Any]:
+def locked(root: Path, name: str, task_runs: int, flows_at_a_time: int, server_settings: dict[str, str]) -> dict[str, Any]:
     """Many task runs on one database, of several flows at a time."""
     from tests.fixtures.servers import prefect_server
 
     each = task_runs // flows_at_a_time
-    with database(name) as settings, prefect_server(root / "home", **settings) as server:
+    with database(name) as settings, prefect_server(root / "home", **settings, **server_settings) as server:
         started = time.perf_counter()
         folders = [root / f"flow-{i}" for i in range(flows_at_a_time)]
         running = [start_flow(server, folder, each, 1, 4, "in_process") for folder in folders]
@@ -206,6 +207,7 @@ def locked(root: Path, name: str, task_runs: int, flows_at_a_time: int) -> dict[
         "task_runs_never_completed": missing,
         "task_runs_known": total,
         "errors_in_server_log": logs[0].count("ERROR"),
+        "messages_dropped": logs[0].count("dropping message"),
         "seconds": round(seconds, 1),
         "seconds_until_all_were_recorded": round(late, 1),
         "task_runs_per_second": round(each * flows_at_a_time / (seconds + late), 1),
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time of the empty stage")
     parser.add_argument("--task-runs", type=int, default=10_000)
     parser.add_argument("--flows", type=int, default=4, help="flows at a time of the task runs")
+    parser.add_argument("--prefects-settings", action="store_true", help="the server's own, not ours")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -230,13 +233,16 @@ def main() -> None:
         out, shards, chunk, parallel, way, file = json.loads(args.inner)
         Path(file).write_text(str(empty_stage(Path(out), shards, chunk, parallel, way)))
         return
+    from flows.server_settings import SERVER_SETTINGS
+
+    chosen = {} if args.prefects_settings else SERVER_SETTINGS
     databases = ["sqlite", "postgresql"] if args.database == "both" else [args.database]
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if args.only in (None, "overhead"):
             print("an empty stage")
-            found = overhead(root / "overhead", databases[0], args.shards, args.parallel)
+            found = overhead(root / "overhead", databases[0], args.shards, args.parallel, chosen)
             seconds = found["in_process"]["seconds"]
             figures |= {
                 f"overhead_seconds_{args.shards}_shards": seconds,
@@ -247,7 +253,7 @@ def main() -> None:
             }
         if args.only in (None, "locked"):
             print(f"{args.task_runs} task runs")
-            parts = {n: locked(root / f"locked-{n}", n, args.task_runs, args.flows) for n in databases}
+            parts = {n: locked(root / f"locked-{n}", n, args.task_runs, args.flows, chosen) for n in databases}
             figures["locked_failures"] = sum(part["locked_failures"] for part in parts.values())
             figures["task_runs"] = parts
     print(json.dumps(figures, indent=1))

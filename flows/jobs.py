@@ -33,6 +33,10 @@ async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
 )
 def run_job(job: Job) -> dict[str, Any] | None:
     """Run one job; returns its report."""
+    if job.kept:
+        from flows.on_ray import run_kept  # ray is an extra
+
+        return run_kept(job)
     return run_child(job)
 
 

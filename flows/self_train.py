@@ -43,8 +43,15 @@ def self_train(
     check_inputs(config)
     runner: Any = ThreadPoolTaskRunner(max_workers=config.resources.parallel)
 
+    wide: Any = runner
+    if config.resources.cluster is not None:
+        from flows.on_ray import cluster_runner  # ray is an extra
+
+        wide = cluster_runner(config.resources)
+
     def run(stage: Flow[..., Any], *arguments: Any) -> Any:
-        return stage.with_options(task_runner=runner)(out, config, *arguments)
+        on_cluster = stage.name in ("parse-phrases", "pseudo-label")
+        return stage.with_options(task_runner=wide if on_cluster else runner)(out, config, *arguments)
 
     reports: dict[str, Any] = {}
 

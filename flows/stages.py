@@ -87,17 +87,20 @@ class Stager:
             threads=self._threads(together),
         )
 
-    def chunked(self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str) -> list[Job]:
-        """One job a chunk of shards."""
+    def chunked(
+        self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str, kept: bool = False
+    ) -> list[Job]:
+        """One job a chunk of shards; ``kept`` on a cluster, if there is one, in processes that keep what they load."""
         resources = self.config.resources
         parts = chunks(shards, resources.chunk_shards, resources.parallel)
-        return [
+        jobs = [
             self.job(
                 f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
                 "--max-failed", str(resources.max_failed), together=len(parts),
             )
             for i, part in enumerate(parts)
         ]  # fmt: skip
+        return [job.model_copy(update={"kept": kept and resources.cluster is not None}) for job in jobs]
 
 
 def stager(out: str, config: SelfTrainConfig) -> Stager:
@@ -151,7 +154,7 @@ def parse_phrases(out: str, config: SelfTrainConfig) -> StageReport:
     """Noun phrases of the crawl's captions."""
     s = stager(out, config)
     shards = crawl_shards(config, s.layout)
-    jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases))
+    jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases), kept=True)
     return run_jobs("parse-phrases", jobs)
 
 
@@ -163,7 +166,7 @@ def pseudo_label(out: str, config: SelfTrainConfig, round_number: int = 1) -> St
     jobs = s.chunked(
         title, "pseudo-label", "--shards", crawl_shards(config, s.layout),
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
-        "--device", config.resources.device, "--out", str(s.layout.regions(round_number)),
+        "--device", config.resources.device, "--out", str(s.layout.regions(round_number)), kept=True,
     )  # fmt: skip
     return run_jobs(title, jobs)
 

@@ -259,6 +259,12 @@ class ResourcesConfig(Config):
     threads: int | None = Field(None, ge=1, description="CPU threads of each child; default: cores over parallel")
     chunk_shards: int = Field(8, ge=1, description="shards in one task; the commit stays per shard")
     max_failed: int = Field(0, ge=0, description="shards that may fail in a stage before the run does")
+    cluster: str | None = Field(
+        None,
+        pattern=r"^(local|auto|ray://.+|[^/:]+:\d+)$",
+        description="a Ray cluster that parses and labels: ray://HOST:10001, HOST:6379, or local for one on this machine; "
+        "default: child processes here",
+    )
 
 
 class SelfTrainConfig(Config):
