@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,9 @@ def kill(process: subprocess.Popen) -> None:
 def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_path):
     layout = run_folder(tmp_path / "run", teacher)
     port, log = free_port(), tmp_path / "ray.log"
-    env = environment(tmp_path / "home", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    # Ray's processes listen on all addresses: only who knows the token may ask anything of them
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    env = environment(tmp_path / "home", OMP_NUM_THREADS="1", **settings)
     node = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     head = [*node, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
     head += [f"--ray-client-server-port={free_port()}"]
@@ -107,11 +110,14 @@ def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_
         server = stack.enter_context(prefect_server(tmp_path / "prefect"))
         leader = stack.enter_context(started(head, log, env=env))
         wait_for(lambda: "Ray runtime started" in log.read_text(), 120, "the head of the cluster", leader)
-        machines = [stack.enter_context(started(worker, log, env=env)) for _ in range(2)]
-        wait_for(lambda: log.read_text().count("Ray runtime started") == 3, 120, "the machines of the cluster")
+        machines = []
+        for i in range(2):  # one after the other, with ports of their own: they share this machine
+            command = [*worker, f"--dashboard-agent-listen-port={free_port()}"]
+            machines.append(stack.enter_context(started(command, log, env=env)))
+            wait_for(lambda: log.read_text().count("Ray runtime started") == 2 + i, 120, "a machine", machines[i])  # noqa: B023
         with open(tmp_path / "flow.log", "wb") as output:
             command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", *changes]
-            flow = subprocess.Popen(command, env=server.env | {"RAY_USAGE_STATS_ENABLED": "0"}, cwd=ROOT, stdout=output,
+            flow = subprocess.Popen(command, env=server.env | settings, cwd=ROOT, stdout=output,
                                     stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
             stack.callback(lambda: flow.poll() is None and os.killpg(flow.pid, signal.SIGKILL))
 
