@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +89,8 @@ def kill(process: subprocess.Popen) -> None:
     """SIGKILL for all of a machine at once: its raylet, its agents, its workers."""
     everything = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
     for pid in everything:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     process.wait()
 
 

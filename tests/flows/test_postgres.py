@@ -138,7 +138,11 @@ def test_two_servers_share_postgresql_and_redis(crawl, quiet, tmp_path):
         settings["PREFECT_API_DATABASE_MIGRATE_ON_START"] = "false"  # the first has done it
         second = enter(prefect_server(tmp_path / "b", services=False, **settings))
         services = [PREFECT, "server", "services", "start"]
-        enter(started(services, tmp_path / "services.log", env=environment(tmp_path / "services", **settings), cwd=tmp_path))
+        enter(
+            started(
+                services, tmp_path / "services.log", env=environment(tmp_path / "services", **settings), cwd=tmp_path
+            )
+        )
 
         runs = [tmp_path / "run-a", tmp_path / "run-b"]
         working = [start_stage(server, out, crawl) for server, out in zip((first, second), runs, strict=True)]
