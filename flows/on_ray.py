@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import resource
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -31,7 +32,9 @@ from pipeline.config import ResourcesConfig
 from pipeline.errors import InputError, RunError
 from pipeline.progress import PROGRESS_FILE
 
+log = logging.getLogger("glip_self_train")
 LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "log_to_driver": False}
+KEEPER, IDLE_SECONDS = "glip-keeper", 600.0
 RETRIES = 5
 """Times that Ray gives a chunk to another process when one dies; Prefect's own retries are for errors."""
 
@@ -48,6 +51,10 @@ class ClusterRunner(RayTaskRunner[Any]):
     def duplicate(self) -> ClusterRunner:
         """A new runner with the same settings."""
         return type(self)(self.address, self.init_kwargs, self.options)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        dismiss_keepers()
+        super().__exit__(*exc_info)
 
     def submit(self, *arguments: Any, **named: Any) -> PrefectRayFuture[Any]:
         """As RayTaskRunner's."""
@@ -84,27 +91,59 @@ def run_kept(job: Job) -> dict[str, Any] | None:
         return run_here(job)
     context = ray.get_runtime_context()
     gpu, node = str(gpus[0]), context.get_node_id()
-    keeper = Keeper.options(
-        name=f"keeper-{node}-{gpu}", get_if_exists=True, lifetime=None, num_cpus=0, max_restarts=-1, max_task_retries=-1,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}},
-    ).remote()  # fmt: skip
-    said = ray.get(keeper.run.remote(job))
-    if isinstance(said, InputError | RunError):
-        raise said
-    return said
+    for left in reversed(range(RETRIES)):
+        keeper = Keeper.options(
+            name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu}", namespace=KEEPER, get_if_exists=True, num_cpus=0,
+            lifetime="detached",  # else it would end with the process that asked first
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}},
+        ).remote()  # fmt: skip
+        try:
+            said = ray.get(keeper.run.remote(job))
+        except ray.exceptions.RayActorError:
+            if not left:
+                raise
+            log.warning("%s: the process of GPU %s died; a new one takes its place", job.name, gpu)
+            continue
+        if isinstance(said, InputError | RunError):
+            raise said
+        return said
+    raise AssertionError("unreachable")
 
 
 @ray.remote
 class Keeper:
-    """The process of one GPU. The task that asks holds the GPU with Ray; this process holds what is loaded on it."""
+    """The process of one GPU. The task that asks holds the GPU with Ray; this process holds what is loaded on it.
+
+    It ends with the run (:func:`dismiss_keepers`), or by itself when nobody asked anything for IDLE_SECONDS.
+    """
+
+    def __init__(self) -> None:
+        self._timer = self._wound()
+
+    def _wound(self) -> threading.Timer:
+        timer = threading.Timer(IDLE_SECONDS, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def run(self, job: Job) -> dict[str, Any] | InputError | RunError | None:
         """See :func:`run_here`; errors come back as values, as Ray would wrap them."""
+        self._timer.cancel()
         try:
             return run_here(job)
         except (InputError, RunError) as error:
             return error
+        finally:
+            self._timer = self._wound()
+
+
+def dismiss_keepers() -> None:
+    """End the processes of this run's GPUs."""
+    mine = f"{KEEPER}-{ray.get_runtime_context().get_job_id()}-"
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == KEEPER and actor["name"].startswith(mine):
+            ray.kill(ray.get_actor(actor["name"], namespace=KEEPER))
 
 
 def run_here(job: Job) -> dict[str, Any] | None:
@@ -121,7 +160,6 @@ def run_here(job: Job) -> dict[str, Any] | None:
     for stale in (job.report, job.progress):
         stale.unlink(missing_ok=True)
     words = list(job.command[job.command.index("pipeline") + 1 :])
-    log = logging.getLogger("glip_self_train")
     os.environ[PROGRESS_FILE] = str(job.progress)
     began = time.monotonic()
     with open(job.logs / f"{job.name}.log", "a", buffering=1) as output, redirect_stdout(output):

@@ -23,8 +23,6 @@ VENV="${VENV:-$CHECKOUT/.venv}"
 
 cd "$CHECKOUT"
 export DO_NOT_TRACK=1 PREFECT_HOME="${PREFECT_HOME:-${TMPDIR:-/tmp}/prefect-${SLURM_JOB_ID:-$$}}"
-# two minutes before the time is over Slurm says so; the worker then ends its runs, and their children with them
-"$VENV/bin/prefect" worker start --type process --pool "$POOL" --limit "$LIMIT" --name "slurm-${SLURM_JOB_ID:-$$}" &
-worker=$!
-trap 'kill -TERM "$worker"; wait "$worker"' TERM INT
-wait "$worker"
+# Two minutes before the time is over Slurm sends TERM; the worker then ends its runs, and their children with them. It takes
+# this shell's place: started in the background it would ignore the signal by which Prefect's launcher ends it.
+exec "$VENV/bin/prefect" worker start --type process --pool "$POOL" --limit "$LIMIT" --name "slurm-${SLURM_JOB_ID:-$$}"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -110,15 +111,13 @@ def test_the_kubernetes_job_is_one():
         validate.validate(document, "1.32", strict=True)
 
 
-def test_the_kubernetes_worker_understands_the_template():
-    worker = pytest.importorskip("prefect_kubernetes.worker", reason="prefect-kubernetes is not installed")
-    import asyncio
-
-    configuration = asyncio.run(
-        worker.KubernetesWorkerJobConfiguration.from_template_and_values(template(), {"gpus": 4, "cpu_limit": "16"})
-    )
-    limits = configuration.job_manifest["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/gpu"] == 4 and limits["cpu"] == "16" and "memory" not in limits
+AS_THE_WORKER = """
+import asyncio, json, sys
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration as Configuration
+template = json.load(open(sys.argv[1]))
+made = asyncio.run(Configuration.from_template_and_values(template, {"gpus": 4, "cpu_limit": "16"}))
+print(json.dumps(made.job_manifest))
+"""
 
 
 @pytest.mark.slow
@@ -137,6 +136,13 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
         )
         pool = httpx.get(f"{server.api}/work_pools/gpus", timeout=30).json()
         assert pool["type"] == "kubernetes" and pool["base_job_template"] == template()
+        if find_spec("prefect_kubernetes"):  # the worker's own code makes the job
+            command = [sys.executable, "-c", AS_THE_WORKER, str(DEPLOY / "kubernetes.json")]
+            done = subprocess.run(command, env=server.env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            pod = json.loads(done.stdout.splitlines()[-1])["spec"]["template"]["spec"]
+            limits = pod["containers"][0]["resources"]["limits"]
+            assert limits["nvidia.com/gpu"] == 4 and limits["cpu"] == "16" and "memory" not in limits
         server.prefect("work-pool", "create", "local", "--type", "process")
 
         def workers(status: str) -> list[str]:
@@ -149,8 +155,7 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
         with started(script, tmp_path / "worker.log", env=env, cwd=ROOT) as worker:
             wait_for(lambda: workers("ONLINE") == ["slurm-77"], 120, "the worker's heartbeat", worker)
             os.kill(worker.pid, signal.SIGTERM)  # as Slurm does before the time is over
-            worker.wait(60)
-        assert "Worker 'slurm-77' st" in (tmp_path / "worker.log").read_text()
+            worker.wait(60)  # and it ends, of itself
 
 
 def training(folder: Path) -> list[str]:

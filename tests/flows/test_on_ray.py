@@ -137,3 +137,47 @@ def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_
     processes = {line.split()[-1] for line in machines_of if line.startswith("on ")}
     chunks = sum(line.startswith("$ ") for line in machines_of)
     assert 2 <= len(processes) < chunks, "a process does many chunks"
+
+
+GPUS = """
+import json, sys
+import ray
+from flows import on_ray
+from flows.children import Job
+from pipeline.errors import InputError
+jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]
+ray.init(num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
+ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_kept)  # the process that asks is another each time
+done = sum(report["done"] for report in ray.get([ask.remote(job) for job in jobs]))
+broken = jobs[0].model_copy(update={"command": tuple(w.replace("/teacher/", "/nobody/") for w in jobs[0].command)})
+try:
+    ray.get(ask.remote(broken))
+except InputError as error:
+    print(json.dumps([done, len(ray.util.list_named_actors(all_namespaces=True)), str(error)]))
+on_ray.dismiss_keepers()
+"""
+
+
+def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
+    from flows.stages import Stager, stager
+
+    layout = run_folder(tmp_path / "run", teacher)
+    config = load_recipe("demo", [*changes, "resources.cluster=local"])
+    shards = sorted(str(p) for p in crawl.glob("*.tar"))
+    parse_phrases.run(config.parse_phrases, shards, layout.phrases)
+    maker: Stager = stager(str(layout.root), config)
+    jobs = maker.chunked(
+        "label", "pseudo-label", "--shards", shards, "--phrases", str(layout.phrases),
+        "--teacher", str(layout.teacher_of(1)), "--device", "cpu", "--out", str(layout.regions(1)), kept=True,
+    )  # fmt: skip
+    assert all(job.kept for job in jobs)
+    env = environment(tmp_path / "home", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-c", GPUS, json.dumps([job.model_dump(mode="json") for job in jobs])]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    done, keepers, error = json.loads(ended.stdout.splitlines()[-1])
+    assert done == SHARDS and keepers == 2 and "nobody" in error
+    logs = [(layout.logs / f"{job.name}.log").read_text() for job in jobs]
+    processes = {line.split()[-1] for text in logs for line in text.splitlines() if line.startswith("on ")}
+    assert len(processes) == 2
+    assert outputs(layout) == quiet
