@@ -77,7 +77,7 @@ def cluster_runner(resources: ResourcesConfig) -> TaskRunner[Any]:
     options = {"num_cpus": cores, "num_gpus": float(resources.device == "cuda"), "max_retries": RETRIES, "max_calls": 0}
     if resources.cluster == "local":
         settings: dict[str, Any] = {**LOCAL, "num_cpus": cores * resources.parallel}
-        return ClusterRunner(None, settings, options)
+        return ClusterRunner("local", settings, options)  # not one that happens to run here
     return ClusterRunner(resources.cluster, {"log_to_driver": False}, options)
 
 

@@ -146,7 +146,7 @@ from flows import on_ray
 from flows.children import Job
 from pipeline.errors import InputError
 jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]
-ray.init(num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
+ray.init("local", num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
 ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_kept)  # the process that asks is another each time
 done = sum(report["done"] for report in ray.get([ask.remote(job) for job in jobs]))
 broken = jobs[0].model_copy(update={"command": tuple(w.replace("/teacher/", "/nobody/") for w in jobs[0].command)})
