@@ -92,7 +92,7 @@ def run_kept(job: Job) -> dict[str, Any] | None:
     context = ray.get_runtime_context()
     gpu, node = str(gpus[0]), context.get_node_id()
     for left in reversed(range(RETRIES)):
-        keeper = Keeper.options(
+        keeper = ray.remote(Keeper).options(
             name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu}", namespace=KEEPER, get_if_exists=True, num_cpus=0,
             lifetime="detached",  # else it would end with the process that asked first
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
@@ -111,9 +111,8 @@ def run_kept(job: Job) -> dict[str, Any] | None:
     raise AssertionError("unreachable")
 
 
-@ray.remote
 class Keeper:
-    """The process of one GPU. The task that asks holds the GPU with Ray; this process holds what is loaded on it.
+    """What runs in the process of one GPU, as an actor. The task that asks holds the GPU with Ray; this process holds what is loaded on it.
 
     It ends with the run (:func:`dismiss_keepers`), or by itself when nobody asked anything for IDLE_SECONDS.
     """
