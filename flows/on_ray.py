@@ -92,14 +92,14 @@ def run_kept(job: Job) -> dict[str, Any] | None:
     context = ray.get_runtime_context()
     gpu, node = str(gpus[0]), context.get_node_id()
     for left in reversed(range(RETRIES)):
-        keeper = ray.remote(Keeper).options(
+        keeper: Any = ray.remote(Keeper).options(
             name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu}", namespace=KEEPER, get_if_exists=True, num_cpus=0,
             lifetime="detached",  # else it would end with the process that asked first
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}},
         ).remote()  # fmt: skip
         try:
-            said = ray.get(keeper.run.remote(job))
+            said: Any = ray.get(keeper.run.remote(job))
         except ray.exceptions.RayActorError:
             if not left:
                 raise
