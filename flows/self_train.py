@@ -8,10 +8,10 @@ from typing import Any
 
 from prefect import flow
 from prefect.flows import Flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import stages
 from flows.artifacts import show_comparison
+from flows.runners import task_runner
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.recipes import load_recipe
@@ -41,17 +41,10 @@ def self_train(
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
     check_inputs(config)
-    runner: Any = ThreadPoolTaskRunner(max_workers=config.resources.parallel)
-
-    wide: Any = runner
-    if config.resources.cluster is not None:
-        from flows.on_ray import cluster_runner  # ray is an extra
-
-        wide = cluster_runner(config.resources)
 
     def run(stage: Flow[..., Any], *arguments: Any) -> Any:
-        on_cluster = stage.name in ("parse-phrases", "pseudo-label")
-        return stage.with_options(task_runner=wide if on_cluster else runner)(out, config, *arguments)
+        runner: Any = task_runner(config.resources, stage.name)
+        return stage.with_options(task_runner=runner)(out, config, *arguments)
 
     reports: dict[str, Any] = {}
 

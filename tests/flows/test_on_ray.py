@@ -30,13 +30,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SHARDS, IMAGES = 10, 24
 FLOW = """
 import sys
-from flows.on_ray import cluster_runner
 from flows import stages
+from flows.runners import task_runner
 from pipeline.recipes import load_recipe
 out, cluster, *changes = sys.argv[1:]
 config = load_recipe("demo", [*changes, f"resources.cluster={cluster}"])
 for stage in (stages.parse_phrases, stages.pseudo_label):
-    print(stage.with_options(task_runner=cluster_runner(config.resources))(out, config).model_dump_json())
+    print(stage.with_options(task_runner=task_runner(config.resources, stage.name))(out, config).model_dump_json())
 """
 
 
