@@ -35,6 +35,7 @@ class Job(BaseModel):
     command: tuple[str, ...]
     logs: Path
     threads: int | None = Field(None, description="CPU threads; default: all cores")
+    kept: bool = Field(False, description="run in a process that keeps what it loads; see flows/on_ray.py")
 
     @property
     def report(self) -> Path:
@@ -114,18 +115,18 @@ def run_child(job: Job) -> dict[str, Any] | None:
             assert child.stdin is not None
             child.stdin.close()
     if code == 0:
-        row = {
-            "name": job.name,
-            "stage": job.stage,
-            "seconds": round(time.monotonic() - began, 2),
-            "peak_mib": round(peak_kib / 1024, 1),
-        }
-        with _TIMES, open(job.logs / "times.jsonl", "a") as times:
-            times.write(json.dumps(row) + "\n")
+        write_times(job, time.monotonic() - began, peak_kib / 1024)
         return json.loads(job.report.read_text()) if job.report.is_file() else None
     said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     words = f"{job.name} ended with {code}; last lines of {log}:\n" + "\n".join(said[-TAIL_LINES:])
     raise InputError(words) if code == 2 else RunError(words)
+
+
+def write_times(job: Job, seconds: float, peak_mib: float) -> None:
+    """Add what a job took to ``times.jsonl``."""
+    row = {"name": job.name, "stage": job.stage, "seconds": round(seconds, 2), "peak_mib": round(peak_mib, 1)}
+    with _TIMES, open(job.logs / "times.jsonl", "a") as times:
+        times.write(json.dumps(row) + "\n")
 
 
 def _wait(child: subprocess.Popen[bytes]) -> tuple[int, int]:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli_base import one_line_errors
 
 if TYPE_CHECKING:
     from pipeline.config import SelfTrainConfig
 
-DEFAULTS = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
+DEFAULTS = SERVER_SETTINGS | {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy laptop takes longer than the default 20
 }
 """Settings of Prefect that hold unless the environment says otherwise; set before it is imported."""

@@ -47,7 +47,12 @@ def run_job(job: Job) -> dict[str, Any] | None:
     Raises:
         ShardsFailedError: shards failed, and there is another try.
     """
-    report = run_child(job)
+    if job.kept:
+        from flows.on_ray import run_kept  # ray is an extra
+
+        report = run_kept(job)
+    else:
+        report = run_child(job)
     failed = (report or {}).get("failed", [])
     if failed and (task_run.run_count or 1) <= len(RETRY_DELAYS):
         raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")

@@ -9,10 +9,10 @@ from typing import Any
 from prefect import flow
 from prefect.flows import Flow
 from prefect.states import Completed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import stages
 from flows.artifacts import show_comparison
+from flows.runners import task_runner
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.report.dashboard import dashboard_markdown
@@ -41,9 +41,9 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
     check_inputs(config)
-    runner: Any = ThreadPoolTaskRunner(max_workers=config.resources.parallel)
 
     def run(stage: Flow[..., Any], *arguments: Any) -> Any:
+        runner: Any = task_runner(config.resources, stage.name)
         return stage.with_options(task_runner=runner)(out, config, *arguments)
 
     reports: dict[str, Any] = {}

@@ -95,17 +95,20 @@ class Stager:
             threads=self._threads(together),
         )
 
-    def chunked(self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str) -> list[Job]:
-        """One job a chunk of shards."""
+    def chunked(
+        self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str, kept: bool = False
+    ) -> list[Job]:
+        """One job a chunk of shards; ``kept`` on a cluster, if there is one, in processes that keep what they load."""
         resources = self.config.resources
         parts = chunks(shards, resources.chunk_shards, resources.parallel)
-        return [
+        jobs = [
             self.job(
                 f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
                 "--max-failed", str(len(part)), together=len(parts),  # the run decides how many are too many
             )
             for i, part in enumerate(parts)
         ]  # fmt: skip
+        return [job.model_copy(update={"kept": kept and resources.cluster is not None}) for job in jobs]
 
 
 def stager(out: str, config: SelfTrainConfig) -> Stager:
@@ -171,7 +174,7 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
     """Noun phrases of the crawl's captions."""
     s = stager(out, config)
     shards = crawl_shards(config, s.layout)
-    jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases))
+    jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases), kept=True)
     return run_jobs("parse-phrases", jobs, config.resources.max_failed)
 
 
@@ -183,7 +186,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     jobs = s.chunked(
         title, "pseudo-label", "--shards", made(crawl_shards(config, s.layout), s.layout.phrases),
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
-        "--device", config.resources.device, "--out", str(s.layout.regions(round_number)),
+        "--device", config.resources.device, "--out", str(s.layout.regions(round_number)), kept=True,
     )  # fmt: skip
     return run_jobs(title, jobs, config.resources.max_failed)
 

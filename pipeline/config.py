@@ -179,6 +179,12 @@ class ResourcesConfig(Config):
     max_failed: int = Field(
         0, ge=0, description="shards of a stage that may be set aside, each with its reason, before the run fails"
     )
+    cluster: str | None = Field(
+        None,
+        pattern=r"^(local|auto|ray://.+|[^/:]+:\d+)$",
+        description="a Ray cluster that parses and labels: ray://HOST:10001, HOST:6379, or local for one on this machine; "
+        "default: child processes here",
+    )
 
 
 class SelfTrainConfig(Config):

@@ -1,0 +1,183 @@
+"""Parsing and labelling on a real Ray cluster of two machines (here: two raylets), one of which is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from pipeline.io.hashing import digest_file
+from pipeline.io.tars import write_tar
+from pipeline.recipes import load_recipe
+from pipeline.run_layout import RunLayout
+from pipeline.stages import parse_phrases, pseudo_label
+from tests.fixtures.crawl import jpeg
+from tests.fixtures.servers import BIN, ROOT, environment, free_port, prefect_server, started, wait_for
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SHARDS, IMAGES = 10, 24
+FLOW = """
+import sys
+from flows import stages
+from flows.runners import task_runner
+from pipeline.recipes import load_recipe
+out, cluster, *changes = sys.argv[1:]
+config = load_recipe("demo", [*changes, f"resources.cluster={cluster}"])
+for stage in (stages.parse_phrases, stages.pseudo_label):
+    print(stage.with_options(task_runner=task_runner(config.resources, stage.name))(out, config).model_dump_json())
+"""
+
+
+@pytest.fixture(scope="module")
+def crawl(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("crawl")
+    rng = np.random.default_rng(0)
+    for shard in range(SHARDS):
+        samples = []
+        for i in range(IMAGES):
+            caption = f"a red car next to a small green tree and a dog number {rng.integers(100)}"
+            samples.append((f"{shard:05d}{i:04d}", {"jpg": jpeg(100 * shard + i), "txt": caption.encode()}))
+        write_tar(folder / f"{shard:05d}.tar", iter(samples))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def changes(crawl) -> list[str]:
+    return [
+        "demo=null", f"data.crawl={json.dumps([str(crawl)])}", "pseudo_label.floor=0.0001", "pseudo_label.batch_size=2",
+        "resources.chunk_shards=1", "resources.threads=1", "resources.parallel=2",
+    ]  # fmt: skip
+
+
+def run_folder(path: Path, teacher: Path) -> RunLayout:
+    layout = RunLayout(path)
+    shutil.copytree(teacher, layout.teacher_of(1))
+    return layout
+
+
+def outputs(layout: RunLayout) -> dict[str, str]:
+    files = [*layout.phrases.iterdir(), *layout.regions(1).iterdir()]
+    return {str(f.relative_to(layout.root)): digest_file(f) for f in sorted(files)}
+
+
+@pytest.fixture(scope="module")
+def quiet(crawl, changes, teacher, tmp_path_factory) -> dict[str, str]:
+    """What the stages write without Ray, without Prefect, undisturbed."""
+    layout = run_folder(tmp_path_factory.mktemp("quiet") / "run", teacher)
+    config = load_recipe("demo", changes)
+    shards = sorted(str(p) for p in crawl.glob("*.tar"))
+    parse_phrases.run(config.parse_phrases, shards, layout.phrases)
+    pseudo_label.run(
+        config.pseudo_label, shards, layout.regions(1), phrases=layout.phrases, teacher=layout.teacher_of(1), decoders=1
+    )
+    return outputs(layout)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL for all of a machine at once: its raylet, its agents, its workers."""
+    everything = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
+    for pid in everything:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_path):
+    layout = run_folder(tmp_path / "run", teacher)
+    port, log = free_port(), tmp_path / "ray.log"
+    # Ray's processes listen on all addresses: only who knows the token may ask anything of them
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    env = environment(tmp_path / "home", OMP_NUM_THREADS="1", **settings)
+    node = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    head = [*node, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+    head += [f"--ray-client-server-port={free_port()}"]
+    worker = [*node, f"--address=127.0.0.1:{port}", "--num-cpus=1"]
+    with ExitStack() as stack:
+        server = stack.enter_context(prefect_server(tmp_path / "prefect"))
+        leader = stack.enter_context(started(head, log, env=env))
+        wait_for(lambda: "Ray runtime started" in log.read_text(), 120, "the head of the cluster", leader)
+        machines = []
+        for i in range(2):  # one after the other, with ports of their own: they share this machine
+            command = [*worker, f"--dashboard-agent-listen-port={free_port()}"]
+            machines.append(stack.enter_context(started(command, log, env=env)))
+            wait_for(lambda: log.read_text().count("Ray runtime started") == 2 + i, 120, "a machine", machines[i])  # noqa: B023
+        with open(tmp_path / "flow.log", "wb") as output:
+            command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", *changes]
+            flow = subprocess.Popen(command, env=server.env | settings, cwd=ROOT, stdout=output,
+                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+            stack.callback(lambda: flow.poll() is None and os.killpg(flow.pid, signal.SIGKILL))
+
+            def said() -> str:
+                return (tmp_path / "flow.log").read_text()[-4000:] + log.read_text()[-1000:]
+
+            def done() -> int:
+                return len(list(layout.regions(1).glob("*.report.json"))) if layout.regions(1).exists() else 0
+
+            try:
+                wait_for(lambda: done() >= 2, 300, "labelled shards", flow)
+                kill(machines[0])
+                assert done() < SHARDS, "the machine died too late to matter"
+                assert flow.wait(300) == 0
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                raise AssertionError(f"{error}\n{said()}") from None
+    assert outputs(layout) == quiet
+    machines_of = [line for p in layout.logs.glob("pseudo-label*.log") for line in p.read_text().splitlines()]
+    processes = {line.split()[-1] for line in machines_of if line.startswith("on ")}
+    chunks = sum(line.startswith("$ ") for line in machines_of)
+    assert 2 <= len(processes) < chunks, "a process does many chunks"
+
+
+GPUS = """
+import json, sys
+import ray
+from flows import on_ray
+from flows.children import Job
+from pipeline.errors import InputError
+jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]
+ray.init("local", num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
+ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_kept)  # the process that asks is another each time
+done = sum(report["done"] for report in ray.get([ask.remote(job) for job in jobs]))
+broken = jobs[0].model_copy(update={"command": tuple(w.replace("/teacher/", "/nobody/") for w in jobs[0].command)})
+try:
+    ray.get(ask.remote(broken))
+except InputError as error:
+    print(json.dumps([done, len(ray.util.list_named_actors(all_namespaces=True)), str(error)]))
+on_ray.dismiss_keepers()
+"""
+
+
+def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
+    from flows.stages import Stager, stager
+
+    layout = run_folder(tmp_path / "run", teacher)
+    config = load_recipe("demo", [*changes, "resources.cluster=local"])
+    shards = sorted(str(p) for p in crawl.glob("*.tar"))
+    parse_phrases.run(config.parse_phrases, shards, layout.phrases)
+    maker: Stager = stager(str(layout.root), config)
+    jobs = maker.chunked(
+        "label", "pseudo-label", "--shards", shards, "--phrases", str(layout.phrases),
+        "--teacher", str(layout.teacher_of(1)), "--device", "cpu", "--out", str(layout.regions(1)), kept=True,
+    )  # fmt: skip
+    assert all(job.kept for job in jobs)
+    env = environment(tmp_path / "home", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-c", GPUS, json.dumps([job.model_dump(mode="json") for job in jobs])]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    done, keepers, error = json.loads(ended.stdout.splitlines()[-1])
+    assert done == SHARDS and keepers == 2 and "nobody" in error
+    logs = [(layout.logs / f"{job.name}.log").read_text() for job in jobs]
+    processes = {line.split()[-1] for text in logs for line in text.splitlines() if line.startswith("on ")}
+    assert len(processes) == 2
+    assert outputs(layout) == quiet
