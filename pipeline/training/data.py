@@ -7,6 +7,7 @@ source and counted; a box whose span the tokenizer cut away goes with its span, 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -48,11 +49,17 @@ class TrainingData:
         self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
         self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
-        self.mixture = Mixture(config.mixture, sorted(sources), seed=config.seed)
+        self.mixture = Mixture(self._shares(), sorted(sources), seed=config.seed)
         self.first = None
         if config.first_steps:
             self.first = Mixture(config.first_mixture, self._first_sources(sources), seed=config.seed)
         self._count_tokens = lru_cache(maxsize=100_000)(self._token_count)
+
+    def _shares(self) -> dict[str, float]:
+        if self.config.mixture_unit == "shares":
+            return dict(self.config.mixture)
+        copies = self.config.mixture or dict.fromkeys(self.orders, 1.0)
+        return {n: c * self.orders[n].total if n in self.orders else c for n, c in copies.items()}
 
     def _first_sources(self, sources: Mapping[str, Sequence[str]]) -> list[str]:
         unknown = set(self.config.first_mixture) - set(sources)
@@ -72,10 +79,25 @@ class TrainingData:
         """Records of each source."""
         return {name: order.total for name, order in self.orders.items()}
 
-    def loader(self, *, first: int, rank: int = 0, processes: int = 1, workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Batches of steps ``first``, ``first`` + 1, ... for one process: its slice of every step's places."""
+    def loader(
+        self, *, first: int, rank: int = 0, processes: int = 1, workers: int = 0, pin: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Micro-batches of steps ``first``, ``first`` + 1, ... for one process: its slices of every step's places.
+
+        ``config.accumulate`` of them make a step. Every process gets as many, and of the same size, by construction;
+        ``workers`` change nothing but the time.
+        """
         sampler = _Steps(self.config, first, rank, processes)
-        return iter(DataLoader(_Places(self), batch_sampler=sampler, collate_fn=self.collate, num_workers=workers))
+        loader = DataLoader(
+            _Places(self), batch_sampler=sampler, collate_fn=self.collate, num_workers=workers, pin_memory=pin,
+            worker_init_fn=self._start_worker, prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+        return _plain_errors(iter(loader)) if workers else iter(loader)
+
+    def _start_worker(self, _: int) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        for records in self.sets.values():
+            records.forget_open_files()
 
     def sample(self, place: int) -> dict[str, Any]:
         """The record at a place, prompted and with its image mirrored and resized; ``lost`` counts what went why."""
@@ -161,7 +183,8 @@ class TrainingData:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Samples -> the model's inputs with ``labels``, plus ``names`` of the records and what was ``lost``."""
+        """Samples -> the model's inputs with ``labels``, plus ``names`` of the records, their ``captions`` and
+        boxes' ``spans``, and what was ``lost``."""
         inputs = self.processor(
             images=[s["image"] for s in samples],
             text=[s["prompted"].caption for s in samples],
@@ -179,6 +202,8 @@ class TrainingData:
             **inputs,
             "labels": labels,
             "names": [s["name"] for s in samples],
+            "captions": [s["prompted"].caption for s in samples],
+            "spans": [s["prompted"].spans for s in samples],
             "lost": {k: v for k, v in lost.items() if v},
         }
 
@@ -213,13 +238,24 @@ class _Places(Dataset):
 
 class _Steps(Sampler[list[int]]):
     def __init__(self, config: TrainConfig, first: int, rank: int, processes: int) -> None:
-        self._steps, self._batch = range(first, config.steps), config.batch_size
-        self._rank, self._share = rank, config.batch_size // processes
+        self._steps, self._batch, self._pieces = range(first, config.steps), config.batch_size, config.accumulate
+        self._rank, self._processes = rank, processes
+        self._share = config.batch_size // (processes * config.accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps:
-            start = step * self._batch + self._rank * self._share
-            yield list(range(start, start + self._share))
+            for piece in range(self._pieces):
+                start = step * self._batch + (piece * self._processes + self._rank) * self._share
+                yield list(range(start, start + self._share))
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) * self._pieces
+
+
+def _plain_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A worker's InputError without the traceback that torch wraps around it."""
+    try:
+        yield from batches
+    except InputError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(last.removeprefix("pipeline.errors.InputError: ")) from None
