@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable
@@ -22,6 +23,9 @@ from pipeline.io.commit import write_json
 
 log = logging.getLogger("glip_self_train")
 STATE = "training_state.json"
+OURS = re.compile(r"(step-\d+|final\w*)\.(tmp|old)$")
+"""Names that :func:`settle` may touch."""
+
 HASHERS = 4
 """Files hashed at a time; hashing leaves Python's lock alone."""
 
@@ -68,14 +72,13 @@ def settle(out: Path) -> None:
 
     For the process that writes only: another's half-written folder looks the same.
     """
-    for temporary in out.glob("*.tmp"):
+    for temporary in [p for p in out.glob("*.tmp") if OURS.match(p.name)]:
         folder = temporary.with_suffix("")
-        if temporary.is_dir():
-            if not folder.exists() and read_state(temporary) is not None:
-                os.rename(temporary, folder)
-            else:
-                shutil.rmtree(temporary)
-    for old in out.glob("*.old"):
+        if not folder.exists() and read_state(temporary) is not None:
+            os.rename(temporary, folder)
+        else:
+            shutil.rmtree(temporary)
+    for old in [p for p in out.glob("*.old") if OURS.match(p.name)]:
         folder = old.with_suffix("")
         if not folder.exists():
             os.rename(old, folder)
