@@ -69,7 +69,7 @@ def main() -> None:
 
     def fill(folder: Path) -> None:
         network.save_pretrained(folder / "model", state_dict=state.weights(network))
-        state.save_tensors(state.optimizer_state(optimizer, network), folder / state.OPTIMIZER)
+        state.save_optimizer(state.optimizer_state(optimizer, network), folder)
 
     ratios, written, rates, size = [], [], [], 0
     root = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=args.folder))

@@ -50,12 +50,12 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
             "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
             "(train-teacher: --text-encoder), or minilm"
         )
+    folder = text_encoder_folder(model.text_encoder)
     if model.backbone is not None and not Path(model.backbone).is_file():
         raise InputError(
             f"model.backbone: {model.backbone} is no file; want an ImageNet Swin checkpoint, --set model.backbone=FILE "
             "(train-teacher: --backbone), or null for random weights"
         )
-    folder = text_encoder_folder(model.text_encoder)
     try:
         settings = dict(model.settings)
         backbone = GlipBackboneConfig(**settings.pop("backbone_config", {}))

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.errors import RunError
 
-WEIGHTS, OPTIMIZER, AVERAGE = "model/model.safetensors", "optimizer.safetensors", "ema.safetensors"
+WEIGHTS, AVERAGE = "model/model.safetensors", "ema.safetensors"
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -89,27 +89,36 @@ class Average:
         self.updates = updates
 
 
-def optimizer_state(optimizer: Any, network: nn.Module) -> dict[str, Tensor]:
-    """``NAME/exp_avg`` and so on of every parameter that has been stepped, whole."""
-    return {
-        f"{name}/{key}": full(value)
-        for name, parameter in network.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def optimizer_state(optimizer: Any, network: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """``exp_avg`` and so on -> parameter's name -> tensor, whole, of every parameter that has been stepped."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found.setdefault(key, {})[name] = full(value)
+    return found
 
 
-def load_optimizer(optimizer: Any, network: nn.Module, file: Path) -> None:
+def save_optimizer(moments: dict[str, dict[str, Tensor]], folder: Path) -> None:
+    """Write what :func:`optimizer_state` gave, a file a key: several files are hashed side by side."""
+    for key, tensors in moments.items():
+        save_tensors(tensors, folder / f"optimizer-{key}.safetensors")
+
+
+def load_optimizer(optimizer: Any, network: nn.Module, folder: Path) -> None:
     """Put a saved optimiser's state into one that has not stepped yet."""
     parameters = dict(network.named_parameters())
-    for place, value in load_file(file).items():
-        name, _, key = place.rpartition("/")
-        parameter = parameters[name]
-        if value.dim() == 0:
-            held: Tensor = value.to(local(parameter).device)
-        else:
-            held = torch.empty_like(parameter.detach())  # in the parameter's memory format, as the optimiser makes it
-            put(held, value)
-        optimizer.state[parameter][key] = held
+    for file in sorted(folder.glob("optimizer-*.safetensors")):
+        key = file.stem.removeprefix("optimizer-")
+        for name, value in load_file(file).items():
+            parameter = parameters[name]
+            if value.dim() == 0:
+                held: Tensor = value.to(local(parameter).device)
+            else:
+                held = torch.empty_like(
+                    parameter.detach()
+                )  # in the parameter's memory format, as the optimiser makes it
+                put(held, value)
+            optimizer.state[parameter][key] = held
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:

@@ -111,7 +111,7 @@ class Trainer:
         folder, self.first = found
         past = Resumed.model_validate_json((folder / "trainer.json").read_bytes())
         state.load_weights(self.network, folder / state.WEIGHTS)
-        state.load_optimizer(self.optimizer, self.network, folder / state.OPTIMIZER)
+        state.load_optimizer(self.optimizer, self.network, folder)
         if self.average is not None:
             self.average.load(folder / state.AVERAGE, past.averaged)
         if self.accelerator.scaler is not None and past.scaler:
@@ -252,7 +252,7 @@ class Trainer:
 
         def fill(folder: Path) -> None:
             self._write_model(folder / "model", weights)
-            state.save_tensors(moments, folder / state.OPTIMIZER)
+            state.save_optimizer(moments, folder)
             if average is not None:
                 state.save_tensors(average, folder / state.AVERAGE)
             write_json(folder / "trainer.json", resumed.model_dump(mode="json"))
