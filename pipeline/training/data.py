@@ -26,6 +26,7 @@ from pipeline.errors import InputError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
 from pipeline.training.order import Mixture, SourceOrder, generator
+from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.shards import ShardSet, read_label_spaces
 
@@ -183,13 +184,10 @@ class TrainingData:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Samples -> the model's inputs with ``labels``, plus ``names`` of the records, their ``captions`` and
+        """Samples -> the model's inputs with ``labels`` and ``pixels`` as bytes (see Normaliser), plus ``names`` of the records, their ``captions`` and
         boxes' ``spans``, and what was ``lost``."""
-        inputs = self.processor(
-            images=[s["image"] for s in samples],
-            text=[s["prompted"].caption for s in samples],
-            do_resize=False,
-        )
+        pixels, sizes = stack([s["image"] for s in samples], self.processor.image_processor.pad_to_multiple)
+        inputs = dict(self.processor.tokenize([s["prompted"].caption for s in samples]))
         offsets = inputs.pop("offset_mapping")
         lost: Counter[str] = Counter()
         labels = []
@@ -199,6 +197,8 @@ class TrainingData:
             labels.append(label)
             lost["span_beyond_text_limit"] += cut
         return {
+            "pixels": pixels,
+            "image_sizes": sizes,
             **inputs,
             "labels": labels,
             "names": [s["name"] for s in samples],

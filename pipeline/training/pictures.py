@@ -31,7 +31,8 @@ def predictions_beside_targets(
     was_training = network.training
     network.eval()
     try:
-        inputs = {n: v[:images] for n, v in batch.items() if isinstance(v, torch.Tensor)}
+        names = ("pixel_values", "image_sizes", "input_ids", "attention_mask")
+        inputs = {n: batch[n][:images] for n in names}
         outputs = network(**inputs)
     finally:
         network.train(was_training)

@@ -28,8 +28,11 @@ from pipeline.training.optim import make_optimizer, set_rates
 from pipeline.training.order import generator
 from pipeline.training.parallel import Processes
 from pipeline.training.pictures import predictions_beside_targets
+from pipeline.training.pixels import Normaliser
 
 log = logging.getLogger("glip_self_train")
+NOT_INPUTS = {"lost", "names", "captions", "spans"}
+"""What a batch tells about itself beside the network's inputs."""
 
 
 class TrainReport(BaseModel):
@@ -90,6 +93,7 @@ class Trainer:
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
         if config.gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.normaliser = Normaliser(self.processor.image_processor)
         self.data = TrainingData(config, sources, self.processor)
         self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
         self.network = self.accelerator.unwrap_model(self.model)
@@ -167,7 +171,7 @@ class Trainer:
         for batch in batches:
             self.new_lost.update(batch["lost"])
         set_rates(self.optimizer, step, self.config)
-        inputs, pieces = [_inputs(batch, self.accelerator.device) for batch in batches], len(batches)
+        inputs, pieces = [self._inputs(batch) for batch in batches], len(batches)
         values: dict[str, float] = {}
         for piece, given in enumerate(inputs):
             # dropout too is a function of the step: no restart, and nothing that draws in between, can change it
@@ -194,6 +198,12 @@ class Trainer:
             self.average.update()
         means = self.processes.means(values)
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the network takes of a batch, on its device."""
+        given = _to({k: v for k, v in batch.items() if k not in NOT_INPUTS}, self.accelerator.device)
+        given["pixel_values"] = self.normaliser(given.pop("pixels"), batch["image_sizes"])
+        return given
 
     def _leave_out(
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], wrong: str
@@ -227,7 +237,7 @@ class Trainer:
         board.scalars({**means, **rates}, done)
 
     def _draw(self, done: int, batch: dict[str, Any], board: Board) -> None:
-        batch = batch | _inputs(batch, self.accelerator.device)
+        batch = batch | self._inputs(batch)
         for i, image in enumerate(predictions_beside_targets(self.network, self.processor, batch)):
             board.picture(f"predictions_and_targets/{i}", image, done)
 
@@ -300,11 +310,6 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the network takes of a batch, on its device."""
-    return {k: _to(v, device) for k, v in batch.items() if k not in {"lost", "names", "captions", "spans"}}
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -1,6 +1,8 @@
 """The mixture's beginning: a curriculum of its own, and the same places as ever after it."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
@@ -8,6 +10,7 @@ from pipeline.io.tars import write_tar
 from pipeline.records import GroundingRecord, Region
 from pipeline.training.build import build_model
 from pipeline.training.data import TrainingData
+from pipeline.training.pixels import Normaliser, stack
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
 
@@ -57,7 +60,7 @@ def test_batches_are_the_same_for_any_number_of_workers(sources, processes):
             for mine, other in zip(plain, ahead, strict=True):
                 assert mine["names"] == other["names"] and mine["lost"] == other["lost"]
                 assert mine["captions"] == other["captions"] and mine["spans"] == other["spans"]
-                assert all(mine[n].equal(other[n]) for n in ("pixel_values", "input_ids", "image_sizes"))
+                assert all(mine[n].equal(other[n]) for n in ("pixels", "input_ids", "image_sizes"))
                 for label, twin in zip(mine["labels"], other["labels"], strict=True):
                     assert label.keys() == twin.keys() and all(label[n].equal(twin[n]) for n in label)
 
@@ -103,3 +106,12 @@ def test_a_workers_error_is_one_line(sources):
     with pytest.raises(InputError) as caught:
         list(made.loader(first=0, workers=1))
     assert str(caught.value).startswith("source b: 20 unusable records in a row") and "\n" not in str(caught.value)
+
+
+def test_bytes_become_the_processors_own_values():
+    processor = build_model(tiny_model(ModelConfig), None)[1].image_processor
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((33, 50), (64, 20))]
+    wanted = processor(images, do_resize=False)
+    pixels, sizes = stack(images, processor.pad_to_multiple)
+    assert sizes.equal(wanted["image_sizes"]) and Normaliser(processor)(pixels, sizes).equal(wanted["pixel_values"])
