@@ -3,7 +3,7 @@
     python benchmarks/loader.py --json loader.json
 
 Shards of photographs of 480x640 with a caption and boxes. Keys: ``rate_over_bare_webdataset`` (our batches at the stored size: order, record, prompt,
-tokens, normalised and padded tensors; over webdataset that only reads, decodes and hands out the images as arrays), ``multi_scale_over_bare_webdataset`` (the
+tokens, padded bytes, which the training normalises where the network is; over webdataset that only reads, decodes and hands out the images as arrays), ``multi_scale_over_bare_webdataset`` (the
 same with the released five image sizes, most of which enlarge), ``multi_scale_over_same_work`` (over webdataset that does that work too),
 ``data_wait_share`` (share of the time that a training waits for data when a step takes ``--step-ms``). Medians of rounds, taken in turn.
 """
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, default=2, help="images of a process's step; the released recipes have 2 and 1"
     )
-    parser.add_argument("--batches", type=int, default=150)
+    parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step-ms", type=float, default=50.0)
     parser.add_argument("--json", type=Path)

@@ -63,6 +63,9 @@ def start(
     from pipeline.progress import Silent, Terminal
     from pipeline.stages import train
 
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # a pool of threads for a handful of captions costs more than it saves
     if threads:
         torch.set_num_threads(threads)
     return train.run(

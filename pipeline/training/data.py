@@ -139,8 +139,10 @@ class TrainingData:
         prompted.boxes *= scale
         prompted.ignore_boxes *= scale
         lost["no_room_in_prompt"] += prompted.lost
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)  # averages when it shrinks
         return {
-            "image": image.resize((width, height), Image.Resampling.BILINEAR),  # averages when it shrinks
+            "image": image,
             "prompted": prompted,
             "name": records.name(*spot),
             "lost": lost,

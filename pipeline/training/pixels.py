@@ -15,14 +15,12 @@ from model import GlipImageProcessor
 
 
 def stack(images: Sequence[Image.Image], multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """RGB images -> (B, 3, H, W) uint8 in B, G, R order, padded right and bottom to a multiple; and (B, 2) heights, widths."""
-    sizes = torch.tensor([(image.height, image.width) for image in images])
-    height, width = (-(-int(n) // multiple) * multiple for n in sizes.amax(0))
-    pixels = np.zeros((len(images), 3, height, width), np.uint8)
+    """RGB images -> (B, H, W, 3) uint8, padded right and bottom to a multiple; and (B, 2) heights, widths."""
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*[(i.height, i.width) for i in images]))
+    pixels = np.zeros((len(images), height, width, 3), np.uint8)
     for place, image in zip(pixels, images, strict=True):
-        for channel, band in enumerate(reversed(image.split())):
-            place[channel, : image.height, : image.width] = np.asarray(band)
-    return torch.from_numpy(pixels), sizes
+        place[: image.height, : image.width] = np.asarray(image)
+    return torch.from_numpy(pixels), torch.tensor([(image.height, image.width) for image in images])
 
 
 class Normaliser:
@@ -34,10 +32,11 @@ class Normaliser:
         self._table = made[0, :, 0, :256].contiguous()  # (3, 256)
 
     def __call__(self, pixels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        """pixels (B, 3, H, W) uint8 and sizes (B, 2) -> (B, 3, H, W) float32; padding is zero."""
-        values = torch.zeros(pixels.shape, dtype=torch.float32, device=pixels.device)
+        """pixels (B, H, W, 3) uint8 RGB and sizes (B, 2) -> (B, 3, H, W) float32 in B, G, R order; padding is zero."""
+        batch, rows, columns, _ = pixels.shape
+        values = torch.zeros((batch, 3, rows, columns), dtype=torch.float32, device=pixels.device)
         table = self._table.to(pixels.device)
         for i, (height, width) in enumerate(sizes.tolist()):
             for channel in range(3):
-                values[i, channel, :height, :width] = table[channel][pixels[i, channel, :height, :width].int()]
+                values[i, channel, :height, :width] = table[channel][pixels[i, :height, :width, 2 - channel].int()]
         return values
