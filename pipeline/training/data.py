@@ -90,10 +90,17 @@ class TrainingData:
         """
         sampler = _Steps(self.config, first, rank, processes)
         loader = DataLoader(
-            _Places(self), batch_sampler=sampler, collate_fn=self.collate, num_workers=workers, pin_memory=pin,
+            _Places(self), batch_sampler=sampler, collate_fn=self._collate_packed, num_workers=workers, pin_memory=pin,
             worker_init_fn=self._start_worker, prefetch_factor=4 if workers else None,
         )  # fmt: skip
-        return _plain_errors(iter(loader)) if workers else iter(loader)
+        return _unpacked(iter(loader))
+
+    def _collate_packed(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        return {
+            name: value if name == "pixels" else _map(torch.Tensor, torch.Tensor.numpy, value)
+            for name, value in batch.items()
+        }
 
     def _start_worker(self, _: int) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -254,10 +261,23 @@ class _Steps(Sampler[list[int]]):
         return len(self._steps) * self._pieces
 
 
-def _plain_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A worker's InputError without the traceback that torch wraps around it."""
+def _unpacked(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Batches as they were collated; a worker's InputError without the traceback that torch wraps around it.
+
+    Between processes every tensor is a file descriptor sent over a socket, which costs more than the few numbers in most of them;
+    so all but the images travel as arrays.
+    """
     try:
-        yield from batches
+        for batch in batches:
+            yield _map(np.ndarray, torch.from_numpy, batch)
     except InputError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise InputError(last.removeprefix("pipeline.errors.InputError: ")) from None
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("pipeline.errors.InputError: ")) from None
+
+
+def _map(kind: type, change: Any, value: Any) -> Any:
+    """``value`` with every ``kind`` inside its dicts and lists changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _map(kind, change, v) for name, v in value.items()}
+    return [_map(kind, change, v) for v in value] if isinstance(value, list) else value
