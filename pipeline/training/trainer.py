@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +185,16 @@ class Trainer:
                 except FloatingPointError as error:
                     wrong = str(error)
                 if self.processes.any(bool(wrong)):
-                    return self._leave_out(step, batches, inputs, wrong)
+                    self._leave_out(step, batches, inputs, wrong)
+                    return None
                 self.accelerator.backward(output.loss if pieces == 1 else output.loss / pieces)
             found = {"loss": output.loss, **output.loss_dict}
             for name, value in found.items():
                 values[name] = values.get(name, 0.0) + float(value.detach()) / pieces
         norm = self.processes.clip(self.model.parameters(), self.config.clip_grad_norm)
         if not torch.isfinite(torch.tensor(norm)) and self.config.precision != "fp16":
-            return self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+            return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -285,12 +288,8 @@ class Trainer:
             if self.config.ensemble is not None and self.init is not None:
                 results["final_ensemble"] = _mean(self.init, results["final"], self.config.ensemble)
             for name, weights in reversed(results.items()):  # final last: with it the run counts as done
-                write_checkpoint(
-                    self.out / name,
-                    self.config.steps,
-                    self.mark,
-                    lambda folder, w=weights: self._write_model(folder, w),
-                )
+                fill = partial(self._write_model, weights=weights)
+                write_checkpoint(self.out / name, self.config.steps, self.mark, fill)
             write_json(self.out / "report.json", report.model_dump(mode="json"))
             prune(self.out, 0, self.mark)
         self.processes.wait()
