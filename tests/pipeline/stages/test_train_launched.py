@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from model import GlipForObjectDetection
 from pipeline.config import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
 from tests.conftest import tiny_model
-from tests.fixtures.training import launch, write_sources
+from tests.fixtures.training import launch, poison, write_sources
 
 pytestmark = pytest.mark.slow
 
@@ -104,3 +104,15 @@ def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sour
         tmp_path / "two", config.model_copy(update={"batch_size": 4}), sources, model=without_dropout(), processes=2
     )
     assert_alike(two, tmp_path / "two", one, tmp_path / "one")
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(sources, tmp_path, teacher):
+    init = poison(teacher, tmp_path / "poisoned")
+    config = CALM.model_copy(
+        update={"steps": 6, "max_skipped_steps": 5, "freeze_text_layers": 1, "ema": None, "batch_size": 2}
+    )
+    reports = {n: launch(tmp_path / str(n), config, sources, init=init, processes=n) for n in (1, 2)}
+    assert reports[1].skipped_steps == reports[2].skipped_steps >= 1
+    assert [len(row) for row in reports[1].curve] == [len(row) for row in reports[2].curve]  # the same steps
+    told = [p.read_text() for p in (tmp_path / "2").glob("nonfinite-*/rank-*.json")]
+    assert len(told) == 2 * reports[2].skipped_steps and any("another process's was not" in text for text in told)

@@ -13,7 +13,7 @@ from model import GlipForObjectDetection, GlipProcessor
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError, RunError
 from pipeline.stages import train
-from tests.fixtures.training import write_sources
+from tests.fixtures.training import poison, write_sources
 from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
 from tests.pipeline.stages.test_train_launched import without_dropout
 
@@ -29,14 +29,7 @@ def changed(**settings):
 
 @pytest.fixture
 def poisoned(teacher, tmp_path) -> str:
-    """A model that has no finite answer to any caption with a dog in it."""
-    folder = tmp_path / "poisoned"
-    GlipProcessor.from_pretrained(teacher).save_pretrained(folder)
-    network = GlipForObjectDetection.from_pretrained(teacher)
-    word = GlipProcessor.from_pretrained(teacher).tokenizer.convert_tokens_to_ids("dog")
-    network.text_encoder.embeddings.word_embeddings.weight.data[word] = float("nan")
-    network.save_pretrained(folder)
-    return str(folder)
+    return str(poison(teacher, tmp_path / "poisoned"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_batch_is_written(sources, tmp_path, poisoned):
