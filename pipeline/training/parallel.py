@@ -38,6 +38,13 @@ class Processes:
         if self.sharded and precision == "fp16":
             raise InputError("precision fp16 under FSDP2: want bf16 or float32")
 
+    @property
+    def kind(self) -> str:
+        """In words, for the log."""
+        if self.count == 1:
+            return "1 process"
+        return f"{self.count} processes, {'FSDP2' if self.sharded else 'DDP'}"
+
     def wrap(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network and optimiser as the steps use them."""
         if self.sharded and self.accelerator.distributed_type != DistributedType.FSDP:

@@ -81,6 +81,8 @@ class Trainer:
     ) -> None:
         self.processes = Processes(device=device, precision=config.precision, tracker=tracker, folder=str(out))
         self.accelerator = self.processes.accelerator
+        if self.processes.main:
+            log.info("training in %s", self.processes.kind)
         pieces = self.processes.count * config.accumulate
         if config.batch_size % pieces:
             raise InputError(
