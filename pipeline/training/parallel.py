@@ -21,6 +21,9 @@ from pipeline.errors import InputError
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
+UNITS = ("SwinBlock", "BertLayer", "GlipFusion", "GlipTextLayer", "DynamicConv")
+"""What FSDP2 gathers at a time: modules that are called as such. The head calls the parts of its blocks, never a block."""
+
 
 class Processes:
     """The processes of a training, and what they do together."""
@@ -50,6 +53,9 @@ class Processes:
         if self.sharded and self.accelerator.distributed_type != DistributedType.FSDP:
             _shard_on_cpu(network, optimizer)  # accelerate shards on accelerators only
             return network, self.accelerator.prepare(optimizer)
+        if self.sharded:
+            present = {type(module).__name__ for module in network.modules()}
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [n for n in UNITS if n in present]
         return self.accelerator.prepare(network, optimizer)
 
     @contextlib.contextmanager
@@ -104,11 +110,10 @@ class Processes:
 
 
 def _shard_on_cpu(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """FSDP2 over all processes by the network's own blocks, as accelerate does it on accelerators."""
+    """FSDP2 over all processes by UNITS, as accelerate does it on accelerators."""
     names = {id(p): n for n, p in network.named_parameters()}
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    blocks = set(getattr(network, "_no_split_modules", None) or ())
-    for module in [m for m in network.modules() if type(m).__name__ in blocks]:
+    for module in [m for m in network.modules() if type(m).__name__ in UNITS]:
         fully_shard(module, mesh=mesh)
     fully_shard(network, mesh=mesh)
     sliced = dict(network.named_parameters())
