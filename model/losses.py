@@ -137,7 +137,7 @@ def dense_losses(
     share_sum = across_processes(share.sum())
     share_sum = torch.where(share_sum > 0, share_sum, torch.ones_like(share_sum))
     box = (1 - paired_giou(predicted, goal)) * share * weight / share_sum
-    regressed = positives if bool(targets.regress.all()) else _count(row >= 0)
+    regressed = _count(row >= 0)  # always: processes must meet in the same sums, whatever their labels are
     centred = F.binary_cross_entropy_with_logits(centerness[image, anchor], centre, reduction="none")
     return finite_sums({
         "loss_dot_product_token": config.alignment_loss_weight * alignment,

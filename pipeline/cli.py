@@ -24,6 +24,7 @@ from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli_label import build_shards, pseudo_label
 from pipeline.cli_rescore import rescore
 from pipeline.errors import InputError
+from pipeline.train_main import DATA_WORKERS, LOG_WITH
 
 if TYPE_CHECKING:
     from pipeline.stats import StageReport
@@ -55,8 +56,21 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
     @OUT
     @DEVICE
     @THREADS
+    @DATA_WORKERS
+    @LOG_WITH
+    @click.option("--text-encoder", help="BERT folder of a new network. Default: the recipe's model.text_encoder.")
+    @click.option("--backbone", help="ImageNet Swin file of a new network. Default: the recipe's model.backbone.")
     def train(
-        config: Any, sources: tuple[str, ...], init: str | None, out: str, device: str, threads: int | None
+        config: Any,
+        sources: tuple[str, ...],
+        init: str | None,
+        out: str,
+        device: str,
+        threads: int | None,
+        data_workers: int,
+        log_with: str | None,
+        text_encoder: str | None,
+        backbone: str | None,
     ) -> None:
         from pipeline.train_main import named_sources, start
 
@@ -67,8 +81,14 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
 
             if recipe is None:
                 raise InputError("want --init MODEL to start from, or --recipe NAME that says which network to build")
-            model = load_recipe(recipe).model
-        report = start(config, named_sources(sources), out, model=model, init=init, device=device, threads=threads)
+            paths = {"text_encoder": text_encoder, "backbone": backbone}
+            model = load_recipe(recipe).model.model_copy(update={n: p for n, p in paths.items() if p})
+        elif text_encoder or backbone:
+            raise InputError("--text-encoder and --backbone are for a new network; --init has both already")
+        report = start(
+            config, named_sources(sources), out, model=model, init=init, device=device, threads=threads,
+            data_workers=data_workers, log_with=log_with,
+        )  # fmt: skip
         click.echo(f"{out}/{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")
         for reason, n in report.lost.items():
             click.echo(f"  lost: {reason} {n:,}")

@@ -80,9 +80,18 @@ class TrainConfig(Config):
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1, description="images per optimiser step, over all processes")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches that a process's share of a step is cut into, to fit its memory"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the fusion blocks again in the backward pass: less memory, the same numbers"
+    )
     learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate")
     text_learning_rate: float = Field(1e-5, ge=0, description="the rate of the language backbone")
     weight_decay: float = Field(1e-4, ge=0)
+    weight_decay_milestones: tuple[float, ...] = Field(
+        (), description="shares of the steps at which the weight decay falls to a tenth (GLIP-L)"
+    )
     bias_rate_factor: float = Field(
         2.0, gt=0, description='parameters with "bias" in their names: this times the rate, no decay'
     )
@@ -93,6 +102,10 @@ class TrainConfig(Config):
     )
     clip_grad_norm: float = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average, saved beside them")
+    ensemble: float | None = Field(
+        None, ge=0, le=1,
+        description="also write final_ensemble: this share of the starting model's weights and the rest of the trained ones",
+    )  # fmt: skip
     image_sizes: tuple[int, ...] = Field((480, 560, 640, 720, 800), description="shorter sides, drawn per image")
     max_image_size: int = Field(1333, description="longer side at most")
     flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored")
@@ -104,6 +117,11 @@ class TrainConfig(Config):
         default_factory=dict,
         description="share of each source in the batches, by name (detection, grounding, pseudo)",
     )
+    mixture_unit: Literal["shares", "copies"] = Field(
+        "shares",
+        description="shares: of the batches; copies: how often a source stands in one concatenated set, so that its share "
+        "is copies times records",
+    )
     first_steps: int = Field(
         0, ge=0, description="steps at the beginning that read first_mixture instead: a curriculum"
     )
@@ -114,6 +132,12 @@ class TrainConfig(Config):
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(20, ge=1)
+    draw_every: int = Field(
+        0, ge=0, description="steps between pictures of predictions beside targets in TensorBoard; 0: none"
+    )
+    max_skipped_steps: int = Field(
+        0, ge=0, description="steps with a loss that is not finite that may be left out before the run stops"
+    )
     seed: int = 0
 
 

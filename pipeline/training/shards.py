@@ -123,6 +123,10 @@ class ShardSet:
         file.seek(place[0])
         return file.read(place[1])
 
+    def forget_open_files(self) -> None:
+        """Open files anew from here on: a forked process shares its parent's file positions."""
+        self._open = OrderedDict()
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": OrderedDict()}  # workers open their own files
 

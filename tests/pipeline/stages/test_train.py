@@ -12,46 +12,20 @@ from pipeline.errors import InputError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
 from pipeline.progress import Silent
-from pipeline.records import DatasetCard, GroundingRecord, Region
+from pipeline.records import GroundingRecord, Region
 from pipeline.stages import evaluate, train
 from tests.conftest import tiny_model
-from tests.fixtures.crawl import jpeg
+from tests.fixtures.training import write_sources
 
 CONFIG = TrainConfig(
     steps=5, batch_size=2, learning_rate=1e-3, warmup_steps=2, image_sizes=(64,), max_image_size=128, flip=0.5,
     mixture={"detection": 1, "pseudo": 1}, prompt=PromptConfig(max_negatives=2), save_every=2, log_every=1,
 )  # fmt: skip
-NAMES = ("car", "tree", "traffic light", "dog")
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, list[str]]:
-    """A detection set of 5 records and a pseudo-labelled set of 4."""
-    folder = tmp_path / "train"
-    folder.mkdir()
-
-    def detection(i: int) -> GroundingRecord:
-        regions = (
-            Region(box=(5, 5, 40, 50), phrase=NAMES[i % 4]),
-            Region(box=(45, 10, 75, 40), phrase=NAMES[(i + 1) % 4]),
-        )
-        return GroundingRecord(key=f"d{i}", dataset="detection", kind="detection", image_size=(64, 80), regions=regions)
-
-    def pseudo(i: int) -> GroundingRecord:
-        region = Region(
-            box=(10, 10, 60, 50), phrase="red car", tokens_positive=((2, 9),), score=0.7, annotator="glip@0"
-        )
-        return GroundingRecord(
-            key=f"p{i}", dataset="pseudo", kind="grounding", image_size=(64, 80), caption="a red car near a tree",
-            regions=(region,), uncertain=((17, 21),),
-        )  # fmt: skip
-
-    for name, make, count in (("detection", detection, 5), ("pseudo", pseudo, 4)):
-        samples = ((f"{name[0]}{i}", {"jpg": jpeg(i), "json": make(i).to_json()}) for i in range(count))
-        write_tar(folder / f"{name}-000000.tar", samples)
-    card = DatasetCard(name="detection", kind="detection", label_space=NAMES)
-    (folder / "detection.dataset.json").write_text(card.model_dump_json())
-    return {n: [str(folder / f"{n}-000000.tar")] for n in ("detection", "pseudo")}
+    return write_sources(tmp_path / "train")
 
 
 def run(sources, out, config=CONFIG, **options):

@@ -1,6 +1,8 @@
 """The mixture's beginning: a curriculum of its own, and the same places as ever after it."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
@@ -8,6 +10,7 @@ from pipeline.io.tars import write_tar
 from pipeline.records import GroundingRecord, Region
 from pipeline.training.build import build_model
 from pipeline.training.data import TrainingData
+from pipeline.training.pixels import Normaliser, stack
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
 
@@ -27,9 +30,8 @@ def sources(tmp_path):
 
 
 def data(sources, **settings):
-    config = TrainConfig(
-        steps=8, batch_size=3, image_sizes=(64,), max_image_size=128, mixture={"a": 1, "b": 1}, **settings
-    )
+    plain = {"steps": 8, "batch_size": 3, "image_sizes": (64,), "max_image_size": 128, "mixture": {"a": 1, "b": 1}}
+    config = TrainConfig(**{**plain, **settings})
     return TrainingData(config, sources, build_model(tiny_model(ModelConfig), None)[1])
 
 
@@ -45,3 +47,71 @@ def test_the_first_steps_have_their_own_mixture_and_the_rest_is_as_without(sourc
 def test_a_curriculum_of_unknown_sources_is_refused(sources, mixture):
     with pytest.raises(InputError, match="first_mixture"):
         data(sources, first_steps=2, first_mixture=mixture)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_the_same_for_any_number_of_workers(sources, processes):
+    made = data(sources, batch_size=4, steps=5)
+    for rank in range(processes):
+        plain = list(made.loader(first=1, rank=rank, processes=processes))
+        for workers in (1, 3):
+            ahead = list(made.loader(first=1, rank=rank, processes=processes, workers=workers))
+            assert len(ahead) == len(plain) == made.config.steps - 1
+            for mine, other in zip(plain, ahead, strict=True):
+                assert mine["names"] == other["names"] and mine["lost"] == other["lost"]
+                assert mine["captions"] == other["captions"] and mine["spans"] == other["spans"]
+                assert all(mine[n].equal(other[n]) for n in ("pixels", "input_ids", "image_sizes"))
+                for label, twin in zip(mine["labels"], other["labels"], strict=True):
+                    assert label.keys() == twin.keys() and all(label[n].equal(twin[n]) for n in label)
+
+
+def names(made, processes, first=0):
+    """Record names of every step, in the order of ranks and micro-batches."""
+    pieces = made.config.accumulate
+    ranks = [[b["names"] for b in made.loader(first=first, rank=r, processes=processes)] for r in range(processes)]
+    steps = made.config.steps - first
+    assert {len(r) for r in ranks} == {steps * pieces}
+    assert {len(batch) for r in ranks for batch in r} == {made.config.batch_size // (processes * pieces)}
+    return [
+        [name for piece in range(pieces) for r in ranks for name in r[step * pieces + piece]] for step in range(steps)
+    ]
+
+
+def test_every_process_has_as_much_data_and_the_order_is_that_of_one(sources):
+    alone = names(data(sources, batch_size=12), 1)
+    for processes, pieces in ((2, 1), (3, 1), (1, 3), (2, 3), (4, 1)):
+        made = data(sources, batch_size=12, accumulate=pieces)
+        assert names(made, processes) == alone
+        assert names(made, processes, first=5) == alone[5:]
+
+
+def test_copies_make_shares_of_the_sources_sizes(sources):
+    sources = {"a": sources["a"], "b": [*sources["b"], *sources["a"]]}  # 6 and 12 records
+    made = data(sources, mixture={"a": 6, "b": 1}, mixture_unit="copies")
+    drawn = [made.locate(place)[0] for place in range(240)]
+    assert drawn.count("a") == 180 and drawn.count("b") == 60
+    even = data(sources, mixture={}, mixture_unit="copies")
+    assert [even.locate(place)[0] for place in range(240)].count("a") == 80
+    with pytest.raises(InputError, match=r"mixture names \['a', 'c'\]"):
+        data(sources, mixture={"a": 1, "c": 1}, mixture_unit="copies")
+
+
+def test_a_workers_error_is_one_line(sources):
+    made = data({"a": sources["a"], "b": sources["b"]})
+    tar = sources["b"][0]
+    with open(tar, "r+b") as file:  # every record's json is spoilt after the index was made
+        content = file.read().replace(b'"boxes"', b'"bexes"').replace(b'"regions"', b'"regoins"')
+        file.seek(0)
+        file.write(content)
+    with pytest.raises(InputError) as caught:
+        list(made.loader(first=0, workers=1))
+    assert str(caught.value).startswith("source b: 20 unusable records in a row") and "\n" not in str(caught.value)
+
+
+def test_bytes_become_the_processors_own_values():
+    processor = build_model(tiny_model(ModelConfig), None)[1].image_processor
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((33, 50), (64, 20))]
+    wanted = processor(images, do_resize=False)
+    pixels, sizes = stack(images, processor.pad_to_multiple)
+    assert sizes.equal(wanted["image_sizes"]) and Normaliser(processor)(pixels, sizes).equal(wanted["pixel_values"])

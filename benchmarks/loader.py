@@ -1,0 +1,181 @@
+"""Training's data loader against a bare webdataset loop over the same shards with as many workers.
+
+    python benchmarks/loader.py --json loader.json
+
+Shards of photographs of 480x640 with a caption and boxes. Keys: ``rate_over_bare_webdataset`` (our batches at the stored size: order, record, prompt,
+tokens, padded bytes, which the training normalises where the network is; over webdataset that only reads, decodes and hands out the images as arrays), ``multi_scale_over_bare_webdataset`` (the
+same with the released five image sizes, most of which enlarge), ``multi_scale_over_same_work`` (over webdataset that does that work too),
+``data_wait_share`` (share of the time that a training waits for data when a step takes ``--step-ms``). Medians of rounds, taken in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from inference import machine
+from labelling import photographs
+from PIL import Image
+from transformers import AutoTokenizer
+
+from model import GlipImageProcessor, GlipProcessor
+from model.image_processing_glip import resized_size
+from pipeline.config import TrainConfig
+from pipeline.io.tars import write_tar
+from pipeline.records import GroundingRecord, Region
+from pipeline.training.build import text_encoder_folder
+from pipeline.training.data import TrainingData
+
+SIZES = (480, 560, 640, 720, 800)
+
+
+def write_shards(folder: Path, shards: int, records: int) -> list[str]:
+    """Training shards of crops of photographs, 480x640, with three boxes each."""
+    import io
+
+    rng, photos, paths = random.Random(0), photographs(), []
+    for shard in range(shards):
+        made = []
+        for i in range(records):
+            image, caption = rng.choice(photos)
+            scale = min(image.width / 640, image.height / 480)
+            x, y = (rng.randrange(int(side - n * scale) + 1) for side, n in ((image.width, 640), (image.height, 480)))
+            buffer = io.BytesIO()
+            image.resize((640, 480), box=(x, y, x + 640 * scale, y + 480 * scale)).save(buffer, "JPEG", quality=90)
+            key = f"{shard:03d}{i:04d}"
+            span = (0, len(caption.split()[0]))
+            regions = tuple(
+                Region(box=(20 + n, 20, 200 + n, 300), phrase=caption[: span[1]], tokens_positive=(span,))
+                for n in range(3)
+            )
+            record = GroundingRecord(
+                key=key, dataset="photos", kind="grounding", image_size=(480, 640), caption=caption, regions=regions
+            )
+            made.append((key, {"jpg": buffer.getvalue(), "json": record.to_json()}))
+        paths.append(str(folder / f"photos-{shard:06d}.tar"))
+        write_tar(Path(paths[-1]), made)
+    return paths
+
+
+class Bare:
+    """Webdataset: read and decode; with ``processor`` also resized and made into the network's inputs."""
+
+    def __init__(self, processor: GlipProcessor | None, batch: int) -> None:
+        self._processor, self._batch = processor, batch
+
+    def _sample(self, sample: tuple[Image.Image, dict]) -> tuple[Any, str]:
+        image, record = sample
+        if self._processor is None:
+            return np.asarray(image), record["caption"]
+        height, width = resized_size(*image.size, random.choice(SIZES), 1333)
+        return image.resize((width, height), Image.Resampling.BILINEAR), record["caption"]
+
+    def _collate(self, samples: list[tuple[Any, str]]) -> Any:
+        images, captions = [s[0] for s in samples], [s[1] for s in samples]
+        if self._processor is None:
+            return torch.from_numpy(np.stack(images)), captions
+        return dict(self._processor(images=images, text=captions, do_resize=False))
+
+    def batches(self, shards: list[str], workers: int) -> Iterator[Any]:
+        data = wds.WebDataset(shards, shardshuffle=False, resampled=True).decode("pil").to_tuple("jpg", "json")
+        data = data.map(self._sample).batched(self._batch, collation_fn=self._collate)
+        return iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4))
+
+
+def ours(
+    shards: list[str], processor: GlipProcessor, batch: int, sizes: tuple[int, ...], workers: int
+) -> Iterator[Any]:
+    """Training's own loader."""
+    config = TrainConfig(steps=1_000_000, batch_size=batch, image_sizes=sizes)
+    return TrainingData(config, {"photos": shards}, processor).loader(first=0, workers=workers)
+
+
+def rate(make: Callable[[], Iterable[Any]], batches: int, batch: int) -> float:
+    """Images a second once it runs."""
+    stream = iter(make())
+    for _ in range(8):  # what the workers made before anybody asked
+        next(stream)
+    began = time.monotonic()
+    for _ in itertools.islice(stream, batches):
+        pass
+    return batches * batch / (time.monotonic() - began)
+
+
+def wait_share(stream: Iterator[Any], batches: int, step: float) -> float:
+    """Share of the time that goes into waiting when a step takes ``step`` seconds of something else than this CPU."""
+    next(stream)
+    waited, began = 0.0, time.monotonic()
+    for _ in range(batches):
+        time.sleep(step)
+        asked = time.monotonic()
+        next(stream)
+        waited += time.monotonic() - asked
+    return waited / (time.monotonic() - began)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--batch", type=int, default=2, help="images of a process's step; the released recipes have 2 and 1"
+    )
+    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--step-ms", type=float, default=50.0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.simplefilter("ignore")
+    tokenizer = AutoTokenizer.from_pretrained(text_encoder_folder("minilm"))
+    processor = GlipProcessor(GlipImageProcessor(), tokenizer, max_text_length=256)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_shards(Path(folder), 4, 100)
+        variants: dict[str, Callable[[], Iterator[Any]]] = {
+            "bare": lambda: Bare(None, args.batch).batches(shards, args.workers),
+            "ours": lambda: ours(shards, processor, args.batch, (480,), args.workers),
+            "bare_same_work": lambda: Bare(processor, args.batch).batches(shards, args.workers),
+            "ours_multi_scale": lambda: ours(shards, processor, args.batch, SIZES, args.workers),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(args.rounds):
+            for name, make in variants.items():
+                rates[name].append(rate(make, args.batches, args.batch))
+            print({name: round(r[-1], 1) for name, r in rates.items()}, flush=True)
+        waits = [
+            wait_share(variants["ours_multi_scale"](), args.batches, args.step_ms / 1000) for _ in range(args.rounds)
+        ]
+
+    def over(a: str, b: str) -> float:
+        return round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
+
+    figures = {
+        "rate_over_bare_webdataset": over("ours", "bare"),
+        "multi_scale_over_bare_webdataset": over("ours_multi_scale", "bare"),
+        "multi_scale_over_same_work": over("ours_multi_scale", "bare_same_work"),
+        "data_wait_share": round(statistics.median(waits), 3),
+        "images_per_second": {name: round(statistics.median(r), 1) for name, r in rates.items()},
+        "workers": args.workers,
+        "machine": machine(1),
+    }
+    print(json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

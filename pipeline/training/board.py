@@ -1,0 +1,71 @@
+"""Where a training's figures go: TensorBoard, and on request a tracker of accelerate's (wandb, trackio)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from pipeline.errors import InputError
+
+TRACKERS = ("wandb", "trackio")
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker that is unknown or not installed.
+
+    Raises:
+        InputError: says what to install.
+    """
+    if name is None:
+        return
+    if name not in TRACKERS:
+        raise InputError(f"--log-with {name}: want one of {', '.join(TRACKERS)}")
+    if find_spec(name) is None:
+        raise InputError(f"--log-with {name}: not installed; `pip install {name}` adds it")
+
+
+class Board:
+    """Figures and pictures of one run, written by the main process alone; the others' calls do nothing."""
+
+    def __init__(
+        self, accelerator: Accelerator, out: Path, *, first: int, settings: Mapping[str, Any], tracker: str | None
+    ) -> None:
+        self._accelerator, self._tracker, self._writer = accelerator, tracker, None
+        if tracker is not None:
+            os.environ.setdefault("WANDB_MODE", "offline")
+            os.environ.setdefault("WANDB_DIR", str(out))
+            accelerator.init_trackers("glip-self-train", config=dict(settings))
+        if accelerator.is_main_process:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Figures by name, under ``train/``."""
+        named = {f"train/{name}": value for name, value in values.items()}
+        if self._tracker is not None:
+            self._accelerator.log(named, step=step)
+        if self._writer is not None:
+            for name, value in named.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """One picture, in TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left; afterwards the board is of no use."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._tracker is not None:
+            self._accelerator.end_training()

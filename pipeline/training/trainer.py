@@ -1,0 +1,323 @@
+"""The training loop: batches in, steps, figures, checkpoints, and the model folders at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from pydantic import BaseModel, ConfigDict
+
+from model import GlipForObjectDetection
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.errors import InputError, RunError
+from pipeline.io.commit import write_json
+from pipeline.progress import Progress
+from pipeline.training import state
+from pipeline.training.board import Board
+from pipeline.training.build import build_model
+from pipeline.training.checkpoints import latest_checkpoint, prune, settle, write_checkpoint
+from pipeline.training.data import TrainingData
+from pipeline.training.nonfinite import write_batch
+from pipeline.training.optim import make_optimizer, set_rates
+from pipeline.training.order import generator
+from pipeline.training.parallel import Processes
+from pipeline.training.pictures import predictions_beside_targets
+from pipeline.training.pixels import Normaliser
+
+log = logging.getLogger("glip_self_train")
+NOT_INPUTS = {"lost", "names", "captions", "spans"}
+"""What a batch tells about itself beside the network's inputs."""
+
+
+class TrainReport(BaseModel):
+    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: str
+    steps: int
+    final: str
+    records: dict[str, int]
+    lost: dict[str, int]
+    skipped_steps: int = 0
+    curve: list[dict[str, float]]
+
+
+class Resumed(BaseModel):
+    """What a checkpoint holds beside tensors: the report so far, and the figures since its last row."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    report: TrainReport
+    sums: dict[str, float]
+    counted: int
+    averaged: int
+    scaler: dict[str, float]
+
+
+class Trainer:
+    """One run from its newest checkpoint, or its beginning, to its end; see :func:`pipeline.stages.train.run`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        sources: Mapping[str, Sequence[str]],
+        out: Path,
+        mark: str,
+        *,
+        model: ModelConfig,
+        init: str | None,
+        device: str,
+        data_workers: int,
+        tracker: str | None,
+        progress: Progress,
+    ) -> None:
+        self.processes = Processes(device=device, precision=config.precision, tracker=tracker, folder=str(out))
+        self.accelerator = self.processes.accelerator
+        if self.processes.main:
+            log.info("training in %s", self.processes.kind)
+        pieces = self.processes.count * config.accumulate
+        if config.batch_size % pieces:
+            raise InputError(
+                f"batch_size {config.batch_size} cannot be shared by {self.processes.count} processes times accumulate "
+                f"{config.accumulate}: want a multiple of {pieces}"
+            )
+        self.config, self.out, self.mark, self.init = config, out, mark, init
+        self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
+        set_seed(config.seed)
+        self.network, self.processor = build_model(model, init)
+        self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
+        if config.gradient_checkpointing:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.normaliser = Normaliser(self.processor.image_processor)
+        self.data = TrainingData(config, sources, self.processor)
+        self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
+        self.network = self.accelerator.unwrap_model(self.model)
+        self.average = state.Average(self.network, config.ema) if config.ema is not None else None
+        self.lost, self.new_lost = Counter[str](), Counter[str]()
+        self.skipped = self.first = self.counted = 0
+        self.curve: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}
+        self._resume()
+
+    def _resume(self) -> None:
+        found = None
+        if self.processes.main:
+            settle(self.out)
+            found = latest_checkpoint(self.out, self.mark)
+        found = self.processes.from_main(found)
+        if found is None:
+            return
+        folder, self.first = found
+        past = Resumed.model_validate_json((folder / "trainer.json").read_bytes())
+        state.load_weights(self.network, folder / state.WEIGHTS)
+        state.load_optimizer(self.optimizer, self.network, folder)
+        if self.average is not None:
+            self.average.load(folder / state.AVERAGE, past.averaged)
+        if self.accelerator.scaler is not None and past.scaler:
+            self.accelerator.scaler.load_state_dict(past.scaler)
+        self.lost, self.curve, self.skipped = Counter(past.report.lost), past.report.curve, past.report.skipped_steps
+        self.sums, self.counted = past.sums, past.counted
+        log.info("%s: going on from step %d", self.out, self.first)
+
+    def train(self) -> TrainReport:
+        """All steps that are left; see :class:`TrainReport`."""
+        config = self.config
+        self.progress.begin("train", config.steps, unit="steps")
+        self.progress.advance(self.first, "steps")
+        self.model.train()
+        board = Board(
+            self.accelerator, self.out, first=self.first, settings=config.model_dump(mode="json"), tracker=self.tracker
+        )
+        loader = self.data.loader(
+            first=self.first, rank=self.processes.rank, processes=self.processes.count,
+            workers=self.data_workers, pin=self.accelerator.device.type == "cuda",
+        )  # fmt: skip
+        waited, taken, began = 0.0, 0, time.monotonic()
+        for done in range(self.first + 1, config.steps + 1):
+            asked = time.monotonic()
+            batches = [next(loader) for _ in range(config.accumulate)]
+            waited += time.monotonic() - asked
+            taken += 1
+            losses = self._step(done - 1, batches)
+            if losses is not None:
+                self.counted += 1
+                for name, value in losses.items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+            self.progress.advance(1, "steps")
+            if done % config.log_every == 0 or done == config.steps:
+                spent = time.monotonic() - began
+                self._tell(
+                    done,
+                    taken * config.batch_size / spent,
+                    waited / spent,
+                    (config.steps - done) * spent / taken,
+                    board,
+                )
+                waited, taken, began = 0.0, 0, time.monotonic()
+            if config.draw_every and done % config.draw_every == 0:
+                self._draw(done, batches[0], board)
+            if done % config.save_every == 0 and done < config.steps:
+                self._save(done)
+        board.close()
+        return self._finish()
+
+    def _step(self, step: int, batches: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+        """One optimiser step; None if it was left out because the loss was not finite."""
+        for batch in batches:
+            self.new_lost.update(batch["lost"])
+        set_rates(self.optimizer, step, self.config)
+        inputs, pieces = [self._inputs(batch) for batch in batches], len(batches)
+        values: dict[str, float] = {}
+        for piece, given in enumerate(inputs):
+            # dropout too is a function of the step: no restart, and nothing that draws in between, can change it
+            parts = ("step", step, self.processes.rank) + ((piece,) if piece else ())
+            torch.manual_seed(int(generator(self.config.seed, *parts).integers(2**63)))
+            wrong = ""
+            with self.processes.gradients_stay_here(self.model, piece < pieces - 1):
+                try:
+                    output = self.model(**given)
+                except FloatingPointError as error:
+                    wrong = str(error)
+                if self.processes.any(bool(wrong)):
+                    self._leave_out(step, batches, inputs, wrong)
+                    return None
+                self.accelerator.backward(output.loss if pieces == 1 else output.loss / pieces)
+            found = {"loss": output.loss, **output.loss_dict}
+            for name, value in found.items():
+                values[name] = values.get(name, 0.0) + float(value.detach()) / pieces
+        norm = self.processes.clip(self.model.parameters(), self.config.clip_grad_norm)
+        if not torch.isfinite(torch.tensor(norm)) and self.config.precision != "fp16":
+            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+            return None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+        means = self.processes.means(values)
+        return {"loss": means.pop("loss"), "grad_norm": norm, **means}
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the network takes of a batch, on its device."""
+        given = _to({k: v for k, v in batch.items() if k not in NOT_INPUTS}, self.accelerator.device)
+        given["pixel_values"] = self.normaliser(given.pop("pixels"), batch["image_sizes"])
+        return given
+
+    def _leave_out(
+        self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], wrong: str
+    ) -> None:
+        folder = write_batch(self.out, step, self.processes.rank, batches, wrong, inputs)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.processes.wait()
+        self.skipped += 1
+        names = ", ".join(name for batch in batches for name in batch["names"])
+        message = (
+            f"step {step}: {wrong or 'loss not finite in another process'}; the batch is in {folder}; records: {names}"
+        )
+        if self.skipped > self.config.max_skipped_steps:
+            raise RunError(message)
+        log.warning("%s; left out, %d of %d allowed", message, self.skipped, self.config.max_skipped_steps)
+
+    def _tell(self, done: int, rate: float, wait: float, left: float, board: Board) -> None:
+        means = {name: total / self.counted for name, total in self.sums.items()} if self.counted else {}
+        self.sums, self.counted = {}, 0
+        self.curve.append({"step": done, **{k: round(v, 6) for k, v in means.items()}})
+        loss = f"loss {means['loss']:.4f}" if means else "every step left out"
+        figures = f"{loss}, {rate:.1f} images/s, data wait {100 * wait:.0f}%"
+        self.progress.detail(figures)
+        if self.processes.main:
+            log.info("step %d of %d: %s, %s left", done, self.config.steps, figures, _clock(left))
+        rates = {
+            "learning_rate": max(g["lr"] for g in self.optimizer.param_groups),
+            "images_per_second": rate,
+            "data_wait_share": wait,
+        }
+        board.scalars({**means, **rates}, done)
+
+    def _draw(self, done: int, batch: dict[str, Any], board: Board) -> None:
+        batch = batch | self._inputs(batch)
+        for i, image in enumerate(predictions_beside_targets(self.network, self.processor, batch)):
+            board.picture(f"predictions_and_targets/{i}", image, done)
+
+    def _report(self, steps: int) -> TrainReport:
+        """The report so far. All processes must ask together: it holds the losses of each."""
+        self.lost.update(self.processes.total(self.new_lost))
+        self.new_lost.clear()
+        return TrainReport(
+            fingerprint=self.mark, steps=steps, final="final", records=self.data.totals,
+            lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, curve=self.curve,
+        )  # fmt: skip
+
+    def _save(self, done: int) -> None:
+        scaler = self.accelerator.scaler
+        resumed = Resumed(
+            report=self._report(done), sums=self.sums, counted=self.counted,
+            averaged=self.average.updates if self.average else 0, scaler=scaler.state_dict() if scaler else {},
+        )  # fmt: skip
+        weights = state.weights(self.network)
+        moments = state.optimizer_state(self.optimizer, self.network)
+        average = {n: state.full(v) for n, v in self.average.values.items()} if self.average else None
+
+        def fill(folder: Path) -> None:
+            self._write_model(folder / "model", weights)
+            state.save_optimizer(moments, folder)
+            if average is not None:
+                state.save_tensors(average, folder / state.AVERAGE)
+            write_json(folder / "trainer.json", resumed.model_dump(mode="json"))
+
+        if self.processes.main:
+            write_checkpoint(self.out / f"step-{done:08d}", done, self.mark, fill)
+            prune(self.out, self.config.keep_checkpoints, self.mark)
+        self.processes.wait()
+
+    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        self.network.save_pretrained(folder, state_dict=weights)
+        self.processor.save_pretrained(folder)
+
+    def _finish(self) -> TrainReport:
+        report = self._report(self.config.steps)
+        results = {"final": state.weights(self.network)}
+        if self.average is not None:
+            results["final_ema"] = self.average.weights(self.network)
+        if self.processes.main:
+            if self.config.ensemble is not None and self.init is not None:
+                results["final_ensemble"] = _mean(self.init, results["final"], self.config.ensemble)
+            for name, weights in reversed(results.items()):  # final last: with it the run counts as done
+                fill = partial(self._write_model, weights=weights)
+                write_checkpoint(self.out / name, self.config.steps, self.mark, fill)
+            write_json(self.out / "report.json", report.model_dump(mode="json"))
+            prune(self.out, 0, self.mark)
+        self.processes.wait()
+        return report
+
+
+def _mean(init: str, trained: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """``share`` of the starting model and the rest of the trained one (weight-space ensembles, arXiv 2109.01903)."""
+    start = GlipForObjectDetection.from_pretrained(init).state_dict()
+    return {
+        name: torch.lerp(value, start[name].to(value), share) if value.is_floating_point() else value
+        for name, value in trained.items()
+    }
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {k: _to(v, device) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_to(v, device) for v in value]
+    return value

@@ -1,0 +1,118 @@
+"""``accelerate launch``: killed at random steps, on one process and on two, DDP and FSDP2."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model import GlipForObjectDetection
+from pipeline.config import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
+from tests.conftest import tiny_model
+from tests.fixtures.training import launch, poison, write_sources
+
+pytestmark = pytest.mark.slow
+
+CONFIG = TrainConfig(
+    steps=9, batch_size=4, learning_rate=1e-3, warmup_steps=2, image_sizes=(64,), max_image_size=128, ema=0.9,
+    mixture={"detection": 1, "pseudo": 1}, prompt=PromptConfig(max_negatives=2), save_every=2, log_every=1,
+)  # fmt: skip
+CALM = CONFIG.model_copy(
+    # half of the boxes teach no position: the processes' batches differ in whether they have any that does
+    update={"steps": 4, "learning_rate": 1e-4, "noisy": NoisyLabelConfig(regress_above=0.8, score_weight=True)}
+)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return write_sources(tmp_path_factory.mktemp("launched") / "train")
+
+
+def without_dropout() -> ModelConfig:
+    model = tiny_model(ModelConfig)
+    settings = {**model.settings, "drop_block_prob": 0.0, "fusion_dropout": 0.0}
+    settings["backbone_config"] = {**settings["backbone_config"], "drop_path_rate": 0.0}
+    return model.model_copy(update={"settings": settings, "text_dropout": 0.0})
+
+
+@pytest.fixture(scope="module")
+def alone(sources, tmp_path_factory):
+    """CALM on one process, without dropout: its report and folder."""
+    out = tmp_path_factory.mktemp("alone")
+    return launch(out, CALM, sources, model=without_dropout()), out
+
+
+def weights(out: Path, name: str = "final") -> dict[str, torch.Tensor]:
+    return load_file(out / name / "model.safetensors")
+
+
+def assert_alike(report, out: Path, other_report, other_out: Path) -> None:
+    """Curves to 1e-5 of their values, weights to 1e-5."""
+    assert len(report.curve) == len(other_report.curve)
+    for row, other in zip(report.curve, other_report.curve, strict=True):
+        assert row == pytest.approx(other, rel=1e-5, abs=2e-6)
+    for name in ("final", "final_ema"):
+        mine, others = weights(out, name), weights(other_out, name)
+        assert mine.keys() == others.keys()
+        assert max(float((mine[n] - others[n]).abs().max()) for n in mine) <= 1e-5
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_steps_it_ends_as_an_undisturbed_one(sources, tmp_path, processes):
+    model = tiny_model(ModelConfig)
+    whole = launch(tmp_path / "whole", CONFIG, sources, model=model, processes=processes)
+    steps = sorted(random.sample(range(1, CONFIG.steps), 3))
+    print("killed after steps", steps)
+    for step in steps:
+        launch(tmp_path / "killed", CONFIG, sources, model=model, processes=processes, kill_after=step)
+    again = launch(tmp_path / "killed", CONFIG, sources, model=model, processes=processes)
+    assert again == whole, steps
+    for name in ("final", "final_ema"):
+        mine, other = weights(tmp_path / "killed", name), weights(tmp_path / "whole", name)
+        assert all(mine[n].equal(other[n]) for n in other) and mine.keys() == other.keys(), steps
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(alone, sources, tmp_path):
+    report = launch(tmp_path / "two", CALM, sources, model=without_dropout(), processes=2)
+    assert_alike(report, tmp_path / "two", *alone)
+    assert report.lost == alone[0].lost
+
+
+def test_a_run_of_two_processes_goes_on_as_one(alone, sources, tmp_path):
+    launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, kill_after=3)
+    assert (tmp_path / "a" / "step-00000002").is_dir()
+    report = launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=1)
+    assert_alike(report, tmp_path / "a", *alone)
+
+
+def test_fsdp2_trains_and_goes_on_as_one_process(alone, sources, tmp_path):
+    launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, fsdp=True, kill_after=3)
+    report = launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, fsdp=True)
+    assert_alike(report, tmp_path / "a", *alone)
+    loaded = GlipForObjectDetection.from_pretrained(tmp_path / "a" / "final")
+    assert loaded.config.architectures == ["GlipForObjectDetection"]
+    assert all(loaded.state_dict()[n].equal(v) for n, v in weights(tmp_path / "a").items())
+
+
+def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sources, tmp_path):
+    config = CALM.model_copy(update={"accumulate": 2})
+    one = launch(tmp_path / "one", config, sources, model=without_dropout())
+    two = launch(
+        tmp_path / "two", config.model_copy(update={"batch_size": 4}), sources, model=without_dropout(), processes=2
+    )
+    assert_alike(two, tmp_path / "two", one, tmp_path / "one")
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(sources, tmp_path, teacher):
+    init = poison(teacher, tmp_path / "poisoned")
+    config = CALM.model_copy(
+        update={"steps": 6, "max_skipped_steps": 5, "freeze_text_layers": 1, "ema": None, "batch_size": 2}
+    )
+    reports = {n: launch(tmp_path / str(n), config, sources, init=init, processes=n) for n in (1, 2)}
+    assert reports[1].skipped_steps == reports[2].skipped_steps >= 1
+    assert [len(row) for row in reports[1].curve] == [len(row) for row in reports[2].curve]  # the same steps
+    told = [p.read_text() for p in (tmp_path / "2").glob("nonfinite-*/rank-*.json")]
+    assert len(told) == 2 * reports[2].skipped_steps and any("another process's was not" in text for text in told)

@@ -1,0 +1,161 @@
+"""Options of a training: each does what it says, and none that only looks on changes a weight."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model import GlipForObjectDetection, GlipProcessor
+from pipeline.config import ModelConfig
+from pipeline.errors import InputError, RunError
+from pipeline.stages import train
+from tests.fixtures.training import poison, write_sources
+from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
+from tests.pipeline.stages.test_train_launched import without_dropout
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, list[str]]:
+    return write_sources(tmp_path / "train")
+
+
+def changed(**settings):
+    return CONFIG.model_copy(update=settings)
+
+
+@pytest.fixture
+def poisoned(teacher, tmp_path) -> str:
+    return str(poison(teacher, tmp_path / "poisoned"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_batch_is_written(sources, tmp_path, poisoned):
+    with pytest.raises(RunError, match=r"step \d+: non-finite loss.*the batch is in .*nonfinite-.*records: ") as error:
+        train.run(CONFIG, sources, tmp_path / "o", init=poisoned)
+    (folder,) = (tmp_path / "o").glob("nonfinite-*")
+    told = json.loads((folder / "rank-0.json").read_text())
+    assert any("dog" in caption for caption in told["captions"])
+    assert len(told["records"]) == 2 and all(name in str(error.value) for name in told["records"])
+    assert told["records"][0].split("/")[0] in {"detection-000000", "pseudo-000000"}
+    (inputs,) = torch.load(folder / "rank-0.pt", weights_only=True)
+    network = GlipForObjectDetection.from_pretrained(poisoned).train()
+    with pytest.raises(FloatingPointError):
+        network(**inputs)
+
+
+def test_up_to_a_stated_number_of_such_steps_is_left_out_and_counted(sources, tmp_path, poisoned):
+    config = changed(max_skipped_steps=5, freeze_text_layers=1, ema=0.5, steps=6)
+    report = train.run(config, sources, tmp_path / "o", init=poisoned)
+    assert 1 <= report.skipped_steps < 6 == len(report.curve)
+    assert sum("loss" not in row for row in report.curve) == report.skipped_steps  # a row a step, as log_every is 1
+    assert len(list((tmp_path / "o").glob("nonfinite-*"))) == report.skipped_steps
+    for name in ("final", "final_ema"):
+        after = load_file(tmp_path / "o" / name / "model.safetensors")
+        assert all(v.isfinite().all() for n, v in after.items() if "word_embeddings" not in n)
+    with pytest.raises(Killed):
+        train.run(config, sources, tmp_path / "k", init=poisoned, progress=KillAt(5))
+    assert train.run(config, sources, tmp_path / "k", init=poisoned) == report
+    assert files(tmp_path / "k" / "final") == files(tmp_path / "o" / "final")
+
+
+def test_looking_on_changes_nothing(sources, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = run(sources, tmp_path / "plain")
+    seen = run(sources, tmp_path / "seen", changed(draw_every=2), data_workers=1)
+    mine, other = files(tmp_path / "seen" / "final"), files(tmp_path / "plain" / "final")
+    assert seen.curve == plain.curve and mine["model.safetensors"] == other["model.safetensors"]
+    events = EventAccumulator(str(tmp_path / "seen" / "tensorboard")).Reload()
+    assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/data_wait_share"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [e.step for e in events.Images("predictions_and_targets/1")] == [2, 4]
+    assert events.Images("predictions_and_targets/0")[0].width == 960
+
+
+def test_figures_between_log_lines_survive_a_kill(sources, tmp_path):
+    config = changed(log_every=3, save_every=2, steps=6)
+    whole = run(sources, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        run(sources, tmp_path / "killed", config, progress=KillAt(3))
+    assert run(sources, tmp_path / "killed", config).curve == whole.curve
+
+
+def test_gradient_checkpointing_gives_the_same_weights(sources, tmp_path):
+    run(sources, tmp_path / "plain")
+    run(sources, tmp_path / "again", changed(gradient_checkpointing=True))
+    mine, other = (load_file(tmp_path / n / "final" / "model.safetensors") for n in ("plain", "again"))
+    assert max(float((mine[n] - other[n]).abs().max()) for n in mine) < 1e-6
+
+
+def test_micro_batches_with_as_many_positives_add_up_to_the_big_batch(sources, tmp_path):
+    """Pseudo-labelled records alone: one box each, in the same place, so every normaliser is the same."""
+    one_source = {"pseudo": sources["pseudo"]}
+    settings = {"mixture": {}, "batch_size": 4, "flip": 0.0, "learning_rate": 1e-4, "steps": 3}
+    big = train.run(changed(**settings), one_source, tmp_path / "a", model=without_dropout())
+    small = train.run(changed(**settings, accumulate=2), one_source, tmp_path / "b", model=without_dropout())
+    assert [r["loss"] for r in small.curve] == pytest.approx([r["loss"] for r in big.curve], rel=1e-5)
+    assert [r["grad_norm"] for r in small.curve] == pytest.approx([r["grad_norm"] for r in big.curve], rel=1e-4)
+
+
+def test_an_ensemble_lies_between_the_start_and_the_end(sources, tmp_path, teacher):
+    train.run(changed(ensemble=0.25), sources, tmp_path / "o", init=str(teacher))
+    start = load_file(teacher / "model.safetensors")
+    end, mean = (load_file(tmp_path / "o" / n / "model.safetensors") for n in ("final", "final_ensemble"))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, 0.25 * start[name] + 0.75 * end[name])
+    GlipForObjectDetection.from_pretrained(tmp_path / "o" / "final_ensemble")
+    with pytest.raises(InputError, match=r"ensemble: .*--init"):
+        run(sources, tmp_path / "p", changed(ensemble=0.25))
+
+
+def test_a_checkpoint_is_a_model_folder(sources, tmp_path):
+    with pytest.raises(Killed):
+        run(sources, tmp_path / "o", progress=KillAt(3))
+    folder = tmp_path / "o" / "step-00000002" / "model"
+    network, saved = GlipForObjectDetection.from_pretrained(folder), load_file(folder / "model.safetensors")
+    assert all(saved[n].equal(v) for n, v in network.state_dict().items())
+    GlipProcessor.from_pretrained(folder)
+
+
+def test_a_checkpoint_of_another_network_is_told(sources, tmp_path):
+    from pipeline.training.state import load_weights
+
+    network = GlipForObjectDetection.from_pretrained(_saved(sources, tmp_path))
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(RunError, match="holds other tensors than the network"):
+        load_weights(network, tmp_path / "other.safetensors")
+
+
+def _saved(sources, tmp_path) -> Path:
+    run(sources, tmp_path / "s", changed(steps=1))
+    return tmp_path / "s" / "final"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"batch_size": 3, "accumulate": 2}, {}, "batch_size 3 cannot be shared by 1 processes times accumulate 2"),
+        ({}, {"tracker": "wandb"}, "--log-with wandb: not installed; `pip install wandb` adds it"),
+        ({}, {"tracker": "mlflow"}, "want one of wandb, trackio"),
+    ],
+)
+def test_what_cannot_be_is_told(sources, tmp_path, settings, options, message):
+    from importlib.util import find_spec
+
+    if options.get("tracker") == "wandb" and find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    with pytest.raises(InputError, match=message):
+        run(sources, tmp_path / "o", changed(**settings), **options)
+
+
+def test_a_new_networks_paths_are_asked_for():
+    from pipeline.training.build import build_model
+
+    with pytest.raises(InputError, match=r"model.text_encoder: .*model.text_encoder=FOLDER"):
+        build_model(ModelConfig(), None)
+    with pytest.raises(InputError, match=r"model.backbone: nowhere.pth .*model.backbone=FILE"):
+        build_model(ModelConfig(text_encoder="minilm", backbone="nowhere.pth"), None)

@@ -1,0 +1,50 @@
+"""The released recipes: they load, hold the released settings, and ask for the paths that they leave open."""
+
+import pytest
+
+from model import GlipBackboneConfig, GlipConfig
+from pipeline.config import TrainConfig
+from pipeline.errors import InputError
+from pipeline.recipes import load_recipe, recipe_names
+from pipeline.training.build import build_model
+from pipeline.training.optim import make_optimizer, set_rates
+from tests.pipeline.training.test_optim import Net
+
+
+@pytest.mark.parametrize(("recipe", "variant"), [("glip_t", "glip-t"), ("glip_l", "glip-l")])
+def test_a_recipe_is_its_released_network_and_asks_for_its_paths(recipe, variant):
+    assert recipe in recipe_names()
+    settings = dict(load_recipe(recipe).model.settings)
+    backbone = GlipBackboneConfig(**settings.pop("backbone_config", {}))
+    made = GlipConfig(backbone_config=backbone, **settings).to_dict()
+    released = GlipConfig.variant(variant).to_dict()
+    assert made == released
+    with pytest.raises(InputError, match=r"BERT_BASE_UNCASED_FOLDER is no model folder.*--set"):
+        build_model(load_recipe(recipe).model, None)
+    with pytest.raises(InputError, match=r"model.backbone: SWIN_.*_FILE is no file.*--set"):
+        build_model(load_recipe(recipe, ["model.text_encoder=minilm"]).model, None)
+
+
+@pytest.mark.parametrize("recipe", ["glip_t", "glip_l"])
+def test_a_recipes_training_is_the_released_one(recipe):
+    loaded, defaults = load_recipe(recipe), TrainConfig()
+    for config in (loaded.teacher, loaded.student):
+        same = ("batch_size", "learning_rate", "text_learning_rate", "bias_rate_factor", "warmup_steps", "schedule")
+        same += ("milestones", "clip_grad_norm", "image_sizes", "max_image_size", "flip", "prompt")
+        assert all(getattr(config, n) == getattr(defaults, n) for n in same)
+        assert config.gradient_checkpointing and config.mixture_unit == "copies"
+    assert set(loaded.teacher.mixture) == set(loaded.data.sources)
+    assert set(loaded.student.mixture) == {*loaded.data.sources, "pseudo"}
+    t = recipe == "glip_t"
+    assert loaded.teacher.freeze_backbone_stages == (0 if t else 2)
+    assert (loaded.teacher.ema, loaded.teacher.precision) == ((0.999, "fp16") if t else (None, "float32"))
+    assert loaded.teacher.weight_decay == (1e-4 if t else 1e-2)
+
+
+def test_the_large_ones_decay_falls_before_its_rate():
+    config = load_recipe("glip_l").teacher
+    optimizer = make_optimizer(Net(), config)
+    for step, factor in ((0, 1.0), (446_999, 1.0), (447_000, 0.1), (593_999, 0.1), (594_000, 0.01)):
+        set_rates(optimizer, step, config)
+        decays = sorted({g["weight_decay"] for g in optimizer.param_groups})
+        assert decays == [0.0, pytest.approx(0.01 * factor)]
