@@ -83,7 +83,10 @@ def open_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Im
         if at_least is not None:
             height, width = reversed(at_least) if _lying(image) else at_least
             image.draft(None, (width, height))
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            image.load()  # exif_transpose would copy it
+        else:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = image.point(lambda value: value / 256).convert("L") if image.mode != "F" else image.convert("L")
         return image if image.mode == "RGB" else image.convert("RGB")
