@@ -12,6 +12,7 @@ from prefect.states import Completed
 
 from flows import stages
 from flows.artifacts import show_comparison
+from flows.notify import notify
 from flows.runners import task_runner
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
@@ -23,7 +24,7 @@ from pipeline.stats import StageReport
 from pipeline.summary import summarise
 
 
-@flow(name="self-train", flow_run_name="self-train")
+@flow(name="self-train", flow_run_name="self-train", on_failure=[notify], on_crashed=[notify])
 def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: int | None = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 

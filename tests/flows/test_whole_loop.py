@@ -9,7 +9,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -117,11 +120,55 @@ def test_a_misspelt_setting_is_refused_before_anything_runs(up):
     assert asked.status_code == 409 and "sede" in asked.text
 
 
-def test_server_and_worker_killed_in_mid_run_leave_the_same_bytes(up, deployed):
+def test_a_run_that_fails_is_told_to_those_on_call(up):
+    said: list[dict[str, str]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    make = (
+        "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Hook\n"
+        f"Hook(name='on-call', url='http://127.0.0.1:{server.server_address[1]}/a-secret', "
+        "json_data={'subject': '{{subject}}', 'body': '{{body}}'}).save('on-call', overwrite=True)"
+    )
+    subprocess.run([sys.executable, "-c", make], env=up.env, cwd=ROOT, check=True)
+    config = tiny_config()
+    data = config.data.model_copy(update={"sources": ()})
+    run = up.start(up.runs / "fails", config.model_copy(update={"data": data}))
+    wait_until(lambda: up.ended(run), 120, "the run's end", up.process)
+    assert up.state(run)[0] == "FAILED"
+    wait_until(lambda: said, 60, "the word of it")
+    assert said[0]["subject"] == "self-train: Failed" and "data.sources" in said[0]["body"]
+    server.shutdown()
+
+
+def labelling(run: Path) -> int | None:
+    """The pid of a process that labels for the run."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "pipeline pseudo-label" in words and str(run) in words:
+            return int(path.parent.name)
+    return None
+
+
+def test_server_worker_and_labelling_killed_in_mid_run_leave_the_same_bytes(up, deployed):
     out = up.runs / "killed"
     run = up.start(out, tiny_config())
     shards = out / "regions" / "round-1"
     wait_until(lambda: list(shards.glob("*.report.json")), 420, f"shards in {shards}", up.process)
+    if (pid := labelling(out)) is not None:
+        os.kill(pid, signal.SIGKILL)
     up.kill("server start")
     up.kill("worker start")
     wait_until(lambda: up.ended(run), 600, "the run's end", up.process)

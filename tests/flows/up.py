@@ -39,7 +39,9 @@ class Up:
         self.port = three_ports()
         self.url = f"http://127.0.0.1:{self.port}"
         self.api = f"{self.url}/api"
-        self.env = environment(home / "prefect", PREFECT_API_URL=self.api)
+        self.env = environment(
+            home / "prefect", PREFECT_API_URL=self.api, GLIP_SELF_TRAIN_NOTIFY="custom-webhook/on-call"
+        )
         self._log = open(home / "up.log", "wb")  # noqa: SIM115 - as long as the process
         command = [
             str(BIN / "self-train"), "up", "--port", str(self.port), "--runs", str(self.runs), "--logs", str(self.logs),
