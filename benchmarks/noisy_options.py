@@ -1,0 +1,147 @@
+"""What each way to treat noisy labels is worth on the demo's data, over several seeds: one setting changed at a time.
+
+    python benchmarks/noisy_options.py --json options.json
+    python benchmarks/noisy_options.py --options score_weight ema --seeds 0 1        # some of them
+
+Each seed has a run of the loop (scenes, teacher, labels, student) of its own, and every option trains the student again on
+that run's labels, from that run's teacher; the averages of weights (``ema``, ``ensemble``) are of the recipe's own student.
+Keys: ``options``: name -> ``change`` (mean of BASE R@1, BASE AP50, NOVEL R@1, NOVEL AP50 less the recipe's, in points) and
+``by_seed``; ``recipe``: the recipe's student by seed. What is done in the folder is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline.io.paths import expand_shards
+from pipeline.recipes import load_recipe
+from pipeline.run_layout import RunLayout
+from pipeline.summary import model_metrics
+
+METRICS = ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")
+AVERAGES = {"ema": "ema=0.99", "ensemble": "ensemble=0.3"}
+"""Options that change no training: the student's folder holds them beside its final weights."""
+OPTIONS = {
+    "score_weight": ["noisy.score_weight=true"],
+    "regress_above": ["noisy.regress_above=0.7"],
+    "caption_negatives": ["noisy.caption_negatives=0.5"],
+    "no_ignore_uncertain": ["noisy.ignore_uncertain=false"],
+    "no_names_share": ["noisy.names_share=0"],
+}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def call(log: Path, *command: str) -> None:
+    """Run a command of this environment with its words in a log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as words:
+        done = subprocess.run(command, stdout=words, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:5])} ... ended with {done.returncode}; see {log}")
+
+
+def base_run(root: Path, seed: int) -> RunLayout:
+    """The loop as ``make demo`` does it, without control and photographs; its student also leaves its averages."""
+    changes = ["control=false", "resources.threads=1", "resources.parallel=1", "demo.photos=false", f"seed={seed}"]
+    changes += [f"student.{change}" for change in AVERAGES.values()]
+    command = [str(Path(sys.executable).with_name("self-train")), "run", "--recipe", "demo", "--out", str(root)]
+    call(root.with_suffix(".log"), *command, *(p for change in changes for p in ("--set", change)))
+    return RunLayout(root)
+
+
+def option_run(layout: RunLayout, seed: int, name: str) -> dict[str, float]:
+    """The option's student on the run's labels; its metrics."""
+    log = layout.root / "options" / f"{name}.log"
+    pipeline = (sys.executable, "-m", "pipeline")
+    if name in AVERAGES:
+        student = layout.student(1) / f"final_{name}"
+    else:
+        sources = {n: str(layout.train / f"{n}-*.tar") for n in load_recipe(str(layout.config)).data.sources}
+        sources["pseudo"] = str(layout.pseudo(1) / "pseudo-*.tar")
+        folder = layout.root / "options" / name
+        command = [*pipeline, "train-student", "--recipe", str(layout.config), "--set", f"seed={seed + 1000}"]
+        command += ["--set", "ema=null", "--set", "ensemble=null", "--threads", "1"]
+        command += [p for change in OPTIONS[name] for p in ("--set", change)]
+        command += [p for n, shards in sources.items() for p in ("--source", f"{n}={shards}")]
+        call(log, *command, "--init", str(layout.teacher_of(1)), "--out", str(folder))
+        student = folder / "final"
+    return evaluated(layout, student, layout.root / "options" / f"{name}-evaluation", log)
+
+
+def evaluated(layout: RunLayout, model: Path, out: Path, log: Path) -> dict[str, float]:
+    """BASE and NOVEL of a model."""
+    config = load_recipe(str(layout.config))
+    command = [sys.executable, "-m", "pipeline", "evaluate", "--recipe", str(layout.config), "--model", str(model)]
+    for name in (config.data.base, config.data.novel):
+        for shard in expand_shards(str(layout.train / f"{name}-*.tar")):
+            command += ["--set-shards", f"{name}={shard}"]
+    call(log, *command, "--out", str(out))
+    return model_metrics(out / "metrics.json", config)
+
+
+def differences(option: dict[int, dict[str, float]], recipe: dict[int, dict[str, float]]) -> dict[str, Any]:
+    """Mean change of each metric, in points, and its standard deviation over seeds."""
+    change: dict[str, Any] = {}
+    for metric in METRICS:
+        by_seed = [option[seed][metric] - recipe[seed][metric] for seed in option]
+        change[metric] = {
+            "mean": round(mean(by_seed), 2),
+            "deviation": round(stdev(by_seed), 2) if len(by_seed) > 1 else None,
+        }
+    return {"change": change, "by_seed": option}
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [*AVERAGES, *OPTIONS]
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--options", nargs="+", choices=every, default=every)
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="trainings at a time, a thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/noisy"), help="folder of the runs (default: runs/noisy)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+
+    with ThreadPoolExecutor(args.parallel) as pool:
+        runs = {seed: pool.submit(base_run, args.out.absolute() / f"seed-{seed}", seed) for seed in args.seeds}
+
+        def measured(seed: int, name: str) -> dict[str, float]:
+            metrics = option_run(runs[seed].result(), seed, name)
+            print(f"seed {seed} {name:20} {metrics}", flush=True)
+            return metrics
+
+        options: dict[str, dict[int, Future[dict[str, float]]]] = {
+            name: {seed: pool.submit(measured, seed, name) for seed in args.seeds} for name in args.options
+        }
+        recipe = {
+            seed: model_metrics(run.result().evaluation("student-1") / "metrics.json", load_recipe("demo"))
+            for seed, run in runs.items()
+        }
+        figures: dict[str, Any] = {
+            "recipe": recipe,
+            "options": {
+                name: differences({seed: f.result() for seed, f in futures.items()}, recipe)
+                for name, futures in options.items()
+            },
+            "settings": AVERAGES | {name: ", ".join(changes) for name, changes in OPTIONS.items()},
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        }
+    print(f"{'points over the recipe':22}" + "".join(f"{m:>22}" for m in METRICS))
+    for name, row in figures["options"].items():
+        cells = [f"{row['change'][m]['mean']:+.1f} ± {row['change'][m]['deviation'] or 0:.1f}" for m in METRICS]
+        print(f"{name:22}" + "".join(f"{c:>22}" for c in cells))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
