@@ -56,7 +56,7 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
 
     import flows.jobs
     from flows.children import Job
-    from flows.stages import Stager
+    from flows.stager import Stager
     from pipeline.config import ResourcesConfig, SelfTrainConfig
     from pipeline.io.commit import commit_report
     from pipeline.io.paths import stem

@@ -108,3 +108,11 @@ def show_comparison(rows: Sequence[Mapping[str, Any]], markdown: str) -> None:
         [dict(r) for r in rows], key="comparison", description="teacher, control and student, in percent"
     )
     create_markdown_artifact(markdown, key="report", description="the run's numbers")
+
+
+@_never_fatal
+def show_round(number: int, markdown: str) -> None:
+    """One round's page: its metrics, gates, labels and verdict."""
+    create_markdown_artifact(
+        markdown, key=f"round-{number}", description=f"round {number}: metrics, gates, labels, verdict"
+    )

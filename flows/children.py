@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.lifeline import LIFELINE
 from pipeline.progress import PROGRESS_FILE, ProgressNote
 
 _TIMES = threading.Lock()
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 TAIL_LINES = 12
 
 
@@ -36,6 +38,7 @@ class Job(BaseModel):
     logs: Path
     threads: int | None = Field(None, description="CPU threads; default: all cores")
     kept: bool = Field(False, description="run in a process that keeps what it loads; see flows/on_ray.py")
+    gpus: int = Field(0, ge=0, description="of this machine that it needs for itself; see flows/gpus.py")
 
     @property
     def report(self) -> Path:
@@ -60,19 +63,33 @@ def pipeline_command(stage: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "pipeline", stage, *arguments)
 
 
-def launch_command(module: str, *arguments: str, device: str = "cpu", processes: int = 1) -> tuple[str, ...]:
-    """``accelerate launch`` of a module, every question that it would ask answered."""
+def launch_command(
+    module: str, *arguments: str, device: str = "cpu", processes: int = 1, fsdp: bool = False
+) -> tuple[str, ...]:
+    """``accelerate launch`` of a module in ``processes`` on this machine, every question that it would ask answered.
+
+    fsdp: they share the weights out (FSDP2); else each has them all (DDP).
+    """
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     launcher += ["--num_processes", str(processes), "--num_machines", "1"]
     # the recipe's precision is the trainer's affair
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if device == "cpu":
+    if processes > 1:
+        launcher += ["--main_process_port", "0"]  # any that is free: several trainings may run on a machine
+        fsdp_options = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+        launcher += (
+            fsdp_options if fsdp else ["--multi_gpu"]
+        )  # of CPUs too: --cpu starts one process whatever the number
+    elif device == "cpu":
         launcher.append("--cpu")
     return (*launcher, "-m", module, *arguments)
 
 
-def run_child(job: Job) -> dict[str, Any] | None:
+def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
     """Run a job to its end with its output in ``logs/NAME.log``; its time and peak memory go to ``times.jsonl``.
+
+    It sees the ``gpus`` with these ids and no others; without any, those that this process sees.
+
 
     Whatever ends this function early ends the child, and what the child started, too.
 
@@ -91,6 +108,8 @@ def run_child(job: Job) -> dict[str, Any] | None:
     # training 7 times slower than it had to be, short ones 2.5 times; alone they cost nothing that could be measured
     environment = {"GOMP_SPINCOUNT": "30000"} | dict(os.environ, TOKENIZERS_PARALLELISM="false")
     environment |= {PROGRESS_FILE: str(job.progress), LIFELINE: "stdin"}
+    if gpus:
+        environment[VISIBLE] = ",".join(gpus)
     if job.threads:
         environment |= {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
     began = time.monotonic()

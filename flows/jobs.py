@@ -17,6 +17,7 @@ from prefect.runtime import task_run
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.children import Job, run_child
+from flows.gpus import taken
 from pipeline.errors import InputError, RunError
 from pipeline.stats import StageReport
 
@@ -51,6 +52,9 @@ def run_job(job: Job) -> dict[str, Any] | None:
         from flows.on_ray import run_kept  # ray is an extra
 
         report = run_kept(job)
+    elif job.gpus:
+        with taken(job.gpus) as gpus:
+            report = run_child(job, gpus)
     else:
         report = run_child(job)
     failed = (report or {}).get("failed", [])

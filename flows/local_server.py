@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import RunError
-from pipeline.report.dashboard import BOARD, FILES
+from pipeline.report.inside import BOARD, FILES
 
 log = logging.getLogger("glip_self_train")
 

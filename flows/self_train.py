@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.flows import Flow
 from prefect.states import Completed
 
 from flows import stages
 from flows.artifacts import show_comparison
 from flows.notify import notify
-from flows.runners import task_runner
+from flows.rounds import one_round, run_stage
+from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
+from pipeline.evaluation.promote import parse_gates
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report
+from pipeline.rounds import RoundResult, check_promotion
 from pipeline.run_layout import RunLayout
 from pipeline.stats import StageReport
 from pipeline.summary import summarise
@@ -33,58 +34,57 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
     Args:
         out: folder of the run; everything it makes lies there.
         config: the recipe. Its defaults are the demo's.
-        rounds: how many times a student becomes the next teacher; default: the recipe's.
+        rounds: teacher -> labels -> student, so many times at most; default: the recipe's.
 
     Returns:
         the summary that is written to ``out/summary.json``. Where shards were set aside (``resources.max_failed`` allowed it) the
-        run's state is "Completed with losses" and says how many.
+        run's state is "Completed with losses" and says how many; where a student was refused or gained too little (``promotion``)
+        before the last round, "Stopped after round N" and why.
     """
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
     check_inputs(config)
-
-    def run(stage: Flow[..., Any], *arguments: Any) -> Any:
-        runner: Any = task_runner(config.resources, stage.name)
-        return stage.with_options(task_runner=runner)(out, config, *arguments)
-
+    layout = RunLayout(folder_of(out))
     reports: dict[str, Any] = {}
-
-    def counted(name: str, stage: Flow[..., Any], *arguments: Any) -> None:
-        report: StageReport = run(stage, *arguments)
-        reports[name] = report.model_dump(mode="json")
-
     if config.demo is not None:
-        run(stages.make_demo_data)
-    counted("ingest", stages.ingest)
-    counted("parse-phrases", stages.parse_phrases)
-    run(stages.train_teacher)
-    for round_number in range(1, config.rounds + 1):
-        suffix = f"-{round_number}" if config.rounds > 1 else ""
-        counted(f"pseudo-label{suffix}", stages.pseudo_label, round_number)
-        counted(f"filter-boxes{suffix}", stages.filter_boxes, round_number)
-        counted(f"build-shards{suffix}", stages.build_shards, round_number)
-        run(stages.train_student, round_number)
-    models = ["teacher"]
-    for round_number in range(1, config.rounds + 1):
-        models += [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
+        run_stage(stages.make_demo_data, out, config)
+    for stage in (stages.ingest, stages.parse_phrases):
+        report: StageReport = run_stage(stage, out, config)
+        reports[stage.name] = report.model_dump(mode="json")
+    run_stage(stages.train_teacher, out, config)
     if config.data.base or config.data.novel:
-        run(stages.evaluate, models)
+        run_stage(stages.evaluate, out, config, ["teacher"])
+        check_promotion(config, layout)
+    results: list[RoundResult] = []
+    for number in range(1, config.rounds + 1):
+        done = one_round(out, config, number)
+        suffix = f"-{number}" if config.rounds > 1 else ""
+        reports |= {f"{name}{suffix}": report for name, report in done.reports.items()}
+        results.append(done.result)
+        if not done.result.go_on:
+            break
     if config.demo is not None and config.demo.get("photos", True):
-        run(stages.label_photos)
-    layout = RunLayout(Path(out).absolute())
-    summary = summarise(config, layout, reports)
-    write_run_report(config, layout, summary)
+        run_stage(stages.label_photos, out, config)
+    summary = summarise(config, layout, reports, results)
+    write_run_report(layout, summary)
     show_comparison(comparison(summary), dashboard_markdown(summary, layout))
-    plain = json.loads(json.dumps(summary))
-    lost = {name: len(report["failed"]) for name, report in reports.items() if report["failed"]}
+    return ended(json.loads(json.dumps(summary)))
+
+
+def ended(summary: dict[str, Any]) -> Any:
+    """The summary, or a completed state that holds it and says in its name what is unusual: shards set aside, rounds not begun."""
+    reports = {name: stage["report"] for name, stage in summary["stages"].items() if "report" in stage}
+    lost = [f"{name} set {len(r['failed'])} shards aside" for name, r in reports.items() if r["failed"]]
     if lost:
-        words = ", ".join(f"{name} set {n} shards aside" for name, n in lost.items())
-        return Completed(name="Completed with losses", message=words, data=plain)
-    return plain
+        words = ", ".join(lost) + (f"; {summary['stopped']}" if summary["stopped"] else "")
+        return Completed(name="Completed with losses", message=words, data=summary)
+    if summary["stopped"]:
+        return Completed(name=f"Stopped after round {summary['rounds']}", message=summary["stopped"], data=summary)
+    return summary
 
 
 def check_inputs(config: SelfTrainConfig) -> None:
-    """Raises InputError before anything runs if the recipe lacks what its stages will ask for."""
+    """Raises InputError before anything runs if the recipe lacks what its stages will ask for, or has a gate that cannot be read."""
     data = config.data
     if not data.sources:
         raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
@@ -93,6 +93,7 @@ def check_inputs(config: SelfTrainConfig) -> None:
             raise InputError(f"{name}.mixture names {sorted(mixture)}, but data.sources are {list(data.sources)}")
     if "pseudo" not in config.student.mixture:
         raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
+    parse_gates(config.promotion.gates)
     if config.demo is None:
         for name in ("manifest", "crawl"):
             if not getattr(data, name):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from prefect import flow
 
 from flows.artifacts import show_sweep
-from flows.children import Job, launch_command, pipeline_command
+from flows.children import Job
 from flows.jobs import run_job, run_jobs
+from flows.stager import repeated, stager
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
 from pipeline.errors import InputError
-from pipeline.io.commit import write_atomic, write_json
 from pipeline.io.paths import expand_shards, stem
 from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
@@ -27,97 +25,6 @@ OUT, DEMO = "runs/demo", load_recipe("demo")
 """What the run forms of the stages begin with."""
 THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 """What the dashboard's table of thresholds shows."""
-
-
-def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
-    """Shards in tasks of ``size`` at most, and of about equal sizes when there are fewer than ``parallel`` times it."""
-    size = max(1, min(size, -(-len(shards) // parallel)))
-    return [list(shards[i : i + size]) for i in range(0, len(shards), size)]
-
-
-def repeated(option: str, values: Sequence[str]) -> list[str]:
-    """``--option value`` for every value."""
-    return [part for value in values for part in (option, value)]
-
-
-class Stager:
-    """Makes the jobs of one run: its folder, its settings, and what each child may use."""
-
-    def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
-        self.config, self.layout = config, layout
-
-    def job(self, name: str, stage: str, *arguments: str, together: int = 1, counted_as: str | None = None) -> Job:
-        """A stage command as a job; ``together`` jobs run at a time and share the cores."""
-        command = pipeline_command(stage, "--recipe", str(self.layout.config), *arguments)
-        job = self._job(name, counted_as or stage, command, together)
-        return job.model_copy(update={"command": (*job.command, "--report-json", str(job.report))})
-
-    def training(
-        self,
-        name: str,
-        stage: str,
-        config: TrainConfig,
-        sources: Mapping[str, Sequence[str]],
-        out: Path,
-        *,
-        init: Path | None,
-        together: int = 1,
-    ) -> Job:
-        """A training under ``accelerate launch``; its settings are written beside the run's."""
-        settings = self.layout.root / "settings"
-        write_json(settings / f"{name}.json", config.model_dump(mode="json"))
-        arguments = ["--config", str(settings / f"{name}.json"), "--out", str(out)]
-        if init is None:
-            write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
-            arguments += ["--model", str(settings / "model.json")]
-        else:
-            arguments += ["--init", str(init)]
-        arguments += [p for n, shards in sources.items() for s in shards for p in ("--source", f"{n}={s}")]
-        device = self.config.resources.device
-        arguments += ["--device", device]
-        if threads := self._threads(together):
-            arguments += ["--threads", str(threads)]
-        return self._job(name, stage, launch_command("pipeline.train_main", *arguments, device=device), together)
-
-    def _threads(self, together: int) -> int | None:
-        if self.config.resources.threads is not None:
-            return self.config.resources.threads
-        if together == 1:
-            return None
-        return max(1, (os.cpu_count() or 1) // min(together, self.config.resources.parallel))
-
-    def _job(self, name: str, stage: str, command: Sequence[str], together: int) -> Job:
-        return Job(
-            name=name,
-            stage=stage,
-            command=tuple(command),
-            logs=self.layout.logs,
-            threads=self._threads(together),
-        )
-
-    def chunked(
-        self, name: str, stage: str, option: str, shards: Sequence[str], *arguments: str, kept: bool = False
-    ) -> list[Job]:
-        """One job a chunk of shards; ``kept`` on a cluster, if there is one, in processes that keep what they load."""
-        resources = self.config.resources
-        parts = chunks(shards, resources.chunk_shards, resources.parallel)
-        jobs = [
-            self.job(
-                f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
-                "--max-failed", str(len(part)), together=len(parts),  # the run decides how many are too many
-            )
-            for i, part in enumerate(parts)
-        ]  # fmt: skip
-        return [job.model_copy(update={"kept": kept and resources.cluster is not None}) for job in jobs]
-
-
-def stager(out: str, config: SelfTrainConfig) -> Stager:
-    """The jobs of a run in the folder ``out``, whose settings are written there."""
-    layout = RunLayout(Path(out).absolute())
-    text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
-    if not layout.config.is_file() or layout.config.read_text() != text:
-        write_atomic(layout.config, text)
-    return Stager(config, layout)
 
 
 def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
@@ -186,7 +93,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     jobs = s.chunked(
         title, "pseudo-label", "--shards", made(crawl_shards(config, s.layout), s.layout.phrases),
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
-        "--device", config.resources.device, "--out", str(s.layout.regions(round_number)), kept=True,
+        "--out", str(s.layout.regions(round_number)), kept=True, on_device=True,
     )  # fmt: skip
     return run_jobs(title, jobs, config.resources.max_failed)
 
@@ -263,8 +170,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
     jobs = [
         s.job(
             f"evaluate-{model}", "evaluate", "--model", str(s.layout.root / "checkpoints" / model / "final"),
-            *repeated("--set-shards", sets), "--device", config.resources.device,
-            "--out", str(s.layout.evaluation(model)), together=len(models),
+            *repeated("--set-shards", sets), "--out", str(s.layout.evaluation(model)), together=len(models), on_device=True,
         )
         for model in models
     ]  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -140,15 +139,9 @@ def promote(
     """
     setup_logging(verbose)
     with one_line_errors("promote"):
-        from pipeline.evaluation.compare import compare as compare_folders
-        from pipeline.evaluation.promote import DEFAULT_GATES, judge, parse_gates
-        from pipeline.io.commit import write_json
+        from pipeline.stages import promote as stage
 
-        parsed = parse_gates(gates or DEFAULT_GATES)
-        compared = compare_folders([teacher, student], samples=samples, seed=seed)
-        verdict = judge(compared, parsed, may_be_idle=not gates)
-        models = dict(zip(("teacher", "student"), compared["models"], strict=True))
-        write_json(out or Path(student) / "promotion.json", verdict | models | {"samples": samples, "seed": seed})
+        verdict = stage.run(student, teacher, gates=gates, samples=samples, seed=seed, out=out)
     for row in verdict["gates"]:
         sign = "holds" if row["holds"] else "FAILS"
         click.echo(f"{sign}  {row['gate']}: {row['metric']} {row['teacher']:.1f} -> {row['student']:.1f}")

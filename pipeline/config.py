@@ -23,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "NoisyLabelConfig",
     "ParsePhrasesConfig",
+    "PromotionConfig",
     "PromptConfig",
     "PseudoLabelConfig",
     "RescoreConfig",
@@ -193,12 +194,40 @@ class DataConfig(Config):
     novel: str | None = Field(None, description="evaluation set of names it was not taught")
 
 
+class PromotionConfig(Config):
+    """Which student teaches the next round, and when rounds stop."""
+
+    gates: tuple[str, ...] = Field(
+        (),
+        description="what must hold of student minus teacher, in points, as SET.METRIC>=POINTS or SET.METRIC>POINTS with shell "
+        "patterns; default: no ap, recall_at_1 or precision_at_1 down by more than 1, ap_rare not down",
+    )
+    gain: str | None = Field(
+        None,
+        description="SET.METRIC that rounds shall raise; default: the first metric of data.novel, else of data.base, among "
+        "recall_at_1, precision_at_1, ap",
+    )
+    least_gain: float = Field(
+        0.0, ge=0, description="points of it below which no further round is worth its cost: the student is the last"
+    )
+    samples: int = Field(1000, ge=1, description="resamples of the images, for the intervals of the differences")
+
+
 class ResourcesConfig(Config):
     """What a run may use. Never part of an output's fingerprint."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     parallel: int = Field(1, ge=1, description="child processes at a time (trainings, chunks of shards)")
     threads: int | None = Field(None, ge=1, description="CPU threads of each child; default: cores over parallel")
+    gpus: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs of a job that needs any: a chunk's labelling, an evaluation, a training; default: the machine's over parallel",
+    )
+    train_processes: int | None = Field(
+        None, ge=1, description="processes of a training on this machine; default: one a GPU, one on the CPU"
+    )
+    fsdp: bool = Field(False, description="trainings of several processes share the weights out (FSDP2)")
     chunk_shards: int = Field(8, ge=1, description="shards in one task; the commit stays per shard")
     max_failed: int = Field(
         0, ge=0, description="shards of a stage that may be set aside, each with its reason, before the run fails"
@@ -216,7 +245,9 @@ class SelfTrainConfig(Config):
 
     seed: int = Field(0, description="seed of data order, initial weights and the demo's scenes")
     rounds: int = Field(
-        1, ge=1, description="teacher -> labels -> student, so many times; a student teaches the next round"
+        1,
+        ge=1,
+        description="teacher -> labels -> student, so many times at most; a promoted student teaches the next round",
     )
     student_init: Literal["teacher", "scratch"] = Field("teacher", description="where the student starts from")
     control: bool = Field(True, description="also train the teacher on as many steps of human labels alone")
@@ -230,6 +261,7 @@ class SelfTrainConfig(Config):
     teacher: TrainConfig = TrainConfig()
     student: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    promotion: PromotionConfig = PromotionConfig()
     data: DataConfig = DataConfig()
     resources: ResourcesConfig = ResourcesConfig()
     demo: dict[str, Any] | None = Field(None, description="settings of the demo's data generator; absent for real data")

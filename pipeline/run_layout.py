@@ -61,6 +61,14 @@ class RunLayout:
         """Model folder that labels in a round."""
         return (self.teacher if round_ == 1 else self.student(round_ - 1)) / "final"
 
+    def teacher_name(self, round_: int) -> str:
+        """The same model, as evaluations name it."""
+        return "teacher" if round_ == 1 else f"student-{round_ - 1}"
+
+    def round(self, round_: int) -> Path:
+        """What was decided at the end of a round (:class:`pipeline.rounds.RoundResult`)."""
+        return self.root / "rounds" / f"round-{round_}.json"
+
     def evaluation(self, model: str) -> Path:
         """Metrics of a model: "teacher", "student-1", "control-1"."""
         return self.root / "evaluation" / model

@@ -53,6 +53,8 @@ def _stages(layout: RunLayout) -> Iterator[StageStatus]:
             yield StageStatus(title, _shards(folder, crawl), _notes(layout, title))
         for name, folder in (("student", layout.student(round_)), ("control", layout.control(round_))):
             yield _trained(layout, f"train-{name}-{round_}", folder)
+        if layout.round(round_).is_file():
+            yield StageStatus(f"round-{round_}", json.loads(layout.round(round_).read_text())["why"])
         round_ += 1
     evaluated = sorted(p.parent.name for p in (layout.root / "evaluation").glob("*/metrics.json"))
     yield StageStatus("evaluate", ", ".join(evaluated), _notes(layout, "evaluate"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
 from pipeline.io.commit import write_json
 from pipeline.label_quality import label_quality
+from pipeline.rounds import RoundResult, best_model
 from pipeline.run_layout import RunLayout
 
 CHANCE = 25.0
@@ -45,21 +47,33 @@ def stage_times(logs: Path) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def summarise(config: SelfTrainConfig, layout: RunLayout, reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def gold_of(config: SelfTrainConfig, layout: RunLayout) -> Path | None:
+    """Folder of the crawl's gold boxes, which only reports read: the demo's hidden ones, or the recipe's."""
+    if config.demo is not None:
+        return layout.data / "crawl_gold"
+    return Path(config.data.gold) if config.data.gold else None
+
+
+def summarise(
+    config: SelfTrainConfig, layout: RunLayout, reports: dict[str, dict[str, Any]], results: Sequence[RoundResult]
+) -> dict[str, Any]:
     """Gather and write ``summary.json``; returns it.
 
-    ``teacher`` is the first teacher, ``student`` and ``control`` those of the last round; ``by_round`` has them all.
+    ``teacher`` is the first teacher, ``student`` and ``control`` those of the last round that was run; ``by_round`` has them all with
+    what was decided of them. ``best`` is the model to use; ``stopped`` says why rounds ended before the recipe's number.
     """
-    last = config.rounds
+    last = len(results)
     summary: dict[str, Any] = {
         "seed": config.seed,
-        "rounds": config.rounds,
+        "rounds": last,
         "student_init": config.student_init,
         "steps": {
             "teacher": config.teacher.steps,
-            "student": config.student.steps * config.rounds,
-            "control": config.student.steps * config.rounds,
+            "student": config.student.steps * last,
+            "control": config.student.steps * last,
         },
+        "best": best_model(results),
+        "stopped": results[-1].why if last < config.rounds else None,
     }
     names = {"teacher": "teacher", "student": f"student-{last}", "control": f"control-{last}"}
     for role, name in names.items():
@@ -68,19 +82,20 @@ def summarise(config: SelfTrainConfig, layout: RunLayout, reports: dict[str, dic
             summary[role] = model_metrics(file, config)
     summary["by_round"] = [
         {
-            role: model_metrics(layout.evaluation(f"{role}-{r}") / "metrics.json", config)
+            role: model_metrics(layout.evaluation(f"{role}-{result.round}") / "metrics.json", config)
             for role in ("student", "control")
-            if (layout.evaluation(f"{role}-{r}") / "metrics.json").is_file()
+            if (layout.evaluation(f"{role}-{result.round}") / "metrics.json").is_file()
         }
-        for r in range(1, last + 1)
+        | {"result": result.model_dump(mode="json")}
+        for result in results
     ]
     if config.demo is not None:
         summary["chance"] = CHANCE
-    gold = layout.data / "crawl_gold" if config.demo is not None else config.data.gold and Path(config.data.gold)
-    if gold:
-        summary["pseudo_labels"] = label_quality(layout.labels(1), gold)
+    if gold := gold_of(config, layout):
+        by_round = [label_quality(layout.labels(result.round), gold) for result in results]
+        summary["pseudo_labels"] = by_round[0]
         if last > 1:
-            summary["pseudo_labels_by_round"] = [label_quality(layout.labels(r), gold) for r in range(1, last + 1)]
+            summary["pseudo_labels_by_round"] = by_round
     stages = stage_times(layout.logs)
     for name, report in reports.items():
         stages.setdefault(name, {})["report"] = report
@@ -102,4 +117,7 @@ def table_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{role + steps:22}{text[0]:>10}{text[1]:>11}{text[2]:>11}{text[3]:>12}")
     if "chance" in summary:
         lines.append(f"{'chance':22}{summary['chance']:>10.1f}{'':>11}{summary['chance']:>11.1f}")
+    for row in summary["by_round"]:
+        lines.append(f"round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
+    lines.append(f"the model to use: {summary['best']}")
     return lines

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from pipeline.report.inside import BOARD, address_of, jpeg_url, svg_url
 from pipeline.report.page import comparison_markdown, cost_markdown, quality_markdown
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.run import training_curves
 from pipeline.run_layout import RunLayout
 
-FILES, BOARD = "GLIP_SELF_TRAIN_FILES", "GLIP_SELF_TRAIN_BOARD"
-"""Environment, set by ``self-train up``: "URL FOLDER" of a server of files, and the address of TensorBoard."""
-PICTURE_WIDTH = 1200
-
 
 def dashboard_markdown(summary: Mapping[str, Any], layout: RunLayout) -> str:
     """The numbers, the plots, a page of labels, and where more is."""
     parts = [comparison_markdown(summary)]
-    labels = layout.report / "labels.png"
+    labels = layout.report / f"labels-round-{summary['rounds']}.png"
     if labels.is_file():
         parts.append(f"## Pseudo-labels\n\n![pseudo-labels on crawled images]({jpeg_url(labels)})\n")
     if quality := summary.get("pseudo_labels"):
@@ -43,6 +35,7 @@ def dashboard_markdown(summary: Mapping[str, Any], layout: RunLayout) -> str:
 def links(layout: RunLayout) -> list[str]:
     """Where the pages and curves are: addresses if they are served, paths otherwise."""
     pages = [("the whole report", "index.html")]
+    pages += [(p.stem.replace("-", " "), p.name) for p in sorted(layout.report.glob("round-*.html"))]
     pages += [("more labels", p.name) for p in sorted(layout.report.glob("labels-round-*.html"))]
     found = []
     for words, name in pages:
@@ -53,27 +46,3 @@ def links(layout: RunLayout) -> list[str]:
     folder = layout.root / "checkpoints"
     found.append(f"[TensorBoard]({board})" if board else f"TensorBoard: `tensorboard --logdir {folder}`")
     return found
-
-
-def address_of(path: Path) -> str | None:
-    """The file's address, if ``self-train up`` serves the folder it lies in."""
-    url, _, root = os.environ.get(FILES, "").partition(" ")
-    try:
-        return f"{url}/{path.resolve().relative_to(root).as_posix()}" if root else None
-    except ValueError:
-        return None
-
-
-def jpeg_url(path: Path) -> str:
-    """A picture inside a URL, small enough for a database row."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def svg_url(svg: str) -> str:
-    """A plot inside a URL."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -102,7 +102,10 @@ def comparison_markdown(summary: Mapping[str, Any]) -> str:
     for row in rows:
         cells = ["–" if row[m] is None else f"{row[m]:.1f}" for m, _ in METRICS]
         lines.append(f"| **{row['name']}** | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {row['name']}: {row['what']}" for row in rows)]) + "\n"
+    said = [f"- {row['name']}: {row['what']}" for row in rows]
+    for row in summary["by_round"]:
+        said.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
+    return "\n".join([*lines, "", *said, f"- the model to use: **{summary['best']}**"]) + "\n"
 
 
 def quality_markdown(summary: Mapping[str, Any]) -> str:

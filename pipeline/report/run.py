@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SelfTrainConfig
 from pipeline.io.paths import expand_shards
-from pipeline.report.draw import write_montage
 from pipeline.report.gallery import write_gallery
 from pipeline.report.page import write_report
+from pipeline.report.round import gallery_name
 from pipeline.run_layout import RunLayout
 
 PHOTO_NOTE = (
@@ -20,25 +19,23 @@ PHOTO_NOTE = (
 )
 
 
-def write_run_report(config: SelfTrainConfig, layout: RunLayout, summary: Mapping[str, Any]) -> Path:
-    """``report/index.html`` with a gallery page of each round's labels, and of the photographs if there are any.
+def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
+    """``report/index.html`` with links to the rounds' pages (:func:`pipeline.report.round.write_round` has made them), and a gallery of the
+    photographs if there are any.
 
     Returns the page.
     """
     layout.report.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
     links: dict[str, str] = {}
-    for round_number in range(1, config.rounds + 1):
-        shards = _shards(layout.pseudo(round_number))
-        if not shards:
-            continue
-        of_round = f" of round {round_number}" if config.rounds > 1 else ""
-        page = f"labels-round-{round_number}.html"
-        write_gallery(shards, layout.report / page, title=f"Pseudo-labels{of_round}", limit=36)
-        links[f"More pseudo-labels{of_round}"] = page
-        if round_number == config.rounds:
-            pictures[f"Pseudo-labels{of_round} on crawled images"] = layout.report / "labels.png"
-            write_montage(shards, layout.report / "labels.png", limit=8, columns=4)
+    rounds = summary["rounds"]
+    for number in range(1, rounds + 1):
+        of_round = f" of round {number}" if rounds > 1 else ""
+        links[f"Round {number}: metrics, gates, labels"] = f"round-{number}.html"
+        if (layout.report / gallery_name(number)).is_file():
+            links[f"More pseudo-labels{of_round}"] = gallery_name(number)
+        if number == rounds and (picture := layout.report / f"labels-round-{number}.png").is_file():
+            pictures[f"Pseudo-labels{of_round} on crawled images"] = picture
     if photos := _shards(layout.photos / "train"):
         write_gallery(photos, layout.report / "photos.html", title="Photographs", note=PHOTO_NOTE, limit=20)
         links["Real photographs through the same stages"] = "photos.html"

@@ -159,7 +159,7 @@ on_ray.dismiss_keepers()
 
 
 def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
-    from flows.stages import Stager, stager
+    from flows.stager import Stager, stager
 
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", [*changes, "resources.cluster=local"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.self_train import check_inputs, self_train
-from flows.stages import chunks, stager
+from flows.stager import chunks, stager
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.recipes import load_recipe

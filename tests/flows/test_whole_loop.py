@@ -63,7 +63,7 @@ def test_the_deployed_run_is_whole(deployed):
         assert stages[stage]["report"]["tallies"], stage
     for stage in ("train-teacher", "train-student", "train-control", "pseudo-label", "evaluate"):
         assert stages[stage]["seconds"] > 0 and stages[stage]["peak_mib"] > 100, stage
-    for page in ("index.html", "labels-round-1.html", "photos.html", "labels.png"):
+    for page in ("index.html", "round-1.html", "labels-round-1.html", "photos.html", "labels-round-1.png"):
         assert (deployed / "report" / page).stat().st_size > 1000
     labelled = stages["pseudo-label"]["report"]["tallies"]["samples"]
     assert labelled["seen"] == labelled["kept"] + sum(labelled["dropped"].values())

@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipeline.io.tars import write_tar
 from pipeline.records import GroundingRecord, Region
-from pipeline.report.dashboard import BOARD, FILES, dashboard_markdown
+from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.draw import draw_regions, phrase_colours, write_montage
 from pipeline.report.gallery import caption_pieces, write_gallery
+from pipeline.report.inside import BOARD, FILES
 from pipeline.report.page import comparison_markdown, quality_markdown, write_report
 from pipeline.run_layout import RunLayout
 from tests.fixtures.crawl import jpeg
@@ -104,6 +105,8 @@ SUMMARY = {
     "student": {"base_recall_at_1": 85.0, "base_ap50": 45.5, "novel_recall_at_1": 61.5, "novel_ap50": 28.0},
     "control": {"base_recall_at_1": 86.0, "base_ap50": 46.0, "novel_recall_at_1": 29.0, "novel_ap50": 12.5},
     "by_round": [],
+    "best": "student-1",
+    "stopped": None,
     "chance": 25.0,
     "pseudo_labels": {
         **{n: {"labels": 1234, "correct": 900, "gold": 2000, "found": 880, "precision": 72.9, "recall": 44.0}
@@ -141,7 +144,7 @@ def test_markdown_has_the_same_numbers():
 def test_the_dashboards_report_holds_its_pictures_and_says_where_more_is(tmp_path, monkeypatch):
     layout = RunLayout(tmp_path / "runs" / "mine")
     layout.report.mkdir(parents=True)
-    Image.new("RGB", (2400, 300), "white").save(layout.report / "labels.png")
+    Image.new("RGB", (2400, 300), "white").save(layout.report / "labels-round-1.png")
     for name in (FILES, BOARD):
         monkeypatch.delenv(name, raising=False)
     text = dashboard_markdown(SUMMARY, layout)

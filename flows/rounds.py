@@ -1,0 +1,56 @@
+"""One round as a flow of its own, so that it has a page of its own: labels by its teacher, student and control, the verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.flows import Flow
+from pydantic import BaseModel, ConfigDict
+
+from flows import stages
+from flows.artifacts import show_round
+from flows.runners import task_runner
+from flows.stager import folder_of
+from pipeline.config import SelfTrainConfig
+from pipeline.report.round import write_round
+from pipeline.rounds import RoundResult, decide
+from pipeline.run_layout import RunLayout
+from pipeline.stats import StageReport
+
+
+class RoundRun(BaseModel):
+    """What a round gives back: its stages' reports and what was decided."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reports: dict[str, dict[str, Any]]
+    result: RoundResult
+
+
+def run_stage(stage: Flow[..., Any], out: str, config: SelfTrainConfig, *arguments: Any) -> Any:
+    """A stage flow within this one, on the runner that the recipe gives it."""
+    runner: Any = task_runner(config.resources, stage.name)
+    return stage.with_options(task_runner=runner)(out, config, *arguments)
+
+
+@flow(name="round", flow_run_name="round-{round_number}")
+def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, round_number: int = 1) -> RoundRun:
+    """A teacher labels the crawl, a student and its control learn, and gates decide whether the student teaches next.
+
+    The teacher of the round must be there: the first teacher, or the student of the round before.
+    """
+    layout = RunLayout(folder_of(out))
+    reports: dict[str, dict[str, Any]] = {}
+    for stage in (stages.pseudo_label, stages.filter_boxes, stages.build_shards):
+        report: StageReport = run_stage(stage, out, config, round_number)
+        reports[stage.name] = report.model_dump(mode="json")
+    run_stage(stages.train_student, out, config, round_number)
+    if config.data.base or config.data.novel:
+        models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
+        if not (layout.evaluation(layout.teacher_name(round_number)) / "metrics.json").is_file():
+            models.insert(0, layout.teacher_name(round_number))
+        run_stage(stages.evaluate, out, config, models)
+    result = decide(config, layout, round_number)
+    show_round(round_number, write_round(config, layout, result, reports))
+    return RoundRun(reports=reports, result=result)

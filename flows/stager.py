@@ -1,0 +1,144 @@
+"""From a run's folder and settings to jobs: the command of each, and what it may use of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from flows.children import Job, launch_command, pipeline_command
+from flows.gpus import gpus_here
+from pipeline.config import SelfTrainConfig, TrainConfig
+from pipeline.io.commit import write_atomic, write_json
+from pipeline.run_layout import RunLayout
+
+
+def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
+    """Shards in tasks of ``size`` at most, and of about equal sizes when there are fewer than ``parallel`` times it."""
+    size = max(1, min(size, -(-len(shards) // parallel)))
+    return [list(shards[i : i + size]) for i in range(0, len(shards), size)]
+
+
+def repeated(option: str, values: Sequence[str]) -> list[str]:
+    """``--option value`` for every value."""
+    return [part for value in values for part in (option, value)]
+
+
+class Stager:
+    """Makes the jobs of one run: its folder, its settings, and what each child may use."""
+
+    def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
+        self.config, self.layout = config, layout
+
+    def job(
+        self,
+        name: str,
+        stage: str,
+        *arguments: str,
+        together: int = 1,
+        counted_as: str | None = None,
+        on_device: bool = False,
+    ) -> Job:
+        """A stage command as a job; ``together`` jobs run at a time and share cores and, ``on_device``, GPUs."""
+        if on_device:
+            arguments = (*arguments, "--device", self.config.resources.device)
+        command = pipeline_command(stage, "--recipe", str(self.layout.config), *arguments)
+        gpus = self._gpus(together) if on_device else 0
+        job = self._job(name, counted_as or stage, command, together, gpus)
+        return job.model_copy(update={"command": (*job.command, "--report-json", str(job.report))})
+
+    def training(
+        self,
+        name: str,
+        stage: str,
+        config: TrainConfig,
+        sources: Mapping[str, Sequence[str]],
+        out: Path,
+        *,
+        init: Path | None,
+        together: int = 1,
+    ) -> Job:
+        """A training under ``accelerate launch``; its settings are written beside the run's."""
+        settings, resources = self.layout.root / "settings", self.config.resources
+        write_json(settings / f"{name}.json", config.model_dump(mode="json"))
+        arguments = ["--config", str(settings / f"{name}.json"), "--out", str(out)]
+        if init is None:
+            write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
+            arguments += ["--model", str(settings / "model.json")]
+        else:
+            arguments += ["--init", str(init)]
+        arguments += [p for n, shards in sources.items() for s in shards for p in ("--source", f"{n}={s}")]
+        arguments += ["--device", resources.device]
+        gpus = self._gpus(together)
+        processes = resources.train_processes or max(1, gpus)
+        threads = self._threads(together, processes)
+        if threads:
+            arguments += ["--threads", str(threads)]
+        command = launch_command(
+            "pipeline.train_main", *arguments, device=resources.device, processes=processes, fsdp=resources.fsdp
+        )
+        return self._job(name, stage, command, together, gpus).model_copy(update={"threads": threads})
+
+    def _threads(self, together: int, processes: int = 1) -> int | None:
+        """Of each process of each job; None: all cores."""
+        if self.config.resources.threads is not None:
+            return self.config.resources.threads
+        if together * processes == 1:
+            return None
+        return max(1, (os.cpu_count() or 1) // (min(together, self.config.resources.parallel) * processes))
+
+    def _gpus(self, together: int) -> int:
+        """Of each job; 0 where there is none, which the job itself will say."""
+        resources, here = self.config.resources, len(gpus_here())
+        if resources.device != "cuda" or not here:
+            return 0
+        return resources.gpus or max(1, here // min(together, resources.parallel))
+
+    def _job(self, name: str, stage: str, command: Sequence[str], together: int, gpus: int) -> Job:
+        return Job(
+            name=name,
+            stage=stage,
+            command=tuple(command),
+            logs=self.layout.logs,
+            threads=self._threads(together),
+            gpus=gpus,
+        )
+
+    def chunked(
+        self,
+        name: str,
+        stage: str,
+        option: str,
+        shards: Sequence[str],
+        *arguments: str,
+        kept: bool = False,
+        on_device: bool = False,
+    ) -> list[Job]:
+        """One job a chunk of shards; ``kept`` on a cluster, if there is one, in processes that keep what they load."""
+        resources = self.config.resources
+        parts = chunks(shards, resources.chunk_shards, resources.parallel)
+        jobs = [
+            self.job(
+                f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
+                "--max-failed", str(len(part)), together=len(parts), on_device=on_device,  # the run decides how many are too many
+            )
+            for i, part in enumerate(parts)
+        ]  # fmt: skip
+        return [job.model_copy(update={"kept": kept and resources.cluster is not None}) for job in jobs]
+
+
+def folder_of(out: str) -> Path:
+    """A run's folder, absolute: its children work elsewhere."""
+    return Path(out).absolute()
+
+
+def stager(out: str, config: SelfTrainConfig) -> Stager:
+    """The jobs of a run in the folder ``out``, whose settings are written there."""
+    layout = RunLayout(folder_of(out))
+    text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+    if not layout.config.is_file() or layout.config.read_text() != text:
+        write_atomic(layout.config, text)
+    return Stager(config, layout)

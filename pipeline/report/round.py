@@ -1,0 +1,138 @@
+"""The page of one round: who taught, what was labelled, what the student gained, and what was decided; for people, and for the dashboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import SelfTrainConfig
+from pipeline.io.commit import write_atomic
+from pipeline.io.paths import expand_shards
+from pipeline.label_quality import label_quality
+from pipeline.report.draw import write_montage
+from pipeline.report.gallery import write_gallery
+from pipeline.report.inside import address_of, jpeg_url
+from pipeline.report.page import png_url, quality_markdown, tally_markdown
+from pipeline.report.templates import render
+from pipeline.rounds import RoundResult
+from pipeline.run_layout import RunLayout
+from pipeline.summary import gold_of
+
+Reports = Mapping[str, Mapping[str, Any]]
+"""Stage -> its StageReport, as plain values."""
+
+
+def gallery_name(round_number: int) -> str:
+    """File of the round's page of labels, in the report's folder."""
+    return f"labels-round-{round_number}.html"
+
+
+def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult, reports: Reports) -> str:
+    """``report/round-N.html`` with a gallery and a picture of the round's labels; returns the page as Markdown.
+
+    The files hold nothing of times or hosts: the same run gives the same bytes.
+    """
+    layout.report.mkdir(parents=True, exist_ok=True)
+    number = result.round
+    folder = layout.pseudo(number)
+    picture = layout.report / f"labels-round-{number}.png"
+    links = {}
+    if any(folder.glob("*.tar")):
+        shards = expand_shards(str(folder))
+        title = f"Pseudo-labels of round {number}" if config.rounds > 1 else "Pseudo-labels"
+        write_gallery(shards, layout.report / gallery_name(number), title=title, limit=36)
+        write_montage(shards, picture, limit=8, columns=4)
+        links["More of these labels"] = gallery_name(number)
+    if number > 1:
+        links["The round before"] = f"round-{number - 1}.html"
+    gold = gold_of(config, layout)
+    quality = label_quality(layout.labels(number), gold) if gold else None
+    tables = metric_tables(layout, result)
+    tallies = {name: report["tallies"] for name, report in reports.items()}
+    page = layout.report / f"round-{number}.html"
+    write_atomic(
+        page,
+        render(
+            "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates_of(layout, result), quality=quality,
+            picture=png_url(picture) if picture.is_file() else "", tallies=tallies, links=links,
+        ),
+    )  # fmt: skip
+    return _markdown(layout, result, tables, quality, tallies, picture, page)
+
+
+def metric_tables(layout: RunLayout, result: RoundResult) -> dict[str, list[dict[str, Any]]]:
+    """Set -> a row a metric: ``teacher``, ``student``, ``difference`` with its 95 % ``interval``, and ``control`` where there is one."""
+    verdict = _verdict(layout, result)
+    control_file = layout.evaluation(f"control-{result.round}") / "metrics.json"
+    control = json.loads(control_file.read_text())["sets"] if control_file.is_file() else {}
+    return {
+        name: [
+            {
+                "metric": metric,
+                "teacher": cells[0]["value"],
+                "control": control.get(name, {}).get(metric),
+                "student": cells[1]["value"],
+                "difference": cells[1]["difference"],
+                "interval": cells[1].get("difference_interval"),
+            }
+            for metric, cells in rows.items()
+        ]
+        for name, rows in verdict.get("sets", {}).items()
+    }
+
+
+def gates_of(layout: RunLayout, result: RoundResult) -> list[dict[str, Any]]:
+    """The verdict of each gate."""
+    return _verdict(layout, result).get("gates", [])
+
+
+def _verdict(layout: RunLayout, result: RoundResult) -> dict[str, Any]:
+    file = layout.evaluation(result.student) / "promotion.json"
+    return json.loads(file.read_text()) if result.promoted is not None else {}
+
+
+def _markdown(
+    layout: RunLayout,
+    result: RoundResult,
+    tables: Mapping[str, list[dict[str, Any]]],
+    quality: Mapping[str, Any] | None,
+    tallies: Mapping[str, Mapping[str, Any]],
+    picture: Path,
+    page: Path,
+) -> str:
+    parts = [f"# Round {result.round}\n\n{result.teacher} taught, {result.student} learnt. **{result.why}**\n"]
+    for name, rows in tables.items():
+        lines = [
+            f"## {name}\n",
+            "| | teacher | control | student | student - teacher (95 %) |",
+            "|---|---|---|---|---|",
+        ]
+        for row in rows:
+            control = "–" if row["control"] is None else f"{row['control']:.1f}"
+            lines.append(
+                f"| {row['metric']} | {row['teacher']:.1f} | {control} | {row['student']:.1f} | "
+                f"{row['difference']:+.1f}{interval_words(row['interval'])} |"
+            )
+        parts.append("\n".join(lines) + "\n")
+    if gates := gates_of(layout, result):
+        lines = ["## Gates\n", "| gate | metric | student - teacher | |", "|---|---|---|---|"]
+        lines += [
+            f"| `{g['gate']}` | {g['metric']} | {g['difference']:+.1f} | {'holds' if g['holds'] else '**fails**'} |"
+            for g in gates
+        ]
+        parts.append("\n".join(lines) + "\n")
+    if picture.is_file():
+        parts.append(f"## Labels\n\n![pseudo-labels of the round]({jpeg_url(picture)})\n")
+    if quality:
+        parts.append(quality_markdown({"pseudo_labels": quality}))
+    parts += [f"### {stage}\n\n{tally_markdown(tally)}" for stage, tally in tallies.items() if tally]
+    address = address_of(page)
+    parts.append(f"[The page of this round]({address})\n" if address else f"The page of this round: `{page}`\n")
+    return "\n".join(parts)
+
+
+def interval_words(interval: tuple[float, float] | None) -> str:
+    """ " (+1.2 to +3.4)", or nothing."""
+    return "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"

@@ -1,0 +1,112 @@
+"""The end of a round: who is promoted, when rounds stop, and the page that says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.evaluation.evidence import write_evidence
+from pipeline.evaluation.metrics import coco_ap, recall_at_k
+from pipeline.io.commit import write_json
+from pipeline.recipes import load_recipe
+from pipeline.report.round import write_round
+from pipeline.rounds import best_model, check_promotion, decide
+from pipeline.run_layout import RunLayout
+from tests.pipeline.evaluation.test_compare import evidence_of, random_results
+from tests.pipeline.evaluation.test_matching import NAMES
+
+
+def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
+    """An evaluation folder of a model that names so large a share of the things rightly, set by set."""
+    sets = {}
+    for name, quality in qualities.items():
+        results = random_results(0, images=60, quality=quality)
+        sets[name] = {"images": 60.0, **recall_at_k(results), **coco_ap(results, NAMES)}
+        write_evidence(layout.evaluation(model) / "evidence", name, evidence_of(results))
+    write_json(layout.evaluation(model) / "metrics.json", {"model": f"{model}@1", "sets": sets})
+
+
+def recipe(*changes: str):
+    return load_recipe("demo", ["rounds=3", "demo=null", "promotion.samples=200", *changes])
+
+
+def test_a_better_student_teaches_the_next_round(tmp_path):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.5, eval_novel=0.3)
+    evaluated(layout, "student-1", eval_base=0.7, eval_novel=0.9)
+    evaluated(layout, "control-1", eval_base=0.6, eval_novel=0.3)
+    result = decide(recipe(), layout, 1)
+    assert result.promoted and result.go_on and result.metric == "eval_novel.recall_at_1"
+    assert result.gain is not None and result.gain > 20 and result.gain_interval and result.gain_interval[0] > 0
+    assert (
+        json.loads(layout.round(1).read_text())["why"] == result.why == f"promoted: {result.metric} {result.gain:+.1f}"
+    )
+    verdict = json.loads((layout.evaluation("student-1") / "promotion.json").read_text())
+    assert verdict["teacher"] == {"folder": "../teacher", "model": "teacher@1"}  # wherever the run lies
+
+    page = write_round(recipe(), layout, result, {"filter-boxes": {"tallies": {"regions": {"seen": 3, "kept": 2, "dropped": {"below_threshold": 1}}}}})  # fmt: skip
+    html = (layout.report / "round-1.html").read_text()
+    for text in (page, html):
+        assert (
+            result.why in text and "control" in text and "*.ap &gt;= -1" in text.replace("*.ap >= -1", "*.ap &gt;= -1")
+        )
+        assert f"{result.gain:+.1f}" in text and "below threshold 1" in text
+    again = decide(recipe(), layout, 1)
+    assert again == result
+
+
+def test_a_student_that_lost_what_the_teacher_knew_is_refused(tmp_path):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.9, eval_novel=0.3)
+    evaluated(layout, "student-1", eval_base=0.4, eval_novel=0.9)
+    result = decide(recipe(), layout, 1)
+    assert result.promoted is False and not result.go_on
+    assert any(text.startswith("eval_base.recall_at_1 -") for text in result.failed)
+    assert result.why.startswith("not promoted: ")
+    assert best_model([result]) == "teacher"
+    lenient = decide(recipe("promotion.gates=[eval_novel.recall_at_1>0]"), layout, 1)
+    assert (
+        lenient.promoted
+        and best_model([lenient, result.model_copy(update={"round": 2, "student": "student-2"})]) == "student-1"
+    )
+
+
+def test_rounds_stop_when_they_no_longer_pay(tmp_path):
+    layout = RunLayout(tmp_path)
+    for model, quality in (("student-1", 0.8), ("student-2", 0.82)):
+        evaluated(layout, model, eval_base=0.8, eval_novel=quality)
+    evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    config = recipe("promotion.least_gain=8", "promotion.gates=[eval_novel.*recall_at_1>=-100]")
+    assert decide(config, layout, 1).go_on
+    last = decide(config, layout, 2)
+    assert last.teacher == "student-1" and last.promoted and not last.go_on
+    assert "under promotion.least_gain 8" in last.why and best_model([last]) == "student-2"
+
+
+def test_without_evaluation_sets_every_student_teaches(tmp_path):
+    result = decide(recipe("data.base=null", "data.novel=null"), RunLayout(tmp_path), 2)
+    assert result.promoted is None and result.go_on and "no evaluation set" in result.why
+    assert best_model([result]) == "student-2"
+    text = write_round(recipe("data.base=null", "data.novel=null"), RunLayout(tmp_path), result, {})
+    assert "no evaluation set" in text and (tmp_path / "report" / "round-2.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("promotion.gates=[lvis.ap>=0]", r"gate 'lvis.ap >= 0': fits no metric; there are eval_base.ap"),
+        (
+            "promotion.gain=eval_novel.ap_rare",
+            r"promotion.gain: 'eval_novel.ap_rare' is no metric .* there are eval_base",
+        ),
+        ("promotion.gain=novel", r"promotion.gain: 'novel' is no metric"),
+    ],
+)
+def test_a_gate_that_fits_nothing_is_told_before_anything_is_labelled(tmp_path, change, words):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    check_promotion(recipe(), layout)
+    with pytest.raises(InputError, match=words):
+        check_promotion(recipe(change), layout)
