@@ -46,7 +46,7 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
         report: StageReport = run_stage(stage, out, config, round_number)
         reports[stage.name] = report.model_dump(mode="json")
     run_stage(stages.train_student, out, config, round_number)
-    if config.data.base or config.data.novel:
+    if config.data.evaluated():
         models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
         if not (layout.evaluation(layout.teacher_name(round_number)) / "metrics.json").is_file():
             models.insert(0, layout.teacher_name(round_number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 from prefect import flow
 from prefect.states import Completed
@@ -52,7 +53,7 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
         report: StageReport = run_stage(stage, out, config)
         reports[stage.name] = report.model_dump(mode="json")
     run_stage(stages.train_teacher, out, config)
-    if config.data.base or config.data.novel:
+    if config.data.evaluated():
         run_stage(stages.evaluate, out, config, ["teacher"])
         check_promotion(config, layout)
     results: list[RoundResult] = []
@@ -94,6 +95,16 @@ def check_inputs(config: SelfTrainConfig) -> None:
     if "pseudo" not in config.student.mixture:
         raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
     parse_gates(config.promotion.gates)
+    if others := sorted(set(data.frequencies) - set(data.evaluated())):
+        raise InputError(
+            f"data.frequencies: {', '.join(others)} is no evaluation set; there are {list(data.evaluated())}"
+        )
+    for address in (data.manifest, data.root, data.gold, *data.crawl):
+        if address and urlsplit(address).password:
+            raise InputError(
+                f"data: {urlsplit(address).hostname}: an address with a password would stand in parameters and logs for all to "
+                "read; give it by the environment instead (docs/labelling.md)"
+            )
     if config.demo is None:
         for name in ("manifest", "crawl"):
             if not getattr(data, name):

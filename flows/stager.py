@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -92,10 +93,15 @@ class Stager:
 
     def _gpus(self, together: int) -> int:
         """Of each job; 0 where there is none, which the job itself will say."""
-        resources, here = self.config.resources, len(gpus_here())
-        if resources.device != "cuda" or not here:
+        resources = self.config.resources
+        if resources.device != "cuda" or not self._here:
             return 0
-        return resources.gpus or max(1, here // min(together, resources.parallel))
+        return resources.gpus or max(1, self._here // min(together, resources.parallel))
+
+    @cached_property
+    def _here(self) -> int:
+        """GPUs of this machine."""
+        return len(gpus_here())
 
     def _job(self, name: str, stage: str, command: Sequence[str], together: int, gpus: int) -> Job:
         return Job(

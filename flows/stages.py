@@ -161,16 +161,16 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
 
 @flow(name="evaluate", flow_run_name="evaluate")
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
-    """BASE and NOVEL of the named models: "teacher", "student-1", "control-1"."""
+    """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
     s = stager(out, config)
     sets: list[str] = []
-    for name in (config.data.base, config.data.novel):
-        if name is not None:
-            sets += [f"{name}={p}" for p in expand_shards(str(s.layout.train / f"{name}-*.tar"))]
+    for name in config.data.evaluated():
+        sets += [f"{name}={p}" for p in expand_shards(str(s.layout.train / f"{name}-*.tar"))]
+    frequencies = [f"{name}={file}" for name, file in config.data.frequencies.items()]
     jobs = [
         s.job(
             f"evaluate-{model}", "evaluate", "--model", str(s.layout.root / "checkpoints" / model / "final"),
-            *repeated("--set-shards", sets), "--out", str(s.layout.evaluation(model)), together=len(models), on_device=True,
+            *repeated("--set-shards", sets), *repeated("--frequencies", frequencies), "--out", str(s.layout.evaluation(model)), together=len(models), on_device=True,
         )
         for model in models
     ]  # fmt: skip

@@ -192,6 +192,16 @@ class DataConfig(Config):
     gold: str | None = Field(None, description="gold boxes of the crawl, for measuring the labels (the demo has them)")
     base: str | None = Field(None, description="evaluation set of names the teacher was taught")
     novel: str | None = Field(None, description="evaluation set of names it was not taught")
+    evaluation: tuple[str, ...] = Field((), description="further evaluation sets of the manifest, such as ODinW's")
+    frequencies: dict[str, str] = Field(
+        default_factory=dict,
+        description="evaluation set -> file that says how often its names stand in training data (evaluate --frequencies); LVIS' APr needs it",
+    )
+
+    def evaluated(self) -> tuple[str, ...]:
+        """All evaluation sets: base, novel, and the further ones."""
+        named = (self.base, self.novel, *self.evaluation)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 class PromotionConfig(Config):
@@ -208,7 +218,7 @@ class PromotionConfig(Config):
         "recall_at_1, precision_at_1, ap",
     )
     least_gain: float = Field(
-        0.0, ge=0, description="points of it below which no further round is worth its cost: the student is the last"
+        0.0, description="points of it below which no further round is worth its cost: the student is the last"
     )
     samples: int = Field(1000, ge=1, description="resamples of the images, for the intervals of the differences")
 

@@ -48,11 +48,12 @@ def gain_metric(config: SelfTrainConfig, layout: RunLayout) -> tuple[str, str]:
             there = ", ".join(f"{s}.{m}" for s, metrics in evaluated.sets.items() for m in metrics)
             raise InputError(f"promotion.gain: {named!r} is no metric of the teacher's; there are {there}")
         return set_name, metric
-    for name in (config.data.novel, config.data.base):
+    sets = [name for name in (config.data.novel, *config.data.evaluated()) if name is not None]
+    for name in sets:
         for metric in HEADLINES:
-            if name is not None and metric in evaluated.sets.get(name, {}):
+            if metric in evaluated.sets.get(name, {}):
                 return name, metric
-    raise InputError(f"promotion.gain: name a SET.METRIC; data.novel and data.base have none of {', '.join(HEADLINES)}")
+    raise InputError(f"promotion.gain: name a SET.METRIC; {', '.join(sets)} have none of {', '.join(HEADLINES)}")
 
 
 def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
@@ -73,8 +74,8 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
     names: dict[str, Any] = {
         "round": round_number, "teacher": layout.teacher_name(round_number), "student": f"student-{round_number}"
     }  # fmt: skip
-    if not (config.data.base or config.data.novel):
-        why = "no evaluation set (data.base, data.novel), so nothing was judged"
+    if not config.data.evaluated():
+        why = "no evaluation set (data.base, data.novel, data.evaluation), so nothing was judged"
         result = RoundResult(**names, promoted=None, go_on=True, why=why)
     else:
         verdict = promote.run(

@@ -29,6 +29,15 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
         (["teacher.mixture={detection: 1, other: 1}"], r"teacher\.mixture names \['detection', 'other'\]"),
         (["student.mixture={detection: 1, grounding: 1, attributes: 1}"], "give `pseudo` a share"),
         (["demo=null"], r"data\.manifest"),
+        (["promotion.gates=[ap]"], r"gate 'ap': want SET\.METRIC"),
+        (
+            ["data.frequencies={lvis: f.json}"],
+            r"data\.frequencies: lvis is no evaluation set; there are \['eval_base', 'eval_novel'\]",
+        ),
+        (
+            ["data.crawl=['https://me:secret@host/0.tar']"],
+            r"^data: host: an address with a password would stand in parameters",
+        ),
     ],
 )
 def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, words):

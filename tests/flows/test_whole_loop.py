@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.io.hashing import digest_file
 from tests.flows.tiny import ROOT, environment, run_command, tiny_config, wait_until
-from tests.flows.up import Up
+from tests.flows.up import Up, children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -150,24 +150,12 @@ def test_a_run_that_fails_is_told_to_those_on_call(up):
     server.shutdown()
 
 
-def labelling(run: Path) -> int | None:
-    """The pid of a process that labels for the run."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if "pipeline pseudo-label" in words and str(run) in words:
-            return int(path.parent.name)
-    return None
-
-
 def test_server_worker_and_labelling_killed_in_mid_run_leave_the_same_bytes(up, deployed):
     out = up.runs / "killed"
     run = up.start(out, tiny_config())
     shards = out / "regions" / "round-1"
     wait_until(lambda: list(shards.glob("*.report.json")), 420, f"shards in {shards}", up.process)
-    if (pid := labelling(out)) is not None:
+    for pid in children_of(out, "pipeline pseudo-label"):
         os.kill(pid, signal.SIGKILL)
     up.kill("server start")
     up.kill("worker start")
@@ -176,19 +164,6 @@ def test_server_worker_and_labelling_killed_in_mid_run_leave_the_same_bytes(up, 
         up.prefect("flow-run", "retry", run)
         wait_until(lambda: up.state(run)[0] == "COMPLETED", 600, "the second try's end", up.process)
     assert outputs(out) == outputs(deployed)
-
-
-def children_of(run: Path) -> list[str]:
-    """Command lines of living processes that work on the run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(run) in words:
-            found.append(words)
-    return found
 
 
 def kill_in_the_middle(run: Path, folder: Path, env: dict[str, str], log: Path) -> dict[Path, int]:

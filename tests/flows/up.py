@@ -31,6 +31,19 @@ def three_ports() -> int:
     raise AssertionError("no three free ports in a row")
 
 
+def children_of(run: Path, words: str = "") -> list[int]:
+    """Pids of living processes that work on the run and have these words in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(run) in command and words in command:
+            found.append(int(path.parent.name))
+    return found
+
+
 class Up:
     """A running ``self-train up``; ``api`` and ``url`` are the server's."""
 

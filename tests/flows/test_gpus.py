@@ -1,0 +1,152 @@
+"""Runs that share a machine share its GPUs: with a real server, and processes that say which they were given."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.children import VISIBLE, Job, launch_command
+from flows.gpus import gpus_here, limit_name, taken
+from flows.stager import stager
+from pipeline.errors import InputError
+from pipeline.recipes import load_recipe
+from tests.flows.tiny import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def test_ids_are_those_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv(VISIBLE, "3, GPU-8f2a,")
+    assert gpus_here() == ["3", "GPU-8f2a"]
+    for none in ("", "-1"):
+        monkeypatch.setenv(VISIBLE, none)
+        assert gpus_here() == []
+
+
+def test_a_job_holds_its_gpus_and_others_get_what_is_left(server, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0,1,2")
+    with taken(2) as mine:
+        with taken(1) as theirs:
+            assert sorted(mine + theirs) == ["0", "1", "2"]
+    with taken(3) as every:
+        assert sorted(every) == ["0", "1", "2"]
+    with pytest.raises(InputError, match=r"wants 4 GPUs, and there are 3 on .* \(CUDA_VISIBLE_DEVICES=0,1,2\)"):
+        with taken(4):
+            pass
+
+
+def test_an_error_of_the_job_is_not_taken_for_a_gpu_that_is_not_free(server, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0")
+    for _ in range(2):  # and the GPU is free again
+        with pytest.raises(TimeoutError, match="the job's own"), taken(1):
+            raise TimeoutError("the job's own")
+
+
+CHILD = """
+import os, sys, time
+began = time.time()
+time.sleep(1.5)
+print(os.environ["CUDA_VISIBLE_DEVICES"], began, time.time(), file=open(sys.argv[1], "w"))
+"""
+RUN = """
+import sys
+from pathlib import Path
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+from flows.children import Job
+from flows.jobs import run_job
+
+folder, code = sys.argv[1:]
+
+@flow(task_runner=ThreadPoolTaskRunner(max_workers=3))
+def stage():
+    commands = [(sys.executable, "-c", code, f"{folder}/{i}.said") for i in range(3)]
+    jobs = [Job(name=f"job-{i}", stage="s", command=c, logs=Path(folder), gpus=1) for i, c in enumerate(commands)]
+    for future in [run_job.submit(job) for job in jobs]:
+        future.result()
+
+stage()
+"""
+
+
+def test_two_runs_of_three_jobs_each_never_share_a_gpu(server, tmp_path):
+    from prefect.settings import get_current_settings
+
+    env = os.environ | {VISIBLE: "0,1", "PREFECT_API_URL": str(get_current_settings().api.url), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # fmt: skip
+    runs = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-c", RUN, str(tmp_path / name), CHILD]
+        runs.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for run in runs:
+        said, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, said.decode()[-3000:]
+    held: dict[str, list[tuple[float, float]]] = {}
+    for path in tmp_path.glob("*/*.said"):
+        gpu, began, ended = path.read_text().split()
+        held.setdefault(gpu, []).append((float(began), float(ended)))
+    assert sum(map(len, held.values())) == 6 and set(held) == {"0", "1"}
+    for spans in held.values():
+        spans.sort()
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), held
+
+
+def test_a_limit_that_somebody_raised_lets_jobs_share(server, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    monkeypatch.setenv(VISIBLE, "shared")
+    with taken(1):
+        pass
+    with get_client(sync_client=True) as client:
+        client.update_global_concurrency_limit(limit_name("shared"), GlobalConcurrencyLimitUpdate(limit=2))
+    with taken(1) as mine, taken(1) as theirs:
+        assert mine == theirs == ["shared"]
+
+
+def jobs_of(tmp_path: Path, *changes: str) -> tuple[Job, Job]:
+    """A run's labelling of two chunks, and its training."""
+    maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.chunk_shards=1", *changes]))
+    labelling = maker.chunked("label", "pseudo-label", "--shards", ["0.tar", "1.tar"], on_device=True)
+    training = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
+    return labelling[0], training
+
+
+def test_jobs_share_a_machines_gpus_out(tmp_path, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0,1,2,3")
+    label, train = jobs_of(tmp_path, "resources.parallel=2")
+    assert label.gpus == 2 and "cuda" in label.command
+    assert train.gpus == 4 and "--multi_gpu" in train.command
+    assert train.command[train.command.index("--num_processes") + 1] == "4"
+    label, train = jobs_of(tmp_path, "resources.parallel=4", "resources.gpus=1", "resources.fsdp=true")
+    assert label.gpus == train.gpus == 1 and "--multi_gpu" not in train.command
+    label, train = jobs_of(tmp_path, "resources.gpus=4", "resources.fsdp=true")
+    assert "--use_fsdp" in train.command and "--multi_gpu" not in train.command
+    monkeypatch.setenv(VISIBLE, "")
+    label, train = jobs_of(tmp_path)
+    assert label.gpus == train.gpus == 0  # the command itself says that there is none
+    label, train = jobs_of(tmp_path, "resources.device=cpu")
+    assert label.gpus == 0 and "--cpu" in train.command
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_the_launcher_starts_as_many_processes_as_asked(fsdp, tmp_path):
+    code = "import os; open(os.environ['SAID'] + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
+    (tmp_path / "says.py").write_text(code)
+    command = launch_command("says", device="cpu", processes=2, fsdp=fsdp)
+    env = os.environ | {"SAID": str(tmp_path / "rank-"), "PYTHONPATH": str(tmp_path), VISIBLE: ""}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.name: p.read_text() for p in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
