@@ -1,4 +1,4 @@
-"""Commands about human-labelled data: ``ingest`` makes training shards of it, ``datasets`` says what there is."""
+"""Commands about data sets: ``ingest`` makes training shards of them, ``datasets`` says what there is, and checks files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from pipeline.cli_base import MAX_FAILED, OUT, WORKERS, one_line_errors, stage_command, terminal
 
 if TYPE_CHECKING:
-    from pipeline.io.manifests import Manifest
+    from pipeline.io.manifests import Manifest, SetManifest
     from pipeline.stats import StageReport
 
 
@@ -85,7 +85,10 @@ def list_sets(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
 def show_set(name: str, as_json: bool) -> None:
-    """One manifest: pages, licence, files to fetch and where they go, counts; of a mixture the shares."""
+    """One manifest: pages, licence, files to fetch and where they go, counts, and which of it was checked.
+
+    Of a mixture it shows the shares.
+    """
     from pipeline.io.manifests import load_manifest
 
     with one_line_errors("datasets"):
@@ -96,11 +99,62 @@ def show_set(name: str, as_json: bool) -> None:
     _show(manifest)
 
 
-def _show(manifest: Manifest) -> None:
-    click.echo(f"{manifest.name}: {manifest.title or ''}")
-    for label, text in (("page", manifest.source), ("licence", manifest.licence), ("note", manifest.note)):
+@datasets.command("check")
+@click.argument("name")
+@click.option("--root", default=".", show_default=True, help="Folder or URL that the manifest's paths are relative to.")
+@click.option("--only", help="One set of the manifest, by name.")
+@click.option("--sizes-only", is_flag=True, help="Compare sizes alone: nothing is read.")
+def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
+    """Compare the files under --root with the sizes and checksums that a manifest states.
+
+    A file is looked for at the manifest's `path`, else by its name in the root and beside the set's own files. The exit code is 2 if a
+    file differs, or if there is none to compare; archives that you have unpacked and removed are told as absent.
+
+    \b
+    Example: datasets check coco --root /data --only coco2017_val
+    """
+    from collections import Counter
+
+    from pipeline.errors import InputError
+    from pipeline.io.manifests import read_manifest
+    from pipeline.io.published import check_files
+
+    with one_line_errors("datasets"):
+        sets = read_manifest(name)
+        if only is not None:
+            if only not in sets:
+                raise InputError(f"{name}: no set {only!r}; it has {', '.join(sets)}")
+            sets = {only: sets[only]}
+        states: Counter[str] = Counter()
+        for found in check_files(sets, root, sizes_only=sizes_only):
+            states[found.state] += 1
+            click.echo(f"{found.state:<8}  {found.path or found.name}: {found.words}")
+        if not states:
+            raise InputError(f"{name}: names no files to check")
+        click.echo(", ".join(f"{n} {state}" for state, n in sorted(states.items())))
+        if states["differs"]:
+            raise InputError(
+                f"{states['differs']} of {states.total()} files differ from what {name} states; fetch them again"
+            )
+        if not states["ok"]:
+            raise InputError(f"nothing compared: no file of {name} with a size or checksum lies below {root}")
+
+
+def _tell(fields: dict[str, str | None]) -> None:
+    for label, text in fields.items():
         if text:
             click.echo(f"  {label}: {' '.join(text.split())}")
+
+
+def _tell_checks(of: Manifest | SetManifest) -> None:
+    _tell({f"checked, {topic}": text for topic, text in of.checked.items()})
+    _tell({f"not checked, {topic}": text for topic, text in of.unchecked.items()})
+
+
+def _show(manifest: Manifest) -> None:
+    click.echo(f"{manifest.name}: {manifest.title or ''}")
+    _tell({"page": manifest.source, "licence": manifest.licence, "note": manifest.note})
+    _tell_checks(manifest)
     for name, entry in manifest.sets.items():
         click.echo(f"\n{name}: {entry.kind}, format {entry.format}" + (f", split {entry.split}" if entry.split else ""))
         for role, path in (
@@ -115,13 +169,13 @@ def _show(manifest: Manifest) -> None:
             sums = [f"{file.bytes:,} bytes"] if file.bytes is not None else []
             sums += [f"md5 {file.md5}"] if file.md5 else []
             sums += [f"sha256 {file.sha256}"] if file.sha256 else []
+            sums += [f"as stated by {file.checksum_source}"] if sums and file.checksum_source else []
             click.echo(f"  fetch: {file.url or file.name}" + (f" ({', '.join(sums)})" if sums else ""))
         if entry.counts:
             counts = ", ".join(f"{n:,} {what}" for what, n in entry.counts.items())
             click.echo(f"  counts: {counts}" + (f" ({entry.counts_source})" if entry.counts_source else ""))
-        for label, text in (("page", entry.source), ("licence", entry.licence), ("note", entry.note)):
-            if text:
-                click.echo(f"  {label}: {' '.join(text.split())}")
+        _tell({"page": entry.source, "licence": entry.licence, "note": entry.note})
+        _tell_checks(entry)
     total = sum((share.images or 0) * share.copies for share in manifest.mixture)
     for share in manifest.mixture:
         of_all = f", {share.images:,} images each" if share.images else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -186,16 +187,17 @@ def require_files(paths: Iterable[str | Path]) -> None:
 
 
 def file_size(path: str | Path) -> int | None:
-    """Bytes of a file, or None if there is none."""
+    """Bytes of a file, or None if there is none, or a folder of that name."""
     if is_url(path):
         fs, inner = filesystem(str(path))
         with named_errors(str(path)):
             info = patiently(str(path), lambda: _or_none(lambda: fs.info(inner)))
         return None if info is None or info.get("type") == "directory" else int(info["size"])
     try:
-        return Path(path).stat().st_size
-    except FileNotFoundError:
+        found = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    return None if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
 def _or_none(action: Callable[[], T]) -> T | None:

@@ -24,19 +24,27 @@ FormatName = Literal[
 ]  # fmt: skip
 
 
+Topic = Literal["page", "licence", "files", "checksums", "layout", "counts", "copies"]
+"""What of a manifest can be compared with what its owners say: addresses of pages; terms; names and addresses of files; their sizes
+and sums; where they lie and how they are read; numbers of images and boxes; a mixture's multiplicities."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ExpectedFile(_Strict):
-    """A file as its owners publish it; size and checksum only where they do publish them."""
+    """A file as its owners publish it; size and checksum only where they, or a library that fetches it, publish them."""
 
     name: str
     url: str | None = None
+    path: str | None = Field(
+        None, description="where it lies, if not under its name in the root or beside the set's files"
+    )
     bytes: int | None = Field(None, ge=0)
     md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    checksum_source: str | None = Field(None, description="where the checksum is published")
+    checksum_source: str | None = Field(None, description="where size and checksum are published")
 
 
 class SetManifest(_Strict):
@@ -65,6 +73,8 @@ class SetManifest(_Strict):
     counts: dict[str, int] = Field(default_factory=dict)
     counts_source: str | None = Field(None, description="the paper or page that the counts are from")
     files: list[ExpectedFile] = Field(default_factory=list, description="what to fetch")
+    checked: dict[Topic, str] = Field(default_factory=dict, description="what of this set was compared, and with what")
+    unchecked: dict[Topic, str] = Field(default_factory=dict, description="what was not, and why")
     note: str | None = None
     sha256: str | None = None
 
@@ -95,6 +105,8 @@ class Manifest(BaseModel):
     source: str | None = None
     licence: str | None = None
     note: str | None = None
+    checked: dict[Topic, str] = Field(default_factory=dict, description="of all sets, unless one says otherwise")
+    unchecked: dict[Topic, str] = Field(default_factory=dict)
     sets: dict[str, SetManifest] = Field(default_factory=dict)
     mixture: list[Share] = Field(default_factory=list)
 

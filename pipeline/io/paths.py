@@ -22,6 +22,11 @@ def join(folder: str | Path, name: str) -> str:
     return f"{str(folder).rstrip('/')}/{name}"
 
 
+def located(base: str | Path, path: str) -> str:
+    """A path that is relative to ``base``; absolute ones and URLs stand as they are."""
+    return path if is_url(path) or path.startswith("/") else join(base, path)
+
+
 def parent(folder: str | Path) -> str:
     """The folder that a folder lies in, for paths and URLs alike."""
     if is_url(folder):

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from pipeline.errors import InputError
 from pipeline.records import Box, Region, Span
 from pipeline.sources.index import Entry, Filling, Index
+from pipeline.sources.looks import refuse
 
 Kind = Literal["detection", "grounding"]
 
@@ -118,11 +119,20 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     index = Filling(path, files.annotations)
     try:
         index.finish(format_.fill(files, index))
+    except (IsADirectoryError, NotADirectoryError) as error:  # a folder in a file's place, or a file in a folder's
+        raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
         words = f"{type(error).__name__}: {error}".splitlines()[0][:80]
         raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({words})") from None
     finally:
         index.close()
+
+
+def _wrong_kind(format_: Format, files: SetFiles, path: str) -> InputError:
+    for role, given in files.companions.items():
+        if path == given or path.startswith(f"{given.rstrip('/')}/"):
+            return refuse(given, format_.companions[role])
+    return refuse(files.annotations, format_.reads)
 
 
 def read_set(format_: Format, files: SetFiles) -> LabelledSet:

@@ -33,6 +33,10 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
         elif part == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
+            if "tokens_positive" in row:  # else all its classes would be one, called "object"
+                raise InputError(
+                    f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
+                )
             index.row(row.get("image_id"), (row.get("category_id"), row.get("bbox"), bool(row.get("iscrowd"))))
         else:
             number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))

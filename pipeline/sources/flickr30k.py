@@ -17,7 +17,7 @@ from pipeline.records import Region, Span
 from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, phrase_of, xyxy_box
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.looks import refuse
-from pipeline.sources.xml_files import corners, read_xml, stated_size
+from pipeline.sources.xml_files import corners, listed_names, read_xml, stated_size
 
 WANTED = "Flickr30k Entities' Annotations (XML with root <annotation> and entities' numbers in <name>)"
 WANTED_SENTENCES = "Flickr30k Entities' Sentences ([/EN#1/people Two men] in [/EN#2/scene a park] .)"
@@ -92,10 +92,7 @@ def _text(data: bytes, path: str) -> str:
 
 def _names(files: SetFiles) -> list[str]:
     if "ids" in files.companions:
-        data = read_bytes(files.companions["ids"])
-        if data is None:
-            raise InputError(f"{files.companions['ids']}: no such file")
-        return data.decode(errors="replace").split()
+        return listed_names(files.companions["ids"])
     if is_url(files.annotations):
         return [p.rsplit("/", 1)[-1].removesuffix(".xml") for p in listing(files.annotations, ".xml")]
     return sorted(p.stem for p in Path(files.annotations).glob("*.xml"))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
-from pipeline.io.paths import expand_shards
+from pipeline.io.files import listing, open_file
+from pipeline.io.paths import expand_shards, is_url
 from pipeline.records import Region
 from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, image_key, number, phrase_of
 from pipeline.sources.index import Entry, Filling
@@ -50,6 +52,8 @@ def _paths(pattern: str) -> list[str]:
     for suffix in (".tar", ".parquet", ".jsonl", ".json"):
         if pattern.endswith(suffix):
             return expand_shards(pattern, suffix=suffix)
+    if not is_url(pattern) and Path(pattern).is_dir() and not listing(pattern, ".tar"):
+        raise refuse(pattern, WANTED)
     return expand_shards(pattern, suffix=".tar")
 
 
@@ -70,8 +74,6 @@ def _rows(path: str) -> Iterator[tuple[Any, tuple[str, str, int, int] | None]]:
     elif path.endswith(".parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-
-        from pipeline.io.files import open_file
 
         with open_file(path) as file:
             try:

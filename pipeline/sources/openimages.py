@@ -34,7 +34,9 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
         index.row(image, (label, x1, y1, x2, y2, group == "1"))
     index.images_of_rows()
     if "labels" in files.companions:
-        for image, label, confidence in _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS):
+        for image, label, confidence in _columns(
+            files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin"
+        ):
             index.row(image, (label, confidence not in ("0", "0.0")))
         index.forget_homeless()  # labels of images that are not in this set
     below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}
@@ -92,12 +94,13 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     )  # fmt: skip
 
 
-def _columns(path: str, wanted: tuple[str, ...], words: str) -> Iterator[tuple[str, ...]]:
+def _columns(path: str, wanted: tuple[str, ...], words: str, never: str = "") -> Iterator[tuple[str, ...]]:
+    """The wanted columns of every row. ``never``: a column that only another of the set's files has."""
     with _text(path) as file:
         rows = csv.reader(file)
         try:
             head = next(rows, [])
-            if not set(wanted) <= set(head):
+            if not set(wanted) <= set(head) or never in head:
                 raise refuse(path, words)
             places = [head.index(name) for name in wanted]
             for row in rows:

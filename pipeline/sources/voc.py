@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.io.files import listing, open_file
+from pipeline.io.files import listing
 from pipeline.io.paths import is_url, join
 from pipeline.records import Region
 from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, xyxy_box
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.looks import refuse
-from pipeline.sources.xml_files import corners, read_xml, stated_size
+from pipeline.sources.xml_files import corners, listed_names, read_xml, stated_size, text_lines
 
 WANTED = "a folder of Pascal VOC XML files (root <annotation> with <object> elements)"
 WANTED_CLASSES = "lines of a class's id, a space and its name (n01440764 tench, Tinca tinca)"
@@ -33,6 +34,9 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
         rows = []
         for item in root.iter("object"):
             box = item.find("bndbox")
+            if item.find("nobndbox") is not None or len(item.findall("name")) > 1:  # its classes would be numbers
+                path = join(files.annotations, name)
+                raise InputError(f"{path}: want {WANTED}; found Flickr30k Entities' (format flickr30k)")
             label = " ".join((item.findtext("name") or "").split())
             rows.append(
                 (label, None if box is None else corners(box, first), item.findtext("difficult", "0").strip() == "1")
@@ -48,9 +52,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
 def _files(files: SetFiles) -> list[str]:
     """Names of the XML files below the folder: those that the list `ids` names, or all."""
     if "ids" in files.companions:
-        # VOC's lists of one class have a second column: 1, 0 or -1
-        lines = (line.split() for line in _lines(files.companions["ids"]))
-        return [f"{words[0]}.xml" for words in lines if len(words) == 1 or words[1] != "-1"]
+        return [f"{name}.xml" for name in listed_names(files.companions["ids"])]
     if is_url(files.annotations):
         return [path.rsplit("/", 1)[-1] for path in listing(files.annotations, ".xml")]
     from pathlib import Path
@@ -61,22 +63,12 @@ def _files(files: SetFiles) -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in root.rglob("*.xml"))
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        with open_file(path) as file:
-            return [line for line in file.read().decode().splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise refuse(path, "a list of names, one a line") from None
-
-
 def _names(path: str) -> dict[str, str]:
     """ImageNet's LOC_synset_mapping.txt: the first of a synset's words is its name."""
     names = {}
-    for line in _lines(path):
+    for line in text_lines(path, WANTED_CLASSES):
         number, _, words = line.partition(" ")
-        if not words.strip():
+        if not words.strip() or not re.fullmatch(r"[\w.-]+", number):
             raise refuse(path, WANTED_CLASSES)
         names[number] = words.split(",")[0].strip()
     return names

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.io.files import read_bytes
 from pipeline.sources.looks import refuse
+
+WANTED_NAMES = "a list of names, one a line"
+_NAME = re.compile(r'[^\s"{}<>,\0]+')
+_MARKS = (["-1"], ["0"], ["1"])
 
 
 def read_xml(path: str, wanted: str) -> ET.Element:
@@ -28,6 +33,39 @@ def read_xml(path: str, wanted: str) -> ET.Element:
     if root.tag != "annotation":
         raise refuse(path, wanted)
     return root
+
+
+def listed_names(path: str) -> list[str]:
+    """Names of a split's images, one a line; those that a second column marks with -1 are left out (VOC's lists of a class).
+
+    Raises:
+        InputError: missing, or another kind of file.
+    """
+    names = []
+    for line in text_lines(path, WANTED_NAMES):
+        name, *mark = line.split()
+        if not _NAME.fullmatch(name) or (mark and mark not in _MARKS):
+            raise refuse(path, WANTED_NAMES)
+        if mark != ["-1"]:
+            names.append(name)
+    return names
+
+
+def text_lines(path: str, wanted: str) -> list[str]:
+    """Lines of a small text file, without the empty ones.
+
+    Raises:
+        InputError: missing, not UTF-8, or a pointer in the file's place.
+    """
+    data = read_bytes(path)
+    if data is None:
+        raise InputError(f"{path}: no such file")
+    if data.startswith(b"version https://git-lfs"):
+        raise refuse(path, wanted)
+    try:
+        return [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise refuse(path, wanted) from None
 
 
 def stated_size(root: ET.Element) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from pipeline.io.commit import write_json
 from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
 from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
-from pipeline.io.paths import expand_shards, is_url, join
+from pipeline.io.paths import expand_shards, is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
@@ -106,8 +106,8 @@ def _ingest_set(
         )
     files = SetFiles(
         name,
-        _located(base, entry.annotations),
-        {role: _located(base, path) for role, path in entry.companions.items()},
+        located(base, entry.annotations),
+        {role: located(base, path) for role, path in entry.companions.items()},
         entry.options,
     )
     format_ = load_format(entry.format)
@@ -169,14 +169,10 @@ def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None
 # --- where things lie
 
 
-def _located(base: str, path: str) -> str:
-    return path if is_url(path) or path.startswith("/") else join(base, path)
-
-
 def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
     if isinstance(folder, dict):
-        return {name: _located(base, path) for name, path in folder.items()}
-    return tuple(_located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+        return {name: located(base, path) for name, path in folder.items()}
+    return tuple(located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
 
 
 def _digest(path: str) -> str:

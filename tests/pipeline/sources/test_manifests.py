@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pipeline import cli
 from pipeline.errors import InputError
-from pipeline.io.manifests import FOLDER_VARIABLE, OURS, load_manifest, manifest_names, read_manifest
+from pipeline.io.manifests import FOLDER_VARIABLE, OURS, SetManifest, load_manifest, manifest_names, read_manifest
 from pipeline.sources.formats import READ, load_format
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources.layouts import COCO, put
@@ -45,6 +45,39 @@ def test_a_manifest_is_whole(name):
     assert set(read_manifest(name)) == {*manifest.sets, *(s.set for s in manifest.mixture)}
 
 
+@pytest.mark.parametrize("name", sorted(WANTED - {"demo"}))
+def test_a_manifest_says_what_of_it_was_checked(name):
+    """Whatever it states is named as compared, and with what, or as not compared; never as both."""
+    manifest = load_manifest(name)
+    for label, entry in (manifest.sets or {"": manifest}).items():
+        stated = {"page"} | ({"copies"} if manifest.mixture else set())
+        if isinstance(entry, SetManifest):
+            stated |= {"licence"} if entry.licence or manifest.licence else set()
+            stated |= {"files", "checksums"} if entry.files else set()
+            stated |= {"counts"} if entry.counts else set()
+            stated |= {"layout"} if entry.annotations else set()
+        assert stated <= {*manifest.checked, *manifest.unchecked, *entry.checked, *entry.unchecked}, label
+        assert not set(entry.checked) & set(entry.unchecked) and not set(manifest.checked) & set(manifest.unchecked)
+        assert all(
+            len(text) > 10 for of in (manifest, entry) for text in (*of.checked.values(), *of.unchecked.values())
+        )
+
+
+def test_one_file_has_one_size_and_sum_wherever_it_is_named():
+    stated: dict[str, tuple] = {}
+    for name in WANTED - {"demo"}:
+        for entry in load_manifest(name).sets.values():
+            for file in entry.files:
+                if file.url:
+                    assert file.url.rsplit("/", 1)[-1].split("?")[0].endswith(file.name), file.url
+                    assert stated.setdefault(file.url, (file.bytes, file.md5, file.sha256)) == (
+                        file.bytes,
+                        file.md5,
+                        file.sha256,
+                    )
+                assert file.bytes is None or file.checksum_source, f"{file.name}: a size without a source"
+
+
 def test_set_names_are_unique_over_all_manifests():
     """So that a mixture's shards lie side by side."""
     names = [n for m in WANTED - {"odinw-13"} for n in load_manifest(m).sets]
@@ -71,6 +104,8 @@ def test_list_and_show():
     assert {row["name"] for row in json.loads(call("datasets", "list", "--json").output)} >= WANTED
     shown = call("datasets", "show", "pascal-voc").output
     assert "md5 c52e279531787c972589f7e41ab4ae64" in shown and "VOCdevkit/VOC2007/Annotations" in shown
+    shown = call("datasets", "show", "lvis-v1").output
+    assert "checked, counts: 19,809 less the 15,000" in shown and "not checked, licence: from memory" in shown
     assert "8 x goldg_flickr30k_train" in call("datasets", "show", "glip-l").output
     for name in WANTED:
         assert call("datasets", "show", name).exit_code == 0
@@ -121,6 +156,7 @@ def test_crawls_are_not_ingested():
         ("sets: {a: {kind: detection, format: kitti}}", "sets.a.format"),
         ("mixture: [{manifest: coco, set: x, copies: 0}]", "mixture.0.copies"),
         ("sets: {a: {kind: detection, format: coco, files: [{name: x, md5: abc}]}}", "sets.a.files.0.md5"),
+        ("{checked: {weather: fine}, mixture: [{manifest: coco, set: x}]}", "checked.weather"),
         ("a: [", "not YAML"),
     ],
 )
@@ -131,6 +167,6 @@ def test_wrong_manifests_are_named(tmp_path, text, message):
 
 
 def test_the_published_ones_use_no_unknown_key():
-    known = {"title", "source", "licence", "note", "sets", "mixture"}
+    known = {"title", "source", "licence", "note", "checked", "unchecked", "sets", "mixture"}
     for name in WANTED - {"demo"}:
         assert set(yaml.safe_load(Path(OURS, f"{name}.yaml").read_text())) <= known

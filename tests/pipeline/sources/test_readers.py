@@ -204,53 +204,6 @@ def test_two_images_of_one_id_are_named(tmp_path):
         read("coco", put(tmp_path / "a.json", twice))
 
 
-ROLES = {"openimages": ["classes"], "visual_genome_objects": ["images"], "visual_genome_regions": ["images"],
-         "flickr30k": ["sentences"]}  # fmt: skip
-WRONG = {
-    "coco.json": json.dumps(L.COCO),
-    "list.json": json.dumps(L.VG_OBJECTS),
-    "regions.json": json.dumps(L.VG_REGIONS),
-    "boxes.csv": L.OI_BOXES,
-    "voc.xml": L.VOC,
-    "detection.jsonl": L.lines(L.ODVG_DETECTION),
-    "grounding.jsonl": L.lines(L.ODVG_GROUNDING),
-    "labels.tsv": L.tsv({"0": L.GLIP_V1}),
-    "empty.txt": "",
-    "image.jpg": jpeg(1),
-    "packed.gz": b"\x1f\x8b\x08\x00rest",
-    "binary.bin": bytes(range(128, 256)) * 9,
-    "cut.json": json.dumps(L.COCO)[:700],
-    "numbers.json": "[1, 2, 3]",
-}
-RIGHT = {
-    "coco": {"coco.json"}, "lvis": {"coco.json"}, "mdetr": set(), "refcoco": set(), "openimages": {"boxes.csv"},
-    "visual_genome_objects": {"list.json"}, "visual_genome_regions": {"regions.json"}, "voc": set(), "flickr30k": set(),
-    "odvg_detection": {"detection.jsonl"}, "odvg_grounding": {"grounding.jsonl"}, "grit": set(),
-    "glip_captions": {"labels.tsv"},
-}  # fmt: skip
-EMPTY_IS_NO_ROWS = {"odvg_detection", "odvg_grounding", "grit", "glip_captions"}
-
-
-@pytest.mark.parametrize("name", READ)
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_file_in_the_wrong_format_is_refused_in_one_line(tmp_path, name, wrong):
-    if wrong in RIGHT[name] or (wrong == "empty.txt" and name in EMPTY_IS_NO_ROWS):
-        return
-    path = tmp_path / wrong
-    data = WRONG[wrong]
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    good = {
-        "classes": put(tmp_path / "classes.csv", L.OI_CLASSES),
-        "images": put(tmp_path / "image_data.json", L.VG_IMAGES),
-        "sentences": tmp_path,
-    }
-    with pytest.raises(InputError) as error:
-        read(name, path, {role: good[role] for role in ROLES.get(name, ())})
-    text = str(error.value)
-    assert "\n" not in text and len(text) < 500
-    assert str(path) in text and "want" in text and "found" in text
-
-
 def test_an_unknown_companion_or_option_is_named(tmp_path):
     path = put(tmp_path / "a.json", L.COCO)
     with pytest.raises(InputError, match="unknown option 'without_coco'"):

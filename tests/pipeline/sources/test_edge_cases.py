@@ -1,0 +1,243 @@
+"""The troubles that published labels have, through every reader: boxes, spans, names and images that are not as they should be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import IngestConfig
+from pipeline.errors import InputError
+from pipeline.io.tars import write_tar
+from pipeline.sources.formats import READ, load_format
+from pipeline.stages import ingest
+from tests.fixtures.crawl import jpeg
+from tests.pipeline.sources import layouts as L
+from tests.pipeline.sources.layouts import put, read
+
+WIDTH, HEIGHT = 80, 64
+CAPTION = "👩‍🚀 a café's café 字 — a café"
+SPANS = [(4, 10), (22, 28)]
+"""Two that mean one thing, behind a sign of several code points beyond 16 bits."""
+BOXES = {
+    "good": (10, 4, 30, 12), "beyond the edge": (70, 50, 100, 90), "outside": (90, 4, 99, 12), "no area": (10, 4, 10, 12),
+    "turned": (30, 12, 10, 4),
+}  # fmt: skip
+"""x1, y1, x2, y2 in pixels."""
+KEPT = [(10, 4, 30, 12), (70, 50, WIDTH, HEIGHT)]
+LOST = {"box_outside_image": 1, "box_without_area": 2}
+Set = tuple[Path, dict[str, Path], dict[str, object]]
+
+
+def xywh(box):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def xml(name: str, boxes, first: int) -> str:
+    """Corners that are both inside."""
+    objects = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{b[0] + first}</xmin><ymin>{b[1] + first}</ymin>"
+        f"<xmax>{b[2] + first - 1}</xmax><ymax>{b[3] + first - 1}</ymax></bndbox></object>"
+        for b in boxes
+    )
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+    return f"<annotation><filename>1.jpg</filename>{size}{objects}</annotation>"
+
+
+def coco(root: Path, boxes) -> Set:
+    rows = [{"id": i, "image_id": 1, "category_id": 1, "bbox": xywh(b)} for i, b in enumerate(boxes)]
+    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
+    return (
+        put(root / "a.json", {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "café 👩‍🚀"}]}),
+        {},
+        {},
+    )
+
+
+def mdetr(root: Path, boxes) -> Set:
+    rows = [{"id": i, "image_id": 1, "bbox": xywh(b), "tokens_positive": SPANS} for i, b in enumerate(boxes)]
+    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH, "caption": CAPTION}]
+    return put(root / "a.json", {"images": images, "annotations": rows}), {}, {}
+
+
+def openimages(root: Path, boxes) -> Set:
+    head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
+    rows = [f"1,x,/m/1,1,{b[0] / WIDTH},{b[2] / WIDTH},{b[1] / HEIGHT},{b[3] / HEIGHT},0\n" for b in boxes]
+    return put(root / "a.csv", head + "".join(rows)), {"classes": put(root / "c.csv", "/m/1,café 👩‍🚀\n")}, {}
+
+
+def visual_genome(root: Path, rows: str, row: Callable) -> Set:
+    images = [{"image_id": 1, "url": "https://x/VG_100K/1.jpg", "width": WIDTH, "height": HEIGHT, "coco_id": None}]
+    return put(root / "a.json", [{"image_id": 1, rows: row}]), {"images": put(root / "i.json", images)}, {}
+
+
+def vg_objects(root: Path, boxes) -> Set:
+    rows = [{"names": ["Café 👩‍🚀"], **dict(zip("xywh", xywh(b), strict=True))} for b in boxes]
+    return visual_genome(root, "objects", rows)
+
+
+def vg_regions(root: Path, boxes) -> Set:
+    names = ("x", "y", "width", "height")
+    return visual_genome(
+        root,
+        "regions",
+        [{"phrase": f"café {i}", **dict(zip(names, xywh(b), strict=True))} for i, b in enumerate(boxes)],
+    )
+
+
+def voc(root: Path, boxes) -> Set:
+    put(root / "xml" / "1.xml", xml("café 👩‍🚀", boxes, 1))
+    return root / "xml", {}, {}
+
+
+def flickr30k(root: Path, boxes) -> Set:
+    put(root / "xml" / "1.xml", xml("7", boxes, 1))
+    (s1, e1), (s2, e2) = SPANS
+    marks = [f"[/EN#7/other {CAPTION[s:e]}]" for s, e in SPANS]
+    marked = CAPTION[:s1] + marks[0] + CAPTION[e1:s2] + marks[1] + CAPTION[e2:]
+    put(root / "txt" / "1.txt", marked + "\n")
+    return root / "xml", {"sentences": root / "txt"}, {}
+
+
+def odvg_detection(root: Path, boxes) -> Set:
+    part = {"instances": [{"bbox": b, "category": "café 👩‍🚀", "label": 0} for b in boxes]}
+    return (
+        put(root / "a.jsonl", L.lines([{"filename": "1.jpg", "height": HEIGHT, "width": WIDTH, "detection": part}])),
+        {},
+        {},
+    )
+
+
+def odvg_grounding(root: Path, boxes) -> Set:
+    part = {"caption": CAPTION, "regions": [{"bbox": b, "phrase": "x", "tokens_positive": SPANS} for b in boxes]}
+    return (
+        put(root / "a.jsonl", L.lines([{"filename": "1.jpg", "height": HEIGHT, "width": WIDTH, "grounding": part}])),
+        {},
+        {},
+    )
+
+
+def grit(root: Path, boxes) -> Set:
+    chunks = [[*SPANS[0], b[0] / WIDTH, b[1] / HEIGHT, b[2] / WIDTH, b[3] / HEIGHT, 0.9] for b in boxes]
+    row = {"key": "000000001", "caption": CAPTION, "noun_chunks": chunks}
+    return put(root / "a.jsonl", L.lines([row])), {}, {}
+
+
+def glip(root: Path, boxes) -> Set:
+    record = {
+        "img_h": HEIGHT,
+        "img_w": WIDTH,
+        "caption": CAPTION,
+        "bboxes": [list(b) for b in boxes],
+        "scores": [0.9] * len(boxes),
+    }
+    return put(root / "a.tsv", L.tsv({"1": {**record, "tokens_positive": [SPANS] * len(boxes)}})), {}, {}
+
+
+SETS: dict[str, Callable[[Path, list], Set]] = {
+    "coco": coco, "lvis": coco, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages, "visual_genome_objects": vg_objects,
+    "visual_genome_regions": vg_regions, "voc": voc, "flickr30k": flickr30k, "odvg_detection": odvg_detection,
+    "odvg_grounding": odvg_grounding, "grit": grit, "glip_captions": glip,
+}  # fmt: skip
+
+
+def test_every_reader_has_its_set_here():
+    assert set(SETS) == set(READ)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_boxes_outside_and_without_area_are_lost_by_name_and_the_others_cut_at_the_edge(tmp_path, name):
+    path, companions, options = SETS[name](tmp_path, list(BOXES.values()))
+    (image,) = read(name, path, companions, **options).images
+    scale = (WIDTH, HEIGHT) * 2 if image.relative else (1, 1, 1, 1)
+    assert [tuple(v * s for v, s in zip(r.box, scale, strict=True)) for r in image.regions] == [
+        pytest.approx(b) for b in KEPT
+    ]
+    assert image.lost == LOST
+
+
+@pytest.mark.parametrize("name", READ)
+def test_an_image_without_boxes_is_an_image(tmp_path, name):
+    path, companions, options = SETS[name](tmp_path, [])
+    images = read(name, path, companions, **options).images
+    if name in (
+        "openimages",
+        "visual_genome_regions",
+    ):  # images are known by their boxes; a caption by its descriptions
+        assert not images
+    else:
+        assert len(images) == 1 and images[0].regions == () and images[0].lost == {}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_spans_and_names_beyond_ascii_are_kept_as_they_stand(tmp_path, name):
+    path, companions, options = SETS[name](tmp_path, [BOXES["good"]])
+    (image,) = read(name, path, companions, **options).images
+    (region,) = image.regions
+    if load_format(name).kind == "detection":
+        assert region.phrase == "café 👩‍🚀" and image.caption is None
+    elif name == "visual_genome_regions":
+        assert [image.caption[s:e] for s, e in region.tokens_positive] == ["café 0"]
+    else:
+        spans = SPANS[:1] if name == "grit" else SPANS  # GRIT's chunks have one span each
+        assert image.caption == CAPTION and region.tokens_positive == tuple(spans)
+        assert region.phrase == " ".join(CAPTION[s:e] for s, e in spans)
+
+
+def listed_twice(name: str, root: Path) -> Set:
+    path, companions, options = SETS[name](root, [BOXES["good"]])
+    if name in ("voc", "flickr30k"):
+        return path, {**companions, "ids": put(root / "ids.txt", "1\n1\n")}, options
+    data = json.loads(path.read_text())
+    if isinstance(data, list):
+        return put(path, data * 2), companions, options
+    return put(path, {**data, "images": data["images"] * 2}), companions, options
+
+
+@pytest.mark.parametrize("name", [n for n in READ if not n.startswith(("odvg", "grit", "glip", "openimages"))])
+def test_an_image_that_is_there_twice_is_named(tmp_path, name):
+    path, companions, options = listed_twice(name, tmp_path)
+    with pytest.raises(InputError, match=r"image id \S+ is there twice"):
+        read(name, path, companions, **options)
+
+
+CONFIG = IngestConfig(max_failed_share=1.0)
+
+
+def run(root: Path, name: str, found: Set, **more: object):
+    path, companions, options = found
+    entry = {
+        "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
+        "companions": {role: str(p) for role, p in companions.items()}, **more,
+    }  # fmt: skip
+    return ingest.run(CONFIG, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
+
+
+def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counted(tmp_path):
+    path, _, _ = glip(tmp_path, [BOXES["good"]])
+    path.write_text(path.read_text() + path.read_text().replace("1\t", "2\t", 1))
+    images = put(tmp_path / "i.tsv", L.image_tsv(["1", "1", "3"]))  # one twice, one without labels; 2 has no image
+    report = run(tmp_path, "glip_captions", (path, {"images": images}, {}))
+    assert (
+        report.tallies["samples"].dropped == {"duplicate_key": 1, "bad_record": 1}
+        and report.tallies["samples"].kept == 1
+    )
+    assert report.tallies["regions"].dropped == {"unknown_image": 1} and report.tallies["regions"].kept == 1
+    sample = {"jpg": jpeg(1), "json": json.dumps(L.GRIT).encode()}
+    for n in (0, 1):
+        write_tar(tmp_path / "grit" / f"0000{n}.tar", iter([("000000012", sample)]))
+    report = run(tmp_path, "grit", (tmp_path / "grit", {}, {}))
+    assert report.tallies["samples"].dropped == {"duplicate_key": 1} and report.tallies["samples"].kept == 1
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_missing_image_costs_itself_and_its_regions_only(tmp_path, name):
+    """And every region is kept or lost for one reason: the sums hold."""
+    report = run(tmp_path, name, SETS[name](tmp_path / "set", list(BOXES.values())))
+    assert report.tallies["samples"].dropped == {"image_missing": 1} and report.tallies["samples"].kept == 0
+    regions = report.tallies["regions"]
+    assert regions.kept == 0 and Counter(regions.dropped) == Counter({**LOST, "image_lost": len(KEPT)})
+    assert regions.seen == len(BOXES)
