@@ -73,9 +73,26 @@ def test_the_runs_page_shows_the_stages(up, run, page):
     page.wait_for_timeout(3000)  # the timeline is a drawing: nothing in the page tells when it is there
     keep(page, "run")
     page.get_by_text("Subflow Runs").first.click()
-    for stage in ("parse-phrases", "pseudo-label-round-1", "train-student-round-1"):
+    for stage in ("parse-phrases", "train-teacher", "round-1"):
         page.get_by_text(stage).first.wait_for(timeout=60_000)  # task runs arrive some seconds late
     page.get_by_text("Completed").first.wait_for(timeout=30_000)
+
+
+def test_a_round_has_a_page_with_its_stages_and_its_verdict(up, run, page):
+    named = {"flow_runs": {"name": {"any_": ["round-1"]}}}
+    (found,) = httpx.post(f"{up.api}/flow_runs/filter", json=named, timeout=30).json()
+    page.goto(f"{up.url}/runs/flow-run/{found['id']}")
+    page.get_by_text("Subflow Runs").first.wait_for(timeout=60_000)
+    page.get_by_text("Subflow Runs").first.click()
+    for stage in ("pseudo-label-round-1", "train-student-round-1"):
+        page.get_by_text(stage).first.wait_for(timeout=60_000)
+    page.goto(artifact(up, "round-1"))
+    for words in ("teacher taught, student-1 learnt.", "Gates", "Labels", "regions"):
+        page.get_by_text(words).first.wait_for(timeout=60_000)
+    keep(page, "round")
+    page.goto(f"http://127.0.0.1:{up.port + 1}/seen/report/round-1.html")
+    page.get_by_text("A student teaches the next round only if all of these hold").wait_for(timeout=30_000)
+    keep(page, "round-page")
 
 
 def test_the_report_shows_numbers_plots_and_labels(up, run, page):
@@ -109,7 +126,7 @@ def test_the_run_form_has_fields_with_help(up, page):
     deployment = httpx.get(f"{up.api}/deployments/name/self-train/local", timeout=30).json()["id"]
     page.goto(f"{up.url}/deployments/deployment/{deployment}/run")
     page.get_by_text("rounds").first.wait_for(timeout=60_000)
-    page.get_by_text("how many times a student becomes the next teacher").first.wait_for(timeout=30_000)
+    page.get_by_text("so many times at most").first.wait_for(timeout=30_000)
     keep(page, "form")
 
 
