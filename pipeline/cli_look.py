@@ -2,12 +2,87 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from pipeline.cli_base import MAX_FAILED, WORKERS, expand, one_line_errors, setup_logging, tell, terminal
 from pipeline.lifeline import follow_starter
 
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("shards", nargs=-1, required=True, metavar="DIR...")
+@click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
+@click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for pictures.")
+@click.option("--html", default="inspect.html", metavar="FILE", help="The page.")
+@click.option("--no-html", is_flag=True, help="Print only.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write everything as JSON.")
+@click.option("--pictures", type=click.IntRange(0), default=24, help="Images drawn on the page.")
+@click.option(
+    "--top", type=click.IntRange(0, 1 << 16), default=50, help="Most frequent phrases in the page and the JSON."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes.  [default: all cores from half a gigabyte on, else 1]"
+)
+@VERBOSE
+def inspect(
+    shards: tuple[str, ...],
+    phrases: str | None,
+    crawl: tuple[str, ...],
+    html: str,
+    no_html: bool,
+    json_file: str | None,
+    pictures: int,
+    top: int,
+    workers: int | None,
+    verbose: bool,
+) -> None:
+    """Show what is in DIR: training shards, a crawl, labels or regions; a folder, glob or brace pattern.
+
+    Prints counts, histograms, the most frequent phrases and problems, and writes a page with drawn images that needs no
+    network. Which images are drawn depends on their names alone.
+
+    \b
+    Example: inspect train --html train.html
+             inspect labels --phrases phrases --shards crawl --html labels.html
+    """
+    setup_logging(verbose)
+    follow_starter()
+    with one_line_errors("inspect"):
+        from pipeline.inspecting.lines import lines
+        from pipeline.inspecting.summary import inspect_shards
+        from pipeline.io.commit import write_json
+        from pipeline.report.inspect import write_page
+
+        tars = expand(crawl) if crawl else []
+        summary, chosen = inspect_shards(
+            _shards(shards), phrases=phrases, crawl=tars, pictures=0 if no_html else pictures, top=top, workers=workers,
+            progress=terminal(),
+        )  # fmt: skip
+        if not no_html:
+            write_page(summary, chosen, html, title=f"What is in {', '.join(shards)}")
+        for line in lines(summary):
+            click.echo(line)
+        if json_file:
+            write_json(json_file, summary.model_dump(mode="json"))
+        if not no_html:
+            click.echo(f"wrote {html}")
+
+
+def _shards(patterns: tuple[str, ...]) -> list[str]:
+    """Tars, or the tables of a folder that has no tars."""
+    from pipeline.io.files import listing
+    from pipeline.io.paths import is_url
+
+    def tables(pattern: str) -> bool:
+        if pattern.endswith(".parquet"):
+            return True
+        folder = Path(pattern).is_dir() or (is_url(pattern) and not pattern.endswith(".tar"))
+        return folder and not listing(pattern, ".tar") and bool(listing(pattern, ".parquet"))
+
+    return expand(patterns, ".parquet" if all(map(tables, patterns)) else ".tar")
 
 
 @click.command(context_settings={"show_default": True})

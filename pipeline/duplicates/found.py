@@ -43,8 +43,8 @@ class DedupReport(BaseModel):
         width = max((len(name) for name in self.sets), default=0)
         for name, found in self.sets.items():
             out.append(
-                f"  {name:<{width}}  {found.matched:,} of {_images(found.images)} are in the training shards, "
-                f"as {found.training_images:,} images"
+                f"  {name:<{width}}  {found.matched:,} of {_images(found.images)} have a near-duplicate in the shards, "
+                f"where {found.training_images:,} images are one"
             )
         if self.pairs.seen:
             out.append(

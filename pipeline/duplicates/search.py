@@ -41,7 +41,8 @@ class Wanted:
     @classmethod
     def read(cls, folders: Sequence[tuple[str, str, Sequence[str]]]) -> Wanted:
         """folders: (set, folder of its hashes, parts)."""
-        parts, words, keys, numbers = [], [np.zeros((0, WORDS), np.uint64)], [pa.array([], pa.string())], []
+        parts: list[tuple[str, str]] = []
+        words, keys, numbers = [np.zeros((0, WORDS), np.uint64)], [pa.array([], pa.string())], []
         for name, folder, names in folders:
             for part in names:
                 table = read_table(join(folder, f"{part}.parquet"), HASHES, ["key", *WORD_COLUMNS])
