@@ -96,10 +96,10 @@ def _shards(patterns: tuple[str, ...]) -> list[str]:
 )
 @click.option("--out", default="dedup", help="Folder for the hashes, which are made once, and for what was found.")
 @click.option(
-    "--distance", type=click.IntRange(0, 16), default=10, help="Bits of the 64-bit hash that may differ (search)."
+    "--distance", type=click.IntRange(0, 16), default=11, help="Bits of the 64-bit hash that may differ (search)."
 )
 @click.option(
-    "--details", type=click.IntRange(0, 256), default=64, help="Bits of all 256 that may differ (the second check)."
+    "--details", type=click.IntRange(0, 256), default=72, help="Bits of all 256 that may differ (the second check)."
 )
 @click.option("--mirrored", is_flag=True, help="Find images that are mirrored left to right, too.")
 @click.option("--drop", is_flag=True, help="Also write OUT/shards: the shards without what matched.")

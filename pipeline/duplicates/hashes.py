@@ -16,8 +16,8 @@ from scipy.fft import dct
 
 SIDE = 32
 """The hash is of the image shrunk to this many pixels a side, whatever its shape."""
-DECODED_SIDE = 2 * SIDE
-"""What is decoded at the least: a JPEG of many pixels gives its hash at an eighth of its size."""
+DECODED_SIDE = 3 * SIDE
+"""What is decoded at the least: a large JPEG gives its hash at a fraction of its size. With less, the edge blocks of a reduced JPEG shift the bits."""
 WORDS = 4
 BITS = 64 * WORDS
 BANDS = 4

@@ -16,7 +16,7 @@ TOGETHER = 1 << 20
 
 
 class BandedIndex:
-    """hashes: (n,) uint64. Takes about 1.7 kB a hash at distance 10, 0.3 kB at 4, 20 bytes below that."""
+    """hashes: (n,) uint64. Takes 2.2 kB a hash at distance 11, 0.3 kB at 7, 16 bytes at 3; three times that while it is made."""
 
     def __init__(self, hashes: np.ndarray, distance: int) -> None:
         self._hashes, self._distance = hashes.astype(np.uint64), distance

@@ -15,7 +15,7 @@ from pipeline.io.tables import read_table
 from pipeline.stages.hash_images import HASHES
 
 BLOCK = 100_000
-"""Images that are looked for at a time: bounds the index, at distance 10 to 0.2 GiB."""
+"""Images that are looked for at a time: bounds the index, at distance 11 to 0.2 GiB."""
 
 WORD_COLUMNS = [f"hash_{i}" for i in range(WORDS)]
 
@@ -24,8 +24,8 @@ WORD_COLUMNS = [f"hash_{i}" for i in range(WORDS)]
 class Rules:
     """distance: differing bits of the first 64 at most. details: of all 256. mirrored: images mirrored left to right count, too."""
 
-    distance: int = 10
-    details: int = 64
+    distance: int = 11
+    details: int = 72
     mirrored: bool = False
 
 

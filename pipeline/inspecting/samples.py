@@ -158,7 +158,6 @@ class _Tar:
         if caption is None:
             self.counts.problem(reason or "no_caption", f"{self._name}/{sample.key}: {reason}")
         self._caption(caption)
-        self.counts.numbers["without_boxes"] += 1
         lot = lot_of(self._name, sample.key, False)
         if self._image(sample, None) and self._pictures.wants(lot) and (found := image_of(sample)) is not None:
             size = self._sizes[-1]
@@ -175,6 +174,8 @@ def _why_refused(data: bytes) -> str:
     try:
         record: dict[str, Any] = json.loads(data)
         caption, regions = record.get("caption") or "", record["regions"]
+        if record["kind"] == "grounding" and not caption:
+            return "no_caption"
         spans = [s for r in regions for s in r.get("tokens_positive", ())] + list(record.get("uncertain", ()))
         if any(not 0 <= start < end <= len(caption) for start, end in spans):
             return "span_outside_caption"

@@ -20,6 +20,7 @@ from pipeline.inspecting.counts import Counts, Picture, Pictures
 from pipeline.inspecting.texts import TextCounts
 from pipeline.io.files import file_size
 from pipeline.io.paths import stem
+from pipeline.io.tables import column_names
 from pipeline.progress import Progress, Silent
 from pipeline.stats import FailedShard, StageReport
 
@@ -67,9 +68,7 @@ def kind_of(shards: Sequence[str]) -> Kind:
         from pipeline.inspecting.samples import holds_records
 
         return "training" if holds_records(first) else "crawl"
-    from pipeline.filtering.store import RegionShard
-
-    columns = RegionShard(first).columns
+    columns = column_names(first)
     if "score" not in columns:
         raise InputError(f"{first}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
     return "labels" if "status" in columns else "regions"
@@ -179,7 +178,7 @@ def _summary(
     return Summary(
         kind=kind,
         shards=shards - len(failed),
-        numbers={name: n for name, n in sorted(total.numbers.items()) if n or name in {"samples", "boxes"}},
+        numbers={"samples": 0, **{name: n for name, n in sorted(total.numbers.items()) if n}},
         tables={name: dict(sorted(t.items(), key=lambda i: (-i[1], i[0]))) for name, t in sorted(total.tables.items())},
         histograms={name: h for name, h in histograms.items() if h.counts},
         distinct_phrases=len(counts),
