@@ -67,7 +67,7 @@ class Perceived:
 
 def perceive(image: Image.Image) -> Perceived:
     """The hash of an upright RGB image. Its brightness, contrast, size and small damage hardly change it; its colours do not count."""
-    grey = image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("L")
+    grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
     found = _BASIS @ np.asarray(grey, np.float64) @ _BASIS.T
     values = found[_PLACES[:, 0], _PLACES[:, 1]]
     # a symmetric image has coefficients of exactly nothing, whose sign is the arithmetic's own

@@ -182,7 +182,7 @@ def keys_of(folder: Path) -> list[str]:
 
 
 def test_a_crawls_training_shards_are_built_without_them(store, tmp_path):
-    root, crawl = store
+    root, _ = store
     without = root / "dedup" / "matches.parquet"
     whole = build(store, tmp_path / "whole").tallies
     report = build(store, tmp_path / "clean", without)
