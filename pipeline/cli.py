@@ -22,6 +22,7 @@ from pipeline.cli_data import datasets, ingest
 from pipeline.cli_evaluate import compare, evaluate, label_qa, promote
 from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli_label import build_shards, pseudo_label
+from pipeline.cli_look import dedup, inspect
 from pipeline.cli_rescore import rescore
 from pipeline.errors import InputError
 from pipeline.train_main import DATA_WORKERS, LOG_WITH
@@ -127,6 +128,6 @@ def main() -> None:
 for _command in (
     datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
     train_teacher, train_student, evaluate,
-    compare, promote, label_qa,
+    compare, promote, label_qa, inspect, dedup,
 ):  # fmt: skip
     main.add_command(_command)

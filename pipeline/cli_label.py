@@ -117,6 +117,7 @@ def _parsed(shards: list[str], phrases: str, limit: int | None, max_failed: int)
 @OUT
 @click.option("--dataset", default="pseudo", help="Name of the new set.")
 @click.option("--link", is_flag=True, help="Labels only; images stay in the crawl shards (same as --set link=true).")
+@click.option("--without", metavar="FILE", help="Leave these samples out: what dedup wrote (columns shard and key).")
 @WORKERS
 @MAX_FAILED
 def build_shards(
@@ -127,6 +128,7 @@ def build_shards(
     out: str,
     dataset: str,
     link: bool,
+    without: str | None,
     workers: int,
     max_failed: int,
 ) -> StageReport:
@@ -139,5 +141,6 @@ def build_shards(
 
     return stage.run(
         config.model_copy(update={"link": True}) if link else config, expand(shards), out,
-        phrases=phrases, labels=labels, dataset=dataset, progress=terminal(), workers=workers, max_failed=max_failed,
+        phrases=phrases, labels=labels, dataset=dataset, without=without, progress=terminal(), workers=workers,
+        max_failed=max_failed,
     )  # fmt: skip

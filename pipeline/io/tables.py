@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,29 @@ def read_table(path: str | Path, schema: pa.Schema, columns: list[str] | None = 
         InputError: no such file, not Parquet, or a column of ``schema`` is missing.
     """
     expected = columns or schema.names
-    try:
+    with _named_errors(path):
         source = _source(path)
         names = pq.read_schema(source).names
         missing = [name for name in expected if name not in names]
         if missing:
             raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(names)}")
         return pq.read_table(source, columns=expected).select(expected)
+
+
+def column_names(path: str | Path) -> list[str]:
+    """What columns a table has.
+
+    Raises:
+        InputError: no such file, or not Parquet.
+    """
+    with _named_errors(path):
+        return pq.read_schema(_source(path)).names
+
+
+@contextmanager
+def _named_errors(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except pa.ArrowInvalid as error:

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -22,19 +23,19 @@ def write_gallery(
     shards: Sequence[str], out: str | Path, *, limit: int = 24, title: str, note: str = "", width: int = 360
 ) -> int:
     """Draw up to ``limit`` records of training shards into one HTML page; returns how many."""
-    items = []
-    for image, record in pick(shards, limit):
-        items.append(
-            {
-                "key": record.key,
-                "image": data_url(draw_regions(image, record, width=width)),
-                "caption": caption_pieces(record),
-                "regions": [r for r in record.regions if not r.ignore],
-                "colours": phrase_colours(record),
-            }
-        )
+    items = [figure(image, record, width) for image, record in pick(shards, limit)]
     write_atomic(out, render("gallery.html", title=title, note=note, items=items))
     return len(items)
+
+
+def figure(image: Image.Image, record: GroundingRecord, width: int) -> dict[str, Any]:
+    """What figures.html shows of an image: drawn ``width`` pixels wide, its caption in pieces, its regions by name."""
+    return {
+        "key": record.key,
+        "image": data_url(draw_regions(image, record, width=width)),
+        "caption": caption_pieces(record),
+        "regions": [r for r in record.regions if not r.ignore],
+    }
 
 
 def data_url(image: Image.Image) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import BuildShardsConfig
+from pipeline.duplicates.without import Without
 from pipeline.errors import InputError
 from pipeline.images import ImageError, image_size
 from pipeline.io.commit import write_json
@@ -36,6 +37,7 @@ def run(
     phrases: str | Path,
     labels: str | Path,
     dataset: str = "pseudo",
+    without: str | Path | None = None,
     progress: Progress | None = None,
     workers: int = 1,
     max_failed: int = 0,
@@ -45,6 +47,7 @@ def run(
     Args:
         phrases, labels: folders that parse-phrases and filter-boxes wrote; joined on (shard, key).
         dataset: name of the set in the records and in the files' names.
+        without: list of samples to leave out (:class:`pipeline.duplicates.without.Without`), counted as near_duplicate.
     """
 
     def inputs(shard: str) -> dict[str, str]:
@@ -53,11 +56,18 @@ def run(
 
     def mark(job: ShardJob) -> str:
         found = {what: digest_file(path) for what, path in inputs(job.path).items()}
-        return fingerprint(STAGE, version=RECORD_VERSION, config=config, inputs=found, dataset=dataset)
+        return fingerprint(
+            STAGE, version=RECORD_VERSION, config=config, inputs=found, dataset=dataset, **unwanted.mark(job.name)
+        )
 
+    unwanted = Without({}) if without is None else Without.read(without)
+    unwanted.warn_of_strangers(str(without), shards)
     require_files(path for shard in shards for path in inputs(shard).values())
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
-    work = partial(_build_shard, config=config, out=str(out), phrases=str(phrases), labels=str(labels), dataset=dataset)
+    work = partial(
+        _build_shard, config=config, out=str(out), phrases=str(phrases), labels=str(labels), dataset=dataset,
+        without=unwanted,
+    )  # fmt: skip
     report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
     card = DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
     write_json(join(out, f"{dataset}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
@@ -65,7 +75,7 @@ def run(
 
 
 def _build_shard(
-    job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str
+    job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str, without: Without
 ) -> ShardReport:
     asked = read_asked(join(phrases, f"{job.name}.parquet"))
     label_file = join(labels, f"{job.name}.parquet")
@@ -75,7 +85,10 @@ def _build_shard(
         rows.setdefault(row["key"], []).append(row)
     samples, regions, problems = Tally(), Tally(), TarProblems()
     samples.drop("no_label", sum(key not in rows for key in asked))
-    waiting = set(rows)
+    for key in without.of(job.name) & rows.keys():
+        samples.drop("near_duplicate")
+        regions.drop("near_duplicate", len(rows[key]))
+    waiting = rows.keys() - without.of(job.name)
     image_as = LinkedImages(job.path, out) if config.link else _copied
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:

@@ -13,10 +13,13 @@ import fsspec
 import pytest
 
 from pipeline.config import BuildShardsConfig, ParsePhrasesConfig
+from pipeline.duplicates.sources import read_image_set
 from pipeline.errors import InputError, RunError
+from pipeline.inspecting.summary import inspect_shards
 from pipeline.io.files import listing, open_file, read_range, write_remote
 from pipeline.io.paths import expand_shards
-from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
+from pipeline.io.tars import read_tar
+from pipeline.stages import build_shards, dedup, filter_boxes, parse_phrases, pseudo_label
 from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import write_crawl
 from tests.fixtures.store import SECRET, Store
@@ -170,3 +173,28 @@ def test_a_store_that_dies_in_mid_run_costs_only_time(store, local, teacher, tmp
     download("s3://dies/regions", tmp_path / "copy")
     for path in (tmp_path / "regions").glob("*.parquet"):
         assert pq.read_table(tmp_path / "copy" / path.name).equals(pq.read_table(path))
+
+
+def test_shards_in_the_store_are_looked_at_and_cleaned(store, local, tmp_path):
+    """Crawl, evaluation images and everything that is written lie in the store: the same is found as on a disk."""
+    store.make_bucket("look")
+    upload(local / "crawl", "s3://look/crawl")
+    (first, *_) = read_tar(local / "crawl" / "00001.tar")
+    fsspec.filesystem("s3").pipe_file("look/gold/one.jpg", first.files["jpg"])
+    (tmp_path / "gold").mkdir()
+    (tmp_path / "gold" / "one.jpg").write_bytes(first.files["jpg"])
+    found = {}
+    for base, crawl, gold in (
+        ("s3://look/out", "s3://look/crawl", "s3://look/gold"),
+        (str(tmp_path / "out"), str(local / "crawl"), str(tmp_path / "gold")),
+    ):
+        found[base] = dedup.run(expand_shards(crawl), [read_image_set(gold)], base, drop=True)[0]
+        assert inspect_shards(expand_shards(crawl))[0] == inspect_shards(expand_shards(str(local / "crawl")))[0]
+    remote, here = found.values()
+    assert remote == here and here.matched >= 1
+    download("s3://look/out", tmp_path / "copy")
+    names = {
+        n: d for n, d in digests(tmp_path / "out").items() if n.endswith((".tar", ".html", ".md", "matches.parquet"))
+    }
+    copied = digests(tmp_path / "copy")
+    assert len(names) == 5 and names == {n: copied[n] for n in names}

@@ -1,0 +1,1 @@
+"""What is in shards and label stores: counted in one pass, told in lines, JSON and a page."""

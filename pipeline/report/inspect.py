@@ -1,0 +1,53 @@
+"""The page of what is in some shards: counts, histograms, phrases, problems, drawn images. One file, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.images import ImageError, open_image
+from pipeline.inspecting.counts import Picture
+from pipeline.inspecting.lines import KINDS, number_rows
+from pipeline.inspecting.summary import Summary
+from pipeline.io.commit import write_atomic
+from pipeline.report.gallery import figure
+from pipeline.report.templates import render
+
+WIDTH = 360
+
+
+def write_page(summary: Summary, pictures: Sequence[Picture], out: str | Path, *, title: str) -> None:
+    """Write the page. Pictures that cannot be drawn become problems of ``summary``: only here are images decoded."""
+    items = _figures(summary, pictures)
+    page = render(
+        "inspect.html",
+        title=title,
+        summary=summary,
+        what=f"{summary.shards:,} {KINDS[summary.kind]}",
+        rows=number_rows(summary),
+        histograms=summary.histograms.values(),
+        items=items,
+    )
+    write_atomic(out, page)
+
+
+def _figures(summary: Summary, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    items = []
+    for picture in pictures:
+        where = f"{picture.shard}/{picture.key}"
+        if picture.image is None:
+            _problem(summary, "picture_not_at_hand", f"{where}: to draw it, its image is wanted (--shards)")
+            continue
+        try:
+            image = open_image(picture.image)
+        except ImageError as error:
+            _problem(summary, "undecodable_when_drawn", f"{where}: {error}")
+            continue
+        items.append({**figure(image, picture.record, WIDTH), "key": where})
+    return items
+
+
+def _problem(summary: Summary, reason: str, note: str) -> None:
+    summary.problems[reason] = summary.problems.get(reason, 0) + 1
+    summary.notes.append(note)

@@ -1,0 +1,168 @@
+"""dedup: training images that are near-duplicates of evaluation images. Hash both sides once, search, list, and drop if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.duplicates.found import DedupReport, SetMatches, markdown
+from pipeline.duplicates.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
+from pipeline.duplicates.sources import ImageSet, shard_set
+from pipeline.duplicates.without import Without
+from pipeline.errors import InputError
+from pipeline.io.commit import write_atomic, write_json
+from pipeline.io.files import require_files
+from pipeline.io.hashing import digest_json
+from pipeline.io.paths import join
+from pipeline.io.tables import read_table, write_table
+from pipeline.progress import Progress, Silent
+from pipeline.stages import drop_samples, hash_images
+from pipeline.stages.hash_images import HASH_VERSION, HASHES
+from pipeline.stats import StageReport, Tally
+
+STAGE = "dedup"
+REASON = "near_duplicate"
+
+MATCHES = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("set_part", pa.string(), nullable=False),
+        pa.field("set_key", pa.string(), nullable=False),
+        pa.field("distance", pa.int16(), nullable=False),
+        pa.field("details", pa.int16(), nullable=False),
+        pa.field("mirrored", pa.bool_(), nullable=False),
+    ]
+)
+"""A row a pair: a training image, the evaluation image it is like (``set_key`` is a path for a folder of files), and by how many bits they
+differ, of the 64 that are searched by and of all 256."""
+
+
+def run(
+    shards: Sequence[str],
+    against: Sequence[ImageSet],
+    out: str | Path,
+    *,
+    rules: Rules = Rules(),
+    drop: bool = False,
+    pictures: int = 24,
+    progress: Progress | None = None,
+    workers: int = 1,
+    max_failed: int = 0,
+) -> tuple[DedupReport, StageReport | None]:
+    """Write ``out/matches.parquet`` (MATCHES, by shard and row), ``report.json``, ``report.md`` and ``pairs.html``.
+
+    Hashes stay in ``out/hashes``; shards and sets that were hashed before, whatever they were compared with, are not
+    read again. With ``drop`` also ``out/shards``: the shards without what matched.
+
+    Returns:
+        What was found, and what was dropped.
+
+    Raises:
+        InputError: two sets of one name, a local shard that is missing. RunError: more than ``max_failed`` shards of one
+            side failed.
+    """
+    names = [images.name for images in against]
+    if len(set(names)) < len(names):
+        raise InputError(f"two evaluation sets are called {max(names, key=names.count)}; want --against NAME=SHARDS")
+    training = shard_set("training", shards)
+    for images in (training, *against):
+        require_files(images.shards.values())
+    progress = progress or Silent()
+    folders = {images.name: join(out, f"hashes/against/{images.name}") for images in against}
+    hashed = {
+        images.name: hash_images.run(
+            images, folders[images.name], progress=progress, workers=workers, max_failed=max_failed
+        )
+        for images in against
+    }
+    folder = join(out, "hashes/shards")
+    searched = hash_images.run(training, folder, progress=progress, workers=workers, max_failed=max_failed)
+    failed = {name: {f.shard for f in report.failed} for name, report in hashed.items()}
+    wanted = Wanted.read([(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against])
+    lost = {f.shard for f in searched.failed}
+    parts = [p for p in training.parts if p not in lost]
+    matches, pairs = _search(wanted, parts, folder, rules, progress)
+    footer = {"stage": STAGE, "version": str(HASH_VERSION), "rules": digest_json(vars(rules))}
+    write_table(join(out, "matches.parquet"), matches, MATCHES, footer)
+    report = _summary(matches, pairs, searched, hashed, rules)
+    write_json(join(out, "report.json"), report.model_dump(mode="json"))
+    write_atomic(join(out, "report.md"), markdown(report, matches))
+    from pipeline.report.pairs import write_pairs
+
+    write_pairs(matches, training, against, str(out), limit=pictures, report=report)
+    dropped = None
+    if drop:
+        dropped = drop_samples.run(
+            [training.shards[p] for p in parts], join(out, "shards"), without=Without.of_table(matches), reason=REASON,
+            progress=progress, workers=workers, max_failed=max_failed,
+        )  # fmt: skip
+    return report, dropped
+
+
+def _search(
+    wanted: Wanted, parts: Sequence[str], folder: str, rules: Rules, progress: Progress
+) -> tuple[pa.Table, Tally]:
+    """The matches, by shard, row and wanted image, and the tally of the pairs that the first 64 bits proposed."""
+    found: list[tuple[int, Pairs]] = []
+    pairs = Tally()
+    progress.begin("search", len(parts) * max(1, -(-len(wanted.words) // BLOCK)))
+    for block in blocks(wanted, rules):
+        for number, part in enumerate(parts):
+            hashes = read_table(join(folder, f"{part}.parquet"), HASHES, WORD_COLUMNS)
+            some = block.search(words_of(hashes))
+            pairs.keep(len(some.row))
+            pairs.drop("other_details", some.candidates - len(some.row))
+            if len(some.row):
+                found.append((number, some))
+            progress.advance(1, "shards")
+    progress.end(StageReport(stage="search"))
+    return _table(found, wanted, parts, folder), pairs
+
+
+def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[str], folder: str) -> pa.Table:
+    rows: list[tuple[int, int, int]] = []
+    values: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for number in sorted({number for number, _ in found}):
+        keys = read_table(join(folder, f"{parts[number]}.parquet"), HASHES, ["key"])["key"]
+        for some in (pairs for n, pairs in found if n == number):
+            set_keys = wanted.keys.take(pa.array(some.wanted)).to_pylist()
+            mine = keys.take(pa.array(some.row)).to_pylist()
+            for i, (row, other) in enumerate(zip(some.row.tolist(), some.wanted.tolist(), strict=True)):
+                name, part = wanted.parts[int(wanted.part[other])]
+                rows.append((number, row, other))
+                values[rows[-1]] = {
+                    "shard": parts[number], "key": mine[i], "set": name, "set_part": part, "set_key": set_keys[i],
+                    "distance": int(some.distance[i]), "details": int(some.details[i]), "mirrored": bool(some.mirrored[i]),
+                }  # fmt: skip
+    return pa.Table.from_pylist([values[row] for row in sorted(rows)], schema=MATCHES)
+
+
+def _summary(
+    matches: pa.Table, pairs: Tally, searched: StageReport, hashed: dict[str, StageReport], rules: Rules
+) -> DedupReport:
+    sets = {}
+    for name, report in hashed.items():
+        mine = matches.filter(pc.equal(matches["set"], name))
+        sets[name] = SetMatches(
+            images=report.tallies.get("samples", Tally()),
+            matched=len(mine.group_by(["set_part", "set_key"]).aggregate([])),
+            training_images=len(mine.group_by(["shard", "key"]).aggregate([])),
+            failed=report.failed,
+        )
+    details = np.bincount(matches["details"].to_numpy() // 8, minlength=1)
+    return DedupReport(
+        **vars(rules),
+        images=searched.tallies.get("samples", Tally()),
+        matched=len(matches.group_by(["shard", "key"]).aggregate([])),
+        pairs=pairs,
+        by_details={f"{8 * i}-{8 * i + 7}": int(n) for i, n in enumerate(details) if n},
+        sets=sets,
+        failed=searched.failed,
+    )

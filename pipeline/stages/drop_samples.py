@@ -1,0 +1,85 @@
+"""Shards without the samples of a list, everything else as it was: for training shards, which nothing is built from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from pipeline.duplicates.without import Without
+from pipeline.errors import InputError
+from pipeline.io.commit import write_atomic
+from pipeline.io.files import listing, read_bytes, require_files
+from pipeline.io.hashing import digest_file, fingerprint
+from pipeline.io.links import linked_path
+from pipeline.io.paths import is_url, join, parent, stem
+from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.progress import Progress
+from pipeline.records import RECORD_VERSION, ImageLink
+from pipeline.stages.base import ShardJob, run_shards
+from pipeline.stats import ShardReport, StageReport, Tally
+
+STAGE = "drop-samples"
+
+
+def run(
+    shards: Sequence[str],
+    out: str | Path,
+    *,
+    without: Without,
+    reason: str,
+    progress: Progress | None = None,
+    workers: int = 1,
+    max_failed: int = 0,
+) -> StageReport:
+    """``out/<shard>.tar`` for every shard, without the listed samples, which are counted under ``reason``.
+
+    The sets' ``dataset.json`` come along; links to images lead where they led.
+    """
+    require_files(shards)
+    work = partial(_drop, out=str(out), without=without, reason=reason)
+    jobs = [ShardJob(shard, stem(shard)) for shard in shards]
+    mark = partial(_mark, without=without, reason=reason)
+    report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
+    for folder in sorted({parent(shard) for shard in shards}):
+        for card in listing(folder, "dataset.json"):
+            write_atomic(join(out, card.rsplit("/", 1)[-1]), read_bytes(card) or b"")
+    return report
+
+
+def _mark(job: ShardJob, *, without: Without, reason: str) -> str:
+    inputs = {"shard": digest_file(job.path)}
+    return fingerprint(
+        STAGE, version=RECORD_VERSION, config={"reason": reason}, inputs=inputs, **without.mark(job.name)
+    )
+
+
+def _drop(job: ShardJob, *, out: str, without: Without, reason: str) -> ShardReport:
+    samples, problems, unwanted = Tally(), TarProblems(), without.of(job.name)
+
+    def kept() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        for sample in read_tar(job.path, problems):
+            if sample.key in unwanted:
+                samples.drop(reason)
+                continue
+            samples.keep()
+            files = sample.files
+            if "link" in files:
+                files = {**files, "link": _moved(files["link"], job.path, out)}
+            yield sample.key, files
+
+    name = f"{job.name}.tar"
+    output = write_tar(join(out, name), kept())
+    return job.report(STAGE, {name: output}, {"samples": samples}, problems=problems)
+
+
+def _moved(data: bytes, shard: str, out: str) -> bytes:
+    """A link from ``shard`` as it must be from ``out``."""
+    link = ImageLink.model_validate_json(data)
+    path = linked_path(shard, link)
+    if is_url(out) and not is_url(path):
+        raise InputError(f"{shard}: a link from {out} cannot lead to a local file; want both local, or both URLs")
+    if not is_url(path) and not os.path.isabs(link.shard):
+        path = os.path.relpath(path, out)
+    return link.model_copy(update={"shard": path}).model_dump_json().encode()

@@ -1,0 +1,110 @@
+"""Perceptual hashes of a set's images, a table a shard: made once, whatever they are compared with later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.duplicates.hashes import DECODED_SIDE, WORDS, perceive
+from pipeline.duplicates.sources import Found, ImageSet
+from pipeline.images import ImageError, open_image
+from pipeline.io.hashing import fingerprint
+from pipeline.io.paths import join
+from pipeline.io.tables import write_table
+from pipeline.io.tars import TarProblems
+from pipeline.progress import Progress
+from pipeline.stages.base import Desk, EachShard, ShardJob, run_workers
+from pipeline.stats import ShardReport, StageReport, Tally
+
+STAGE = "hash-images"
+HASH_VERSION = 1
+TELL_EVERY = 200
+"""Images between two words of progress."""
+
+HASHES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *(pa.field(f"hash_{i}", pa.uint64(), nullable=False) for i in range(WORDS)),
+        pa.field("offset", pa.int64()),
+        pa.field("bytes", pa.int32()),
+    ]
+)
+"""``hash_0`` is searched by. ``offset`` and ``bytes``: where the image (or its link) lies in its shard, null for a file of its own."""
+
+
+def run(
+    images: ImageSet,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    workers: int = 1,
+    max_failed: int = 0,
+) -> StageReport:
+    """``out/<part>.parquet`` (HASHES) for every part of a set, in its order. Flat and broken images are counted and left out.
+
+    Raises:
+        RunError: more than ``max_failed`` parts failed.
+    """
+    jobs = [ShardJob(images.path(part), part) for part in images.parts]
+    crew = [HashImages(images, str(out))] * max(1, min(workers, len(jobs)))
+    return run_workers(
+        STAGE, jobs, out, crew, mark=partial(_mark, images=images), progress=progress, max_failed=max_failed
+    )
+
+
+def _mark(job: ShardJob, *, images: ImageSet) -> str:
+    return fingerprint(STAGE, version=HASH_VERSION, config={}, inputs={"images": images.digest(job.name)})
+
+
+@dataclass(frozen=True)
+class HashImages:
+    """Hashes one part after the other, and tells of images while it does."""
+
+    images: ImageSet
+    out: str
+
+    def __call__(self, desk: Desk) -> None:
+        EachShard(partial(self.part, desk=desk))(desk)
+
+    def part(self, job: ShardJob, *, desk: Desk) -> ShardReport:
+        """Write the hashes of one part."""
+        problems, samples, seen = TarProblems(), Tally(), 0
+        rows: dict[str, list[Any]] = {name: [] for name in HASHES.names}
+        for found in self.images.images(job.name, problems):
+            seen += 1
+            if seen % TELL_EVERY == 0:
+                desk.advance(TELL_EVERY, "images")
+            try:
+                values = _hashed(found)
+            except ImageError as error:
+                samples.drop(error.reason)
+                if error.reason != "flat_image":
+                    problems.notes.append(f"{found.key}: {error}")
+                continue
+            samples.keep()
+            for column, value in zip(rows.values(), values, strict=True):
+                column.append(value)
+        desk.advance(seen % TELL_EVERY, "images")
+        name = f"{job.name}.parquet"
+        footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(HASH_VERSION)}
+        output = write_table(join(self.out, name), pa.table(rows, schema=HASHES), HASHES, footer)
+        return job.report(STAGE, {name: output}, {"samples": samples}, problems=problems)
+
+
+def _hashed(found: Found) -> tuple[Any, ...]:
+    """A row of HASHES.
+
+    Raises:
+        ImageError: no image, a broken one, or a ``flat_image``.
+    """
+    if found.data is None:
+        assert found.problem is not None
+        raise found.problem
+    perceived = perceive(open_image(found.data, at_least=(DECODED_SIDE, DECODED_SIDE)))
+    if perceived.flat:
+        raise ImageError("flat_image", "one colour, or little more")
+    return (found.key, *perceived.words.tolist(), found.offset, found.size)
