@@ -23,6 +23,9 @@ from pipeline.io.files import file_size, listing, read_bytes, remove, write_remo
 from pipeline.io.paths import is_url, join
 from pipeline.stats import OutputFile, ShardReport
 
+TOGETHER = 1 << 20
+"""Bytes that go to the system at once: samples of a few kilobytes each would cost more in calls than in copying."""
+
 
 class HashingFile:
     """A binary file opened for writing that keeps the size and sha256 of what went through it. Not seekable."""
@@ -30,11 +33,12 @@ class HashingFile:
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
         self._state = hashlib.sha256()
+        self._hash = self._state.update
         self._bytes = 0
 
     def write(self, data: Any) -> int:
         view = data if type(data) is bytes else memoryview(data).cast("B")
-        self._state.update(view)
+        self._hash(view)
         self._bytes += len(view)
         return self._raw.write(view)
 
@@ -82,7 +86,7 @@ def atomic_file(path: str | Path) -> Iterator[HashingFile]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as raw:
+        with open(temporary, "wb", buffering=TOGETHER) as raw:
             yield HashingFile(raw)
             raw.flush()
             os.fsync(raw.fileno())

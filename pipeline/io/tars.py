@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from webdataset.tariterators import base_plus_ext
-
 from pipeline.errors import InputError
 from pipeline.io.commit import atomic_file
 from pipeline.io.files import open_file
@@ -71,6 +69,8 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     Raises:
         InputError: the file is missing or is no tar archive at all.
     """
+    from webdataset.tariterators import base_plus_ext  # brings torch along, which writing does without
+
     problems = problems if problems is not None else TarProblems()
     seen: set[str] = set()
     current: TarSample | None = None
@@ -158,8 +158,7 @@ class TarShard:
         """Append one sample, its extensions sorted."""
         if "." in key.rsplit("/", 1)[-1]:
             raise InputError(f"key {key!r}: a key may not contain dots")
-        for extension in sorted(files):
-            self._writer.add(f"{key}.{extension}", files[extension])
+        self._writer.add([(f"{key}.{extension}", files[extension]) for extension in sorted(files)])
 
     def close(self) -> None:
         """Write the end mark."""
