@@ -70,8 +70,11 @@ class HashingFile:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[HashingFile]:
+def atomic_file(path: str | Path, *, settled: bool = True) -> Iterator[HashingFile]:
     """Write ``path``, a local path or a URL, whole or not at all.
+
+    settled: the new name too outlives a power cut. A shard's output has no need of it: its report comes after it, is settled, and
+    counts only if the output is there.
 
     A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name holds the process id, so two
     runs on the same output cannot write into one another. A remote one is gathered in the folder for temporary files first.
@@ -91,7 +94,8 @@ def atomic_file(path: str | Path) -> Iterator[HashingFile]:
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        if settled:
+            _fsync_folder(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()

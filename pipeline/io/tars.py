@@ -169,8 +169,8 @@ Samples = Iterable[tuple[str, Mapping[str, bytes]]]
 
 
 def write_tar(path: str | Path, samples: Samples) -> OutputFile:
-    """Write a whole shard atomically; returns its size and digest."""
-    with atomic_file(path) as file:
+    """Write a whole shard atomically, for a report that is committed after it; returns its size and digest."""
+    with atomic_file(path, settled=False) as file:
         shard = TarShard(file)
         for key, files in samples:
             shard.add(key, files)
@@ -187,7 +187,7 @@ def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) 
     held = next(waiting, None)
     written: list[OutputFile] = []
     while held is not None or not written:
-        with atomic_file(path_of(len(written))) as file:
+        with atomic_file(path_of(len(written)), settled=False) as file:
             shard, used = TarShard(file), _END_BYTES
             while held is not None:
                 cost = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in held[1].values())
