@@ -3,7 +3,8 @@
     python benchmarks/loader.py --json loader.json
 
 Shards of photographs of 480x640 with a caption and boxes. Keys: ``rate_over_bare_webdataset`` (our batches at the stored size: order, record, prompt,
-tokens, padded bytes, which the training normalises where the network is; over webdataset that only reads, decodes and hands out the images as arrays), ``multi_scale_over_bare_webdataset`` (the
+tokens, padded bytes, which the training normalises where the network is; over webdataset that only reads, decodes and hands out the images as arrays),
+``rate_over_bare_cpu`` (the same by seconds of the processor, of the workers and of the process that takes the batches: a busy machine counts for neither), ``multi_scale_over_bare_webdataset`` (the
 same with the released five image sizes, most of which enlarge), ``multi_scale_over_same_work`` (over webdataset that does that work too),
 ``data_wait_share`` (share of the time that a training waits for data when a step takes ``--step-ms``). Medians of rounds, taken in turn.
 """
@@ -11,10 +12,12 @@ same with the released five image sizes, most of which enlarge), ``multi_scale_o
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import os
 import random
+import resource
 import statistics
 import tempfile
 import time
@@ -103,15 +106,24 @@ def ours(
     return TrainingData(config, {"photos": shards}, processor).loader(first=0, workers=workers)
 
 
-def rate(make: Callable[[], Iterable[Any]], batches: int, batch: int) -> float:
-    """Images a second once it runs."""
+def spent() -> float:
+    """Seconds of the processor that went into this process and those that it had."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def rate(make: Callable[[], Iterable[Any]], batches: int, batch: int) -> tuple[float, float]:
+    """Images a second once it runs; images a second of the processor, the workers' start and end with it."""
+    before = spent()
     stream = iter(make())
     for _ in range(8):  # what the workers made before anybody asked
         next(stream)
     began = time.monotonic()
     for _ in itertools.islice(stream, batches):
         pass
-    return batches * batch / (time.monotonic() - began)
+    taken = time.monotonic() - began
+    del stream  # ends the workers
+    gc.collect()
+    return batches * batch / taken, batches * batch / (spent() - before)
 
 
 def wait_share(stream: Iterator[Any], batches: int, step: float) -> float:
@@ -152,19 +164,22 @@ def main() -> None:
             "ours_multi_scale": lambda: ours(shards, processor, args.batch, SIZES, args.workers),
         }
         rates: dict[str, list[float]] = {name: [] for name in variants}
+        by_cpu: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(args.rounds):
             for name, make in variants.items():
-                rates[name].append(rate(make, args.batches, args.batch))
+                for found, value in zip((rates, by_cpu), rate(make, args.batches, args.batch), strict=True):
+                    found[name].append(value)
             print({name: round(r[-1], 1) for name, r in rates.items()}, flush=True)
         waits = [
             wait_share(variants["ours_multi_scale"](), args.batches, args.step_ms / 1000) for _ in range(args.rounds)
         ]
 
-    def over(a: str, b: str) -> float:
-        return round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
+    def over(a: str, b: str, of: dict[str, list[float]] = rates) -> float:
+        return round(statistics.median(x / y for x, y in zip(of[a], of[b], strict=True)), 3)
 
     figures = {
         "rate_over_bare_webdataset": over("ours", "bare"),
+        "rate_over_bare_cpu": over("ours", "bare", by_cpu),
         "multi_scale_over_bare_webdataset": over("ours_multi_scale", "bare"),
         "multi_scale_over_same_work": over("ours_multi_scale", "bare_same_work"),
         "data_wait_share": round(statistics.median(waits), 3),

@@ -49,6 +49,7 @@ HEAVY = {"torch", "spacy", "transformers", "prefect", "pyarrow", "matplotlib"}
         ("pipeline.recipes", set()),
         ("flows.cli", set()),
         ("pipeline.stages.filter_boxes", {"pyarrow"}),
+        ("pipeline.stages.ingest", {"pyarrow"}),
     ],
 )
 def test_commands_start_without_the_heavy_libraries(module, needs):

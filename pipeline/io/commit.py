@@ -23,6 +23,9 @@ from pipeline.io.files import file_size, listing, read_bytes, remove, write_remo
 from pipeline.io.paths import is_url, join
 from pipeline.stats import OutputFile, ShardReport
 
+TOGETHER = 1 << 20
+"""Bytes that go to the system at once: samples of a few kilobytes each would cost more in calls than in copying."""
+
 
 class HashingFile:
     """A binary file opened for writing that keeps the size and sha256 of what went through it. Not seekable."""
@@ -30,11 +33,12 @@ class HashingFile:
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
         self._state = hashlib.sha256()
+        self._hash = self._state.update
         self._bytes = 0
 
     def write(self, data: Any) -> int:
         view = data if type(data) is bytes else memoryview(data).cast("B")
-        self._state.update(view)
+        self._hash(view)
         self._bytes += len(view)
         return self._raw.write(view)
 
@@ -66,8 +70,11 @@ class HashingFile:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[HashingFile]:
+def atomic_file(path: str | Path, *, settled: bool = True) -> Iterator[HashingFile]:
     """Write ``path``, a local path or a URL, whole or not at all.
+
+    settled: the new name too outlives a power cut. A shard's output has no need of it: its report comes after it, is settled, and
+    counts only if the output is there.
 
     A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name holds the process id, so two
     runs on the same output cannot write into one another. A remote one is gathered in the folder for temporary files first.
@@ -82,12 +89,13 @@ def atomic_file(path: str | Path) -> Iterator[HashingFile]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as raw:
+        with open(temporary, "wb", buffering=TOGETHER) as raw:
             yield HashingFile(raw)
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        if settled:
+            _fsync_folder(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -175,6 +175,26 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
+def read_small(path: str | Path) -> bytes:
+    """The whole of a local file of a size that one read gives, without the objects that ``open`` makes around it.
+
+    Raises:
+        OSError: as ``open``; IsADirectoryError for a folder.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        size = os.fstat(handle).st_size
+        data = os.read(handle, size + 1)
+        if len(data) == size:
+            return data
+        parts = [data]  # it is larger than a read gives, or grows, or is no plain file
+        while part := os.read(handle, BLOCK):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(handle)
+
+
 def require_files(paths: Iterable[str | Path]) -> None:
     """See that local files are there before work begins; objects behind URLs are taken at their word.
 

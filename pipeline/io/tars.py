@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from webdataset.tariterators import base_plus_ext
-
 from pipeline.errors import InputError
 from pipeline.io.commit import atomic_file
 from pipeline.io.files import open_file
@@ -71,6 +69,8 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     Raises:
         InputError: the file is missing or is no tar archive at all.
     """
+    from webdataset.tariterators import base_plus_ext  # brings torch along, which writing does without
+
     problems = problems if problems is not None else TarProblems()
     seen: set[str] = set()
     current: TarSample | None = None
@@ -158,8 +158,7 @@ class TarShard:
         """Append one sample, its extensions sorted."""
         if "." in key.rsplit("/", 1)[-1]:
             raise InputError(f"key {key!r}: a key may not contain dots")
-        for extension in sorted(files):
-            self._writer.add(f"{key}.{extension}", files[extension])
+        self._writer.add([(f"{key}.{extension}", files[extension]) for extension in sorted(files)])
 
     def close(self) -> None:
         """Write the end mark."""
@@ -170,8 +169,8 @@ Samples = Iterable[tuple[str, Mapping[str, bytes]]]
 
 
 def write_tar(path: str | Path, samples: Samples) -> OutputFile:
-    """Write a whole shard atomically; returns its size and digest."""
-    with atomic_file(path) as file:
+    """Write a whole shard atomically, for a report that is committed after it; returns its size and digest."""
+    with atomic_file(path, settled=False) as file:
         shard = TarShard(file)
         for key, files in samples:
             shard.add(key, files)
@@ -188,7 +187,7 @@ def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) 
     held = next(waiting, None)
     written: list[OutputFile] = []
     while held is not None or not written:
-        with atomic_file(path_of(len(written))) as file:
+        with atomic_file(path_of(len(written)), settled=False) as file:
             shard, used = TarShard(file), _END_BYTES
             while held is not None:
                 cost = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in held[1].values())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.images import ImageError
-from pipeline.io.files import open_file, read_range
+from pipeline.io.files import open_file, read_range, read_small
 from pipeline.io.paths import is_url, join
 from pipeline.sources.base import Place
 
@@ -88,7 +88,9 @@ class ImageStore:
             if place.size is not None:
                 data = read_range(path, place.offset, place.size)
                 return base64.b64decode(data, validate=True) if place.base64 else data
-            with open_file(path) if is_url(path) else open(path, "rb", buffering=0) as file:
+            if not is_url(path):
+                return read_small(path)
+            with open_file(path) as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ImageError("image_missing", f"{path} is not there") from None

@@ -51,7 +51,7 @@ class Filling:
         self.about = about
         self._db = sqlite3.connect(path, isolation_level=None)
         # the file is thrown away after any crash, so nothing is spent on surviving one
-        for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-16000"):
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-4000"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (id, image BLOB)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")

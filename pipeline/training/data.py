@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,14 @@ from pipeline.training.order import Mixture, SourceOrder, generator
 from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.shards import ShardSet, read_label_spaces
+from pipeline.training.slots import Filled, Slots, slots_for
 
 log = logging.getLogger("glip_self_train")
 TRIES = 20
 """Unusable records in a row after which the source itself must be wrong."""
+
+AHEAD = 4
+"""Batches that a worker makes before they are asked for."""
 
 OTHER_RECORDS = 50
 """Records looked at for absent names; a set of few nouns may not have as many as a prompt wants."""
@@ -89,18 +93,34 @@ class TrainingData:
         ``workers`` change nothing but the time.
         """
         sampler = _Steps(self.config, first, rank, processes)
+        slots = self._slots(sampler.share, workers)
         loader = DataLoader(
-            _Places(self), batch_sampler=sampler, collate_fn=self._collate_packed, num_workers=workers, pin_memory=pin,
-            worker_init_fn=self._start_worker, prefetch_factor=4 if workers else None,
+            _Places(self), batch_sampler=sampler, collate_fn=partial(self._collate_packed, slots), num_workers=workers,
+            pin_memory=pin, worker_init_fn=self._start_worker, prefetch_factor=AHEAD if workers else None,
         )  # fmt: skip
-        return _unpacked(iter(loader))
+        return _unpacked(iter(loader), slots)
 
-    def _collate_packed(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collate(samples)
-        return {
+    def _slots(self, images: int, workers: int) -> Slots | None:
+        """Places for all the batches that are under way or in use, of any size that images may come to."""
+        multiple = self.processor.image_processor.pad_to_multiple
+        longest = (max(self.config.max_image_size, *self.config.image_sizes) // multiple + 1) * multiple
+        in_use = 2 * self.config.accumulate  # the step's, and the last step's until they are replaced
+        return slots_for(workers, AHEAD + 1 + -(-in_use // max(workers, 1)), images * longest * longest * 3)
+
+    def _collate_packed(self, slots: Slots | None, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        filled: Filled | None = None
+
+        def room(shape: tuple[int, ...]) -> np.ndarray:
+            nonlocal filled
+            filled = None if slots is None else slots.take(shape)
+            return np.empty(shape, np.uint8) if filled is None else filled.array()
+
+        batch = self.collate(samples, room)
+        packed = {
             name: value if name == "pixels" else _map(torch.Tensor, torch.Tensor.numpy, value)
             for name, value in batch.items()
         }
+        return packed if filled is None else {**packed, "pixels": filled}
 
     def _start_worker(self, _: int) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -192,10 +212,12 @@ class TrainingData:
     def _token_count(self, text: str) -> int:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def collate(
+        self, samples: Sequence[dict[str, Any]], room: Callable[[tuple[int, ...]], np.ndarray] | None = None
+    ) -> dict[str, Any]:
         """Samples -> the model's inputs with ``labels`` and ``pixels`` as bytes (see Normaliser), plus ``names`` of the records, their ``captions`` and
-        boxes' ``spans``, and what was ``lost``."""
-        pixels, sizes = stack([s["image"] for s in samples], self.processor.image_processor.pad_to_multiple)
+        boxes' ``spans``, and what was ``lost``. ``room``: see :func:`stack`."""
+        pixels, sizes = stack([s["image"] for s in samples], self.processor.image_processor.pad_to_multiple, room)
         inputs = dict(self.processor.tokenize([s["prompted"].caption for s in samples]))
         offsets = inputs.pop("offset_mapping")
         lost: Counter[str] = Counter()
@@ -249,27 +271,30 @@ class _Steps(Sampler[list[int]]):
     def __init__(self, config: TrainConfig, first: int, rank: int, processes: int) -> None:
         self._steps, self._batch, self._pieces = range(first, config.steps), config.batch_size, config.accumulate
         self._rank, self._processes = rank, processes
-        self._share = config.batch_size // (processes * config.accumulate)
+        self.share = config.batch_size // (processes * config.accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps:
             for piece in range(self._pieces):
-                start = step * self._batch + (piece * self._processes + self._rank) * self._share
-                yield list(range(start, start + self._share))
+                start = step * self._batch + (piece * self._processes + self._rank) * self.share
+                yield list(range(start, start + self.share))
 
     def __len__(self) -> int:
         return len(self._steps) * self._pieces
 
 
-def _unpacked(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _unpacked(batches: Iterator[dict[str, Any]], slots: Slots | None) -> Iterator[dict[str, Any]]:
     """Batches as they were collated; a worker's InputError without the traceback that torch wraps around it.
 
     Between processes every tensor is a file descriptor sent over a socket, which costs more than the few numbers in most of them;
-    so all but the images travel as arrays.
+    so all but the images travel as arrays, and the images in ``slots``, which this keeps while it runs.
     """
     try:
         for batch in batches:
+            if isinstance(batch["pixels"], Filled):
+                batch["pixels"] = batch["pixels"].tensor()
             yield _map(np.ndarray, torch.from_numpy, batch)
+            del batch  # or its place would be taken until the next one is here
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("pipeline.errors.InputError: ")) from None
 

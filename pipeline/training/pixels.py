@@ -5,7 +5,7 @@ The values are looked up in a table that the image processor itself fills, so th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +14,20 @@ from PIL import Image
 from model import GlipImageProcessor
 
 
-def stack(images: Sequence[Image.Image], multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """RGB images -> (B, H, W, 3) uint8, padded right and bottom to a multiple; and (B, 2) heights, widths."""
+def stack(
+    images: Sequence[Image.Image], multiple: int, room: Callable[[tuple[int, ...]], np.ndarray] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RGB images -> (B, H, W, 3) uint8, padded right and bottom to a multiple; and (B, 2) heights, widths.
+
+    room: gives the array of a shape to write to, by default a new one.
+    """
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*[(i.height, i.width) for i in images]))
-    pixels = np.zeros((len(images), height, width, 3), np.uint8)
+    shape = (len(images), height, width, 3)
+    pixels = np.empty(shape, np.uint8) if room is None else room(shape)
     for place, image in zip(pixels, images, strict=True):
         place[: image.height, : image.width] = np.asarray(image)
+        place[: image.height, image.width :] = 0
+        place[image.height :] = 0
     return torch.from_numpy(pixels), torch.tensor([(image.height, image.width) for image in images])
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.io.commit import atomic_file, clear_temporaries, commit_report, committed, write_atomic
+from pipeline.io.files import read_small
 from pipeline.io.paths import expand_shards
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.stats import ShardReport, StageReport, Tally
@@ -25,6 +26,25 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         file.write(b"half")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, (16 << 20) + 3])
+def test_small_files_are_read_whole(tmp_path, size):
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    assert read_small(tmp_path / "a") == data
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no such files on this system")
+def test_files_of_no_stated_size_are_read_whole_too():
+    assert read_small("/proc/self/status").startswith(b"Name:") and b"VmRSS" in read_small("/proc/self/status")
+
+
+def test_what_is_no_file_is_refused_as_open_does(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_small(tmp_path / "missing")
+    with pytest.raises(IsADirectoryError):
+        read_small(tmp_path)
 
 
 def test_what_a_killed_process_left_is_cleared_and_a_living_one_is_not_disturbed(tmp_path):
