@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
-from pipeline.io.files import file_size, read_range
+from pipeline.io.links import LinkReader
 from pipeline.io.paths import is_url, stem
 from pipeline.records import GroundingRecord, ImageLink
 
@@ -64,7 +63,7 @@ class ShardSet:
         self._index = [index_shard(s) for s in self.shards]
         self._open: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._max_open = max_open
-        self._linked_sizes: dict[str, int | None] = {}
+        self._links = LinkReader()
 
     @property
     def counts(self) -> list[int]:
@@ -97,21 +96,10 @@ class ShardSet:
         """
         entry = self._index[shard][row][1]
         if "link" in entry:
-            return self._linked(shard, ImageLink.model_validate_json(self._read(shard, entry["link"])))
+            link = ImageLink.model_validate_json(self._read(shard, entry["link"]))
+            return self._links.read(self.shards[shard], link)
         extension = next(e for e in IMAGE_EXTENSIONS if e in entry)
         return self._read(shard, entry[extension])
-
-    def _linked(self, shard: int, link: ImageLink) -> bytes:
-        path = link.shard if is_url(link.shard) else os.path.join(os.path.dirname(self.shards[shard]), link.shard)
-        if path not in self._linked_sizes:
-            self._linked_sizes[path] = file_size(path)
-        size = self._linked_sizes[path]
-        if size != link.shard_bytes:
-            state = "is gone" if size is None else f"has {size:,} bytes now and had {link.shard_bytes:,}"
-            raise InputError(
-                f"{self.shards[shard]}: the crawl shard it links to, {path}, {state}; build the labels anew"
-            )
-        return read_range(path, link.offset, link.bytes)
 
     def _read(self, shard: int, place: tuple[int, int]) -> bytes:
         file = self._open.pop(shard, None)
