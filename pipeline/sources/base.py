@@ -6,6 +6,7 @@ index on disk; ``labelled`` turns one image's entry of it into regions, shard by
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -171,6 +172,25 @@ def image_key(image_id: Any) -> str:
     return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
 
 
+def own_key(row: Mapping[str, Any]) -> str | None:
+    """The key that a row names beside its id, as export writes it; made fit for a tar where it is not."""
+    key = row.get("key")
+    if not isinstance(key, str) or not key:
+        return None
+    return key if _KEY.fullmatch(key) else image_key(key)
+
+
+_KEY = re.compile(r"[A-Za-z0-9_~%-]+")
+
+
+def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Score, annotator and root of a region, where a row has them, as export writes them."""
+    found: dict[str, Any] = {}
+    if number(row.get("score")):
+        found["score"] = float(row["score"])
+    return found | {name: row[name] for name in ("annotator", "root") if isinstance(row.get(name), str)}
+
+
 def number(value: Any) -> bool:
     """Whether it is a finite number."""
     return type(value) in _NUMBERS and abs(value) < _TOO_LARGE
@@ -229,6 +249,11 @@ def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | 
             return None
         spans.append((pair[0], pair[1]))
     return tuple(spans)
+
+
+def uncertain_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
+    """Spans of a caption that are not to be taught as absent, as export writes them; none if there are none."""
+    return (spans_of(value, length, lost) or ()) if value else ()
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

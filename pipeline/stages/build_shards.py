@@ -71,7 +71,8 @@ def _build_shard(
     problems = TarProblems()
     image_as = LinkedImages(job.path, out) if config.link else copied_image
     records = (
-        (record.key, {**files, "json": record.to_json()}) for record, files in store.joined(job.path, image_as, problems)
+        (record.key, {**files, "json": record.to_json()})
+        for _, record, files in store.joined(job.path, image_as, problems)
     )
 
     def name_of(part: int) -> str:
@@ -120,9 +121,12 @@ class ShardLabels:
             yield key, self._record(key, rows)
 
     def joined(
-        self, crawl: str, image_as: Callable[[TarSample], tuple[dict[str, bytes], tuple[int, int]]], problems: TarProblems
-    ) -> Iterator[tuple[GroundingRecord, dict[str, bytes]]]:
-        """(record, files that go with it) in the order of the crawl shard; ``image_as`` gives files and (height, width)."""
+        self,
+        crawl: str,
+        image_as: Callable[[TarSample], tuple[dict[str, bytes], tuple[int, int]]],
+        problems: TarProblems,
+    ) -> Iterator[tuple[str, GroundingRecord, dict[str, bytes]]]:
+        """(key in the crawl, record, files that go with it) in the order of the crawl shard; ``image_as`` gives files and (height, width)."""
         waiting = set(self._rows)
         for sample in read_tar(crawl, problems):
             if sample.key not in waiting:
@@ -138,7 +142,7 @@ class ShardLabels:
                 self.regions.drop("image_lost", len(rows))
                 problems.notes.append(f"{sample.key}: {error}")
                 continue
-            yield self._record(sample.key, rows), files
+            yield sample.key, self._record(sample.key, rows), files
         for key in waiting:
             self.samples.drop("not_in_shard")
             self.regions.drop("image_lost", len(self._rows[key]))
