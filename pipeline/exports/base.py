@@ -69,28 +69,17 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def xywh(box: Box) -> list[float]:
-    """COCO's box. ``x + w`` and ``y + h`` are exactly the corners again, as far as floats allow."""
+def xywh(box: Box) -> dict[str, list[float]]:
+    """COCO's ``bbox``; with ``xyxy`` beside it where x + w or y + h would not be the corner again to the last bit."""
     x1, y1, x2, y2 = box
-    return [x1, y1, _span(x1, x2), _span(y1, y2)]
+    w, h = _length(x1, x2), _length(y1, y2)
+    return {"bbox": [x1, y1, w, h], **({} if (x1 + w, y1 + h) == (x2, y2) else {"xyxy": [x1, y1, x2, y2]})}
 
 
-def _span(start: float, end: float) -> float:
+def _length(start: float, end: float) -> float:
     """The shortest w with start + w == end; the plain difference if there is none."""
     length = end - start
-    for digits in (2, 4, 8, 12):
-        if start + round(length, digits) == end:
-            return round(length, digits)
-    for near in (length, _after(length, 1), _after(length, -1)):
-        if start + near == end:
-            return near
-    return length
-
-
-def _after(value: float, direction: int) -> float:
-    from math import inf, nextafter
-
-    return nextafter(value, direction * inf)
+    return next((w for d in (2, 4, 8) if start + (w := round(length, d)) == end), length)
 
 
 def origin(region: Region) -> dict[str, Any]:

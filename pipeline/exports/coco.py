@@ -73,13 +73,13 @@ class _File:
         image = {"id": name.number, "file_name": item.file, "height": height, "width": width, "key": name.key}
         self._images.add(json_bytes(image | self._of_image(record)))
         for region in record.regions:
-            box = xywh(region.box)
+            x1, y1, x2, y2 = region.box
             row = {
                 "id": self._annotations.count + 1,
                 "image_id": name.number,
                 "category_id": self._category(region),
-                "bbox": box,
-                "area": round(box[2] * box[3], 2),
+                **xywh(region.box),
+                "area": round((x2 - x1) * (y2 - y1), 2),
                 "iscrowd": int(region.ignore),
             }
             count_extra(desk.numbers, region)

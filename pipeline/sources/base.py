@@ -209,12 +209,21 @@ def _four(bbox: Any, lost: Counter[str]) -> bool:
     return False
 
 
-def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
-    """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left."""
+def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str], xyxy: Any = None) -> Box | None:
+    """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left.
+
+    ``xyxy`` is what export adds where x + w is not the corner to the last bit; one that tells of another box is passed over.
+    """
     if not _four(bbox, lost):
         return None
     x, y, w, h = bbox
-    return clipped((x, y, x + w, y + h), size, lost)
+    box = (x, y, x + w, y + h)
+    if type(xyxy) is list and len(xyxy) == 4 and all(number(v) and abs(v - b) < _A_BIT for v, b in zip(xyxy, box)):
+        box = (xyxy[0], xyxy[1], xyxy[2], xyxy[3])
+    return clipped(box, size, lost)
+
+
+_A_BIT = 1e-6
 
 
 def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:

@@ -47,7 +47,13 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
         elif part == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
-            kept = (row.get("category_id"), row.get("bbox"), bool(row.get("iscrowd")), origin_of(row) or None)
+            kept = (
+                row.get("category_id"),
+                row.get("bbox"),
+                bool(row.get("iscrowd")),
+                origin_of(row) or None,
+                row.get("xyxy"),
+            )
             index.row(row.get("image_id"), kept)
         else:
             number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))
@@ -77,12 +83,12 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     names = header["names"]
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    for category, bbox, crowd, origin in entry.rows:
+    for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int) else None
         if label is None:
             lost["unknown_category"] += 1
             continue
-        box = xywh_box(bbox, size, lost)
+        box = xywh_box(bbox, size, lost, xyxy)
         if box is not None:
             regions.append(Region(box=box, phrase=label, ignore=crowd, **origin or {}))
     known_absent = None

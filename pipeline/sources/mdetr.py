@@ -46,7 +46,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
             told = (row.get("tokens_positive"), row.get("bbox"), bool(row.get("iscrowd")), row.get("phrase"))
-            index.row(row.get("image_id"), (*told, origin_of(row) or None))
+            index.row(row.get("image_id"), (*told, origin_of(row) or None, row.get("xyxy")))
     return {}
 
 
@@ -64,9 +64,9 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     _, size, caption, _, key, unsure = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    for tokens, bbox, crowd, said, origin in entry.rows:
+    for tokens, bbox, crowd, said, origin, xyxy in entry.rows:
         spans = () if crowd and not tokens else spans_of(tokens, len(caption), lost)
-        box = None if spans is None else xywh_box(bbox, size, lost)
+        box = None if spans is None else xywh_box(bbox, size, lost, xyxy)
         if spans is not None and box is not None:
             phrase = said if isinstance(said, str) else phrase_of(caption, spans)
             regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=crowd, **origin or {}))
