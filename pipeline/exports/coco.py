@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.exports.base import Desk, Item, count_extra, count_lost, json_bytes, origin, own_phrase, xywh
 from pipeline.exports.sets import ClassIds, SetNames, write_manifest
 from pipeline.exports.sink import Rows, pour
+from pipeline.io.paths import is_url
 from pipeline.records import DatasetCard, GroundingRecord, Region
 
 
@@ -56,7 +57,7 @@ class _File:
         self._desk, self._name, self.dataset = desk, name, dataset
         self._file, self._spool = desk.sink.open(f"{name}.json"), desk.sink.spool()
         card = desk.cards.get(dataset)
-        head = {"description": dataset, **({"url": card.source} if card and card.source else {})}
+        head = {"description": dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
         licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
         self._images, self._annotations = Rows(self._file), Rows(self._spool)

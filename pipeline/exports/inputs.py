@@ -17,10 +17,11 @@ from pipeline.io.files import file_size, listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file
 from pipeline.io.links import LinkReader
 from pipeline.io.paths import expand_shards, is_url, join, parent, stem
-from pipeline.io.tables import footer, read_table
+from pipeline.io.tables import read_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 from pipeline.records import LABELS, DatasetCard, GroundingRecord, ImageLink
-from pipeline.stages.build_shards import ShardLabels, copied_image
+from pipeline.stages.base import MAX_NOTES
+from pipeline.stages.build_shards import ShardLabels, card_of, copied_image
 from pipeline.stages.crawl import image_of
 from pipeline.stats import ShardReport, Tally
 
@@ -40,6 +41,13 @@ class Found:
         for mine, theirs in zip((self.samples, self.regions), tallies, strict=True):
             for reason, n in theirs.dropped.items():
                 mine.drop(reason, n)
+
+    def take(self, shard: str, problems: TarProblems) -> None:
+        """Add what was wrong with a shard; the first few problems of all are kept in words."""
+        for reason, n in problems.counts.items():
+            self.problems.counts[f"shard_{reason}"] = self.problems.counts.get(f"shard_{reason}", 0) + n
+        room = MAX_NOTES - len(self.problems.notes)
+        self.problems.notes += [f"{shard}: {note}" for note in problems.notes[:room]]
 
 
 @dataclass(frozen=True)
@@ -170,9 +178,7 @@ class TrainingShards:
                 f"{path}: no record in it ({problems.notes[0]}); {WANTED}. A crawl's shards go with their labels: "
                 "export-labels LABELS --phrases PHRASES --shards CRAWL"
             )
-        for reason, n in problems.counts.items():
-            found.problems.counts[f"shard_{reason}"] = found.problems.counts.get(f"shard_{reason}", 0) + n
-        found.problems.notes += [f"{self.names[number]}: {note}" for note in problems.notes]
+        found.take(self.names[number], problems)
 
     def _sample(self, path: str, sample: TarSample, found: Found, problems: TarProblems) -> Sample | None:
         reason, words = "", ""
@@ -196,7 +202,8 @@ class TrainingShards:
             except ValueError as error:
                 reason, words = "bad_link", str(error)
         found.samples.drop(reason)
-        problems.notes.append(f"{sample.key}: {words}")
+        if len(problems.notes) < MAX_NOTES:
+            problems.notes.append(f"{sample.key}: {words}")
         return None
 
 
@@ -248,8 +255,7 @@ class LabelStore:
 
     def cards(self) -> dict[str, DatasetCard]:
         """One, of the set that the labels become."""
-        teachers = sorted({footer(path).get("teacher", "") for path in self._labels[:1]} - {""})
-        return {self._dataset: DatasetCard(name=self._dataset, kind="grounding", source=", ".join(teachers) or None)}
+        return {self._dataset: card_of(self._dataset)}
 
     def read(self, number: int, found: Found) -> Iterator[Sample]:
         """Images that the crawl has lost since are counted as build-shards counts them.
@@ -268,6 +274,4 @@ class LabelStore:
             for key, record in store.alone():
                 yield Sample(record, key, "jpg", None)
         found.lose((store.samples, store.regions))
-        for reason, n in problems.counts.items():
-            found.problems.counts[f"shard_{reason}"] = found.problems.counts.get(f"shard_{reason}", 0) + n
-        found.problems.notes += [f"{self.names[number]}: {note}" for note in problems.notes]
+        found.take(self.names[number], problems)

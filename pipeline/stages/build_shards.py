@@ -59,9 +59,13 @@ def run(
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     work = partial(_build_shard, config=config, out=str(out), phrases=str(phrases), labels=str(labels), dataset=dataset)
     report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
-    card = DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
-    write_json(join(out, f"{dataset}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
+    write_json(join(out, f"{dataset}.dataset.json"), card_of(dataset).model_dump(mode="json", exclude_none=True))
     return report
+
+
+def card_of(dataset: str) -> DatasetCard:
+    """What a set of pseudo-labels says of itself."""
+    return DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
 
 
 def _build_shard(

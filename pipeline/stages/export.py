@@ -7,13 +7,13 @@ they are, each under a name of its own; the files that name them appear when all
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
-from pipeline.exports.base import ClassNames, Desk, Item
+from pipeline.exports.base import ClassNames, Desk, Item, Target
 from pipeline.exports.files import in_order, writers
 from pipeline.exports.formats import load_target
 from pipeline.exports.inputs import Found, Sample, Source, find_source
@@ -81,61 +81,72 @@ def run(
     out, make = str(out).rstrip("/"), load_target(to)
     source = find_source(dirs, phrases=phrases, crawl=crawl, dataset=dataset, images=images == "copy")
     copy = source.images if images is None else images == "copy"
+    cards, progress = source.cards(), progress or Silent()
     settings = {
         "to": to, "images": copy, "dataset": dataset, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
+        "cards": {name: card.model_dump(mode="json") for name, card in cards.items()},
     }  # fmt: skip
     mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())
-    progress = progress or Silent()
     done = committed(out, STAGE, mark)
     if done is not None:
         report = StageReport.of(STAGE, [done])
         report.done, report.skipped = 0, len(source.names)
         return Exported(report, ())
     again = _begin(out, mark)
-    with Sink(out) as sink, Names() as names:
-        desk = Desk(sink, names, source.cards(), class_names)
-        target = make(desk)
-        work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
-        found = Found()
-        progress.begin(STAGE, len(source.names))
-        samples = _samples(source, found, desk, drop_empty, out, target.folder, mark, progress)
-        for n, (ready, copied) in enumerate(in_order(work, samples, writers(out)), 1):
-            target.add(ready.item, copied.data if target.takes_images else None)
-            desk.numbers["images_copied"] += copied.data is not None
-            if copied.trouble:
-                desk.numbers[copied.trouble] += 1
-            if copied.note and len(found.problems.notes) < MAX_NOTES:
-                found.problems.notes.append(f"{ready.item.file}: {copied.note}")
-            if n % _STEP == 0:
-                progress.advance(_STEP)
-        target.finish()
-        for mine, theirs in ((desk.samples, found.samples), (desk.regions, found.regions)):
-            mine.add(theirs)
-        if not desk.samples.kept:
-            why = ", ".join(f"{reason} {n:,}" for reason, n in desk.samples.dropped.items()) or "there are none"
-            advice = (
-                "; GLIP reads detection sets as COCO JSON: --to coco"
-                if "detection_record" in desk.samples.dropped
-                else ""
-            )
-            raise InputError(f"{', '.join(dirs)}: no record to write as {to} ({why}){advice}")
-        numbers = {**found.problems.counts, **desk.numbers}
-        settle(out)
-        outputs = sink.commit()
-    shard = ShardReport(
-        stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,
-        tallies={"samples": desk.samples, "regions": desk.regions},
-        numbers={name: float(n) for name, n in sorted(numbers.items()) if n},
-        notes=found.problems.notes[:MAX_NOTES],
-    )  # fmt: skip
-    commit_report(out, shard)
-    remove(join(out, BEGUN))
+    progress.begin(STAGE, len(source.names))
+    report = StageReport(stage=STAGE)
+    try:
+        with Sink(out) as sink, Names() as names:
+            desk, found = Desk(sink, names, cards, class_names), Found()
+            target = make(desk)
+            work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
+            samples = _samples(source, found, desk, drop_empty, out, target.folder, mark, progress)
+            notes = _write(target, desk, in_order(work, samples, writers(out)), progress)
+            desk.samples.add(found.samples)
+            desk.regions.add(found.regions)
+            _refuse_nothing(desk, f"{', '.join(dirs)}: no record to write as {to}")
+            settle(out)
+            outputs = sink.commit()
+        numbers = found.problems.counts | desk.numbers
+        shard = ShardReport(
+            stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,
+            tallies={"samples": desk.samples, "regions": desk.regions},
+            numbers={name: float(n) for name, n in sorted(numbers.items()) if n},
+            notes=[*found.problems.notes, *notes][:MAX_NOTES],
+        )  # fmt: skip
+        commit_report(out, shard)
+        remove(join(out, BEGUN))
+        report = StageReport.of(STAGE, [shard])
+        report.done = len(source.names)
+    finally:
+        progress.end(report)
     for note in shard.notes:
         log.warning("%s", note)
-    report = StageReport.of(STAGE, [shard])
-    report.done = len(source.names)
-    progress.end(report)
     return Exported(report, tuple(target.hints(out)))
+
+
+def _write(target: Target, desk: Desk, ready: Iterable[tuple[_Ready, _Copied]], progress: Progress) -> list[str]:
+    """Hand the records to the target, count what their images are like, and return the first few notes on those."""
+    notes: list[str] = []
+    for n, (one, copied) in enumerate(ready, 1):
+        target.add(one.item, copied.data if target.takes_images else None)
+        desk.numbers["images_copied"] += copied.data is not None
+        if copied.trouble:
+            desk.numbers[copied.trouble] += 1
+        if copied.note and len(notes) < MAX_NOTES:
+            notes.append(f"{one.item.file}: {copied.note}")
+        if n % _STEP == 0:
+            progress.advance(_STEP)
+    target.finish()
+    return notes
+
+
+def _refuse_nothing(desk: Desk, words: str) -> None:
+    if not desk.samples.kept:
+        dropped = desk.samples.dropped
+        why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.items()) or "there are none"
+        advice = "; GLIP reads detection sets as COCO JSON: --to coco" if "detection_record" in dropped else ""
+        raise InputError(f"{words} ({why}){advice}")
 
 
 def _begin(out: str, mark: str) -> bool:
