@@ -20,6 +20,7 @@ from pipeline.cli_base import (
 )
 from pipeline.cli_data import datasets, ingest
 from pipeline.cli_evaluate import compare, evaluate, label_qa, promote
+from pipeline.cli_export import export_labels
 from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli_label import build_shards, pseudo_label
 from pipeline.cli_look import dedup, inspect
@@ -120,7 +121,14 @@ train_student = _train_command(
 )
 
 
-@click.group()
+class _Commands(click.Group):
+    """Knows a command by its other name, too."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "export-labels" if cmd_name == "export" else cmd_name)
+
+
+@click.group(cls=_Commands)
 def main() -> None:
     """GLIP's self-training, a command a stage (each is also installed under its own name)."""
 
@@ -128,6 +136,6 @@ def main() -> None:
 for _command in (
     datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
     train_teacher, train_student, evaluate,
-    compare, promote, label_qa, inspect, dedup,
+    compare, promote, label_qa, inspect, dedup, export_labels,
 ):  # fmt: skip
     main.add_command(_command)

@@ -70,14 +70,16 @@ class HashingFile:
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, settled: bool = True) -> Iterator[HashingFile]:
+def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True) -> Iterator[HashingFile]:
     """Write ``path``, a local path or a URL, whole or not at all.
-
-    settled: the new name too outlives a power cut. A shard's output has no need of it: its report comes after it, is settled, and
-    counts only if the output is there.
 
     A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name holds the process id, so two
     runs on the same output cannot write into one another. A remote one is gathered in the folder for temporary files first.
+
+    Args:
+        durable: False spares the fsyncs of one of very many small files; :func:`settle` makes up for all of them.
+        settled: the new name too outlives a power cut. A shard's output has no need of it: its report comes after it, is
+            settled, and counts only if the output is there.
     """
     if is_url(path):
         with tempfile.NamedTemporaryFile(prefix="glip-self-train-") as spool:
@@ -92,9 +94,10 @@ def atomic_file(path: str | Path, *, settled: bool = True) -> Iterator[HashingFi
         with open(temporary, "wb", buffering=TOGETHER) as raw:
             yield HashingFile(raw)
             raw.flush()
-            os.fsync(raw.fileno())
+            if durable:
+                os.fsync(raw.fileno())
         os.replace(temporary, path)
-        if settled:
+        if durable and settled:
             _fsync_folder(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -102,9 +105,9 @@ def atomic_file(path: str | Path, *, settled: bool = True) -> Iterator[HashingFi
         raise
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> OutputFile:
-    """Write bytes or text to ``path`` atomically."""
-    with atomic_file(path) as file:
+def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> OutputFile:
+    """Write bytes or text to ``path`` atomically; ``durable`` as of :func:`atomic_file`."""
+    with atomic_file(path, durable=durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
         return file.summary()
 
@@ -112,6 +115,12 @@ def write_atomic(path: str | Path, data: bytes | str) -> OutputFile:
 def write_json(path: str | Path, value: Any) -> OutputFile:
     """Write a value as indented JSON with sorted keys, atomically."""
     return write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def settle(out: str | Path) -> None:
+    """See that all files written below a local folder outlive a power cut, before one is written that names them."""
+    if not is_url(out):
+        os.sync()
 
 
 def _fsync_folder(folder: Path) -> None:

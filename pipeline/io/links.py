@@ -28,6 +28,14 @@ class LinkReader:
             link = ImageLink.model_validate_json(data)
         except ValidationError as error:
             raise InputError(f"{shard}: not a link to an image: {error.errors()[0]['msg']}") from None
+        return link.extension, self.image(shard, link)
+
+    def image(self, shard: str, link: ImageLink) -> bytes:
+        """The encoded image that a sample of ``shard`` links to.
+
+        Raises:
+            InputError: its shard is gone, or is another than it was.
+        """
         path = linked_path(shard, link)
         if path not in self._sizes:
             self._sizes[path] = file_size(path)
@@ -35,7 +43,7 @@ class LinkReader:
         if size != link.shard_bytes:
             state = "is gone" if size is None else f"has {size:,} bytes now and had {link.shard_bytes:,}"
             raise InputError(f"{shard}: the crawl shard it links to, {path}, {state}; build the labels anew")
-        return link.extension, read_range(path, link.offset, link.bytes)
+        return read_range(path, link.offset, link.bytes)
 
 
 def linked_path(shard: str, link: ImageLink) -> str:

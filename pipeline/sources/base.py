@@ -6,6 +6,7 @@ index on disk; ``labelled`` turns one image's entry of it into regions, shard by
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -181,6 +182,25 @@ def image_key(image_id: Any) -> str:
     return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
 
 
+def own_key(row: Mapping[str, Any]) -> str | None:
+    """The key that a row names beside its id, as export writes it; made fit for a tar where it is not."""
+    key = row.get("key")
+    if not isinstance(key, str) or not key:
+        return None
+    return key if _KEY.fullmatch(key) else image_key(key)
+
+
+_KEY = re.compile(r"[A-Za-z0-9_~%-]+")
+
+
+def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Score, annotator and root of a region, where a row has them, as export writes them."""
+    found: dict[str, Any] = {}
+    if number(row.get("score")):
+        found["score"] = float(row["score"])
+    return found | {name: row[name] for name in ("annotator", "root") if isinstance(row.get(name), str)}
+
+
 def number(value: Any) -> bool:
     """Whether it is a finite number."""
     return type(value) in _NUMBERS and abs(value) < _TOO_LARGE
@@ -199,12 +219,21 @@ def _four(bbox: Any, lost: Counter[str]) -> bool:
     return False
 
 
-def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
-    """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left."""
+def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str], xyxy: Any = None) -> Box | None:
+    """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left.
+
+    ``xyxy`` is what export adds where x + w is not the corner to the last bit; one that tells of another box is passed over.
+    """
     if not _four(bbox, lost):
         return None
     x, y, w, h = bbox
-    return clipped((x, y, x + w, y + h), size, lost)
+    box = (x, y, x + w, y + h)
+    if type(xyxy) is list and len(xyxy) == 4 and all(number(v) and abs(v - b) < _A_BIT for v, b in zip(xyxy, box)):
+        box = (xyxy[0], xyxy[1], xyxy[2], xyxy[3])
+    return clipped(box, size, lost)
+
+
+_A_BIT = 1e-6
 
 
 def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
@@ -239,6 +268,11 @@ def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | 
             return None
         spans.append((pair[0], pair[1]))
     return tuple(spans)
+
+
+def uncertain_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
+    """Spans of a caption that are not to be taught as absent, as export writes them; none if there are none."""
+    return (spans_of(value, length, lost) or ()) if value else ()
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

@@ -1,7 +1,8 @@
 """COCO's detection JSON (COCO, Objects365, ODinW, LVIS): boxes with class names.
 
 LVIS (arXiv 1908.03195) is federated: ``neg_category_ids`` of an image are verified absent, and nothing is known of most
-other classes; ``not_exhaustive_category_ids`` are present, with more of them than are boxed.
+other classes; ``not_exhaustive_category_ids`` are present, with more of them than are boxed. ``key`` of an image, and
+``score``, ``annotator`` and ``root`` of an annotation, are what our own export adds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from urllib.parse import urlparse
 
 from pipeline.errors import InputError
 from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, size_of, want, xywh_box
+from pipeline.sources.base import (
+    Format,
+    Header,
+    Labelled,
+    Place,
+    SetFiles,
+    image_key,
+    origin_of,
+    own_key,
+    size_of,
+    want,
+    xywh_box,
+)
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_object
 
@@ -29,7 +42,8 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             number = want(row, "id", f"{path}: images")
             absent = row.get("neg_category_ids")
             federated |= absent is not None
-            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent))
+            key = own_key(row)
+            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent, key), key)
         elif part == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
@@ -37,7 +51,14 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
                 raise InputError(
                     f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
                 )
-            index.row(row.get("image_id"), (row.get("category_id"), row.get("bbox"), bool(row.get("iscrowd"))))
+            kept = (
+                row.get("category_id"),
+                row.get("bbox"),
+                bool(row.get("iscrowd")),
+                origin_of(row) or None,
+                row.get("xyxy"),
+            )
+            index.row(row.get("image_id"), kept)
         else:
             number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))
             if number in names or name in names.values():
@@ -62,25 +83,25 @@ def labelled(entry: Entry, header: Header) -> Labelled:
 
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
     """
-    file, size, absent = entry.image
+    file, size, absent, key = entry.image
     names = header["names"]
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    for category, bbox, crowd in entry.rows:
+    for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int) else None
         if label is None:
             lost["unknown_category"] += 1
             continue
-        box = xywh_box(bbox, size, lost)
+        box = xywh_box(bbox, size, lost, xyxy)
         if box is not None:
-            regions.append(Region(box=box, phrase=label, ignore=crowd))
+            regions.append(Region(box=box, phrase=label, ignore=crowd, **origin or {}))
     known_absent = None
     if header["federated"]:
         present = {r.phrase for r in regions}
         named = {names[n] for n in absent or () if n in names}
         known_absent = tuple(sorted(named - present))
     return Labelled(
-        image_key(entry.id), Place(file), size, regions=tuple(regions), verified_absent=known_absent, lost=lost
+        key or image_key(entry.id), Place(file), size, regions=tuple(regions), verified_absent=known_absent, lost=lost
     )
 
 

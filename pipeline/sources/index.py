@@ -55,16 +55,20 @@ class Filling:
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (id, image BLOB)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
+        self._db.execute("CREATE TABLE keys (key TEXT)")
         self._db.execute("CREATE TABLE header (value BLOB)")
         self._images: list[tuple[Id, bytes]] = []
         self._rows: list[tuple[Id, bytes]] = []
+        self._keys: list[tuple[str]] = []
         self._db.execute("BEGIN")
 
-    def image(self, number: Id, image: Any) -> None:
-        """Add an image; the order of ids will be the set's order."""
+    def image(self, number: Id, image: Any, key: str | None = None) -> None:
+        """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id."""
         if not isinstance(number, int | str) or isinstance(number, bool):
             raise InputError(f"{self.about}: image id {number!r}: want a number or a text")
         self._images.append((_fit(number), marshal.dumps(image)))
+        if key is not None:
+            self._keys.append((key,))
         if len(self._images) >= _BATCH:
             self._flush()
 
@@ -79,6 +83,8 @@ class Filling:
     def _flush(self) -> None:
         self._db.executemany("INSERT INTO images VALUES (?, ?)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
+        self._db.executemany("INSERT INTO keys VALUES (?)", self._keys)
+        self._keys.clear()
         self._images.clear()
         self._rows.clear()
 
@@ -98,7 +104,7 @@ class Filling:
         With ``first_counts`` in the header, of images of one id the first stays and ``duplicates`` says how many went.
 
         Raises:
-            InputError: two images of one id, without that.
+            InputError: two images of one id, without that; or two of one key.
         """
         self._flush()
         header = dict(header)
@@ -112,6 +118,10 @@ class Filling:
             query = "SELECT id FROM images GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1"
             (twice,) = self._db.execute(query).fetchone()
             raise InputError(f"{self.about}: image id {twice} is there twice") from None
+        query = "SELECT key FROM keys GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT 1"
+        if (again := self._db.execute(query).fetchone()) is not None:
+            raise InputError(f"{self.about}: two images have the key {again[0]!r}")
+        self._db.execute("DROP TABLE keys")
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
 

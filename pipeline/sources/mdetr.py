@@ -14,9 +14,12 @@ from pipeline.sources.base import (
     Place,
     SetFiles,
     image_key,
+    origin_of,
+    own_key,
     phrase_of,
     size_of,
     spans_of,
+    uncertain_of,
     want,
     xywh_box,
 )
@@ -36,11 +39,14 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             if not isinstance(caption, str):
                 raise InputError(f"{path}: image {number}: caption {caption!r} is no text")
             file = str(want(row, "file_name", f"{path}: image {number}"))
-            index.image(number, (file, size_of(row), caption, row.get("data_source")))
+            key = own_key(row)
+            kept = (file, size_of(row), caption, row.get("data_source"), key, row.get("uncertain"))
+            index.image(number, kept, key)
         else:
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
-            index.row(row.get("image_id"), (row.get("tokens_positive"), row.get("bbox"), bool(row.get("iscrowd"))))
+            told = (row.get("tokens_positive"), row.get("bbox"), bool(row.get("iscrowd")), row.get("phrase"))
+            index.row(row.get("image_id"), (*told, origin_of(row) or None, row.get("xyxy")))
     return {}
 
 
@@ -53,19 +59,22 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     """The spans are taken as they stand, never searched again.
 
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no ``tokens_positive``) or
-    ``span_outside_caption``. A region goes whole: box and spans together.
+    ``span_outside_caption``. A region goes whole: box and spans together. An ignore region needs no spans.
     """
-    _, size, caption, _ = entry.image
+    _, size, caption, _, key, unsure = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    for tokens, bbox, crowd in entry.rows:
-        spans = spans_of(tokens, len(caption), lost)
-        box = None if spans is None else xywh_box(bbox, size, lost)
+    for tokens, bbox, crowd, said, origin, xyxy in entry.rows:
+        spans = () if crowd and not tokens else spans_of(tokens, len(caption), lost)
+        box = None if spans is None else xywh_box(bbox, size, lost, xyxy)
         if spans is not None and box is not None:
-            phrase = phrase_of(caption, spans)
-            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=crowd))
+            phrase = said if isinstance(said, str) else phrase_of(caption, spans)
+            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=crowd, **origin or {}))
     where = place(entry.id, entry.image)
-    return Labelled(image_key(entry.id), where, size, caption=caption, regions=tuple(regions), lost=lost)
+    return Labelled(
+        key or image_key(entry.id), where, size, caption=caption, regions=tuple(regions),
+        uncertain=uncertain_of(unsure, len(caption), lost), lost=lost,
+    )  # fmt: skip
 
 
 FORMAT = Format("grounding", WANTED, fill, labelled, place)

@@ -6,6 +6,7 @@ Grounding lines must have ``tokens_positive``: a phrase alone may stand in a cap
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import InputError
@@ -17,9 +18,12 @@ from pipeline.sources.base import (
     Place,
     SetFiles,
     image_key,
+    origin_of,
+    own_key,
     phrase_of,
     size_of,
     spans_of,
+    uncertain_of,
     xyxy_box,
 )
 from pipeline.sources.index import Entry, Filling
@@ -35,7 +39,13 @@ def _rows(files: SetFiles, part: str) -> Any:
         if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
             found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
             raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {found}")
-        yield line, row["filename"], size_of(row), row[part]
+        yield line, row["filename"], size_of(row), own_key(row), row[part]
+
+
+def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """(is it an ignore region, row) of a line's boxes; ``ignore`` is what our own export puts beside the labels."""
+    yield from ((False, row) for row in part.get(name) or ())
+    yield from ((True, row) for row in part.get("ignore") or ())
 
 
 def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
@@ -44,26 +54,29 @@ def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
     seen: set[str] = set()
-    for line, file, size, part in _rows(files, "detection"):
+    for line, file, size, key, part in _rows(files, "detection"):
         rows = []
-        for item in part.get("instances") or ():
+        for ignore, item in _both(part, "instances"):
             name = item.get("category") if names is None else names.get(str(item.get("label")))
             if isinstance(name, str):
                 seen.add(name)
-            rows.append((name, item.get("bbox")))
-        index.image(line, (file, size, rows))
+            rows.append((name, item.get("bbox"), ignore, origin_of(item) or None))
+        index.image(line, (file, size, rows, key, part.get("verified_absent")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
     return {"label_space": list(dict.fromkeys(space))}
 
 
 def fill_grounding(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: not ODVG's layout, detection lines, or a line without a caption."""
-    for line, file, size, part in _rows(files, "grounding"):
+    for line, file, size, key, part in _rows(files, "grounding"):
         caption = part.get("caption")
         if not isinstance(caption, str) or not caption:
             raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
-        rows = [(r.get("tokens_positive"), r.get("bbox")) for r in part.get("regions") or ()]
-        index.image(line, (file, size, caption, rows))
+        rows = [
+            (r.get("tokens_positive"), r.get("bbox"), ignore, r.get("phrase") if ignore else None, origin_of(r) or None)
+            for ignore, r in _both(part, "regions")
+        ]
+        index.image(line, (file, size, caption, rows, key, part.get("uncertain")), key)
     return {}
 
 
@@ -73,15 +86,18 @@ def place(number: Any, image: Any) -> Place:
 
 def labelled_detection(entry: Entry, header: Header) -> Labelled:
     """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
-    file, size, rows = entry.image
+    file, size, rows, key, absent = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    for name, bbox in rows:
+    for name, bbox, ignore, origin in rows:
         if not isinstance(name, str):
             lost["unknown_category"] += 1
         elif (box := xyxy_box(bbox, size, lost)) is not None:
-            regions.append(Region(box=box, phrase=name))
-    return Labelled(image_key(entry.id), Place(file), size, regions=tuple(regions), lost=lost)
+            regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
+    return Labelled(
+        key or image_key(entry.id), Place(file), size, regions=tuple(regions),
+        verified_absent=tuple(map(str, absent)) if isinstance(absent, list) else None, lost=lost,
+    )  # fmt: skip
 
 
 def labelled_grounding(entry: Entry, header: Header) -> Labelled:
@@ -89,17 +105,21 @@ def labelled_grounding(entry: Entry, header: Header) -> Labelled:
 
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``.
     """
-    file, size, caption, rows = entry.image
+    file, size, caption, rows, key, unsure = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
-    for tokens, found in rows:
+    for tokens, found, ignore, said, origin in rows:
         several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
         for bbox in found if several else [found]:
-            spans = spans_of(tokens, len(caption), lost)
+            spans = () if ignore and not tokens else spans_of(tokens, len(caption), lost)
             box = None if spans is None else xyxy_box(bbox, size, lost)
             if spans is not None and box is not None:
-                regions.append(Region(box=box, phrase=phrase_of(caption, spans), tokens_positive=spans))
-    return Labelled(image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions), lost=lost)
+                phrase = said if isinstance(said, str) else phrase_of(caption, spans)
+                regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore, **origin or {}))
+    return Labelled(
+        key or image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions),
+        uncertain=uncertain_of(unsure, len(caption), lost), lost=lost,
+    )  # fmt: skip
 
 
 DETECTION = Format(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,61 +69,120 @@ def run(
         without=unwanted,
     )  # fmt: skip
     report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
-    card = DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
-    write_json(join(out, f"{dataset}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
+    write_json(join(out, f"{dataset}.dataset.json"), card_of(dataset).model_dump(mode="json", exclude_none=True))
     return report
+
+
+def card_of(dataset: str) -> DatasetCard:
+    """What a set of pseudo-labels says of itself."""
+    return DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
 
 
 def _build_shard(
     job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str, without: Without
 ) -> ShardReport:
-    asked = read_asked(join(phrases, f"{job.name}.parquet"))
-    label_file = join(labels, f"{job.name}.parquet")
-    annotator = footer(label_file).get("teacher") or None
-    rows: dict[str, list[Row]] = {}
-    for row in read_table(label_file, LABELS).to_pylist():
-        rows.setdefault(row["key"], []).append(row)
-    samples, regions, problems = Tally(), Tally(), TarProblems()
-    samples.drop("no_label", sum(key not in rows for key in asked))
-    for key in without.of(job.name) & rows.keys():
-        samples.drop("near_duplicate")
-        regions.drop("near_duplicate", len(rows[key]))
-    waiting = rows.keys() - without.of(job.name)
-    image_as = LinkedImages(job.path, out) if config.link else _copied
-
-    def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for sample in read_tar(job.path, problems):
-            if sample.key not in waiting:
-                continue
-            waiting.discard(sample.key)
-            mine = rows[sample.key]
-            try:
-                files, size = image_as(sample)
-                if size != (mine[0]["height"], mine[0]["width"]):
-                    raise ImageError("image_changed", f"labelled at {mine[0]['height']} x {mine[0]['width']} pixels")
-            except ImageError as error:
-                samples.drop(error.reason)
-                regions.drop("image_lost", len(mine))
-                problems.notes.append(f"{sample.key}: {error}")
-                continue
-            record = make_record(sample.key, dataset, size, asked[sample.key], mine, annotator, config)
-            samples.keep()
-            regions.keep(len(record.regions))
-            regions.drop("outside_image", len(mine) - len(record.regions))
-            yield record.key, {**files, "json": record.to_json()}
+    store = ShardLabels.read(
+        join(phrases, f"{job.name}.parquet"), join(labels, f"{job.name}.parquet"), dataset, config, without.of(job.name)
+    )
+    problems = TarProblems()
+    image_as = LinkedImages(job.path, out) if config.link else copied_image
+    records = (
+        (record.key, {**files, "json": record.to_json()})
+        for _, record, files in store.joined(job.path, image_as, problems)
+    )
 
     def name_of(part: int) -> str:
         return f"{dataset}-{job.name}{f'-part{part:03d}' if part else ''}.tar"
 
-    written = write_tars(lambda part: join(out, name_of(part)), records(), config.max_shard_bytes)
-    for key in waiting:
-        samples.drop("not_in_shard")
-        regions.drop("image_lost", len(rows[key]))
+    written = write_tars(lambda part: join(out, name_of(part)), records, config.max_shard_bytes)
     outputs = {name_of(part): output for part, output in enumerate(written)}
-    return job.report(STAGE, outputs, {"samples": samples, "regions": regions}, problems=problems)
+    return job.report(STAGE, outputs, {"samples": store.samples, "regions": store.regions}, problems=problems)
 
 
-def _copied(sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
+class ShardLabels:
+    """The labels of one crawl shard, as records. ``samples`` and ``regions`` count what became of them.
+
+    Args:
+        asked: what parse-phrases found, by key. rows: of filter-boxes' file, by key.
+        without: keys of images that are left out, counted as ``near_duplicate``.
+    """
+
+    def __init__(
+        self,
+        asked: Mapping[str, Asked],
+        rows: Mapping[str, Sequence[Row]],
+        annotator: str | None,
+        dataset: str,
+        config: BuildShardsConfig,
+        without: Set[str] = frozenset(),
+    ) -> None:
+        self._asked, self._annotator = asked, annotator
+        self._rows = {key: mine for key, mine in rows.items() if key not in without}
+        self._dataset, self._config = dataset, config
+        self.samples, self.regions = Tally(), Tally()
+        self.samples.drop("no_label", sum(key not in rows for key in asked))
+        for key in without & rows.keys():
+            self.samples.drop("near_duplicate")
+            self.regions.drop("near_duplicate", len(rows[key]))
+
+    @classmethod
+    def read(
+        cls, phrases: str, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
+    ) -> ShardLabels:
+        """From a shard's phrases file and labels file.
+
+        Raises:
+            InputError: no such file, or not one that parse-phrases and filter-boxes wrote.
+        """
+        asked, rows = read_asked(phrases), dict[str, list[Row]]()
+        for row in read_table(labels, LABELS).to_pylist():
+            rows.setdefault(row["key"], []).append(row)
+        return cls(asked, rows, footer(labels).get("teacher") or None, dataset, config, without)
+
+    def alone(self) -> Iterator[tuple[str, GroundingRecord]]:
+        """(key in the crawl, record) of every labelled image, without a look at the crawl."""
+        for key, rows in self._rows.items():
+            yield key, self._record(key, rows)
+
+    def joined(
+        self,
+        crawl: str,
+        image_as: Callable[[TarSample], tuple[dict[str, bytes], tuple[int, int]]],
+        problems: TarProblems,
+    ) -> Iterator[tuple[str, GroundingRecord, dict[str, bytes]]]:
+        """(key in the crawl, record, files that go with it) in the order of the crawl shard; ``image_as`` gives files and (height, width)."""
+        waiting = set(self._rows)
+        for sample in read_tar(crawl, problems):
+            if sample.key not in waiting:
+                continue
+            waiting.discard(sample.key)
+            rows = self._rows[sample.key]
+            try:
+                files, size = image_as(sample)
+                if size != (rows[0]["height"], rows[0]["width"]):
+                    raise ImageError("image_changed", f"labelled at {rows[0]['height']} x {rows[0]['width']} pixels")
+            except ImageError as error:
+                self.samples.drop(error.reason)
+                self.regions.drop("image_lost", len(rows))
+                problems.notes.append(f"{sample.key}: {error}")
+                continue
+            yield sample.key, self._record(sample.key, rows), files
+        for key in waiting:
+            self.samples.drop("not_in_shard")
+            self.regions.drop("image_lost", len(self._rows[key]))
+
+    def _record(self, key: str, rows: Sequence[Row]) -> GroundingRecord:
+        size, asked = (rows[0]["height"], rows[0]["width"]), self._asked.get(key)
+        if asked is None or not {row["phrase_row"] for row in rows} <= set(asked.rows):
+            raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
+        record = make_record(key, self._dataset, size, asked, rows, self._annotator, self._config)
+        self.samples.keep()
+        self.regions.keep(len(record.regions))
+        self.regions.drop("outside_image", len(rows) - len(record.regions))
+        return record
+
+
+def copied_image(sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
     """The image as it is, and its (height, width). That it is whole was seen when it was labelled."""
     found = image_of(sample)
     if found is None:
@@ -142,7 +201,7 @@ class LinkedImages:
         self._bytes = file_size(shard) or 0
 
     def __call__(self, sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
-        files, size = _copied(sample)
+        files, size = copied_image(sample)
         ((extension, data),) = files.items()
         if extension not in sample.offsets:
             raise InputError(f"{self._shard}: compressed, so its images have no place to link to; unpack it, or copy")

@@ -1,0 +1,236 @@
+"""export: our records in the formats that others' trainers and viewers read; the inverse of ingest.
+
+Shards are read one after the other and written as they come, so that memory does not grow with them. Images are copied as
+they are, each under a name of its own; the files that name them appear when all images are there, and the report last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import InputError
+from pipeline.exports.base import ClassNames, Desk, Item, Target
+from pipeline.exports.files import in_order, writers
+from pipeline.exports.formats import load_target
+from pipeline.exports.inputs import Found, Sample, Source, find_source
+from pipeline.exports.names import Names
+from pipeline.exports.sink import Sink
+from pipeline.images import ImageError
+from pipeline.io.commit import (
+    clear_temporaries,
+    commit_report,
+    committed,
+    read_report,
+    report_path,
+    settle,
+    write_atomic,
+)  # fmt: skip
+from pipeline.io.files import file_size, read_bytes, remove
+from pipeline.io.hashing import fingerprint
+from pipeline.io.paths import is_url, join
+from pipeline.progress import Progress, Silent
+from pipeline.sources.headers import read_header
+from pipeline.stages.base import MAX_NOTES
+from pipeline.stats import ShardReport, StageReport
+
+STAGE = "export"
+VERSION = 1
+BEGUN = "export.begun"
+"""Whose export is in the making in a folder; it is gone when the report is there."""
+_STEP = 100
+
+log = logging.getLogger("glip_self_train")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of an export, and how to read it."""
+
+    report: StageReport
+    hints: tuple[str, ...]
+
+
+def run(
+    dirs: Sequence[str],
+    out: str | Path,
+    *,
+    to: str,
+    images: Literal["copy", "none"] | None = None,
+    phrases: str | None = None,
+    crawl: Sequence[str] = (),
+    dataset: str = "pseudo",
+    class_names: ClassNames = "phrase",
+    drop_empty: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write training shards, or a label store, in the format ``to`` into ``out``, a folder or a URL.
+
+    Args:
+        images: copy them beside the labels, or none; by default they are copied where they are to be had.
+        phrases, crawl, dataset: of a label store; see :func:`pipeline.exports.inputs.find_source`.
+        class_names: what of a grounding record's region is its class, in formats that know classes only.
+        drop_empty: leave images without a label out, counted as ``no_region``.
+
+    Raises:
+        InputError: no such format, inputs that are none of ours, another export in ``out``, or no record to write.
+    """
+    out, make = str(out).rstrip("/"), load_target(to)
+    source = find_source(dirs, phrases=phrases, crawl=crawl, dataset=dataset, images=images == "copy")
+    copy = source.images if images is None else images == "copy"
+    cards, progress = source.cards(), progress or Silent()
+    settings = {
+        "to": to, "images": copy, "dataset": dataset, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
+        "cards": {name: card.model_dump(mode="json") for name, card in cards.items()},
+    }  # fmt: skip
+    mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())
+    done = committed(out, STAGE, mark)
+    if done is not None:
+        report = StageReport.of(STAGE, [done])
+        report.done, report.skipped = 0, len(source.names)
+        return Exported(report, ())
+    again = _begin(out, mark)
+    progress.begin(STAGE, len(source.names))
+    report = StageReport(stage=STAGE)
+    try:
+        with Sink(out) as sink, Names() as names:
+            desk, found = Desk(sink, names, cards, class_names), Found()
+            target = make(desk)
+            work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
+            samples = _samples(source, found, desk, drop_empty, out, target.folder, mark, progress)
+            notes = _write(target, desk, in_order(work, samples, writers(out)), progress)
+            desk.samples.add(found.samples)
+            desk.regions.add(found.regions)
+            _refuse_nothing(desk, f"{', '.join(dirs)}: no record to write as {to}")
+            settle(out)
+            outputs = sink.commit()
+        numbers = found.problems.counts | desk.numbers
+        shard = ShardReport(
+            stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,
+            tallies={"samples": desk.samples, "regions": desk.regions},
+            numbers={name: float(n) for name, n in sorted(numbers.items()) if n},
+            notes=[*found.problems.notes, *notes][:MAX_NOTES],
+        )  # fmt: skip
+        commit_report(out, shard)
+        remove(join(out, BEGUN))
+        report = StageReport.of(STAGE, [shard])
+        report.done = len(source.names)
+    finally:
+        progress.end(report)
+    for note in shard.notes:
+        log.warning("%s", note)
+    return Exported(report, tuple(target.hints(out)))
+
+
+def _write(target: Target, desk: Desk, ready: Iterable[tuple[_Ready, _Copied]], progress: Progress) -> list[str]:
+    """Hand the records to the target, count what their images are like, and return the first few notes on those."""
+    notes: list[str] = []
+    for n, (one, copied) in enumerate(ready, 1):
+        target.add(one.item, copied.data if target.takes_images else None)
+        desk.numbers["images_copied"] += copied.data is not None
+        if copied.trouble:
+            desk.numbers[copied.trouble] += 1
+        if copied.note and len(notes) < MAX_NOTES:
+            notes.append(f"{one.item.file}: {copied.note}")
+        if n % _STEP == 0:
+            progress.advance(_STEP)
+    target.finish()
+    return notes
+
+
+def _refuse_nothing(desk: Desk, words: str) -> None:
+    if not desk.samples.kept:
+        dropped = desk.samples.dropped
+        why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.items()) or "there are none"
+        advice = "; GLIP reads detection sets as COCO JSON: --to coco" if "detection_record" in dropped else ""
+        raise InputError(f"{words} ({why}){advice}")
+
+
+def _begin(out: str, mark: str) -> bool:
+    """Take the folder for this export. Whether the same one was begun there before.
+
+    Raises:
+        InputError: the folder has another one: its images would stay among these.
+    """
+    begun = (read_bytes(join(out, BEGUN)) or b"").decode(errors="replace").strip()
+    before = read_report(out, STAGE)
+    for other, state in ((begun, "begun"), (before.fingerprint if before else "", "there")):
+        if other and other != mark:
+            raise InputError(
+                f"{out}: another export is {state} (other labels or settings); want a new folder, or remove it"
+            )
+    if before is not None:
+        remove(report_path(out, STAGE))  # what it says is not so, until it is written anew
+    if not is_url(out):
+        Path(out).mkdir(parents=True, exist_ok=True)
+        clear_temporaries(out)
+    write_atomic(join(out, BEGUN), mark + "\n")
+    return bool(begun or before)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A record with its place in the export, and its sample."""
+
+    item: Item
+    sample: Sample
+
+
+def _samples(
+    source: Source, found: Found, desk: Desk, drop_empty: bool, out: str, folder: str, mark: str, progress: Progress
+) -> Iterator[_Ready]:
+    for number, name in enumerate(source.names):
+        if not is_url(out):
+            clear_temporaries(join(out, f"{folder}/{name}"))
+        for sample in source.read(number, found):
+            if drop_empty and not any(not region.ignore for region in sample.record.regions):
+                desk.samples.drop("no_region")
+                desk.regions.drop("no_region", len(sample.record.regions))
+                continue
+            yield _Ready(Item(sample.record, f"{folder}/{name}/{sample.key}.{sample.extension}"), sample)
+        progress.shard(ShardReport(stage=STAGE, shard=name, fingerprint=mark), skipped=False)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """An image that is in its place, and what of it others may stumble over: a word to count, and a line for people."""
+
+    data: bytes | None = None
+    trouble: str = ""
+    note: str = ""
+
+
+def _no_copy(ready: _Ready) -> _Copied:
+    """Labels only."""
+    return _Copied()
+
+
+@dataclass(frozen=True)
+class _Copier:
+    """Gets an image's bytes, writes them, and looks whether others will see it as we do; in several threads.
+
+    again: what has the right size already is left, as an earlier try has put it there. write: make files of them.
+    """
+
+    out: str
+    again: bool
+    write: bool
+
+    def __call__(self, ready: _Ready) -> _Copied:
+        assert ready.sample.image is not None
+        data, size = ready.sample.image(), ready.sample.record.image_size
+        path = join(self.out, ready.item.file)
+        if self.write and not (self.again and file_size(path) == len(data)):
+            write_atomic(path, data, durable=False)
+        try:
+            header = read_header(data)
+        except ImageError as error:
+            return _Copied(data, f"images_{error.reason}", str(error))
+        if header.upright != size:
+            return _Copied(
+                data, "images_of_another_size", f"{header.upright} pixels high and wide; its record says {size}"
+            )
+        return _Copied(data, "images_with_exif_orientation" if header.orientation != 1 else "")
