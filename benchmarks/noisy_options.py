@@ -4,7 +4,7 @@
     python benchmarks/noisy_options.py --options score_weight ema --seeds 0 1        # some of them
 
 Each seed has a run of the loop (scenes, teacher, labels, student) of its own, and every option trains the student again on
-that run's labels, from that run's teacher; the averages of weights (``ema``, ``ensemble``) are of the recipe's own student.
+that run's labels, from that run's teacher; ``ema`` is the average of the recipe's own student.
 Keys: ``options``: name -> ``change`` (mean of BASE R@1, BASE AP50, NOVEL R@1, NOVEL AP50 less the recipe's, in points) and
 ``by_seed``; ``recipe``: the recipe's student by seed. What is done in the folder is not done again.
 """
@@ -28,7 +28,7 @@ from pipeline.run_layout import RunLayout
 from pipeline.summary import model_metrics
 
 METRICS = ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")
-AVERAGES = {"ema": "ema=0.99", "ensemble": "ensemble=0.3"}
+AVERAGES = {"ema": "ema=0.99"}
 """Options that change no training: the student's folder holds them beside its final weights."""
 OPTIONS = {
     "score_weight": ["noisy.score_weight=true"],
@@ -69,7 +69,7 @@ def option_run(layout: RunLayout, seed: int, name: str) -> dict[str, float]:
         sources["pseudo"] = str(layout.pseudo(1) / "pseudo-*.tar")
         folder = layout.root / "options" / name
         command = [*pipeline, "train-student", "--recipe", str(layout.config), "--set", f"seed={seed + 1000}"]
-        command += ["--set", "ema=null", "--set", "ensemble=null", "--threads", "1"]
+        command += ["--set", "ema=null", "--threads", "1"]
         command += [p for change in OPTIONS[name] for p in ("--set", change)]
         command += [p for n, shards in sources.items() for p in ("--source", f"{n}={shards}")]
         call(log, *command, "--init", str(layout.teacher_of(1)), "--out", str(folder))

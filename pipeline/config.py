@@ -103,10 +103,6 @@ class TrainConfig(Config):
     )
     clip_grad_norm: float = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average, saved beside them")
-    ensemble: float | None = Field(
-        None, ge=0, le=1,
-        description="also write final_ensemble: this share of the starting model's weights and the rest of the trained ones",
-    )  # fmt: skip
     image_sizes: tuple[int, ...] = Field((480, 560, 640, 720, 800), description="shorter sides, drawn per image")
     max_image_size: int = Field(1333, description="longer side at most")
     flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored")

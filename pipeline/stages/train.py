@@ -54,8 +54,6 @@ def run(
     check_tracker(tracker)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
-    if config.ensemble is not None and init is None:
-        raise InputError("ensemble: a mean with the starting model's weights needs one; give --init MODEL")
     mark = fingerprint(
         "train",
         version=VERSION,

@@ -14,7 +14,6 @@ import torch
 from accelerate.utils import set_seed
 from pydantic import BaseModel, ConfigDict
 
-from model import GlipForObjectDetection
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import write_json
@@ -287,8 +286,6 @@ class Trainer:
         if self.average is not None:
             results["final_ema"] = self.average.weights(self.network)
         if self.processes.main:
-            if self.config.ensemble is not None and self.init is not None:
-                results["final_ensemble"] = _mean(self.init, results["final"], self.config.ensemble)
             for name, weights in reversed(results.items()):  # final last: with it the run counts as done
                 fill = partial(self._write_model, weights=weights)
                 write_checkpoint(self.out / name, self.config.steps, self.mark, fill)
@@ -296,15 +293,6 @@ class Trainer:
             prune(self.out, 0, self.mark)
         self.processes.wait()
         return report
-
-
-def _mean(init: str, trained: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
-    """``share`` of the starting model and the rest of the trained one (weight-space ensembles, arXiv 2109.01903)."""
-    start = GlipForObjectDetection.from_pretrained(init).state_dict()
-    return {
-        name: torch.lerp(value, start[name].to(value), share) if value.is_floating_point() else value
-        for name, value in trained.items()
-    }
 
 
 def _clock(seconds: float) -> str:

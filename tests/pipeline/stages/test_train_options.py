@@ -101,17 +101,6 @@ def test_micro_batches_with_as_many_positives_add_up_to_the_big_batch(sources, t
     assert [r["grad_norm"] for r in small.curve] == pytest.approx([r["grad_norm"] for r in big.curve], rel=1e-4)
 
 
-def test_an_ensemble_lies_between_the_start_and_the_end(sources, tmp_path, teacher):
-    train.run(changed(ensemble=0.25), sources, tmp_path / "o", init=str(teacher))
-    start = load_file(teacher / "model.safetensors")
-    end, mean = (load_file(tmp_path / "o" / n / "model.safetensors") for n in ("final", "final_ensemble"))
-    for name, value in mean.items():
-        torch.testing.assert_close(value, 0.25 * start[name] + 0.75 * end[name])
-    GlipForObjectDetection.from_pretrained(tmp_path / "o" / "final_ensemble")
-    with pytest.raises(InputError, match=r"ensemble: .*--init"):
-        run(sources, tmp_path / "p", changed(ensemble=0.25))
-
-
 def test_a_checkpoint_is_a_model_folder(sources, tmp_path):
     with pytest.raises(Killed):
         run(sources, tmp_path / "o", progress=KillAt(3))
