@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
+from pipeline.evaluation.report import TITLES, place
 from pipeline.io.commit import write_atomic
 from pipeline.io.paths import expand_shards
 from pipeline.label_quality import label_quality
@@ -70,14 +71,14 @@ def metric_tables(layout: RunLayout, result: RoundResult) -> dict[str, list[dict
     return {
         name: [
             {
-                "metric": metric,
+                "metric": TITLES.get(metric, metric),
                 "teacher": cells[0]["value"],
                 "control": control.get(name, {}).get(metric),
                 "student": cells[1]["value"],
                 "difference": cells[1]["difference"],
                 "interval": cells[1].get("difference_interval"),
             }
-            for metric, cells in rows.items()
+            for metric, cells in sorted(rows.items(), key=lambda row: place(row[0]))
         ]
         for name, rows in verdict.get("sets", {}).items()
     }
