@@ -27,16 +27,6 @@ PICTURES = os.environ.get("SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory):
-    started = Up(tmp_path_factory.mktemp("up"))
-    try:
-        started.wait()
-        yield started
-    finally:
-        started.stop()
-
-
-@pytest.fixture(scope="module")
 def page():
     from playwright.sync_api import sync_playwright
 

@@ -16,17 +16,6 @@ from tests.flows.up import Up, children_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory):
-    """``self-train up``: a server on loopback, every flow deployed, and a worker."""
-    started = Up(tmp_path_factory.mktemp("up"))
-    try:
-        started.wait()
-        yield started
-    finally:
-        started.stop()
-
-
 def two_rounds(**promotion: object) -> SelfTrainConfig:
     config = tiny_config()
     assert config.demo is not None

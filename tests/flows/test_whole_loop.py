@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.io.hashing import digest_file
 from tests.flows.tiny import ROOT, environment, run_command, tiny_config, wait_until
-from tests.flows.up import Up, children_of
+from tests.flows.up import children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,17 +30,6 @@ def outputs(run: Path) -> dict[str, str]:
     quotes = {run / "summary.json", run / "report" / "index.html", run / "config.yaml"}
     files = (p for p in sorted(run.rglob("*")) if p.is_file() and p not in quotes)
     return {str(p.relative_to(run)): digest_file(p) for p in files if not skip & set(p.relative_to(run).parts)}
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory):
-    """``self-train up``: a server on loopback, every flow deployed, and a worker."""
-    started = Up(tmp_path_factory.mktemp("up"))
-    try:
-        started.wait()
-        yield started
-    finally:
-        started.stop()
 
 
 @pytest.fixture(scope="module")
