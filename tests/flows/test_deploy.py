@@ -44,7 +44,8 @@ def test_compose_file_is_consistent():
             assert port.startswith("127.0.0.1:"), f"{name} listens beyond loopback: {port}"
     assert "ports" not in services["postgres"] and "ports" not in services["redis"]
     settings = services["server"]["environment"]
-    assert {k: settings[k] for k in SERVER_SETTINGS} == SERVER_SETTINGS
+    leases = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage"}  # several servers share them
+    assert {k: settings[k] for k in SERVER_SETTINGS} == SERVER_SETTINGS | leases
 
 
 def test_compose_file_names_settings_that_prefect_and_its_redis_know():
@@ -154,6 +155,8 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
         script = ["bash", str(DEPLOY / "slurm-worker.sh")]
         with started(script, tmp_path / "worker.log", env=env, cwd=ROOT) as worker:
             wait_for(lambda: workers("ONLINE") == ["slurm-77"], 120, "the worker's heartbeat", worker)
+            said = tmp_path / "worker.log"  # a signal before it listens would be lost; Slurm's comes hours later
+            wait_for(lambda: "started!" in said.read_text(), 60, "the worker's word", worker)
             os.kill(worker.pid, signal.SIGTERM)  # as Slurm does before the time is over
             worker.wait(60)  # and it ends, of itself
 
