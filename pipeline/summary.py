@@ -18,14 +18,15 @@ CHANCE = 25.0
 
 
 def model_metrics(metrics_file: Path, config: SelfTrainConfig) -> dict[str, float]:
-    """``base_recall_at_1``, ``base_ap50``, ``novel_recall_at_1``, ``novel_ap50`` in percent, of one evaluated model."""
+    """``base_recall_at_1``, ``base_ap50``, ``novel_recall_at_1``, ``novel_ap50`` in percent, of one evaluated model; those of them
+    that the sets' protocols have (LVIS knows no recall, RefCOCO no AP)."""
     sets = json.loads(metrics_file.read_text())["sets"]
     out = {}
     for kind in ("base", "novel"):
         name = getattr(config.data, kind)
-        if name in sets:
-            out[f"{kind}_recall_at_1"] = round(sets[name]["recall_at_1"], 2)
-            out[f"{kind}_ap50"] = round(sets[name]["ap50"], 2)
+        for metric in ("recall_at_1", "ap50"):
+            if metric in sets.get(name, {}):
+                out[f"{kind}_{metric}"] = round(sets[name][metric], 2)
     return out
 
 

@@ -14,6 +14,7 @@ from pipeline.recipes import load_recipe
 from pipeline.report.round import write_round
 from pipeline.rounds import best_model, check_promotion, decide
 from pipeline.run_layout import RunLayout
+from pipeline.summary import model_metrics
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
 from tests.pipeline.evaluation.test_matching import NAMES
 
@@ -83,6 +84,12 @@ def test_rounds_stop_when_they_no_longer_pay(tmp_path):
     last = decide(config, layout, 2)
     assert last.teacher == "student-1" and last.promoted and not last.go_on
     assert "under promotion.least_gain 8" in last.why and best_model([last]) == "student-2"
+
+
+def test_the_summary_has_what_the_protocols_have(tmp_path):
+    file = tmp_path / "metrics.json"
+    write_json(file, {"sets": {"eval_base": {"ap50": 40.126, "ap_rare": 1.0}, "eval_novel": {"precision_at_1": 50.0}}})
+    assert model_metrics(file, recipe()) == {"base_ap50": 40.13}
 
 
 def test_without_evaluation_sets_every_student_teaches(tmp_path):
