@@ -76,10 +76,9 @@ def launch_command(
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if processes > 1:
         launcher += ["--main_process_port", "0"]  # any that is free: several trainings may run on a machine
-        fsdp_options = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-        launcher += (
-            fsdp_options if fsdp else ["--multi_gpu"]
-        )  # of CPUs too: --cpu starts one process whatever the number
+        # of CPUs too: accelerate's --cpu starts one process whatever the number
+        shared = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+        launcher += shared if fsdp else ["--multi_gpu"]
     elif device == "cpu":
         launcher.append("--cpu")
     return (*launcher, "-m", module, *arguments)

@@ -14,12 +14,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from flows.children import VISIBLE
 from pipeline.errors import InputError
@@ -73,7 +74,6 @@ def taken(count: int) -> Iterator[list[str]]:
 
 def _take(count: int, names: Mapping[str, str], held: ExitStack) -> list[str]:
     """The limits that are ours until ``held`` ends, all or none."""
-    _ensure(names)
     free = _free(names)[:count]
     if len(free) < count:
         return []
@@ -88,18 +88,19 @@ def _take(count: int, names: Mapping[str, str], held: ExitStack) -> list[str]:
     return free
 
 
-def _ensure(names: Iterable[str]) -> None:
-    with get_client(sync_client=True) as client:
-        for name in names:
-            try:
-                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
-            except ObjectAlreadyExists:
-                continue  # perhaps with another limit: somebody's choice
-
-
 def _free(names: Iterable[str]) -> list[str]:
     """Limits with a free slot, the least used first."""
     with get_client(sync_client=True) as client:
-        limits = [client.read_global_concurrency_limit_by_name(name) for name in names]
+        limits = [_limit(client, name) for name in names]
     open_ones = [limit for limit in limits if limit.active_slots < limit.limit]
     return [limit.name for limit in sorted(open_ones, key=lambda limit: limit.active_slots)]
+
+
+def _limit(client: SyncPrefectClient, name: str) -> GlobalConcurrencyLimitResponse:
+    """The limit as somebody has set it, or a new one of one job at a time."""
+    try:
+        return client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):  # another run's job may be as quick
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        return client.read_global_concurrency_limit_by_name(name)

@@ -48,7 +48,7 @@ class Stager:
             arguments = (*arguments, "--device", self.config.resources.device)
         command = pipeline_command(stage, "--recipe", str(self.layout.config), *arguments)
         gpus = self._gpus(together) if on_device else 0
-        job = self._job(name, counted_as or stage, command, together, gpus)
+        job = self._job(name, counted_as or stage, command, self._threads(together), gpus)
         return job.model_copy(update={"command": (*job.command, "--report-json", str(job.report))})
 
     def training(
@@ -81,7 +81,7 @@ class Stager:
         command = launch_command(
             "pipeline.train_main", *arguments, device=resources.device, processes=processes, fsdp=resources.fsdp
         )
-        return self._job(name, stage, command, together, gpus).model_copy(update={"threads": threads})
+        return self._job(name, stage, command, threads, gpus)
 
     def _threads(self, together: int, processes: int = 1) -> int | None:
         """Of each process of each job; None: all cores."""
@@ -103,13 +103,13 @@ class Stager:
         """GPUs of this machine."""
         return len(gpus_here())
 
-    def _job(self, name: str, stage: str, command: Sequence[str], together: int, gpus: int) -> Job:
+    def _job(self, name: str, stage: str, command: Sequence[str], threads: int | None, gpus: int) -> Job:
         return Job(
             name=name,
             stage=stage,
             command=tuple(command),
             logs=self.layout.logs,
-            threads=self._threads(together),
+            threads=threads,
             gpus=gpus,
         )
 

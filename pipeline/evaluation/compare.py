@@ -132,12 +132,13 @@ def compare_lines(compared: dict[str, Any]) -> list[str]:
         for metric, cells in rows.items():
             texts = []
             for i, cell in enumerate(cells):
-                texts.append(f"{cell['value']:.1f}" + _span(cell.get("interval")))
+                texts.append(f"{cell['value']:.1f}" + span_words(cell.get("interval")))
                 if i:
-                    texts.append(f"{cell['difference']:+.1f}" + _span(cell.get("difference_interval"), "+"))
+                    texts.append(f"{cell['difference']:+.1f}" + span_words(cell.get("difference_interval"), "+"))
             lines.append(f"| {TITLES.get(metric, metric)} | {' | '.join(texts)} |")
     return lines
 
 
-def _span(interval: tuple[float, float] | None, sign: str = "") -> str:
+def span_words(interval: tuple[float, float] | None, sign: str = "") -> str:
+    """ " (1.2 to 3.4)", or nothing; with the sign "+" as differences."""
     return "" if interval is None else f" ({interval[0]:{sign}.1f} to {interval[1]:{sign}.1f})"

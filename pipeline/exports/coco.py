@@ -6,6 +6,7 @@ and its head noun are further fields of an annotation, which others' readers pas
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from pipeline.exports.base import Desk, Item, count_extra, count_lost, json_bytes, origin, own_phrase, xywh
@@ -48,7 +49,7 @@ class Coco:
         return [f"read them with pycocotools.coco.COCO, image files are relative to {out}: {names}"]
 
 
-class _File:
+class _File(ABC):
     """What both kinds of set have in common."""
 
     kind = format = ""
@@ -88,14 +89,14 @@ class _File:
         desk.samples.keep()
         desk.regions.keep(len(record.regions))
 
-    def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _of_image(self, record: GroundingRecord) -> dict[str, Any]: ...
 
     def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
         return {}
 
-    def _category(self, region: Region) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _category(self, region: Region) -> int: ...
 
     def finish(self) -> None:
         self._file.write(b'\n],\n"annotations":[')

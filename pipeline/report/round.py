@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
+from pipeline.evaluation.compare import span_words
 from pipeline.evaluation.report import TITLES, place
 from pipeline.io.commit import write_atomic
 from pipeline.io.paths import expand_shards
@@ -50,22 +51,24 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
         links["The round before"] = f"round-{number - 1}.html"
     gold = gold_of(config, layout)
     quality = label_quality(layout.labels(number), gold) if gold else None
-    tables = metric_tables(layout, result)
+    verdict = _verdict(layout, result)
+    tables, gates = metric_tables(layout, result, verdict), verdict.get("gates", [])
     tallies = {name: report["tallies"] for name, report in reports.items()}
     page = layout.report / f"round-{number}.html"
     write_atomic(
         page,
         render(
-            "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates_of(layout, result), quality=quality,
+            "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates, quality=quality,
             picture=png_url(picture) if picture.is_file() else "", tallies=tallies, links=links,
         ),
     )  # fmt: skip
-    return _markdown(layout, result, tables, quality, tallies, picture, page)
+    return _markdown(result, tables, gates, quality, tallies, picture, page)
 
 
-def metric_tables(layout: RunLayout, result: RoundResult) -> dict[str, list[dict[str, Any]]]:
+def metric_tables(
+    layout: RunLayout, result: RoundResult, verdict: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
     """Set -> a row a metric: ``teacher``, ``student``, ``difference`` with its 95 % ``interval``, and ``control`` where there is one."""
-    verdict = _verdict(layout, result)
     control_file = layout.evaluation(f"control-{result.round}") / "metrics.json"
     control = json.loads(control_file.read_text())["sets"] if control_file.is_file() else {}
     return {
@@ -84,20 +87,15 @@ def metric_tables(layout: RunLayout, result: RoundResult) -> dict[str, list[dict
     }
 
 
-def gates_of(layout: RunLayout, result: RoundResult) -> list[dict[str, Any]]:
-    """The verdict of each gate."""
-    return _verdict(layout, result).get("gates", [])
-
-
 def _verdict(layout: RunLayout, result: RoundResult) -> dict[str, Any]:
     file = layout.evaluation(result.student) / "promotion.json"
     return json.loads(file.read_text()) if result.promoted is not None else {}
 
 
 def _markdown(
-    layout: RunLayout,
     result: RoundResult,
     tables: Mapping[str, list[dict[str, Any]]],
+    gates: Sequence[Mapping[str, Any]],
     quality: Mapping[str, Any] | None,
     tallies: Mapping[str, Mapping[str, Any]],
     picture: Path,
@@ -114,10 +112,10 @@ def _markdown(
             control = "–" if row["control"] is None else f"{row['control']:.1f}"
             lines.append(
                 f"| {row['metric']} | {row['teacher']:.1f} | {control} | {row['student']:.1f} | "
-                f"{row['difference']:+.1f}{interval_words(row['interval'])} |"
+                f"{row['difference']:+.1f}{span_words(row['interval'], '+')} |"
             )
         parts.append("\n".join(lines) + "\n")
-    if gates := gates_of(layout, result):
+    if gates:
         lines = ["## Gates\n", "| gate | metric | student - teacher | |", "|---|---|---|---|"]
         lines += [
             f"| `{g['gate']}` | {g['metric']} | {g['difference']:+.1f} | {'holds' if g['holds'] else '**fails**'} |"
@@ -132,8 +130,3 @@ def _markdown(
     address = address_of(page)
     parts.append(f"[The page of this round]({address})\n" if address else f"The page of this round: `{page}`\n")
     return "\n".join(parts)
-
-
-def interval_words(interval: tuple[float, float] | None) -> str:
-    """ " (+1.2 to +3.4)", or nothing."""
-    return "" if interval is None else f" ({interval[0]:+.1f} to {interval[1]:+.1f})"
