@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from pipeline.training.slots import Slots, slots_for
-from tests.pipeline.training.test_data import data, sources  # noqa: F401 - a fixture
+from tests.pipeline.training.test_data import data
 
 SHAPE = (2, 4, 5, 3)
 
@@ -104,7 +104,7 @@ def test_batches_stay_what_they_are_while_they_are_held(held):
         assert ways.count("Filled") == 12 and ways.count("Tensor") == 48
 
 
-def test_training_batches_are_the_same_in_places_anew_and_beyond_them(sources):  # noqa: F811
+def test_training_batches_are_the_same_in_places_anew_and_beyond_them(sources):
     made = data(sources, batch_size=2, steps=40, image_sizes=(48, 64))
     plain = list(made.loader(first=0))
     passing = 0
@@ -129,7 +129,7 @@ def test_page_locked_batches_leave_their_places_at_once(as_worker, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no such list on this system")
-def test_files_do_not_grow_in_number(sources):  # noqa: F811
+def test_files_do_not_grow_in_number(sources):
     made = data(sources, batch_size=2, steps=30)
     loader = made.loader(first=0, workers=1)
     next(loader)
