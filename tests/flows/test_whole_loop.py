@@ -99,14 +99,9 @@ def test_every_stage_can_be_run_by_itself(up, deployed):
 
 
 def test_a_misspelt_setting_is_refused_before_anything_runs(up):
-    import httpx
-
-    deployment = httpx.get(f"{up.api}/deployments/name/self-train/local", timeout=30).json()["id"]
-    config = tiny_config().model_dump(mode="json") | {"sede": 1}
-    asked = httpx.post(
-        f"{up.api}/deployments/{deployment}/create_flow_run", json={"parameters": {"config": config}}, timeout=30
-    )
-    assert asked.status_code == 409 and "sede" in asked.text
+    parameters = json.dumps({"config": tiny_config().model_dump(mode="json") | {"sede": 1}})
+    said = up.prefect("deployment", "run", "self-train/local", "--params", parameters, check=False)
+    assert "'sede' was unexpected" in said and "UUID" not in said, said
 
 
 def test_a_run_that_fails_is_told_to_those_on_call(up):

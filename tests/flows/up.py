@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -71,17 +72,20 @@ class Up:
     def prefect(self, *arguments: str, check: bool = True) -> str:
         command = [str(BIN / "prefect"), "--no-prompt", *arguments]
         done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0 or not check, done.stdout + done.stderr
-        return done.stdout
+        said = done.stdout + done.stderr
+        assert done.returncode == 0 or not check, said
+        return said
 
     def start(self, out: Path, config: Any) -> str:
-        """Ask for a run of the whole loop; returns its id."""
-        parameters = {"out": str(out), "config": config.model_dump(mode="json")}
-        deployment = httpx.get(f"{self.api}/deployments/name/self-train/local", timeout=30).json()["id"]
-        asked = httpx.post(
-            f"{self.api}/deployments/{deployment}/create_flow_run", json={"parameters": parameters}, timeout=30
-        )
-        return asked.json()["id"]
+        """Ask for a run of the whole loop, as a user does; returns its id.
+
+        By Prefect's client, which asks again while SQLite is busy (503); a bare request would have to.
+        """
+        parameters = json.dumps({"out": str(out), "config": config.model_dump(mode="json")})
+        said = self.prefect("deployment", "run", "self-train/local", "--params", parameters)
+        found = re.search(r"UUID: (\S+)", said)
+        assert found, said
+        return found[1]
 
     def state(self, run: str) -> tuple[str, str]:
         """(type, name) of a run's state; ("", "") while nobody answers."""
