@@ -37,7 +37,12 @@ class IngestConfig(Config):
     """Human labels into training shards."""
 
     samples_per_shard: int = Field(500, ge=1, description="records in one output shard")
-    max_failed_share: float = Field(0.05, ge=0, le=1, description="stop if more of the images than this are lost")
+    max_failed_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="stop if more of the images than this are lost, or more of the regions are unreadable",
+    )
     check_images: Literal["header", "decode"] = Field(
         "header",
         description="header: an image's size is read and its bytes are copied as they are; decode: each is also decoded "

@@ -78,6 +78,9 @@ class GroundingRecord(_Strict):
         None,
         description="federated sets: only these class names are known to be absent; None: all others are",
     )
+    not_exhaustive: tuple[str, ...] | None = Field(
+        None, description="federated sets: class names of which there are more than are boxed; None: not known"
+    )
 
     @model_validator(mode="after")
     def _spans_lie_in_the_caption(self) -> GroundingRecord:
@@ -122,6 +125,7 @@ class DatasetCard(_Strict):
     name: str
     kind: Literal["grounding", "detection"]
     label_space: tuple[str, ...] | None = Field(None, description="class names, in id order, of a detection set")
+    frequency: dict[str, str] | None = Field(None, description="LVIS: class name -> r, c or f (rare, common, frequent)")
     licence: str | None = None
     source: str | None = None
 

@@ -11,18 +11,20 @@ LISTED = 20
 
 
 class SetMatches(BaseModel):
-    """An evaluation set: its ``images``, how many of them have a near-duplicate, and how many training images are one."""
+    """An evaluation set: its ``records``, of so many different ``images`` (a set of captions has an image several times), how many
+    of these have a near-duplicate, and how many different training images are one."""
 
     model_config = ConfigDict(extra="forbid")
 
-    images: Tally
+    records: Tally
+    images: int
     matched: int
     training_images: int
     failed: list[FailedShard]
 
 
 class DedupReport(BaseModel):
-    """``images`` of the training shards, and how many of them ``matched``. ``pairs``: proposed by the first 64 bits, and what
+    """``records`` of the training shards, how many of them ``matched``, and of how many different images these are. ``pairs``: proposed by the first 64 bits, and what
     the rest of the 256 said. ``by_details``: matches by differing bits of the 256."""
 
     model_config = ConfigDict(extra="forbid")
@@ -30,8 +32,9 @@ class DedupReport(BaseModel):
     distance: int
     details: int
     mirrored: bool
-    images: Tally
+    records: Tally
     matched: int
+    matched_images: int
     pairs: Tally
     by_details: dict[str, int]
     sets: dict[str, SetMatches]
@@ -39,11 +42,12 @@ class DedupReport(BaseModel):
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        out = [f"{_images(self.images)} searched; {self.matched:,} are near-duplicates of evaluation images"]
+        once = "" if self.matched_images == self.matched else f", {self.matched_images:,} different images"
+        out = [f"{_records(self.records)} searched; {self.matched:,} are near-duplicates of evaluation images{once}"]
         width = max((len(name) for name in self.sets), default=0)
         for name, found in self.sets.items():
             out.append(
-                f"  {name:<{width}}  {found.matched:,} of {_images(found.images)} have a near-duplicate in the shards, "
+                f"  {name:<{width}}  {found.matched:,} of {_images(found.records, found.images)} have a near-duplicate in the shards, "
                 f"where {found.training_images:,} images are one"
             )
         if self.pairs.seen:
@@ -55,9 +59,20 @@ class DedupReport(BaseModel):
         return out + [f"  FAILED {what} {f.shard}: {f.error}" for what, each in failed for f in each]
 
 
-def _images(tally: Tally) -> str:
+def _images(tally: Tally, distinct: int) -> str:
+    known = "" if distinct == tally.kept else f"in {_records(tally)}"
+    notes = known or _gone(tally)
+    return f"{distinct:,} images" + (f" ({notes})" if notes else "")
+
+
+def _records(tally: Tally) -> str:
+    gone = _gone(tally)
+    return f"{tally.kept:,} records" + (f", {gone}" if gone else "")
+
+
+def _gone(tally: Tally) -> str:
     gone = ", ".join(f"{reason} {n:,}" for reason, n in tally.dropped.items())
-    return f"{tally.kept:,} images" + (f" ({gone} left out)" if gone else "")
+    return f"{gone} left out" if gone else ""
 
 
 def markdown(report: DedupReport, matches: pa.Table) -> str:

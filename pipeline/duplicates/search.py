@@ -31,9 +31,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Images to look for: words (n, WORDS), keys (n,), and which part of which set each is of (n,), into ``parts``."""
+    """Records to look for: words (n, WORDS) and digests (n,) of their images, keys (n,), and which part of which set each is of
+    (n,), into ``parts``."""
 
     words: np.ndarray
+    images: np.ndarray
     keys: pa.ChunkedArray
     part: np.ndarray
     parts: Sequence[tuple[str, str]]
@@ -43,16 +45,26 @@ class Wanted:
         """folders: (set, folder of its hashes, parts)."""
         parts: list[tuple[str, str]] = []
         words, keys, numbers = [np.zeros((0, WORDS), np.uint64)], [pa.array([], pa.string())], []
+        images = [np.zeros(0, np.uint64)]
         for name, folder, names in folders:
             for part in names:
-                table = read_table(join(folder, f"{part}.parquet"), HASHES, ["key", *WORD_COLUMNS])
+                table = read_table(join(folder, f"{part}.parquet"), HASHES, ["key", *WORD_COLUMNS, "image"])
                 numbers.append(np.full(table.num_rows, len(parts)))
                 parts.append((name, part))
                 words.append(words_of(table))
+                images.append(table["image"].to_numpy())
                 keys.append(table["key"].combine_chunks())
-        return cls(
-            np.concatenate(words), pa.chunked_array(keys), np.concatenate([np.zeros(0, np.int64), *numbers]), parts
-        )
+        number = np.concatenate([np.zeros(0, np.int64), *numbers])
+        return cls(np.concatenate(words), np.concatenate(images), pa.chunked_array(keys), number, parts)
+
+    def distinct(self) -> dict[str, int]:
+        """How many different images each set has."""
+        of_set = [name for name, _ in self.parts]
+        found = {
+            name: np.unique(self.images[np.isin(self.part, [i for i, n in enumerate(of_set) if n == name])])
+            for name in of_set
+        }
+        return {name: len(images) for name, images in found.items()}
 
 
 def words_of(table: pa.Table) -> np.ndarray:

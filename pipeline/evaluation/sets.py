@@ -111,6 +111,8 @@ class EvaluationSet:
             labels=found.labels,
             scores=found.scores,
             absent=None if absent is None else np.array([index[n] for n in absent], np.int64),
-            not_exhaustive=np.array([index[n] for n in about.not_exhaustive.get(record.key, ())], np.int64),
+            not_exhaustive=np.array(
+                [index[n] for n in about.not_exhaustive.get(record.key, record.not_exhaustive or ())], np.int64
+            ),
         )
         return result, []

@@ -101,8 +101,8 @@ def count_extra(numbers: Numbers, region: Region) -> None:
 
 
 def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
-    """Count what of a record is not written: ``caption``, ``uncertain``, ``verified_absent``; of its regions ``score``,
-    ``annotator``, ``root``, ``spans``. Empty ones are no loss, but an empty ``verified_absent`` is one."""
+    """Count what of a record is not written: ``caption``, ``uncertain``, ``verified_absent`` and, with it, ``not_exhaustive``; of its
+    regions ``score``, ``annotator``, ``root``, ``spans``. Empty ones are no loss, but an empty ``verified_absent`` is one."""
     of_regions = {
         "score": lambda r: r.score is not None,
         "annotator": lambda r: r.annotator is not None,
@@ -113,8 +113,9 @@ def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
         "caption": int(record.caption is not None),
         "uncertain": len(record.uncertain),
         "verified_absent": int(record.verified_absent is not None),
+        "not_exhaustive": len(record.not_exhaustive or ()),
     }
-    for name in fields:
+    for name in (*fields, *(("not_exhaustive",) if "verified_absent" in fields else ())):
         n = of_record[name] if name in of_record else sum(map(of_regions[name], record.regions))
         if n:
             numbers[f"lost_{name}"] += n

@@ -63,6 +63,7 @@ class _File(ABC):
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
         self._images, self._annotations = Rows(self._file), Rows(self._spool)
         self.classes = ClassIds(self._card(card), first=1)
+        self._frequency = card.frequency or {} if card else {}
 
     def _card(self, card: DatasetCard | None) -> DatasetCard | None:
         return card
@@ -95,6 +96,9 @@ class _File(ABC):
     def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
         return {}
 
+    def _of_class(self, name: str) -> dict[str, str]:
+        return {"frequency": self._frequency[name]} if name in self._frequency else {}
+
     @abstractmethod
     def _category(self, region: Region) -> int: ...
 
@@ -102,14 +106,15 @@ class _File(ABC):
         self._file.write(b'\n],\n"annotations":[')
         pour(self._spool, self._file)
         categories = [
-            {"id": number, "name": name, "supercategory": "object"} for name, number in self.classes.ids.items()
+            {"id": number, "name": name, "supercategory": "object"} | self._of_class(name)
+            for name, number in self.classes.ids.items()
         ]
         self._file.write(b'\n],\n"categories":' + json_bytes(categories) + b"}\n")
         self._desk.numbers["classes_outside_the_card"] += self.classes.outside
 
 
 class _Detection(_File):
-    """COCO's; of a federated set LVIS's, whose images name the classes that are verified to be absent."""
+    """COCO's; of a federated set LVIS's: images name the classes that are verified to be absent, and those of which not all is boxed."""
 
     kind, format = "detection", "coco"
 
@@ -126,10 +131,13 @@ class _Detection(_File):
             self._open += 1
             return {}
         self._federated += 1
-        # a record does not say whether all things of a present class are boxed, so none is claimed to be
-        present = sorted({self.classes[region.phrase] for region in record.regions})
         absent = sorted({self.classes[name] for name in record.verified_absent})
-        return {"neg_category_ids": absent, "not_exhaustive_category_ids": present}
+        more = sorted({self.classes[name] for name in record.not_exhaustive or ()})
+        row: dict[str, Any] = {"neg_category_ids": absent, "not_exhaustive_category_ids": more}
+        if record.not_exhaustive is None:  # LVIS' own reader wants the list, and takes an empty one for "all are boxed"
+            self._desk.numbers["not_exhaustive_unknown"] += 1
+            row["not_exhaustive_unknown"] = True
+        return row
 
     def finish(self) -> None:
         if self._federated and self._open:  # beside the others such an image says that nothing is known to be absent

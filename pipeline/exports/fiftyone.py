@@ -59,6 +59,7 @@ def _sample(item: Item) -> dict[str, Any]:
         "predictions": _detections(record, [r for r in record.regions if r.score is not None]),
         "uncertain": [list(span) for span in record.uncertain] or None,
         "verified_absent": None if record.verified_absent is None else list(record.verified_absent),
+        "not_exhaustive": None if record.not_exhaustive is None else list(record.not_exhaustive),
     }
     return {name: value for name, value in found.items() if value is not None}
 

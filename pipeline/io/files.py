@@ -278,6 +278,17 @@ def remove(path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def listing_below(folder: str | Path, suffix: str) -> list[str]:
+    """Names of the files below a folder, at any depth, that end in ``suffix``: relative to it, "/" between, sorted."""
+    if is_url(folder):
+        fs, inner = filesystem(str(folder))
+        with named_errors(str(folder)):
+            found = patiently(str(folder), lambda: _or_none(lambda: fs.find(inner.rstrip("/")))) or []
+        start = len(fs._strip_protocol(inner).rstrip("/")) + 1
+        return sorted(name[start:] for name in found if name.endswith(suffix))
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob(f"*{suffix}"))
+
+
 def listing(folder: str | Path, suffix: str) -> list[str]:
     """Full names of a folder's files that end in ``suffix``, hidden ones too, sorted; empty if there is no folder."""
     if is_url(folder):

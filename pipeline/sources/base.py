@@ -62,12 +62,16 @@ class Labelled(NamedTuple):
     regions: tuple[Region, ...] = ()
     uncertain: tuple[Span, ...] = ()
     verified_absent: tuple[str, ...] | None = None
+    not_exhaustive: tuple[str, ...] | None = None
     relative: bool = False
     lost: Mapping[str, int] = MappingProxyType({})
 
 
+UNREADABLE = frozenset({"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category"})
+"""Reasons to lose a region that tell of labels which are not as the reader expects them; others are of the set's nature."""
+
 Header = Mapping[str, Any]
-"""What a reader knows of the whole set; ``label_space``: class names in their order, of a set labelled by name."""
+"""What a reader knows of the whole set; ``label_space``: class names in their order, of a set labelled by name; ``frequency``: LVIS'."""
 
 
 @dataclass(frozen=True)

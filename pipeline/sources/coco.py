@@ -36,6 +36,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: not COCO's layout, two categories of one id or name, two images of one id; each named."""
     path = files.annotations
     names: dict[int, str] = {}
+    frequency: dict[str, str] = {}
     federated, parts = False, int(files.options.get("name_parts", 0))
     for part, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
         if part == "images":
@@ -43,7 +44,8 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             absent = row.get("neg_category_ids")
             federated |= absent is not None
             key = own_key(row)
-            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent, key), key)
+            open_ = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
+            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent, open_, key), key)
         elif part == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
@@ -64,7 +66,10 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             if number in names or name in names.values():
                 raise InputError(f"{path}: category {number} {name!r} is there twice")
             names[number] = name
-    return {"names": names, "label_space": [names[n] for n in sorted(names)], "federated": federated}
+            if row.get("frequency") in ("r", "c", "f"):
+                frequency[name] = row["frequency"]
+    space = [names[n] for n in sorted(names)]
+    return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
 
 
 def _file(row: dict[str, Any], parts: int, where: str) -> str:
@@ -83,7 +88,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
 
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
     """
-    file, size, absent, key = entry.image
+    file, size, absent, open_, key = entry.image
     names = header["names"]
     regions: list[Region] = []
     lost: Counter[str] = Counter()
@@ -95,14 +100,16 @@ def labelled(entry: Entry, header: Header) -> Labelled:
         box = xywh_box(bbox, size, lost, xyxy)
         if box is not None:
             regions.append(Region(box=box, phrase=label, ignore=crowd, **origin or {}))
-    known_absent = None
+    known_absent = more = None
     if header["federated"]:
         present = {r.phrase for r in regions}
         named = {names[n] for n in absent or () if n in names}
         known_absent = tuple(sorted(named - present))
+        more = None if open_ is None else tuple(sorted({names[n] for n in open_ if n in names}))
     return Labelled(
-        key or image_key(entry.id), Place(file), size, regions=tuple(regions), verified_absent=known_absent, lost=lost
-    )
+        key or image_key(entry.id), Place(file), size,
+        regions=tuple(regions), verified_absent=known_absent, not_exhaustive=more, lost=lost,
+    )  # fmt: skip
 
 
 FORMAT = Format(

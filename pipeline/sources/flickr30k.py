@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.io.files import listing, read_bytes
-from pipeline.io.paths import is_url, join
+from pipeline.io.files import listing_below, read_bytes
+from pipeline.io.paths import join
 from pipeline.records import Region, Span
 from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, phrase_of, xyxy_box
 from pipeline.sources.index import Entry, Filling
@@ -93,9 +92,7 @@ def _text(data: bytes, path: str) -> str:
 def _names(files: SetFiles) -> list[str]:
     if "ids" in files.companions:
         return listed_names(files.companions["ids"])
-    if is_url(files.annotations):
-        return [p.rsplit("/", 1)[-1].removesuffix(".xml") for p in listing(files.annotations, ".xml")]
-    return sorted(p.stem for p in Path(files.annotations).glob("*.xml"))
+    return [name.removesuffix(".xml") for name in listing_below(files.annotations, ".xml")]
 
 
 def place(number: Any, image: Any) -> Place:

@@ -8,10 +8,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.images import ImageError
@@ -23,41 +23,46 @@ REQUESTS = 16
 """Images asked for at a time, of a store behind a URL."""
 
 
+class _Missing(Exception):
+    """No image in that place."""
+
+
 @dataclass(frozen=True)
 class ImageStore:
     """The image folders of a set: to look in one after the other, or by the names that the labels give them."""
 
     folders: tuple[str, ...] | Mapping[str, str]
 
-    def path(self, place: Place) -> str:
-        """The file that an image lies in: below the folder that its row names, else the first of them that has it.
+    def paths(self, place: Place) -> list[str]:
+        """The files that an image may lie in, to look for in this order: below the folder that its row names, else below each.
 
         Raises:
             ImageError: ``unknown_folder``.
         """
         if place.absolute:
-            return place.file
+            return [place.file]
         if not isinstance(self.folders, tuple):
             if place.folder is None or place.folder not in self.folders:
                 raise ImageError(
                     "unknown_folder", f"{place.file}: {place.folder!r}; want one of {sorted(self.folders)}"
                 )
-            return join(self.folders[place.folder], place.file)
-        if len(self.folders) > 1 and not is_url(self.folders[0]):
-            for folder in self.folders:
-                if Path(folder, place.file).is_file():
-                    return join(folder, place.file)
-        return join(self.folders[0], place.file)
+            return [join(self.folders[place.folder], place.file)]
+        return [join(folder, place.file) for folder in self.folders]
 
     def size(self, place: Place) -> int | None:
         """Bytes of the image; -1 if it is not there; None behind a URL, where each answer would take a request."""
         if place.size is not None:
             return place.size
         try:
-            path = self.path(place)
-            return None if is_url(path) else os.stat(path).st_size
-        except (OSError, ImageError):
+            paths = self.paths(place)
+        except ImageError:
             return -1
+        for path in paths:
+            if is_url(path):
+                return None
+            with suppress(OSError):
+                return os.stat(path).st_size
+        return -1
 
     def reading(self, places: Iterable[Place]) -> Iterator[Callable[[], bytes]]:
         """For each place a function that gives its image, or raises as :meth:`read`; requests to a store are made ahead."""
@@ -83,7 +88,17 @@ class ImageStore:
         Raises:
             ImageError: ``image_missing``, ``unknown_folder``, or ``broken_image`` for what is no base64.
         """
-        path = self.path(place)
+        paths = self.paths(place)
+        for path in paths[:-1]:
+            with suppress(_Missing):
+                return self._read(path, place)
+        try:
+            return self._read(paths[-1], place)
+        except _Missing:
+            raise ImageError("image_missing", f"{' and '.join(paths)}: not there") from None
+
+    @staticmethod
+    def _read(path: str, place: Place) -> bytes:
         try:
             if place.size is not None:
                 data = read_range(path, place.offset, place.size)
@@ -93,10 +108,10 @@ class ImageStore:
             with open_file(path) as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise ImageError("image_missing", f"{path} is not there") from None
+            raise _Missing from None
         except InputError as error:
             if "no such object" in str(error):
-                raise ImageError("image_missing", str(error)) from None
+                raise _Missing from None
             raise
         except binascii.Error as error:
             raise ImageError("broken_image", f"not base64: {error}") from None

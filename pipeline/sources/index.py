@@ -6,6 +6,7 @@ in the folder for temporary files; shards then read their own images' rows from 
 
 from __future__ import annotations
 
+import hashlib
 import marshal
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -56,17 +57,18 @@ class Filling:
         self._db.execute("CREATE TABLE images (id, image BLOB)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
         self._db.execute("CREATE TABLE keys (key TEXT)")
-        self._db.execute("CREATE TABLE header (value BLOB)")
+        self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
         self._images: list[tuple[Id, bytes]] = []
         self._rows: list[tuple[Id, bytes]] = []
         self._keys: list[tuple[str]] = []
+        self._hash = hashlib.sha256()
         self._db.execute("BEGIN")
 
     def image(self, number: Id, image: Any, key: str | None = None) -> None:
         """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id."""
         if not isinstance(number, int | str) or isinstance(number, bool):
             raise InputError(f"{self.about}: image id {number!r}: want a number or a text")
-        self._images.append((_fit(number), marshal.dumps(image)))
+        self._images.append((_fit(number), _bytes(image)))
         if key is not None:
             self._keys.append((key,))
         if len(self._images) >= _BATCH:
@@ -76,11 +78,12 @@ class Filling:
         """Add an annotation of an image, which may come later or never."""
         if not isinstance(image, int | str):
             image = repr(image)  # belongs to no image, and is counted so
-        self._rows.append((_fit(image), marshal.dumps(row)))
+        self._rows.append((_fit(image), _bytes(row)))
         if len(self._rows) >= _BATCH:
             self._flush()
 
     def _flush(self) -> None:
+        self._hash.update(_bytes([self._images, self._rows, self._keys]))
         self._db.executemany("INSERT INTO images VALUES (?, ?)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
         self._db.executemany("INSERT INTO keys VALUES (?)", self._keys)
@@ -91,7 +94,7 @@ class Filling:
     def images_of_rows(self) -> None:
         """Make an image of every id that has rows so far; for formats that list annotations only."""
         self._flush()
-        self._db.execute("INSERT INTO images SELECT DISTINCT image, ? FROM rows", (marshal.dumps(None),))
+        self._db.execute("INSERT INTO images SELECT DISTINCT image, ? FROM rows", (_bytes(None),))
 
     def forget_homeless(self) -> None:
         """Remove the rows of images that are not there."""
@@ -111,7 +114,8 @@ class Filling:
         if header.pop("first_counts", False):
             query = "DELETE FROM images WHERE rowid NOT IN (SELECT min(rowid) FROM images GROUP BY id)"
             header["duplicates"] = self._db.execute(query).rowcount
-        self._db.execute("INSERT INTO header VALUES (?)", (marshal.dumps(header),))
+        self._hash.update(_bytes(header))
+        self._db.execute("INSERT INTO header VALUES (?, ?)", (_bytes(header), self._hash.hexdigest()))
         try:
             self._db.execute("CREATE UNIQUE INDEX image_ids ON images (id)")
         except sqlite3.IntegrityError:
@@ -130,18 +134,23 @@ class Filling:
         self._db.close()
 
 
+def _bytes(value: Any) -> bytes:
+    """Version 2, as later ones tell objects that are referred to twice from equal ones: equal values would differ."""
+    return marshal.dumps(value, 2)
+
+
 def _fit(number: Id) -> Id:
     """SQLite's integers have 64 bits."""
     return number if isinstance(number, str) or -(2**63) <= number < 2**63 else str(number)
 
 
 class Index:
-    """A finished index, opened for reading."""
+    """A finished index, opened for reading. ``digest`` is of all that its reader kept of the labels: any change shows in it."""
 
     def __init__(self, path: str | Path) -> None:
         self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         self._db.execute("PRAGMA cache_size=-4000")
-        (value,) = self._db.execute("SELECT value FROM header").fetchone()
+        value, self.digest = self._db.execute("SELECT value, digest FROM header").fetchone()
         self.header: dict[str, Any] = marshal.loads(value)
 
     @property

@@ -61,7 +61,7 @@ def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
             if isinstance(name, str):
                 seen.add(name)
             rows.append((name, item.get("bbox"), ignore, origin_of(item) or None))
-        index.image(line, (file, size, rows, key, part.get("verified_absent")), key)
+        index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
     return {"label_space": list(dict.fromkeys(space))}
 
@@ -86,7 +86,7 @@ def place(number: Any, image: Any) -> Place:
 
 def labelled_detection(entry: Entry, header: Header) -> Labelled:
     """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
-    file, size, rows, key, absent = entry.image
+    file, size, rows, key, absent, more = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     for name, bbox, ignore, origin in rows:
@@ -96,8 +96,12 @@ def labelled_detection(entry: Entry, header: Header) -> Labelled:
             regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
     return Labelled(
         key or image_key(entry.id), Place(file), size, regions=tuple(regions),
-        verified_absent=tuple(map(str, absent)) if isinstance(absent, list) else None, lost=lost,
+        verified_absent=_names(absent), not_exhaustive=_names(more), lost=lost,
     )  # fmt: skip
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) else None
 
 
 def labelled_grounding(entry: Entry, header: Header) -> Labelled:

@@ -76,12 +76,18 @@ def stated_size(root: ET.Element) -> tuple[int, int] | None:
     return None
 
 
-def corners(box: ET.Element, first_pixel: int) -> list[Any]:
-    """[x1, y1, x2, y2) of a <bndbox> whose corners are both inside and are counted from ``first_pixel``; None for no number."""
-    values: list[Any] = []
-    for name, shift in (("xmin", 0), ("ymin", 0), ("xmax", 1), ("ymax", 1)):
+def corners(box: ET.Element, first_pixel: int, *, either: bool = False) -> list[Any]:
+    """[x1, y1, x2, y2) of a <bndbox> whose corners are both inside and are counted from ``first_pixel``; None for no number.
+
+    either: take corners in either order; some of ImageNet's are exchanged.
+    """
+    values: list[Any] = [None] * 4
+    for at, pair in enumerate((("xmin", "xmax"), ("ymin", "ymax"))):
         try:
-            values.append(float(box.findtext(name, "")) - first_pixel + shift)
+            low, high = (float(box.findtext(name, "")) for name in pair)
         except ValueError:
-            values.append(None)
+            continue
+        if either and low > high:
+            low, high = high, low
+        values[at], values[at + 2] = low - first_pixel, high - first_pixel + 1
     return values

@@ -38,10 +38,12 @@ MATCHES = pa.schema(
         pa.field("distance", pa.int16(), nullable=False),
         pa.field("details", pa.int16(), nullable=False),
         pa.field("mirrored", pa.bool_(), nullable=False),
+        pa.field("image", pa.uint64(), nullable=False),
+        pa.field("set_image", pa.uint64(), nullable=False),
     ]
 )
-"""A row a pair: a training image, the evaluation image it is like (``set_key`` is a path for a folder of files), and by how many bits they
-differ, of the 64 that are searched by and of all 256."""
+"""A row a pair: a training record, the evaluation record it is like (``set_key`` is a path for a folder of files), by how many bits their
+images differ, of the 64 that are searched by and of all 256, and the images' digests: records of one image have the same."""
 
 
 def run(
@@ -91,7 +93,7 @@ def run(
     matches, pairs = _search(wanted, parts, folder, rules, progress)
     footer = {"stage": STAGE, "version": str(HASH_VERSION), "rules": digest_json(vars(rules))}
     write_table(join(out, "matches.parquet"), matches, MATCHES, footer)
-    report = _summary(matches, pairs, searched, hashed, rules)
+    report = _summary(matches, pairs, searched, hashed, wanted.distinct(), rules)
     write_json(join(out, "report.json"), report.model_dump(mode="json"))
     write_atomic(join(out, "report.md"), markdown(report, matches))
     from pipeline.report.pairs import write_pairs
@@ -130,7 +132,8 @@ def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[s
     rows: list[tuple[int, int, int]] = []
     values: dict[tuple[int, int, int], dict[str, Any]] = {}
     for number in sorted({number for number, _ in found}):
-        keys = read_table(join(folder, f"{parts[number]}.parquet"), HASHES, ["key"])["key"]
+        table = read_table(join(folder, f"{parts[number]}.parquet"), HASHES, ["key", "image"])
+        keys, images = table["key"], table["image"].to_numpy()
         for some in (pairs for n, pairs in found if n == number):
             set_keys = wanted.keys.take(pa.array(some.wanted)).to_pylist()
             mine = keys.take(pa.array(some.row)).to_pylist()
@@ -140,27 +143,35 @@ def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[s
                 values[rows[-1]] = {
                     "shard": parts[number], "key": mine[i], "set": name, "set_part": part, "set_key": set_keys[i],
                     "distance": int(some.distance[i]), "details": int(some.details[i]), "mirrored": bool(some.mirrored[i]),
+                    "image": int(images[row]), "set_image": int(wanted.images[other]),
                 }  # fmt: skip
     return pa.Table.from_pylist([values[row] for row in sorted(rows)], schema=MATCHES)
 
 
 def _summary(
-    matches: pa.Table, pairs: Tally, searched: StageReport, hashed: dict[str, StageReport], rules: Rules
+    matches: pa.Table,
+    pairs: Tally,
+    searched: StageReport,
+    hashed: dict[str, StageReport],
+    distinct: dict[str, int],
+    rules: Rules,
 ) -> DedupReport:
     sets = {}
     for name, report in hashed.items():
         mine = matches.filter(pc.equal(matches["set"], name))
         sets[name] = SetMatches(
-            images=report.tallies.get("samples", Tally()),
-            matched=len(mine.group_by(["set_part", "set_key"]).aggregate([])),
-            training_images=len(mine.group_by(["shard", "key"]).aggregate([])),
+            records=report.tallies.get("samples", Tally()),
+            images=distinct.get(name, 0),
+            matched=len(mine["set_image"].unique()),
+            training_images=len(mine["image"].unique()),
             failed=report.failed,
         )
     details = np.bincount(matches["details"].to_numpy() // 8, minlength=1)
     return DedupReport(
         **vars(rules),
-        images=searched.tallies.get("samples", Tally()),
+        records=searched.tallies.get("samples", Tally()),
         matched=len(matches.group_by(["shard", "key"]).aggregate([])),
+        matched_images=len(matches["image"].unique()),
         pairs=pairs,
         by_details={f"{8 * i}-{8 * i + 7}": int(n) for i, n in enumerate(details) if n},
         sets=sets,

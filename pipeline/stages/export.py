@@ -107,6 +107,8 @@ def run(
             _refuse_nothing(desk, f"{', '.join(dirs)}: no record to write as {to}")
             settle(out)
             outputs = sink.commit()
+        if to != "coco":
+            desk.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())
         numbers = found.problems.counts | desk.numbers
         shard = ShardReport(
             stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.stages.base import Desk, EachShard, ShardJob, run_workers
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "hash-images"
-HASH_VERSION = 1
+HASH_VERSION = 2  # 2: the image's digest
 TELL_EVERY = 200
 """Images between two words of progress."""
 
@@ -29,11 +30,12 @@ HASHES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         *(pa.field(f"hash_{i}", pa.uint64(), nullable=False) for i in range(WORDS)),
+        pa.field("image", pa.uint64(), nullable=False),
         pa.field("offset", pa.int64()),
         pa.field("bytes", pa.int32()),
     ]
 )
-"""``hash_0`` is searched by. ``offset`` and ``bytes``: where the image (or its link) lies in its shard, null for a file of its own."""
+"""``hash_0`` is searched by. ``image``: a digest of the encoded image, the same for all captions of one. ``offset`` and ``bytes``: where the image (or its link) lies in its shard, null for a file of its own."""
 
 
 def run(
@@ -73,20 +75,24 @@ class HashImages:
     def part(self, job: ShardJob, *, desk: Desk) -> ShardReport:
         """Write the hashes of one part."""
         problems, samples, seen = TarProblems(), Tally(), 0
+        before: tuple[Found, tuple[Any, ...]] | None = None
         rows: dict[str, list[Any]] = {name: [] for name in HASHES.names}
         for found in self.images.images(job.name, problems):
             seen += 1
             if seen % TELL_EVERY == 0:
                 desk.advance(TELL_EVERY, "images")
             try:
-                values = _hashed(found)
+                # the captions of an image lie side by side
+                same = before is not None and before[0].data == found.data and found.data is not None
+                values = before[1] if before is not None and same else _hashed(found)
             except ImageError as error:
                 samples.drop(error.reason)
                 if error.reason != "flat_image":
                     problems.notes.append(f"{found.key}: {error}")
                 continue
             samples.keep()
-            for column, value in zip(rows.values(), values, strict=True):
+            before = found, values
+            for column, value in zip(rows.values(), (found.key, *values, found.offset, found.size), strict=True):
                 column.append(value)
         desk.advance(seen % TELL_EVERY, "images")
         name = f"{job.name}.parquet"
@@ -96,7 +102,7 @@ class HashImages:
 
 
 def _hashed(found: Found) -> tuple[Any, ...]:
-    """A row of HASHES.
+    """The words of an image's hash and its digest.
 
     Raises:
         ImageError: no image, a broken one, or a ``flat_image``.
@@ -107,4 +113,5 @@ def _hashed(found: Found) -> tuple[Any, ...]:
     perceived = perceive(open_image(found.data, at_least=(DECODED_SIDE, DECODED_SIDE)))
     if perceived.flat:
         raise ImageError("flat_image", "one colour, or little more")
-    return (found.key, *perceived.words.tolist(), found.offset, found.size)
+    digest = int.from_bytes(hashlib.blake2b(found.data, digest_size=8).digest(), "big")
+    return (*perceived.words.tolist(), digest)

@@ -7,6 +7,7 @@ they are. Neither the labels nor the images of a set are ever in memory together
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +20,15 @@ from typing import Literal
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
-from pipeline.io.commit import write_json
-from pipeline.io.files import file_size
-from pipeline.io.hashing import digest_file, digest_json, fingerprint
+from pipeline.io.commit import read_report, write_json
+from pipeline.io.files import file_size, listing, remove
+from pipeline.io.hashing import digest_json, fingerprint
 from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
-from pipeline.io.paths import expand_shards, is_url, join, located
+from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import Kind, Labelled, SetFiles, build_index
+from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
@@ -111,7 +112,6 @@ def _ingest_set(
         entry.options,
     )
     format_ = load_format(entry.format)
-    labels = digest_json({role: _digest(path) for role, path in {"": files.annotations, **files.companions}.items()})
     with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
         path = str(Path(folder) / "index")
         log.log(_loudness(files.annotations), "%s: reading %s", name, files.annotations)
@@ -123,7 +123,7 @@ def _ingest_set(
             name, entry.format, format_.kind, config, path, ImageStore(_folders(base, entry.images_folder)), entry.orientation,
             tuple(index.parts(config.samples_per_shard)), out,
         )  # fmt: skip
-        settings = {"dataset": name, "labels": labels, "orientation": entry.orientation}
+        settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
         mark = partial(_mark, work=work, settings=settings)
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
@@ -134,15 +134,19 @@ def _ingest_set(
         lost = dict(index.header.get("lost", {}))
         if homeless := index.homeless():
             lost["unknown_image"] = homeless
-        space, twice = index.header.get("label_space"), index.header.get("duplicates", 0)
+        header = index.header
         index.close()
         _index.cache_clear()
     if lost:
         report.tallies.setdefault("regions", Tally()).add(_losses(lost))
-    if twice:
+    if twice := header.get("duplicates"):
         report.tallies.setdefault("samples", Tally()).drop("duplicate_key", twice)
     _refuse_losses(config, name, report)
-    card = DatasetCard(name=name, kind=format_.kind, label_space=space, licence=entry.licence, source=entry.source)
+    _remove_beyond(len(work.parts), name, out)
+    card = DatasetCard(
+        name=name, kind=format_.kind, label_space=header.get("label_space"), frequency=header.get("frequency"),
+        licence=entry.licence, source=entry.source,
+    )  # fmt: skip
     write_json(join(out, f"{name}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
     return report
 
@@ -157,13 +161,32 @@ def _loudness(path: str) -> int:
 
 
 def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None:
-    samples = report.tallies.get("samples", Tally())
-    lost = samples.seen - samples.kept
-    if lost > config.max_failed_share * max(samples.seen, 1):
-        raise RunError(
-            f"set {name}: {lost} of {samples.seen} images lost ({samples.dropped}); "
-            f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
-        )
+    """Images of any reason; regions of those that tell of labels that we could not read."""
+    samples, regions = (report.tallies.get(what, Tally()) for what in ("samples", "regions"))
+    unread = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
+    for what, tally, dropped in (("images", samples, samples.dropped), ("regions", regions, unread)):
+        lost = sum(dropped.values())
+        if lost > config.max_failed_share * max(tally.seen, 1):
+            raise RunError(
+                f"set {name}: {lost} of {tally.seen} {what} lost ({dropped}); "
+                f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
+            )
+
+
+def _remove_beyond(count: int, name: str, out: str) -> None:
+    """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again.
+
+    Only what a report of this stage stands beside is ours to remove.
+    """
+    for path in listing(out, ".report.json"):
+        shard = path.rsplit("/", 1)[-1].removesuffix(".report.json")
+        number = re.fullmatch(rf"{re.escape(name)}-(\d{{6,}})", shard)
+        report = read_report(out, shard) if number and int(number[1]) >= count else None
+        if report is not None and report.stage == STAGE:
+            for file in report.outputs:
+                remove(join(out, file))
+            remove(path)
+            log.warning("%s: removed %s.tar of an earlier ingest; the set has %d shards now", name, shard, count)
 
 
 # --- where things lie
@@ -173,19 +196,6 @@ def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tupl
     if isinstance(folder, dict):
         return {name: located(base, path) for name, path in folder.items()}
     return tuple(located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
-
-
-def _digest(path: str) -> str:
-    """Of a label file; of a folder or a pattern of them, of their names and sizes, as there may be a million."""
-    if not is_url(path) and Path(path).is_dir():
-        found = sorted(p for p in Path(path).rglob("*") if p.is_file())
-        return digest_json({p.relative_to(path).as_posix(): p.stat().st_size for p in found})
-    if any(c in path for c in "*?[{"):
-        suffix = "." + path.rsplit(".", 1)[-1]
-        return digest_json({p: file_size(p) for p in expand_shards(path, suffix=suffix)})
-    if is_url(path) and path.endswith("/"):
-        return path
-    return digest_file(path)
 
 
 @lru_cache(maxsize=2)
@@ -261,6 +271,12 @@ def _sample(
     """An image's files, or None, counted, if it is lost."""
     if item.lost:
         regions.dropped.update(item.lost)
+        if (
+            not item.regions and UNREADABLE & item.lost.keys()
+        ):  # without any, it would teach that what is there is absent
+            samples.dropped["no_usable_region"] += 1
+            notes.append(f"{item.place.file}: none of its regions can be used ({dict(item.lost)})")
+            return None
     try:
         data = read()
         header = read_header(data)
@@ -270,6 +286,7 @@ def _sample(
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
             regions=tuple(kept), uncertain=item.uncertain, verified_absent=item.verified_absent,
+            not_exhaustive=item.not_exhaustive,
         )  # fmt: skip
         text = record.to_json()
     except (ImageError, ValueError) as error:  # pydantic's errors are ValueErrors, as are half surrogates

@@ -185,7 +185,8 @@ class TrainingData:
                 record, space, self.config.prompt, rng, token_count=self._count_tokens, max_tokens=limit
             )
         noisy = self.config.noisy
-        if noisy.names_share and is_pseudo(record) and rng.random() < noisy.names_share:
+        named = noisy.names_share and is_pseudo(record) and any(region.root for region in record.regions)
+        if named and rng.random() < noisy.names_share:
             return names_prompt(
                 record, self.config.prompt, noisy, rng,
                 other_names=self._other_names(source, rng), token_count=self._count_tokens, max_tokens=limit,

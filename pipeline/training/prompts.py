@@ -99,29 +99,32 @@ def _class_prompt(
     token_count: TokenCount,
     max_tokens: int,
 ) -> Prompted:
-    """Regions with their names, and absent names while there is room, shuffled."""
-    present = list(dict.fromkeys(name for _, name in named if name))
+    """Regions with their names, and absent names while there is room, shuffled.
+
+    Names that read alike ("bow (weapon)", "bow (decorative ribbons)") are one: the model could not tell them apart.
+    """
+    texts = [(region, clean_name(name) if name else None) for region, name in named]
+    present = list(dict.fromkeys(text for _, text in texts if text))
     room = max_tokens - 2
     chosen: list[str] = []
     for i in rng.permutation(len(present)):
-        cost = token_count(clean_name(present[i]) + SEPARATOR)
+        cost = token_count(present[i] + SEPARATOR)
         if cost <= room:
             chosen.append(present[i])
             room -= cost
-    for name in absent:
-        cost = token_count(clean_name(name) + SEPARATOR)
+    for text in map(clean_name, absent):
+        cost = token_count(text + SEPARATOR)
         if cost >= room:
             break
-        if name not in present:
-            chosen.append(name)
+        if text not in present:
+            chosen.append(text)
             room -= cost
     caption, spans = "", {}
     for i in rng.permutation(len(chosen)):
         caption += SEPARATOR if caption else ""
-        text = clean_name(chosen[i])
-        spans[chosen[i]] = (len(caption), len(caption) + len(text))
-        caption += text
-    asked = [(region, spans[name]) for region, name in named if name in spans]
+        spans[chosen[i]] = (len(caption), len(caption) + len(chosen[i]))
+        caption += chosen[i]
+    asked = [(region, spans[text]) for region, text in texts if text in spans]
     weights, regress = _trust([region for region, _ in asked], noisy)
     return Prompted(
         caption=caption,
@@ -165,8 +168,8 @@ def _negatives(
 
 
 def is_pseudo(record: GroundingRecord) -> bool:
-    """Whether a teacher, not a human, labelled the record."""
-    return any(r.annotator for r in record.regions) or bool(record.uncertain)
+    """Whether a teacher, not a human, labelled the record; human records have ``uncertain`` spans too (Flickr30k's scenes)."""
+    return any(r.annotator for r in record.regions)
 
 
 def grounding_prompt(

@@ -97,14 +97,32 @@ def test_copies_are_named_with_the_image_that_they_are_of(world):
         (*GREY, "images", "chelsea.png"), (*GREY, "gold", "g1"),
     ]  # fmt: skip
     assert (report.matched, report.pairs.kept) == (3, 6)
-    assert report.images.dropped == {"broken_image": 1, "flat_image": 1} and report.images.kept == 6
+    assert report.records.dropped == {"broken_image": 1, "flat_image": 1} and report.records.kept == 6
     images, gold = report.sets["images"], report.sets["gold"]
     assert (images.matched, images.training_images, gold.matched) == (2, 3, 2)
-    assert images.images.kept == 4 and images.images.dropped == {"broken_image": 1, "flat_image": 1}
+    assert images.images == images.records.kept == 4 and images.records.dropped == {"broken_image": 1, "flat_image": 1}
     text = (world / "out" / "report.md").read_text()
     assert "| 00001/000010000 | images: deep/astronaut.png |" in text
     page = (world / "out" / "pairs.html").read_text()
     assert page.count("data:image/jpeg") == 12 and "cannot be shown" not in page
+
+
+def test_an_image_with_several_captions_is_one_image(world):
+    """Flickr30k holds an image five times: one that leaked is one of a thousand, not five of five thousand."""
+    images = [(name, encoded(photos()[name])) for name in ("chelsea", "camera")]
+    captions = ((f"{name}_{n}", {"jpg": data, "txt": b"a thing"}) for name, data in images for n in range(3))
+    write_tar(world / "flickr" / "00000.tar", captions)
+    write_tar(world / "mine" / "00000.tar", ((f"m{n}", {"jpg": images[0][1], "txt": b"a thing"}) for n in range(2)))
+    report, _ = stage.run(
+        [str(world / "mine" / "00000.tar")], [read_image_set(str(world / "flickr"))], world / "captions"
+    )
+    flickr = report.sets["flickr"]
+    assert (flickr.records.kept, flickr.images, flickr.matched, flickr.training_images) == (6, 2, 1, 1)
+    assert (report.records.kept, report.matched, report.matched_images) == (2, 2, 1)
+    assert report.lines()[:2] == [
+        "2 records searched; 2 are near-duplicates of evaluation images, 1 different images",
+        "  flickr  1 of 2 images (in 6 records) have a near-duplicate in the shards, where 1 images are one",
+    ]
 
 
 def test_mirrored_copies_are_found_if_asked_for(world):
@@ -208,7 +226,7 @@ def test_linked_images_are_hashed_and_their_links_lead_on_after_a_drop(store, tm
     report, dropped = stage.run(
         shards, [read_image_set(str(root / "evaluated"))], tmp_path / "a" / "b" / "out", drop=True
     )
-    assert report.matched == 1 and report.images.kept == 6 and dropped.tallies["samples"].kept == 5
+    assert report.matched == 1 and report.records.kept == 6 and dropped.tallies["samples"].kept == 5
     assert "cannot be shown" not in (tmp_path / "a" / "b" / "out" / "pairs.html").read_text()
     clean = ShardSet([str(tmp_path / "a" / "b" / "out" / "shards" / Path(s).name) for s in shards])
     images = {clean.record(0, i).key: clean.image(0, i) for i in range(clean.counts[0])}

@@ -9,13 +9,16 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from pycocotools.coco import COCO
 
-from pipeline.stages import export
+from pipeline.config import IngestConfig
+from pipeline.stages import export, ingest
 from tests.fixtures import exports
 from tests.fixtures.crawl import jpeg
+from tests.pipeline.sources import layouts
 
 
 @pytest.fixture
@@ -49,15 +52,59 @@ def test_pycocotools_reads_a_detection_set(mixed, tmp_path):
 
 def test_a_federated_set_is_lvis(tmp_path):
     exports.write_card(tmp_path / "train", "det", "detection", ("tree", "car", "dog"))
-    records = [exports.detection("x", exports.CAR, absent=("dog", "zebra")), exports.detection("y", absent=())]
+    records = [
+        exports.detection("x", exports.CAR, absent=("dog", "zebra"), more=("car",)), exports.detection("y", absent=()),
+    ]  # fmt: skip
     exports.write_shard(tmp_path / "train" / "det-000000.tar", records)
-    assert run(tmp_path / "train", tmp_path / "out", "coco") == {"classes_outside_the_card": 1, "images_copied": 2}
+    assert run(tmp_path / "train", tmp_path / "out", "coco") == {
+        "classes_outside_the_card": 1, "images_copied": 2, "not_exhaustive_unknown": 1,
+    }  # fmt: skip
     coco = coco_of(tmp_path / "out" / "det.json")
     assert coco.imgs[1]["neg_category_ids"] == [3, 4] and coco.imgs[1]["not_exhaustive_category_ids"] == [2]
-    assert coco.imgs[2]["neg_category_ids"] == []
+    assert coco.imgs[2]["neg_category_ids"] == coco.imgs[2]["not_exhaustive_category_ids"] == []
     mixed = [*records, exports.detection("z")]
     exports.write_shard(tmp_path / "train" / "det-000000.tar", mixed)
     assert run(tmp_path / "train", tmp_path / "both", "coco")["lost_all_others_absent"] == 1
+
+
+def test_the_lvis_package_measures_an_exported_set_as_it_does_the_owners_file(tmp_path, monkeypatch):
+    """Ingested and exported again: its false positives count where, and only where, a class is boxed exhaustively."""
+    monkeypatch.setattr(np, "float", float, raising=False)  # lvis 0.5.3 is older than numpy 2
+    import lvis
+
+    size = {"height": 64, "width": 80}
+    images = [
+        {"id": 11, "file_name": "11.jpg", **size, "neg_category_ids": [2], "not_exhaustive_category_ids": [1]},
+        {"id": 12, "file_name": "12.jpg", **size, "neg_category_ids": [], "not_exhaustive_category_ids": []},
+    ]
+    gold = [(11, 1, [1, 2, 30, 40]), (12, 1, [5, 5, 20, 20]), (12, 2, [40, 5, 20, 20])]
+    rows = [
+        {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": 0, "segmentation": []}
+        for n, (i, c, b) in enumerate(gold, 1)
+    ]
+    names = [{"id": 1, "name": "bow_(weapon)", "frequency": "r"}, {"id": 2, "name": "cat", "frequency": "f"}]
+    layouts.put(tmp_path / "lvis.json", {"images": images, "annotations": rows, "categories": names})
+    for image in images:
+        (tmp_path / image["file_name"]).write_bytes(jpeg(image["id"]))
+    layouts.put(
+        tmp_path / "m.yaml", "sets: {l: {kind: detection, format: lvis, annotations: lvis.json, images_folder: .}}"
+    )
+    ingest.run(IngestConfig(), tmp_path / "m.yaml", tmp_path / "train")
+    assert run(tmp_path / "train", tmp_path / "out", "coco") == {"images_copied": 2}
+    found = [(i, c, b, 0.5) for i, c, b in gold] + [(11, 1, [50, 2, 20, 40], 0.9), (12, 1, [50, 30, 20, 20], 0.8)]
+
+    def measured(path: Path, ids: dict[int, int]) -> dict[str, float]:
+        rows = [{"image_id": ids[i], "category_id": c, "bbox": b, "score": s} for i, c, b, s in found]
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = lvis.LVIS(str(path))
+            evaluation = lvis.LVISEval(truth, lvis.LVISResults(truth, rows), "bbox")
+            evaluation.run()
+        return dict(evaluation.get_results())
+
+    exported = coco_of(tmp_path / "out" / "l.json")
+    ids = {int(image["key"]): number for number, image in exported.imgs.items()}
+    owners = measured(tmp_path / "lvis.json", {i: i for i in (11, 12)})
+    assert measured(tmp_path / "out" / "l.json", ids) == owners and 0 < owners["AP"] < 1 and owners["APr"] < 1
 
 
 def test_a_grounding_set_is_mdetrs(mixed, tmp_path):

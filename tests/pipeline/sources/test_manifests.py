@@ -121,7 +121,7 @@ def test_ingest_by_name_of_one_of_ours_and_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "coco" / "val2017").mkdir()
     for i in (7, 8, 9):
         (tmp_path / "coco" / "val2017" / f"{i}.jpg").write_bytes(jpeg(i))
-    done = call("ingest", "coco", "--only", "coco2017_val", "--out", "train")
+    done = call("ingest", "coco", "--only", "coco2017_val", "--out", "train", "--set", "max_failed_share=0.5")
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "train" / "coco2017_val.dataset.json").read_text())["label_space"] == [
         "person",
@@ -137,7 +137,7 @@ def test_ingest_by_name_of_one_of_ours_and_of_ones_own(tmp_path, monkeypatch):
     put(tmp_path / "mine" / "both.yaml", {"mixture": [{"manifest": "pets", "set": "pets", "copies": 2}]})
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "mine"))
     assert "pets" in manifest_names()
-    done = call("ingest", "both", "--root", "coco", "--out", "train")
+    done = call("ingest", "both", "--root", "coco", "--out", "train", "--set", "max_failed_share=0.5")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "train" / "pets-000000.tar").read_bytes() != b""
     put(tmp_path / "mine" / "both.yaml", {"mixture": [{"manifest": "pets", "set": "cats"}]})

@@ -128,6 +128,41 @@ def test_imagenet_boxes_count_from_nought_and_synsets_have_names(tmp_path):
     assert found.label_space == ("tench", "goldfish")
 
 
+def test_imagenet_boxes_are_of_the_stated_size_and_words_stand_for_synsets(tmp_path):
+    """As the archive has it: sizes that are not the image's, dogs called by their words, corners exchanged."""
+
+    def xml(label: str, corners: tuple[int, ...]) -> str:
+        box = "".join(f"<{n}>{v}</{n}>" for n, v in zip(("xmin", "ymin", "xmax", "ymax"), corners))
+        return L.IMAGENET.replace("<name>n01440764</name>", f"<name>{label}</name>").replace(
+            "<xmin>0</xmin><ymin>9</ymin><xmax>79</xmax><ymax>63</ymax>", box
+        )
+
+    for n, (label, corners) in enumerate(
+        {
+            "n01440764": (0, 16, 39, 31),
+            "Tinca_tinca": (39, 16, 0, 31),
+            "crane": (0, 0, 79, 63),
+            "cat": (0, 0, 9, 9),
+        }.items()
+    ):
+        put(tmp_path / "Annotation" / "n01440764" / f"n01440764_{n}.xml", xml(label, corners))
+    put(tmp_path / "Annotation" / "n02012849" / "n02012849_1.xml", xml("crane", (0, 0, 79, 63)))
+    lines = ["n01440764 tench, Tinca tinca", "n02012849 crane", "n03126707 crane"]
+    words = put(tmp_path / "words.txt", "\n".join(lines) + "\n")
+    found = read(
+        "voc", tmp_path / "Annotation", {"classes": words}, image_suffix=".JPEG", first_pixel=0, boxes="stated_size"
+    )
+    assert [[(r.phrase, r.box) for r in image.regions] for image in found.images] == [
+        [("tench", (0, 0.25, 0.5, 0.5))], [("tench", (0, 0.25, 0.5, 0.5))],
+        [], [],  # of two synsets called crane it is neither's folder; no synset is called cat
+        [("crane", (0, 0, 1, 1))],
+    ]  # fmt: skip
+    assert all(image.relative and image.size is None for image in found.images)
+    assert lost(found) == {"unknown_category": 2}
+    with pytest.raises(InputError, match="option boxes: want image or stated_size, not 'shares'"):
+        read("voc", tmp_path / "Annotation", boxes="shares")
+
+
 def test_flickr30k_spans_come_from_the_markup(tmp_path):
     put(tmp_path / "Annotations" / "1000092795.xml", L.FLICKR_XML)
     put(tmp_path / "Sentences" / "1000092795.txt", L.FLICKR_SENTENCES)

@@ -9,7 +9,7 @@ from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
 from pipeline.errors import InputError
 from pipeline.records import GroundingRecord, Region
-from pipeline.training.prompts import detection_prompt, grounding_prompt, names_prompt
+from pipeline.training.prompts import detection_prompt, grounding_prompt, is_pseudo, names_prompt
 
 NAMES = tuple(f"thing{i}" if i % 3 else f"long_thing {i} (kind)" for i in range(30))
 
@@ -67,6 +67,22 @@ def test_federated_negatives_are_only_the_verified_ones():
         np.random.default_rng(0), token_count=words, max_tokens=256,
     )  # fmt: skip
     assert set(got.caption.split(". ")) == {"thing1", "thing2", "thing4"}
+
+
+def test_names_that_read_alike_are_one_name():
+    """LVIS has "bow_(weapon)" and "bow_(decorative_ribbons)": asked for as "bow", which must not be both there and absent."""
+    names = ("bow_(weapon)", "bow_(decorative_ribbons)", "cat")
+    for seed in range(10):
+        got = detection_prompt(
+            record(names[0], verified_absent=names[1:]), names, PromptConfig(), np.random.default_rng(seed),
+            token_count=words, max_tokens=99,
+        )  # fmt: skip
+        assert sorted(name.strip() for name in got.caption.split(". ")) in (["bow"], ["bow", "cat"])
+        both = detection_prompt(
+            record(*names[:2]), names, PromptConfig(max_negatives=0), np.random.default_rng(seed),
+            token_count=words, max_tokens=99,
+        )  # fmt: skip
+        assert both.caption.strip() == "bow" and both.spans[0] == both.spans[1] and both.lost == 0
 
 
 def test_the_originals_faults_are_options():
@@ -137,11 +153,14 @@ def test_human_labels_are_never_packed():
         key="k", dataset="gold", kind="grounding", image_size=(50, 50), caption=CAPTION,
         regions=(Region(box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),)),),
     )  # fmt: skip
-    got = grounding_prompt(
-        human, NoisyLabelConfig(caption_negatives=1.0), np.random.default_rng(1),
-        other_caption=lambda rng: "a blue car", token_count=words, max_tokens=99,
-    )  # fmt: skip
-    assert got.caption == CAPTION
+    scenes = human.model_copy(update={"uncertain": ((18, 21),)})  # Flickr30k's scenes have no box
+    for record in (human, scenes):
+        assert not is_pseudo(record)
+        got = grounding_prompt(
+            record, NoisyLabelConfig(caption_negatives=1.0), np.random.default_rng(1),
+            other_caption=lambda rng: "a blue car", token_count=words, max_tokens=99,
+        )  # fmt: skip
+        assert got.caption == CAPTION
 
 
 def by_names(record, others, **options):
