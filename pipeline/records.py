@@ -15,7 +15,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RECORD_VERSION = 2  # 2: regions have a root
-STORE_VERSION = 3  # 2: a phrase's root has its compounds; 3: centerness may be absent
+STORE_VERSION = (
+    4  # 2: a phrase's root has its compounds; 3: centerness may be absent; 4: GLIP's boxes end behind their last pixel
+)
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 if c_make_encoder is not None:

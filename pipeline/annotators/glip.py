@@ -19,6 +19,16 @@ from pipeline.config import PseudoLabelConfig
 from pipeline.records import Span
 
 
+def behind_the_end(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """GLIP's boxes (k, 4), which name the last pixel that they cover, as all of ours, which end behind it; size: (height, width).
+
+    So GLIP is trained (x2 = x + w - 1, GLIP spec 9.3) and so COCO's protocol takes its boxes (w = x2 - x1 + 1, spec 13).
+    """
+    height, width = size
+    end = torch.minimum(boxes[:, 2:] + 1, boxes.new_tensor([width, height]))
+    return torch.cat([boxes[:, :2], end], 1)
+
+
 class GlipAnnotator:
     """See :class:`pipeline.annotators.base.Annotator`."""
 
@@ -87,6 +97,8 @@ class GlipAnnotator:
             * max((len(q.spans) for q in batch.questions), default=1),
             offset_mapping=batch.inputs["offset_mapping"],
         )
+        for one, image in zip(found, batch.images, strict=True):
+            one["boxes"] = behind_the_end(one["boxes"], image.size)
         names = {"boxes": "boxes", "score": "scores"} | {
             n: n for n in ("token_mean", "token_min", "token_max", "centerness")
         }

@@ -21,7 +21,7 @@ from pipeline.stats import ShardReport, Tally
 from pipeline.training.shards import ShardSet
 
 STAGE = "evaluate"
-VERSION = 2  # 2: predictions lie beside the metrics, a table a shard
+VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's boxes end behind their last pixel
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
 

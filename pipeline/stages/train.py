@@ -20,7 +20,7 @@ from pipeline.training.checkpoints import read_state
 from pipeline.training.trainer import Trainer, TrainReport
 
 log = logging.getLogger("glip_self_train")
-VERSION = 2  # 2: checkpoints hold a model folder, and losses are means over processes
+VERSION = 3  # 2: checkpoints hold a model folder, and losses are means over processes; 3: targets name the last pixel
 
 __all__ = ["TrainReport", "run"]
 

@@ -159,6 +159,11 @@ class TrainingData:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             for boxes in (prompted.boxes, prompted.ignore_boxes):
                 boxes[:, [0, 2]] = image.width - boxes[:, [2, 0]]
+        for boxes in (
+            prompted.boxes,
+            prompted.ignore_boxes,
+        ):  # GLIP's name the last pixel that they cover (GLIP spec 9.3)
+            boxes[:, 2:] = np.maximum(boxes[:, 2:] - 1, boxes.reshape(-1, 2, 2).mean(1))
         sizes = self.config.image_sizes
         shortest = sizes[int(rng.integers(len(sizes)))]
         height, width = resized_size(image.width, image.height, shortest, self.config.max_image_size)

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pipeline.annotators.glip import behind_the_end
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
 from pipeline.training.build import build_model
@@ -46,6 +48,20 @@ def test_batches_are_the_same_for_any_number_of_workers(sources, processes):
                 assert all(mine[n].equal(other[n]) for n in ("pixels", "input_ids", "image_sizes"))
                 for label, twin in zip(mine["labels"], other["labels"], strict=True):
                     assert label.keys() == twin.keys() and all(label[n].equal(twin[n]) for n in label)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("image_size", [64, 96])
+def test_what_is_taught_is_what_labelling_gives_back(sources, flip, image_size):
+    """GLIP's boxes name their last pixel: its targets do, and its answers are moved behind it again."""
+    made = data(sources, flip=flip, image_sizes=(image_size,))
+    sample = made.sample(0)
+    width, height = sample["image"].size
+    scale = np.array([width / 80, height / 64] * 2)
+    taught = sample["prompted"].boxes[0] / scale
+    assert taught == pytest.approx((50, 1, 78, 29) if flip else (1, 1, 29, 29), abs=1e-4)
+    back = behind_the_end(torch.tensor([[*taught.tolist()], [0, 0, 79.5, 63.5]]), (64, 80)).tolist()
+    assert back == [pytest.approx((50, 1, 79, 30) if flip else (1, 1, 30, 30), abs=1e-4), [0, 0, 80, 64]]
 
 
 def names(made, processes, first=0):
