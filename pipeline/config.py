@@ -74,6 +74,9 @@ class NoisyLabelConfig(Config):
     )  # fmt: skip
     caption_negatives: float = Field(0.0, ge=0, le=1, description="share of captions packed with others as negatives")
     max_caption_negatives: int = Field(19, ge=1, description="captions packed into one prompt at most")
+    full_caption_share: float = Field(
+        0.0, ge=0, le=1, description="share of packed prompts with all max_caption_negatives; else 1..max"
+    )
 
 
 class TrainConfig(Config):
