@@ -236,6 +236,12 @@ class ResourcesConfig(Config):
     train_processes: int | None = Field(
         None, ge=1, description="processes of a training on this machine; default: one a GPU, one on the CPU"
     )
+    data_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read and decode ahead, for each process of a training; default: on GPUs its share of the "
+        "cores, 8 at most; on the CPU 0",
+    )
     fsdp: bool = Field(False, description="trainings of several processes share the weights out (FSDP2)")
     chunk_shards: int = Field(8, ge=1, description="shards in one task; the commit stays per shard")
     max_failed: int = Field(
