@@ -51,6 +51,37 @@ def test_batches_are_the_same_for_any_number_of_workers(sources, processes):
                     assert label.keys() == twin.keys() and all(label[n].equal(twin[n]) for n in label)
 
 
+def names(made, processes, first=0):
+    """Record names of every step, in the order of ranks and micro-batches."""
+    pieces = made.config.accumulate
+    ranks = [[b["names"] for b in made.loader(first=first, rank=r, processes=processes)] for r in range(processes)]
+    steps = made.config.steps - first
+    assert {len(r) for r in ranks} == {steps * pieces}
+    assert {len(batch) for r in ranks for batch in r} == {made.config.batch_size // (processes * pieces)}
+    return [
+        [name for piece in range(pieces) for r in ranks for name in r[step * pieces + piece]] for step in range(steps)
+    ]
+
+
+def test_every_process_has_as_much_data_and_the_order_is_that_of_one(sources):
+    alone = names(data(sources, batch_size=12), 1)
+    for processes, pieces in ((2, 1), (3, 1), (1, 3), (2, 3), (4, 1)):
+        made = data(sources, batch_size=12, accumulate=pieces)
+        assert names(made, processes) == alone
+        assert names(made, processes, first=5) == alone[5:]
+
+
+def test_copies_make_shares_of_the_sources_sizes(sources):
+    sources = {"a": sources["a"], "b": [*sources["b"], *sources["a"]]}  # 6 and 12 records
+    made = data(sources, mixture={"a": 6, "b": 1}, mixture_unit="copies")
+    drawn = [made.locate(place)[0] for place in range(240)]
+    assert drawn.count("a") == 180 and drawn.count("b") == 60
+    even = data(sources, mixture={}, mixture_unit="copies")
+    assert [even.locate(place)[0] for place in range(240)].count("a") == 80
+    with pytest.raises(InputError, match=r"mixture names \['a', 'c'\]"):
+        data(sources, mixture={"a": 1, "c": 1}, mixture_unit="copies")
+
+
 @pytest.mark.parametrize(
     "noisy", [{"caption_negatives": 1.0, "max_caption_negatives": 3}, {"names_share": 1.0}], ids=["packed", "names"]
 )
@@ -85,37 +116,6 @@ def pseudo_shards(folder):
     for name, numbers in (("p0", (0,)), ("p1", (1, 2, 3))):
         write_tar(folder / f"{name}.tar", samples(numbers))
     return [str(folder / "p0.tar"), str(folder / "p1.tar")]
-
-
-def names(made, processes, first=0):
-    """Record names of every step, in the order of ranks and micro-batches."""
-    pieces = made.config.accumulate
-    ranks = [[b["names"] for b in made.loader(first=first, rank=r, processes=processes)] for r in range(processes)]
-    steps = made.config.steps - first
-    assert {len(r) for r in ranks} == {steps * pieces}
-    assert {len(batch) for r in ranks for batch in r} == {made.config.batch_size // (processes * pieces)}
-    return [
-        [name for piece in range(pieces) for r in ranks for name in r[step * pieces + piece]] for step in range(steps)
-    ]
-
-
-def test_every_process_has_as_much_data_and_the_order_is_that_of_one(sources):
-    alone = names(data(sources, batch_size=12), 1)
-    for processes, pieces in ((2, 1), (3, 1), (1, 3), (2, 3), (4, 1)):
-        made = data(sources, batch_size=12, accumulate=pieces)
-        assert names(made, processes) == alone
-        assert names(made, processes, first=5) == alone[5:]
-
-
-def test_copies_make_shares_of_the_sources_sizes(sources):
-    sources = {"a": sources["a"], "b": [*sources["b"], *sources["a"]]}  # 6 and 12 records
-    made = data(sources, mixture={"a": 6, "b": 1}, mixture_unit="copies")
-    drawn = [made.locate(place)[0] for place in range(240)]
-    assert drawn.count("a") == 180 and drawn.count("b") == 60
-    even = data(sources, mixture={}, mixture_unit="copies")
-    assert [even.locate(place)[0] for place in range(240)].count("a") == 80
-    with pytest.raises(InputError, match=r"mixture names \['a', 'c'\]"):
-        data(sources, mixture={"a": 1, "c": 1}, mixture_unit="copies")
 
 
 def test_a_workers_error_is_one_line(sources):
