@@ -7,6 +7,8 @@ tokens, padded bytes, which the training normalises where the network is; over w
 ``rate_over_bare_cpu`` (the same by seconds of the processor, of the workers and of the process that takes the batches: a busy machine counts for neither), ``multi_scale_over_bare_webdataset`` (the
 same with the released five image sizes, most of which enlarge), ``multi_scale_over_same_work`` (over webdataset that does that work too),
 ``data_wait_share`` (share of the time that a training waits for data when a step takes ``--step-ms``). Medians of rounds, taken in turn.
+``index_bytes_per_record`` (memory of where the records lie), ``index_us_per_record`` (to find it out from headers), ``index_warm_over_cold`` (a second
+start's time over that), ``draw_us`` (to choose one of 24 million records whose caption or names serve as negatives; one process).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -41,6 +44,8 @@ from pipeline.io.tars import write_tar
 from pipeline.records import GroundingRecord, Region
 from pipeline.training.build import text_encoder_folder
 from pipeline.training.data import TrainingData
+from pipeline.training.order import SourceOrder, generator
+from pipeline.training.shard_index import index_shard
 
 SIZES = (480, 560, 640, 720, 800)
 
@@ -138,6 +143,33 @@ def wait_share(stream: Iterator[Any], batches: int, step: float) -> float:
     return waited / (time.monotonic() - began)
 
 
+def index_figures(folder: Path, records: int = 20_000, rounds: int = 5) -> dict[str, float]:
+    """What it takes to know where the records of a shard lie, and to draw one of very many."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    shard = folder / "many.tar"
+    write_tar(shard, ((f"{i:09d}", {"jpg": b"x" * 400, "json": b"{}"}) for i in range(records)))
+    os.utime(shard, (0, 0))  # what is younger than two seconds is not remembered
+    times: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(rounds):
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        for taken in times.values():
+            began = time.perf_counter()
+            index = index_shard(str(shard))
+            taken.append(time.perf_counter() - began)
+    order, rng = SourceOrder([10_000] * 2_400, seed=0, name="pseudo"), generator(0, "draws")
+    began = time.perf_counter()
+    for _ in range(10_000):
+        order.draw(rng)
+    drawing = time.perf_counter() - began
+    cold, warm = (statistics.median(taken) for taken in times.values())
+    return {
+        "index_bytes_per_record": round(index.nbytes / records, 1),
+        "index_us_per_record": round(cold / records * 1e6, 1),
+        "index_warm_over_cold": round(warm / cold, 5),
+        "draw_us": round(drawing / 10_000 * 1e6, 1),
+    }
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,6 +188,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(text_encoder_folder("minilm"))
     processor = GlipProcessor(GlipImageProcessor(), tokenizer, max_text_length=256)
     with tempfile.TemporaryDirectory() as folder:
+        index = index_figures(Path(folder))
+        print(index, flush=True)
         shards = write_shards(Path(folder), 4, 100)
         variants: dict[str, Callable[[], Iterator[Any]]] = {
             "bare": lambda: Bare(None, args.batch).batches(shards, args.workers),
@@ -183,6 +217,7 @@ def main() -> None:
         "multi_scale_over_bare_webdataset": over("ours_multi_scale", "bare"),
         "multi_scale_over_same_work": over("ours_multi_scale", "bare_same_work"),
         "data_wait_share": round(statistics.median(waits), 3),
+        **index,
         "images_per_second": {name: round(statistics.median(r), 1) for name, r in rates.items()},
         "workers": args.workers,
         "machine": machine(1),

@@ -16,6 +16,9 @@ from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.io.commit import write_atomic, write_json
 from pipeline.run_layout import RunLayout
 
+DATA_WORKERS = 8
+"""Of a process on a GPU at most, unless the settings say more."""
+
 
 def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
     """Shards in tasks of ``size`` at most, and of about equal sizes when there are fewer than ``parallel`` times it."""
@@ -78,6 +81,9 @@ class Stager:
         threads = self._threads(together, processes)
         if threads:
             arguments += ["--threads", str(threads)]
+        workers = self._data_workers(together, processes)
+        if workers:
+            arguments += ["--data-workers", str(workers)]
         command = launch_command(
             "pipeline.train_main", *arguments, device=resources.device, processes=processes, fsdp=resources.fsdp
         )
@@ -89,7 +95,18 @@ class Stager:
             return self.config.resources.threads
         if together * processes == 1:
             return None
+        return self._cores(together, processes)
+
+    def _cores(self, together: int, processes: int) -> int:
+        """Of each process of each job."""
         return max(1, (os.cpu_count() or 1) // (min(together, self.config.resources.parallel) * processes))
+
+    def _data_workers(self, together: int, processes: int) -> int:
+        """Of each process of each training: a GPU that waits for images costs more than cores; a CPU trains on these itself."""
+        resources = self.config.resources
+        if resources.data_workers is not None:
+            return resources.data_workers
+        return min(DATA_WORKERS, self._cores(together, processes)) if resources.device == "cuda" else 0
 
     def _gpus(self, together: int) -> int:
         """Of each job; 0 where there is none, which the job itself will say."""

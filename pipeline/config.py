@@ -79,6 +79,9 @@ class NoisyLabelConfig(Config):
     )  # fmt: skip
     caption_negatives: float = Field(0.0, ge=0, le=1, description="share of captions packed with others as negatives")
     max_caption_negatives: int = Field(19, ge=1, description="captions packed into one prompt at most")
+    full_caption_share: float = Field(
+        0.0, ge=0, le=1, description="share of packed prompts with all max_caption_negatives; else 1..max"
+    )
 
 
 class TrainConfig(Config):
@@ -237,6 +240,12 @@ class ResourcesConfig(Config):
     )
     train_processes: int | None = Field(
         None, ge=1, description="processes of a training on this machine; default: one a GPU, one on the CPU"
+    )
+    data_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read and decode ahead, for each process of a training; default: on GPUs its share of the "
+        "cores, 8 at most; on the CPU 0",
     )
     fsdp: bool = Field(False, description="trainings of several processes share the weights out (FSDP2)")
     chunk_shards: int = Field(8, ge=1, description="shards in one task; the commit stays per shard")

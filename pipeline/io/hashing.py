@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.errors import InputError
-from pipeline.io.files import filesystem, named_errors, open_file, patiently
+from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
+from pipeline.io.remembered import Mark, mark_of, recall, remember
 
 
 def digest_bytes(data: bytes) -> str:
@@ -34,53 +32,20 @@ def digest_file(path: str | Path) -> str:
         InputError: the file is not there.
     """
     path = str(path)
-    if is_url(path):
-        return _remote_tag(path) or _digest_stream(path)
-    try:
-        stat = Path(path).stat()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    return _digest_local(path, stat.st_size, stat.st_mtime_ns)
-
-
-TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
-
-
-def _remote_tag(url: str) -> str | None:
-    fs, inner = filesystem(url)
-    with named_errors(url):
-        info = patiently(url, lambda: fs.info(inner))
-    found = next((str(info[tag]).strip('"') for tag in TAGS if info.get(tag)), None)
-    return None if found is None else f"tag {found} of {info.get('size')} bytes"
+    mark = mark_of(path)
+    if mark is None:
+        return _digest_stream(path)
+    return mark.text if is_url(path) else _digest_local(path, mark)
 
 
 @lru_cache(maxsize=8192)
-def _digest_local(path: str, size: int, mtime_ns: int) -> str:
-    if size < REMEMBERED_FROM:
-        return _digest_stream(path)
-    note = _notes() / digest_bytes(os.path.abspath(path).encode())
-    stamp = f"{size} {mtime_ns} "
-    with suppress(OSError):
-        known = note.read_text()
-        if known.startswith(stamp):
-            return known.removeprefix(stamp)
+def _digest_local(path: str, mark: Mark) -> str:
+    known = recall("digests", path, mark)
+    if known is not None and len(known) == 64 and known.isalnum():
+        return known.decode()
     found = _digest_stream(path)
-    if time.time_ns() - mtime_ns > SETTLED_NS:  # a younger file might change again without a new time
-        with suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            temporary = note.with_name(f"{note.name}.{os.getpid()}")
-            temporary.write_text(stamp + found)
-            os.replace(temporary, note)
+    remember("digests", path, mark, found.encode())
     return found
-
-
-REMEMBERED_FROM = 4 << 20
-SETTLED_NS = 2_000_000_000
-
-
-def _notes() -> Path:
-    """The user's cache folder, as the XDG base directory specification has it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glip-self-train" / "digests"
 
 
 def _digest_stream(path: str) -> str:

@@ -17,6 +17,7 @@ from pipeline.io.hashing import digest_file, fingerprint, model_revision
 from pipeline.progress import Progress, Silent
 from pipeline.training.board import check_tracker
 from pipeline.training.checkpoints import read_state
+from pipeline.training.shards import look_through
 from pipeline.training.trainer import Trainer, TrainReport
 
 log = logging.getLogger("glip_self_train")
@@ -54,6 +55,7 @@ def run(
     check_tracker(tracker)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
+    look_through([s for shards in sources.values() for s in shards], progress or Silent())
     mark = fingerprint(
         "train",
         version=VERSION,

@@ -206,7 +206,7 @@ class TrainingData:
         )
 
     def _other_record(self, source: str, rng: np.random.Generator) -> GroundingRecord:
-        return self.sets[source].record(*self.orders[source].locate(int(rng.integers(self.orders[source].total))))
+        return self.sets[source].record(*self.orders[source].draw(rng))
 
     def _other_caption(self, source: str, rng: np.random.Generator) -> str:
         return self._other_record(source, rng).caption or ""

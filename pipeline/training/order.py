@@ -37,6 +37,7 @@ class SourceOrder:
         if self.total == 0:
             raise InputError(f"source {name}: its shards hold no records")
         self._counts = np.asarray(counts, dtype=np.int64)
+        self._ends = np.cumsum(self._counts)
         self._seed, self._name, self._block = seed, name, block
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._rows = lru_cache(maxsize=2)(self._make_rows)
@@ -58,6 +59,15 @@ class SourceOrder:
         block = int(np.searchsorted(starts, place, side="right")) - 1
         shard, row = self._rows(epoch, block)[place - starts[block]]
         return int(shard), int(row)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """(shard, row in the shard) of any record, each as likely as the others, whatever the order is.
+
+        Found by the shards' counts alone: to jump about in the shuffled order costs the shuffling of a block of shards each time.
+        """
+        number = int(rng.integers(self.total))
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, int(number - self._ends[shard] + self._counts[shard])
 
 
 class Mixture:

@@ -213,7 +213,10 @@ def _pack(
 ) -> tuple[str, int]:
     room = max_tokens - 2 - token_count(_closed(own))
     pieces: list[str | None] = [None]
-    for _ in range(int(rng.integers(1, noisy.max_caption_negatives + 1))):
+    wanted = noisy.max_caption_negatives
+    if not (noisy.full_caption_share and rng.random() < noisy.full_caption_share):
+        wanted = int(rng.integers(1, wanted + 1))
+    for _ in range(wanted):
         text = _closed(other_caption(rng))
         cost = token_count(text)
         if cost > room:

@@ -1,58 +1,58 @@
-"""Random access to the records of training shards, by the offsets in their tar headers."""
+"""Random access to the records of training shards, by their indexes."""
 
 from __future__ import annotations
 
 import json
-import tarfile
+import os
+import random
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from pydantic import ValidationError
-from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
-from pipeline.images import IMAGE_EXTENSIONS
+from pipeline.io.hashing import digest_file
 from pipeline.io.links import LinkReader
 from pipeline.io.paths import is_url, stem
+from pipeline.io.remembered import mark_of
+from pipeline.progress import Progress
 from pipeline.records import GroundingRecord
+from pipeline.stats import StageReport
+from pipeline.training.shard_index import LINK, Place, index_shard, local_copy
 
-Entry = dict[str, tuple[int, int]]
-"""Extension -> (offset, size) in the tar."""
-
-
-def local_copy(shard: str) -> str:
-    """A local path for a shard: itself, or a cached download of a URL."""
-    if not is_url(shard):
-        return shard
-    import fsspec
-
-    return fsspec.open_local(f"filecache::{shard}")
+T = TypeVar("T")
 
 
-def index_shard(shard: str) -> list[tuple[str, Entry]]:
-    """(key, entry) of every record of a training shard, in order.
+def own_order(items: Sequence[T]) -> list[T]:
+    """``items`` in an order of this process among those of a training that is started by a launcher.
+
+    What one finds out about a shard and remembers, the others need not. They wait for nothing, and seldom do the same at once.
+    """
+    mixed, rank = list(items), int(os.environ.get("RANK") or 0)
+    if rank:
+        random.Random(rank).shuffle(mixed)
+    return mixed
+
+
+def look_through(shards: Sequence[str], progress: Progress) -> None:
+    """Find out digest and index of local shards that are worth remembering, as far as nobody did so before.
+
+    One shard at a time, so that its headers are in memory when its digest has been taken: they lie all over it.
 
     Raises:
-        InputError: missing or damaged file, or a sample without image or record; training shards are our own, so
-            damage here is not a crawl's noise but a fault to be told at once.
+        InputError: as :func:`index_shard`.
     """
-    try:
-        with tarfile.open(local_copy(shard), "r:") as tar:
-            entries: dict[str, Entry] = {}
-            for info in tar:
-                key, extension = base_plus_ext(info.name)
-                if key is not None:
-                    entries.setdefault(key, {})[extension] = (info.offset_data, info.size)
-    except FileNotFoundError:
-        raise InputError(f"{shard}: no such file") from None
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{shard}: not a whole tar archive ({error})") from None
-    for key, entry in entries.items():
-        if "json" not in entry or not any(e in entry for e in (*IMAGE_EXTENSIONS, "link")):
-            raise InputError(f"{shard}: {key} has {sorted(entry)}, want a json record and an image or a link to one")
-    return list(entries.items())
+    large = [s for s in shards if not is_url(s) and (mark := mark_of(s)) is not None and mark.large]
+    if not large:
+        return
+    progress.begin("look through shards", len(large))
+    for shard in own_order(large):
+        digest_file(shard)
+        index_shard(shard)
+        progress.advance(1, "shards")
+    progress.end(StageReport(stage="look through shards"))
 
 
 class ShardSet:
@@ -60,7 +60,8 @@ class ShardSet:
 
     def __init__(self, shards: Sequence[str], max_open: int = 32) -> None:
         self.shards = list(shards)
-        self._index = [index_shard(s) for s in self.shards]
+        made = {number: index_shard(self.shards[number]) for number in own_order(range(len(self.shards)))}
+        self._index = [made[number] for number in range(len(self.shards))]
         self._open: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._max_open = max_open
         self._links = LinkReader()
@@ -72,7 +73,7 @@ class ShardSet:
 
     def name(self, shard: int, row: int) -> str:
         """``stem/key`` of a record, for messages."""
-        return f"{stem(self.shards[shard])}/{self._index[shard][row][0]}"
+        return f"{stem(self.shards[shard])}/{self._index[shard].key(row)}"
 
     def record(self, shard: int, row: int) -> GroundingRecord:
         """The labels of a record, without its image.
@@ -80,7 +81,7 @@ class ShardSet:
         Raises:
             InputError: the json is not a record; the message names shard, key and field.
         """
-        data = self._read(shard, self._index[shard][row][1]["json"])
+        data = self._read(shard, self._index[shard].record(row))
         try:
             return GroundingRecord.model_validate_json(data)
         except ValidationError as error:
@@ -94,13 +95,11 @@ class ShardSet:
         Raises:
             InputError: the crawl shard is gone, or is another than it was.
         """
-        entry = self._index[shard][row][1]
-        if "link" in entry:
-            return self._links.read(self.shards[shard], self._read(shard, entry["link"]))[1]
-        extension = next(e for e in IMAGE_EXTENSIONS if e in entry)
-        return self._read(shard, entry[extension])
+        kind, place = self._index[shard].image(row)
+        data = self._read(shard, place)
+        return self._links.read(self.shards[shard], data)[1] if kind == LINK else data
 
-    def _read(self, shard: int, place: tuple[int, int]) -> bytes:
+    def _read(self, shard: int, place: Place) -> bytes:
         file = self._open.pop(shard, None)
         if file is None:
             file = open(local_copy(self.shards[shard]), "rb")  # noqa: SIM115 - kept open between reads

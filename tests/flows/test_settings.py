@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.children import VISIBLE
 from flows.self_train import check_inputs, self_train
 from flows.stager import chunks, stager
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.recipes import load_recipe
+from pipeline.train_main import main as train_main
 
 
 @given(count=st.integers(1, 60), size=st.integers(1, 20), parallel=st.integers(1, 8))
@@ -62,3 +64,37 @@ def test_settings_written_with_a_run_load_as_they_were(tmp_path):
     stager(str(tmp_path), config)
     assert load_recipe(str(tmp_path / "config.yaml")) == config
     assert isinstance(config, SelfTrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers"),
+    [
+        ([], 5),  # 23 cores for 4 processes
+        (["resources.parallel=2", "resources.gpus=1"], 8),  # one process alone could have 23
+        (["resources.train_processes=30"], 1),
+        (["resources.data_workers=12"], 12),
+        (["resources.data_workers=0"], 0),
+        (["resources.device=cpu"], 0),
+        (["resources.device=cpu", "resources.data_workers=3"], 3),
+    ],
+)
+def test_a_trainings_processes_have_others_read_for_them(changes, workers, tmp_path, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0,1,2,3")
+    monkeypatch.setattr("os.cpu_count", lambda: 23)
+    maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", *changes]))
+    train = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
+    at = train.command.index("--data-workers") if workers else None
+    assert int(train.command[at + 1]) == workers if at else "--data-workers" not in train.command
+    options = {option for parameter in train_main.params for option in parameter.opts}
+    assert "--data-workers" in options  # what is started knows it
+
+
+def test_trainings_at_a_time_share_the_cores_among_their_readers(tmp_path, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0,1")
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.parallel=2"]))
+    jobs = [
+        maker.training(n, "train-student", maker.config.student, {"a": ["0.tar"]}, tmp_path / n, init=None, together=2)
+        for n in ("student", "control")
+    ]
+    assert [j.command[j.command.index("--data-workers") + 1] for j in jobs] == ["6", "6"]

@@ -106,6 +106,32 @@ def test_links_lead_into_the_store(store, local, teacher, tmp_path):
             assert linked.image(shard, row) == copied.image(shard, row)
 
 
+def test_a_second_start_on_shards_in_the_store_fetches_none_until_it_reads(store, local, tmp_path):
+    store.make_bucket("indexed")
+    upload(local / "train", "s3://indexed/train")
+    shards = expand_shards("s3://indexed/train")
+    code = (
+        "import os, sys; from pipeline.training.shards import ShardSet; s = ShardSet(sys.argv[1:]);"
+        "count = lambda: sum(len(set(n) - {'cache'}) for _, _, n in os.walk(os.environ['TMPDIR']));"  # fsspec's list of them
+        "print(s.counts, count(), s.record(0, 0).key, count())"
+    )
+
+    def start(number: int) -> str:
+        temporary = tmp_path / f"tmp-{number}"
+        temporary.mkdir()
+        env = os.environ | {"TMPDIR": str(temporary), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run([sys.executable, "-c", code, *shards], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    there = ShardSet(expand_shards(str(local / "train")))
+    key = there.record(0, 0).key
+    assert start(0) == f"{there.counts} {len(shards)} {key} {len(shards)}"
+    assert start(1) == f"{there.counts} 0 {key} 1"
+    fsspec.filesystem("s3").put_file(str(local / "train" / shards[1].rsplit("/", 1)[1]), shards[0])  # now it is another
+    assert start(2) == f"{[there.counts[1]] * 2} 1 {there.record(1, 0).key} 1"
+
+
 def test_large_files_go_in_parts_and_come_back_whole(store, tmp_path):
     store.make_bucket("large")
     block = os.urandom(1 << 20)

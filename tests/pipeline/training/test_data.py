@@ -8,10 +8,13 @@ from PIL import Image
 from pipeline.annotators.glip import behind_the_end
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
+from pipeline.io.tars import write_tar
+from pipeline.records import GroundingRecord, Region
 from pipeline.training.build import build_model
 from pipeline.training.data import TrainingData
 from pipeline.training.pixels import Normaliser, stack
 from tests.conftest import tiny_model
+from tests.fixtures.crawl import jpeg
 
 
 def data(sources, **settings):
@@ -93,6 +96,42 @@ def test_copies_make_shares_of_the_sources_sizes(sources):
     assert [even.locate(place)[0] for place in range(240)].count("a") == 80
     with pytest.raises(InputError, match=r"mixture names \['a', 'c'\]"):
         data(sources, mixture={"a": 1, "c": 1}, mixture_unit="copies")
+
+
+@pytest.mark.parametrize(
+    "noisy", [{"caption_negatives": 1.0, "max_caption_negatives": 3}, {"names_share": 1.0}], ids=["packed", "names"]
+)
+def test_what_is_drawn_of_other_records_depends_on_the_step_alone(noisy, tmp_path):
+    made = data({"pseudo": pseudo_shards(tmp_path)}, mixture={}, batch_size=4, steps=5, noisy=noisy)
+    plain = [[b["captions"] for b in made.loader(first=0, rank=r, processes=2)] for r in range(2)]
+    others = [c for r in plain for captions in r for c in captions if sum(t in c for t in THINGS) > 1]
+    assert len(set(others)) > 5
+    for rank, first, workers in ((0, 3, 0), (1, 2, 2), (0, 0, 3)):  # resumed, or read by others: the same
+        again = made.loader(first=first, rank=rank, processes=2, workers=workers)
+        assert [b["captions"] for b in again] == plain[rank][first:]
+
+
+COLOURS, THINGS = ("red", "blue", "green", "brown"), ("car", "boat", "tree", "dog")
+
+
+def pseudo_shards(folder):
+    """Four pseudo-labelled images in two shards."""
+
+    def samples(numbers):
+        for i in numbers:
+            region = Region(
+                box=(1, 1, 30, 30), phrase=f"{COLOURS[i]} {THINGS[i]}", root=THINGS[i], annotator="glip@0", score=0.9,
+                tokens_positive=((2, 3 + len(COLOURS[i] + THINGS[i])),),
+            )  # fmt: skip
+            record = GroundingRecord(
+                key=f"p{i}", dataset="pseudo", kind="grounding", image_size=(64, 80), regions=(region,),
+                caption=f"a {COLOURS[i]} {THINGS[i]} stands there",
+            )  # fmt: skip
+            yield f"p{i}", {"jpg": jpeg(i), "json": record.to_json()}
+
+    for name, numbers in (("p0", (0,)), ("p1", (1, 2, 3))):
+        write_tar(folder / f"{name}.tar", samples(numbers))
+    return [str(folder / "p0.tar"), str(folder / "p1.tar")]
 
 
 def test_a_workers_error_is_one_line(sources):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,25 @@ def test_order_depends_on_seed_name_and_epoch_but_not_on_how_it_is_read():
     assert read() != read(name="b")
     assert read(places=range(60, 120)) != read()
     assert read(places=reversed(range(60))) == read()[::-1]  # jumping about changes nothing
+
+
+@given(counts=st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(sum), seed=st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_any_record_is_drawn_as_often_as_any_other(counts, seed):
+    order = SourceOrder(counts, seed=seed, name="a")
+    everything = [(s, r) for s, n in enumerate(counts) for r in range(n)]
+    drawn = Counter(map(order.draw, [np.random.default_rng([seed, i]) for i in range(200 * order.total)]))
+    assert set(drawn) == set(everything) and max(drawn.values()) < 300 and min(drawn.values()) > 110
+
+
+def test_drawing_a_record_shuffles_nothing():
+    order, rng = SourceOrder([50] * 400, seed=0, name="a"), np.random.default_rng(0)
+    first = [order.locate(i) for i in range(20)]
+    made = order._rows.cache_info().misses
+    for i in range(20):
+        order.draw(rng)
+        assert order.locate(i) == first[i]
+    assert order._rows.cache_info().misses == made  # what the main stream reads stayed where it was
 
 
 @given(

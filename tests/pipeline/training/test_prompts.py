@@ -1,5 +1,7 @@
 """Detection and pseudo-label records as prompts: spans are right by construction, positives are never cut first."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
 from pipeline.errors import InputError
+from pipeline.recipes import load_recipe
 from pipeline.records import GroundingRecord, Region
 from pipeline.training.prompts import detection_prompt, grounding_prompt, is_pseudo, names_prompt
 
@@ -146,6 +149,40 @@ def test_packed_captions_keep_their_spans(seed, limit, other):
     )  # fmt: skip
     assert got.caption[slice(*got.spans[0][0])] == "red fish"
     assert got.caption[slice(*got.uncertain[0])] == "key"
+
+
+def packed_with(count, **options):
+    """How many other captions each of ``count`` prompts got."""
+    noisy = NoisyLabelConfig(caption_negatives=1.0, max_caption_negatives=5, **options)
+    return [
+        grounding_prompt(
+            pseudo(), noisy, np.random.default_rng(seed), other_caption=lambda rng: "other", token_count=words,
+            max_tokens=99,
+        ).caption.count("other")
+        for seed in range(count)
+    ]  # fmt: skip
+
+
+def test_a_share_of_the_packed_prompts_have_all_the_captions_there_may_be():
+    assert set(packed_with(60)) == {1, 2, 3, 4, 5}
+    assert packed_with(20, full_caption_share=1.0) == [5] * 20
+    half = packed_with(600, full_caption_share=0.5)  # all of them: 0.5, and a fifth of the rest
+    assert half.count(5) / 600 == pytest.approx(0.6, abs=0.06) and half.count(1) / 600 == pytest.approx(0.1, abs=0.04)
+
+
+@pytest.mark.parametrize("recipe", ["glip_t", "glip_l"])
+def test_the_released_recipes_pack_as_the_paper_says(recipe):
+    noisy, seen = load_recipe(recipe).student.noisy, []
+    for seed in range(2000):
+        got = grounding_prompt(
+            pseudo(), noisy, np.random.default_rng(seed), other_caption=lambda rng: "other", token_count=words,
+            max_tokens=256,
+        )  # fmt: skip
+        seen.append(got.caption.count("other"))
+    share = Counter(seen)
+    assert share[0] / 2000 == pytest.approx(0.4, abs=0.04)
+    assert share[19] / 2000 == pytest.approx(0.3 + 0.3 / 19, abs=0.04)  # 0.3 with 19, and 0.3 with 1..19
+    assert all(share[n] / 2000 == pytest.approx(0.3 / 19, abs=0.015) for n in range(1, 19)) and max(share) == 19
 
 
 def test_human_labels_are_never_packed():
