@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
@@ -21,44 +20,21 @@ from pipeline.progress import Progress
 from pipeline.training import state
 from pipeline.training.board import Board
 from pipeline.training.build import build_model
-from pipeline.training.checkpoints import latest_checkpoint, prune, settle, write_checkpoint
+from pipeline.training.checkpoints import clear, prune, write_checkpoint
 from pipeline.training.data import TrainingData
+from pipeline.training.going_on import find_beginning
+from pipeline.training.identity import Identity
 from pipeline.training.nonfinite import write_batch
 from pipeline.training.optim import make_optimizer, set_rates
 from pipeline.training.order import generator
 from pipeline.training.parallel import Processes
 from pipeline.training.pictures import predictions_beside_targets
 from pipeline.training.pixels import Normaliser
+from pipeline.training.report import REPORT, TRAINER, Resumed, TrainReport
 
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
 """What a batch tells about itself beside the network's inputs."""
-
-
-class TrainReport(BaseModel):
-    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    fingerprint: str
-    steps: int
-    final: str
-    records: dict[str, int]
-    lost: dict[str, int]
-    skipped_steps: int = 0
-    curve: list[dict[str, float]]
-
-
-class Resumed(BaseModel):
-    """What a checkpoint holds beside tensors: the report so far, and the figures since its last row."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    report: TrainReport
-    sums: dict[str, float]
-    counted: int
-    averaged: int
-    scaler: dict[str, float]
 
 
 class Trainer:
@@ -69,7 +45,7 @@ class Trainer:
         config: TrainConfig,
         sources: Mapping[str, Sequence[str]],
         out: Path,
-        mark: str,
+        identity: Identity,
         *,
         model: ModelConfig,
         init: str | None,
@@ -88,8 +64,9 @@ class Trainer:
                 f"batch_size {config.batch_size} cannot be shared by {self.processes.count} processes times accumulate "
                 f"{config.accumulate}: want a multiple of {pieces}"
             )
-        self.config, self.out, self.mark, self.init = config, out, mark, init
+        self.config, self.out, self.identity, self.init = config, out, identity, init
         self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
+        found = self._find_beginning()
         set_seed(config.seed)
         self.network, self.processor = build_model(model, init)
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
@@ -104,18 +81,24 @@ class Trainer:
         self.skipped = self.first = self.counted = 0
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        self._resume()
+        if found is not None:
+            self._resume(*found)
 
-    def _resume(self) -> None:
-        found = None
+    def _find_beginning(self) -> tuple[Path, int] | None:
+        """The main process's findings, which all of them go by; see :func:`pipeline.training.going_on.find_beginning`."""
+        found, refused = None, ""
         if self.processes.main:
-            settle(self.out)
-            found = latest_checkpoint(self.out, self.mark)
-        found = self.processes.from_main(found)
-        if found is None:
-            return
-        folder, self.first = found
-        past = Resumed.model_validate_json((folder / "trainer.json").read_bytes())
+            try:
+                found = find_beginning(self.out, self.identity)
+            except InputError as error:
+                refused = str(error)
+        found, refused = self.processes.from_main((found, refused))
+        if refused:
+            raise InputError(refused)
+        return found
+
+    def _resume(self, folder: Path, step: int) -> None:
+        past = Resumed.model_validate_json((folder / TRAINER).read_bytes())
         state.load_weights(self.network, folder / state.WEIGHTS)
         state.load_optimizer(self.optimizer, self.network, folder)
         if self.average is not None:
@@ -123,8 +106,12 @@ class Trainer:
         if self.accelerator.scaler is not None and past.scaler:
             self.accelerator.scaler.load_state_dict(past.scaler)
         self.lost, self.curve, self.skipped = Counter(past.report.lost), past.report.curve, past.report.skipped_steps
-        self.sums, self.counted = past.sums, past.counted
-        log.info("%s: going on from step %d", self.out, self.first)
+        self.first, self.sums, self.counted = step, past.sums, past.counted
+        if self.processes.main:
+            log.info("%s: going on from step %d", self.out, self.first)
+            for change in self.identity.other_fits(past.report.run) if past.report.run else []:
+                log.warning("%s: the same samples in the same order; micro-batches are normalised one by one, so the weights "
+                            "will not be those of an unchanged run to the bit", change)  # fmt: skip
 
     def train(self) -> TrainReport:
         """All steps that are left; see :class:`TrainReport`."""
@@ -250,7 +237,7 @@ class Trainer:
         self.lost.update(self.processes.total(self.new_lost))
         self.new_lost.clear()
         return TrainReport(
-            fingerprint=self.mark, steps=steps, final="final", records=self.data.totals,
+            fingerprint=self.identity.result, run=self.identity, steps=steps, final="final", records=self.data.totals,
             lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, curve=self.curve,
         )  # fmt: skip
 
@@ -269,11 +256,11 @@ class Trainer:
             state.save_optimizer(moments, folder)
             if average is not None:
                 state.save_tensors(average, folder / state.AVERAGE)
-            write_json(folder / "trainer.json", resumed.model_dump(mode="json"))
+            write_json(folder / TRAINER, resumed.model_dump(mode="json"))
 
         if self.processes.main:
-            write_checkpoint(self.out / f"step-{done:08d}", done, self.mark, fill)
-            prune(self.out, self.config.keep_checkpoints, self.mark)
+            write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.mark, fill)
+            prune(self.out, self.config.keep_checkpoints, self.identity.mark)
         self.processes.wait()
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -288,9 +275,9 @@ class Trainer:
         if self.processes.main:
             for name, weights in reversed(results.items()):  # final last: with it the run counts as done
                 fill = partial(self._write_model, weights=weights)
-                write_checkpoint(self.out / name, self.config.steps, self.mark, fill)
-            write_json(self.out / "report.json", report.model_dump(mode="json"))
-            prune(self.out, 0, self.mark)
+                write_checkpoint(self.out / name, self.config.steps, self.identity.result, fill)
+            write_json(self.out / REPORT, report.model_dump(mode="json"))
+            clear(self.out)
         self.processes.wait()
         return report
 
