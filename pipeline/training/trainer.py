@@ -152,8 +152,9 @@ class Trainer:
                 self._draw(done, batches[0], board)
             if done % config.save_every == 0 and done < config.steps:
                 self._save(done)
+        report = self._finish()
         board.close()
-        return self._finish()
+        return report
 
     def _step(self, step: int, batches: Sequence[dict[str, Any]]) -> dict[str, float] | None:
         """One optimiser step; None if it was left out because the loss was not finite."""

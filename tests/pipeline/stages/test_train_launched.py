@@ -116,3 +116,41 @@ def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(sources, t
     assert [len(row) for row in reports[1].curve] == [len(row) for row in reports[2].curve]  # the same steps
     told = [p.read_text() for p in (tmp_path / "2").glob("nonfinite-*/rank-*.json")]
     assert len(told) == 2 * reports[2].skipped_steps and any("another process's was not" in text for text in told)
+
+
+TRACKIO = """
+from pathlib import Path
+
+class Run:
+    def __init__(self):
+        self.rows = []
+    def log(self, values, step=None):
+        self.rows.append(f"{step} {sorted(values)}")
+    def finish(self):
+        there = Path(OUT, "final", "model.safetensors").is_file()
+        Path(OUT, "tracked.txt").write_text("\\n".join([*self.rows, f"finished, model there: {there}"]))
+
+class Config(dict):
+    def update(self, values, allow_val_change):
+        super().update(values)
+
+config = Config()
+
+def init(project):
+    return Run()
+"""
+
+
+def test_a_tracker_ends_after_the_model_is_written_and_takes_no_process_with_it(sources, tmp_path):
+    """A stand-in for the tracker's library, which is large; accelerate's side of it and ours are real."""
+    out, packages = tmp_path / "two", tmp_path / "packages"
+    (packages / "trackio-0.0.dist-info").mkdir(parents=True)
+    (packages / "trackio-0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 0.0\n")
+    (packages / "trackio.py").write_text(f"OUT = {str(out)!r}\n{TRACKIO}")
+    config = CALM.model_copy(update={"steps": 2, "batch_size": 2, "ema": None})
+    launch(
+        out, config, sources, model=without_dropout(), processes=2, options=("--log-with", "trackio"), packages=packages
+    )
+    rows = (out / "tracked.txt").read_text().splitlines()
+    assert rows[0].startswith("1 [") and "train/loss" in rows[0] and len(rows) == 3
+    assert rows[-1] == "finished, model there: True"
