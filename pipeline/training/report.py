@@ -14,7 +14,10 @@ REPORT, TRAINER = "report.json", "trainer.json"
 
 
 class TrainReport(BaseModel):
-    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line."""
+    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line.
+
+    ``skipped_steps`` were left out for a loss or gradient that was not finite, ``overflowed_steps`` by fp16's loss scaler.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,6 +27,7 @@ class TrainReport(BaseModel):
     records: dict[str, int]
     lost: dict[str, int]
     skipped_steps: int = 0
+    overflowed_steps: int = 0
     curve: list[dict[str, float]]
     run: Identity | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from pipeline.training.parallel import Processes
 from pipeline.training.pictures import predictions_beside_targets
 from pipeline.training.pixels import Normaliser
 from pipeline.training.report import REPORT, TRAINER, Resumed, TrainReport
+from pipeline.training.scaling import LossScaler
 
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
@@ -77,8 +79,9 @@ class Trainer:
         self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
         self.network = self.accelerator.unwrap_model(self.model)
         self.average = state.Average(self.network, config.ema) if config.ema is not None else None
+        self.scaler = LossScaler(self.accelerator.scaler)
         self.lost, self.new_lost = Counter[str](), Counter[str]()
-        self.skipped = self.first = self.counted = 0
+        self.skipped = self.overflowed = self.first = self.counted = 0
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         if found is not None:
@@ -103,9 +106,9 @@ class Trainer:
         state.load_optimizer(self.optimizer, self.network, folder)
         if self.average is not None:
             self.average.load(folder / state.AVERAGE, past.averaged)
-        if self.accelerator.scaler is not None and past.scaler:
-            self.accelerator.scaler.load_state_dict(past.scaler)
+        self.scaler.load(past.scaler)
         self.lost, self.curve, self.skipped = Counter(past.report.lost), past.report.curve, past.report.skipped_steps
+        self.overflowed = past.report.overflowed_steps
         self.first, self.sums, self.counted = step, past.sums, past.counted
         if self.processes.main:
             log.info("%s: going on from step %d", self.out, self.first)
@@ -157,7 +160,7 @@ class Trainer:
         return report
 
     def _step(self, step: int, batches: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-        """One optimiser step; None if it was left out because the loss was not finite."""
+        """One optimiser step; None if it was left out because the loss or a gradient was not finite."""
         for batch in batches:
             self.new_lost.update(batch["lost"])
         set_rates(self.optimizer, step, self.config)
@@ -181,8 +184,8 @@ class Trainer:
             for name, value in found.items():
                 values[name] = values.get(name, 0.0) + float(value.detach()) / pieces
         norm = self.processes.clip(self.model.parameters(), self.config.clip_grad_norm)
-        if not torch.isfinite(torch.tensor(norm)) and self.config.precision != "fp16":
-            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+        if not math.isfinite(norm):
+            self._not_finite(step, batches, inputs, norm)
             return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,6 +199,20 @@ class Trainer:
         given = _to({k: v for k, v in batch.items() if k not in NOT_INPUTS}, self.accelerator.device)
         given["pixel_values"] = self.normaliser(given.pop("pixels"), batch["image_sizes"])
         return given
+
+    def _not_finite(
+        self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], norm: float
+    ) -> None:
+        """Leave out a step whose gradients are not finite; the scaler halves its scale, as long as that may help."""
+        if not self.scaler.may_shrink:
+            self.scaler.forget()
+            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+            return
+        self.optimizer.step()  # which the scaler leaves out
+        self.optimizer.zero_grad(set_to_none=True)
+        self.overflowed += 1
+        if self.processes.main:
+            log.info("step %d: gradients overflowed fp16; left out, and the loss scale is halved", step)
 
     def _leave_out(
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], wrong: str
@@ -239,14 +256,13 @@ class Trainer:
         self.new_lost.clear()
         return TrainReport(
             fingerprint=self.identity.result, run=self.identity, steps=steps, final="final", records=self.data.totals,
-            lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, curve=self.curve,
+            lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, overflowed_steps=self.overflowed, curve=self.curve,
         )  # fmt: skip
 
     def _save(self, done: int) -> None:
-        scaler = self.accelerator.scaler
         resumed = Resumed(
             report=self._report(done), sums=self.sums, counted=self.counted,
-            averaged=self.average.updates if self.average else 0, scaler=scaler.state_dict() if scaler else {},
+            averaged=self.average.updates if self.average else 0, scaler=self.scaler.state(),
         )  # fmt: skip
         weights = state.weights(self.network)
         moments = state.optimizer_state(self.optimizer, self.network)
