@@ -18,6 +18,7 @@ from pipeline.progress import Progress, Silent
 from pipeline.training.board import check_tracker
 from pipeline.training.checkpoints import read_state
 from pipeline.training.identity import Identity
+from pipeline.training.parallel import check_device
 from pipeline.training.report import TrainReport, read_report
 from pipeline.training.trainer import Trainer
 
@@ -48,11 +49,12 @@ def run(
         tracker: "wandb" or "trackio", beside TensorBoard.
 
     Raises:
-        InputError: wrong mixture, shards or model folder; or ``out`` holds an unfinished training with other settings.
+        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings.
         RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
     """
     out = Path(out)
     check_tracker(tracker)
+    check_device(device, config.precision)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
     identity = Identity.of(config, sources, model=model or ModelConfig(), init=init)

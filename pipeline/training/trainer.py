@@ -173,7 +173,7 @@ class Trainer:
             wrong = ""
             with self.processes.gradients_stay_here(self.model, piece < pieces - 1):
                 try:
-                    output = self.model(**given)
+                    output = self.processes.forward(self.model, **given)
                 except FloatingPointError as error:
                     wrong = str(error)
                 if self.processes.any(bool(wrong)):

@@ -97,6 +97,29 @@ def test_fsdp2_trains_and_goes_on_as_one_process(alone, sources, tmp_path):
     assert all(loaded.state_dict()[n].equal(v) for n, v in weights(tmp_path / "a").items())
 
 
+def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(sources, tmp_path, teacher):
+    """accelerate's own policy would round boxes and gradients to bf16, and its CPU processes compute in float32.
+
+    From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat otherwise. At a size at which the boxes
+    have more digits than bf16 holds.
+    """
+    changes = {"precision": "bf16", "steps": 2, "accumulate": 2, "freeze_text_layers": 1, "image_sizes": (73,)}
+    config = CALM.model_copy(update=changes)
+    kinds = dict.fromkeys(("ddp", "fsdp"), config) | {"float32": config.model_copy(update={"precision": "float32"})}
+    reports = {
+        name: launch(tmp_path / name, kind, sources, init=teacher, processes=2, fsdp=name == "fsdp")
+        for name, kind in kinds.items()
+    }
+    first = {name: report.curve[0] for name, report in reports.items()}
+    assert first["fsdp"] == pytest.approx(first["ddp"], rel=1e-5, abs=2e-6)
+    assert first["fsdp"]["loss"] != pytest.approx(first["float32"]["loss"], rel=1e-5)
+    assert reports["fsdp"].curve[1] == pytest.approx(reports["ddp"].curve[1], rel=2e-3, abs=1e-4)
+    before, after = load_file(teacher / "model.safetensors"), weights(tmp_path / "fsdp")
+    frozen = [n for n in before if n.startswith(("text_encoder.embeddings.", "text_encoder.encoder.layer.0."))]
+    assert frozen and all(after[n].equal(before[n]) for n in frozen)
+    assert all(value.dtype == before[n].dtype for n, value in after.items())
+
+
 def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sources, tmp_path):
     config = CALM.model_copy(update={"accumulate": 2})
     one = launch(tmp_path / "one", config, sources, model=without_dropout())
