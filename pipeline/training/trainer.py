@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
@@ -196,7 +196,8 @@ class Trainer:
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the network takes of a batch, on its device."""
-        given = _to({k: v for k, v in batch.items() if k not in NOT_INPUTS}, self.accelerator.device)
+        given = {k: v for k, v in batch.items() if k not in NOT_INPUTS}
+        given = send_to_device(given, self.accelerator.device, non_blocking=True)
         given["pixel_values"] = self.normaliser(given.pop("pixels"), batch["image_sizes"])
         return given
 
@@ -303,13 +304,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_to(v, device) for v in value]
-    return value
