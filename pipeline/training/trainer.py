@@ -66,6 +66,11 @@ class Trainer:
                 f"batch_size {config.batch_size} cannot be shared by {self.processes.count} processes times accumulate "
                 f"{config.accumulate}: want a multiple of {pieces}"
             )
+        if self.processes.sharded and config.max_skipped_steps:
+            raise InputError(
+                f"max_skipped_steps {config.max_skipped_steps} under FSDP2: its processes wait for each other for ever in the step "
+                "after one that was left out; want 0, or DDP, which goes on from the same checkpoints"
+            )
         self.config, self.out, self.identity, self.init = config, out, identity, init
         self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
         found = self._find_beginning()

@@ -120,6 +120,12 @@ def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(sources, tmp_path, tea
     assert all(value.dtype == before[n].dtype for n, value in after.items())
 
 
+def test_steps_cannot_be_left_out_under_fsdp2_and_that_is_told(sources, tmp_path):
+    config = CALM.model_copy(update={"max_skipped_steps": 1})
+    with pytest.raises(AssertionError, match=r"error: max_skipped_steps 1 under FSDP2: .*want 0, or DDP"):
+        launch(tmp_path / "a", config, sources, model=without_dropout(), processes=2, fsdp=True)
+
+
 def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sources, tmp_path):
     config = CALM.model_copy(update={"accumulate": 2})
     one = launch(tmp_path / "one", config, sources, model=without_dropout())
