@@ -108,6 +108,14 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         self.head = (DynamicHead if config.head == "dynamic" else TwoStageHead)(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text encoder's word embeddings: transformers' and accelerate's tools look for them."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text encoder's word embeddings."""
+        self.text_encoder.set_input_embeddings(value)
+
     def encode_image(self, pixel_values: Tensor, trace: dict | None = None) -> list[Tensor]:
         """pixel_values (B, 3, H, W), normalised BGR -> pyramid maps (B, C, h, w), finest first.
 

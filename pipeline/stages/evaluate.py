@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import EvaluateConfig
+from pipeline.devices import devices_of
 from pipeline.errors import InputError
 from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
 from pipeline.evaluation.evidence import Evidence, query_phrases, write_evidence
@@ -32,7 +33,7 @@ from pipeline.io.hashing import digest_file, digest_json, fingerprint, model_rev
 from pipeline.io.paths import join
 from pipeline.progress import Progress, Silent
 from pipeline.stages.base import ShardJob, run_workers
-from pipeline.stages.pseudo_label import MAX_DECODERS, devices_of
+from pipeline.stages.pseudo_label import MAX_DECODERS
 
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import PseudoLabelConfig
-from pipeline.errors import InputError
+from pipeline.devices import devices_of
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint, model_revision
 from pipeline.io.paths import join, stem
@@ -81,17 +81,3 @@ def run(
         limit=limit,
         price=price,
     )
-
-
-def devices_of(device: str, processes: int | None) -> list[str]:
-    """The device of each process: GPUs in turn, or the CPU."""
-    if device != "cuda":
-        return [device] * (processes or 1)
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        raise InputError(
-            "--device cuda: torch finds no GPU here; want --device cpu, or a driver and a CUDA build of torch"
-        )
-    return [f"cuda:{i % count}" for i in range(processes or count)]

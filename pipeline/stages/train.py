@@ -2,7 +2,8 @@
 
 One optimiser step is a function of (configuration, shards, initial weights, step): the order of records is
 arithmetic (pipeline/training/order.py), rates are stateless, and checkpoints are atomic. A run that was killed goes on
-from its newest whole checkpoint.
+from its newest whole checkpoint; where the data have changed it starts anew, and where a setting has, it asks
+(pipeline/training/going_on.py).
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from pathlib import Path
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
-from pipeline.io.hashing import digest_file, fingerprint, model_revision
 from pipeline.progress import Progress, Silent
 from pipeline.training.board import check_tracker
 from pipeline.training.checkpoints import read_state
+from pipeline.training.identity import Identity
+from pipeline.training.parallel import check_device
+from pipeline.training.report import TrainReport, read_report
 from pipeline.training.shards import look_through
-from pipeline.training.trainer import Trainer, TrainReport
+from pipeline.training.trainer import Trainer
 
 log = logging.getLogger("glip_self_train")
-VERSION = 3  # 2: checkpoints hold a model folder, and losses are means over processes; 3: targets name the last pixel
 
 __all__ = ["TrainReport", "run"]
 
@@ -48,31 +50,23 @@ def run(
         tracker: "wandb" or "trackio", beside TensorBoard.
 
     Raises:
-        InputError: wrong mixture, shards or model folder.
+        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings.
         RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
     """
     out = Path(out)
     check_tracker(tracker)
+    check_device(device, config.precision)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
     look_through([s for shards in sources.values() for s in shards], progress or Silent())
-    mark = fingerprint(
-        "train",
-        version=VERSION,
-        config=config,
-        inputs={f"{n}/{Path(s).name}": digest_file(s) for n, shards in sorted(sources.items()) for s in shards},
-        init=model_revision(init) if init else "",
-        model="" if init else (model or ModelConfig()).model_dump_json(),
-    )
-    report_file = out / "report.json"
-    if report_file.is_file():
-        report = TrainReport.model_validate_json(report_file.read_bytes())
-        if report.fingerprint == mark and read_state(out / "final") is not None:
-            log.info("%s: already trained for %d steps", out, report.steps)
-            return report
+    identity = Identity.of(config, sources, model=model or ModelConfig(), init=init)
+    report = read_report(out)
+    if report is not None and report.fingerprint == identity.result and read_state(out / "final") is not None:
+        log.info("%s: already trained for %d steps", out, report.steps)
+        return report
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
-        config, sources, out, mark, model=model or ModelConfig(), init=init, device=device,
+        config, sources, out, identity, model=model or ModelConfig(), init=init, device=device,
         data_workers=data_workers, tracker=tracker, progress=progress or Silent(),
     )  # fmt: skip
     return trainer.train()

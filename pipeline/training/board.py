@@ -64,8 +64,12 @@ class Board:
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left; afterwards the board is of no use."""
+        """Write what is left; afterwards the board is of no use.
+
+        Not by accelerate's ``end_training``, which also ends the process group that the training may still need.
+        """
         if self._writer is not None:
             self._writer.close()
-        if self._tracker is not None:
-            self._accelerator.end_training()
+        if self._tracker is not None and self._accelerator.is_main_process:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.io.commit import write_json
 
 log = logging.getLogger("glip_self_train")
-STATE = "training_state.json"
+STATE, ASIDE = "training_state.json", "aside-"
 OURS = re.compile(r"(step-\d+|final\w*)\.(tmp|old)$")
 """Names that :func:`settle` may touch."""
 
@@ -92,9 +92,9 @@ def read_state(folder: Path) -> CheckpointState | None:
     return state if state is not None and _whole(folder, state) else None
 
 
-def latest_checkpoint(out: Path, fingerprint: str) -> tuple[Path, int] | None:
-    """The newest whole checkpoint of this very run (same fingerprint), and its step."""
-    for folder in _steps(out):
+def latest_checkpoint(out: Path, fingerprint: str, *, aside: bool = False) -> tuple[Path, int] | None:
+    """The newest whole checkpoint of this very run (same fingerprint), and its step; ``aside``: of those that stepped aside."""
+    for folder in _aside(out) if aside else _steps(out):
         state = _claimed(folder)
         if state is not None and state.fingerprint == fingerprint and _whole(folder, state):
             return folder, state.step
@@ -102,19 +102,50 @@ def latest_checkpoint(out: Path, fingerprint: str) -> tuple[Path, int] | None:
 
 
 def prune(out: Path, keep: int, fingerprint: str) -> None:
-    """Remove all checkpoints but the newest ``keep`` of this very run, and what a killed run left half written."""
+    """Remove all checkpoints of this very run but the newest ``keep``, and what a killed run left half written."""
     settle(out)
-    left = keep
+    mine = [f for f in _steps(out) if (state := _claimed(f)) is not None and state.fingerprint == fingerprint]
+    for folder in mine[keep:]:
+        shutil.rmtree(folder)
+
+
+def clear(out: Path) -> None:
+    """Remove every checkpoint, of other runs too: this folder's training has finished."""
+    settle(out)
+    for folder in [*_steps(out), *_aside(out)]:
+        shutil.rmtree(folder)
+
+
+def others(out: Path, fingerprint: str) -> list[tuple[Path, CheckpointState]]:
+    """Checkpoints here that belong to other runs, the newest first."""
+    found = [(folder, _claimed(folder)) for folder in [*_steps(out), *_aside(out)]]
+    return [(folder, state) for folder, state in found if state is not None and state.fingerprint != fingerprint]
+
+
+def take_over(out: Path, fingerprint: str) -> None:
+    """Give the names ``step-N`` to this very run: other runs' checkpoints step aside, its own ones come back."""
     for folder in _steps(out):
         state = _claimed(folder)
-        if state is not None and state.fingerprint == fingerprint and left > 0:
-            left -= 1
-        else:
-            shutil.rmtree(folder)
+        if state is not None and state.fingerprint != fingerprint:
+            _move(folder, out / f"{ASIDE}{state.fingerprint[:12]}-{folder.name}")
+    for folder in _aside(out):
+        state = _claimed(folder)
+        if state is not None and state.fingerprint == fingerprint:
+            _move(folder, out / folder.name[folder.name.index("step-") :])
+
+
+def _move(folder: Path, to: Path) -> None:
+    if to.exists():
+        shutil.rmtree(to)
+    os.rename(folder, to)
 
 
 def _steps(out: Path) -> list[Path]:
     return sorted(out.glob("step-*[0-9]"), reverse=True)
+
+
+def _aside(out: Path) -> list[Path]:
+    return sorted(out.glob(f"{ASIDE}*-step-*[0-9]"), reverse=True)
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate import Accelerator, ParallelismConfig
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
+from pipeline.devices import gpus
 from pipeline.errors import InputError
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -26,37 +27,50 @@ UNITS = ("SwinBlock", "BertLayer", "GlipFusion", "GlipTextLayer", "DynamicConv")
 
 
 class Processes:
-    """The processes of a training, and what they do together."""
+    """The processes of a training, and what they do together.
+
+    Raises:
+        InputError: FSDP in another version, or at a precision that it does not have.
+    """
 
     def __init__(self, *, device: str, precision: str, tracker: str | None, folder: str) -> None:
+        plugin = _sharding(precision)
         self.accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision=PRECISIONS[precision], log_with=tracker, project_dir=folder
-        )
+            cpu=device == "cpu", mixed_precision=PRECISIONS[precision], log_with=tracker, project_dir=folder,
+            fsdp_plugin=plugin,
+        )  # fmt: skip
         self.count, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.main = self.accelerator.is_main_process
-        self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and self.count > 1
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if self.sharded and plugin is not None and plugin.fsdp_version != 2:
-            raise InputError("FSDP version 1: want version 2, `accelerate launch --use_fsdp --fsdp_version 2`")
-        if self.sharded and precision == "fp16":
-            raise InputError("precision fp16 under FSDP2: want bf16 or float32")
+        self.sharded, self.precision = plugin is not None and self.count > 1, precision
+        if plugin is not None and self.sharded and self.accelerator.distributed_type != DistributedType.FSDP:
+            # accelerate offers FSDP2 on accelerators only, but all of its parts work on CPUs: so they run there as they do on GPUs
+            held = self.accelerator.state
+            held.distributed_type, held.fsdp_plugin = DistributedType.FSDP, plugin
+            if precision != "float32":
+                plugin.set_mixed_precision(PRECISIONS[precision])
+            # said in full, or the weights of a machine with GPUs would go there
+            held.parallelism_config = ParallelismConfig(dp_shard_size=self.count)
+            held.device_mesh = held.parallelism_config.get_device_mesh("cpu")
 
     @property
     def kind(self) -> str:
         """In words, for the log."""
-        if self.count == 1:
-            return "1 process"
-        return f"{self.count} processes, {'FSDP2' if self.sharded else 'DDP'}"
+        how = "1 process"
+        if self.count > 1:
+            how = f"{self.count} processes, {'FSDP2' if self.sharded else 'DDP'}"
+        return f"{how}, {self.accelerator.device.type}, {self.precision}"
 
     def wrap(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network and optimiser as the steps use them."""
-        if self.sharded and self.accelerator.distributed_type != DistributedType.FSDP:
-            _shard_on_cpu(network, optimizer)  # accelerate shards on accelerators only
-            return network, self.accelerator.prepare(optimizer)
         if self.sharded:
             present = {type(module).__name__ for module in network.modules()}
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [n for n in UNITS if n in present]
         return self.accelerator.prepare(network, optimizer)
+
+    def forward(self, network: nn.Module, **inputs: Any) -> Any:
+        """The network's output at the training's precision. accelerate wraps a network so itself, but not under FSDP2."""
+        with self.accelerator.autocast() if self.sharded else contextlib.nullcontext():
+            return network(**inputs)
 
     @contextlib.contextmanager
     def gradients_stay_here(self, network: nn.Module, yes: bool) -> Any:
@@ -109,13 +123,33 @@ class Processes:
         return float(norm if whole is None else whole())
 
 
-def _shard_on_cpu(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """FSDP2 over all processes by UNITS, as accelerate does it on accelerators."""
-    names = {id(p): n for n, p in network.named_parameters()}
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for module in [m for m in network.modules() if type(m).__name__ in UNITS]:
-        fully_shard(module, mesh=mesh)
-    fully_shard(network, mesh=mesh)
-    sliced = dict(network.named_parameters())
-    for group in optimizer.param_groups:
-        group["params"] = [sliced[names[id(p)]] for p in group["params"]]
+def check_device(device: str, precision: str) -> None:
+    """Refuse what accelerate would replace in silence.
+
+    Raises:
+        InputError: no GPU for ``--device cuda``, or fewer than processes; fp16, whose losses are scaled on GPUs only, on a CPU.
+    """
+    if device == "cuda":
+        count, place = gpus(), int(os.environ.get("LOCAL_RANK", "0"))
+        if place >= count:
+            raise InputError(f"--device cuda: process {place + 1} of this machine has no GPU, torch finds {count} here")
+    elif precision == "fp16":
+        raise InputError("precision fp16 on a CPU: want bf16 or float32, or --device cuda")
+
+
+def _sharding(precision: str) -> FullyShardedDataParallelPlugin | None:
+    """What the launcher's options say about FSDP2, None if nothing.
+
+    Weights, gradients and sums of gradients stay float32, as under DDP; autocast alone makes the computation bf16. accelerate's own policy
+    would also round the inputs, boxes among them, and lacks the autocast that keeps the sensitive parts in float32.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    # whole weights in every process at first: what transformers' readers give the others otherwise cannot be copied from
+    plugin = FullyShardedDataParallelPlugin(auto_wrap_policy="TRANSFORMER_BASED_WRAP", cpu_ram_efficient_loading=False)
+    if plugin.fsdp_version != 2:
+        raise InputError("FSDP version 1: want version 2, `accelerate launch --use_fsdp --fsdp_version 2`")
+    if precision == "fp16":
+        raise InputError("precision fp16 under FSDP2: want bf16 or float32")
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return plugin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from pydantic import BaseModel, ConfigDict
+from accelerate.utils import send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
@@ -21,44 +21,22 @@ from pipeline.progress import Progress
 from pipeline.training import state
 from pipeline.training.board import Board
 from pipeline.training.build import build_model
-from pipeline.training.checkpoints import latest_checkpoint, prune, settle, write_checkpoint
+from pipeline.training.checkpoints import clear, prune, write_checkpoint
 from pipeline.training.data import TrainingData
+from pipeline.training.going_on import find_beginning
+from pipeline.training.identity import Identity
 from pipeline.training.nonfinite import write_batch
 from pipeline.training.optim import make_optimizer, set_rates
 from pipeline.training.order import generator
 from pipeline.training.parallel import Processes
 from pipeline.training.pictures import predictions_beside_targets
 from pipeline.training.pixels import Normaliser
+from pipeline.training.report import REPORT, TRAINER, Resumed, TrainReport
+from pipeline.training.scaling import LossScaler
 
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
 """What a batch tells about itself beside the network's inputs."""
-
-
-class TrainReport(BaseModel):
-    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    fingerprint: str
-    steps: int
-    final: str
-    records: dict[str, int]
-    lost: dict[str, int]
-    skipped_steps: int = 0
-    curve: list[dict[str, float]]
-
-
-class Resumed(BaseModel):
-    """What a checkpoint holds beside tensors: the report so far, and the figures since its last row."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    report: TrainReport
-    sums: dict[str, float]
-    counted: int
-    averaged: int
-    scaler: dict[str, float]
 
 
 class Trainer:
@@ -69,7 +47,7 @@ class Trainer:
         config: TrainConfig,
         sources: Mapping[str, Sequence[str]],
         out: Path,
-        mark: str,
+        identity: Identity,
         *,
         model: ModelConfig,
         init: str | None,
@@ -88,8 +66,14 @@ class Trainer:
                 f"batch_size {config.batch_size} cannot be shared by {self.processes.count} processes times accumulate "
                 f"{config.accumulate}: want a multiple of {pieces}"
             )
-        self.config, self.out, self.mark, self.init = config, out, mark, init
+        if self.processes.sharded and config.max_skipped_steps:
+            raise InputError(
+                f"max_skipped_steps {config.max_skipped_steps} under FSDP2: its processes wait for each other for ever in the step "
+                "after one that was left out; want 0, or DDP, which goes on from the same checkpoints"
+            )
+        self.config, self.out, self.identity, self.init = config, out, identity, init
         self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
+        found = self._find_beginning()
         set_seed(config.seed)
         self.network, self.processor = build_model(model, init)
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
@@ -100,31 +84,42 @@ class Trainer:
         self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
         self.network = self.accelerator.unwrap_model(self.model)
         self.average = state.Average(self.network, config.ema) if config.ema is not None else None
+        self.scaler = LossScaler(self.accelerator.scaler)
         self.lost, self.new_lost = Counter[str](), Counter[str]()
-        self.skipped = self.first = self.counted = 0
+        self.skipped = self.overflowed = self.first = self.counted = 0
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        self._resume()
+        if found is not None:
+            self._resume(*found)
 
-    def _resume(self) -> None:
-        found = None
+    def _find_beginning(self) -> tuple[Path, int] | None:
+        """The main process's findings, which all of them go by; see :func:`pipeline.training.going_on.find_beginning`."""
+        found, refused = None, ""
         if self.processes.main:
-            settle(self.out)
-            found = latest_checkpoint(self.out, self.mark)
-        found = self.processes.from_main(found)
-        if found is None:
-            return
-        folder, self.first = found
-        past = Resumed.model_validate_json((folder / "trainer.json").read_bytes())
+            try:
+                found = find_beginning(self.out, self.identity)
+            except InputError as error:
+                refused = str(error)
+        found, refused = self.processes.from_main((found, refused))
+        if refused:
+            raise InputError(refused)
+        return found
+
+    def _resume(self, folder: Path, step: int) -> None:
+        past = Resumed.model_validate_json((folder / TRAINER).read_bytes())
         state.load_weights(self.network, folder / state.WEIGHTS)
         state.load_optimizer(self.optimizer, self.network, folder)
         if self.average is not None:
             self.average.load(folder / state.AVERAGE, past.averaged)
-        if self.accelerator.scaler is not None and past.scaler:
-            self.accelerator.scaler.load_state_dict(past.scaler)
+        self.scaler.load(past.scaler)
         self.lost, self.curve, self.skipped = Counter(past.report.lost), past.report.curve, past.report.skipped_steps
-        self.sums, self.counted = past.sums, past.counted
-        log.info("%s: going on from step %d", self.out, self.first)
+        self.overflowed = past.report.overflowed_steps
+        self.first, self.sums, self.counted = step, past.sums, past.counted
+        if self.processes.main:
+            log.info("%s: going on from step %d", self.out, self.first)
+            for change in self.identity.other_fits(past.report.run) if past.report.run else []:
+                log.warning("%s: the same samples in the same order; micro-batches are normalised one by one, so the weights "
+                            "will not be those of an unchanged run to the bit", change)  # fmt: skip
 
     def train(self) -> TrainReport:
         """All steps that are left; see :class:`TrainReport`."""
@@ -165,11 +160,12 @@ class Trainer:
                 self._draw(done, batches[0], board)
             if done % config.save_every == 0 and done < config.steps:
                 self._save(done)
+        report = self._finish()
         board.close()
-        return self._finish()
+        return report
 
     def _step(self, step: int, batches: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-        """One optimiser step; None if it was left out because the loss was not finite."""
+        """One optimiser step; None if it was left out because the loss or a gradient was not finite."""
         for batch in batches:
             self.new_lost.update(batch["lost"])
         set_rates(self.optimizer, step, self.config)
@@ -182,7 +178,7 @@ class Trainer:
             wrong = ""
             with self.processes.gradients_stay_here(self.model, piece < pieces - 1):
                 try:
-                    output = self.model(**given)
+                    output = self.processes.forward(self.model, **given)
                 except FloatingPointError as error:
                     wrong = str(error)
                 if self.processes.any(bool(wrong)):
@@ -193,8 +189,8 @@ class Trainer:
             for name, value in found.items():
                 values[name] = values.get(name, 0.0) + float(value.detach()) / pieces
         norm = self.processes.clip(self.model.parameters(), self.config.clip_grad_norm)
-        if not torch.isfinite(torch.tensor(norm)) and self.config.precision != "fp16":
-            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+        if not math.isfinite(norm):
+            self._not_finite(step, batches, inputs, norm)
             return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,9 +201,24 @@ class Trainer:
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the network takes of a batch, on its device."""
-        given = _to({k: v for k, v in batch.items() if k not in NOT_INPUTS}, self.accelerator.device)
+        given = {k: v for k, v in batch.items() if k not in NOT_INPUTS}
+        given = send_to_device(given, self.accelerator.device, non_blocking=True)
         given["pixel_values"] = self.normaliser(given.pop("pixels"), batch["image_sizes"])
         return given
+
+    def _not_finite(
+        self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], norm: float
+    ) -> None:
+        """Leave out a step whose gradients are not finite; the scaler halves its scale, as long as that may help."""
+        if not self.scaler.may_shrink:
+            self.scaler.forget()
+            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+            return
+        self.optimizer.step()  # which the scaler leaves out
+        self.optimizer.zero_grad(set_to_none=True)
+        self.overflowed += 1
+        if self.processes.main:
+            log.info("step %d: gradients overflowed fp16; left out, and the loss scale is halved", step)
 
     def _leave_out(
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], wrong: str
@@ -250,15 +261,14 @@ class Trainer:
         self.lost.update(self.processes.total(self.new_lost))
         self.new_lost.clear()
         return TrainReport(
-            fingerprint=self.mark, steps=steps, final="final", records=self.data.totals,
-            lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, curve=self.curve,
+            fingerprint=self.identity.result, run=self.identity, steps=steps, final="final", records=self.data.totals,
+            lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, overflowed_steps=self.overflowed, curve=self.curve,
         )  # fmt: skip
 
     def _save(self, done: int) -> None:
-        scaler = self.accelerator.scaler
         resumed = Resumed(
             report=self._report(done), sums=self.sums, counted=self.counted,
-            averaged=self.average.updates if self.average else 0, scaler=scaler.state_dict() if scaler else {},
+            averaged=self.average.updates if self.average else 0, scaler=self.scaler.state(),
         )  # fmt: skip
         weights = state.weights(self.network)
         moments = state.optimizer_state(self.optimizer, self.network)
@@ -269,11 +279,11 @@ class Trainer:
             state.save_optimizer(moments, folder)
             if average is not None:
                 state.save_tensors(average, folder / state.AVERAGE)
-            write_json(folder / "trainer.json", resumed.model_dump(mode="json"))
+            write_json(folder / TRAINER, resumed.model_dump(mode="json"))
 
         if self.processes.main:
-            write_checkpoint(self.out / f"step-{done:08d}", done, self.mark, fill)
-            prune(self.out, self.config.keep_checkpoints, self.mark)
+            write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.mark, fill)
+            prune(self.out, self.config.keep_checkpoints, self.identity.mark)
         self.processes.wait()
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -288,9 +298,9 @@ class Trainer:
         if self.processes.main:
             for name, weights in reversed(results.items()):  # final last: with it the run counts as done
                 fill = partial(self._write_model, weights=weights)
-                write_checkpoint(self.out / name, self.config.steps, self.mark, fill)
-            write_json(self.out / "report.json", report.model_dump(mode="json"))
-            prune(self.out, 0, self.mark)
+                write_checkpoint(self.out / name, self.config.steps, self.identity.result, fill)
+            write_json(self.out / REPORT, report.model_dump(mode="json"))
+            clear(self.out)
         self.processes.wait()
         return report
 
@@ -299,13 +309,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_to(v, device) for v in value]
-    return value

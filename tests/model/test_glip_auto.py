@@ -56,3 +56,13 @@ def test_the_zero_shot_pipeline_runs_it(folder):
     own = made.post_process_grounded_object_detection(outputs, [[[(0, 3)]]], threshold=0.05, target_sizes=[(90, 130)])
     dogs = sorted(f["score"] for f in found if f["label"] == "dog")
     assert dogs == pytest.approx(sorted(s for s in own[0]["scores"].tolist() if s > 0.05), abs=1e-5)
+
+
+def test_tools_find_the_word_embeddings():
+    """accelerate's FSDP2 asks for them, whatever the network."""
+    network = tiny_model()
+    words = network.get_input_embeddings()
+    assert words is network.text_encoder.embeddings.word_embeddings
+    other = torch.nn.Embedding(*words.weight.shape)
+    network.set_input_embeddings(other)
+    assert network.text_encoder.embeddings.word_embeddings is other is network.get_input_embeddings()

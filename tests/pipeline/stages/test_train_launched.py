@@ -97,6 +97,35 @@ def test_fsdp2_trains_and_goes_on_as_one_process(alone, sources, tmp_path):
     assert all(loaded.state_dict()[n].equal(v) for n, v in weights(tmp_path / "a").items())
 
 
+def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(sources, tmp_path, teacher):
+    """accelerate's own policy would round boxes and gradients to bf16, and its CPU processes compute in float32.
+
+    From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat otherwise. At a size at which the boxes
+    have more digits than bf16 holds.
+    """
+    changes = {"precision": "bf16", "steps": 2, "accumulate": 2, "freeze_text_layers": 1, "image_sizes": (73,)}
+    config = CALM.model_copy(update=changes)
+    kinds = dict.fromkeys(("ddp", "fsdp"), config) | {"float32": config.model_copy(update={"precision": "float32"})}
+    reports = {
+        name: launch(tmp_path / name, kind, sources, init=teacher, processes=2, fsdp=name == "fsdp")
+        for name, kind in kinds.items()
+    }
+    first = {name: report.curve[0] for name, report in reports.items()}
+    assert first["fsdp"] == pytest.approx(first["ddp"], rel=1e-5, abs=2e-6)
+    assert first["fsdp"]["loss"] != pytest.approx(first["float32"]["loss"], rel=1e-5)
+    assert reports["fsdp"].curve[1] == pytest.approx(reports["ddp"].curve[1], rel=2e-3, abs=1e-4)
+    before, after = load_file(teacher / "model.safetensors"), weights(tmp_path / "fsdp")
+    frozen = [n for n in before if n.startswith(("text_encoder.embeddings.", "text_encoder.encoder.layer.0."))]
+    assert frozen and all(after[n].equal(before[n]) for n in frozen)
+    assert all(value.dtype == before[n].dtype for n, value in after.items())
+
+
+def test_steps_cannot_be_left_out_under_fsdp2_and_that_is_told(sources, tmp_path):
+    config = CALM.model_copy(update={"max_skipped_steps": 1})
+    with pytest.raises(AssertionError, match=r"error: max_skipped_steps 1 under FSDP2: .*want 0, or DDP"):
+        launch(tmp_path / "a", config, sources, model=without_dropout(), processes=2, fsdp=True)
+
+
 def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sources, tmp_path):
     config = CALM.model_copy(update={"accumulate": 2})
     one = launch(tmp_path / "one", config, sources, model=without_dropout())
@@ -116,3 +145,41 @@ def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(sources, t
     assert [len(row) for row in reports[1].curve] == [len(row) for row in reports[2].curve]  # the same steps
     told = [p.read_text() for p in (tmp_path / "2").glob("nonfinite-*/rank-*.json")]
     assert len(told) == 2 * reports[2].skipped_steps and any("another process's was not" in text for text in told)
+
+
+TRACKIO = """
+from pathlib import Path
+
+class Run:
+    def __init__(self):
+        self.rows = []
+    def log(self, values, step=None):
+        self.rows.append(f"{step} {sorted(values)}")
+    def finish(self):
+        there = Path(OUT, "final", "model.safetensors").is_file()
+        Path(OUT, "tracked.txt").write_text("\\n".join([*self.rows, f"finished, model there: {there}"]))
+
+class Config(dict):
+    def update(self, values, allow_val_change):
+        super().update(values)
+
+config = Config()
+
+def init(project):
+    return Run()
+"""
+
+
+def test_a_tracker_ends_after_the_model_is_written_and_takes_no_process_with_it(sources, tmp_path):
+    """A stand-in for the tracker's library, which is large; accelerate's side of it and ours are real."""
+    out, packages = tmp_path / "two", tmp_path / "packages"
+    (packages / "trackio-0.0.dist-info").mkdir(parents=True)
+    (packages / "trackio-0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 0.0\n")
+    (packages / "trackio.py").write_text(f"OUT = {str(out)!r}\n{TRACKIO}")
+    config = CALM.model_copy(update={"steps": 2, "batch_size": 2, "ema": None})
+    launch(
+        out, config, sources, model=without_dropout(), processes=2, options=("--log-with", "trackio"), packages=packages
+    )
+    rows = (out / "tracked.txt").read_text().splitlines()
+    assert rows[0].startswith("1 [") and "train/loss" in rows[0] and len(rows) == 3
+    assert rows[-1] == "finished, model there: True"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from model import GlipForObjectDetection, GlipProcessor
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError, RunError
 from pipeline.stages import train
-from tests.fixtures.training import poison, write_sources
+from tests.fixtures.training import ROOT, poison, write_sources
 from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
 from tests.pipeline.stages.test_train_launched import without_dropout
 
@@ -130,6 +133,7 @@ def _saved(sources, tmp_path) -> Path:
         ({"batch_size": 3, "accumulate": 2}, {}, "batch_size 3 cannot be shared by 1 processes times accumulate 2"),
         ({}, {"tracker": "wandb"}, "--log-with wandb: not installed; `pip install wandb` adds it"),
         ({}, {"tracker": "mlflow"}, "want one of wandb, trackio"),
+        ({"precision": "fp16"}, {}, "precision fp16 on a CPU: want bf16 or float32, or --device cuda"),
     ],
 )
 def test_what_cannot_be_is_told(sources, tmp_path, settings, options, message):
@@ -148,3 +152,33 @@ def test_a_new_networks_paths_are_asked_for():
         build_model(ModelConfig(), None)
     with pytest.raises(InputError, match=r"model.backbone: nowhere.pth .*model.backbone=FILE"):
         build_model(ModelConfig(text_encoder="minilm", backbone="nowhere.pth"), None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_a_training_for_one_ends_in_one_line(sources, tmp_path):
+    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
+    arguments = [f"--source={name}={shards[0]}" for name, shards in sources.items()]
+    command = [sys.executable, "-m", "pipeline.train_main", "--config", str(tmp_path / "config.json"), *arguments]
+    command += ["--out", str(tmp_path / "o"), "--device", "cuda"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path / "o").exists()
+    assert done.stderr.splitlines()[-1].startswith(
+        "train: error: --device cuda: torch finds no GPU here; want --device cpu"
+    )
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    from pipeline.training.parallel import check_device
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_device("cuda", "fp16")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="process 3 of this machine has no GPU, torch finds 2 here"):
+        check_device("cuda", "bf16")
+
+
+def test_the_log_says_what_a_training_runs_on(sources, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "glip_self_train"):
+        run(sources, tmp_path / "o", changed(steps=1))
+    assert "training in 1 process, cpu, float32" in caplog.messages

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.training import checkpoints
-from pipeline.training.checkpoints import latest_checkpoint, prune, read_state, settle, write_checkpoint
+from pipeline.training.checkpoints import (
+    clear,
+    latest_checkpoint,
+    others,
+    prune,
+    read_state,
+    settle,
+    take_over,
+    write_checkpoint,
+)
 
 
 def write(folder: Path, text: str, mark: str = "mark", step: int = 1) -> None:
@@ -74,12 +83,27 @@ def test_a_half_written_folder_goes_and_a_whole_one_gets_its_name(tmp_path):
     assert latest_checkpoint(tmp_path, "mark") == (tmp_path / "step-00000002", 2)
 
 
-def test_pruning_keeps_the_newest_of_this_run_and_none_of_another(tmp_path):
-    for step, mark in ((1, "mark"), (2, "mark"), (3, "mark"), (900, "other settings")):
+def test_pruning_keeps_the_newest_of_this_run_and_all_of_another(tmp_path):
+    for step, mark in ((1, "mark"), (2, "mark"), (3, "mark"), (900, "other data")):
         write(tmp_path / f"step-{step:08d}", str(step), mark, step)
     prune(tmp_path, 2, "mark")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    assert latest_checkpoint(tmp_path, "other settings") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000900"]
+    assert latest_checkpoint(tmp_path, "mark") == (tmp_path / "step-00000003", 3)
+
+
+def test_one_run_at_a_time_has_the_names_and_the_others_step_aside(tmp_path):
+    write(tmp_path / "step-00000002", "first", "a" * 64, 2)
+    take_over(tmp_path, "b" * 64)
+    aside = f"aside-{'a' * 12}-step-00000002"
+    assert [p.name for p in tmp_path.iterdir()] == [aside]
+    write(tmp_path / "step-00000002", "second", "b" * 64, 2)
+    assert [(f.name, s.step) for f, s in others(tmp_path, "b" * 64)] == [(aside, 2)]
+    take_over(tmp_path, "a" * 64)
+    assert content(tmp_path / "step-00000002") == "first"
+    assert latest_checkpoint(tmp_path, "b" * 64) is None
+    assert latest_checkpoint(tmp_path, "b" * 64, aside=True) is not None
+    clear(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [1, 8 << 20])

@@ -1,0 +1,149 @@
+"""What a training does with what lies in its folder: it goes on, begins anew, or asks; and loses no checkpoint of another."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PromptConfig, TrainConfig
+from pipeline.errors import InputError, RunError
+from pipeline.stages import train
+from pipeline.training.checkpoints import read_state
+from pipeline.training.identity import HOW_IT_FITS, HOW_IT_RUNS
+from pipeline.training.report import read_report
+from tests.fixtures.training import poison, write_sources
+from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
+
+FREE_AT_FIRST = {"save_every": 1, "freeze_text_layers": 1, "steps": 6, "batch_size": 1, "seed": 1}
+"""Settings under which the first step draws no caption with the poisoned word."""
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, list[str]]:
+    return write_sources(tmp_path / "train")
+
+
+@pytest.fixture(autouse=True)
+def told(caplog):
+    caplog.set_level(logging.INFO, "glip_self_train")
+    return caplog
+
+
+def changed(**settings) -> TrainConfig:
+    return CONFIG.model_copy(update=settings)
+
+
+def names(out: Path) -> list[str]:
+    return sorted(p.name for p in out.iterdir() if "step-" in p.name)
+
+
+def stop(sources, out: Path, config: TrainConfig = CONFIG, after: int = 3) -> None:
+    with pytest.raises(Killed):
+        run(sources, out, config, progress=KillAt(after))
+
+
+def swapped(sources: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same sources with other pseudo-labels, as a new teacher would make them: a shard of the same name, once more in it."""
+    folder = Path(sources["pseudo"][0]).parents[1] / "other"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(sources["pseudo"][0], folder / "pseudo-000001.tar")
+    return {**sources, "pseudo": [*sources["pseudo"], str(folder / "pseudo-000001.tar")]}
+
+
+def test_settings_that_only_say_how_it_runs_may_change_on_the_way(sources, tmp_path, told):
+    run(sources, tmp_path / "whole")
+    others = {"save_every": 1, "keep_checkpoints": 3, "log_every": 2, "draw_every": 3, "max_skipped_steps": 7}
+    assert others.keys() | {"gradient_checkpointing"} == HOW_IT_RUNS
+    stop(sources, tmp_path / "out")
+    run(sources, tmp_path / "out", changed(**others))
+    assert "going on from step 2" in told.text
+    assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
+
+
+def test_after_a_loss_that_was_not_finite_the_run_goes_on_from_where_it_stopped(sources, tmp_path, teacher, told):
+    init, config = str(poison(teacher, tmp_path / "poisoned")), changed(**FREE_AT_FIRST)
+    with pytest.raises(RunError, match=r"step (\d+): non-finite loss") as error:
+        train.run(config, sources, tmp_path / "o", init=init)
+    step = int(str(error.value).split()[1].rstrip(":"))
+    saved = names(tmp_path / "o")
+    assert step > 0 and saved, "the poisoned word came first; the test wants a checkpoint before it"
+    report = train.run(config.model_copy(update={"max_skipped_steps": 6}), sources, tmp_path / "o", init=init)
+    assert f"going on from step {step}" in told.text and report.skipped_steps >= 1
+
+
+def test_other_settings_than_the_unfinished_training_has_are_refused_and_nothing_is_lost(sources, tmp_path):
+    stop(sources, tmp_path / "out")
+    before = names(tmp_path / "out")
+    with pytest.raises(InputError) as error:
+        run(sources, tmp_path / "out", changed(learning_rate=5e-4, prompt=PromptConfig(max_negatives=3)))
+    for part in (
+        f"{tmp_path / 'out'}: an unfinished training with other settings is here (step 2, step-00000002)",
+        "learning_rate 0.0005 (before: 0.001); prompt.max_negatives 3 (before: 2).",
+        "another --out",
+    ):
+        assert part in str(error.value)
+    assert names(tmp_path / "out") == before == ["step-00000002"]
+
+
+def test_another_network_or_beginning_is_a_setting_too(sources, tmp_path, teacher):
+    stop(sources, tmp_path / "out")
+    with pytest.raises(InputError, match=r"now: an initial model \(before: no initial model\)\. Want"):
+        train.run(CONFIG, sources, tmp_path / "out", init=str(teacher))
+
+
+def test_changed_data_begin_anew_and_the_old_checkpoints_wait_until_it_has_finished(sources, tmp_path, told):
+    new = swapped(sources)
+    run(new, tmp_path / "whole")
+    stop(sources, tmp_path / "out")
+    old = read_state(tmp_path / "out" / "step-00000002")
+    stop(new, tmp_path / "out")
+    assert "training anew: source pseudo changed since the unfinished training here (step 2)" in told.text
+    aside, mine = names(tmp_path / "out")
+    assert aside.startswith("aside-") and mine == "step-00000002" and read_state(tmp_path / "out" / aside) == old
+    told.clear()
+    run(new, tmp_path / "out")
+    assert "going on from step 2" in told.text
+    assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
+    assert names(tmp_path / "out") == []
+
+
+def test_the_first_data_again_go_on_with_what_stepped_aside(sources, tmp_path, told):
+    whole = run(sources, tmp_path / "whole")
+    stop(sources, tmp_path / "out")
+    stop(swapped(sources), tmp_path / "out")
+    told.clear()
+    assert run(sources, tmp_path / "out") == whole
+    assert "going on from step 2" in told.text
+
+
+def test_a_finished_training_is_done_again_when_data_or_settings_change_and_says_why(sources, tmp_path, told):
+    run(sources, tmp_path / "out")
+    told.clear()
+    run(swapped(sources), tmp_path / "out", changed(seed=1))
+    assert "training anew: seed 1 (before: 0); source pseudo" in told.text
+    told.clear()
+    run(swapped(sources), tmp_path / "out", changed(seed=1, log_every=3))
+    assert "already trained for 5 steps" in told.text
+
+
+def test_micro_batches_may_change_on_the_way_and_it_is_told(sources, tmp_path, told):
+    assert {"accumulate"} == HOW_IT_FITS
+    stop(sources, tmp_path / "out")
+    report = run(sources, tmp_path / "out", changed(accumulate=2))
+    assert (
+        "going on from step 2" in told.text
+        and "accumulate 2 (before: 1): the same samples in the same order" in told.text
+    )
+    told.clear()
+    run(sources, tmp_path / "out")
+    assert "training anew: accumulate 1 (before: 2)" in told.text  # done, and the result is another one
+    assert report.curve != read_report(tmp_path / "out").curve
+
+
+def test_a_report_that_cannot_be_read_is_no_end(sources, tmp_path, told):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text('{"steps": 1}')
+    assert run(sources, tmp_path / "out").steps == 5 and "not a training's report" in told.text
