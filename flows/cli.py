@@ -49,13 +49,20 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
-    with one_line_errors("self-train"):  # no logging of our own: Prefect's console names the stage in every line
-        config = settings(recipe, changes)
+    from flows.interrupts import interruptible
+
+    with (
+        one_line_errors("self-train"),
+        interruptible(f"the same command goes on where it was; done so far is in {out}"),
+    ):
+        config = settings(recipe, changes)  # no logging of our own: Prefect's console names the stage in every line
         began = time.monotonic()
         from flows.self_train import self_train
+        from flows.temporary_server import start_temporary_server
         from pipeline.run_layout import RunLayout
         from pipeline.summary import table_lines
 
+        start_temporary_server()
         summary: Any = self_train(out, config)
         layout = RunLayout(Path(out))
         click.echo("")

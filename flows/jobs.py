@@ -16,7 +16,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.runtime import task_run
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
-from flows.children import Job, run_child
+from flows.children import ENDING, Job, begin_anew, end_children, run_child
 from flows.gpus import taken
 from pipeline.errors import InputError, RunError
 from pipeline.stats import StageReport
@@ -30,8 +30,8 @@ class ShardsFailedError(RunError):
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: not if the input is wrong."""
-    return not isinstance(await state.aresult(raise_on_failure=False), InputError)
+    """Whether trying again can help: not if the input is wrong, nor if the run is being ended."""
+    return not ENDING.is_set() and not isinstance(await state.aresult(raise_on_failure=False), InputError)
 
 
 @task(
@@ -69,13 +69,20 @@ def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageRepor
     Raises:
         InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
     """
+    begin_anew()
     progress = StageProgress(title, jobs)
-    futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
-    while True:
-        waiting = wait(futures, timeout=POLL_SECONDS).not_done
-        progress.update([f not in waiting for f in futures])
-        if not waiting:
-            break
+    try:
+        futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
+        while True:
+            waiting = wait(futures, timeout=POLL_SECONDS).not_done
+            progress.update([f not in waiting for f in futures])
+            if not waiting:
+                break
+    except (
+        BaseException
+    ):  # Ctrl-C, or Prefect's SIGTERM: the task runner would wait for the jobs, and they for their children
+        end_children()
+        raise
     total = StageReport(stage=title)
     for future in futures:
         report = future.result()
