@@ -7,18 +7,22 @@ a setting of the run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
+from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.children import ENDING, Job, begin_anew, end_children, run_child
 from flows.gpus import taken
 from pipeline.errors import InputError, RunError
+from pipeline.io.commit import write_json
+from pipeline.progress import ProgressNote
 from pipeline.stats import StageReport
 
 POLL_SECONDS = 2.0
@@ -53,7 +57,7 @@ def run_job(job: Job) -> dict[str, Any] | None:
 
         report = run_kept(job)
     elif job.gpus:
-        with taken(job.gpus) as gpus:
+        with taken(job.gpus, partial(_tell_waiting, job)) as gpus:
             report = run_child(job, gpus)
     else:
         report = run_child(job)
@@ -61,6 +65,16 @@ def run_job(job: Job) -> dict[str, Any] | None:
     if failed and (task_run.run_count or 1) <= len(RETRY_DELAYS):
         raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
     return report
+
+
+def _tell_waiting(job: Job, words: str) -> None:
+    """On the run's page, once, and in the stage's progress."""
+    before = job.note()
+    if before is None or before.waiting != words:
+        get_run_logger().info("%s: %s", job.name, words)
+    job.logs.mkdir(parents=True, exist_ok=True)
+    note = ProgressNote(stage=job.stage, done=0, total=1, unit="jobs", waiting=words)
+    write_json(job.progress, note.model_dump())
 
 
 def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageReport:

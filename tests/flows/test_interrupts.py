@@ -54,11 +54,7 @@ def listens(port: int) -> bool:
 
 def test_a_signal_ends_the_children_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "run"
-    for sign, child in (
-        (signal.SIGTERM, "parse-phrases"),
-        (signal.SIGHUP, "train_main"),
-        (signal.SIGINT, "train_main"),
-    ):
+    for sign, child in ((signal.SIGTERM, "parse-phrases"), (signal.SIGINT, "train_main")):
         code, said, seconds = interrupted(out, tmp_path, sign, child)
         assert code == 128 + sign, said[-3000:]
         assert seconds < 20, f"{sign.name}: {seconds:.0f} s to end"
