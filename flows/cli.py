@@ -101,21 +101,23 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     import signal
     import threading
 
+    from flows.interrupts import SIGNALS, say
     from flows.local_server import LocalServer
     from pipeline.cli_base import setup_logging
 
     setup_logging(verbose=False)
     ended = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: ended.set())
+    for sign in SIGNALS:
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # nohup: the terminal may go
+            signal.signal(sign, lambda *_: ended.set())
     server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
     with one_line_errors("self-train"):
         try:
             click.echo(f"starting; logs in {logs}")
             server.start()
             click.echo(f"dashboard:   {server.url}")
-            click.echo(f"pages:       {server.pages}  (of the runs in {runs})")
-            click.echo(f"TensorBoard: {server.board}")
+            for name, address in server.extras().items():
+                click.echo(f"{name + ':':12} {address}")
             url = f"PREFECT_API_URL={server.url}/api"
             click.echo(f"start a run: {url} prefect deployment run self-train/local -p out={runs}/demo")
             click.echo("end:         Ctrl-C")
@@ -124,7 +126,7 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
             while not ended.wait(1):
                 server.keep()
         finally:
-            click.echo("ending")
+            say("ending")
             server.stop()
 
 

@@ -37,7 +37,7 @@ def interruptible(words: str) -> Iterator[None]:
     def told(number: int, _: FrameType | None) -> None:
         if not first:
             first.append(time.monotonic())
-            _say("self-train: ending; once more ends it at once")
+            say("self-train: ending; once more ends it at once")
             raise Interrupted(number)
         if time.monotonic() - first[0] > TWICE_SECONDS:
             _end_now(number)
@@ -52,7 +52,7 @@ def interruptible(words: str) -> Iterator[None]:
         number = _number(error)
         if number is None:
             raise
-        _say(f"self-train: interrupted; {words}")
+        say(f"self-train: interrupted; {words}")
         sys.exit(128 + number)
     finally:
         for sign, handler in before.items():
@@ -78,6 +78,7 @@ def _end_now(number: int) -> None:
     os._exit(128 + number)  # a temporary server notices that by itself
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
+    """A line to whoever is still there to read it."""
     with suppress(OSError):  # the terminal may be gone
         click.echo(words, err=True)

@@ -48,9 +48,9 @@ def children_of(run: Path, words: str = "") -> list[int]:
 class Up:
     """A running ``self-train up``; ``api`` and ``url`` are the server's."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str, port: int | None = None) -> None:
         self.home, self.runs, self.logs = home, home / "runs", home / "logs"
-        self.port = three_ports()
+        self.port = port or three_ports()
         self.url = f"http://127.0.0.1:{self.port}"
         self.api = f"{self.url}/api"
         self.env = environment(
@@ -59,6 +59,7 @@ class Up:
         self._log = open(home / "up.log", "wb")  # noqa: SIM115 - as long as the process
         command = [
             str(BIN / "self-train"), "up", "--port", str(self.port), "--runs", str(self.runs), "--logs", str(self.logs),
+            *options,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT)
 
