@@ -79,13 +79,19 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     show_default=True,
     help="Where the server listens; others can reach it if you name another.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65533),
+    default=4200,
+    show_default=True,
+    help="The dashboard's; the runs' pages and TensorBoard take the next two.",
+)
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
 @click.option(
     "--runs",
     default="runs",
     show_default=True,
-    help="Folder of runs; its pages and curves are shown on the next two ports.",
+    help="Folder of runs whose pages and curves are shown.",
 )
 @click.option("--logs", default=".prefect/logs", show_default=True, help="Folder for what server and worker say.")
 @click.option("--run", "start_run", is_flag=True, help="Also start a run of the demo, in RUNS/demo.")

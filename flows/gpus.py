@@ -42,6 +42,7 @@ def gpus_here() -> list[str]:
     open them.
 
     An id is the GPU's UUID where nvidia-smi tells it: a scheduler that gives each job some of the GPUs lets each count its own from 0.
+    Numbers in CUDA_VISIBLE_DEVICES are taken for nvidia-smi's.
     """
     uuids = _driver()
     visible = os.environ.get(VISIBLE)

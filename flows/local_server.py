@@ -206,6 +206,11 @@ class LocalServer:
             log.warning("the server died and is started again")
             self._server.start()
             self._wait()
+        elif not self._ours and not self._busy(self.port):
+            log.warning("the server that was there is gone, and one is started in its place")
+            self._ours = True
+            self._server.start()
+            self._wait()
         if self._worker.died():
             log.warning("the worker died and is started again")
             self._worker.start()

@@ -67,46 +67,47 @@ def test_two_runs_go_on_at_a_time_but_one_in_a_folder_and_cancelling_ends_one(tw
     assert two.state(first)[0] == two.state(second)[0] == "RUNNING"
     trainings = set(children_of(out, "train_main"))
     two.prefect("flow-run", "cancel", first)
+    wait_until(lambda: not any(map(alive, trainings)), 60, "the cancelled run's children to end", two.process)
+    # by the run itself, not with it when Prefect's patience has ended
     wait_until(
-        lambda: not any(map(alive, trainings)), 25, "the cancelled run's children to end", two.process
-    )  # before Prefect's SIGKILL
+        lambda: "train-teacher: ended, as the run was interrupted" in log.read_text(),
+        30,
+        "the run's words",
+        two.process,
+    )
     wait_until(lambda: two.state(first)[0] == "CANCELLED", 60, "the state", two.process)
     wait_until(lambda: set(children_of(out, "train_main")) - trainings, 120, "the second run in its place", two.process)
 
 
-def test_a_killed_up_leaves_nothing(two):
+def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(home, two):
     """With a run under way: the one that took the folder over."""
-    pids = {words: two.child(words) for words in KEPT}
-    assert all(pids.values()), pids
-    worker = pids["worker start"]
-    assert worker
-    work = [*children_of(two.runs / "a", "train_main"), *children_with_parent(worker)]  # and the run itself
-    assert len(work) >= 2
-    two.process.kill()
-    two.process.wait()
-    for words, pid in pids.items():
-        wait_until(lambda pid=pid: not alive(pid), 60, f"the end of {words}")
-    wait_until(lambda: not any(map(alive, work)), 60, "the end of the run")
-
-
-def test_an_extra_port_that_others_have_is_told_and_done_without(home, two):
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", two.port + 1))
-        other.listen()
-        up = Up(home, port=two.port)
-        try:
-            up.wait()
-            said = up.said()
-            assert f"port {up.port + 1} is in use, so there will be no pages" in said and "\npages:" not in said
-            pids = {words: up.child(words) for words in KEPT}
-            assert pids.pop("http.server") is None and all(pids.values()), pids
-            up.process.send_signal(signal.SIGHUP)
-            assert up.process.wait(60) == 0, up.said()
-        finally:
-            up.stop()
+    other = Up(home, port=two.port)
+    try:
+        other.wait()
+        for port, name in ((two.port + 1, "pages"), (two.port + 2, "tensorboard")):
+            assert f"port {port} is in use, so there will be no {name}" in other.said()
+            assert f"\n{name}:" not in other.said()
+        pids = {words: two.child(words) for words in KEPT}
+        assert all(pids.values()), pids
+        worker = pids["worker start"]
+        assert worker
+        work = [*children_of(two.runs / "a", "train_main"), *children_with_parent(worker)]  # and the run itself
+        assert len(work) >= 2
+        two.process.kill()
+        two.process.wait()
+        for words, pid in pids.items():
+            wait_until(lambda pid=pid: not alive(pid), 60, f"the end of {words}")
+        wait_until(lambda: not any(map(alive, work)), 60, "the end of the run")
+        wait_until(lambda: "the server that was there is gone" in other.said(), 30, "the words", other.process)
+        wait_until(lambda: "local" in other.prefect("work-pool", "ls", check=False), 120, "a server", other.process)
+        pids = {words: other.child(words) for words in KEPT}
+        assert pids["server start"] and pids["worker start"] and not pids["http.server"], pids
+        other.process.send_signal(signal.SIGHUP)  # as when the terminal is closed
+        assert other.process.wait(60) == 0, other.said()
+    finally:
+        other.stop()
     assert not any(alive(pid) for pid in pids.values() if pid)
-    assert "Traceback" not in up.said()
+    assert "Traceback" not in other.said()
 
 
 def test_a_board_that_dies_again_and_again_ends_nothing(home, two):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -56,7 +57,8 @@ class Up:
         self.env = environment(
             home / "prefect", PREFECT_API_URL=self.api, GLIP_SELF_TRAIN_NOTIFY="custom-webhook/on-call"
         )
-        self._log = open(home / "up.log", "wb")  # noqa: SIM115 - as long as the process
+        self._said = home / f"up-{secrets.token_hex(4)}.log"  # another may use the same folder
+        self._log = open(self._said, "wb")  # noqa: SIM115 - as long as the process
         command = [
             str(BIN / "self-train"), "up", "--port", str(self.port), "--runs", str(self.runs), "--logs", str(self.logs),
             *options,
@@ -68,7 +70,7 @@ class Up:
         wait_until(lambda: "start a run" in self.said(), 240, "self-train up", self.process)
 
     def said(self) -> str:
-        return (self.home / "up.log").read_text()
+        return self._said.read_text()
 
     def prefect(self, *arguments: str, check: bool = True) -> str:
         command = [str(BIN / "prefect"), "--no-prompt", *arguments]
