@@ -229,6 +229,9 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
             child.wait(timeout=max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         end_children_now(children)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=END_SECONDS)
     except BaseException:  # whoever waits was told to hurry
         end_children_now(children)
         raise
@@ -241,5 +244,5 @@ def end_children_now(children: Sequence[subprocess.Popen[bytes]] | None = None) 
 
 def _signal(children: Sequence[subprocess.Popen[bytes]], sign: signal.Signals) -> None:
     for child in children:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # it is gone, or was just going
             os.killpg(child.pid, sign)

@@ -32,14 +32,14 @@ def interruptible(words: str) -> Iterator[None]:
 
     The exit code is 128 and the signal's number, and ``words`` say how to go on. A signal that is ignored (nohup) stays so.
     """
-    first: list[float] = []
+    first: list[tuple[int, float]] = []
 
     def told(number: int, _: FrameType | None) -> None:
         if not first:
-            first.append(time.monotonic())
+            first.append((number, time.monotonic()))
             say("self-train: ending; once more ends it at once")
             raise Interrupted(number)
-        if time.monotonic() - first[0] > TWICE_SECONDS:
+        if time.monotonic() - first[0][1] > TWICE_SECONDS:
             _end_now(number)
 
     before: dict[signal.Signals, Any] = {}
@@ -50,6 +50,8 @@ def interruptible(words: str) -> Iterator[None]:
         yield
     except BaseException as error:
         number = _number(error)
+        if number is None and first and isinstance(error, Exception):
+            number = first[0][0]  # something that failed on the way out, such as a server that is gone
         if number is None:
             raise
         say(f"self-train: interrupted; {words}")

@@ -145,11 +145,8 @@ class LocalServer:
     def _leave_out(self, variable: str, name: str, port: int) -> None:
         """Do without an extra whose port another program has; runs are not told of it then."""
         if self._busy(port):
-            log.warning(
-                "port %d is in use, so there will be no %s: end what has it, or name another --port (three in a row are needed)",
-                port,
-                name,
-            )
+            advice = "end what has it, or name another --port (three in a row are needed)"
+            log.warning("port %d is in use, so there will be no %s: %s", port, name, advice)
             self._extras = [extra for extra in self._extras if extra.name != name]
             self.environment.pop(variable, None)
 
@@ -157,9 +154,8 @@ class LocalServer:
         """Whether somebody else listens there."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         with socket.socket(family) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as the servers do: the last one's leavings do not count
+            # as the servers do: what is left of a connection does not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((self.host, port))
             except OSError as error:
