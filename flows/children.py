@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,18 @@ from pipeline.lifeline import LIFELINE
 from pipeline.progress import PROGRESS_FILE, ProgressNote
 
 _TIMES = threading.Lock()
+_STARTS = threading.Lock()
+_LIVE: set[subprocess.Popen[bytes]] = set()
+ENDING = threading.Event()
+"""Set from the moment this process's children are being ended: none is started then, and nothing is tried again."""
+END_SECONDS = 10.0
+"""How long a child that was asked to end may take."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TAIL_LINES = 12
+
+
+class EndedError(RunError):
+    """A child was ended, or not started, because the run was interrupted."""
 
 
 class Job(BaseModel):
@@ -89,7 +100,6 @@ def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
 
     It sees the ``gpus`` with these ids and no others; without any, those that this process sees.
 
-
     Whatever ends this function early ends the child, and what the child started, too.
 
     Returns:
@@ -97,6 +107,7 @@ def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
 
     Raises:
         InputError: the child said that its input is wrong (exit code 2), with its last words.
+        EndedError: the children of this process are being ended (:func:`end_children`).
         RunError: it failed otherwise.
     """
     job.logs.mkdir(parents=True, exist_ok=True)
@@ -116,25 +127,30 @@ def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
         output.write(f"$ {' '.join(job.command)}\n".encode())
         output.flush()
         start = output.tell()
-        child = subprocess.Popen(
-            job.command,
-            stdin=subprocess.PIPE,  # held open: the child ends when it ends, as this process does
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+        with _STARTS:  # a child is started before its like are ended, and ended with them, or not at all
+            go_on_or_end(job.name)
+            child = subprocess.Popen(
+                job.command,
+                stdin=subprocess.PIPE,  # held open: the child ends when it ends, as this process does
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C at the terminal is this process's to pass on
+            )
+            _LIVE.add(child)
         try:
             code, peak_kib = _wait(child)
         except BaseException:
-            _end(child)
+            _end([child])
             raise
         finally:
+            _LIVE.discard(child)
             assert child.stdin is not None
             child.stdin.close()
     if code == 0:
         write_times(job, time.monotonic() - began, peak_kib / 1024)
         return json.loads(job.report.read_text()) if job.report.is_file() else None
+    go_on_or_end(job.name)
     said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     words = f"{job.name} ended with {code}; last lines of {log}:\n" + "\n".join(said[-TAIL_LINES:])
     raise InputError(words) if code == 2 else RunError(words)
@@ -185,14 +201,48 @@ def _high_water(pid: int) -> int:
     return 0
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child's whole process group: politely, then not."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
+def end_children() -> None:
+    """End every child of this process, what they started too, and start no more until :func:`begin_anew`."""
+    with _STARTS:
+        ENDING.set()
+        live = list(_LIVE)
+    _end(live)
+
+
+def begin_anew() -> None:
+    """Children may be started again: whoever had them ended is done with that."""
+    ENDING.clear()
+
+
+def go_on_or_end(name: str) -> None:
+    """Raises EndedError if the children of this process are being ended."""
+    if ENDING.is_set():
+        raise EndedError(f"{name}: ended, as the run was interrupted")
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the children's whole process groups: politely, all at once; then not."""
+    _signal(children, signal.SIGTERM)
+    deadline = time.monotonic() + END_SECONDS
+    try:
+        for child in children:
+            child.wait(timeout=max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        end_children_now(children)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=END_SECONDS)
+    except BaseException:  # whoever waits was told to hurry
+        end_children_now(children)
+        raise
+
+
+def end_children_now(children: Sequence[subprocess.Popen[bytes]] | None = None) -> None:
+    """SIGKILL to the process groups of children, by default of all."""
+    _signal(list(_LIVE) if children is None else children, signal.SIGKILL)
+
+
+def _signal(children: Sequence[subprocess.Popen[bytes]], sign: signal.Signals) -> None:
+    for child in children:
+        with suppress(ProcessLookupError, PermissionError):  # it is gone, or was just going
             os.killpg(child.pid, sign)
-            child.wait(timeout=10)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue

@@ -49,13 +49,20 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
-    with one_line_errors("self-train"):  # no logging of our own: Prefect's console names the stage in every line
-        config = settings(recipe, changes)
+    from flows.interrupts import interruptible
+
+    with (
+        one_line_errors("self-train"),
+        interruptible(f"the same command goes on where it was; done so far is in {out}"),
+    ):
+        config = settings(recipe, changes)  # no logging of our own: Prefect's console names the stage in every line
         began = time.monotonic()
         from flows.self_train import self_train
+        from flows.temporary_server import start_temporary_server
         from pipeline.run_layout import RunLayout
         from pipeline.summary import table_lines
 
+        start_temporary_server()
         summary: Any = self_train(out, config)
         layout = RunLayout(Path(out))
         click.echo("")
@@ -72,13 +79,19 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     show_default=True,
     help="Where the server listens; others can reach it if you name another.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65533),
+    default=4200,
+    show_default=True,
+    help="The dashboard's; the runs' pages and TensorBoard take the next two.",
+)
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
 @click.option(
     "--runs",
     default="runs",
     show_default=True,
-    help="Folder of runs; its pages and curves are shown on the next two ports.",
+    help="Folder of runs whose pages and curves are shown.",
 )
 @click.option("--logs", default=".prefect/logs", show_default=True, help="Folder for what server and worker say.")
 @click.option("--run", "start_run", is_flag=True, help="Also start a run of the demo, in RUNS/demo.")
@@ -94,21 +107,23 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     import signal
     import threading
 
+    from flows.interrupts import SIGNALS, say
     from flows.local_server import LocalServer
     from pipeline.cli_base import setup_logging
 
     setup_logging(verbose=False)
     ended = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: ended.set())
+    for sign in SIGNALS:
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # nohup: the terminal may go
+            signal.signal(sign, lambda *_: ended.set())
     server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
     with one_line_errors("self-train"):
         try:
             click.echo(f"starting; logs in {logs}")
             server.start()
             click.echo(f"dashboard:   {server.url}")
-            click.echo(f"pages:       {server.pages}  (of the runs in {runs})")
-            click.echo(f"TensorBoard: {server.board}")
+            for name, address in server.extras().items():
+                click.echo(f"{name + ':':12} {address}")
             url = f"PREFECT_API_URL={server.url}/api"
             click.echo(f"start a run: {url} prefect deployment run self-train/local -p out={runs}/demo")
             click.echo("end:         Ctrl-C")
@@ -117,7 +132,7 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
             while not ended.wait(1):
                 server.keep()
         finally:
-            click.echo("ending")
+            say("ending")
             server.stop()
 
 

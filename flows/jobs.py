@@ -7,18 +7,22 @@ a setting of the run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
+from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
-from flows.children import Job, run_child
+from flows.children import ENDING, Job, begin_anew, end_children, run_child
 from flows.gpus import taken
 from pipeline.errors import InputError, RunError
+from pipeline.io.commit import write_json
+from pipeline.progress import ProgressNote
 from pipeline.stats import StageReport
 
 POLL_SECONDS = 2.0
@@ -30,8 +34,8 @@ class ShardsFailedError(RunError):
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: not if the input is wrong."""
-    return not isinstance(await state.aresult(raise_on_failure=False), InputError)
+    """Whether trying again can help: not if the input is wrong, nor if the run is being ended."""
+    return not ENDING.is_set() and not isinstance(await state.aresult(raise_on_failure=False), InputError)
 
 
 @task(
@@ -53,7 +57,7 @@ def run_job(job: Job) -> dict[str, Any] | None:
 
         report = run_kept(job)
     elif job.gpus:
-        with taken(job.gpus) as gpus:
+        with taken(job.gpus, partial(_tell_waiting, job)) as gpus:
             report = run_child(job, gpus)
     else:
         report = run_child(job)
@@ -63,19 +67,36 @@ def run_job(job: Job) -> dict[str, Any] | None:
     return report
 
 
+def _tell_waiting(job: Job, words: str) -> None:
+    """On the run's page, once, and in the stage's progress."""
+    before = job.note()
+    if before is None or before.waiting != words:
+        get_run_logger().info("%s: %s", job.name, words)
+    job.logs.mkdir(parents=True, exist_ok=True)
+    note = ProgressNote(stage=job.stage, done=0, total=1, unit="jobs", waiting=words)
+    write_json(job.progress, note.model_dump())
+
+
 def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageReport:
     """Run a stage's jobs, as many at a time as the flow's task runner allows; shows progress and what was dropped.
 
     Raises:
         InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
     """
+    begin_anew()
     progress = StageProgress(title, jobs)
-    futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
-    while True:
-        waiting = wait(futures, timeout=POLL_SECONDS).not_done
-        progress.update([f not in waiting for f in futures])
-        if not waiting:
-            break
+    try:
+        futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
+        while True:
+            waiting = wait(futures, timeout=POLL_SECONDS).not_done
+            progress.update([f not in waiting for f in futures])
+            if not waiting:
+                break
+    except (
+        BaseException
+    ):  # Ctrl-C, or Prefect's SIGTERM: the task runner would wait for the jobs, and they for their children
+        end_children()
+        raise
     total = StageReport(stage=title)
     for future in futures:
         report = future.result()

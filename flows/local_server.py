@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError
 from pipeline.report.inside import BOARD, FILES
 
 log = logging.getLogger("glip_self_train")
@@ -27,10 +29,12 @@ PATIENCE = 120.0
 
 
 class _Kept:
-    """A child process that is started again when it dies, but not for ever in a row."""
+    """A Python module as a child process that is started again when it dies, but not for ever in a row. It ends with this process, however
+    that ends."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], logs: Path) -> None:
-        self.name, self._command, self._environment = name, list(command), environment
+    def __init__(self, name: str, module: Sequence[str], environment: dict[str, str], logs: Path) -> None:
+        self.name, self._environment = name, environment
+        self._command = [sys.executable, "-m", "pipeline.lifeline", *module]
         self._log = logs / f"{name}.log"
         self._starts: list[float] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,7 +48,7 @@ class _Kept:
         self._output = self._output or open(self._log, "ab")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             self._command, env=self._environment, cwd=ROOT, stdout=self._output, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+            stdin=subprocess.PIPE, start_new_session=True,  # of a session of its own: a terminal that closes is ours to pass on
         )  # fmt: skip
 
     def died(self) -> bool:
@@ -75,6 +79,7 @@ class LocalServer:
     """
 
     def __init__(self, host: str, port: int, limit: int, logs: Path, runs: Path) -> None:
+        self.host, self.port = host, port
         self.url, self.pages, self.board = (f"http://{host}:{port + i}" for i in range(3))
         for folder in (logs, runs):
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,31 +91,24 @@ class LocalServer:
             FILES: f"{self.pages} {runs.resolve()}",
             BOARD: self.board,
         }
-        prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-        self._prefect_command = prefect
-        self._server = _Kept(
-            "server", [*prefect, "server", "start", "--host", host, "--port", str(port)], self.environment, logs
-        )
+        prefect = ["prefect", "--no-prompt"]
+        self._prefect_command = [sys.executable, "-m", *prefect]
+        server = [*prefect, "server", "start", "--host", host, "--port", str(port)]
+        self._server = _Kept("server", server, self.environment, logs)
         worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", str(limit), "--name", "self-train"]
         self._worker = _Kept("worker", worker, self.environment, logs)
-        serve = [sys.executable, "-m", "http.server", str(port + 1), "--bind", host, "--directory", str(runs)]
-        board = [
-            sys.executable,
-            "-m",
-            "tensorboard.main",
-            "--logdir",
-            str(runs),
-            "--host",
-            host,
-            "--port",
-            str(port + 2),
-        ]
-        self._others = [
-            self._worker,
-            _Kept("pages", serve, self.environment, logs),
+        pages = ["http.server", str(port + 1), "--bind", host, "--directory", str(runs)]
+        board = ["tensorboard.main", "--logdir", str(runs), "--host", host, "--port", str(port + 2)]
+        self._extras = [
+            _Kept("pages", pages, self.environment, logs),
             _Kept("tensorboard", board, self.environment, logs),
         ]
         self._ours = False
+
+    def extras(self) -> dict[str, str]:
+        """Addresses of what runs beside the server, by name."""
+        addresses = {"pages": self.pages, "tensorboard": self.board}
+        return {extra.name: addresses[extra.name] for extra in self._extras}
 
     def healthy(self) -> bool:
         """Whether a server answers."""
@@ -122,20 +120,47 @@ class LocalServer:
             return False
 
     def start(self) -> None:
-        """Start a server if none answers there, deploy every flow, start a worker.
+        """Start a server if none answers there, deploy every flow, start a worker. Pages or TensorBoard whose port others have are left out.
 
         Raises:
+            InputError: the port is another program's.
             RunError: the server does not come up, or a deployment fails.
         """
+        self._leave_out(FILES, "pages", self.port + 1)
+        self._leave_out(BOARD, "tensorboard", self.port + 2)
         if not self.healthy():
+            if self._busy(self.port):
+                raise InputError(
+                    f"port {self.port} is in use, and no Prefect server answers there; name another with --port"
+                )
             self._ours = True
             self._server.start()
             self._wait()
         self._prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         self._prefect("deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
         self._mark_zombies()
-        for child in self._others:
+        for child in (self._worker, *self._extras):
             child.start()
+
+    def _leave_out(self, variable: str, name: str, port: int) -> None:
+        """Do without an extra whose port another program has; runs are not told of it then."""
+        if self._busy(port):
+            advice = "end what has it, or name another --port (three in a row are needed)"
+            log.warning("port %d is in use, so there will be no %s: %s", port, name, advice)
+            self._extras = [extra for extra in self._extras if extra.name != name]
+            self.environment.pop(variable, None)
+
+    def _busy(self, port: int) -> bool:
+        """Whether somebody else listens there."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            # as the servers do: what is left of a connection does not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, port))
+            except OSError as error:
+                return error.errno == errno.EADDRINUSE  # any other trouble is for the server to tell
+        return False
 
     def _wait(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -168,19 +193,34 @@ class LocalServer:
         return next((w for line in said.splitlines() for w in line.split() if w.startswith(self.url)), self.url)
 
     def keep(self) -> None:
-        """Start again what died. Call now and then."""
+        """Start again what died. Call now and then.
+
+        Raises:
+            RunError: server or worker die again and again. Without pages or TensorBoard runs go on.
+        """
         if self._ours and self._server.died():
             log.warning("the server died and is started again")
             self._server.start()
             self._wait()
-        for child in self._others:
-            if child.died():
-                log.warning("the %s died and is started again", child.name)
-                child.start()
+        elif not self._ours and not self._busy(self.port):
+            log.warning("the server that was there is gone, and one is started in its place")
+            self._ours = True
+            self._server.start()
+            self._wait()
+        if self._worker.died():
+            log.warning("the worker died and is started again")
+            self._worker.start()
+        for extra in [extra for extra in self._extras if extra.died()]:
+            try:
+                extra.start()
+                log.warning("the %s died and is started again", extra.name)
+            except RunError as error:
+                log.warning("%s; runs go on without", error)
+                self._extras.remove(extra)
 
     def stop(self) -> None:
-        """The worker first: it tells the server that it goes."""
-        for child in self._others:
+        """The worker first: it ends its runs and tells the server that it goes."""
+        for child in (self._worker, *self._extras):
             child.stop()
         if self._ours:
             self._server.stop()

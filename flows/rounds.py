@@ -6,9 +6,11 @@ from typing import Any
 
 from prefect import flow
 from prefect.flows import Flow
+from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows import stages
+from flows.alone import alone_in
 from flows.artifacts import show_round
 from flows.runners import task_runner
 from flows.stager import folder_of
@@ -41,16 +43,17 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
     The teacher of the round must be there: the first teacher, or the student of the round before.
     """
     layout = RunLayout(folder_of(out))
-    reports: dict[str, dict[str, Any]] = {}
-    for stage in (stages.pseudo_label, stages.filter_boxes, stages.build_shards):
-        report: StageReport = run_stage(stage, out, config, round_number)
-        reports[stage.name] = report.model_dump(mode="json")
-    run_stage(stages.train_student, out, config, round_number)
-    if config.data.evaluated():
-        models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
-        if not (layout.evaluation(layout.teacher_name(round_number)) / "metrics.json").is_file():
-            models.insert(0, layout.teacher_name(round_number))
-        run_stage(stages.evaluate, out, config, models)
-    result = decide(config, layout, round_number)
-    show_round(round_number, write_round(config, layout, result, reports))
-    return RoundRun(reports=reports, result=result)
+    with alone_in(layout.root, get_run_logger().warning):
+        reports: dict[str, dict[str, Any]] = {}
+        for stage in (stages.pseudo_label, stages.filter_boxes, stages.build_shards):
+            report: StageReport = run_stage(stage, out, config, round_number)
+            reports[stage.name] = report.model_dump(mode="json")
+        run_stage(stages.train_student, out, config, round_number)
+        if config.data.evaluated():
+            models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
+            if not (layout.evaluation(layout.teacher_name(round_number)) / "metrics.json").is_file():
+                models.insert(0, layout.teacher_name(round_number))
+            run_stage(stages.evaluate, out, config, models)
+        result = decide(config, layout, round_number)
+        show_round(round_number, write_round(config, layout, result, reports))
+        return RoundRun(reports=reports, result=result)

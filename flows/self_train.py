@@ -7,9 +7,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect import flow
+from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows import stages
+from flows.alone import alone_in
 from flows.artifacts import show_comparison
 from flows.notify import notify
 from flows.rounds import one_round, run_stage
@@ -30,7 +32,7 @@ from pipeline.summary import summarise
 def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: int | None = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 
-    Every stage skips what already lies in ``out``, so the same call after a crash goes on where it was.
+    Every stage skips what already lies in ``out``, so the same call after a crash goes on where it was. One run at a time works there.
 
     Args:
         out: folder of the run; everything it makes lies there.
@@ -46,30 +48,31 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
         config = config.model_copy(update={"rounds": rounds})
     check_inputs(config)
     layout = RunLayout(folder_of(out))
-    reports: dict[str, Any] = {}
-    if config.demo is not None:
-        run_stage(stages.make_demo_data, out, config)
-    for stage in (stages.ingest, stages.parse_phrases):
-        report: StageReport = run_stage(stage, out, config)
-        reports[stage.name] = report.model_dump(mode="json")
-    run_stage(stages.train_teacher, out, config)
-    if config.data.evaluated():
-        run_stage(stages.evaluate, out, config, ["teacher"])
-        check_promotion(config, layout)
-    results: list[RoundResult] = []
-    for number in range(1, config.rounds + 1):
-        done = one_round(out, config, number)
-        suffix = f"-{number}" if config.rounds > 1 else ""
-        reports |= {f"{name}{suffix}": report for name, report in done.reports.items()}
-        results.append(done.result)
-        if not done.result.go_on:
-            break
-    if config.demo is not None and config.demo.get("photos", True):
-        run_stage(stages.label_photos, out, config)
-    summary = summarise(config, layout, reports, results)
-    write_run_report(layout, summary)
-    show_comparison(comparison(summary), dashboard_markdown(summary, layout))
-    return ended(json.loads(json.dumps(summary)))
+    with alone_in(layout.root, get_run_logger().warning):
+        reports: dict[str, Any] = {}
+        if config.demo is not None:
+            run_stage(stages.make_demo_data, out, config)
+        for stage in (stages.ingest, stages.parse_phrases):
+            report: StageReport = run_stage(stage, out, config)
+            reports[stage.name] = report.model_dump(mode="json")
+        run_stage(stages.train_teacher, out, config)
+        if config.data.evaluated():
+            run_stage(stages.evaluate, out, config, ["teacher"])
+            check_promotion(config, layout)
+        results: list[RoundResult] = []
+        for number in range(1, config.rounds + 1):
+            done = one_round(out, config, number)
+            suffix = f"-{number}" if config.rounds > 1 else ""
+            reports |= {f"{name}{suffix}": report for name, report in done.reports.items()}
+            results.append(done.result)
+            if not done.result.go_on:
+                break
+        if config.demo is not None and config.demo.get("photos", True):
+            run_stage(stages.label_photos, out, config)
+        summary = summarise(config, layout, reports, results)
+        write_run_report(layout, summary)
+        show_comparison(comparison(summary), dashboard_markdown(summary, layout))
+        return ended(json.loads(json.dumps(summary)))
 
 
 def ended(summary: dict[str, Any]) -> Any:

@@ -57,7 +57,7 @@ class Silent:
 
 
 class ProgressNote(BaseModel):
-    """Where a command stands: ``done`` of ``total`` units, and ``rate`` of the finer unit a second."""
+    """Where a command stands: ``done`` of ``total`` units, and ``rate`` of the finer unit a second; or what it waits for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,6 +68,7 @@ class ProgressNote(BaseModel):
     rate: float = 0.0
     rate_unit: str = ""
     seconds: float = 0.0
+    waiting: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -76,6 +77,8 @@ class ProgressNote(BaseModel):
 
     def words(self) -> str:
         """For people: "3 of 40 shards, 12.5 images/s, 4 min left"."""
+        if self.waiting:
+            return self.waiting
         rate = f", {self.rate:,.1f} {self.rate_unit}/s" if self.rate_unit and self.rate else ""
         left = self.seconds_left
         time_left = "" if left is None or self.done >= self.total else f", {duration(left)} left"

@@ -111,6 +111,14 @@ class Claims:
             return False
         return now - since > STILL_SECONDS
 
+    def holder(self, name: str) -> str | None:
+        """Who has claimed it, for people: "process 123 on HOST". None if nobody has."""
+        try:
+            claim = json.loads(read_bytes(self._path(name)) or b"null")
+            return claim and f"process {claim['pid']} on {claim['host'].split()[0]}"
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return "somebody unknown"
+
     def release(self, name: str) -> None:
         """Give a shard up, done or not."""
         with self._lock:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from flows.children import Job, run_child
+from flows.children import EndedError, Job, begin_anew, end_children, run_child
 from pipeline.errors import InputError, RunError
 from pipeline.summary import stage_times
 from tests.flows.tiny import ROOT, wait_until
@@ -69,3 +72,45 @@ def test_a_child_ends_with_its_killed_starter(tmp_path):
             return True
 
     wait_until(gone, 20, "the orphan's end")
+
+
+def test_children_are_ended_together_and_none_is_started_until_anew(tmp_path):
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"
+    )
+    jobs = [
+        job(tmp_path, deaf, "deaf"),
+        job(tmp_path, "import time; print('here', flush=True); time.sleep(600)", "quiet"),
+    ]
+
+    def working() -> bool:
+        logs = [tmp_path / "logs" / f"{j.name}.log" for j in jobs]
+        return all(log.is_file() and "\nhere" in log.read_text() for log in logs)
+
+    with ThreadPoolExecutor(2) as threads:
+        ends = [threads.submit(run_child, j) for j in jobs]
+        try:
+            wait_until(working, 60, "the children's start")
+            began = time.monotonic()
+            end_children()
+            for end in ends:
+                with pytest.raises(EndedError, match="ended, as the run was interrupted"):
+                    end.result(20)
+            assert 9 < time.monotonic() - began < 20  # the deaf one had its ten seconds
+            with pytest.raises(EndedError):
+                run_child(job(tmp_path, "pass"))
+        finally:
+            begin_anew()
+    assert run_child(job(tmp_path, "pass")) is None
+
+
+def test_a_program_that_knows_no_lifeline_ends_with_its_starter():
+    command = [sys.executable, "-m", "pipeline.lifeline", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        assert "Serving HTTP on 127.0.0.1" in server.stdout.readline()
+        assert server.poll() is None
+        server.stdin.close()
+        assert server.wait(20) == -signal.SIGTERM

@@ -6,19 +6,36 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.children import VISIBLE, Job, launch_command
 from flows.gpus import gpus_here, limit_name, taken
+from flows.jobs import run_jobs
 from flows.stager import stager
 from pipeline.errors import InputError
+from pipeline.io.locks import LOCKS, host_lock
 from pipeline.recipes import load_recipe
-from tests.flows.tiny import ROOT
+from tests.flows.tiny import ROOT, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of locks of our own: others may test on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCKS, str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +50,24 @@ def test_ids_are_those_that_the_environment_names(monkeypatch):
     for none in ("", "-1"):
         monkeypatch.setenv(VISIBLE, none)
         assert gpus_here() == []
+
+
+def test_ids_are_uuids_where_the_driver_tells_them(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n[ $2 = --format=csv,noheader ] && printf '0, GPU-8f2a-one\\n1, GPU-90cc-two\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for visible, ids in (
+        ("1,0", ["GPU-90cc-two", "GPU-8f2a-one"]),
+        ("GPU-90,0,0", ["GPU-90cc-two", "GPU-8f2a-one"]),  # CUDA takes the beginning of a UUID
+        ("GPU-, 7, MIG-3", ["GPU-", "7", "MIG-3"]),  # which one it is cannot be told
+    ):
+        monkeypatch.setenv(VISIBLE, visible)
+        assert gpus_here() == ids
+    monkeypatch.delenv(VISIBLE)
+    assert gpus_here() == ["GPU-8f2a-one", "GPU-90cc-two"]
+    tool.write_text("#!/bin/sh\necho 'Failed to initialize NVML'; exit 9\n")
+    assert gpus_here() == []
 
 
 def test_a_job_holds_its_gpus_and_others_get_what_is_left(server, monkeypatch):
@@ -82,8 +117,6 @@ stage()
 
 
 def test_two_runs_of_three_jobs_each_never_share_a_gpu(server, tmp_path):
-    from prefect.settings import get_current_settings
-
     env = os.environ | {VISIBLE: "0,1", "PREFECT_API_URL": str(get_current_settings().api.url), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # fmt: skip
     runs = []
     for name in ("a", "b"):
@@ -104,9 +137,6 @@ def test_two_runs_of_three_jobs_each_never_share_a_gpu(server, tmp_path):
 
 
 def test_a_limit_that_somebody_raised_lets_jobs_share(server, monkeypatch):
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-
     monkeypatch.setenv(VISIBLE, "shared")
     with taken(1):
         pass
@@ -114,6 +144,79 @@ def test_a_limit_that_somebody_raised_lets_jobs_share(server, monkeypatch):
         client.update_global_concurrency_limit(limit_name("shared"), GlobalConcurrencyLimitUpdate(limit=2))
     with taken(1) as mine, taken(1) as theirs:
         assert mine == theirs == ["shared"]
+
+
+def test_a_job_whose_lease_is_lost_keeps_its_gpu(server, monkeypatch):
+    """As after an outage: the server has given the slot back, and nobody renews it."""
+    monkeypatch.setenv(VISIBLE, "lost")
+    name = limit_name("lost")
+    said: list[str] = []
+
+    def patience(words: str) -> None:
+        said.append(words)
+        if len(said) == 2:
+            raise TimeoutError("not free")
+
+    with get_client(sync_client=True) as client:
+        with taken(1):
+            client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
+            with pytest.raises(TimeoutError, match="not free"), taken(1, patience):
+                pass
+            assert client.read_global_concurrency_limit_by_name(name).active_slots == 0  # it was the machine's lock
+        with taken(1, patience) as mine:
+            assert mine == ["lost"]
+            assert client.read_global_concurrency_limit_by_name(name).active_slots == 1
+    assert said == ["waiting for 1 of the GPUs lost"] * 2
+
+
+def test_a_killed_flow_does_not_hold_the_machines_lock(server, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "killed")
+    code = "import time\nfrom flows.gpus import taken\nwith taken(1): print('has it', flush=True); time.sleep(600)"
+    env = os.environ | {"PREFECT_API_URL": str(get_current_settings().api.url)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as flow:
+        assert flow.stdout is not None and flow.stdout.readline() == "has it\n"
+        with host_lock(f"{limit_name('killed')}-0") as free:
+            assert not free
+        flow.kill()
+        flow.wait()
+    with host_lock(f"{limit_name('killed')}-0") as free:
+        assert free
+
+
+def test_a_job_that_waits_for_a_gpu_says_so_on_its_page(server, monkeypatch, tmp_path):
+    monkeypatch.setenv(VISIBLE, "busy")
+    job = Job(name="job-0", stage="s", command=(sys.executable, "-c", ""), logs=tmp_path, gpus=1)
+    words = "waiting for 1 of the GPUs busy"
+    asked, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with taken(1):
+            asked.set()
+            free.wait(120)
+
+    def shown() -> bool:
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(limit=50)
+        return any(a.key == "progress-waits" and a.description == f"job-0: {words}" for a in found)
+
+    @flow
+    def stage() -> None:
+        run_jobs("waits", [job])
+
+    def watch() -> None:
+        try:
+            wait_until(shown, 60, "the words in the progress")
+        finally:
+            free.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        holding = threads.submit(hold)
+        assert asked.wait(60)
+        watching = threads.submit(watch)
+        stage()
+        holding.result()
+        watching.result()
+    assert job.note() is None  # it ran, and said nothing of its own
 
 
 def jobs_of(tmp_path: Path, *changes: str) -> tuple[Job, Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -48,17 +49,19 @@ def children_of(run: Path, words: str = "") -> list[int]:
 class Up:
     """A running ``self-train up``; ``api`` and ``url`` are the server's."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str, port: int | None = None) -> None:
         self.home, self.runs, self.logs = home, home / "runs", home / "logs"
-        self.port = three_ports()
+        self.port = port or three_ports()
         self.url = f"http://127.0.0.1:{self.port}"
         self.api = f"{self.url}/api"
         self.env = environment(
             home / "prefect", PREFECT_API_URL=self.api, GLIP_SELF_TRAIN_NOTIFY="custom-webhook/on-call"
         )
-        self._log = open(home / "up.log", "wb")  # noqa: SIM115 - as long as the process
+        self._said = home / f"up-{secrets.token_hex(4)}.log"  # another may use the same folder
+        self._log = open(self._said, "wb")  # noqa: SIM115 - as long as the process
         command = [
             str(BIN / "self-train"), "up", "--port", str(self.port), "--runs", str(self.runs), "--logs", str(self.logs),
+            *options,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT)
 
@@ -67,7 +70,7 @@ class Up:
         wait_until(lambda: "start a run" in self.said(), 240, "self-train up", self.process)
 
     def said(self) -> str:
-        return (self.home / "up.log").read_text()
+        return self._said.read_text()
 
     def prefect(self, *arguments: str, check: bool = True) -> str:
         command = [str(BIN / "prefect"), "--no-prompt", *arguments]

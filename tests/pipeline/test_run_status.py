@@ -28,5 +28,8 @@ def test_what_is_done_and_what_is_going_on(tmp_path):
     assert (parsed.name, parsed.done) == ("parse-phrases", "1 of 3 shards")
     assert trained.done == "saved at step 200"
     assert trained.notes == ("train-teacher: 250 of 1,000 steps, 2.0 steps/s, 6 min left",)
+    note = ProgressNote(stage="train", done=0, total=1, unit="jobs", waiting="waiting for 1 of the GPUs 0")
+    (layout.logs / "train-teacher.progress.json").write_text(note.model_dump_json())
+    assert read_status(tmp_path)[1].notes == ("train-teacher: waiting for 1 of the GPUs 0",)
     (layout.teacher / "report.json").write_text(json.dumps({"steps": 1000}))
     assert [(s.done, s.notes) for s in read_status(tmp_path)][1] == ("1,000 steps, done", ())

@@ -1,0 +1,68 @@
+"""One run at a time in a folder: who is there is named, the dead are not waited for, and a round is a part of its run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from flows.alone import alone_in
+from pipeline.errors import InputError
+from tests.flows.tiny import ROOT
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flows.alone import alone_in
+with alone_in(Path(sys.argv[1]), print):
+    print("has it", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that works in the folder until it is told to end."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == "has it\n"
+        yield process
+        process.kill()
+
+
+def test_a_living_run_is_named_and_not_joined(holder, tmp_path):
+    said: list[str] = []
+    words = rf"run: another run works there \(process {holder.pid} on \S+\)"
+    with pytest.raises(InputError, match=words + "; wait for its end"), alone_in(tmp_path / "run", said.append, 1.5):
+        pass
+    assert len(said) == 1 and said[0].endswith("waiting up to 2 s for its end")
+    assert (tmp_path / "run" / ".run.claim").is_file()
+
+
+def test_a_run_that_ends_meanwhile_is_followed(holder, tmp_path):
+    def leave(_: str) -> None:
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+
+    with alone_in(tmp_path / "run", leave, 30):
+        pass
+    assert holder.wait(10) == 0
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_killed_run_is_not_waited_for(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    with alone_in(tmp_path / "run", pytest.fail, 0):
+        pass
+
+
+def test_a_round_is_a_part_of_its_run(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with alone_in(tmp_path / "run", pytest.fail, 0):
+        with alone_in(tmp_path / "link", pytest.fail, 0):
+            pass
+        assert (tmp_path / "run" / ".run.claim").is_file()  # still the run's
+    assert not (tmp_path / "run" / ".run.claim").exists()

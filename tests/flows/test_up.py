@@ -1,0 +1,142 @@
+"""``self-train up``: two runs at a time, and nothing left behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline.config import SelfTrainConfig
+from pipeline.recipes import load_recipe
+from tests.flows.tiny import CHANGES, wait_until
+from tests.flows.up import Up, children_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+KEPT = ("server start", "worker start", "http.server", "tensorboard")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("up")
+
+
+@pytest.fixture(scope="module")
+def two(home) -> Iterator[Up]:
+    """A worker that carries out two runs at a time."""
+    up = Up(home, "--limit", "2")
+    try:
+        up.wait()
+        yield up
+    finally:
+        up.stop()
+
+
+def endless() -> SelfTrainConfig:
+    return load_recipe("demo", [*CHANGES, "teacher.steps=1000000"])
+
+
+def alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def children_with_parent(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def test_two_runs_go_on_at_a_time_but_one_in_a_folder_and_cancelling_ends_one(two):
+    out = two.runs / "a"
+    first = two.start(out, endless())
+    wait_until(lambda: children_of(out, "train_main"), 420, "the first run's training", two.process)
+    second = two.start(out, endless())
+    log = two.logs / "worker.log"
+    wait_until(
+        lambda: "another run works there (process " in log.read_text(), 120, "the second run's words", two.process
+    )
+    assert two.state(first)[0] == two.state(second)[0] == "RUNNING"
+    trainings = set(children_of(out, "train_main"))
+    two.prefect("flow-run", "cancel", first)
+    wait_until(lambda: not any(map(alive, trainings)), 60, "the cancelled run's children to end", two.process)
+    # by the run itself, not with it when Prefect's patience has ended
+    wait_until(
+        lambda: "train-teacher: ended, as the run was interrupted" in log.read_text(),
+        30,
+        "the run's words",
+        two.process,
+    )
+    wait_until(lambda: two.state(first)[0] == "CANCELLED", 60, "the state", two.process)
+    wait_until(lambda: set(children_of(out, "train_main")) - trainings, 120, "the second run in its place", two.process)
+
+
+def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(home, two):
+    """With a run under way: the one that took the folder over."""
+    deployment = f"{two.api}/deployments/name/self-train/local"
+    found = httpx.get(deployment, timeout=60).json()["id"]
+    httpx.patch(f"{two.api}/deployments/{found}", json={"concurrency_limit": 1}, timeout=60).raise_for_status()
+    assert (
+        httpx.get(deployment, timeout=60).json()["global_concurrency_limit"]["limit"] == 1
+    )  # as earlier versions deployed it
+    other = Up(home, port=two.port)
+    try:
+        other.wait()
+        assert httpx.get(deployment, timeout=60).json()["global_concurrency_limit"] is None
+        for port, name in ((two.port + 1, "pages"), (two.port + 2, "tensorboard")):
+            assert f"port {port} is in use, so there will be no {name}" in other.said()
+            assert f"\n{name}:" not in other.said()
+        pids = {words: two.child(words) for words in KEPT}
+        assert all(pids.values()), pids
+        worker = pids["worker start"]
+        assert worker
+        work = [*children_of(two.runs / "a", "train_main"), *children_with_parent(worker)]  # and the run itself
+        assert len(work) >= 2
+        two.process.kill()
+        two.process.wait()
+        for words, pid in pids.items():
+            wait_until(lambda pid=pid: not alive(pid), 60, f"the end of {words}")
+        wait_until(lambda: not any(map(alive, work)), 60, "the end of the run")
+        wait_until(lambda: "the server that was there is gone" in other.said(), 30, "the words", other.process)
+        wait_until(lambda: "local" in other.prefect("work-pool", "ls", check=False), 120, "a server", other.process)
+        pids = {words: other.child(words) for words in KEPT}
+        assert pids["server start"] and pids["worker start"] and not pids["http.server"], pids
+        other.process.send_signal(signal.SIGHUP)  # as when the terminal is closed
+        assert other.process.wait(60) == 0, other.said()
+    finally:
+        other.stop()
+    assert not any(alive(pid) for pid in pids.values() if pid)
+    assert "Traceback" not in other.said()
+
+
+def test_a_board_that_dies_again_and_again_ends_nothing(home, two):
+    up = Up(home, port=two.port)
+    try:
+        up.wait()
+        for _ in range(2):
+            up.kill("tensorboard")
+        pid = up.child("tensorboard")
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "the tensorboard died three times within a minute" in up.said(), 60, "the words", up.process)
+        assert up.child("worker start") and up.process.poll() is None
+    finally:
+        up.stop()
+
+
+def test_a_port_that_something_else_has_is_named(home):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        up = Up(home, port=other.getsockname()[1])
+        assert up.process.wait(60) == 2
+        assert f"port {up.port} is in use, and no Prefect server answers there" in up.said()
