@@ -6,7 +6,7 @@ a setting of the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefect import task
@@ -19,7 +19,7 @@ from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.children import Job, run_child
 from flows.gpus import taken
 from pipeline.errors import InputError, RunError
-from pipeline.stats import StageReport
+from pipeline.stats import FailedShard, StageReport
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
@@ -63,8 +63,16 @@ def run_job(job: Job) -> dict[str, Any] | None:
     return report
 
 
-def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageReport:
+def run_jobs(
+    title: str,
+    jobs: Sequence[Job],
+    max_failed: int = 0,
+    *,
+    noted: Callable[[Sequence[FailedShard]], None] | None = None,
+) -> StageReport:
     """Run a stage's jobs, as many at a time as the flow's task runner allows; shows progress and what was dropped.
+
+    ``noted`` is told which shards failed, also if none did or they are too many.
 
     Raises:
         InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
@@ -77,13 +85,22 @@ def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageRepor
         if not waiting:
             break
     total = StageReport(stage=title)
+    errors: list[Exception] = []
     for future in futures:
-        report = future.result()
+        try:
+            report = future.result()
+        except Exception as error:
+            errors.append(error)
+            continue
         if report is not None:
             total.merge(StageReport.model_validate(report))
     show_tallies(title, total)
     if total.failed:
         show_failures(title, total)
+    if noted is not None:
+        noted(total.failed)
+    if errors:
+        raise errors[0]
     if len(total.failed) > max_failed:
         first = total.failed[0]
         raise RunError(
