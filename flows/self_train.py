@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import flow
 from prefect.states import Completed
@@ -99,12 +98,6 @@ def check_inputs(config: SelfTrainConfig) -> None:
         raise InputError(
             f"data.frequencies: {', '.join(others)} is no evaluation set; there are {list(data.evaluated())}"
         )
-    for address in (data.manifest, data.root, data.gold, *data.crawl):
-        if address and urlsplit(address).password:
-            raise InputError(
-                f"data: {urlsplit(address).hostname}: an address with a password would stand in parameters and logs for all to "
-                "read; give it by the environment instead (docs/labelling.md)"
-            )
     if config.demo is None:
         for name in ("manifest", "crawl"):
             if not getattr(data, name):
