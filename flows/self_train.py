@@ -10,7 +10,7 @@ from prefect.states import Completed
 
 from flows import stages
 from flows.artifacts import show_comparison
-from flows.notify import notify
+from flows.notify import TOLD
 from flows.rounds import one_round, run_stage
 from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
@@ -25,7 +25,7 @@ from pipeline.stats import StageReport
 from pipeline.summary import summarise
 
 
-@flow(name="self-train", flow_run_name="self-train", on_failure=[notify], on_crashed=[notify])
+@flow(name="self-train", flow_run_name="self-train", **TOLD)
 def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: int | None = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 

@@ -13,6 +13,7 @@ from prefect import flow
 from flows.artifacts import show_sweep
 from flows.children import Job
 from flows.jobs import run_job, run_jobs
+from flows.notify import TOLD
 from flows.stager import Stager, repeated, stager
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
@@ -49,7 +50,7 @@ def seeded(config: TrainConfig, seed: int) -> TrainConfig:
     return config.model_copy(update={"seed": seed})
 
 
-@flow(name="make-demo-data", flow_run_name="make-demo-data")
+@flow(name="make-demo-data", flow_run_name="make-demo-data", **TOLD)
 def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Draw the demo's scenes, or leave them if they are there."""
     s = stager(out, config)
@@ -60,7 +61,7 @@ def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("make-demo-data", [job])
 
 
-@flow(name="ingest", flow_run_name="ingest")
+@flow(name="ingest", flow_run_name="ingest", **TOLD)
 def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Human-labelled and evaluation sets into training shards."""
     s = stager(out, config)
@@ -76,7 +77,7 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     return run_jobs("ingest", [job], resources.max_failed)
 
 
-@flow(name="parse-phrases", flow_run_name="parse-phrases")
+@flow(name="parse-phrases", flow_run_name="parse-phrases", **TOLD)
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Noun phrases of the crawl's captions."""
     s = stager(out, config)
@@ -85,7 +86,7 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
     return over_crawl(s, "parse-phrases", 1, jobs)
 
 
-@flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}")
+@flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}", **TOLD)
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """The round's teacher boxes the phrases."""
     s = stager(out, config)
@@ -97,7 +98,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return over_crawl(s, "pseudo-label", round_number, jobs)
 
 
-@flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}")
+@flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}", **TOLD)
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Rules choose labels among the regions."""
     s = stager(out, config)
@@ -112,7 +113,7 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return report
 
 
-@flow(name="build-shards", flow_run_name="build-shards-round-{round_number}")
+@flow(name="build-shards", flow_run_name="build-shards-round-{round_number}", **TOLD)
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Labels and images into the round's training shards."""
     s = stager(out, config)
@@ -124,7 +125,7 @@ def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return over_crawl(s, "build-shards", round_number, jobs)
 
 
-@flow(name="train-teacher", flow_run_name="train-teacher")
+@flow(name="train-teacher", flow_run_name="train-teacher", **TOLD)
 def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The first teacher, on human labels."""
     s = stager(out, config)
@@ -135,7 +136,7 @@ def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("train-teacher", [job])
 
 
-@flow(name="train-student", flow_run_name="train-student-round-{round_number}")
+@flow(name="train-student", flow_run_name="train-student-round-{round_number}", **TOLD)
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
     s = stager(out, config)
@@ -160,7 +161,7 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
     run_jobs(f"train-student-round-{round_number}", jobs)
 
 
-@flow(name="evaluate", flow_run_name="evaluate")
+@flow(name="evaluate", flow_run_name="evaluate", **TOLD)
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
     """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
     s = stager(out, config)
@@ -178,7 +179,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
     run_jobs(f"evaluate-{models[-1]}", jobs)
 
 
-@flow(name="label-photos", flow_run_name="label-photos")
+@flow(name="label-photos", flow_run_name="label-photos", **TOLD)
 def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
     s = stager(out, config)
