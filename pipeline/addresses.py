@@ -33,7 +33,7 @@ def refuse_secrets(where: str, value: Any) -> None:
         raise InputError(
             f"{where}: want an address without anything before an @ and without ?name=value (a password, a token, a signed URL): it "
             "would stand in parameters, logs and files for all to read. Give the secret by the environment of the worker, or by a "
-            "block of Prefect's (docs/labelling.md, secrets)"
+            "block of Prefect's (docs/labelling.md, buckets and web servers)"
         )
     parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, part in parts:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.flows import Flow
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import stages
@@ -55,8 +58,8 @@ def recipe(crawl: Path, *changes: str) -> SelfTrainConfig:
     return load_recipe("demo", [*fixed, *changes])
 
 
-def go_through(out: Path, config: SelfTrainConfig) -> None:
-    for stage in CHAIN:
+def go_through(out: Path, config: SelfTrainConfig, chain: Sequence[Flow[..., Any]] = CHAIN) -> None:
+    for stage in chain:
         run_stage(stage, str(out), config, *([1] if stage is not stages.parse_phrases else []))
 
 
@@ -87,7 +90,7 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     (crawl / "3.tar").unlink()
     second = recipe(crawl, "parse_phrases.drop_determiners=false")
     labels = {p.name: p.read_bytes() for p in layout.labels(1).glob("1.*")}
-    go_through(out, second)
+    go_through(out, second, CHAIN[:2])
     aside = json.loads(layout.aside("parse-phrases").read_text())
     assert list(aside) == ["1"] and "not a tar archive" in aside["1"]["error"]
     stages.train_student(str(out), second, 1)
@@ -108,9 +111,8 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
 
     damaged.write_bytes(kept)
     (crawl / "1.tar").write_bytes(whole)
-    go_through(out, first)
+    go_through(out, first, [stages.parse_phrases, stages.filter_boxes])
     assert not layout.aside("parse-phrases").exists() and not layout.aside("filter-boxes-round-1").exists()
-    stages.train_student(str(out), first, 1)
     assert [Path(f).name for f in files_of(first, layout, "build-shards", 1)] == [f"pseudo-{i}.tar" for i in "012"]
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import example, given
@@ -74,3 +79,43 @@ def test_every_checker_draws_the_same_line(text):
         assert by_python
     elif re.match(r"[a-z0-9]+://[^/]*@", text):
         assert not by_python
+
+
+def test_a_web_servers_token_comes_by_the_environment(tmp_path):
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("Authorization") == "Bearer TOKEN"
+            self.send_response(200 if allowed else 401)
+            self.send_header("Content-Length", "5" if allowed else "0")
+            self.end_headers()
+            if allowed and self.command == "GET":
+                self.wfile.write(b"inner")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/sets.yaml"
+    code = f"from pipeline.io.files import read_bytes; print(read_bytes({url!r}))"
+    for variables, words in (
+        ({}, "Error"),
+        ({"FSSPEC_HTTPS": '{"headers": {"Authorization": "Bearer TOKEN"}}'}, "b'inner'"),
+    ):
+        env = (
+            {k: v for k, v in os.environ.items() if k != "FSSPEC_HTTPS"} | variables | {"GLIP_SELF_TRAIN_PATIENCE": "1"}
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert words in done.stdout + done.stderr
+    server.shutdown()
+
+
+def test_the_command_says_so_in_a_line(tmp_path):
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, "--set", "data.crawl=['https://TOKEN@host/0.tar']"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("self-train: error: data.crawl.0: want an address")
+    assert "TOKEN" not in done.stdout + done.stderr and not (tmp_path / "run").exists()
