@@ -86,7 +86,6 @@ class LocalServer:
         self.environment = os.environ | {
             "PREFECT_API_URL": f"{self._near}/api",
             "PREFECT_UI_URL": self.url,
-            "PREFECT_UI_API_URL": "/api",  # the browser asks where it got the page from, whatever name it knows that by
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             "PREFECT_CLIENT_MAX_RETRIES": "8",  # a server that is started again is waited for
             "NO_COLOR": "1",
