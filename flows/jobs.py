@@ -48,19 +48,39 @@ def run_job(job: Job) -> dict[str, Any] | None:
     Raises:
         ShardsFailedError: shards failed, and there is another try.
     """
+    last_try = (task_run.run_count or 1) > len(RETRY_DELAYS)
+    try:
+        report = _run(job)
+    except RunError:
+        if not job.one_by_one or not last_try:
+            raise
+        report = _run_one_by_one(job)
+    failed = (report or {}).get("failed", [])
+    if failed and not last_try:
+        raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
+    return report
+
+
+def _run(job: Job) -> dict[str, Any] | None:
     if job.kept:
         from flows.on_ray import run_kept  # ray is an extra
 
-        report = run_kept(job)
-    elif job.gpus:
+        return run_kept(job)
+    if job.gpus:
         with taken(job.gpus) as gpus:
-            report = run_child(job, gpus)
-    else:
-        report = run_child(job)
-    failed = (report or {}).get("failed", [])
-    if failed and (task_run.run_count or 1) <= len(RETRY_DELAYS):
-        raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
-    return report
+            return run_child(job, gpus)
+    return run_child(job)
+
+
+def _run_one_by_one(job: Job) -> dict[str, Any]:
+    """What a job whose process dies (out of memory, a crash in a library) leaves undone: the shard that it dies of fails, the others are made."""
+    total = StageReport(stage=job.stage)
+    for shard, alone in job.one_by_one.items():
+        try:
+            total.merge(StageReport.model_validate(_run(alone)))
+        except RunError as error:
+            total.failed.append(FailedShard(shard=shard, error=str(error).splitlines()[0].removesuffix(":")))
+    return total.model_dump(mode="json")
 
 
 def run_jobs(

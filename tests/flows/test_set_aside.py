@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
 from pipeline.set_aside import files_of
 from tests.fixtures.crawl import jpeg
+from tests.flows.tiny import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -114,6 +116,29 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     go_through(out, first, [stages.parse_phrases, stages.filter_boxes])
     assert not layout.aside("parse-phrases").exists() and not layout.aside("filter-boxes-round-1").exists()
     assert [Path(f).name for f in files_of(first, layout, "build-shards", 1)] == [f"pseudo-{i}.tar" for i in "012"]
+
+
+DIES = """
+import os, sys
+sys.addaudithook(lambda event, about: event == "open" and str(about[0]).endswith("/1.tar") and os.kill(os.getpid(), 9))
+"""
+
+
+def test_a_shard_at_which_processes_die_is_set_aside_alone(server, tmp_path, monkeypatch):
+    crawl, out = tmp_path / "crawl", tmp_path / "run"
+    for name in ("0", "1", "2", "3"):
+        write_shard(crawl, name)
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "sitecustomize.py").write_text(DIES)  # every Python that is started from here on
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "faults"), str(ROOT)]))
+    config = recipe(crawl)
+    report = run_stage(stages.parse_phrases, str(out), config)
+    assert [(f.shard, f.error.split(";")[0]) for f in report.failed] == [("1", "parse-phrases-000-1 ended with -9")]
+    phrases = files_of(config, RunLayout(out), "parse-phrases", 1)
+    assert [Path(f).name for f in phrases] == ["0.parquet", "2.parquet", "3.parquet"]
+    assert report.tallies["samples"].seen == 9
+    with pytest.raises(RunError, match=r"1 shards failed \(resources\.max_failed: 0\); first: 1: .* ended with -9"):
+        run_stage(stages.parse_phrases, str(out), recipe(crawl, "resources.max_failed=0"))
 
 
 def test_a_shard_that_ingest_cannot_write_is_within_the_limit(server, tmp_path):
