@@ -17,10 +17,10 @@ from flows.notify import TOLD
 from flows.stager import Stager, repeated, stager
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
-from pipeline.io.paths import expand_shards, stem
+from pipeline.io.paths import stem
 from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
-from pipeline.set_aside import come_through, crawl_shards, files_of, note_set_aside, stage_title
+from pipeline.set_aside import come_through, crawl_shards, files_of, note_set_aside, shards_of_set, stage_title
 from pipeline.stats import StageReport
 
 OUT, DEMO = "runs/demo", load_recipe("demo")
@@ -31,11 +31,11 @@ THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 
 def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
     """Source -> shards of the human-labelled sets of the mixture."""
-    return {name: expand_shards(str(layout.train / f"{name}-*.tar")) for name in config.data.sources}
+    return {name: shards_of_set(layout, name) for name in config.data.sources}
 
 
-def over_crawl(s: Stager, stage: str, round_number: int, jobs: Sequence[Job]) -> StageReport:
-    """Run a stage's jobs on the crawl's shards; those that fail are set aside for the stages after it, too."""
+def run_setting_aside(s: Stager, stage: str, round_number: int, jobs: Sequence[Job]) -> StageReport:
+    """Run a stage's jobs; the shards that fail are set aside for the stages after it, too."""
     noted = partial(note_set_aside, s.layout, stage, round_number)
     return run_jobs(stage_title(stage, round_number), jobs, s.config.resources.max_failed, noted=noted)
 
@@ -74,7 +74,7 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
         "ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train),
         "--workers", str(resources.parallel), "--max-failed", str(resources.max_failed),
     )  # fmt: skip
-    return run_jobs("ingest", [job], resources.max_failed)
+    return run_setting_aside(s, "ingest", 1, [job])
 
 
 @flow(name="parse-phrases", flow_run_name="parse-phrases", **TOLD)
@@ -83,7 +83,7 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
     s = stager(out, config)
     shards = crawl_shards(config, s.layout)
     jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases), kept=True)
-    return over_crawl(s, "parse-phrases", 1, jobs)
+    return run_setting_aside(s, "parse-phrases", 1, jobs)
 
 
 @flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}", **TOLD)
@@ -95,7 +95,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
         "--out", str(s.layout.regions(round_number)), kept=True, on_device=True,
     )  # fmt: skip
-    return over_crawl(s, "pseudo-label", round_number, jobs)
+    return run_setting_aside(s, "pseudo-label", round_number, jobs)
 
 
 @flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}", **TOLD)
@@ -106,7 +106,7 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     regions = {stem(f): f for f in files_of(config, s.layout, "pseudo-label", round_number)}
     labels = str(s.layout.labels(round_number))
     jobs = s.chunked(title, "filter-boxes", "--regions", list(regions.values()), "--out", labels)
-    report = over_crawl(s, "filter-boxes", round_number, jobs)
+    report = run_setting_aside(s, "filter-boxes", round_number, jobs)
     readable = [regions[stem(shard)] for shard in made(s, "filter-boxes", round_number)]
     sweep = run_job(s.job(f"{title}-sweep", "filter-boxes", *repeated("--regions", readable), "--sweep", THRESHOLDS))
     show_sweep(title, (sweep or {}).get("thresholds", []))
@@ -122,7 +122,7 @@ def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
         "--phrases", str(s.layout.phrases), "--labels", str(s.layout.labels(round_number)),
         "--out", str(s.layout.pseudo(round_number)),
     )  # fmt: skip
-    return over_crawl(s, "build-shards", round_number, jobs)
+    return run_setting_aside(s, "build-shards", round_number, jobs)
 
 
 @flow(name="train-teacher", flow_run_name="train-teacher", **TOLD)
@@ -167,7 +167,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
     s = stager(out, config)
     sets: list[str] = []
     for name in config.data.evaluated():
-        sets += [f"{name}={p}" for p in expand_shards(str(s.layout.train / f"{name}-*.tar"))]
+        sets += [f"{name}={p}" for p in shards_of_set(s.layout, name)]
     frequencies = [f"{name}={file}" for name, file in config.data.frequencies.items()]
     jobs = [
         s.job(

@@ -1,4 +1,4 @@
-"""Which shards of a run's crawl have come through its stages, and which were set aside.
+"""Which shards of a run have come through its stages, and which were set aside.
 
 A folder that is used again may hold what a shard gave before, under other settings or by another teacher. If the shard fails now,
 that old result stays where it is (nothing is lost by settings that do not work), but the run's later stages leave it alone: the
@@ -30,13 +30,14 @@ def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
 
 
 def stage_title(stage: str, round_: int) -> str:
-    """A stage's name in a run: phrases are the same for every round."""
-    return stage if stage == "parse-phrases" else f"{stage}-round-{round_}"
+    """A stage's name in a run: human labels and phrases are the same for every round."""
+    return stage if stage in ("ingest", "parse-phrases") else f"{stage}-round-{round_}"
 
 
 def stage_folder(layout: RunLayout, stage: str, round_: int) -> Path:
     """Where a stage leaves its outputs."""
     return {
+        "ingest": layout.train,
         "parse-phrases": layout.phrases,
         "pseudo-label": layout.regions(round_),
         "filter-boxes": layout.labels(round_),
@@ -54,6 +55,19 @@ def note_set_aside(layout: RunLayout, stage: str, round_: int, failed: Sequence[
         remove(path)
         return
     write_json(path, {f.shard: {"error": f.error, "before": _fingerprint(folder, f.shard)} for f in failed})
+
+
+def shards_of_set(layout: RunLayout, name: str) -> list[str]:
+    """The shards that ingest has made of a human-labelled set, without those set aside.
+
+    Raises:
+        InputError: not one.
+    """
+    out = _set_aside(layout, "ingest", 1)
+    shards = [s for s in expand_shards(str(layout.train / f"{name}-{'[0-9]' * 6}.tar")) if stem(s) not in out]
+    if not shards:
+        raise InputError(f"{layout.train}: every shard of {name} was set aside; see {layout.aside('ingest')}")
+    return shards
 
 
 def come_through(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int) -> dict[str, ShardReport]:

@@ -16,12 +16,12 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import stages
 from flows.jobs import run_job
 from flows.rounds import run_stage
-from pipeline.config import SelfTrainConfig
+from pipeline.config import IngestConfig, SelfTrainConfig
 from pipeline.errors import RunError
 from pipeline.io.tars import write_tar
 from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
-from pipeline.set_aside import files_of
+from pipeline.set_aside import files_of, shards_of_set
 from tests.fixtures.crawl import jpeg
 from tests.flows.tiny import ROOT
 
@@ -169,3 +169,14 @@ def test_a_shard_that_ingest_cannot_write_is_within_the_limit(server, tmp_path):
     report = stages.ingest(str(out), config(1))
     assert [f.shard for f in report.failed] == ["cars-000001"] and report.skipped + report.done == 2
     assert "--workers 2 --max-failed 1" in (out / "logs" / "ingest.log").read_text()
+    layout = RunLayout(out)
+    (out / "train" / "cars-000001.tar").rmdir()
+    stages.ingest(str(out), config(0))
+    assert len(shards_of_set(layout, "cars")) == 3 and not layout.aside("ingest").exists()
+    # in other shards than before, one of which cannot be written over: what it held before is not trained on
+    (out / "train" / "cars-000001.tar").unlink()
+    (out / "train" / "cars-000001.tar").mkdir()
+    stages.ingest(str(out), config(1).model_copy(update={"ingest": IngestConfig(samples_per_shard=3)}))
+    names = [Path(s).name for s in shards_of_set(layout, "cars")]
+    assert "cars-000000.tar" in names and "cars-000001.tar" not in names
+    assert list(json.loads(layout.aside("ingest").read_text())) == ["cars-000001"]
