@@ -50,6 +50,7 @@ class Job(BaseModel):
     threads: int | None = Field(None, description="CPU threads; default: all cores")
     kept: bool = Field(False, description="run in a process that keeps what it loads; see flows/on_ray.py")
     gpus: int = Field(0, ge=0, description="of this machine that it needs for itself; see flows/gpus.py")
+    one_by_one: dict[str, Job] = Field({}, description="a job for each of its shards alone, by the shard's name")
 
     @property
     def report(self) -> Path:

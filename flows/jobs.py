@@ -6,7 +6,7 @@ a setting of the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from flows.gpus import taken
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import write_json
 from pipeline.progress import ProgressNote
-from pipeline.stats import StageReport
+from pipeline.stats import FailedShard, StageReport
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
@@ -52,19 +52,28 @@ def run_job(job: Job) -> dict[str, Any] | None:
     Raises:
         ShardsFailedError: shards failed, and there is another try.
     """
+    last_try = (task_run.run_count or 1) > len(RETRY_DELAYS)
+    try:
+        report = _run(job)
+    except RunError:
+        if not job.one_by_one or not last_try or ENDING.is_set():
+            raise
+        report = _run_one_by_one(job)
+    failed = (report or {}).get("failed", [])
+    if failed and not last_try:
+        raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
+    return report
+
+
+def _run(job: Job) -> dict[str, Any] | None:
     if job.kept:
         from flows.on_ray import run_kept  # ray is an extra
 
-        report = run_kept(job)
-    elif job.gpus:
+        return run_kept(job)
+    if job.gpus:
         with taken(job.gpus, partial(_tell_waiting, job)) as gpus:
-            report = run_child(job, gpus)
-    else:
-        report = run_child(job)
-    failed = (report or {}).get("failed", [])
-    if failed and (task_run.run_count or 1) <= len(RETRY_DELAYS):
-        raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
-    return report
+            return run_child(job, gpus)
+    return run_child(job)
 
 
 def _tell_waiting(job: Job, words: str) -> None:
@@ -77,8 +86,27 @@ def _tell_waiting(job: Job, words: str) -> None:
     write_json(job.progress, note.model_dump())
 
 
-def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageReport:
+def _run_one_by_one(job: Job) -> dict[str, Any]:
+    """What a job whose process dies (out of memory, a crash in a library) leaves undone: the shard that it dies of fails, the others are made."""
+    total = StageReport(stage=job.stage)
+    for shard, alone in job.one_by_one.items():
+        try:
+            total.merge(StageReport.model_validate(_run(alone)))
+        except RunError as error:
+            total.failed.append(FailedShard(shard=shard, error=str(error).splitlines()[0].removesuffix(":")))
+    return total.model_dump(mode="json")
+
+
+def run_jobs(
+    title: str,
+    jobs: Sequence[Job],
+    max_failed: int = 0,
+    *,
+    noted: Callable[[Sequence[FailedShard]], None] | None = None,
+) -> StageReport:
     """Run a stage's jobs, as many at a time as the flow's task runner allows; shows progress and what was dropped.
+
+    ``noted`` is told which shards failed, also if none did or they are too many.
 
     Raises:
         InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
@@ -98,13 +126,22 @@ def run_jobs(title: str, jobs: Sequence[Job], max_failed: int = 0) -> StageRepor
         end_children()
         raise
     total = StageReport(stage=title)
+    errors: list[Exception] = []
     for future in futures:
-        report = future.result()
+        try:
+            report = future.result()
+        except Exception as error:
+            errors.append(error)
+            continue
         if report is not None:
             total.merge(StageReport.model_validate(report))
     show_tallies(title, total)
     if total.failed:
         show_failures(title, total)
+    if noted is not None:
+        noted(total.failed)
+    if errors:
+        raise errors[0]
     if len(total.failed) > max_failed:
         first = total.failed[0]
         raise RunError(

@@ -26,6 +26,8 @@ POOL = "local"
 HEARTBEAT_SECONDS = 60
 """A run tells so often that it lives; one that is silent for three times that is marked as crashed (zombies)."""
 PATIENCE = 120.0
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""Hosts that mean all addresses of this machine, and the one by which it finds itself; others are told its name."""
 
 
 class _Kept:
@@ -80,11 +82,14 @@ class LocalServer:
 
     def __init__(self, host: str, port: int, limit: int, logs: Path, runs: Path) -> None:
         self.host, self.port = host, port
-        self.url, self.pages, self.board = (f"http://{host}:{port + i}" for i in range(3))
+        shown = socket.gethostname() if host in ANYWHERE else host
+        self.url, self.pages, self.board = (f"http://{shown}:{port + i}" for i in range(3))
+        self._near = f"http://{ANYWHERE.get(host, host)}:{port}"
         for folder in (logs, runs):
             folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
-            "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_API_URL": f"{self._near}/api",
+            "PREFECT_UI_URL": self.url,
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             "PREFECT_CLIENT_MAX_RETRIES": "8",  # a server that is started again is waited for
             "NO_COLOR": "1",
@@ -115,7 +120,7 @@ class LocalServer:
         import httpx
 
         try:
-            return httpx.get(f"{self.url}/api/health", timeout=2, trust_env=False).status_code == 200
+            return httpx.get(f"{self._near}/api/health", timeout=2, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 

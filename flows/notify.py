@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 log = logging.getLogger("glip_self_train")
 
@@ -14,9 +14,12 @@ block keeps; nothing of it gets into parameters, logs or artifacts."""
 
 
 def notify(flow: Any, flow_run: Any, state: Any) -> None:
-    """A hook of the flow. What goes wrong here is logged and ends nothing."""
+    """A hook of a flow. What goes wrong here is logged and ends nothing.
+
+    A flow within another says nothing: if its failure matters, the outer one fails too, and is told of once.
+    """
     slug = os.environ.get(NOTIFY)
-    if not slug:
+    if not slug or flow_run.parent_task_run_id is not None:
         return
     from prefect.blocks.core import Block
 
@@ -26,3 +29,14 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
         block.notify(body=words, subject=f"{flow.name}: {state.name}")
     except Exception as error:
         log.warning("no notification through %s: %s", slug, type(error).__name__)  # its text may hold the address
+
+
+class Told(TypedDict):
+    """What a flow needs to be told of."""
+
+    on_failure: list[Any]
+    on_crashed: list[Any]
+
+
+TOLD: Told = {"on_failure": [notify], "on_crashed": [notify]}
+"""Of every flow that is deployed: ``@flow(name=..., **TOLD)``."""

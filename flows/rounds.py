@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from flows import stages
 from flows.alone import alone_in
 from flows.artifacts import show_round
+from flows.notify import TOLD
 from flows.runners import task_runner
 from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
@@ -36,7 +37,7 @@ def run_stage(stage: Flow[..., Any], out: str, config: SelfTrainConfig, *argumen
     return stage.with_options(task_runner=runner)(out, config, *arguments)
 
 
-@flow(name="round", flow_run_name="round-{round_number}")
+@flow(name="round", flow_run_name="round-{round_number}", **TOLD)
 def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, round_number: int = 1) -> RoundRun:
     """A teacher labels the crawl, a student and its control learn, and gates decide whether the student teaches next.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import flow
 from prefect.logging import get_run_logger
@@ -13,7 +12,7 @@ from prefect.states import Completed
 from flows import stages
 from flows.alone import alone_in
 from flows.artifacts import show_comparison
-from flows.notify import notify
+from flows.notify import TOLD
 from flows.rounds import one_round, run_stage
 from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
@@ -28,7 +27,7 @@ from pipeline.stats import StageReport
 from pipeline.summary import summarise
 
 
-@flow(name="self-train", flow_run_name="self-train", on_failure=[notify], on_crashed=[notify])
+@flow(name="self-train", flow_run_name="self-train", **TOLD)
 def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: int | None = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 
@@ -102,12 +101,6 @@ def check_inputs(config: SelfTrainConfig) -> None:
         raise InputError(
             f"data.frequencies: {', '.join(others)} is no evaluation set; there are {list(data.evaluated())}"
         )
-    for address in (data.manifest, data.root, data.gold, *data.crawl):
-        if address and urlsplit(address).password:
-            raise InputError(
-                f"data: {urlsplit(address).hostname}: an address with a password would stand in parameters and logs for all to "
-                "read; give it by the environment instead (docs/labelling.md)"
-            )
     if config.demo is None:
         for name in ("manifest", "crawl"):
             if not getattr(data, name):

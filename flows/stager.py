@@ -14,6 +14,7 @@ from flows.children import Job, launch_command, pipeline_command
 from flows.gpus import gpus_here
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.io.commit import write_atomic, write_json
+from pipeline.io.paths import stem
 from pipeline.run_layout import RunLayout
 
 DATA_WORKERS = 8
@@ -143,14 +144,20 @@ class Stager:
         """One job a chunk of shards; ``kept`` on a cluster, if there is one, in processes that keep what they load."""
         resources = self.config.resources
         parts = chunks(shards, resources.chunk_shards, resources.parallel)
-        jobs = [
-            self.job(
-                f"{name}-{i:03d}", stage, *repeated(option, part), *arguments,
+
+        def job(name: str, part: Sequence[str]) -> Job:
+            made = self.job(
+                name, stage, *repeated(option, part), *arguments,
                 "--max-failed", str(len(part)), together=len(parts), on_device=on_device,  # the run decides how many are too many
-            )
-            for i, part in enumerate(parts)
-        ]  # fmt: skip
-        return [job.model_copy(update={"kept": kept and resources.cluster is not None}) for job in jobs]
+            )  # fmt: skip
+            return made.model_copy(update={"kept": kept and resources.cluster is not None})
+
+        jobs = []
+        for i, part in enumerate(parts):
+            title = f"{name}-{i:03d}"
+            alone = {stem(shard): job(f"{title}-{stem(shard)}", [shard]) for shard in part}
+            jobs.append(job(title, part).model_copy(update={"one_by_one": alone}))
+        return jobs
 
 
 def folder_of(out: str) -> Path:

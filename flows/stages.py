@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -12,13 +13,14 @@ from prefect import flow
 from flows.artifacts import show_sweep
 from flows.children import Job
 from flows.jobs import run_job, run_jobs
-from flows.stager import repeated, stager
+from flows.notify import TOLD
+from flows.stager import Stager, repeated, stager
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
-from pipeline.errors import InputError
-from pipeline.io.paths import expand_shards, stem
+from pipeline.io.paths import stem
 from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
+from pipeline.set_aside import come_through, crawl_shards, files_of, note_set_aside, shards_of_set, stage_title
 from pipeline.stats import StageReport
 
 OUT, DEMO = "runs/demo", load_recipe("demo")
@@ -29,24 +31,18 @@ THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
 
 def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
     """Source -> shards of the human-labelled sets of the mixture."""
-    return {name: expand_shards(str(layout.train / f"{name}-*.tar")) for name in config.data.sources}
+    return {name: shards_of_set(layout, name) for name in config.data.sources}
 
 
-def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
-    """The crawl's shards: the recipe's, or the demo's own."""
-    return expand_shards(config.data.crawl or (str(layout.data / "crawl"),))
+def run_setting_aside(s: Stager, stage: str, round_number: int, jobs: Sequence[Job]) -> StageReport:
+    """Run a stage's jobs; the shards that fail are set aside for the stages after it, too."""
+    noted = partial(note_set_aside, s.layout, stage, round_number)
+    return run_jobs(stage_title(stage, round_number), jobs, s.config.resources.max_failed, noted=noted)
 
 
-def made(shards: Sequence[str], folder: Path) -> list[str]:
-    """The shards that the stage before has made its table of; the others were set aside there.
-
-    Raises:
-        InputError: not one of them.
-    """
-    there = [s for s in shards if (folder / f"{stem(s)}.parquet").is_file()]
-    if not there:
-        raise InputError(f"{folder}: none of the {len(shards)} shards has its table here; run the stage before first")
-    return there
+def made(s: Stager, stage: str, round_number: int) -> list[str]:
+    """The crawl's shards that have come through the stage."""
+    return list(come_through(s.config, s.layout, stage, round_number))
 
 
 def seeded(config: TrainConfig, seed: int) -> TrainConfig:
@@ -54,7 +50,7 @@ def seeded(config: TrainConfig, seed: int) -> TrainConfig:
     return config.model_copy(update={"seed": seed})
 
 
-@flow(name="make-demo-data", flow_run_name="make-demo-data")
+@flow(name="make-demo-data", flow_run_name="make-demo-data", **TOLD)
 def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Draw the demo's scenes, or leave them if they are there."""
     s = stager(out, config)
@@ -65,7 +61,7 @@ def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("make-demo-data", [job])
 
 
-@flow(name="ingest", flow_run_name="ingest")
+@flow(name="ingest", flow_run_name="ingest", **TOLD)
 def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Human-labelled and evaluation sets into training shards."""
     s = stager(out, config)
@@ -73,57 +69,63 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     if config.demo is None:
         manifest = str(config.data.manifest)
         root = config.data.root or str(Path(manifest).parent)
-    return run_jobs("ingest", [s.job("ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train))])
+    resources = config.resources
+    job = s.job(
+        "ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train),
+        "--workers", str(resources.parallel), "--max-failed", str(resources.max_failed),
+    )  # fmt: skip
+    return run_setting_aside(s, "ingest", 1, [job])
 
 
-@flow(name="parse-phrases", flow_run_name="parse-phrases")
+@flow(name="parse-phrases", flow_run_name="parse-phrases", **TOLD)
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Noun phrases of the crawl's captions."""
     s = stager(out, config)
     shards = crawl_shards(config, s.layout)
     jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases), kept=True)
-    return run_jobs("parse-phrases", jobs, config.resources.max_failed)
+    return run_setting_aside(s, "parse-phrases", 1, jobs)
 
 
-@flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}")
+@flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}", **TOLD)
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """The round's teacher boxes the phrases."""
     s = stager(out, config)
-    title = f"pseudo-label-round-{round_number}"
     jobs = s.chunked(
-        title, "pseudo-label", "--shards", made(crawl_shards(config, s.layout), s.layout.phrases),
+        f"pseudo-label-round-{round_number}", "pseudo-label", "--shards", made(s, "parse-phrases", round_number),
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
         "--out", str(s.layout.regions(round_number)), kept=True, on_device=True,
     )  # fmt: skip
-    return run_jobs(title, jobs, config.resources.max_failed)
+    return run_setting_aside(s, "pseudo-label", round_number, jobs)
 
 
-@flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}")
+@flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}", **TOLD)
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Rules choose labels among the regions."""
     s = stager(out, config)
     title = f"filter-boxes-round-{round_number}"
-    regions, labels = s.layout.regions(round_number), s.layout.labels(round_number)
-    report = run_jobs(title, [s.job(title, "filter-boxes", "--regions", str(regions), "--out", str(labels))])
-    sweep = run_job(s.job(f"{title}-sweep", "filter-boxes", "--regions", str(regions), "--sweep", THRESHOLDS))
+    regions = {stem(f): f for f in files_of(config, s.layout, "pseudo-label", round_number)}
+    labels = str(s.layout.labels(round_number))
+    jobs = s.chunked(title, "filter-boxes", "--regions", list(regions.values()), "--out", labels)
+    report = run_setting_aside(s, "filter-boxes", round_number, jobs)
+    readable = [regions[stem(shard)] for shard in made(s, "filter-boxes", round_number)]
+    sweep = run_job(s.job(f"{title}-sweep", "filter-boxes", *repeated("--regions", readable), "--sweep", THRESHOLDS))
     show_sweep(title, (sweep or {}).get("thresholds", []))
     return report
 
 
-@flow(name="build-shards", flow_run_name="build-shards-round-{round_number}")
+@flow(name="build-shards", flow_run_name="build-shards-round-{round_number}", **TOLD)
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Labels and images into the round's training shards."""
     s = stager(out, config)
-    title = f"build-shards-round-{round_number}"
-    labels = s.layout.labels(round_number)
     jobs = s.chunked(
-        title, "build-shards", "--shards", made(crawl_shards(config, s.layout), labels), "--phrases", str(s.layout.phrases),
-        "--labels", str(labels), "--out", str(s.layout.pseudo(round_number)),
+        f"build-shards-round-{round_number}", "build-shards", "--shards", made(s, "filter-boxes", round_number),
+        "--phrases", str(s.layout.phrases), "--labels", str(s.layout.labels(round_number)),
+        "--out", str(s.layout.pseudo(round_number)),
     )  # fmt: skip
-    return run_jobs(title, jobs, config.resources.max_failed)
+    return run_setting_aside(s, "build-shards", round_number, jobs)
 
 
-@flow(name="train-teacher", flow_run_name="train-teacher")
+@flow(name="train-teacher", flow_run_name="train-teacher", **TOLD)
 def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The first teacher, on human labels."""
     s = stager(out, config)
@@ -134,12 +136,12 @@ def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("train-teacher", [job])
 
 
-@flow(name="train-student", flow_run_name="train-student-round-{round_number}")
+@flow(name="train-student", flow_run_name="train-student-round-{round_number}", **TOLD)
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
     s = stager(out, config)
     layout, human = s.layout, human_sources(config, s.layout)
-    pseudo = {"pseudo": expand_shards(str(layout.pseudo(round_number) / "pseudo-*.tar"))}
+    pseudo = {"pseudo": files_of(config, layout, "build-shards", round_number)}
     settings = seeded(config.student, config.seed + 1000 * round_number)
     before = layout.teacher if round_number == 1 else layout.control(round_number - 1)
     together = 1 + config.control
@@ -159,13 +161,13 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
     run_jobs(f"train-student-round-{round_number}", jobs)
 
 
-@flow(name="evaluate", flow_run_name="evaluate")
+@flow(name="evaluate", flow_run_name="evaluate", **TOLD)
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
     """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
     s = stager(out, config)
     sets: list[str] = []
     for name in config.data.evaluated():
-        sets += [f"{name}={p}" for p in expand_shards(str(s.layout.train / f"{name}-*.tar"))]
+        sets += [f"{name}={p}" for p in shards_of_set(s.layout, name)]
     frequencies = [f"{name}={file}" for name, file in config.data.frequencies.items()]
     jobs = [
         s.job(
@@ -177,7 +179,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
     run_jobs(f"evaluate-{models[-1]}", jobs)
 
 
-@flow(name="label-photos", flow_run_name="label-photos")
+@flow(name="label-photos", flow_run_name="label-photos", **TOLD)
 def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
     s = stager(out, config)

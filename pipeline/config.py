@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.addresses import Address, refuse_secrets
 from pipeline.config_base import Config
 from pipeline.config_labels import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig, RescoreConfig
 
@@ -187,20 +188,30 @@ class ModelConfig(Config):
 class DataConfig(Config):
     """Where the data of a run lies. All absent: the demo's own, generated."""
 
-    manifest: str | None = Field(None, description="YAML of the human-labelled sets (see data_manifests/)")
-    root: str | None = Field(None, description="folder that the manifest's paths are relative to")
+    manifest: Address | None = Field(None, description="YAML of the human-labelled sets (see data_manifests/)")
+    root: Address | None = Field(None, description="folder that the manifest's paths are relative to")
     sources: tuple[str, ...] = Field(
         (), description="sets of the manifest to train on; each is a source of the mixture"
     )
-    crawl: tuple[str, ...] = Field((), description="crawl shards: folders, globs or brace patterns")
-    gold: str | None = Field(None, description="gold boxes of the crawl, for measuring the labels (the demo has them)")
+    crawl: tuple[Address, ...] = Field(
+        (), description="crawl shards: folders, globs or brace patterns; without secrets"
+    )
+    gold: Address | None = Field(
+        None, description="gold boxes of the crawl, for measuring the labels (the demo has them)"
+    )
     base: str | None = Field(None, description="evaluation set of names the teacher was taught")
     novel: str | None = Field(None, description="evaluation set of names it was not taught")
     evaluation: tuple[str, ...] = Field((), description="further evaluation sets of the manifest, such as ODinW's")
-    frequencies: dict[str, str] = Field(
+    frequencies: dict[str, Address] = Field(
         default_factory=dict,
         description="evaluation set -> file that says how often its names stand in training data (evaluate --frequencies); LVIS' APr needs it",
     )
+
+    @field_validator("manifest", "root", "crawl", "gold", "frequencies", mode="before")
+    @classmethod
+    def _no_secrets(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_secrets(f"data.{info.field_name}", value)
+        return value
 
     def evaluated(self) -> tuple[str, ...]:
         """All evaluation sets: base, novel, and the further ones."""
@@ -254,7 +265,7 @@ class ResourcesConfig(Config):
     )
     cluster: str | None = Field(
         None,
-        pattern=r"^(local|auto|ray://.+|[^/:]+:\d+)$",
+        pattern=r"^(local|auto|ray://[^@/?#]+|[^@/:]+:\d+)$",
         description="a Ray cluster that parses and labels: ray://HOST:10001, HOST:6379, or local for one on this machine; "
         "default: child processes here",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["BANDS", "GOLD_COLUMNS", "label_quality"]
 BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dict[str, Any]:
+def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: float = 0.5) -> dict[str, Any]:
     """Precision and recall of kept labels against gold boxes, in percent, for all phrases and by BASE and NOVEL.
 
     A label is correct if its phrase overlaps a gold phrase of the same caption (the one it shares most characters
@@ -25,7 +26,7 @@ def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dic
     correct. Labels of phrases that name no gold object ("a photo") count against "all" and are told apart.
 
     Args:
-        labels: folder that filter-boxes wrote. gold: folder of Parquet tables of the same shard names with the
+        labels: folder that filter-boxes wrote, or files of it. gold: folder of Parquet tables of the same shard names with the
             columns GOLD_COLUMNS; ``novel`` says whether the teacher was never taught the noun.
 
     Returns:
@@ -36,7 +37,7 @@ def label_quality(labels: str | Path, gold: str | Path, iou: float = 0.5) -> dic
     stray = 0
     bands = np.zeros((len(BANDS) - 1, 2), np.int64)
     golds = gold_tables(gold)
-    for path in expand_shards(str(labels), suffix=".parquet"):
+    for path in expand_shards(str(labels) if isinstance(labels, Path) else labels, suffix=".parquet"):
         if stem(path) not in golds:
             raise InputError(f"{gold}: no gold table {stem(path)}.parquet for {path}")
         truth = read_gold(golds[stem(path)])

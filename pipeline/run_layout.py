@@ -73,6 +73,10 @@ class RunLayout:
         """Metrics of a model: "teacher", "student-1", "control-1"."""
         return self.root / "evaluation" / model
 
+    def aside(self, title: str) -> Path:
+        """Notes of the shards that a stage set aside (:mod:`pipeline.set_aside`)."""
+        return self.root / "set-aside" / f"{title}.json"
+
     @property
     def photos(self) -> Path:
         """The labelling stages' outputs on the demo's photographs."""

@@ -12,6 +12,7 @@ from pipeline.io.commit import write_json
 from pipeline.label_quality import label_quality
 from pipeline.rounds import RoundResult, best_model
 from pipeline.run_layout import RunLayout
+from pipeline.set_aside import files_of
 
 CHANCE = 25.0
 """Recall@1 of a guess: the evaluation scenes hold four things, all different."""
@@ -93,7 +94,7 @@ def summarise(
     if config.demo is not None:
         summary["chance"] = CHANCE
     if gold := gold_of(config, layout):
-        by_round = [label_quality(layout.labels(result.round), gold) for result in results]
+        by_round = [label_quality(files_of(config, layout, "filter-boxes", result.round), gold) for result in results]
         summary["pseudo_labels"] = by_round[0]
         if last > 1:
             summary["pseudo_labels_by_round"] = by_round

@@ -24,4 +24,5 @@ HEAD="${HEAD:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export HEAD PORT PROCESSES VENV CHECKOUT
 
 cd "$CHECKOUT"
-exec srun --kill-on-bad-exit=1 bash flows/deploy/launch-node.sh "$@"
+# said again: since Slurm 22.05 srun does not take it over from the job, and all processes of a node would share one core
+exec srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} --kill-on-bad-exit=1 bash flows/deploy/launch-node.sh "$@"

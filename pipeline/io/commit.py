@@ -147,10 +147,10 @@ def commit_report(out: str | Path, report: ShardReport) -> None:
     write_json(report_path(out, report.shard), report.model_dump(mode="json"))
 
 
-def committed(out: str | Path, shard: str, fingerprint: str) -> ShardReport | None:
-    """The shard's report if it is done for this fingerprint and its files are there, whole; else None."""
+def committed(out: str | Path, shard: str, fingerprint: str | None = None) -> ShardReport | None:
+    """The shard's report if it is done for this fingerprint (None: for any) and its files are there, whole; else None."""
     report = read_report(out, shard)
-    if report is None or report.fingerprint != fingerprint:
+    if report is None or fingerprint not in (None, report.fingerprint):
         return None
     for name, file in report.outputs.items():
         if file_size(join(out, name)) != file.bytes:

@@ -11,7 +11,6 @@ from pipeline.config import SelfTrainConfig
 from pipeline.evaluation.compare import span_words
 from pipeline.evaluation.report import TITLES, place
 from pipeline.io.commit import write_atomic
-from pipeline.io.paths import expand_shards
 from pipeline.label_quality import label_quality
 from pipeline.report.draw import write_montage
 from pipeline.report.gallery import write_gallery
@@ -20,6 +19,7 @@ from pipeline.report.page import png_url, quality_markdown, tally_markdown
 from pipeline.report.templates import render
 from pipeline.rounds import RoundResult
 from pipeline.run_layout import RunLayout
+from pipeline.set_aside import files_of
 from pipeline.summary import gold_of
 
 Reports = Mapping[str, Mapping[str, Any]]
@@ -38,11 +38,10 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
     """
     layout.report.mkdir(parents=True, exist_ok=True)
     number = result.round
-    folder = layout.pseudo(number)
     picture = layout.report / f"labels-round-{number}.png"
     links = {}
-    if any(folder.glob("*.tar")):
-        shards = expand_shards(str(folder))
+    if layout.pseudo(number).is_dir():
+        shards = files_of(config, layout, "build-shards", number)
         title = f"Pseudo-labels of round {number}" if config.rounds > 1 else "Pseudo-labels"
         write_gallery(shards, layout.report / gallery_name(number), title=title, limit=36)
         write_montage(shards, picture, limit=8, columns=4)
@@ -50,7 +49,7 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
     if number > 1:
         links["The round before"] = f"round-{number - 1}.html"
     gold = gold_of(config, layout)
-    quality = label_quality(layout.labels(number), gold) if gold else None
+    quality = label_quality(files_of(config, layout, "filter-boxes", number), gold) if gold else None
     verdict = _verdict(layout, result)
     tables, gates = metric_tables(layout, result, verdict), verdict.get("gates", [])
     tallies = {name: report["tallies"] for name, report in reports.items()}

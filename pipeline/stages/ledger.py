@@ -144,9 +144,23 @@ class Ledger:
         line = str(error) if expected else f"{type(error).__name__}: {error}"
         trace = None if expected else error
         log.error("%s: shard %s failed: %s", self.stage, job.path, line, exc_info=trace)  # type: ignore[arg-type]
+        if self._has_old_result(job):
+            log.warning(
+                "%s: %s still holds what shard %s gave before, under other settings or of another input",
+                self.stage,
+                self._out,
+                job.name,
+            )
         self._claims.release(job.name)
         with self._lock:
             self._failed.append(FailedShard(shard=job.name, error=line))
+
+    def _has_old_result(self, job: ShardJob) -> bool:
+        """It stays, for settings that do not work must not cost what others gave; who reads the folder should know."""
+        try:
+            return bool(job.fingerprint) and committed(self._out, job.name) is not None
+        except Exception:
+            return False
 
     def advance(self, n: int, unit: str) -> None:
         """Tell of progress within a shard."""

@@ -120,6 +120,17 @@ def test_the_run_form_has_fields_with_help(up, page):
     keep(page, "form")
 
 
+def test_the_dashboard_asks_the_api_where_it_came_from_itself(up, page):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(
+        f"http://localhost:{up.port}/deployments"
+    )  # another name than the server was started with, as behind a proxy
+    page.get_by_text("parse-phrases").first.wait_for(timeout=60_000)
+    to_api = [url for url in asked if "/api/" in url]
+    assert to_api and all(url.startswith(f"http://localhost:{up.port}/api/") for url in to_api), to_api
+
+
 def test_tensorboard_answers(up, run):
     wait_until(
         lambda: httpx.get(f"http://127.0.0.1:{up.port + 2}/data/runs", timeout=10).status_code == 200, 60, "TensorBoard"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,10 +17,12 @@ import yaml
 
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.config import ModelConfig, TrainConfig
+from pipeline.recipes import load_recipe
 from pipeline.records import GroundingRecord, Region
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
-from tests.fixtures.servers import ROOT, environment, free_port, prefect_server, started, wait_for
+from tests.fixtures.servers import PREFECT, ROOT, environment, free_port, prefect_server, started, wait_for
+from tests.flows.tiny import SCENES
 
 DEPLOY = ROOT / "flows" / "deploy"
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
@@ -37,7 +41,7 @@ def compose() -> dict:
 
 def test_compose_file_is_consistent():
     services = compose()["services"]
-    assert {"postgres", "redis", "server", "services", "worker"} <= set(services)
+    assert {"postgres", "redis", "server", "services", "deploy", "worker"} <= set(services)
     for name, service in services.items():
         assert set(service.get("depends_on", {})) <= set(services), name
         for port in service.get("ports", []):
@@ -46,6 +50,84 @@ def test_compose_file_is_consistent():
     settings = services["server"]["environment"]
     leases = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage"}  # several servers share them
     assert {k: settings[k] for k in SERVER_SETTINGS} == SERVER_SETTINGS | leases
+
+
+CONTAINERS = DEPLOY / "prefect-gpus.yaml"
+
+
+def deployments(file: Path) -> dict:
+    return yaml.safe_load(file.read_text())
+
+
+def test_containers_are_offered_the_same_flows():
+    def offered(file: Path) -> list[tuple[str, str]]:
+        return [(d["entrypoint"], d["description"]) for d in deployments(file)["deployments"]]
+
+    assert offered(CONTAINERS) == offered(ROOT / "flows" / "prefect.yaml")
+    pools = {d["work_pool"]["name"] for d in deployments(CONTAINERS)["deployments"]}
+    worker, deploy = compose()["services"]["worker"], compose()["services"]["deploy"]
+    assert pools == {"gpus"} == {worker["command"][worker["command"].index("--pool") + 1]}
+    assert str(CONTAINERS.relative_to(ROOT)) in deploy["command"][-1] and "worker" not in deploy.get("depends_on", {})
+    assert "deploy" in worker["depends_on"]
+    outs = {d["parameters"]["out"] for d in deployments(CONTAINERS)["deployments"]}
+    assert {str(Path(out).parent) for out in outs} == {worker["volumes"][0].rpartition(":")[2]} == {"/runs"}
+
+
+def test_the_image_has_what_its_deployments_look_for():
+    lines = [line.strip() for line in (DEPLOY / "Dockerfile").read_text().splitlines()]
+    (folder,) = (line.split()[1] for line in lines if line.startswith("WORKDIR "))
+    (step,) = deployments(CONTAINERS)["pull"]
+    assert step == {"prefect.deployments.steps.set_working_directory": {"directory": folder}}
+    copied = {source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]}
+    assert all((ROOT / source).exists() for source in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert packages | {"data_manifests", "pyproject.toml", "constraints.txt", project["project"]["readme"]} <= copied
+    (extras,) = (line.partition("[")[2].partition("]")[0] for line in lines if "-e '.[" in line)
+    assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
+
+
+@pytest.mark.slow
+def test_flows_deployed_for_containers_run_there(tmp_path):
+    import httpx
+
+    with prefect_server(tmp_path / "home") as server:
+        template_file = str(DEPLOY / "kubernetes.json")
+        server.prefect("work-pool", "create", "gpus", "--type", "kubernetes", "--base-job-template", template_file)
+        server.prefect("deploy", "--all", "--prefect-file", str(CONTAINERS))
+        found = httpx.post(f"{server.api}/deployments/filter", json={}, timeout=30).json()
+        assert len(found) == len(deployments(CONTAINERS)["deployments"])
+        for deployment in found:
+            assert (deployment["name"], deployment["work_pool_name"]) == ("gpus", "gpus")
+            assert deployment["pull_steps"] == deployments(CONTAINERS)["pull"]
+            assert deployment["parameters"] == {"out": "/runs/demo"}
+
+        # the same file for a worker that starts elsewhere; here the checkout takes the image's place
+        text = (
+            CONTAINERS.read_text()
+            .replace("/opt/glip-self-train", str(ROOT))
+            .replace("{name: gpus}", "{name: processes}")
+        )
+        (tmp_path / "prefect.yaml").write_text(text)
+        server.prefect("work-pool", "create", "processes", "--type", "process")
+        server.prefect("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
+        config = load_recipe("demo", [f"demo={json.dumps(SCENES)}"]).model_dump(mode="json")
+        parameters = json.dumps({"out": str(tmp_path / "run"), "config": config})
+        said = server.prefect("deployment", "run", "make-demo-data/gpus", "--params", parameters)
+        found = re.search(r"UUID: (\S+)", said)
+        assert found
+        worker = [PREFECT, "worker", "start", "--pool", "processes", "--type", "process", "--run-once"]
+        (tmp_path / "elsewhere").mkdir()
+        env = {k: v for k, v in server.env.items() if k != "PYTHONPATH"}
+        with started(worker, tmp_path / "worker.log", env=env, cwd=tmp_path / "elsewhere") as process:
+
+            def state() -> str:
+                return httpx.get(f"{server.api}/flow_runs/{found[1]}", timeout=30).json()["state"]["type"]
+
+            wait_for(lambda: state() in ("COMPLETED", "FAILED", "CRASHED"), 240, "the run's end")
+            assert state() == "COMPLETED", (tmp_path / "worker.log").read_text()[-3000:]
+            assert process.pid
+        assert list((tmp_path / "run" / "data" / "crawl").glob("*.tar"))
 
 
 def test_compose_file_names_settings_that_prefect_and_its_redis_know():
@@ -58,7 +140,7 @@ def test_compose_file_names_settings_that_prefect_and_its_redis_know():
         "PREFECT_MESSAGING_BROKER",
         "PREFECT_MESSAGING_CACHE",
     }
-    for name in ("server", "worker"):
+    for name in ("server", "worker", "deploy"):
         for setting in compose()["services"][name]["environment"]:
             assert setting in known or hasattr(__import__("prefect.settings").settings, setting), setting
 
@@ -188,7 +270,7 @@ def training(folder: Path) -> list[str]:
 
 SRUN = """#!/bin/bash
 # Slurm's srun as far as the template needs it: the command once a node
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do echo "$1" >> srun-options; shift; done
 pids=()
 for node in $(seq 0 $((SLURM_JOB_NUM_NODES - 1))); do SLURM_NODEID=$node "$@" > "node-$node.log" 2>&1 & pids+=($!); done
 code=0
@@ -206,10 +288,10 @@ def test_two_nodes_train_one_model(tmp_path):
         (bin_folder / name).chmod(0o755)
     env = environment(
         tmp_path, PATH=f"{bin_folder}:{os.environ['PATH']}", SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[1-2]",
-        SLURM_JOB_ID="5", PORT=str(free_port()), PROCESSES="1", CHECKOUT=str(ROOT), OMP_NUM_THREADS="1",
+        SLURM_JOB_ID="5", SLURM_CPUS_PER_TASK="64", PORT=str(free_port()), PROCESSES="1", CHECKOUT=str(ROOT), OMP_NUM_THREADS="1",
         VENV=str(Path(sys.executable).parents[1]), GLOO_SOCKET_IFNAME="lo",
     )  # fmt: skip
-    script = (DEPLOY / "slurm-train.sh").read_text().replace('cd "$CHECKOUT"\nexec srun', f"cd '{tmp_path}'\nexec srun")
+    script = (DEPLOY / "slurm-train.sh").read_text().replace('cd "$CHECKOUT"\n', f"cd '{tmp_path}'\n")
     script = script.replace("bash flows/deploy", f"bash {DEPLOY}")  # the nodes' logs lie in the test's folder
     (tmp_path / "train.sh").write_text(script)
     done = subprocess.run(
@@ -217,6 +299,7 @@ def test_two_nodes_train_one_model(tmp_path):
     )
     said = "\n".join(p.read_text()[-3000:] for p in sorted(tmp_path.glob("node-*.log")))
     assert done.returncode == 0, done.stderr + said
+    assert "--cpus-per-task=64" in (tmp_path / "srun-options").read_text().splitlines()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["steps"] == 4 and len(report["curve"]) == 4
     assert (tmp_path / "out" / "final" / "model.safetensors").stat().st_size > 1000

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.children import VISIBLE
+from flows.local_server import LocalServer
 from flows.self_train import check_inputs, self_train
 from flows.stager import chunks, stager
 from pipeline.config import SelfTrainConfig
@@ -36,10 +39,6 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
             ["data.frequencies={lvis: f.json}"],
             r"data\.frequencies: lvis is no evaluation set; there are \['eval_base', 'eval_novel'\]",
         ),
-        (
-            ["data.crawl=['https://me:secret@host/0.tar']"],
-            r"^data: host: an address with a password would stand in parameters",
-        ),
     ],
 )
 def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, words):
@@ -57,6 +56,14 @@ def test_the_run_form_has_the_recipes_fields_with_help():
     definitions = schema["definitions"]
     assert definitions["TrainConfig"]["properties"]["steps"]["description"] == "optimiser steps"
     assert definitions["SelfTrainConfig"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(("host", "near"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_a_server_for_all_addresses_is_told_of_by_name_and_found_by_loopback(tmp_path, host, near):
+    server = LocalServer(host, 4300, 1, tmp_path / "logs", tmp_path / "runs")
+    assert server.url == f"http://{socket.gethostname()}:4300" == server.environment["PREFECT_UI_URL"]
+    assert server.pages == f"http://{socket.gethostname()}:4301"
+    assert server.environment["PREFECT_API_URL"] == f"http://{near}:4300/api"
 
 
 def test_settings_written_with_a_run_load_as_they_were(tmp_path):

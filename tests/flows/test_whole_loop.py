@@ -15,6 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pipeline.io.hashing import digest_file
@@ -59,8 +60,6 @@ def test_the_deployed_run_is_whole(deployed):
 
 
 def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, up):
-    import httpx
-
     api = up.api
     found = httpx.post(f"{api}/artifacts/filter", json={"limit": 200}, timeout=30).json()
     by_key = {a["key"]: a for a in found}
@@ -104,6 +103,20 @@ def test_a_misspelt_setting_is_refused_before_anything_runs(up):
     assert "'sede' was unexpected" in said and "UUID" not in said, said
 
 
+@pytest.mark.parametrize("flow", ["self-train", "parse-phrases", "round"])
+def test_an_address_with_a_secret_is_refused_before_it_is_stored(up, flow):
+    config = tiny_config().model_dump(mode="json")
+    for place in (
+        {"crawl": ["https://S3CRET@host/0.tar"]},
+        {"manifest": "https://host/sets.yaml?X-Amz-Signature=S3CRET"},
+    ):
+        parameters = json.dumps({"config": config | {"data": config["data"] | place}})
+        said = up.prefect("deployment", "run", f"{flow}/local", "--params", parameters, check=False)
+        assert "Error creating flow run" in said and "UUID" not in said, said
+    runs = httpx.post(f"{up.api}/flow_runs/filter", json={"limit": 200}, timeout=30).text
+    assert "S3CRET" not in runs + (up.logs / "server.log").read_text() + (up.logs / "worker.log").read_text()
+
+
 def test_a_run_that_fails_is_told_to_those_on_call(up):
     said: list[dict[str, str]] = []
 
@@ -125,12 +138,18 @@ def test_a_run_that_fails_is_told_to_those_on_call(up):
     )
     subprocess.run([sys.executable, "-c", make], env=up.env, cwd=ROOT, check=True)
     config = tiny_config()
-    data = config.data.model_copy(update={"sources": ()})
-    run = up.start(up.runs / "fails", config.model_copy(update={"data": data}))
-    wait_until(lambda: up.ended(run), 120, "the run's end", up.process)
-    assert up.state(run)[0] == "FAILED"
-    wait_until(lambda: said, 60, "the word of it")
-    assert said[0]["subject"] == "self-train: Failed" and "data.sources" in said[0]["body"]
+    data = config.data.model_copy(update={"manifest": "/nowhere/sets.yaml", "crawl": ("/nowhere/0.tar",)})
+    config = config.model_copy(update={"data": data, "demo": None})
+    for number, flow in enumerate(("self-train", "parse-phrases", "round")):
+        run = up.start(up.runs / "fails", config, flow)
+        wait_until(lambda run=run: up.ended(run), 120, "the run's end", up.process)
+        assert up.state(run)[0] == "FAILED"
+        wait_until(lambda number=number: len(said) > number, 60, "the word of it")
+        assert said[number]["subject"] == f"{flow}: Failed" and "/nowhere/" in said[number]["body"]
+    time.sleep(1)
+    assert len(said) == 3  # self-train failed in ingest, and the round in pseudo-label: each was told of once
+    runs = httpx.post(f"{up.api}/flow_runs/filter", json={"limit": 200}, timeout=30).json()
+    assert {"ingest", "pseudo-label-round-1"} <= {r["name"] for r in runs if r["state"]["type"] == "FAILED"}
     server.shutdown()
 
 

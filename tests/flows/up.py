@@ -79,13 +79,13 @@ class Up:
         assert done.returncode == 0 or not check, said
         return said
 
-    def start(self, out: Path, config: Any) -> str:
-        """Ask for a run of the whole loop, as a user does; returns its id.
+    def start(self, out: Path, config: Any, flow: str = "self-train") -> str:
+        """Ask for a run of a flow, the whole loop by default, as a user does; returns its id.
 
         By Prefect's client, which asks again while SQLite is busy (503); a bare request would have to.
         """
         parameters = json.dumps({"out": str(out), "config": config.model_dump(mode="json")})
-        said = self.prefect("deployment", "run", "self-train/local", "--params", parameters)
+        said = self.prefect("deployment", "run", f"{flow}/local", "--params", parameters)
         found = re.search(r"UUID: (\S+)", said)
         assert found, said
         return found[1]

@@ -68,6 +68,15 @@ def test_a_failed_shard_is_set_aside_and_tried_again_next_time(tmp_path, workers
     assert run_shards("write", jobs(6), tmp_path, Write(str(tmp_path))).done == 1
 
 
+def test_a_failed_shards_result_under_other_settings_stays_and_is_told_of(tmp_path, caplog):
+    run_shards("write", jobs(2, "old"), tmp_path, Write(str(tmp_path)))
+    run_shards("write", jobs(2, "new"), tmp_path, Write(str(tmp_path), "00001"), max_failed=1)
+    assert f"{tmp_path} still holds what shard 00001 gave before" in caplog.text and "shard 00000" not in caplog.text
+    caplog.clear()
+    again = run_shards("write", jobs(2, "old"), tmp_path, Write(str(tmp_path), "00000"), max_failed=1)
+    assert again.skipped == 1 and [f.shard for f in again.failed] == ["00000"]
+
+
 def test_a_worker_process_that_dies_fails_its_shard_alone(tmp_path):
     work = EachShard(Write(str(tmp_path), "00001", dies=True))
     report = run_workers("write", jobs(8), tmp_path, [work, work], max_failed=1)
