@@ -18,7 +18,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
-from flows.children import ENDING, Job, begin_anew, end_children, run_child
+from flows.children import ENDING, EndedError, Job, begin_anew, end_children, run_child
 from flows.gpus import taken
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import write_json
@@ -55,8 +55,10 @@ def run_job(job: Job) -> dict[str, Any] | None:
     last_try = (task_run.run_count or 1) > len(RETRY_DELAYS)
     try:
         report = _run(job)
+    except EndedError:
+        raise
     except RunError:
-        if not job.one_by_one or not last_try or ENDING.is_set():
+        if not job.one_by_one or not last_try:
             raise
         report = _run_one_by_one(job)
     failed = (report or {}).get("failed", [])
@@ -92,6 +94,8 @@ def _run_one_by_one(job: Job) -> dict[str, Any]:
     for shard, alone in job.one_by_one.items():
         try:
             total.merge(StageReport.model_validate(_run(alone)))
+        except EndedError:
+            raise
         except RunError as error:
             total.failed.append(FailedShard(shard=shard, error=str(error).splitlines()[0].removesuffix(":")))
     return total.model_dump(mode="json")
