@@ -2,9 +2,11 @@
 
     python benchmarks/noisy_options.py --json options.json
     python benchmarks/noisy_options.py --options score_weight ema --seeds 0 1        # some of them
+    python benchmarks/noisy_options.py --filter threshold=0.3 best_per_phrase=3 --options score_weight regress_above
 
 Each seed has a run of the loop (scenes, teacher, labels, student) of its own, and every option trains the student again on
-that run's labels, from that run's teacher; ``ema`` is the average of the recipe's own student.
+that run's labels, from that run's teacher; ``ema`` is the average of the recipe's own student. With ``--filter`` the teacher's
+regions become labels by other rules, noisier ones say, and the recipe's student is trained on them too.
 Keys: ``options``: name -> ``change`` (mean of BASE R@1, BASE AP50, NOVEL R@1, NOVEL AP50 less the recipe's, in points) and
 ``by_seed``; ``recipe``: the recipe's student by seed. What is done in the folder is not done again.
 """
@@ -20,7 +22,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.io.paths import expand_shards
 from pipeline.recipes import load_recipe
@@ -37,6 +39,7 @@ OPTIONS = {
     "no_ignore_uncertain": ["noisy.ignore_uncertain=false"],
     "no_names_share": ["noisy.names_share=0"],
 }
+RECIPE = "recipe"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -49,32 +52,57 @@ def call(log: Path, *command: str) -> None:
         raise SystemExit(f"{' '.join(command[:5])} ... ended with {done.returncode}; see {log}")
 
 
-def base_run(root: Path, seed: int) -> RunLayout:
+class Labels(NamedTuple):
+    """A run of the loop, and the labels to train on: the folder of the options' students, that of the labels' shards."""
+
+    layout: RunLayout
+    folder: Path
+    pseudo: Path
+
+
+def base_run(root: Path, seed: int, rules: list[str]) -> Labels:
     """The loop as ``make demo`` does it, without control and photographs; its student also leaves its averages."""
     changes = ["control=false", "resources.threads=1", "resources.parallel=1", "demo.photos=false", f"seed={seed}"]
     changes += [f"student.{change}" for change in AVERAGES.values()]
     command = [str(Path(sys.executable).with_name("self-train")), "run", "--recipe", "demo", "--out", str(root)]
     call(root.with_suffix(".log"), *command, *(p for change in changes for p in ("--set", change)))
-    return RunLayout(root)
+    return chosen(RunLayout(root), rules)
 
 
-def option_run(layout: RunLayout, seed: int, name: str) -> dict[str, float]:
-    """The option's student on the run's labels; its metrics."""
-    log = layout.root / "options" / f"{name}.log"
+def chosen(layout: RunLayout, rules: list[str]) -> Labels:
+    """The run's own labels, or those that other rules choose from its teacher's regions."""
+    folder = layout.root / "options"
+    if not rules:
+        return Labels(layout, folder, layout.pseudo(1))
+    folder = folder / "-".join(rules).replace("=", "-")
+    log = folder / "labels.log"
+    stage = (sys.executable, "-m", "pipeline")
+    settings = ["--recipe", str(layout.config)]
+    changes = [p for rule in rules for p in ("--set", rule)]
+    labels, shards = str(folder / "labels"), folder / "pseudo"
+    call(log, *stage, "filter-boxes", *settings, *changes, "--regions", str(layout.regions(1)), "--out", labels)
+    inputs = ["--shards", str(layout.data / "crawl"), "--phrases", str(layout.phrases), "--labels", labels]
+    call(log, *stage, "build-shards", *settings, *inputs, "--out", str(shards))
+    return Labels(layout, folder, shards)
+
+
+def option_run(labels: Labels, seed: int, name: str) -> dict[str, float]:
+    """The option's student on the labels; its metrics."""
+    layout, folder, pseudo = labels
+    log = folder / f"{name}.log"
     pipeline = (sys.executable, "-m", "pipeline")
     if name in AVERAGES:
         student = layout.student(1) / f"final_{name}"
     else:
         sources = {n: str(layout.train / f"{n}-*.tar") for n in load_recipe(str(layout.config)).data.sources}
-        sources["pseudo"] = str(layout.pseudo(1) / "pseudo-*.tar")
-        folder = layout.root / "options" / name
+        sources["pseudo"] = str(pseudo / "pseudo-*.tar")
         command = [*pipeline, "train-student", "--recipe", str(layout.config), "--set", f"seed={seed + 1000}"]
         command += ["--set", "ema=null", "--threads", "1"]
-        command += [p for change in OPTIONS[name] for p in ("--set", change)]
+        command += [p for change in OPTIONS.get(name, []) for p in ("--set", change)]
         command += [p for n, shards in sources.items() for p in ("--source", f"{n}={shards}")]
-        call(log, *command, "--init", str(layout.teacher_of(1)), "--out", str(folder))
-        student = folder / "final"
-    return evaluated(layout, student, layout.root / "options" / f"{name}-evaluation", log)
+        call(log, *command, "--init", str(layout.teacher_of(1)), "--out", str(folder / name))
+        student = folder / name / "final"
+    return evaluated(layout, student, folder / f"{name}-evaluation", log)
 
 
 def evaluated(layout: RunLayout, model: Path, out: Path, log: Path) -> dict[str, float]:
@@ -106,27 +134,43 @@ def main() -> None:
     every = [*AVERAGES, *OPTIONS]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--options", nargs="+", choices=every, default=every)
+    parser.add_argument(
+        "--filter",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="rules that choose the labels instead of the recipe's",
+    )
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="trainings at a time, a thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/noisy"), help="folder of the runs (default: runs/noisy)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
+    if args.filter and set(args.options) & set(AVERAGES):
+        parser.error(f"{', '.join(AVERAGES)} is of the recipe's own labels; name other --options with --filter")
 
     with ThreadPoolExecutor(args.parallel) as pool:
-        runs = {seed: pool.submit(base_run, args.out.absolute() / f"seed-{seed}", seed) for seed in args.seeds}
+        runs = {
+            seed: pool.submit(base_run, args.out.absolute() / f"seed-{seed}", seed, args.filter) for seed in args.seeds
+        }
 
         def measured(seed: int, name: str) -> dict[str, float]:
             metrics = option_run(runs[seed].result(), seed, name)
             print(f"seed {seed} {name:20} {metrics}", flush=True)
             return metrics
 
+        trained = [*([RECIPE] if args.filter else []), *args.options]
         options: dict[str, dict[int, Future[dict[str, float]]]] = {
-            name: {seed: pool.submit(measured, seed, name) for seed in args.seeds} for name in args.options
+            name: {seed: pool.submit(measured, seed, name) for seed in args.seeds} for name in trained
         }
+        own = options.pop(RECIPE, {})
         recipe = {
-            seed: model_metrics(run.result().evaluation("student-1") / "metrics.json", load_recipe("demo"))
+            seed: own[seed].result()
+            if own
+            else model_metrics(run.result().layout.evaluation("student-1") / "metrics.json", load_recipe("demo"))
             for seed, run in runs.items()
         }
         figures: dict[str, Any] = {
+            "filter": args.filter,
             "recipe": recipe,
             "options": {
                 name: differences({seed: f.result() for seed, f in futures.items()}, recipe)
