@@ -93,7 +93,7 @@ def write_hashes(folder: Path, shards: int, rows: int) -> None:
         words = rng.integers(0, 2**64, (rows, WORDS), dtype=np.uint64)
         words[: rows // 1000] = near[rng.integers(0, len(near), rows // 1000)] ^ np.uint64(5)
         columns: dict[str, Any] = {"key": [f"{i:09d}" for i in range(rows)], "offset": [0] * rows, "bytes": [0] * rows}
-        columns |= {f"hash_{i}": words[:, i] for i in range(WORDS)}
+        columns |= {f"hash_{i}": words[:, i] for i in range(WORDS)} | {"image": np.arange(rows, dtype=np.uint64)}
         write_table(folder / f"{shard:05d}.parquet", pa.table({n: columns[n] for n in HASHES.names}), HASHES, {})
 
 
