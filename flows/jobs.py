@@ -124,9 +124,8 @@ def run_jobs(
             progress.update([f not in waiting for f in futures])
             if not waiting:
                 break
-    except (
-        BaseException
-    ):  # Ctrl-C, or Prefect's SIGTERM: the task runner would wait for the jobs, and they for their children
+    except BaseException:
+        # Ctrl-C, or Prefect's SIGTERM: the task runner would wait for the jobs, and they for their children
         end_children()
         raise
     total = StageReport(stage=title)

@@ -59,12 +59,10 @@ class Wanted:
 
     def distinct(self) -> dict[str, int]:
         """How many different images each set has."""
-        of_set = [name for name, _ in self.parts]
-        found = {
-            name: np.unique(self.images[np.isin(self.part, [i for i, n in enumerate(of_set) if n == name])])
-            for name in of_set
-        }
-        return {name: len(images) for name, images in found.items()}
+        numbers: dict[str, list[int]] = {}
+        for number, (name, _) in enumerate(self.parts):
+            numbers.setdefault(name, []).append(number)
+        return {name: len(np.unique(self.images[np.isin(self.part, mine)])) for name, mine in numbers.items()}
 
 
 def words_of(table: pa.Table) -> np.ndarray:

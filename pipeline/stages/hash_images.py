@@ -75,7 +75,7 @@ class HashImages:
     def part(self, job: ShardJob, *, desk: Desk) -> ShardReport:
         """Write the hashes of one part."""
         problems, samples, seen = TarProblems(), Tally(), 0
-        before: tuple[Found, tuple[Any, ...]] | None = None
+        before: tuple[bytes | None, tuple[Any, ...]] = (None, ())
         rows: dict[str, list[Any]] = {name: [] for name in HASHES.names}
         for found in self.images.images(job.name, problems):
             seen += 1
@@ -83,15 +83,15 @@ class HashImages:
                 desk.advance(TELL_EVERY, "images")
             try:
                 # the captions of an image lie side by side
-                same = before is not None and before[0].data == found.data and found.data is not None
-                values = before[1] if before is not None and same else _hashed(found)
+                same = found.data is not None and found.data == before[0]
+                values = before[1] if same else _hashed(found)
             except ImageError as error:
                 samples.drop(error.reason)
                 if error.reason != "flat_image":
                     problems.notes.append(f"{found.key}: {error}")
                 continue
             samples.keep()
-            before = found, values
+            before = found.data, values
             for column, value in zip(rows.values(), (found.key, *values, found.offset, found.size), strict=True):
                 column.append(value)
         desk.advance(seen % TELL_EVERY, "images")

@@ -22,7 +22,6 @@ Place = tuple[int, int]
 LINK = "link"
 IMAGES = (LINK, *IMAGE_EXTENSIONS)
 """What may hold a record's image, the first that is there."""
-MEMBERS = ("json", *IMAGES)
 
 ROW = np.dtype(
     [("json", "<u8"), ("json_size", "<u8"), ("image", "<u8"), ("image_size", "<u8"), ("kind", "u1"), ("key_end", "<u4")]
