@@ -7,7 +7,6 @@ source and counted; a box whose span the tokenizer cut away goes with its span, 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -30,6 +29,7 @@ from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.shards import ShardSet, read_label_spaces
 from pipeline.training.slots import Filled, Slots, slots_for
+from pipeline.training.workers import prepare_worker
 
 log = logging.getLogger("glip_self_train")
 TRIES = 20
@@ -123,7 +123,7 @@ class TrainingData:
         return packed if filled is None else {**packed, "pixels": filled}
 
     def _start_worker(self, _: int) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        prepare_worker()
         for records in self.sets.values():
             records.forget_open_files()
 

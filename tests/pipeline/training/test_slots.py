@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from pipeline.training.slots import Slots, slots_for
+from pipeline.training.workers import prepare_worker
 from tests.pipeline.training.test_data import data
 
 SHAPE = (2, 4, 5, 3)
@@ -93,7 +94,8 @@ class Numbered(Dataset):
 @pytest.mark.parametrize("held", [0, 3, 60])
 def test_batches_stay_what_they_are_while_they_are_held(held):
     slots, kept, ways = slots_for(2, 6, 1000), [], []
-    for number, batch in enumerate(DataLoader(Numbered(slots), batch_size=None, num_workers=2)):
+    loader = DataLoader(Numbered(slots), batch_size=None, num_workers=2, worker_init_fn=lambda _: prepare_worker())
+    for number, batch in enumerate(loader):
         ways.append(type(batch).__name__)
         kept = [*kept, (number, batch if isinstance(batch, torch.Tensor) else batch.tensor())][-held - 1 :]
         assert all(bool((tensor == n).all()) for n, tensor in kept)
