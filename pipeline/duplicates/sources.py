@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS, ImageError
-from pipeline.io.files import file_size, listing, open_file, read_range
+from pipeline.io.files import file_size, listing, listing_below, open_file, read_range
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.links import LinkReader
 from pipeline.io.paths import expand_shards, is_url, join, stem
@@ -128,11 +128,9 @@ def read_image_set(option: str) -> ImageSet:
 
 
 def _folder(name: str, folder: str) -> ImageSet:
-    if is_url(folder):
-        names = [url[len(folder) + 1 :] for url in listing(folder, "")]
-    else:
-        names = [p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()]
-    images = sorted(n for n in names if n.lower().endswith(_FILES) and not n.rsplit("/", 1)[-1].startswith("."))
+    images = sorted(
+        n for n in listing_below(folder, "") if n.lower().endswith(_FILES) and not n.rsplit("/", 1)[-1].startswith(".")
+    )
     if not images:
         raise InputError(f"{folder}: neither *.tar shards nor image files ({', '.join(_FILES)}) in this folder")
     starts = range(0, len(images), FILES_TOGETHER)

@@ -286,7 +286,7 @@ def listing_below(folder: str | Path, suffix: str) -> list[str]:
             found = patiently(str(folder), lambda: _or_none(lambda: fs.find(inner.rstrip("/")))) or []
         start = len(fs._strip_protocol(inner).rstrip("/")) + 1
         return sorted(name[start:] for name in found if name.endswith(suffix))
-    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob(f"*{suffix}"))
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob(f"*{suffix}") if p.is_file())
 
 
 def listing(folder: str | Path, suffix: str) -> list[str]:

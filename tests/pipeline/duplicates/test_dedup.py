@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +24,7 @@ from pipeline.config import BuildShardsConfig, ParsePhrasesConfig
 from pipeline.duplicates.search import Rules
 from pipeline.duplicates.sources import read_image_set
 from pipeline.errors import InputError, RunError
-from pipeline.io.tars import read_tar, write_tar
+from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import build_shards as build_stage
 from pipeline.stages import dedup as stage
@@ -266,6 +268,15 @@ def test_the_command_tells_what_it_found(world):
     assert "2 of 4 images (broken_image 1, flat_image 1 left out) have a near-duplicate" in done.output
     assert "near_duplicate 3" in done.output and (world / "out" / "shards" / "00002.tar").is_file()
     assert json.loads((world / "report.json").read_text()) == json.loads((world / "out" / "report.json").read_text())
+
+
+def test_a_folder_in_a_bucket_is_looked_through_as_deep_as_one_on_a_disk(world):
+    bucket = f"memory://{uuid.uuid4().hex}/images"
+    fsspec.filesystem("memory").put(str(world / "images"), bucket, recursive=True)
+    here, there = read_image_set(str(world / "images")), read_image_set(f"{bucket}/")
+    assert there.files == here.files and "deep/" in "".join(here.files["files-00000"])
+    images = [(i.key, i.data) for i in here.images("files-00000", TarProblems())]
+    assert [(i.key, i.data) for i in there.images("files-00000", TarProblems())] == images
 
 
 @pytest.mark.parametrize(
