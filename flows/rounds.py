@@ -10,12 +10,12 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows import stages
-from flows.alone import alone_in
 from flows.artifacts import show_round
 from flows.notify import TOLD
 from flows.runners import task_runner
 from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
+from pipeline.io.alone import alone_in
 from pipeline.report.round import write_round
 from pipeline.rounds import RoundResult, decide
 from pipeline.run_layout import RunLayout

@@ -10,7 +10,6 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows import stages
-from flows.alone import alone_in
 from flows.artifacts import show_comparison
 from flows.notify import TOLD
 from flows.rounds import one_round, run_stage
@@ -18,6 +17,7 @@ from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.promote import parse_gates
+from pipeline.io.alone import alone_in
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
 from pipeline.progress import Progress, Silent
 from pipeline.training.board import check_tracker
-from pipeline.training.checkpoints import read_state
+from pipeline.training.going_on import finished
 from pipeline.training.identity import Identity
 from pipeline.training.parallel import check_device
-from pipeline.training.report import TrainReport, read_report
+from pipeline.training.report import TrainReport
 from pipeline.training.shards import look_through
 from pipeline.training.trainer import Trainer
 
@@ -50,7 +51,8 @@ def run(
         tracker: "wandb" or "trackio", beside TensorBoard.
 
     Raises:
-        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings.
+        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings,
+            or one that goes on in other processes.
         RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
     """
     out = Path(out)
@@ -60,13 +62,14 @@ def run(
         raise InputError("no training shards: want at least one source, each with shards")
     look_through([s for shards in sources.values() for s in shards], progress or Silent())
     identity = Identity.of(config, sources, model=model or ModelConfig(), init=init)
-    report = read_report(out)
-    if report is not None and report.fingerprint == identity.result and read_state(out / "final") is not None:
+    report = finished(out, identity)
+    if report is not None:
         log.info("%s: already trained for %d steps", out, report.steps)
         return report
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(
-        config, sources, out, identity, model=model or ModelConfig(), init=init, device=device,
-        data_workers=data_workers, tracker=tracker, progress=progress or Silent(),
-    )  # fmt: skip
-    return trainer.train()
+    with ExitStack() as held:
+        trainer = Trainer(
+            config, sources, out, identity, model=model or ModelConfig(), init=init, device=device,
+            data_workers=data_workers, tracker=tracker, progress=progress or Silent(), held=held,
+        )  # fmt: skip
+        return trainer.train()

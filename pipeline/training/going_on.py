@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pipeline.errors import InputError
-from pipeline.training.checkpoints import latest_checkpoint, others, settle, take_over
+from pipeline.errors import InputError, RunError
+from pipeline.training.checkpoints import latest_checkpoint, others, read_state, settle, take_over
 from pipeline.training.identity import Identity
-from pipeline.training.report import read_report, read_resumed
+from pipeline.training.report import TrainReport, read_report, read_resumed
 
 log = logging.getLogger("glip_self_train")
+
+
+def finished(out: Path, identity: Identity) -> TrainReport | None:
+    """The report of this very training, if its model is there and whole."""
+    report = read_report(out)
+    done = report is not None and report.fingerprint == identity.result and read_state(out / "final") is not None
+    return report if done else None
 
 
 def find_beginning(out: Path, identity: Identity) -> tuple[Path, int] | None:
@@ -18,11 +25,14 @@ def find_beginning(out: Path, identity: Identity) -> tuple[Path, int] | None:
 
     Checkpoints of other trainings are never removed here. Changed data (new pseudo-labels, a new teacher) make a new training, and the old
     one's checkpoints step aside until it has finished. A setting that a person has changed may be a slip that would cost days.
-    For one process alone: it renames folders.
+    For one process alone (:func:`pipeline.io.alone.alone_in`): it renames folders.
 
     Raises:
+        RunError: who had the folder before us has finished this training.
         InputError: an unfinished training with other settings is there, and none with these; names what differs.
     """
+    if finished(out, identity) is not None:
+        raise RunError(f"{out}: this training was finished by other processes just now; start again for its report")
     settle(out)
     found = latest_checkpoint(out, identity.mark)
     if found is None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
+from pipeline.io.alone import alone_in
 from pipeline.io.commit import write_json
 from pipeline.progress import Progress
 from pipeline.training import state
@@ -40,7 +42,10 @@ NOT_INPUTS = {"lost", "names", "captions", "spans"}
 
 
 class Trainer:
-    """One run from its newest checkpoint, or its beginning, to its end; see :func:`pipeline.stages.train.run`."""
+    """One run from its newest checkpoint, or its beginning, to its end; see :func:`pipeline.stages.train.run`.
+
+    ``held`` keeps other trainings out of the folder until it is closed.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Trainer:
         data_workers: int,
         tracker: str | None,
         progress: Progress,
+        held: ExitStack,
     ) -> None:
         self.processes = Processes(device=device, precision=config.precision, tracker=tracker, folder=str(out))
         self.accelerator = self.processes.accelerator
@@ -73,7 +79,7 @@ class Trainer:
             )
         self.config, self.out, self.identity, self.init = config, out, identity, init
         self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
-        found = self._find_beginning()
+        found = self._find_beginning(held)
         set_seed(config.seed)
         self.network, self.processor = build_model(model, init)
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
@@ -92,17 +98,19 @@ class Trainer:
         if found is not None:
             self._resume(*found)
 
-    def _find_beginning(self) -> tuple[Path, int] | None:
+    def _find_beginning(self, held: ExitStack) -> tuple[Path, int] | None:
         """The main process's findings, which all of them go by; see :func:`pipeline.training.going_on.find_beginning`."""
-        found, refused = None, ""
+        found: tuple[Path, int] | None = None
+        refused: InputError | RunError | None = None
         if self.processes.main:
             try:
+                held.enter_context(alone_in(self.out, log.warning, name="training"))
                 found = find_beginning(self.out, self.identity)
-            except InputError as error:
-                refused = str(error)
+            except (InputError, RunError) as error:
+                refused = error
         found, refused = self.processes.from_main((found, refused))
-        if refused:
-            raise InputError(refused)
+        if refused is not None:
+            raise refused
         return found
 
     def _resume(self, folder: Path, step: int) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from pipeline.config import PromptConfig, TrainConfig
 from pipeline.errors import InputError, RunError
+from pipeline.io import alone
 from pipeline.stages import train
 from pipeline.training.checkpoints import read_state
 from pipeline.training.identity import HOW_IT_FITS, HOW_IT_RUNS
 from pipeline.training.report import read_report
 from tests.fixtures.training import poison, write_sources
+from tests.flows.tiny import ROOT
 from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
 
 FREE_AT_FIRST = {"save_every": 1, "freeze_text_layers": 1, "steps": 6, "batch_size": 1, "seed": 1}
@@ -147,3 +154,39 @@ def test_a_report_that_cannot_be_read_is_no_end(sources, tmp_path, told):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text('{"steps": 1}')
     assert run(sources, tmp_path / "out").steps == 5 and "not a training's report" in told.text
+
+
+ELSEWHERE = """
+import json, sys
+from pathlib import Path
+from pipeline.progress import Silent
+from tests.pipeline.stages.test_train import run
+
+class Waits(Silent):
+    def advance(self, n, unit="samples"):
+        if n:
+            print("trains", flush=True)
+            sys.stdin.readline()
+            type(self).advance = Silent.advance
+
+run(json.loads(sys.argv[1]), Path(sys.argv[2]), progress=Waits())
+"""
+
+
+def test_a_training_that_goes_on_elsewhere_is_not_joined_and_its_end_is_noticed(sources, tmp_path, told, monkeypatch):
+    command = [sys.executable, "-c", ELSEWHERE, json.dumps(sources), str(tmp_path / "out")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) as other:
+        assert other.stdout is not None and other.stdin is not None and other.stdout.readline() == "trains\n"
+        with monkeypatch.context() as impatient, pytest.raises(InputError) as error:
+            impatient.setattr(alone, "PATIENCE", 1)
+            run(sources, tmp_path / "out")
+        assert f"out: another training works there (process {other.pid} on " in str(error.value)
+        Timer(2, other.stdin.close).start()
+        with pytest.raises(RunError, match="finished by other processes just now; start again for its report"):
+            run(sources, tmp_path / "out")
+        assert other.wait(60) == 0
+    whole = run(sources, tmp_path / "whole")
+    assert run(sources, tmp_path / "out") == whole
+    assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
+    assert not list((tmp_path / "out").glob(".*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ class Scaled:
         self.patch.undo()  # accelerate's state is the process's, and what the training before was told
         trainer = Trainer(
             config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model, init=None,
-            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(),
+            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), held=ExitStack(),
         )  # fmt: skip
         self._add_scaler(trainer)
         step = [-1]

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from flows.alone import alone_in
 from pipeline.errors import InputError
+from pipeline.io.alone import alone_in
 from tests.flows.tiny import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from flows.alone import alone_in
+from pipeline.io.alone import alone_in
 with alone_in(Path(sys.argv[1]), print):
     print("has it", flush=True)
     sys.stdin.readline()
