@@ -1,8 +1,8 @@
 """Who works on which shard: several processes, machines or runs can share one output folder.
 
 A claim is a small file ``.SHARD.claim`` beside the outputs. Outputs are atomic and the same bytes whoever makes them, so a
-claim is a courtesy that saves work, never what correctness rests on. The owner renews its claims; one that stands still,
-or whose process is gone from this machine, is void.
+claim is a courtesy that saves work, never what correctness rests on. (Who rests more on it asks :meth:`Claims.holds`.) The owner
+renews its claims; one that stands still, or whose process is gone from this machine, is void.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
+import secrets
 import threading
 import time
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.io.commit import write_atomic
-from pipeline.io.files import create_exclusively, listing, read_bytes, remove
+from pipeline.io.exclusive import create_exclusively, one_at_a_time, remove_if
+from pipeline.io.files import listing, read_bytes, remove
+from pipeline.io.here import here, started
 from pipeline.io.paths import join
 
 log = logging.getLogger("glip_self_train")
@@ -29,38 +29,15 @@ STILL_SECONDS = 90.0
 """A claim of another machine that nobody renewed for so long, while we watched, is void: no clock but ours is asked."""
 
 
-@cache
-def _here() -> str:
-    """This machine since it booted, and this process namespace (a container's pids are its own)."""
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id",):
-        parts.append(Path(path).read_text().strip() if Path(path).exists() else "")
+def _alive(claim: bytes) -> bool | None:
+    """Whether a claim's owner, a process of this machine, is there; None: it is another machine's, or no claim of ours."""
     try:
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        parts.append("")
-    return " ".join(parts)
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's words; None if there is none."""
-    try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if state == "Z" else others[18]  # killed, though nobody has asked what became of it
-    except (OSError, IndexError):
-        pass
-    try:  # no /proc
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        owner: dict[str, Any] = json.loads(claim)
+        if owner.get("host") != here():
+            return None
+        return started(int(owner.get("pid", -1))) == owner.get("started")
+    except (ValueError, TypeError, AttributeError):
         return None
-    except PermissionError:
-        return ""
-    return ""
-
-
-def _dead(claim: Mapping[str, Any]) -> bool:
-    """Whether the claim's owner was a process of this machine that is gone."""
-    return claim.get("host") == _here() and _started(int(claim.get("pid", -1))) != claim.get("started")
 
 
 class Claims:
@@ -68,6 +45,7 @@ class Claims:
 
     def __init__(self, out: str | Path) -> None:
         self._out = str(out)
+        self._by = secrets.token_hex(8)
         self._mine: dict[str, int] = {}
         self._watched: dict[str, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
@@ -78,19 +56,25 @@ class Claims:
         return join(self._out, f".{name}.claim")
 
     def _text(self, beat: int) -> bytes:
-        me = {"host": _here(), "pid": os.getpid(), "started": _started(os.getpid()), "beat": beat}
+        me = {"host": here(), "pid": os.getpid(), "started": started(os.getpid()), "by": self._by, "beat": beat}
         return json.dumps(me, sort_keys=True).encode()
+
+    def _ours(self, claim: bytes | None) -> bool:
+        try:
+            return bool(json.loads(claim or b"{}").get("by") == self._by)
+        except (ValueError, AttributeError):
+            return False
 
     def take(self, name: str) -> bool:
         """Claim a shard. False while another process has it."""
         path = self._path(name)
-        if not create_exclusively(path, self._text(0)):
-            held = read_bytes(path)
-            if held is not None and not self._void(name, held):
-                return False
-            remove(path)
+        with one_at_a_time(self._out):
             if not create_exclusively(path, self._text(0)):
-                return False
+                held = read_bytes(path)
+                if held is not None and not (self._void(name, held) and remove_if(path, held)):
+                    return False
+                if not create_exclusively(path, self._text(0)):
+                    return False
         with self._lock:
             self._mine[name] = 0
             if self._renewer is None:
@@ -99,11 +83,8 @@ class Claims:
         return True
 
     def _void(self, name: str, held: bytes) -> bool:
-        try:
-            if _dead(json.loads(held)):
-                return True
-        except (ValueError, AttributeError):
-            pass  # not one of ours: void once it has stood still
+        if (alive := _alive(held)) is not None:
+            return not alive
         now = time.monotonic()
         seen, since = self._watched.get(name, (b"", now))
         if seen != held:
@@ -119,25 +100,37 @@ class Claims:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             return "somebody unknown"
 
-    def release(self, name: str) -> None:
-        """Give a shard up, done or not."""
+    def holds(self, name: str) -> bool:
+        """Whether a claim that was taken is still ours: it is lost if it stood still (a disk that hung, a process that was stopped)."""
         with self._lock:
-            self._mine.pop(name, None)
-        remove(self._path(name))
+            return name in self._mine and self._ours(read_bytes(self._path(name)))
+
+    def release(self, name: str) -> None:
+        """Give a shard up, done or not. One that was not ours is left alone."""
+        with self._lock, one_at_a_time(self._out):
+            if self._mine.pop(name, None) is not None and self._ours(read_bytes(self._path(name))):
+                remove(self._path(name))
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
-            with self._lock:
-                mine = list(self._mine)
-            for name in mine:
+            for name in list(self._mine):
                 with self._lock:
-                    if name not in self._mine:
-                        continue
-                    self._mine[name] += 1
-                    try:
-                        write_atomic(self._path(name), self._text(self._mine[name]))
-                    except Exception as error:  # the claim may lapse; the work may not stop for it
-                        log.debug("claim of %s not renewed: %s", name, error)
+                    if name in self._mine:
+                        try:
+                            self._renew_one(name)
+                        except Exception as error:  # the claim may lapse; the work may not stop for it
+                            log.debug("claim of %s not renewed: %s", name, error)
+
+    def _renew_one(self, name: str) -> None:
+        path, beat = self._path(name), self._mine[name] + 1
+        with one_at_a_time(self._out):
+            if self._ours(read_bytes(path)):
+                write_atomic(path, self._text(beat))
+            elif not create_exclusively(path, self._text(beat)):
+                del self._mine[name]
+                log.warning("%s: another run has %s now, as our claim stood still", self._out, name)
+                return
+        self._mine[name] = beat
 
     def close(self) -> None:
         """Give up what is still claimed."""
@@ -150,11 +143,7 @@ def clear_claims(out: str | Path) -> int:
     """Remove the claims of this machine's processes that are gone (killed). Returns how many."""
     removed = 0
     for path in listing(out, ".claim"):
-        try:
-            void = _dead(json.loads(read_bytes(path) or b"{}"))
-        except (ValueError, AttributeError):
-            continue
-        if void:
-            remove(path)
-            removed += 1
+        claim = read_bytes(path)
+        if claim is not None and _alive(claim) is False:
+            removed += remove_if(path, claim)
     return removed

@@ -19,8 +19,9 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
-from pipeline.io.files import file_size, listing, read_bytes, remove, write_remote
+from pipeline.io.files import file_size, read_bytes, remove, write_remote
 from pipeline.io.paths import is_url, join
+from pipeline.io.temporaries import temporary_beside
 from pipeline.stats import OutputFile, ShardReport
 
 TOGETHER = 1 << 20
@@ -73,7 +74,7 @@ class HashingFile:
 def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True) -> Iterator[HashingFile]:
     """Write ``path``, a local path or a URL, whole or not at all.
 
-    A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name holds the process id, so two
+    A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name is this process's own, so two
     runs on the same output cannot write into one another. A remote one is gathered in the folder for temporary files first.
 
     Args:
@@ -89,7 +90,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True)
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb", buffering=TOGETHER) as raw:
             yield HashingFile(raw)
@@ -165,25 +166,3 @@ def read_report(out: str | Path, shard: str) -> ShardReport | None:
         return None if data is None else ShardReport.model_validate_json(data)
     except ValidationError:
         return None
-
-
-def clear_temporaries(out: str | Path) -> int:
-    """Remove temporary files whose process is gone (killed in mid-write). Returns how many."""
-    removed = 0
-    for path in () if is_url(out) else map(Path, listing(out, ".tmp")):
-        pid = path.name.split(".")[-2]
-        if pid.isdigit() and not _alive(int(pid)):
-            with suppress(FileNotFoundError):
-                path.unlink()
-                removed += 1
-    return removed
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

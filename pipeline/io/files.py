@@ -236,38 +236,6 @@ def write_remote(url: str, local: str | Path) -> None:
         patiently(url, lambda: fs.put_file(str(local), inner))
 
 
-def create_exclusively(path: str | Path, data: bytes) -> bool:
-    """Make a small file unless there is one of the name. Whether it was made."""
-    if is_url(path):
-        fs, inner = filesystem(str(path))
-
-        def create() -> bool:
-            if fs.exists(inner):
-                return False
-            try:
-                fs.pipe_file(inner, data, mode="create")
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if "PreconditionFailed" in str(error) or "pre-conditions" in str(error):
-                    return False
-                raise
-            return True
-
-        with named_errors(str(path)):
-            return patiently(str(path), create)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    try:
-        os.link(temporary, path)  # unlike a rename it fails if the name is taken, and the file is never half there
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def remove(path: str | Path) -> None:
     """Remove a file if it is there."""
     if is_url(path):

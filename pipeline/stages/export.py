@@ -20,18 +20,11 @@ from pipeline.exports.inputs import Found, Sample, Source, find_source
 from pipeline.exports.names import Names
 from pipeline.exports.sink import Sink
 from pipeline.images import ImageError
-from pipeline.io.commit import (
-    clear_temporaries,
-    commit_report,
-    committed,
-    read_report,
-    report_path,
-    settle,
-    write_atomic,
-)  # fmt: skip
+from pipeline.io.commit import commit_report, committed, read_report, report_path, settle, write_atomic
 from pipeline.io.files import file_size, read_bytes, remove
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join
+from pipeline.io.temporaries import clear_temporaries
 from pipeline.progress import Progress, Silent
 from pipeline.sources.headers import read_header
 from pipeline.stages.base import MAX_NOTES

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.claims import Claims, clear_claims
-from pipeline.io.commit import clear_temporaries, commit_report, committed
+from pipeline.io.commit import commit_report, committed
 from pipeline.io.files import file_size
 from pipeline.io.paths import is_url
+from pipeline.io.temporaries import clear_temporaries
 from pipeline.progress import Progress
 from pipeline.rates import Rates
 from pipeline.stages.base import ShardJob
@@ -48,6 +49,7 @@ class Ledger:
         self.stage, self._out, self._mark, self._progress = stage, str(out), mark, progress
         self._pending: deque[ShardJob] = deque(jobs)
         self._busy: deque[ShardJob] = deque()
+        self._looked_at = 0
         self._room, self._limited = limit, limit is not None
         self._reports: dict[str, ShardReport] = {}
         self._skipped: set[str] = set()
@@ -80,15 +82,21 @@ class Ledger:
                 job = self._pending.popleft()
             if (given := self._try(job)) is not None:
                 return given
-        with self._lock:
-            again, self._busy = self._busy, deque()
-        for i, job in enumerate(again):
-            if (given := self._try(job)) is not None:
+        for _ in range(len(self._busy)):  # at most: others may look at some of them meanwhile
+            with self._lock:
+                if not self._busy:
+                    break
+                job = self._busy.popleft()
+                self._looked_at += 1
+            try:
+                given = self._try(job)
+            finally:
                 with self._lock:
-                    self._busy.extend(list(again)[i + 1 :])
+                    self._looked_at -= 1
+            if given is not None:
                 return given
         with self._lock:
-            return WAIT if self._busy else None
+            return WAIT if self._busy or self._looked_at else None
 
     def _try(self, job: ShardJob) -> ShardJob | None:
         """Skip it, put it back, or claim it."""

@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
-from pipeline.io.alone import alone_in
+from pipeline.io.alone import Held, alone_in
 from pipeline.io.commit import write_json
 from pipeline.progress import Progress
 from pipeline.training import state
@@ -46,6 +46,9 @@ class Trainer:
 
     ``held`` keeps other trainings out of the folder until it is closed.
     """
+
+    folder: Held
+    """Of the main process: ``out``, asked whether it is still ours before anything is saved."""
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class Trainer:
         refused: InputError | RunError | None = None
         if self.processes.main:
             try:
-                held.enter_context(alone_in(self.out, log.warning, name="training"))
+                self.folder = held.enter_context(alone_in(self.out, log.warning, name="training"))
                 found = find_beginning(self.out, self.identity)
             except (InputError, RunError) as error:
                 refused = error
@@ -290,6 +293,7 @@ class Trainer:
             write_json(folder / TRAINER, resumed.model_dump(mode="json"))
 
         if self.processes.main:
+            self.folder.check()
             write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.mark, fill)
             prune(self.out, self.config.keep_checkpoints, self.identity.mark)
         self.processes.wait()
@@ -304,6 +308,7 @@ class Trainer:
         if self.average is not None:
             results["final_ema"] = self.average.weights(self.network)
         if self.processes.main:
+            self.folder.check()
             for name, weights in reversed(results.items()):  # final last: with it the run counts as done
                 fill = partial(self._write_model, weights=weights)
                 write_checkpoint(self.out / name, self.config.steps, self.identity.result, fill)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.io.commit import atomic_file, clear_temporaries, commit_report, committed, write_atomic
+from pipeline.io.commit import atomic_file, commit_report, committed, write_atomic
 from pipeline.io.files import read_small
+from pipeline.io.here import short_here
 from pipeline.io.paths import expand_shards
 from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.io.temporaries import FORSAKEN_SECONDS, clear_temporaries, temporary_beside
 from pipeline.stats import ShardReport, StageReport, Tally
 
 
@@ -56,10 +60,32 @@ with atomic_file({str(tmp_path / "a")!r}) as file:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code], check=False)
-    (tmp_path / f".b.{os.getpid()}.tmp").write_bytes(b"still being written")
+    living = temporary_beside(tmp_path / "b")
+    living.write_bytes(b"still being written")
     assert len(os.listdir(tmp_path)) == 2
     assert clear_temporaries(tmp_path) == 1
-    assert os.listdir(tmp_path) == [f".b.{os.getpid()}.tmp"]
+    assert os.listdir(tmp_path) == [living.name]
+
+
+def test_what_another_machine_is_writing_is_left_alone_until_it_was_still_for_a_day(tmp_path):
+    theirs = (
+        temporary_beside(tmp_path / "a")
+        .name.replace(f".{short_here()}-", ".0123abcd-")
+        .replace(str(os.getpid()), "4000000")
+    )
+    for name in (theirs, ".notes.tmp", ".a.77.tmp"):
+        (tmp_path / name).write_bytes(b"being written")
+    assert clear_temporaries(tmp_path) == 0
+    long_ago = time.time() - FORSAKEN_SECONDS - 60
+    for path in tmp_path.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    assert clear_temporaries(tmp_path) == 1 and not (tmp_path / theirs).exists()
+
+
+@given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=250))
+def test_temporary_names_fit_any_file_system_and_differ(name):
+    names = {temporary_beside(Path("folder") / name).name for _ in range(3)}
+    assert len(names) == 3 and max(len(n.encode()) for n in names) <= 255
 
 
 def test_a_shard_is_done_only_with_its_fingerprint_and_its_files_whole(tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 
 from pipeline.errors import InputError, RunError
+from pipeline.io.claims import Claims
 from pipeline.io.commit import write_atomic
+from pipeline.progress import Silent
 from pipeline.stages.base import Desk, EachShard, ShardJob, run_shards, run_workers
+from pipeline.stages.ledger import Ledger
 from pipeline.stats import ShardReport, Tally
 
 
@@ -144,3 +149,52 @@ def test_an_output_that_is_gone_or_short_is_made_anew(tmp_path):
     report = run_shards("write", jobs(3), tmp_path, Write(str(tmp_path)))
     assert (report.done, report.skipped) == (2, 1)
     assert (tmp_path / "00001.txt").read_text() == "00001"
+
+
+def test_workers_stay_while_what_is_left_is_another_runs(tmp_path, monkeypatch):
+    """One that looks at the busy shards must not make the others think that there is nothing left."""
+    other, looks = Claims(tmp_path), 0
+    for job in jobs(4):
+        assert other.take(job.name)
+
+    class Slow(Claims):
+        """As a bucket is, and the other run gives all up after a while."""
+
+        def take(self, name: str) -> bool:
+            nonlocal looks
+            looks += 1
+            if looks == 12:
+                other.close()
+            time.sleep(0.05)
+            return super().take(name)
+
+    monkeypatch.setattr("pipeline.stages.ledger.Claims", Slow)
+    monkeypatch.setattr("pipeline.stages.ledger.LOOK_AGAIN", 0.01)
+    ledger = Ledger("write", jobs(4), tmp_path, progress=Silent())
+    begun, done = Barrier(4, timeout=30), []
+
+    def work() -> None:
+        if (job := ledger.take()) is not None:
+            begun.wait()  # all four have one at the same time
+            ledger.done(job, Write(str(tmp_path))(job))
+            done.append(job.name)
+
+    workers = [Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(done) == 4 and ledger.close(devices=1, price=None, max_failed=0).done == 4
+
+
+def test_a_shard_that_fails_before_it_is_claimed_keeps_the_claim_of_its_owner(tmp_path):
+    other = Claims(tmp_path)
+    assert other.take("00000")
+
+    def mark(job: ShardJob) -> str:
+        raise InputError(f"{job.path}: cannot be read")
+
+    with pytest.raises(RunError, match="cannot be read"):
+        run_workers("write", jobs(1, ""), tmp_path, [EachShard(Write(str(tmp_path)))], mark=mark)
+    assert other.holds("00000")
+    other.close()

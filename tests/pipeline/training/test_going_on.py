@@ -16,6 +16,7 @@ import pytest
 from pipeline.config import PromptConfig, TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.io import alone
+from pipeline.progress import Silent
 from pipeline.stages import train
 from pipeline.training.checkpoints import read_state
 from pipeline.training.identity import HOW_IT_FITS, HOW_IT_RUNS
@@ -190,3 +191,25 @@ def test_a_training_that_goes_on_elsewhere_is_not_joined_and_its_end_is_noticed(
     assert run(sources, tmp_path / "out") == whole
     assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+class TakenOver(Silent):
+    """After the first save another machine takes the folder, as if this process had been stopped for long."""
+
+    def __init__(self, out: Path) -> None:
+        self.claim, self.steps = out / ".training.claim", 0
+
+    def advance(self, n: int, unit: str = "samples") -> None:
+        self.steps += n
+        if self.steps == 3:
+            self.claim.write_text(json.dumps({"host": "elsewhere now", "pid": 7, "started": "1", "by": "x", "beat": 0}))
+
+
+def test_a_training_that_lost_its_folder_writes_nothing_there(sources, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(
+        RunError, match=r"out: another training took over \(process 7 on elsewhere\), as this one had stood still"
+    ):
+        run(sources, out, progress=TakenOver(out))
+    assert names(out) == ["step-00000002"] and not (out / "final").exists()
+    assert json.loads((out / ".training.claim").read_text())["pid"] == 7
