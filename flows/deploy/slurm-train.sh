@@ -20,7 +20,7 @@ CHECKOUT="${CHECKOUT:-${SLURM_SUBMIT_DIR:-$PWD}}"
 VENV="${VENV:-$CHECKOUT/.venv}"
 PROCESSES="${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"      # of each node
 PORT="${PORT:-29500}"
-HEAD="${HEAD:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+HEAD="${HEAD:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)}"
 export HEAD PORT PROCESSES VENV CHECKOUT
 
 cd "$CHECKOUT"
