@@ -172,13 +172,16 @@ def test_what_is_there_is_not_made_again_and_another_export_is_refused(mixed, tm
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 from pipeline.progress import Silent
 from pipeline.stages import export
 
 class Killer(Silent):
     def shard(self, report, skipped):
         if report.shard == sys.argv[4]:
+            while not list(Path(sys.argv[2]).rglob(sys.argv[5])):  # its threads may be slower than this one
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
 export.run([sys.argv[1]], sys.argv[2], to=sys.argv[3], progress=Killer())
@@ -187,8 +190,9 @@ export.run([sys.argv[1]], sys.argv[2], to=sys.argv[3], progress=Killer())
 
 @pytest.mark.parametrize("to", ["coco", "yolo"])
 def test_a_killed_export_looks_like_none_and_goes_on(mixed, tmp_path, to):
-    command = [sys.executable, "-c", KILLED, str(mixed), str(tmp_path / "out"), to, "gr-000001"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    command = [sys.executable, "-c", KILLED, str(mixed), str(tmp_path / "out"), to, "gr-000001", "000000007.jpg"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     there = {name.rsplit("/", 1)[-1] for name in files(tmp_path / "out") if not name.endswith(".tmp")}
     assert not [name for name in there if name.endswith((".json", ".yaml"))] and "000000007.jpg" in there
