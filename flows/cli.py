@@ -125,10 +125,11 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
             for name, address in server.extras().items():
                 click.echo(f"{name + ':':12} {address}")
             url = f"PREFECT_API_URL={server.url}/api"
-            click.echo(f"start a run: {url} prefect deployment run self-train/local -p out={runs}/demo")
+            demo = Path(runs).absolute() / "demo"  # a worker's folder is not this one
+            click.echo(f"start a run: {url} prefect deployment run self-train/local -p out={demo}")
             click.echo("end:         Ctrl-C")
             if start_run:
-                click.echo(f"started:     {server.run(out=str(Path(runs).absolute() / 'demo'))}")
+                click.echo(f"started:     {server.run(out=str(demo))}")
             while not ended.wait(1):
                 server.keep()
         finally:

@@ -74,6 +74,10 @@ class _Kept:
             self._output.close()
 
 
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 class LocalServer:
     """Server, deployments, worker; beside them the runs' pages and TensorBoard on the next two ports.
 
@@ -82,9 +86,9 @@ class LocalServer:
 
     def __init__(self, host: str, port: int, limit: int, logs: Path, runs: Path) -> None:
         self.host, self.port = host, port
-        shown = socket.gethostname() if host in ANYWHERE else host
+        shown = socket.gethostname() if host in ANYWHERE else _in_url(host)
         self.url, self.pages, self.board = (f"http://{shown}:{port + i}" for i in range(3))
-        self._near = f"http://{ANYWHERE.get(host, host)}:{port}"
+        self._near = f"http://{ANYWHERE.get(host, _in_url(host))}:{port}"
         for folder in (logs, runs):
             folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {

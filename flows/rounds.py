@@ -7,17 +7,19 @@ from typing import Any
 from prefect import flow
 from prefect.flows import Flow
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows import stages
 from flows.artifacts import show_round
+from flows.checks import check_inputs
 from flows.notify import TOLD
 from flows.runners import task_runner
 from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
 from pipeline.io.alone import alone_in
 from pipeline.report.round import write_round
-from pipeline.rounds import RoundResult, decide
+from pipeline.rounds import RoundResult, check_promotion, decide
 from pipeline.run_layout import RunLayout
 from pipeline.stats import StageReport
 
@@ -41,10 +43,17 @@ def run_stage(stage: Flow[..., Any], out: str, config: SelfTrainConfig, *argumen
 def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, round_number: int = 1) -> RoundRun:
     """A teacher labels the crawl, a student and its control learn, and gates decide whether the student teaches next.
 
-    The teacher of the round must be there: the first teacher, or the student of the round before.
+    The teacher of the round must be there: the first teacher, or the student of the round before. A round of its own, not a part
+    of ``self-train``, measures it first, so that gates which fit nothing are told of before anything is labelled.
     """
+    alone = flow_run.parent_flow_run_id is None
+    if alone:
+        check_inputs(config)
     layout = RunLayout(folder_of(out))
     with alone_in(layout.root, get_run_logger().warning):
+        if alone and config.data.evaluated():
+            run_stage(stages.evaluate, out, config, list(dict.fromkeys(["teacher", layout.teacher_name(round_number)])))
+            check_promotion(config, layout)
         reports: dict[str, dict[str, Any]] = {}
         for stage in (stages.pseudo_label, stages.filter_boxes, stages.build_shards):
             report: StageReport = run_stage(stage, out, config, round_number)
@@ -52,8 +61,6 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
         run_stage(stages.train_student, out, config, round_number)
         if config.data.evaluated():
             models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
-            if not (layout.evaluation(layout.teacher_name(round_number)) / "metrics.json").is_file():
-                models.insert(0, layout.teacher_name(round_number))
             run_stage(stages.evaluate, out, config, models)
         result = decide(config, layout, round_number)
         show_round(round_number, write_round(config, layout, result, reports))

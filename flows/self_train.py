@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed
+from pydantic import Field
 
 from flows import stages
 from flows.artifacts import show_comparison
+from flows.checks import check_inputs
 from flows.notify import TOLD
 from flows.rounds import one_round, run_stage
 from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
-from pipeline.errors import InputError
-from pipeline.evaluation.promote import parse_gates
 from pipeline.io.alone import alone_in
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
@@ -26,9 +26,12 @@ from pipeline.run_layout import RunLayout
 from pipeline.stats import StageReport
 from pipeline.summary import summarise
 
+Rounds = Annotated[int, Field(ge=1)] | None
+"""Checked before anything runs, as the recipe's own number is."""
+
 
 @flow(name="self-train", flow_run_name="self-train", **TOLD)
-def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: int | None = None) -> Any:
+def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: Rounds = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 
     Every stage skips what already lies in ``out``, so the same call after a crash goes on where it was. One run at a time works there.
@@ -84,24 +87,3 @@ def ended(summary: dict[str, Any]) -> Any:
     if summary["stopped"]:
         return Completed(name=f"Stopped after round {summary['rounds']}", message=summary["stopped"], data=summary)
     return summary
-
-
-def check_inputs(config: SelfTrainConfig) -> None:
-    """Raises InputError before anything runs if the recipe lacks what its stages will ask for, or has a gate that cannot be read."""
-    data = config.data
-    if not data.sources:
-        raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
-    for name, mixture in (("teacher", config.teacher.mixture), ("student", config.student.mixture)):
-        if set(mixture) - {"pseudo"} != set(data.sources):
-            raise InputError(f"{name}.mixture names {sorted(mixture)}, but data.sources are {list(data.sources)}")
-    if "pseudo" not in config.student.mixture:
-        raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
-    parse_gates(config.promotion.gates)
-    if others := sorted(set(data.frequencies) - set(data.evaluated())):
-        raise InputError(
-            f"data.frequencies: {', '.join(others)} is no evaluation set; there are {list(data.evaluated())}"
-        )
-    if config.demo is None:
-        for name in ("manifest", "crawl"):
-            if not getattr(data, name):
-                raise InputError(f"data.{name}: a run on real data needs it (only the demo makes its own)")

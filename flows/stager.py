@@ -14,7 +14,7 @@ from flows.children import Job, launch_command, pipeline_command
 from flows.gpus import gpus_here
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.io.commit import write_atomic, write_json
-from pipeline.io.paths import stem
+from pipeline.io.paths import local_folder, stem
 from pipeline.run_layout import RunLayout
 
 DATA_WORKERS = 8
@@ -161,8 +161,12 @@ class Stager:
 
 
 def folder_of(out: str) -> Path:
-    """A run's folder, absolute: its children work elsewhere."""
-    return Path(out).absolute()
+    """A run's folder, absolute: its children work elsewhere.
+
+    Raises:
+        InputError: it is a URL.
+    """
+    return local_folder(out, "a run").absolute()
 
 
 def stager(out: str, config: SelfTrainConfig) -> Stager:

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from prefect import flow
-
 from flows.artifacts import show_sweep
 from flows.children import Job
+from flows.folder import stage_flow
 from flows.jobs import run_job, run_jobs
-from flows.notify import TOLD
 from flows.stager import Stager, repeated, stager
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.demo.manifest import MANIFEST
@@ -50,7 +48,7 @@ def seeded(config: TrainConfig, seed: int) -> TrainConfig:
     return config.model_copy(update={"seed": seed})
 
 
-@flow(name="make-demo-data", flow_run_name="make-demo-data", **TOLD)
+@stage_flow("make-demo-data")
 def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Draw the demo's scenes, or leave them if they are there."""
     s = stager(out, config)
@@ -61,7 +59,7 @@ def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("make-demo-data", [job])
 
 
-@flow(name="ingest", flow_run_name="ingest", **TOLD)
+@stage_flow("ingest")
 def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Human-labelled and evaluation sets into training shards."""
     s = stager(out, config)
@@ -77,7 +75,7 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     return run_setting_aside(s, "ingest", 1, [job])
 
 
-@flow(name="parse-phrases", flow_run_name="parse-phrases", **TOLD)
+@stage_flow("parse-phrases")
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Noun phrases of the crawl's captions."""
     s = stager(out, config)
@@ -86,7 +84,7 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
     return run_setting_aside(s, "parse-phrases", 1, jobs)
 
 
-@flow(name="pseudo-label", flow_run_name="pseudo-label-round-{round_number}", **TOLD)
+@stage_flow("pseudo-label", run_name="pseudo-label-round-{round_number}")
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """The round's teacher boxes the phrases."""
     s = stager(out, config)
@@ -98,7 +96,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return run_setting_aside(s, "pseudo-label", round_number, jobs)
 
 
-@flow(name="filter-boxes", flow_run_name="filter-boxes-round-{round_number}", **TOLD)
+@stage_flow("filter-boxes", run_name="filter-boxes-round-{round_number}")
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Rules choose labels among the regions."""
     s = stager(out, config)
@@ -113,7 +111,7 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return report
 
 
-@flow(name="build-shards", flow_run_name="build-shards-round-{round_number}", **TOLD)
+@stage_flow("build-shards", run_name="build-shards-round-{round_number}")
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Labels and images into the round's training shards."""
     s = stager(out, config)
@@ -125,7 +123,7 @@ def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return run_setting_aside(s, "build-shards", round_number, jobs)
 
 
-@flow(name="train-teacher", flow_run_name="train-teacher", **TOLD)
+@stage_flow("train-teacher")
 def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The first teacher, on human labels."""
     s = stager(out, config)
@@ -136,7 +134,7 @@ def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("train-teacher", [job])
 
 
-@flow(name="train-student", flow_run_name="train-student-round-{round_number}", **TOLD)
+@stage_flow("train-student", run_name="train-student-round-{round_number}")
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
     s = stager(out, config)
@@ -161,7 +159,7 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
     run_jobs(f"train-student-round-{round_number}", jobs)
 
 
-@flow(name="evaluate", flow_run_name="evaluate", **TOLD)
+@stage_flow("evaluate")
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
     """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
     s = stager(out, config)
@@ -179,7 +177,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
     run_jobs(f"evaluate-{models[-1]}", jobs)
 
 
-@flow(name="label-photos", flow_run_name="label-photos", **TOLD)
+@stage_flow("label-photos")
 def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
     s = stager(out, config)

@@ -17,6 +17,19 @@ def is_url(path: str | Path) -> bool:
     return bool(_URL.match(str(path)))
 
 
+def local_folder(folder: str | Path, what: str) -> Path:
+    """The path of a folder that has to lie on a disk.
+
+    Raises:
+        InputError: it is a URL, which as a path would name a folder ``s3:`` here.
+    """
+    if is_url(folder):
+        raise InputError(
+            f"{folder}: {what} wants a folder on a disk (local, or shared by the machines); only shards and labels may lie behind URLs"
+        )
+    return Path(folder)
+
+
 def join(folder: str | Path, name: str) -> str:
     """``folder/name`` for paths and URLs alike."""
     return f"{str(folder).rstrip('/')}/{name}"

@@ -30,7 +30,7 @@ from pipeline.evaluation.report import write_report
 from pipeline.evaluation.sets import EvaluationSet
 from pipeline.io.commit import atomic_file, write_json
 from pipeline.io.hashing import digest_file, digest_json, fingerprint, model_revision
-from pipeline.io.paths import join
+from pipeline.io.paths import join, local_folder
 from pipeline.progress import Progress, Silent
 from pipeline.stages.base import ShardJob, run_workers
 from pipeline.stages.pseudo_label import MAX_DECODERS
@@ -68,7 +68,7 @@ def run(
     Raises:
         InputError: no usable model, shard or set. RunError: a shard failed.
     """
-    out = Path(out)
+    out = local_folder(out, "an evaluation")
     abouts = {name: read_frequencies(path) for name, path in (frequencies or {}).items()}
     sets = [EvaluationSet.open(name, paths, config) for name, paths in sorted(shards.items())]
     if unknown := sorted(set(abouts) - set(shards)):

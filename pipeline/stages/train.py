@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
+from pipeline.io.paths import local_folder
 from pipeline.progress import Progress, Silent
 from pipeline.training.board import check_tracker
 from pipeline.training.going_on import finished
@@ -55,7 +56,7 @@ def run(
             or one that goes on in other processes.
         RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
     """
-    out = Path(out)
+    out = local_folder(out, "a training")
     check_tracker(tracker)
     check_device(device, config.precision)
     if not sources or not all(sources.values()):

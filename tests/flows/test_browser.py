@@ -15,7 +15,7 @@ from tests.flows.up import Up
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here (Debian's package has one)"),
 ]
 ARGUMENTS = [

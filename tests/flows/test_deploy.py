@@ -240,7 +240,7 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
             said = tmp_path / "worker.log"  # a signal before it listens would be lost; Slurm's comes hours later
             wait_for(lambda: "started!" in said.read_text(), 60, "the worker's word", worker)
             os.kill(worker.pid, signal.SIGTERM)  # as Slurm does before the time is over
-            worker.wait(60)  # and it ends, of itself
+            worker.wait(180)  # and it ends, of itself
 
 
 def training(folder: Path) -> list[str]:

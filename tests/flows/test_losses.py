@@ -12,7 +12,7 @@ import pytest
 
 from tests.flows.tiny import BIN, ROOT, environment, tiny_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUN = """
 import json, sys

@@ -25,7 +25,7 @@ from tests.fixtures.crawl import jpeg
 from tests.fixtures.servers import BIN, ROOT, environment, free_port, prefect_server, started, wait_for
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SHARDS, IMAGES = 10, 24
 FLOW = """

@@ -32,7 +32,7 @@ from tests.fixtures.servers import (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(
         shutil.which("initdb") is None or shutil.which("postgres") is None,
         reason="PostgreSQL's server programs (initdb, postgres) are not on PATH",

@@ -13,7 +13,7 @@ from pipeline.config import PromotionConfig, SelfTrainConfig
 from tests.flows.tiny import tiny_config, wait_until
 from tests.flows.up import Up, children_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def two_rounds(**promotion: object) -> SelfTrainConfig:
@@ -90,3 +90,13 @@ def test_with_other_gates_the_same_folder_goes_on_to_the_next_round(up, out):
     assert "round/local" in said
     page = httpx.get(f"http://127.0.0.1:{up.port + 1}/rounds/report/index.html", timeout=30).text
     assert "round-2.html" in page and "The model to use: <b>student-2</b>" in page
+
+
+def test_a_round_of_its_own_measures_its_teacher_before_it_labels(up, out):
+    labelled = shards(out)
+    (out / "evaluation" / "teacher" / "metrics.json").unlink()
+    run = up.start(out, two_rounds(gates=["eval_base.lvis_ap>1"], samples=50), "round")
+    assert ended(up, run)[0] == "FAILED"
+    assert (out / "evaluation" / "teacher" / "metrics.json").is_file() and shards(out) == labelled
+    message = httpx.get(f"{up.api}/flow_runs/{run}", timeout=30).json()["state"]["message"]
+    assert "eval_base.lvis_ap" in message

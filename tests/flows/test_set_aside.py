@@ -25,7 +25,7 @@ from pipeline.set_aside import files_of, shards_of_set
 from tests.fixtures.crawl import jpeg
 from tests.flows.tiny import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CHAIN = (stages.parse_phrases, stages.pseudo_label, stages.filter_boxes, stages.build_shards)
 

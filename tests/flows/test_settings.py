@@ -7,15 +7,22 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect.exceptions import ParameterTypeError
+from prefect.logging import disable_run_logger
 
+from flows import stages
+from flows.checks import check_inputs
 from flows.children import VISIBLE
 from flows.local_server import LocalServer
-from flows.self_train import check_inputs, self_train
+from flows.rounds import one_round
+from flows.self_train import self_train
 from flows.stager import chunks, stager
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
+from pipeline.io import alone
 from pipeline.recipes import load_recipe
 from pipeline.train_main import main as train_main
+from tests.fixtures.alone import holding
 
 
 @given(count=st.integers(1, 60), size=st.integers(1, 20), parallel=st.integers(1, 8))
@@ -46,6 +53,41 @@ def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, 
         check_inputs(load_recipe("demo", changes))
 
 
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_no_round_at_all_is_refused_as_in_the_recipe(rounds):
+    with pytest.raises(ParameterTypeError, match="greater than or equal to 1"):
+        self_train.validate_parameters({"rounds": rounds})
+    assert self_train.parameters.model_dump()["properties"]["rounds"]["anyOf"][0]["minimum"] == 1
+
+
+def test_a_round_of_its_own_asks_for_the_same(tmp_path):
+    with pytest.raises(InputError, match=r"gate 'ap': want SET\.METRIC"):
+        one_round.fn(str(tmp_path / "run"), load_recipe("demo", ["promotion.gates=[ap]"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_a_bucket_is_refused_and_no_folder_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^s3://bucket/run: a run wants a folder on a disk"):
+        stager("s3://bucket/run", load_recipe("demo"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_of_its_own_does_not_change_the_settings_of_a_run_that_goes_on(tmp_path, monkeypatch):
+    stager(str(tmp_path / "run"), load_recipe("demo"))
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    monkeypatch.setattr(alone, "PATIENCE", 1)
+    with holding(tmp_path / "run") as pid, disable_run_logger():
+        with pytest.raises(InputError, match=rf"run: another run works there \(process {pid} on "):
+            stages.filter_boxes.fn(str(tmp_path / "run"), load_recipe("demo", ["filter_boxes.threshold=0.9"]))
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_stages_take_what_they_took_whatever_holds_their_folder():
+    assert list(stages.evaluate.parameters.properties) == ["out", "config", "models"]
+    assert stages.pseudo_label.flow_run_name == "pseudo-label-round-{round_number}"
+
+
 def test_the_demo_recipe_is_whole():
     check_inputs(load_recipe("demo"))
 
@@ -56,6 +98,12 @@ def test_the_run_form_has_the_recipes_fields_with_help():
     definitions = schema["definitions"]
     assert definitions["TrainConfig"]["properties"]["steps"]["description"] == "optimiser steps"
     assert definitions["SelfTrainConfig"]["additionalProperties"] is False
+
+
+def test_a_server_on_an_address_of_the_sixth_version_has_urls(tmp_path):
+    server = LocalServer("::1", 4300, 1, tmp_path / "logs", tmp_path / "runs")
+    assert (server.url, server.pages) == ("http://[::1]:4300", "http://[::1]:4301")
+    assert not server.healthy()
 
 
 @pytest.mark.parametrize(("host", "near"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])

@@ -17,7 +17,7 @@ from pipeline.recipes import load_recipe
 from tests.flows.tiny import CHANGES, wait_until
 from tests.flows.up import Up, children_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 KEPT = ("server start", "worker start", "http.server", "tensorboard")
 
 
@@ -111,7 +111,7 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
         pids = {words: other.child(words) for words in KEPT}
         assert pids["server start"] and pids["worker start"] and not pids["http.server"], pids
         other.process.send_signal(signal.SIGHUP)  # as when the terminal is closed
-        assert other.process.wait(60) == 0, other.said()
+        assert other.process.wait(180) == 0, other.said()
     finally:
         other.stop()
     assert not any(alive(pid) for pid in pids.values() if pid)
@@ -138,5 +138,5 @@ def test_a_port_that_something_else_has_is_named(home):
         other.bind(("127.0.0.1", 0))
         other.listen()
         up = Up(home, port=other.getsockname()[1])
-        assert up.process.wait(60) == 2
+        assert up.process.wait(180) == 2
         assert f"port {up.port} is in use, and no Prefect server answers there" in up.said()

@@ -22,7 +22,7 @@ from pipeline.io.hashing import digest_file
 from tests.flows.tiny import ROOT, environment, run_command, tiny_config, wait_until
 from tests.flows.up import children_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def outputs(run: Path) -> dict[str, str]:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from pipeline.errors import InputError
 from pipeline.io.alone import alone_in
-from tests.flows.tiny import ROOT
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from pipeline.io.alone import alone_in
-with alone_in(Path(sys.argv[1]), print):
-    print("has it", flush=True)
-    sys.stdin.readline()
-"""
+from tests.fixtures.alone import process_in
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that works in the folder until it is told to end."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
-        assert process.stdout is not None and process.stdout.readline() == "has it\n"
+    with process_in(tmp_path / "run") as process:
         yield process
-        process.kill()
 
 
 def test_a_living_run_is_named_and_not_joined(holder, tmp_path):
