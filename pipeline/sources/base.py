@@ -67,7 +67,9 @@ class Labelled(NamedTuple):
     lost: Mapping[str, int] = MappingProxyType({})
 
 
-UNREADABLE = frozenset({"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category"})
+UNREADABLE = frozenset(
+    {"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category", "bad_image_id"}
+)
 """Reasons to lose a region that tell of labels which are not as the reader expects them; others are of the set's nature."""
 
 Header = Mapping[str, Any]
@@ -109,7 +111,8 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     """Read a set's files into an index at ``path``.
 
     Raises:
-        InputError: a file is missing or is not of the format; a companion or an option is unknown or missing.
+        InputError: a file is missing or is not of the format; a companion or an option is unknown or missing; no annotation
+            is of any image.
     """
     for role in format_.needed:
         if role not in files.companions:
@@ -124,6 +127,7 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     index = Filling(path, files.annotations)
     try:
         index.finish(format_.fill(files, index))
+        index.refuse_strangers()
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder in a file's place, or a file in a folder's
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
@@ -153,12 +157,12 @@ def read_set(format_: Format, files: SetFiles) -> LabelledSet:
             images = [
                 format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)
             ]
-            space, homeless = index.header.get("label_space"), index.homeless()
+            space = index.header.get("label_space")
             return LabelledSet(
                 format_.kind,
                 tuple(images),
                 None if space is None else tuple(space),
-                {**index.header.get("lost", {}), **({"unknown_image": homeless} if homeless else {})},
+                {**index.header.get("lost", {}), **index.homeless()},
             )
         finally:
             index.close()

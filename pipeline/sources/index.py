@@ -59,16 +59,16 @@ class Filling:
         self._db.execute("CREATE TABLE keys (key TEXT)")
         self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
         self._images: list[tuple[Id, bytes]] = []
-        self._rows: list[tuple[Id, bytes]] = []
+        self._rows: list[tuple[Id | bytes, bytes]] = []
         self._keys: list[tuple[str]] = []
         self._hash = hashlib.sha256()
         self._db.execute("BEGIN")
 
     def image(self, number: Id, image: Any, key: str | None = None) -> None:
         """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id."""
-        if not isinstance(number, int | str) or isinstance(number, bool):
-            raise InputError(f"{self.about}: image id {number!r}: want a number or a text")
-        self._images.append((_fit(number), _bytes(image)))
+        if (fit := _fit(number)) is None:
+            raise InputError(f"{self.about}: image id {number!r}: want a whole number or a text")
+        self._images.append((fit, _bytes(image)))
         if key is not None:
             self._keys.append((key,))
         if len(self._images) >= _BATCH:
@@ -76,9 +76,9 @@ class Filling:
 
     def row(self, image: Any, row: Any) -> None:
         """Add an annotation of an image, which may come later or never."""
-        if not isinstance(image, int | str):
-            image = repr(image)  # belongs to no image, and is counted so
-        self._rows.append((_fit(image), _bytes(row)))
+        fit = _fit(image)
+        # what no image can be called is of no image's kind: a blob, which no id is
+        self._rows.append((repr(image).encode(errors="replace") if fit is None else fit, _bytes(row)))
         if len(self._rows) >= _BATCH:
             self._flush()
 
@@ -129,9 +129,31 @@ class Filling:
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
 
+    def refuse_strangers(self) -> None:
+        """Of a finished index: every annotation of images that are not there means that the ids are not the images'.
+
+        Some of them are no wonder: a list of images that was cut to a split often stands with all annotations.
+
+        Raises:
+            InputError: there are annotations, and none is of an image.
+        """
+        if self._db.execute(f"SELECT 1 FROM rows WHERE {_AT_HOME} LIMIT 1").fetchone() is not None:
+            return
+        row, image = (self._db.execute(f"SELECT {of} ORDER BY rowid LIMIT 1").fetchone() for of in _FIRST)
+        if row is not None and image is not None:
+            said = row[0].decode() if isinstance(row[0], bytes) else repr(row[0])
+            raise InputError(
+                f"{self.about}: no annotation is of an image that is listed: the first annotation's image is {said}, the first "
+                f"image's id {image[0]!r}; want the same ids (a number and its text are two), or no annotations"
+            )
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+_AT_HOME = "EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
+_FIRST = ("image FROM rows", "id FROM images")
 
 
 def _bytes(value: Any) -> bytes:
@@ -139,9 +161,18 @@ def _bytes(value: Any) -> bytes:
     return marshal.dumps(value, 2)
 
 
-def _fit(number: Id) -> Id:
-    """SQLite's integers have 64 bits."""
-    return number if isinstance(number, str) or -(2**63) <= number < 2**63 else str(number)
+def _fit(number: Any) -> Id | None:
+    """An image's id as SQLite takes it, whose integers have 64 bits; None if it is none.
+
+    1.0 is 1: a tool that keeps ids in a column of floats writes them so, on one side of a file or on both.
+    """
+    if type(number) is float and number.is_integer():
+        number = int(number)
+    if isinstance(number, str):
+        return number
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return number if -(2**63) <= number < 2**63 else str(number)
 
 
 class Index:
@@ -158,10 +189,12 @@ class Index:
         """How many images there are."""
         return int(self._db.execute("SELECT count(*) FROM images").fetchone()[0])
 
-    def homeless(self) -> int:
-        """How many annotations belong to no image of the set."""
-        query = "SELECT count(*) FROM rows WHERE NOT EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
-        return int(self._db.execute(query).fetchone()[0])
+    def homeless(self) -> dict[str, int]:
+        """How many annotations belong to no image of the set: ``unknown_image``, or ``bad_image_id`` where what they name is of
+        another kind (a text among numbers, nothing, a list), as no image of the whole set is called so."""
+        kinds = "typeof(image) NOT IN (SELECT DISTINCT typeof(id) FROM images)"
+        query = f"SELECT {kinds}, count(*) FROM rows WHERE NOT {_AT_HOME} GROUP BY 1"
+        return {"bad_image_id" if bad else "unknown_image": n for bad, n in self._db.execute(query)}
 
     def parts(self, per: int) -> list[Part]:
         """The set cut into parts of ``per`` images, in order."""

@@ -131,9 +131,7 @@ def _ingest_set(
             STAGE, jobs, out, partial(_ingest_shard, work=work),
             mark=mark, progress=progress, workers=workers, max_failed=max_failed,
         )  # fmt: skip
-        lost = dict(index.header.get("lost", {}))
-        if homeless := index.homeless():
-            lost["unknown_image"] = homeless
+        lost = {**index.header.get("lost", {}), **index.homeless()}
         header = index.header
         index.close()
         _index.cache_clear()
@@ -164,11 +162,12 @@ def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None
     """Images of any reason; regions of those that tell of labels that we could not read."""
     samples, regions = (report.tallies.get(what, Tally()) for what in ("samples", "regions"))
     unread = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
-    for what, tally, dropped in (("images", samples, samples.dropped), ("regions", regions, unread)):
+    ours = regions.seen - regions.dropped.get("unknown_image", 0)  # of a split, most of a file's may be of other images
+    for what, seen, dropped in (("images", samples.seen, samples.dropped), ("regions", ours, unread)):
         lost = sum(dropped.values())
-        if lost > config.max_failed_share * max(tally.seen, 1):
+        if lost > config.max_failed_share * max(seen, 1):
             raise RunError(
-                f"set {name}: {lost} of {tally.seen} {what} lost ({dropped}); "
+                f"set {name}: {lost} of {seen} {what} lost ({dropped}); "
                 f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
             )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import IngestConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.io.tars import write_tar
 from pipeline.sources.formats import READ, load_format
 from pipeline.stages import ingest
@@ -204,16 +204,50 @@ def test_an_image_that_is_there_twice_is_named(tmp_path, name):
         read(name, path, companions, **options)
 
 
+@pytest.mark.parametrize("name", ["coco", "mdetr"])
+@pytest.mark.parametrize("side", ["images", "annotations"])
+def test_a_whole_float_is_the_number_that_it_was_before_pandas(tmp_path, name, side):
+    path, companions, options = SETS[name](tmp_path, [BOXES["good"]])
+    data = json.loads(path.read_text())
+    data[side][0]["id" if side == "images" else "image_id"] = 1.0
+    (image,) = read(name, put(path, data), companions, **options).images
+    assert image.key == "000000001" and len(image.regions) == 1
+
+
+@pytest.mark.parametrize("name", ["coco", "mdetr"])
+@pytest.mark.parametrize(("named", "words"), [("1", "'1'"), (2, "2"), (None, "None"), (1.5, "1.5"), (True, "True")])
+def test_labels_that_are_all_of_other_images_are_refused_with_an_id_of_each(tmp_path, name, named, words):
+    path, companions, options = SETS[name](tmp_path, [BOXES["good"]])
+    data = json.loads(path.read_text())
+    data["annotations"][0]["image_id"] = named
+    with pytest.raises(InputError, match=rf"first annotation's image is {words}, the first image's id 1;") as error:
+        run(tmp_path, name, (put(path, data), companions, options))
+    assert str(path) in str(error.value) and not list(tmp_path.glob("out/*"))
+
+
+def test_labels_of_a_whole_set_may_stand_with_the_images_of_a_split_but_not_by_ids_of_another_kind(tmp_path):
+    path, _, _ = coco(tmp_path, [BOXES["good"]])
+    put(tmp_path / "images" / "1.jpg", "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
+    data = json.loads(path.read_text())
+    (row,) = data["annotations"]
+    data["annotations"] += [row | {"image_id": n} for n in range(2, 100)]
+    report = run(tmp_path, "coco", (put(path, data), {}, {}), config=IngestConfig())
+    assert report.tallies["regions"].kept == 1 and report.tallies["regions"].dropped == {"unknown_image": 98}
+    data["annotations"] += [row | {"image_id": "1"}]
+    with pytest.raises(RunError, match=r"set s: 1 of 2 regions lost \({'bad_image_id': 1}\)"):
+        run(tmp_path, "coco", (put(path, data), {}, {}), config=IngestConfig())
+
+
 CONFIG = IngestConfig(max_failed_share=1.0)
 
 
-def run(root: Path, name: str, found: Set, **more: object):
+def run(root: Path, name: str, found: Set, config: IngestConfig = CONFIG, **more: object):
     path, companions, options = found
     entry = {
         "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
         "companions": {role: str(p) for role, p in companions.items()}, **more,
     }  # fmt: skip
-    return ingest.run(CONFIG, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
+    return ingest.run(config, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
 
 
 def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counted(tmp_path):
