@@ -6,7 +6,6 @@ index on disk; ``labelled`` turns one image's entry of it into regions, shard by
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
 
 from pipeline.errors import InputError
 from pipeline.records import Box, Region, Span
@@ -178,27 +176,6 @@ def want(row: Any, name: str, where: str) -> Any:
     if name not in row:
         raise InputError(f"{where}: want `{name}`; found {', '.join(f'`{k}`' for k in row) or 'nothing'}")
     return row[name]
-
-
-def image_key(image_id: Any) -> str:
-    """A sample's key from an image's id: unique in the set, and free of what tar keys cannot have.
-
-    Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that no two ids share a key.
-    """
-    if isinstance(image_id, int):
-        return f"{image_id:09d}"
-    return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
-
-
-def own_key(row: Mapping[str, Any]) -> str | None:
-    """The key that a row names beside its id, as export writes it; made fit for a tar where it is not."""
-    key = row.get("key")
-    if not isinstance(key, str) or not key:
-        return None
-    return key if _KEY.fullmatch(key) else image_key(key)
-
-
-_KEY = re.compile(r"[A-Za-z0-9_~%-]+")
 
 
 def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:

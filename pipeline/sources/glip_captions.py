@@ -20,13 +20,13 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
-    image_key,
     phrase_of,
     size_of,
     spans_of,
     xyxy_box,
 )
 from pipeline.sources.index import Entry, Filling
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 WANTED = (

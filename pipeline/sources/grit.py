@@ -17,9 +17,10 @@ from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.files import listing, open_file
 from pipeline.io.paths import expand_shards, is_url
 from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, image_key, number, phrase_of
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, number, phrase_of
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_lines
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_chunks` or `ref_exps`)"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.sources.keys import image_key
 
 _BATCH = 2000
 Id = int | str
@@ -54,23 +55,22 @@ class Filling:
         # the file is thrown away after any crash, so nothing is spent on surviving one
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-4000"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE images (id, image BLOB)")
+        self._db.execute("CREATE TABLE images (id, image BLOB, key TEXT)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
-        self._db.execute("CREATE TABLE keys (key TEXT)")
         self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
-        self._images: list[tuple[Id, bytes]] = []
+        self._images: list[tuple[Id, bytes, str | None]] = []
         self._rows: list[tuple[Id | bytes, bytes]] = []
-        self._keys: list[tuple[str]] = []
+        self._key_kinds: set[type] = set()
         self._hash = hashlib.sha256()
         self._db.execute("BEGIN")
 
     def image(self, number: Id, image: Any, key: str | None = None) -> None:
-        """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id."""
+        """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id, and its key
+        then; else that is made of the id."""
         if (fit := _fit(number)) is None:
             raise InputError(f"{self.about}: image id {number!r}: want a whole number or a text")
-        self._images.append((fit, _bytes(image)))
-        if key is not None:
-            self._keys.append((key,))
+        self._images.append((fit, _bytes(image), key))
+        self._key_kinds.add(type(fit) if key is None else type(None))
         if len(self._images) >= _BATCH:
             self._flush()
 
@@ -83,18 +83,16 @@ class Filling:
             self._flush()
 
     def _flush(self) -> None:
-        self._hash.update(_bytes([self._images, self._rows, self._keys]))
-        self._db.executemany("INSERT INTO images VALUES (?, ?)", self._images)
+        self._hash.update(_bytes([self._images, self._rows]))
+        self._db.executemany("INSERT INTO images VALUES (?, ?, ?)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
-        self._db.executemany("INSERT INTO keys VALUES (?)", self._keys)
-        self._keys.clear()
         self._images.clear()
         self._rows.clear()
 
     def images_of_rows(self) -> None:
         """Make an image of every id that has rows so far; for formats that list annotations only."""
         self._flush()
-        self._db.execute("INSERT INTO images SELECT DISTINCT image, ? FROM rows", (_bytes(None),))
+        self._db.execute("INSERT INTO images SELECT DISTINCT image, ?, NULL FROM rows", (_bytes(None),))
 
     def forget_homeless(self) -> None:
         """Remove the rows of images that are not there."""
@@ -122,12 +120,20 @@ class Filling:
             query = "SELECT id FROM images GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1"
             (twice,) = self._db.execute(query).fetchone()
             raise InputError(f"{self.about}: image id {twice} is there twice") from None
-        query = "SELECT key FROM keys GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT 1"
-        if (again := self._db.execute(query).fetchone()) is not None:
-            raise InputError(f"{self.about}: two images have the key {again[0]!r}")
-        self._db.execute("DROP TABLE keys")
+        self._refuse_twin_keys()
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
+
+    def _refuse_twin_keys(self) -> None:
+        """Ids that are all numbers, or all texts, have as many keys as they are, and cost nothing here."""
+        if len(self._key_kinds) < 2 and type(None) not in self._key_kinds:
+            return
+        self._db.create_function("key_of", 1, image_key, deterministic=True)
+        query = """SELECT named, min(id), max(id) FROM (SELECT coalesce(key, key_of(id)) AS named, id FROM images)
+            GROUP BY named HAVING count(*) > 1 ORDER BY named LIMIT 1"""
+        if (again := self._db.execute(query).fetchone()) is not None:
+            key, one, other = again
+            raise InputError(f"{self.about}: two images have the key {key!r}: those of the ids {one!r} and {other!r}")
 
     def refuse_strangers(self) -> None:
         """Of a finished index: every annotation of images that are not there means that the ids are not the images'.

@@ -13,9 +13,7 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
-    image_key,
     origin_of,
-    own_key,
     phrase_of,
     size_of,
     spans_of,
@@ -25,6 +23,7 @@ from pipeline.sources.base import (
 )
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_object
+from pipeline.sources.keys import image_key, own_key
 
 WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captions, and `annotations`)"
 

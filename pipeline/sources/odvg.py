@@ -17,9 +17,7 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
-    image_key,
     origin_of,
-    own_key,
     phrase_of,
     size_of,
     spans_of,
@@ -28,6 +26,7 @@ from pipeline.sources.base import (
 )
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import read_object, stream_lines
+from pipeline.sources.keys import image_key, own_key
 
 WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
 WANTED_CLASSES = 'a label map (a JSON object such as {"0": "person"})'

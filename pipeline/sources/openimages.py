@@ -14,9 +14,10 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, image_key
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import read_object
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")

@@ -12,9 +12,10 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.records import Region, Span
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, size_of, xywh_box
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, size_of, xywh_box
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_list
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 WANTED_OBJECTS = "Visual Genome's objects.json (a list of images with `objects`)"

@@ -205,6 +205,34 @@ def test_an_image_that_is_there_twice_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["coco", "mdetr"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"id": 1, "key": "000000002"}, {"id": 2}),
+        ({"id": 1}, {"id": "000000001"}),
+        ({"id": "a.b"}, {"id": 3, "key": "a%2Eb"}),
+    ],
+)
+def test_two_images_of_one_key_are_refused_wherever_the_key_is_from(tmp_path, name, first, second):
+    """A shard cannot have both: the labels of one would be the other's."""
+    path, companions, options = SETS[name](tmp_path, [])
+    data = json.loads(path.read_text())
+    (image,) = data["images"]
+    data["images"] = [image | first, image | second]
+    with pytest.raises(InputError, match="two images have the key") as error:
+        read(name, put(path, data), companions, **options)
+    assert repr(first["id"]) in str(error.value) and repr(second["id"]) in str(error.value)
+
+
+def test_a_line_called_as_another_line_is_counted_is_refused(tmp_path):
+    path, _, _ = odvg_grounding(tmp_path, [])
+    line = json.loads(path.read_text())
+    numbers = [i.key for i in read("odvg_grounding", put(path, L.lines([line, line]))).images]
+    with pytest.raises(InputError, match=f"two images have the key '{numbers[1]}'"):
+        read("odvg_grounding", put(path, L.lines([line | {"key": numbers[1]}, line])))
+
+
+@pytest.mark.parametrize("name", ["coco", "mdetr"])
 @pytest.mark.parametrize("side", ["images", "annotations"])
 def test_a_whole_float_is_the_number_that_it_was_before_pandas(tmp_path, name, side):
     path, companions, options = SETS[name](tmp_path, [BOXES["good"]])

@@ -15,11 +15,11 @@ from model.grounding import TokenLookup, phrase_tokens, positive_map
 from pipeline.errors import InputError
 from pipeline.images import ImageError, image_size
 from pipeline.sources import json_stream
-from pipeline.sources.base import image_key
 from pipeline.sources.flickr30k import parse_sentence
 from pipeline.sources.glip_captions import joined
 from pipeline.sources.headers import ImageHeader, _plain_jpeg, read_header, turned
 from pipeline.sources.index import Filling, Index
+from pipeline.sources.keys import image_key
 from tests.fixtures.crawl import jpeg
 
 VALUES = st.recursive(
