@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -48,7 +48,8 @@ class Place(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """One image of a set. ``lost`` counts regions that could not be used, by reason.
+    """One image of a set. ``lost`` counts regions that could not be used, by reason; ``boxless`` are the spans of those that
+    went for their box alone: what they name is in the picture.
 
     size: (height, width) that the file claims. relative: boxes are shares of the image's width and height.
     """
@@ -59,6 +60,7 @@ class Labelled(NamedTuple):
     caption: str | None = None
     regions: tuple[Region, ...] = ()
     uncertain: tuple[Span, ...] = ()
+    boxless: tuple[Span, ...] = ()
     verified_absent: tuple[str, ...] | None = None
     not_exhaustive: tuple[str, ...] | None = None
     relative: bool = False
@@ -258,6 +260,20 @@ def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | 
 def uncertain_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
     """Spans of a caption that are not to be taught as absent, as export writes them; none if there are none."""
     return (spans_of(value, length, lost) or ()) if value else ()
+
+
+def unsure_of(item: Labelled, kept: Iterable[Region], gone: Iterable[Region] = ()) -> tuple[Span, ...]:
+    """Spans not to be taught as absent: the set's own, and those of regions without a usable box that no kept one covers.
+
+    kept, gone: what of the item's regions has a place in the image. An ignore region teaches nothing, so it covers nothing.
+    """
+    lost = dict.fromkeys([*item.boxless, *(span for region in gone for span in region.tokens_positive)])
+    if not lost:
+        return item.uncertain
+    spans = [span for region in kept if not region.ignore for span in region.tokens_positive]
+    covered = {at for start, end in spans for at in range(start, end)}
+    known = set(item.uncertain)
+    return item.uncertain + tuple(s for s in lost if s not in known and not covered.issuperset(range(*s)))
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

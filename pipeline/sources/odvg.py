@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.records import Region
+from pipeline.records import Region, Span
 from pipeline.sources.base import (
     Format,
     Header,
@@ -111,17 +111,20 @@ def labelled_grounding(entry: Entry, header: Header) -> Labelled:
     file, size, caption, rows, key, unsure = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for tokens, found, ignore, said, origin in rows:
         several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
         for bbox in found if several else [found]:
             spans = () if ignore and not tokens else spans_of(tokens, len(caption), lost)
             box = None if spans is None else xyxy_box(bbox, size, lost)
-            if spans is not None and box is not None:
+            if spans is not None and box is None:
+                boxless += spans
+            elif spans is not None and box is not None:
                 phrase = said if isinstance(said, str) else phrase_of(caption, spans)
                 regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore, **origin or {}))
     return Labelled(
         key or image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions),
-        uncertain=uncertain_of(unsure, len(caption), lost), lost=lost,
+        uncertain=uncertain_of(unsure, len(caption), lost), boxless=tuple(boxless), lost=lost,
     )  # fmt: skip
 
 

@@ -130,11 +130,17 @@ def labelled_regions(entry: Entry, header: Header) -> Labelled:
     file, size, caption, parts = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for (start, end), bbox in parts:
         box = xywh_box(bbox, size, lost)
-        if box is not None:
+        if box is None:
+            boxless.append((start, end))
+        else:
             regions.append(Region(box=box, phrase=caption[start:end], tokens_positive=((start, end),)))
-    return Labelled(image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions), lost=lost)
+    return Labelled(
+        image_key(entry.id), Place(file), size,
+        caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
+    )  # fmt: skip
 
 
 OBJECTS = Format(

@@ -28,7 +28,7 @@ from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index
+from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index, unsure_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
@@ -281,10 +281,10 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept = upright(item, header, work.orientation)
+        kept, gone = upright(item, header, work.orientation)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
-            regions=tuple(kept), uncertain=item.uncertain, verified_absent=item.verified_absent,
+            regions=tuple(kept), uncertain=unsure_of(item, kept, gone), verified_absent=item.verified_absent,
             not_exhaustive=item.not_exhaustive,
         )  # fmt: skip
         text = record.to_json()
@@ -296,7 +296,7 @@ def _sample(
         return None
     samples.kept += 1
     regions.kept += len(kept)
-    regions.dropped["box_outside_image"] += len(item.regions) - len(kept)
+    regions.dropped["box_outside_image"] += len(gone)
     return {_extension(item.place.file, header): data, "json": text}
 
 

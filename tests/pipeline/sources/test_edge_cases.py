@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
-from pipeline.io.tars import write_tar
+from pipeline.io.tars import read_tar, write_tar
+from pipeline.records import GroundingRecord
 from pipeline.sources.formats import READ, load_format
-from pipeline.stages import ingest
+from pipeline.stages import export, ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L
 from tests.pipeline.sources.layouts import put, read
@@ -303,3 +305,73 @@ def test_a_missing_image_costs_itself_and_its_regions_only(tmp_path, name):
     regions = report.tallies["regions"]
     assert regions.kept == 0 and Counter(regions.dropped) == Counter({**LOST, "image_lost": len(KEPT)})
     assert regions.seen == len(BOXES)
+
+
+def put_images(root: Path) -> None:
+    for file in ("1.jpg", "00000/000000001.jpg", "VG_100K/1.jpg"):
+        put(root / "images" / file, "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
+
+
+def only_record(root: Path) -> GroundingRecord:
+    (sample,) = read_tar(root / "out" / "s-000000.tar")
+    return GroundingRecord.model_validate_json(sample.files["json"])
+
+
+GROUNDING = [name for name in READ if load_format(name).kind == "grounding"]
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("name", GROUNDING)
+def test_words_whose_box_is_outside_the_image_are_uncertain_not_absent(tmp_path, name, stated):
+    """By the size that the labels state, or by the image's own."""
+    put_images(tmp_path)
+    path, companions, options = SETS[name](tmp_path / "set", [BOXES["outside"]])
+    if not stated and name in ("mdetr", "refcoco", "odvg_grounding", "glip_captions"):
+        path.write_text(re.sub(r'"(height|width|img_h|img_w)": \d+, ?', "", path.read_text()))
+    report = run(tmp_path, name, (path, companions, options))
+    assert report.tallies["regions"].dropped == {"box_outside_image": 1}
+    record = only_record(tmp_path)
+    spans = SPANS[:1] if name == "grit" else [(0, 6)] if name == "visual_genome_regions" else SPANS
+    assert record.regions == () and record.uncertain == tuple(spans)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in GROUNDING if n != "visual_genome_regions"]
+)  # whose boxes have words of their own
+def test_words_that_another_box_teaches_are_not_uncertain(tmp_path, name):
+    put_images(tmp_path)
+    run(tmp_path, name, SETS[name](tmp_path / "set", list(BOXES.values())))
+    record = only_record(tmp_path)
+    assert len(record.regions) == len(KEPT) and record.uncertain == ()
+
+
+@pytest.mark.parametrize("bbox", [[1, 1, 0, 9], [1, None, 9, 9], "none", [WIDTH, 0, 9, 9]])
+def test_a_lost_box_leaves_its_words_uncertain_beside_those_that_are(tmp_path, bbox):
+    put_images(tmp_path)
+    rows = [
+        {"image_id": 1, "bbox": [1, 2, 10, 10], "tokens_positive": [[4, 10]]},
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[4, 10], [22, 28]]},  # its first words have a box
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[11, 15]]},  # uncertain already
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[0, 999]]},  # no words, and so none that are uncertain
+        {"image_id": 1, "bbox": [1, 2, 10, 10], "tokens_positive": [[11, 17]], "iscrowd": 1},
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[11, 17]]},  # a crowd teaches no word
+    ]
+    image = {"id": 1, "file_name": "1.jpg", "caption": CAPTION, "uncertain": [[11, 15]]}
+    path = put(tmp_path / "a.json", {"images": [image], "annotations": rows})
+    run(tmp_path, "mdetr", (path, {}, {}))
+    record = only_record(tmp_path)
+    assert len(record.regions) == 2 and record.uncertain == ((11, 15), (22, 28), (11, 17))
+    export.run([str(tmp_path / "out")], tmp_path / "exported", to="coco")
+    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
+    assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "chunk", [[*SPANS[0], None, 0.1, 0.5, 0.5, 0.9], [*SPANS[0], 0.1, 0.1], [*SPANS[0], 0.5, 0.5, 0.1, 0.1, 0.9]]
+)
+def test_chunks_without_a_box_leave_their_words_uncertain(tmp_path, chunk):
+    put_images(tmp_path)
+    chunks = [[*SPANS[1], 0.1, 0.1, 0.5, 0.5, 0.9], chunk, ["x"], []]
+    row = {"key": "000000001", "caption": CAPTION, "noun_chunks": chunks}
+    report = run(tmp_path, "grit", (put(tmp_path / "a.jsonl", L.lines([row])), {}, {}))
+    assert report.tallies["regions"].seen == 4 and only_record(tmp_path).uncertain == (SPANS[0],)
