@@ -290,6 +290,13 @@ def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counte
         and report.tallies["samples"].kept == 1
     )
     assert report.tallies["regions"].dropped == {"unknown_image": 1} and report.tallies["regions"].kept == 1
+    first, other = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([first, other, first.replace("0.9", "0.1"), other, first])
+    )  # three of 1, two of 2, which has no image
+    report = run(tmp_path, "glip_captions", (path, {"images": put(tmp_path / "i.tsv", L.image_tsv(["1"]))}, {}))
+    assert report.tallies["samples"].dropped == {"duplicate_key": 2} and report.tallies["samples"].kept == 1
+    assert report.tallies["regions"].dropped == {"unknown_image": 2} and only_record(tmp_path).regions[0].score == 0.9
     sample = {"jpg": jpeg(1), "json": json.dumps(L.GRIT).encode()}
     for n in (0, 1):
         write_tar(tmp_path / "grit" / f"0000{n}.tar", iter([("000000012", sample)]))
