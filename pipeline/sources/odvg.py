@@ -57,12 +57,13 @@ def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
         rows = []
         for ignore, item in _both(part, "instances"):
             name = item.get("category") if names is None else names.get(str(item.get("label")))
-            if isinstance(name, str):
+            name = name if isinstance(name, str) and name.strip() else None
+            if name is not None:
                 seen.add(name)
             rows.append((name, item.get("bbox"), ignore, origin_of(item) or None))
         index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
-    return {"label_space": list(dict.fromkeys(space))}
+    return {"label_space": list(dict.fromkeys(name for name in space if name.strip()))}
 
 
 def fill_grounding(files: SetFiles, index: Filling) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def labelled_detection(entry: Entry, header: Header) -> Labelled:
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     for name, bbox, ignore, origin in rows:
-        if not isinstance(name, str):
+        if name is None:
             lost["unknown_category"] += 1
         elif (box := xyxy_box(bbox, size, lost)) is not None:
             regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))

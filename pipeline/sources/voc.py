@@ -51,12 +51,13 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
                     item.findtext("difficult", "0").strip() == "1",
                 )
             )
-            seen[label] += 1
+            if label:
+                seen[label] += 1
         index.image(stem, (file, stated_size(root), rows))
     if not found:
         raise refuse(files.annotations, WANTED)
     names = classes.names if classes is not None else None
-    space = list(dict.fromkeys(names.values())) if names is not None else sorted(seen)
+    space = list(dict.fromkeys(filter(None, names.values()))) if names is not None else sorted(seen)
     return {"names": names, "label_space": space, "scaled": scaled}
 
 

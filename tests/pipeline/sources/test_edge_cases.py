@@ -189,6 +189,29 @@ def test_spans_and_names_beyond_ascii_are_kept_as_they_stand(tmp_path, name):
         assert region.phrase == " ".join(CAPTION[s:e] for s, e in spans)
 
 
+def nameless(name: str, root: Path) -> Set:
+    """The set with the class's name empty, and with nothing else changed."""
+    path, companions, options = SETS[name](root, [BOXES["good"]])
+    for file in [*companions.values(), *(path.glob("*.xml") if path.is_dir() else [path])]:
+        file.write_text(file.read_text().replace("café 👩‍🚀", " " if name == "odvg_detection" else ""))
+    return path, companions, options
+
+
+@pytest.mark.parametrize("name", ["voc", "odvg_detection", "openimages"])
+def test_a_class_without_a_name_is_none(tmp_path, name):
+    """It would be a prompt's word, and the phrase of a box."""
+    path, companions, options = nameless(name, tmp_path)
+    found = read(name, path, companions, **options)
+    (image,) = found.images
+    assert found.label_space == () and image.regions == () and image.lost == {"unknown_category": 1}
+
+
+def test_a_label_maps_class_without_a_name_is_none(tmp_path):
+    path, _, _ = odvg_detection(tmp_path, [BOXES["good"]])
+    found = read("odvg_detection", path, {"classes": put(tmp_path / "c.json", {"0": "", "1": "dog"})})
+    assert found.label_space == ("dog",) and found.images[0].lost == {"unknown_category": 1}
+
+
 def listed_twice(name: str, root: Path) -> Set:
     path, companions, options = SETS[name](root, [BOXES["good"]])
     if name in ("voc", "flickr30k"):
