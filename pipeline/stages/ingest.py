@@ -20,8 +20,8 @@ from typing import Literal
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
-from pipeline.io.commit import read_report, write_json
-from pipeline.io.files import file_size, listing, remove
+from pipeline.io.commit import write_json
+from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
 from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
 from pipeline.io.paths import is_url, join, located
@@ -34,6 +34,7 @@ from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
 from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
+from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
@@ -173,19 +174,14 @@ def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None
 
 
 def _remove_beyond(count: int, name: str, out: str) -> None:
-    """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again.
+    """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again."""
 
-    Only what a report of this stage stands beside is ours to remove.
-    """
-    for path in listing(out, ".report.json"):
-        shard = path.rsplit("/", 1)[-1].removesuffix(".report.json")
+    def beyond(shard: str) -> bool:
         number = re.fullmatch(rf"{re.escape(name)}-(\d{{6,}})", shard)
-        report = read_report(out, shard) if number and int(number[1]) >= count else None
-        if report is not None and report.stage == STAGE:
-            for file in report.outputs:
-                remove(join(out, file))
-            remove(path)
-            log.warning("%s: removed %s.tar of an earlier ingest; the set has %d shards now", name, shard, count)
+        return number is not None and int(number[1]) >= count
+
+    for shard in remove_stale(STAGE, out, beyond):
+        log.warning("%s: removed %s.tar of an earlier ingest; the set has %d shards now", name, shard, count)
 
 
 # --- where things lie
