@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import expand_shards
-from pipeline.sources.base import image_key
+from pipeline.sources.keys import image_key
 
 WANTED = 'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
 

@@ -18,8 +18,12 @@ from pipeline.records import GroundingRecord
 from pipeline.stages.crawl import caption_of, image_of
 
 
-def holds_records(shard: str) -> bool:
-    """Whether a tar is a training shard: its first sample with a JSON has a record, or what was meant as one."""
+def holds_records(shard: str) -> bool | None:
+    """Whether a tar is a training shard: its first sample with a JSON has a record, or what was meant as one.
+
+    None: it has no sample. All of a training shard's have a JSON; a crawl's may have none.
+    """
+    sample = None
     for sample in read_tar(shard):
         if "json" in sample.files:
             try:
@@ -27,7 +31,7 @@ def holds_records(shard: str) -> bool:
             except ValueError:
                 return False
             return isinstance(data, dict) and {"regions", "kind"} <= data.keys()
-    return False
+    return None if sample is None else False
 
 
 def count_tar(shard: str, *, records: bool, pictures: int) -> Counts:

@@ -58,20 +58,38 @@ class Summary(BaseModel):
 
 
 def kind_of(shards: Sequence[str]) -> Kind:
-    """What the shards are, by the first of them.
+    """What the shards are, by the first of them that has a sample; tars that have none are a crawl's.
 
     Raises:
         InputError: neither tars nor tables of the label store.
     """
     first = shards[0]
     if not first.endswith(".parquet"):
-        from pipeline.inspecting.samples import holds_records
-
-        return "training" if holds_records(first) else "crawl"
+        return _kind_of_tars(shards)
     columns = column_names(first)
     if "score" not in columns:
         raise InputError(f"{first}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
     return "labels" if "status" in columns else "regions"
+
+
+def _kind_of_tars(shards: Sequence[str]) -> Kind:
+    """A tar that cannot be read tells nothing of the others; it will be among the failed."""
+    from pipeline.inspecting.samples import holds_records
+
+    wrong: InputError | OSError | None = None
+    read = 0
+    for shard in shards:
+        try:
+            records = holds_records(shard)
+        except (InputError, OSError) as error:
+            wrong = wrong or error
+            continue
+        read += 1
+        if records is not None:
+            return "training" if records else "crawl"
+    if wrong is not None and not read:
+        raise wrong
+    return "crawl"
 
 
 def inspect_shards(

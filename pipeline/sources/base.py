@@ -6,15 +6,13 @@ index on disk; ``labelled`` turns one image's entry of it into regions, shard by
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
 
 from pipeline.errors import InputError
 from pipeline.records import Box, Region, Span
@@ -50,7 +48,8 @@ class Place(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """One image of a set. ``lost`` counts regions that could not be used, by reason.
+    """One image of a set. ``lost`` counts regions that could not be used, by reason; ``boxless`` are the spans of those that
+    went for their box alone: what they name is in the picture.
 
     size: (height, width) that the file claims. relative: boxes are shares of the image's width and height.
     """
@@ -61,13 +60,16 @@ class Labelled(NamedTuple):
     caption: str | None = None
     regions: tuple[Region, ...] = ()
     uncertain: tuple[Span, ...] = ()
+    boxless: tuple[Span, ...] = ()
     verified_absent: tuple[str, ...] | None = None
     not_exhaustive: tuple[str, ...] | None = None
     relative: bool = False
     lost: Mapping[str, int] = MappingProxyType({})
 
 
-UNREADABLE = frozenset({"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category"})
+UNREADABLE = frozenset(
+    {"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category", "bad_image_id"}
+)
 """Reasons to lose a region that tell of labels which are not as the reader expects them; others are of the set's nature."""
 
 Header = Mapping[str, Any]
@@ -109,7 +111,8 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     """Read a set's files into an index at ``path``.
 
     Raises:
-        InputError: a file is missing or is not of the format; a companion or an option is unknown or missing.
+        InputError: a file is missing or is not of the format; a companion or an option is unknown or missing; no annotation
+            is of any image.
     """
     for role in format_.needed:
         if role not in files.companions:
@@ -124,6 +127,7 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     index = Filling(path, files.annotations)
     try:
         index.finish(format_.fill(files, index))
+        index.refuse_strangers()
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder in a file's place, or a file in a folder's
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
@@ -153,12 +157,12 @@ def read_set(format_: Format, files: SetFiles) -> LabelledSet:
             images = [
                 format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)
             ]
-            space, homeless = index.header.get("label_space"), index.homeless()
+            space = index.header.get("label_space")
             return LabelledSet(
                 format_.kind,
                 tuple(images),
                 None if space is None else tuple(space),
-                {**index.header.get("lost", {}), **({"unknown_image": homeless} if homeless else {})},
+                {**index.header.get("lost", {}), **index.homeless()},
             )
         finally:
             index.close()
@@ -174,27 +178,6 @@ def want(row: Any, name: str, where: str) -> Any:
     if name not in row:
         raise InputError(f"{where}: want `{name}`; found {', '.join(f'`{k}`' for k in row) or 'nothing'}")
     return row[name]
-
-
-def image_key(image_id: Any) -> str:
-    """A sample's key from an image's id: unique in the set, and free of what tar keys cannot have.
-
-    Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that no two ids share a key.
-    """
-    if isinstance(image_id, int):
-        return f"{image_id:09d}"
-    return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
-
-
-def own_key(row: Mapping[str, Any]) -> str | None:
-    """The key that a row names beside its id, as export writes it; made fit for a tar where it is not."""
-    key = row.get("key")
-    if not isinstance(key, str) or not key:
-        return None
-    return key if _KEY.fullmatch(key) else image_key(key)
-
-
-_KEY = re.compile(r"[A-Za-z0-9_~%-]+")
 
 
 def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,6 +260,20 @@ def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | 
 def uncertain_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
     """Spans of a caption that are not to be taught as absent, as export writes them; none if there are none."""
     return (spans_of(value, length, lost) or ()) if value else ()
+
+
+def unsure_of(item: Labelled, kept: Iterable[Region], gone: Iterable[Region] = ()) -> tuple[Span, ...]:
+    """Spans not to be taught as absent: the set's own, and those of regions without a usable box that no kept one covers.
+
+    kept, gone: what of the item's regions has a place in the image. An ignore region teaches nothing, so it covers nothing.
+    """
+    lost = dict.fromkeys([*item.boxless, *(span for region in gone for span in region.tokens_positive)])
+    if not lost:
+        return item.uncertain
+    spans = [span for region in kept if not region.ignore for span in region.tokens_positive]
+    covered = {at for start, end in spans for at in range(start, end)}
+    known = set(item.uncertain)
+    return item.uncertain + tuple(s for s in lost if s not in known and not covered.issuperset(range(*s)))
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

@@ -19,15 +19,14 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
-    image_key,
     origin_of,
-    own_key,
     size_of,
     want,
     xywh_box,
 )
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_object
+from pipeline.sources.keys import image_key, own_key
 
 WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 

@@ -13,8 +13,9 @@ from pipeline.errors import InputError
 from pipeline.io.files import listing_below, read_bytes
 from pipeline.io.paths import join
 from pipeline.records import Region, Span
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, phrase_of, xyxy_box
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, phrase_of, xyxy_box
 from pipeline.sources.index import Entry, Filling
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 from pipeline.sources.xml_files import corners, listed_names, read_xml, stated_size
 

@@ -20,13 +20,13 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
-    image_key,
     phrase_of,
     size_of,
     spans_of,
     xyxy_box,
 )
 from pipeline.sources.index import Entry, Filling
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 WANTED = (
@@ -92,15 +92,19 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     caption = caption if isinstance(caption, str) else ""
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for n, found in enumerate(bboxes or ()):
         several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
         of_entity = scores[n] if isinstance(scores, list) and n < len(scores) else None
         for k, bbox in enumerate(found if several else [found]):
             spans = spans_of(tokens[n] if n < len(tokens) else None, len(caption), lost)
             box = None if spans is None else xyxy_box(bbox, size, lost)
-            if spans is None or box is None:
+            if spans is None:
                 continue
             spans = joined(caption, spans)
+            if box is None:
+                boxless += spans
+                continue
             score = (of_entity[k] if k < len(of_entity) else None) if isinstance(of_entity, list) else of_entity
             regions.append(
                 Region(
@@ -109,7 +113,9 @@ def labelled(entry: Entry, header: Header) -> Labelled:
                 )
             )  # fmt: skip
     where = place(entry.id, entry.image)
-    return Labelled(image_key(entry.id), where, size, caption=caption, regions=tuple(regions), lost=lost)
+    return Labelled(
+        image_key(entry.id), where, size, caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost
+    )  # fmt: skip
 
 
 def joined(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:

@@ -16,10 +16,11 @@ from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.files import listing, open_file
 from pipeline.io.paths import expand_shards, is_url
-from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, image_key, number, phrase_of
+from pipeline.records import Region, Span
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, number, phrase_of
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_lines
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_chunks` or `ref_exps`)"
@@ -109,22 +110,26 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     _, caption, chunks = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for chunk in chunks:
+        start, end = map(int, chunk[:2]) if len(chunk) > 1 and all(map(number, chunk[:2])) else (0, 0)
+        inside = 0 <= start < end <= len(caption)
+        box = None
         if len(chunk) != 7 or not all(map(number, chunk)):
             lost["bad_box"] += 1
-            continue
-        start, end = int(chunk[0]), int(chunk[1])
-        if not 0 <= start < end <= len(caption):
+        elif not inside:
             lost["span_outside_caption"] += 1
-            continue
-        box = clipped(tuple(chunk[2:6]), (1, 1), lost)
-        if box is not None:
+        else:
+            box = clipped(tuple(chunk[2:6]), (1, 1), lost)
+        if inside and box is None:
+            boxless.append((start, end))
+        elif box is not None:
             spans = ((start, end),)
             phrase, score = phrase_of(caption, spans), float(chunk[6])
             regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, score=score, annotator=ANNOTATOR))
     return Labelled(
         image_key(entry.id), place(entry.id, entry.image),
-        caption=caption, regions=tuple(regions), relative=True, lost=lost,
+        caption=caption, regions=tuple(regions), boxless=tuple(boxless), relative=True, lost=lost,
     )  # fmt: skip
 
 

@@ -108,8 +108,8 @@ def turned(box: Box, header: ImageHeader) -> Box:
     return box
 
 
-def upright(item: Labelled, header: ImageHeader, orientation: str) -> list[Region]:
-    """The regions on the upright image, clipped to it.
+def upright(item: Labelled, header: ImageHeader, orientation: str) -> tuple[list[Region], list[Region]]:
+    """The regions on the upright image, clipped to it, and those of which nothing is in it.
 
     Which way up the labels were drawn is told by the size that they state, where it differs lying and standing; else by
     the set's ``orientation``.
@@ -128,9 +128,9 @@ def upright(item: Labelled, header: ImageHeader, orientation: str) -> list[Regio
     elif item.size is not None and header.stored != header.upright:
         on_stored = False
     elif item.size is not None and not item.relative and not on_stored:
-        return list(item.regions)  # clipped to that size by the reader
+        return list(item.regions), []  # clipped to that size by the reader
     height, width = header.stored if on_stored else header.upright
-    kept = []
+    kept, gone = [], []
     for region in item.regions:
         x1, y1, x2, y2 = region.box
         if item.relative:
@@ -139,4 +139,6 @@ def upright(item: Labelled, header: ImageHeader, orientation: str) -> list[Regio
         if x2 > x1 and y2 > y1:
             box = turned((x1, y1, x2, y2), header) if on_stored else (x1, y1, x2, y2)
             kept.append(region if box == region.box else region.model_copy(update={"box": box}))
-    return kept
+        else:
+            gone.append(region)
+    return kept, gone

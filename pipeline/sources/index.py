@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.sources.keys import image_key
 
 _BATCH = 2000
 Id = int | str
@@ -54,47 +55,44 @@ class Filling:
         # the file is thrown away after any crash, so nothing is spent on surviving one
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-4000"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE images (id, image BLOB)")
+        self._db.execute("CREATE TABLE images (id, image BLOB, key TEXT)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
-        self._db.execute("CREATE TABLE keys (key TEXT)")
         self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
-        self._images: list[tuple[Id, bytes]] = []
-        self._rows: list[tuple[Id, bytes]] = []
-        self._keys: list[tuple[str]] = []
+        self._images: list[tuple[Id, bytes, str | None]] = []
+        self._rows: list[tuple[Id | bytes, bytes]] = []
+        self._key_kinds: set[type] = set()
         self._hash = hashlib.sha256()
         self._db.execute("BEGIN")
 
     def image(self, number: Id, image: Any, key: str | None = None) -> None:
-        """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id."""
-        if not isinstance(number, int | str) or isinstance(number, bool):
-            raise InputError(f"{self.about}: image id {number!r}: want a number or a text")
-        self._images.append((_fit(number), _bytes(image)))
-        if key is not None:
-            self._keys.append((key,))
+        """Add an image; the order of ids will be the set's order. ``key``: what its row calls it, beside its id, and its key
+        then; else that is made of the id."""
+        if (fit := _fit(number)) is None:
+            raise InputError(f"{self.about}: image id {number!r}: want a whole number or a text")
+        self._images.append((fit, _bytes(image), key))
+        self._key_kinds.add(type(fit) if key is None else type(None))
         if len(self._images) >= _BATCH:
             self._flush()
 
     def row(self, image: Any, row: Any) -> None:
         """Add an annotation of an image, which may come later or never."""
-        if not isinstance(image, int | str):
-            image = repr(image)  # belongs to no image, and is counted so
-        self._rows.append((_fit(image), _bytes(row)))
+        fit = _fit(image)
+        # what no image can be called is of no image's kind: a blob, which no id is
+        self._rows.append((repr(image).encode(errors="replace") if fit is None else fit, _bytes(row)))
         if len(self._rows) >= _BATCH:
             self._flush()
 
     def _flush(self) -> None:
-        self._hash.update(_bytes([self._images, self._rows, self._keys]))
-        self._db.executemany("INSERT INTO images VALUES (?, ?)", self._images)
+        self._hash.update(_bytes([self._images, self._rows]))
+        self._db.executemany("INSERT INTO images VALUES (?, ?, ?)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
-        self._db.executemany("INSERT INTO keys VALUES (?)", self._keys)
-        self._keys.clear()
         self._images.clear()
         self._rows.clear()
 
     def images_of_rows(self) -> None:
         """Make an image of every id that has rows so far; for formats that list annotations only."""
         self._flush()
-        self._db.execute("INSERT INTO images SELECT DISTINCT image, ? FROM rows", (_bytes(None),))
+        self._db.execute("INSERT INTO images SELECT DISTINCT image, ?, NULL FROM rows", (_bytes(None),))
 
     def forget_homeless(self) -> None:
         """Remove the rows of images that are not there."""
@@ -104,7 +102,8 @@ class Filling:
     def finish(self, header: Mapping[str, Any]) -> None:
         """Sort, and store what the reader must know of the whole set.
 
-        With ``first_counts`` in the header, of images of one id the first stays and ``duplicates`` says how many went.
+        With ``first_counts`` in the header, of images of one id the first stays, as does of an image's rows, each of which is a
+        whole record; ``duplicates`` says how many went.
 
         Raises:
             InputError: two images of one id, without that; or two of one key.
@@ -112,8 +111,10 @@ class Filling:
         self._flush()
         header = dict(header)
         if header.pop("first_counts", False):
-            query = "DELETE FROM images WHERE rowid NOT IN (SELECT min(rowid) FROM images GROUP BY id)"
-            header["duplicates"] = self._db.execute(query).rowcount
+            images = "DELETE FROM images WHERE rowid NOT IN (SELECT min(rowid) FROM images GROUP BY id)"
+            rows = """DELETE FROM rows WHERE rowid NOT IN (SELECT min(rowid) FROM rows GROUP BY image)
+                AND image IN (SELECT id FROM images)"""
+            header["duplicates"] = sum(self._db.execute(query).rowcount for query in (images, rows))
         self._hash.update(_bytes(header))
         self._db.execute("INSERT INTO header VALUES (?, ?)", (_bytes(header), self._hash.hexdigest()))
         try:
@@ -122,16 +123,46 @@ class Filling:
             query = "SELECT id FROM images GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1"
             (twice,) = self._db.execute(query).fetchone()
             raise InputError(f"{self.about}: image id {twice} is there twice") from None
-        query = "SELECT key FROM keys GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT 1"
-        if (again := self._db.execute(query).fetchone()) is not None:
-            raise InputError(f"{self.about}: two images have the key {again[0]!r}")
-        self._db.execute("DROP TABLE keys")
+        self._refuse_twin_keys()
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
+
+    def _refuse_twin_keys(self) -> None:
+        """Ids that are all numbers, or all texts, have as many keys as they are, and cost nothing here."""
+        if len(self._key_kinds) < 2 and type(None) not in self._key_kinds:
+            return
+        self._db.create_function("key_of", 1, image_key, deterministic=True)
+        query = """SELECT named, min(id), max(id) FROM (SELECT coalesce(key, key_of(id)) AS named, id FROM images)
+            GROUP BY named HAVING count(*) > 1 ORDER BY named LIMIT 1"""
+        if (again := self._db.execute(query).fetchone()) is not None:
+            key, one, other = again
+            raise InputError(f"{self.about}: two images have the key {key!r}: those of the ids {one!r} and {other!r}")
+
+    def refuse_strangers(self) -> None:
+        """Of a finished index: every annotation of images that are not there means that the ids are not the images'.
+
+        Some of them are no wonder: a list of images that was cut to a split often stands with all annotations.
+
+        Raises:
+            InputError: there are annotations, and none is of an image.
+        """
+        if self._db.execute(f"SELECT 1 FROM rows WHERE {_AT_HOME} LIMIT 1").fetchone() is not None:
+            return
+        row, image = (self._db.execute(f"SELECT {of} ORDER BY rowid LIMIT 1").fetchone() for of in _FIRST)
+        if row is not None and image is not None:
+            said = row[0].decode() if isinstance(row[0], bytes) else repr(row[0])
+            raise InputError(
+                f"{self.about}: no annotation is of an image that is listed: the first annotation's image is {said}, the first "
+                f"image's id {image[0]!r}; want the same ids (a number and its text are two), or no annotations"
+            )
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+_AT_HOME = "EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
+_FIRST = ("image FROM rows", "id FROM images")
 
 
 def _bytes(value: Any) -> bytes:
@@ -139,9 +170,18 @@ def _bytes(value: Any) -> bytes:
     return marshal.dumps(value, 2)
 
 
-def _fit(number: Id) -> Id:
-    """SQLite's integers have 64 bits."""
-    return number if isinstance(number, str) or -(2**63) <= number < 2**63 else str(number)
+def _fit(number: Any) -> Id | None:
+    """An image's id as SQLite takes it, whose integers have 64 bits; None if it is none.
+
+    1.0 is 1: a tool that keeps ids in a column of floats writes them so, on one side of a file or on both.
+    """
+    if type(number) is float and number.is_integer():
+        number = int(number)
+    if isinstance(number, str):
+        return number
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return number if -(2**63) <= number < 2**63 else str(number)
 
 
 class Index:
@@ -158,10 +198,12 @@ class Index:
         """How many images there are."""
         return int(self._db.execute("SELECT count(*) FROM images").fetchone()[0])
 
-    def homeless(self) -> int:
-        """How many annotations belong to no image of the set."""
-        query = "SELECT count(*) FROM rows WHERE NOT EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
-        return int(self._db.execute(query).fetchone()[0])
+    def homeless(self) -> dict[str, int]:
+        """How many annotations belong to no image of the set: ``unknown_image``, or ``bad_image_id`` where what they name is of
+        another kind (a text among numbers, nothing, a list), as no image of the whole set is called so."""
+        kinds = "typeof(image) NOT IN (SELECT DISTINCT typeof(id) FROM images)"
+        query = f"SELECT {kinds}, count(*) FROM rows WHERE NOT {_AT_HOME} GROUP BY 1"
+        return {"bad_image_id" if bad else "unknown_image": n for bad, n in self._db.execute(query)}
 
     def parts(self, per: int) -> list[Part]:
         """The set cut into parts of ``per`` images, in order."""

@@ -6,16 +6,14 @@ from collections import Counter
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.records import Region
+from pipeline.records import Region, Span
 from pipeline.sources.base import (
     Format,
     Header,
     Labelled,
     Place,
     SetFiles,
-    image_key,
     origin_of,
-    own_key,
     phrase_of,
     size_of,
     spans_of,
@@ -25,6 +23,7 @@ from pipeline.sources.base import (
 )
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_object
+from pipeline.sources.keys import image_key, own_key
 
 WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captions, and `annotations`)"
 
@@ -59,21 +58,25 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     """The spans are taken as they stand, never searched again.
 
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no ``tokens_positive``) or
-    ``span_outside_caption``. A region goes whole: box and spans together. An ignore region needs no spans.
+    ``span_outside_caption``. A region goes whole: box and spans together; the spans of one whose box is of no use are
+    uncertain. An ignore region needs no spans.
     """
     _, size, caption, _, key, unsure = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for tokens, bbox, crowd, said, origin, xyxy in entry.rows:
         spans = () if crowd and not tokens else spans_of(tokens, len(caption), lost)
         box = None if spans is None else xywh_box(bbox, size, lost, xyxy)
-        if spans is not None and box is not None:
+        if spans is not None and box is None:
+            boxless += spans
+        elif spans is not None and box is not None:
             phrase = said if isinstance(said, str) else phrase_of(caption, spans)
             regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=crowd, **origin or {}))
     where = place(entry.id, entry.image)
     return Labelled(
         key or image_key(entry.id), where, size, caption=caption, regions=tuple(regions),
-        uncertain=uncertain_of(unsure, len(caption), lost), lost=lost,
+        uncertain=uncertain_of(unsure, len(caption), lost), boxless=tuple(boxless), lost=lost,
     )  # fmt: skip
 
 

@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.records import Region
+from pipeline.records import Region, Span
 from pipeline.sources.base import (
     Format,
     Header,
     Labelled,
     Place,
     SetFiles,
-    image_key,
     origin_of,
-    own_key,
     phrase_of,
     size_of,
     spans_of,
@@ -28,6 +26,7 @@ from pipeline.sources.base import (
 )
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import read_object, stream_lines
+from pipeline.sources.keys import image_key, own_key
 
 WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
 WANTED_CLASSES = 'a label map (a JSON object such as {"0": "person"})'
@@ -58,12 +57,13 @@ def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
         rows = []
         for ignore, item in _both(part, "instances"):
             name = item.get("category") if names is None else names.get(str(item.get("label")))
-            if isinstance(name, str):
+            name = name if isinstance(name, str) and name.strip() else None
+            if name is not None:
                 seen.add(name)
             rows.append((name, item.get("bbox"), ignore, origin_of(item) or None))
         index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
-    return {"label_space": list(dict.fromkeys(space))}
+    return {"label_space": list(dict.fromkeys(name for name in space if name.strip()))}
 
 
 def fill_grounding(files: SetFiles, index: Filling) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def labelled_detection(entry: Entry, header: Header) -> Labelled:
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     for name, bbox, ignore, origin in rows:
-        if not isinstance(name, str):
+        if name is None:
             lost["unknown_category"] += 1
         elif (box := xyxy_box(bbox, size, lost)) is not None:
             regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
@@ -112,17 +112,20 @@ def labelled_grounding(entry: Entry, header: Header) -> Labelled:
     file, size, caption, rows, key, unsure = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for tokens, found, ignore, said, origin in rows:
         several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
         for bbox in found if several else [found]:
             spans = () if ignore and not tokens else spans_of(tokens, len(caption), lost)
             box = None if spans is None else xyxy_box(bbox, size, lost)
-            if spans is not None and box is not None:
+            if spans is not None and box is None:
+                boxless += spans
+            elif spans is not None and box is not None:
                 phrase = said if isinstance(said, str) else phrase_of(caption, spans)
                 regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore, **origin or {}))
     return Labelled(
         key or image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions),
-        uncertain=uncertain_of(unsure, len(caption), lost), lost=lost,
+        uncertain=uncertain_of(unsure, len(caption), lost), boxless=tuple(boxless), lost=lost,
     )  # fmt: skip
 
 

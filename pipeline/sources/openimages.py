@@ -14,9 +14,10 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, image_key
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import read_object
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
@@ -29,7 +30,7 @@ WANTED_HIERARCHY = "OpenImages' hierarchy JSON (an object with `LabelName` and `
 
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: a file is not of OpenImages' layout."""
-    names = dict(_classes(files.companions["classes"]))
+    names = {label: name for label, name in _classes(files.companions["classes"]) if name.strip()}
     for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED):
         index.row(image, (label, x1, y1, x2, y2, group == "1"))
     index.images_of_rows()

@@ -12,9 +12,10 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.records import Region, Span
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, size_of, xywh_box
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, size_of, xywh_box
 from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_list
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 
 WANTED_OBJECTS = "Visual Genome's objects.json (a list of images with `objects`)"
@@ -129,11 +130,17 @@ def labelled_regions(entry: Entry, header: Header) -> Labelled:
     file, size, caption, parts = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
+    boxless: list[Span] = []
     for (start, end), bbox in parts:
         box = xywh_box(bbox, size, lost)
-        if box is not None:
+        if box is None:
+            boxless.append((start, end))
+        else:
             regions.append(Region(box=box, phrase=caption[start:end], tokens_positive=((start, end),)))
-    return Labelled(image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions), lost=lost)
+    return Labelled(
+        image_key(entry.id), Place(file), size,
+        caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
+    )  # fmt: skip
 
 
 OBJECTS = Format(

@@ -11,8 +11,9 @@ from pipeline.errors import InputError
 from pipeline.io.files import listing_below
 from pipeline.io.paths import join
 from pipeline.records import Region
-from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, image_key, xyxy_box
+from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, xyxy_box
 from pipeline.sources.index import Entry, Filling
+from pipeline.sources.keys import image_key
 from pipeline.sources.looks import refuse
 from pipeline.sources.xml_files import corners, listed_names, read_xml, stated_size, text_lines
 
@@ -50,12 +51,13 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
                     item.findtext("difficult", "0").strip() == "1",
                 )
             )
-            seen[label] += 1
+            if label:
+                seen[label] += 1
         index.image(stem, (file, stated_size(root), rows))
     if not found:
         raise refuse(files.annotations, WANTED)
     names = classes.names if classes is not None else None
-    space = list(dict.fromkeys(names.values())) if names is not None else sorted(seen)
+    space = list(dict.fromkeys(filter(None, names.values()))) if names is not None else sorted(seen)
     return {"names": names, "label_space": space, "scaled": scaled}
 
 

@@ -103,7 +103,7 @@ def run(
     if drop:
         dropped = drop_samples.run(
             [training.shards[p] for p in parts], join(out, "shards"), without=Without.of_table(matches), reason=REASON,
-            progress=progress, workers=workers, max_failed=max_failed,
+            failed=lost, progress=progress, workers=workers, max_failed=max_failed,
         )  # fmt: skip
     return report, dropped
 

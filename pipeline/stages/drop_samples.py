@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, ImageLink
 from pipeline.stages.base import ShardJob, run_shards
+from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "drop-samples"
+log = logging.getLogger("glip_self_train")
 
 
 def run(
@@ -29,19 +32,25 @@ def run(
     *,
     without: Without,
     reason: str,
+    failed: Collection[str] = (),
     progress: Progress | None = None,
     workers: int = 1,
     max_failed: int = 0,
 ) -> StageReport:
     """``out/<shard>.tar`` for every shard, without the listed samples, which are counted under ``reason``.
 
-    The sets' ``dataset.json`` come along; links to images lead where they led.
+    The sets' ``dataset.json`` come along; links to images lead where they led. What an earlier run made of shards that are not
+    among these is removed, with a warning: ``out`` is read as a whole. failed: names of shards that should have been; what is
+    there of them stays, as a failed shard's always does.
     """
     require_files(shards)
     work = partial(_drop, out=str(out), without=without, reason=reason)
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     mark = partial(_mark, without=without, reason=reason)
     report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
+    ours = {job.name for job in jobs} | set(failed)
+    for shard in remove_stale(STAGE, out, lambda shard: shard not in ours):
+        log.warning("%s: removed %s.tar of an earlier run; that shard is not among these", out, shard)
     for folder in sorted({parent(shard) for shard in shards}):
         for card in listing(folder, "dataset.json"):
             write_atomic(join(out, card.rsplit("/", 1)[-1]), read_bytes(card) or b"")

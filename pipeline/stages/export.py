@@ -124,12 +124,16 @@ def _write(target: Target, desk: Desk, ready: Iterable[tuple[_Ready, _Copied]], 
     """Hand the records to the target, count what their images are like, and return the first few notes on those."""
     notes: list[str] = []
     for n, (one, copied) in enumerate(ready, 1):
+        before = desk.samples.kept
         target.add(one.item, copied.data if target.takes_images else None)
-        desk.numbers["images_copied"] += copied.data is not None
-        if copied.trouble:
-            desk.numbers[copied.trouble] += 1
-        if copied.note and len(notes) < MAX_NOTES:
-            notes.append(f"{one.item.file}: {copied.note}")
+        if (
+            desk.samples.kept > before or not target.takes_images
+        ):  # else the image of a record that it turned away is nowhere
+            desk.numbers["images_copied"] += copied.data is not None
+            if copied.trouble:
+                desk.numbers[copied.trouble] += 1
+            if copied.note and len(notes) < MAX_NOTES:
+                notes.append(f"{one.item.file}: {copied.note}")
         if n % _STEP == 0:
             progress.advance(_STEP)
     target.finish()

@@ -20,20 +20,21 @@ from typing import Literal
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
-from pipeline.io.commit import read_report, write_json
-from pipeline.io.files import file_size, listing, remove
+from pipeline.io.commit import write_json
+from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
 from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
 from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index
+from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index, unsure_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
 from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
+from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
@@ -131,9 +132,7 @@ def _ingest_set(
             STAGE, jobs, out, partial(_ingest_shard, work=work),
             mark=mark, progress=progress, workers=workers, max_failed=max_failed,
         )  # fmt: skip
-        lost = dict(index.header.get("lost", {}))
-        if homeless := index.homeless():
-            lost["unknown_image"] = homeless
+        lost = {**index.header.get("lost", {}), **index.homeless()}
         header = index.header
         index.close()
         _index.cache_clear()
@@ -164,29 +163,25 @@ def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None
     """Images of any reason; regions of those that tell of labels that we could not read."""
     samples, regions = (report.tallies.get(what, Tally()) for what in ("samples", "regions"))
     unread = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
-    for what, tally, dropped in (("images", samples, samples.dropped), ("regions", regions, unread)):
+    ours = regions.seen - regions.dropped.get("unknown_image", 0)  # of a split, most of a file's may be of other images
+    for what, seen, dropped in (("images", samples.seen, samples.dropped), ("regions", ours, unread)):
         lost = sum(dropped.values())
-        if lost > config.max_failed_share * max(tally.seen, 1):
+        if lost > config.max_failed_share * max(seen, 1):
             raise RunError(
-                f"set {name}: {lost} of {tally.seen} {what} lost ({dropped}); "
+                f"set {name}: {lost} of {seen} {what} lost ({dropped}); "
                 f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
             )
 
 
 def _remove_beyond(count: int, name: str, out: str) -> None:
-    """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again.
+    """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again."""
 
-    Only what a report of this stage stands beside is ours to remove.
-    """
-    for path in listing(out, ".report.json"):
-        shard = path.rsplit("/", 1)[-1].removesuffix(".report.json")
+    def beyond(shard: str) -> bool:
         number = re.fullmatch(rf"{re.escape(name)}-(\d{{6,}})", shard)
-        report = read_report(out, shard) if number and int(number[1]) >= count else None
-        if report is not None and report.stage == STAGE:
-            for file in report.outputs:
-                remove(join(out, file))
-            remove(path)
-            log.warning("%s: removed %s.tar of an earlier ingest; the set has %d shards now", name, shard, count)
+        return number is not None and int(number[1]) >= count
+
+    for shard in remove_stale(STAGE, out, beyond):
+        log.warning("%s: removed %s.tar of an earlier ingest; the set has %d shards now", name, shard, count)
 
 
 # --- where things lie
@@ -282,10 +277,10 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept = upright(item, header, work.orientation)
+        kept, gone = upright(item, header, work.orientation)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
-            regions=tuple(kept), uncertain=item.uncertain, verified_absent=item.verified_absent,
+            regions=tuple(kept), uncertain=unsure_of(item, kept, gone), verified_absent=item.verified_absent,
             not_exhaustive=item.not_exhaustive,
         )  # fmt: skip
         text = record.to_json()
@@ -297,7 +292,7 @@ def _sample(
         return None
     samples.kept += 1
     regions.kept += len(kept)
-    regions.dropped["box_outside_image"] += len(item.regions) - len(kept)
+    regions.dropped["box_outside_image"] += len(gone)
     return {_extension(item.place.file, header): data, "json": text}
 
 

@@ -159,6 +159,24 @@ def test_drop_writes_shards_without_them_and_counts_them(world):
     assert again.skipped == 3 and digests(world / "out" / "shards") == first  # the second set has nothing more
 
 
+def test_dropped_shards_are_those_of_the_last_run(world, caplog):
+    shards, images, out = crawl_of(world), [read_image_set(str(world / "images"))], world / "out"
+    stage.run(shards, images, out, drop=True)
+    write_tar(out / "shards" / "mine.tar", [("a", {"txt": b"not of dedup"})])
+    before = digests(out / "shards")
+    with caplog.at_level("WARNING", "glip_self_train"):
+        _, dropped = stage.run(shards[:1], images, out, drop=True)
+    name = Path(shards[0]).stem
+    left = {n: d for n, d in before.items() if Path(n).name.split(".")[0] in (name, "mine")}
+    assert dropped.skipped == 1 and digests(out / "shards") == left and len(left) == 3
+    assert [r.message.split(": ")[1] for r in caplog.records if "earlier run" in r.message] == [
+        f"removed {Path(s).name} of an earlier run; that shard is not among these" for s in shards[1:]
+    ]
+    Path(shards[0]).write_bytes(b"no tar" * 200)  # what fails now leaves what it gave before
+    stage.run(shards, images, out, drop=True, max_failed=1)
+    assert (out / "shards" / Path(shards[0]).name).exists()
+
+
 def test_training_shards_are_cleaned_for_training(world):
     report, dropped = stage.run(
         [str(world / "train" / "gold-000000.tar")], [read_image_set(str(world / "crawl"))], world / "clean", drop=True

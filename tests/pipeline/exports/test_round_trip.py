@@ -171,9 +171,10 @@ def test_glip_records_lose_what_is_told_and_no_span(tmp_path):
     assert done.report.tallies["samples"].dropped == {"detection_record": 2}
     assert done.report.tallies["regions"].dropped == {"detection_record": 2, "ignore_region": 1}
     assert done.report.numbers == {
-        "images_copied": 5, "lost_annotator": 1, "lost_root": 1, "lost_uncertain": 1, "made_score_1": 2,
+        "images_copied": 3, "lost_annotator": 1, "lost_root": 1, "lost_uncertain": 1, "made_score_1": 2,
         "renamed_duplicate_keys": 1,
     }  # fmt: skip
+    assert len((tmp_path / "out" / "gr.img.tsv").read_text().splitlines()) == 3
     again = exports.ingest_again(tmp_path / "out", tmp_path / "again")
     assert set(again) == {("gr", "a"), ("gr", "b"), ("gr", "a~2")}
     red, blue = again["gr", "a"].regions

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pipeline.cli_look import inspect
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
+from pipeline.errors import InputError
 from pipeline.inspecting.summary import Summary, inspect_shards
 from pipeline.io.paths import expand_shards
 from pipeline.io.tables import write_table
@@ -124,6 +125,22 @@ def test_it_counts_what_was_written(train):
     assert counts["phrase_frequencies"] == {"1": 1, "2": 1, "3–4": 0, "5–9": 1}
     assert summary.extent == [(64, 80), (300, 400)]
     assert sum(counts["shorter_sides"].values()) == 13
+
+
+def test_shards_are_what_the_first_with_a_sample_is(tmp_path, train):
+    """An empty one is what a shard is whose images were all lost."""
+    empty, broken = str(tmp_path / "empty.tar"), str(tmp_path / "broken.tar")
+    write_tar(empty, [])
+    Path(broken).write_bytes(b"no tar" * 200)
+    whole, _ = inspect_shards(train)
+    summary, _ = inspect_shards([empty, broken, *train])
+    assert (summary.kind, summary.numbers, summary.problems) == ("training", whole.numbers, whole.problems)
+    assert [f.shard for f in summary.failed] == ["broken"] and summary.shards == 3
+    assert inspect_shards([empty])[0].kind == "crawl" and inspect_shards([broken, empty])[0].kind == "crawl"
+    write_tar(tmp_path / "web.tar", [("a", {"jpg": jpeg(1), "txt": b"a car"})])
+    assert inspect_shards([empty, str(tmp_path / "web.tar"), *train])[0].kind == "crawl"
+    with pytest.raises(InputError, match=r"broken\.tar"):
+        inspect_shards([broken, str(tmp_path / "missing.tar")])
 
 
 def test_problems_are_counted_by_reason_and_named(train):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import IngestConfig
-from pipeline.errors import InputError
-from pipeline.io.tars import write_tar
+from pipeline.errors import InputError, RunError
+from pipeline.io.tars import read_tar, write_tar
+from pipeline.records import GroundingRecord
 from pipeline.sources.formats import READ, load_format
-from pipeline.stages import ingest
+from pipeline.stages import export, ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L
 from tests.pipeline.sources.layouts import put, read
@@ -187,6 +189,29 @@ def test_spans_and_names_beyond_ascii_are_kept_as_they_stand(tmp_path, name):
         assert region.phrase == " ".join(CAPTION[s:e] for s, e in spans)
 
 
+def nameless(name: str, root: Path) -> Set:
+    """The set with the class's name empty, and with nothing else changed."""
+    path, companions, options = SETS[name](root, [BOXES["good"]])
+    for file in [*companions.values(), *(path.glob("*.xml") if path.is_dir() else [path])]:
+        file.write_text(file.read_text().replace("café 👩‍🚀", " " if name == "odvg_detection" else ""))
+    return path, companions, options
+
+
+@pytest.mark.parametrize("name", ["voc", "odvg_detection", "openimages"])
+def test_a_class_without_a_name_is_none(tmp_path, name):
+    """It would be a prompt's word, and the phrase of a box."""
+    path, companions, options = nameless(name, tmp_path)
+    found = read(name, path, companions, **options)
+    (image,) = found.images
+    assert found.label_space == () and image.regions == () and image.lost == {"unknown_category": 1}
+
+
+def test_a_label_maps_class_without_a_name_is_none(tmp_path):
+    path, _, _ = odvg_detection(tmp_path, [BOXES["good"]])
+    found = read("odvg_detection", path, {"classes": put(tmp_path / "c.json", {"0": "", "1": "dog"})})
+    assert found.label_space == ("dog",) and found.images[0].lost == {"unknown_category": 1}
+
+
 def listed_twice(name: str, root: Path) -> Set:
     path, companions, options = SETS[name](root, [BOXES["good"]])
     if name in ("voc", "flickr30k"):
@@ -204,16 +229,78 @@ def test_an_image_that_is_there_twice_is_named(tmp_path, name):
         read(name, path, companions, **options)
 
 
+@pytest.mark.parametrize("name", ["coco", "mdetr"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"id": 1, "key": "000000002"}, {"id": 2}),
+        ({"id": 1}, {"id": "000000001"}),
+        ({"id": "a.b"}, {"id": 3, "key": "a%2Eb"}),
+    ],
+)
+def test_two_images_of_one_key_are_refused_wherever_the_key_is_from(tmp_path, name, first, second):
+    """A shard cannot have both: the labels of one would be the other's."""
+    path, companions, options = SETS[name](tmp_path, [])
+    data = json.loads(path.read_text())
+    (image,) = data["images"]
+    data["images"] = [image | first, image | second]
+    with pytest.raises(InputError, match="two images have the key") as error:
+        read(name, put(path, data), companions, **options)
+    assert repr(first["id"]) in str(error.value) and repr(second["id"]) in str(error.value)
+
+
+def test_a_line_called_as_another_line_is_counted_is_refused(tmp_path):
+    path, _, _ = odvg_grounding(tmp_path, [])
+    line = json.loads(path.read_text())
+    numbers = [i.key for i in read("odvg_grounding", put(path, L.lines([line, line]))).images]
+    with pytest.raises(InputError, match=f"two images have the key '{numbers[1]}'"):
+        read("odvg_grounding", put(path, L.lines([line | {"key": numbers[1]}, line])))
+
+
+@pytest.mark.parametrize("name", ["coco", "mdetr"])
+@pytest.mark.parametrize("side", ["images", "annotations"])
+def test_a_whole_float_is_the_number_that_it_was_before_pandas(tmp_path, name, side):
+    path, companions, options = SETS[name](tmp_path, [BOXES["good"]])
+    data = json.loads(path.read_text())
+    data[side][0]["id" if side == "images" else "image_id"] = 1.0
+    (image,) = read(name, put(path, data), companions, **options).images
+    assert image.key == "000000001" and len(image.regions) == 1
+
+
+@pytest.mark.parametrize("name", ["coco", "mdetr"])
+@pytest.mark.parametrize(("named", "words"), [("1", "'1'"), (2, "2"), (None, "None"), (1.5, "1.5"), (True, "True")])
+def test_labels_that_are_all_of_other_images_are_refused_with_an_id_of_each(tmp_path, name, named, words):
+    path, companions, options = SETS[name](tmp_path, [BOXES["good"]])
+    data = json.loads(path.read_text())
+    data["annotations"][0]["image_id"] = named
+    with pytest.raises(InputError, match=rf"first annotation's image is {words}, the first image's id 1;") as error:
+        run(tmp_path, name, (put(path, data), companions, options))
+    assert str(path) in str(error.value) and not list(tmp_path.glob("out/*"))
+
+
+def test_labels_of_a_whole_set_may_stand_with_the_images_of_a_split_but_not_by_ids_of_another_kind(tmp_path):
+    path, _, _ = coco(tmp_path, [BOXES["good"]])
+    put(tmp_path / "images" / "1.jpg", "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
+    data = json.loads(path.read_text())
+    (row,) = data["annotations"]
+    data["annotations"] += [row | {"image_id": n} for n in range(2, 100)]
+    report = run(tmp_path, "coco", (put(path, data), {}, {}), config=IngestConfig())
+    assert report.tallies["regions"].kept == 1 and report.tallies["regions"].dropped == {"unknown_image": 98}
+    data["annotations"] += [row | {"image_id": "1"}]
+    with pytest.raises(RunError, match=r"set s: 1 of 2 regions lost \({'bad_image_id': 1}\)"):
+        run(tmp_path, "coco", (put(path, data), {}, {}), config=IngestConfig())
+
+
 CONFIG = IngestConfig(max_failed_share=1.0)
 
 
-def run(root: Path, name: str, found: Set, **more: object):
+def run(root: Path, name: str, found: Set, config: IngestConfig = CONFIG, **more: object):
     path, companions, options = found
     entry = {
         "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
         "companions": {role: str(p) for role, p in companions.items()}, **more,
     }  # fmt: skip
-    return ingest.run(CONFIG, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
+    return ingest.run(config, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
 
 
 def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counted(tmp_path):
@@ -226,6 +313,13 @@ def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counte
         and report.tallies["samples"].kept == 1
     )
     assert report.tallies["regions"].dropped == {"unknown_image": 1} and report.tallies["regions"].kept == 1
+    first, other = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([first, other, first.replace("0.9", "0.1"), other, first])
+    )  # three of 1, two of 2, which has no image
+    report = run(tmp_path, "glip_captions", (path, {"images": put(tmp_path / "i.tsv", L.image_tsv(["1"]))}, {}))
+    assert report.tallies["samples"].dropped == {"duplicate_key": 2} and report.tallies["samples"].kept == 1
+    assert report.tallies["regions"].dropped == {"unknown_image": 2} and only_record(tmp_path).regions[0].score == 0.9
     sample = {"jpg": jpeg(1), "json": json.dumps(L.GRIT).encode()}
     for n in (0, 1):
         write_tar(tmp_path / "grit" / f"0000{n}.tar", iter([("000000012", sample)]))
@@ -241,3 +335,73 @@ def test_a_missing_image_costs_itself_and_its_regions_only(tmp_path, name):
     regions = report.tallies["regions"]
     assert regions.kept == 0 and Counter(regions.dropped) == Counter({**LOST, "image_lost": len(KEPT)})
     assert regions.seen == len(BOXES)
+
+
+def put_images(root: Path) -> None:
+    for file in ("1.jpg", "00000/000000001.jpg", "VG_100K/1.jpg"):
+        put(root / "images" / file, "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
+
+
+def only_record(root: Path) -> GroundingRecord:
+    (sample,) = read_tar(root / "out" / "s-000000.tar")
+    return GroundingRecord.model_validate_json(sample.files["json"])
+
+
+GROUNDING = [name for name in READ if load_format(name).kind == "grounding"]
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("name", GROUNDING)
+def test_words_whose_box_is_outside_the_image_are_uncertain_not_absent(tmp_path, name, stated):
+    """By the size that the labels state, or by the image's own."""
+    put_images(tmp_path)
+    path, companions, options = SETS[name](tmp_path / "set", [BOXES["outside"]])
+    if not stated and name in ("mdetr", "refcoco", "odvg_grounding", "glip_captions"):
+        path.write_text(re.sub(r'"(height|width|img_h|img_w)": \d+, ?', "", path.read_text()))
+    report = run(tmp_path, name, (path, companions, options))
+    assert report.tallies["regions"].dropped == {"box_outside_image": 1}
+    record = only_record(tmp_path)
+    spans = SPANS[:1] if name == "grit" else [(0, 6)] if name == "visual_genome_regions" else SPANS
+    assert record.regions == () and record.uncertain == tuple(spans)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in GROUNDING if n != "visual_genome_regions"]
+)  # whose boxes have words of their own
+def test_words_that_another_box_teaches_are_not_uncertain(tmp_path, name):
+    put_images(tmp_path)
+    run(tmp_path, name, SETS[name](tmp_path / "set", list(BOXES.values())))
+    record = only_record(tmp_path)
+    assert len(record.regions) == len(KEPT) and record.uncertain == ()
+
+
+@pytest.mark.parametrize("bbox", [[1, 1, 0, 9], [1, None, 9, 9], "none", [WIDTH, 0, 9, 9]])
+def test_a_lost_box_leaves_its_words_uncertain_beside_those_that_are(tmp_path, bbox):
+    put_images(tmp_path)
+    rows = [
+        {"image_id": 1, "bbox": [1, 2, 10, 10], "tokens_positive": [[4, 10]]},
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[4, 10], [22, 28]]},  # its first words have a box
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[11, 15]]},  # uncertain already
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[0, 999]]},  # no words, and so none that are uncertain
+        {"image_id": 1, "bbox": [1, 2, 10, 10], "tokens_positive": [[11, 17]], "iscrowd": 1},
+        {"image_id": 1, "bbox": bbox, "tokens_positive": [[11, 17]]},  # a crowd teaches no word
+    ]
+    image = {"id": 1, "file_name": "1.jpg", "caption": CAPTION, "uncertain": [[11, 15]]}
+    path = put(tmp_path / "a.json", {"images": [image], "annotations": rows})
+    run(tmp_path, "mdetr", (path, {}, {}))
+    record = only_record(tmp_path)
+    assert len(record.regions) == 2 and record.uncertain == ((11, 15), (22, 28), (11, 17))
+    export.run([str(tmp_path / "out")], tmp_path / "exported", to="coco")
+    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
+    assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "chunk", [[*SPANS[0], None, 0.1, 0.5, 0.5, 0.9], [*SPANS[0], 0.1, 0.1], [*SPANS[0], 0.5, 0.5, 0.1, 0.1, 0.9]]
+)
+def test_chunks_without_a_box_leave_their_words_uncertain(tmp_path, chunk):
+    put_images(tmp_path)
+    chunks = [[*SPANS[1], 0.1, 0.1, 0.5, 0.5, 0.9], chunk, ["x"], []]
+    row = {"key": "000000001", "caption": CAPTION, "noun_chunks": chunks}
+    report = run(tmp_path, "grit", (put(tmp_path / "a.jsonl", L.lines([row])), {}, {}))
+    assert report.tallies["regions"].seen == 4 and only_record(tmp_path).uncertain == (SPANS[0],)
