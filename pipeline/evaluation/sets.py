@@ -15,7 +15,8 @@ from pipeline.evaluation.predictions import Found
 from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases
 from pipeline.io.paths import stem
 from pipeline.records import GroundingRecord
-from pipeline.training.shards import ShardSet, read_label_spaces
+from pipeline.training.class_names import read_label_spaces
+from pipeline.training.shards import ShardSet
 
 
 @dataclass(frozen=True)

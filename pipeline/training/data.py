@@ -24,10 +24,11 @@ from pipeline.config import TrainConfig
 from pipeline.errors import InputError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
+from pipeline.training.class_names import needed_class_names, read_label_spaces
 from pipeline.training.order import Mixture, SourceOrder, generator
 from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
-from pipeline.training.shards import ShardSet, read_label_spaces
+from pipeline.training.shards import ShardSet
 from pipeline.training.slots import Filled, Slots, slots_for
 from pipeline.training.workers import prepare_worker
 
@@ -53,6 +54,7 @@ class TrainingData:
         self.config, self.processor = config, processor
         self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
         self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
+        needed_class_names(sources)  # a set without them is told before anything is trained
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
         self.mixture = Mixture(self._shares(), sorted(sources), seed=config.seed)
         self.first = None

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.io.hashing import digest_file, digest_json, model_revision
+from pipeline.training.class_names import needed_class_names
 
-VERSION = 4  # 3: settings that change no weight are not part of it; 4: targets name the last pixel of a box
+VERSION = 5
+"""3: settings that change no weight are not part of it; 4: targets name the last pixel of a box; 5: shards in their order, class names."""
 HOW_IT_RUNS = {
     "log_every",
     "save_every",
@@ -27,7 +29,8 @@ HOW_IT_FITS = {"accumulate"}
 
 
 class Identity(BaseModel):
-    """Settings, data and beginning of one training. ``init`` is the revision of the model it starts from, ``sources`` digests."""
+    """Settings, data and beginning of one training. ``init`` is the revision of the model it starts from, ``sources``: digests of each one's
+    shards with their names, in the order in which they are read; ``class_names``: digests by data set."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,6 +40,7 @@ class Identity(BaseModel):
     model: dict[str, Any] | None
     init: str | None
     sources: dict[str, str]
+    class_names: dict[str, str] = {}  # before version 5 there were none
 
     @classmethod
     def of(
@@ -45,7 +49,7 @@ class Identity(BaseModel):
         """The identity of a training with these settings, shards by source and beginning.
 
         Raises:
-            InputError: a shard or the model folder is not there.
+            InputError: a shard or the model folder is not there, or a detection set has no class names.
         """
         settings = config.model_dump(mode="json")
         return cls(
@@ -54,7 +58,9 @@ class Identity(BaseModel):
             fits={k: settings[k] for k in sorted(HOW_IT_FITS)},
             model=None if init else model.model_dump(mode="json"),
             init=model_revision(init) if init else None,
-            sources={n: digest_json({Path(s).name: digest_file(s) for s in shards}) for n, shards in sources.items()},
+            # a list: the order of records depends on the places of their shards, and two folders may hold shards of one name
+            sources={n: digest_json([[Path(s).name, digest_file(s)] for s in shards]) for n, shards in sources.items()},
+            class_names={n: digest_json(list(names)) for n, names in needed_class_names(sources).items()},
         )
 
     @property
@@ -82,11 +88,15 @@ class Identity(BaseModel):
         return list(_differences(before.fits, self.fits))
 
     def other_data(self, before: Identity) -> list[str]:
-        """Which inputs have changed since ``before``: "source pseudo", "the initial model"."""
-        names = sorted(self.sources.keys() | before.sources.keys())
-        found = [f"source {n}" for n in names if self.sources.get(n) != before.sources.get(n)]
+        """Which inputs have changed since ``before``: "source pseudo", "class names of objects365", "the initial model"."""
+        found = _others("source", before.sources, self.sources)
+        found += _others("class names of", before.class_names, self.class_names)
         both = self.init is not None and before.init is not None
         return found + ["the initial model"] * (both and self.init != before.init)
+
+
+def _others(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [f"{kind} {n}" for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

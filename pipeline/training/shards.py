@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, TypeVar
 
 from pydantic import ValidationError
@@ -115,14 +113,3 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": OrderedDict()}  # workers open their own files
-
-
-def read_label_spaces(shards: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Class names of the detection sets among the folders of ``shards``, by dataset name."""
-    spaces: dict[str, tuple[str, ...]] = {}
-    for folder in sorted({str(Path(s).parent) for s in shards if not is_url(s)}):
-        for path in sorted(Path(folder).glob("*dataset.json")):
-            card = json.loads(path.read_text())
-            if card.get("label_space"):
-                spaces[card["name"]] = tuple(card["label_space"])
-    return spaces

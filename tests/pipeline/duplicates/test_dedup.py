@@ -29,7 +29,8 @@ from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import build_shards as build_stage
 from pipeline.stages import dedup as stage
 from pipeline.stages import filter_boxes, parse_phrases
-from pipeline.training.shards import ShardSet, read_label_spaces
+from pipeline.training.class_names import read_label_spaces
+from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import GOOD, jpeg
 from tests.fixtures.photos import CHANGES, encoded, photos
 from tests.pipeline.stages.test_labelling import KEEP, digests, label

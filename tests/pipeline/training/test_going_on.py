@@ -13,15 +13,18 @@ from threading import Timer
 
 import pytest
 
-from pipeline.config import PromptConfig, TrainConfig
+from pipeline.config import ModelConfig, PromptConfig, TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.io import alone
+from pipeline.io.tars import write_tar
 from pipeline.progress import Silent
+from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import train
 from pipeline.training.checkpoints import read_state
-from pipeline.training.identity import HOW_IT_FITS, HOW_IT_RUNS
+from pipeline.training.identity import HOW_IT_FITS, HOW_IT_RUNS, Identity
 from pipeline.training.report import read_report
-from tests.fixtures.training import poison, write_sources
+from tests.fixtures.crawl import jpeg
+from tests.fixtures.training import NAMES, poison, write_sources
 from tests.flows.tiny import ROOT
 from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
 
@@ -116,6 +119,56 @@ def test_changed_data_begin_anew_and_the_old_checkpoints_wait_until_it_has_finis
     assert "going on from step 2" in told.text
     assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
     assert names(tmp_path / "out") == []
+
+
+def other_folder(sources, name: str = "pseudo-000000.tar") -> list[str]:
+    """The shards of ``pseudo`` with one in another folder behind them: of the given name, and of other content."""
+    (first,) = sources["pseudo"]
+    other = Path(first).parents[1] / "other" / name
+    other.parent.mkdir(exist_ok=True)
+    record = GroundingRecord(
+        key="q0", dataset="pseudo", kind="grounding", image_size=(64, 80), caption="a dog",
+        regions=(Region(box=(5, 5, 50, 50), phrase="a dog", tokens_positive=((0, 5),), score=0.5, annotator="glip@0"),),
+    )  # fmt: skip
+    write_tar(other, [("q0", {"jpg": jpeg(7), "json": record.to_json()})])
+    return [first, str(other)]
+
+
+def test_shards_in_another_order_are_other_data(sources, tmp_path, told):
+    """The order of records depends on the places of their shards: to go on would train other samples without a word."""
+    there = other_folder(sources)
+    stop({**sources, "pseudo": there}, tmp_path / "out")
+    turned = {**sources, "pseudo": there[::-1]}
+    run(turned, tmp_path / "whole")
+    run(turned, tmp_path / "out")
+    assert "training anew: source pseudo changed" in told.text and "going on" not in told.text
+    assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
+
+
+@pytest.mark.parametrize("changed_one", [0, 1])
+def test_a_change_in_either_of_two_shards_of_one_name_is_seen(sources, tmp_path, changed_one):
+    there = {**sources, "pseudo": other_folder(sources)}
+    before = Identity.of(CONFIG, there, model=ModelConfig(), init=None)
+    assert before == Identity.of(CONFIG, there, model=ModelConfig(), init=None)
+    shutil.copy(there["pseudo"][1 - changed_one], there["pseudo"][changed_one])
+    after = Identity.of(CONFIG, there, model=ModelConfig(), init=None)
+    assert after.mark != before.mark and after.other_data(before) == ["source pseudo"]
+
+
+def test_other_class_names_are_other_data_and_those_of_other_sets_are_not(sources, tmp_path, told):
+    folder = Path(sources["detection"][0]).parent
+
+    def card(name: str, *names: str) -> None:
+        text = DatasetCard(name=name, kind="detection", label_space=names).model_dump_json()
+        (folder / f"{name}.dataset.json").write_text(text)
+
+    stop(sources, tmp_path / "out")
+    card("unread", "zebra")
+    stop(sources, tmp_path / "out", after=1)
+    assert "going on from step 2" in told.text and "anew" not in told.text
+    card("detection", *NAMES, "zebra")  # a negative more
+    run(sources, tmp_path / "out")
+    assert "training anew: class names of detection changed since the unfinished training here (step 2)" in told.text
 
 
 def test_the_first_data_again_go_on_with_what_stepped_aside(sources, tmp_path, told):
