@@ -33,15 +33,16 @@ class Scaled:
     """Makes trainings whose losses a real scaler scales, and whose gradients are not finite in stated steps (from 0)."""
 
     def __init__(self, sources, patch: pytest.MonkeyPatch) -> None:
-        self.sources, self.patch = sources, patch
+        self.sources, self.patch, self.held = sources, patch, ExitStack()
 
     def __call__(self, out: Path, config: TrainConfig, bad=(), progress=None) -> Trainer:
         model = tiny_model(ModelConfig)
         out.mkdir(exist_ok=True)
         self.patch.undo()  # accelerate's state is the process's, and what the training before was told
+        self.held.close()  # the training before has ended, or was killed
         trainer = Trainer(
             config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model, init=None,
-            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), held=ExitStack(),
+            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), held=self.held,
         )  # fmt: skip
         self._add_scaler(trainer)
         step = [-1]
