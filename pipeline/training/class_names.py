@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.io.files import listing, read_bytes, read_range
+from pipeline.io.files import listing, read_bytes
 from pipeline.io.paths import parent, stem
 from pipeline.records import DatasetCard, GroundingRecord
-from pipeline.training.shard_index import index_shard
+from pipeline.training.shards import ShardSet
 
 Names = tuple[str, ...]
 
@@ -66,10 +66,8 @@ def needed_class_names(sources: Mapping[str, Sequence[str]]) -> dict[str, Names]
 
 def _first_record(shard: str) -> GroundingRecord | None:
     """The first record of a shard, without its image; None if there is none, or one that the training will count as unusable."""
-    index = index_shard(shard)
-    if not len(index):
-        return None
+    records = ShardSet([shard])
     try:
-        return GroundingRecord.model_validate_json(read_range(shard, *index.record(0)))
-    except ValidationError:
+        return records.record(0, 0) if records.counts[0] else None
+    except InputError:
         return None

@@ -21,7 +21,7 @@ from model import GlipProcessor
 from model.grounding import phrase_tokens, positive_map
 from model.image_processing_glip import resized_size
 from pipeline.config import TrainConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
 from pipeline.training.class_names import needed_class_names, read_label_spaces
@@ -141,8 +141,10 @@ class TrainingData:
                 return self._make(records, source, spot, rng, lost)
             except (ImageError, InputError) as error:
                 lost["unusable_record"] += 1
-                log.warning("%s: left out: %s", records.name(*spot), error)
-        raise InputError(f"source {source}: {TRIES} unusable records in a row; last: {records.name(*spot)}")
+                name = records.name(*spot)
+                log.warning("%s: left out: %s", name, error)
+                last = f"{name}: {str(error).splitlines()[0].removeprefix(f'{name}: ')}"
+        raise InputError(f"source {source}: {TRIES} unusable records in a row; last: {last}")
 
     def _make(
         self,
@@ -292,7 +294,7 @@ class _Steps(Sampler[list[int]]):
 
 
 def _unpacked(batches: Iterator[dict[str, Any]], slots: Slots | None) -> Iterator[dict[str, Any]]:
-    """Batches as they were collated; a worker's InputError without the traceback that torch wraps around it.
+    """Batches as they were collated; a worker's InputError or RunError without the traceback that torch wraps around it.
 
     Between processes every tensor is a file descriptor sent over a socket, which costs more than the few numbers in most of them;
     so all but the images travel as arrays, and the images in ``slots``, which this keeps while it runs.
@@ -303,8 +305,9 @@ def _unpacked(batches: Iterator[dict[str, Any]], slots: Slots | None) -> Iterato
                 batch["pixels"] = batch["pixels"].tensor()
             yield _map(np.ndarray, torch.from_numpy, batch)
             del batch  # or its place would be taken until the next one is here
-    except InputError as error:
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("pipeline.errors.InputError: ")) from None
+    except (InputError, RunError) as error:
+        kind = type(error)
+        raise kind(str(error).strip().splitlines()[-1].removeprefix(f"pipeline.errors.{kind.__name__}: ")) from None
 
 
 def _map(kind: type, change: Any, value: Any) -> Any:

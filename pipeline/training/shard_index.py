@@ -12,7 +12,8 @@ from webdataset.tariterators import base_plus_ext
 from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.paths import is_url
-from pipeline.io.remembered import mark_of, recall, remember
+from pipeline.io.remembered import Mark, mark_of, recall, remember
+from pipeline.training.remote_shards import tar_stream
 
 log = logging.getLogger("glip_self_train")
 
@@ -29,15 +30,6 @@ ROW = np.dtype(
 """37 bytes a record; its key ends at ``key_end`` of all keys, one after another, and begins where the one before it ends."""
 
 FORMAT = b"shard index 1 " + ",".join(IMAGES).encode() + b"\n"
-
-
-def local_copy(shard: str) -> str:
-    """A local path for a shard: itself, or a cached download of a URL."""
-    if not is_url(shard):
-        return shard
-    import fsspec
-
-    return fsspec.open_local(f"filecache::{shard}")
 
 
 class ShardIndex:
@@ -94,13 +86,13 @@ class ShardIndex:
         return cls(np.frombuffer(data[line:keys], ROW), data[keys:])  # copies, or each would keep the whole
 
 
-def index_shard(shard: str) -> ShardIndex:
-    """The index of a training shard: remembered, or read from its tar headers.
+def index_shard(shard: str, mark: Mark | None = None) -> ShardIndex:
+    """The index of a training shard: remembered, or read from its tar headers. ``mark``: the shard's, if it is known already.
 
     Raises:
-        InputError: as :func:`read_headers`.
+        InputError, RunError: as :func:`read_headers`.
     """
-    mark = mark_of(shard)
+    mark = mark or mark_of(shard)
     if mark is None:
         return read_headers(shard)
     known = recall("indexes", shard, mark)
@@ -119,11 +111,11 @@ def read_headers(shard: str) -> ShardIndex:
 
     Raises:
         InputError: missing or damaged file, or a sample without image or record; training shards are our own, so
-            damage here is not a crawl's noise but a fault to be told at once.
+            damage here is not a crawl's noise but a fault to be told at once. RunError: the store behind a URL does not answer.
     """
     entries: dict[str, dict[str, Place]] = {}
     try:
-        with tarfile.open(local_copy(shard), "r:") as tar:
+        with tar_stream(shard) if is_url(shard) else tarfile.open(shard, "r:") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 key, extension = base_plus_ext(info.name)

@@ -6,6 +6,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TypeVar
 
 from pydantic import ValidationError
@@ -18,9 +19,12 @@ from pipeline.io.remembered import mark_of
 from pipeline.progress import Progress
 from pipeline.records import GroundingRecord
 from pipeline.stats import StageReport
-from pipeline.training.shard_index import LINK, Place, index_shard, local_copy
+from pipeline.training.remote_shards import read_place
+from pipeline.training.shard_index import LINK, Place, index_shard
 
 T = TypeVar("T")
+STREAMS = 8
+"""Shards behind a URL that a process looks through at a time."""
 
 
 def own_order(items: Sequence[T]) -> list[T]:
@@ -35,26 +39,40 @@ def own_order(items: Sequence[T]) -> list[T]:
 
 
 def look_through(shards: Sequence[str], progress: Progress) -> None:
-    """Find out digest and index of local shards that are worth remembering, as far as nobody did so before.
+    """Find out digest and index of shards that are worth remembering, as far as nobody did so before.
 
-    One shard at a time, so that its headers are in memory when its digest has been taken: they lie all over it.
+    Local ones one at a time, so that a shard's headers are in memory when its digest has been taken: they lie all over it. Of those
+    behind a URL several at once, as most of the time is waiting; each is fetched once, and kept nowhere.
 
     Raises:
-        InputError: as :func:`index_shard`.
+        InputError, RunError: as :func:`index_shard`.
     """
+    remote = [s for s in shards if is_url(s)]
     large = [s for s in shards if not is_url(s) and (mark := mark_of(s)) is not None and mark.large]
-    if not large:
+    if not large and not remote:
         return
-    progress.begin("look through shards", len(large))
+    progress.begin("look through shards", len(large) + len(remote))
     for shard in own_order(large):
         digest_file(shard)
         index_shard(shard)
         progress.advance(1, "shards")
+    pool = ThreadPoolExecutor(STREAMS)
+    try:
+        for _ in pool.map(_look_into, own_order(remote)):
+            progress.advance(1, "shards")
+    finally:
+        pool.shutdown(cancel_futures=True)
     progress.end(StageReport(stage="look through shards"))
 
 
+def _look_into(shard: str) -> None:
+    mark = mark_of(shard)
+    if mark is not None:  # else nothing could be remembered
+        index_shard(shard, mark)
+
+
 class ShardSet:
-    """The records of a list of shards, read by (shard, row). Keeps a bounded number of files open."""
+    """The records of a list of shards, read by (shard, row). Keeps a bounded number of files open; behind a URL it asks for ranges."""
 
     def __init__(self, shards: Sequence[str], max_open: int = 32) -> None:
         self.shards = list(shards)
@@ -98,9 +116,12 @@ class ShardSet:
         return self._links.read(self.shards[shard], data)[1] if kind == LINK else data
 
     def _read(self, shard: int, place: Place) -> bytes:
+        path = self.shards[shard]
+        if is_url(path):
+            return read_place(path, *place)
         file = self._open.pop(shard, None)
         if file is None:
-            file = open(local_copy(self.shards[shard]), "rb")  # noqa: SIM115 - kept open between reads
+            file = open(path, "rb")  # noqa: SIM115 - kept open between reads
             while len(self._open) >= self._max_open:
                 self._open.popitem(last=False)[1].close()
         self._open[shard] = file

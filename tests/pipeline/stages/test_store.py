@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.config import BuildShardsConfig, ParsePhrasesConfig
+from pipeline.config import BuildShardsConfig, ModelConfig, ParsePhrasesConfig, TrainConfig
 from pipeline.duplicates.sources import read_image_set
 from pipeline.errors import InputError, RunError
 from pipeline.inspecting.summary import inspect_shards
@@ -20,7 +21,10 @@ from pipeline.io.files import listing, open_file, read_range, write_remote
 from pipeline.io.paths import expand_shards
 from pipeline.io.tars import read_tar
 from pipeline.stages import build_shards, dedup, filter_boxes, parse_phrases, pseudo_label
+from pipeline.training.build import build_model
+from pipeline.training.data import TrainingData
 from pipeline.training.shards import ShardSet
+from tests.conftest import tiny_model
 from tests.fixtures.crawl import write_crawl
 from tests.fixtures.store import SECRET, Store
 from tests.pipeline.stages.test_labelling import KEEP, LABEL, digests, whole
@@ -106,14 +110,15 @@ def test_links_lead_into_the_store(store, local, teacher, tmp_path):
             assert linked.image(shard, row) == copied.image(shard, row)
 
 
-def test_a_second_start_on_shards_in_the_store_fetches_none_until_it_reads(store, local, tmp_path):
+def test_shards_in_the_store_are_fetched_once_and_then_a_record_at_a_time(store, local, tmp_path):
     store.make_bucket("indexed")
     upload(local / "train", "s3://indexed/train")
     shards = expand_shards("s3://indexed/train")
     code = (
-        "import os, sys; from pipeline.training.shards import ShardSet; s = ShardSet(sys.argv[1:]);"
-        "count = lambda: sum(len(set(n) - {'cache'}) for _, _, n in os.walk(os.environ['TMPDIR']));"  # fsspec's list of them
-        "print(s.counts, count(), s.record(0, 0).key, count())"
+        "import os, sys; from pipeline.training import shard_index, shards; read = []; whole = shard_index.tar_stream;"
+        "shard_index.tar_stream = lambda url: (read.append(url), whole(url))[1];"
+        "s = shards.ShardSet(sys.argv[1:]); print(s.counts, len(read), s.record(0, 0).key, len(s.image(0, 0)[0:9]),"
+        "os.listdir(os.environ['TMPDIR']))"
     )
 
     def start(number: int) -> str:
@@ -126,10 +131,27 @@ def test_a_second_start_on_shards_in_the_store_fetches_none_until_it_reads(store
 
     there = ShardSet(expand_shards(str(local / "train")))
     key = there.record(0, 0).key
-    assert start(0) == f"{there.counts} {len(shards)} {key} {len(shards)}"
-    assert start(1) == f"{there.counts} 0 {key} 1"
+    assert start(0) == f"{there.counts} {len(shards)} {key} 9 []"
+    assert start(1) == f"{there.counts} 0 {key} 9 []"
     fsspec.filesystem("s3").put_file(str(local / "train" / shards[1].rsplit("/", 1)[1]), shards[0])  # now it is another
-    assert start(2) == f"{[there.counts[1]] * 2} 1 {there.record(1, 0).key} 1"
+    assert start(2) == f"{[there.counts[1]] * 2} 1 {there.record(1, 0).key} 9 []"
+
+
+def test_a_loaders_workers_read_the_store_and_leave_nothing(store, local, tmp_path, monkeypatch):
+    store.make_bucket("loaded")
+    upload(local / "train", "s3://loaded/train")
+    config = TrainConfig(steps=4, batch_size=4, image_sizes=(64,), max_image_size=128)
+    processor = build_model(tiny_model(ModelConfig), None)[1]
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    read = {}
+    for folder in ("s3://loaded/train", str(local / "train")):
+        made = TrainingData(config, {"pseudo": expand_shards(folder)}, processor)
+        read[folder] = [(b["names"], b["captions"], b["pixels"].sum().item()) for b in made.loader(first=0, workers=2)]
+    remote, here = read.values()
+    assert remote == here and len(here) == 4
+    assert not [p for p in (tmp_path / "tmp").rglob("*") if p.is_file()]
 
 
 def test_large_files_go_in_parts_and_come_back_whole(store, tmp_path):

@@ -143,7 +143,10 @@ def test_a_workers_error_is_one_line(sources):
         file.write(content)
     with pytest.raises(InputError) as caught:
         list(made.loader(first=0, workers=1))
-    assert str(caught.value).startswith("source b: 20 unusable records in a row") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("source b: 20 unusable records in a row; last: b/b") and "\n" not in str(
+        caught.value
+    )
+    assert str(caught.value).count("b/b") == 1 and str(caught.value).endswith("regoins: Extra inputs are not permitted")
 
 
 def test_bytes_become_the_processors_own_values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -11,11 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
+from pipeline.io import files
 from pipeline.io.hashing import digest_file
 from pipeline.progress import Silent
 from pipeline.training.shard_index import IMAGES, ShardIndex, index_shard, read_headers
@@ -148,6 +152,62 @@ def test_shards_are_read_in_any_order_and_stand_in_their_own(tmp_path, monkeypat
     assert records.counts == [n + 1 for n in range(6)] and records.name(4, 2) == "4/4-2"
     monkeypatch.setenv("RANK", "0")
     assert own_order(paths) == paths and ShardSet(paths).counts == records.counts
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Puts a file behind a URL."""
+    fs, folder = fsspec.filesystem("memory"), f"/{tmp_path.name}"
+
+    def put(path: Path) -> str:
+        fs.pipe_file(f"{folder}/{path.name}", path.read_bytes())
+        return f"memory://{tmp_path.name}/{path.name}"
+
+    yield put
+    fs.rm(folder, recursive=True)
+
+
+def test_behind_a_url_it_is_as_on_a_disk(tmp_path, bucket):
+    here = large(tmp_path / "a.tar")
+    there = bucket(here)
+    assert everything(read_headers(there)) == everything(read_headers(str(here)))
+    records, same = ShardSet([there]), ShardSet([str(here)])
+    assert [records.image(0, n) for n in range(4)] == [same.image(0, n) for n in range(4)]
+    assert pickle.loads(pickle.dumps(records)).image(0, 1) == same.image(0, 1)
+
+
+@pytest.mark.parametrize("bytes_left", [5 << 20, 700, 0])
+def test_half_a_shard_behind_a_url_is_refused(tmp_path, bucket, bytes_left):
+    path = large(tmp_path / "a.tar")
+    os.truncate(path, bytes_left)
+    url = bucket(path)
+    with pytest.raises(InputError, match=rf"{url}: not a whole tar"):
+        index_shard(url)
+    with pytest.raises(InputError, match=r"a\.tar: not a whole tar"):
+        index_shard(str(path))
+
+
+def test_a_shard_that_was_replaced_by_a_shorter_one_is_no_record(tmp_path, bucket):
+    records = ShardSet([bucket(large(tmp_path / "a.tar"))])
+    bucket(write(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.json", b"{}")]))
+    with pytest.raises(InputError, match=r"a\.tar: 3584 bytes from byte 6656 on, want 5242880; has it been replaced"):
+        records.image(0, 3)
+
+
+def test_a_store_that_does_not_answer_is_no_broken_archive(tmp_path, bucket, monkeypatch):
+    url = bucket(large(tmp_path / "a.tar"))
+    records = ShardSet([url])
+    monkeypatch.setattr(files, "PATIENCE", 0)
+
+    def silent(*_, **__):
+        raise TimeoutError("no word for 60 s")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", silent)
+    with pytest.raises(RunError, match=rf"{url}: no answer from its store \(TimeoutError: no word for 60 s\)"):
+        records.record(0, 0)
+    monkeypatch.setattr(MemoryFile, "read", silent)
+    with pytest.raises(RunError, match=rf"{url}: no answer from its store \(TimeoutError: no word for 60 s\)"):
+        read_headers(url)
 
 
 class Told(Silent):
