@@ -226,17 +226,18 @@ class TrainingData:
         self, samples: Sequence[dict[str, Any]], room: Callable[[tuple[int, ...]], np.ndarray] | None = None
     ) -> dict[str, Any]:
         """Samples -> the model's inputs with ``labels`` and ``pixels`` as bytes (see Normaliser), plus ``names`` of the records, their ``captions`` and
-        boxes' ``spans``, and what was ``lost``. ``room``: see :func:`stack`."""
+        the labels' ``spans``, box by box, and what was ``lost``. ``room``: see :func:`stack`."""
         pixels, sizes = stack([s["image"] for s in samples], self.processor.image_processor.pad_to_multiple, room)
         inputs = dict(self.processor.tokenize([s["prompted"].caption for s in samples]))
         offsets = inputs.pop("offset_mapping")
         lost: Counter[str] = Counter()
-        labels = []
+        labels, spans = [], []
         for sample, offset in zip(samples, offsets, strict=True):
             lost.update(sample["lost"])
-            label, cut = self._label(sample["prompted"], offset)
+            label, kept = self._label(sample["prompted"], offset)
             labels.append(label)
-            lost["span_beyond_text_limit"] += cut
+            spans.append([sample["prompted"].spans[i] for i in kept])
+            lost["span_beyond_text_limit"] += len(sample["prompted"].spans) - len(kept)
         return {
             "pixels": pixels,
             "image_sizes": sizes,
@@ -244,11 +245,12 @@ class TrainingData:
             "labels": labels,
             "names": [s["name"] for s in samples],
             "captions": [s["prompted"].caption for s in samples],
-            "spans": [s["prompted"].spans for s in samples],
+            "spans": spans,
             "lost": {k: v for k, v in lost.items() if v},
         }
 
-    def _label(self, prompted: Prompted, offsets: torch.Tensor) -> tuple[dict[str, torch.Tensor], int]:
+    def _label(self, prompted: Prompted, offsets: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """The label, and which of the prompted boxes are in it: not those whose words the tokenizer cut away."""
         length = len(offsets)
         tokens, missing = phrase_tokens(offsets, prompted.spans)
         gone = set(missing)
@@ -266,7 +268,7 @@ class TrainingData:
         if prompted.uncertain:
             unsure, _ = phrase_tokens(offsets, [[s] for s in prompted.uncertain])
             label["token_ignore"] = positive_map(unsure, length).amax(0) > 0
-        return label, len(missing)
+        return label, keep
 
 
 class _Places(Dataset):

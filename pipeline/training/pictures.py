@@ -46,7 +46,7 @@ def predictions_beside_targets(
     for i in range(images):
         height, width = inputs["image_sizes"][i].tolist()
         image = _image(inputs["pixel_values"][i, :, :height, :width], processor)
-        labels = [(box, words) for box, words in zip(batch["labels"][i]["boxes"].tolist(), batch["spans"][i])]
+        labels = list(zip(batch["labels"][i]["boxes"].tolist(), batch["spans"][i], strict=True))
         guesses = [
             (box, phrases[i][int(label)])
             for box, label in zip(found[i]["boxes"].tolist(), found[i]["labels"].tolist(), strict=True)

@@ -134,6 +134,29 @@ def pseudo_shards(folder):
     return [str(folder / "p0.tar"), str(folder / "p1.tar")]
 
 
+def test_boxes_whose_words_were_cut_away_leave_the_others_with_their_own(tmp_path):
+    words = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    caption = ", ".join(words)
+    starts = {word: caption.index(word) for word in words}
+    regions = tuple(
+        Region(box=(1, 1, 9 + 2 * n, 60), phrase=word, tokens_positive=((starts[word], starts[word] + len(word)),))
+        for n, word in reversed(list(enumerate(words)))  # the first ones are cut away
+    )
+    record = GroundingRecord(
+        key="long", dataset="a", kind="grounding", image_size=(64, 80), caption=caption, regions=regions
+    )
+    write_tar(tmp_path / "a.tar", iter([("long", {"jpg": jpeg(1), "json": record.to_json()})]))
+    made = data({"a": [str(tmp_path / "a.tar")]}, mixture={}, batch_size=1, steps=1, flip=0.0)
+    made.processor.max_text_length = 24
+    batch = next(made.loader(first=0))
+    boxes, text, label = batch["labels"][0]["boxes"], batch["captions"][0], batch["labels"][0]
+    named = [" ".join(text[s:e] for s, e in spans) for spans in batch["spans"][0]]
+    assert 0 < len(named) == len(boxes) == len(label["positive_map"]) < len(words)
+    assert named == [r.phrase for r in regions[-len(named) :]]
+    assert boxes[:, 2].diff().lt(0).all()  # narrower from one to the next, as theirs are
+    assert batch["lost"]["span_beyond_text_limit"] == len(words) - len(named)
+
+
 def test_a_workers_error_is_one_line(sources):
     made = data({"a": sources["a"], "b": sources["b"]})
     tar = sources["b"][0]
