@@ -73,6 +73,10 @@ def run(
     sets = [EvaluationSet.open(name, paths, config) for name, paths in sorted(shards.items())]
     if unknown := sorted(set(abouts) - set(shards)):
         raise InputError(f"frequencies of {', '.join(unknown)}: no such set; the sets are {', '.join(sorted(shards))}")
+    for name in sorted(set(config.protocols) - set(shards)):  # a recipe may name more sets than are measured now
+        log.warning("protocols.%s: no such set here; the sets are %s", name, ", ".join(sorted(shards)))
+    for one in sets:
+        log.info("%s: measured by the protocol %s", one.spec.name, one.spec.protocol)
     plan = _Plan(config, model, model_revision(model), sets, abouts)
     metrics_file = out / "metrics.json"
     if metrics_file.is_file():
