@@ -101,7 +101,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True)
         if durable and settled:
             _fsync_folder(path.parent)
     except BaseException:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
         raise
 

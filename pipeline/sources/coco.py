@@ -8,6 +8,7 @@ other classes; ``not_exhaustive_category_ids`` are present, with more of them th
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
 
@@ -34,7 +35,7 @@ WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     """Raises InputError: not COCO's layout, two categories of one id or name, two images of one id; each named."""
     path = files.annotations
-    names: dict[int, str] = {}
+    names: dict[int | str, str] = {}
     frequency: dict[str, str] = {}
     federated, parts = False, int(files.options.get("name_parts", 0))
     for part, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
@@ -67,8 +68,18 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             names[number] = name
             if row.get("frequency") in ("r", "c", "f"):
                 frequency[name] = row["frequency"]
-    space = [names[n] for n in sorted(names)]
+    space = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
     return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
+
+
+def fill_lvis(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """As :func:`fill`. Raises InputError, too: COCO's own file, by which every class without a box would be taken for absent."""
+    header = fill(files, index)
+    if not header["federated"]:
+        raise InputError(
+            f"{files.annotations}: want LVIS' JSON, whose images have `neg_category_ids`; found none, as in COCO's (format coco)"
+        )
+    return header
 
 
 def _file(row: dict[str, Any], parts: int, where: str) -> str:
@@ -92,7 +103,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     for category, bbox, crowd, origin, xyxy in entry.rows:
-        label = names.get(category) if isinstance(category, int) else None
+        label = names.get(category) if isinstance(category, int | str) else None
         if label is None:
             lost["unknown_category"] += 1
             continue
@@ -115,3 +126,4 @@ FORMAT = Format(
     "detection", WANTED, fill, labelled, place,
     options={"name_parts": "keep so many last parts of the file names (Objects365: patch0/x.jpg of images/v1/patch0/x.jpg)"},
 )  # fmt: skip
+LVIS = replace(FORMAT, fill=fill_lvis)

@@ -9,7 +9,7 @@ from pipeline.sources.base import Format
 
 _READERS: Mapping[str, str] = {
     "coco": "coco.FORMAT",
-    "lvis": "coco.FORMAT",
+    "lvis": "coco.LVIS",
     "mdetr": "mdetr.FORMAT",
     "refcoco": "mdetr.FORMAT",
     "openimages": "openimages.FORMAT",

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
+
+LONGEST, BEGINNING = 180, 150
+"""Bytes: a file system takes 255, and an extension and what marks a file that is being written come on top."""
 
 
 def image_key(image_id: Any) -> str:
     """A sample's key from an image's id: unique in the set, and free of what tar keys cannot have.
 
     Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that no two ids share a key. A number
-    and a text may: the index looks for that.
+    and a text may: the index looks for that. Of a long one its beginning stays, and a digest of it: keys become names of files.
     """
     if isinstance(image_id, int):
         return f"{image_id:09d}"
-    return quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
+    key = quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
+    return key if len(key) <= LONGEST else f"{key[:BEGINNING]}~{sha256(key.encode()).hexdigest()[:16]}"
 
 
 def own_key(row: Mapping[str, Any]) -> str | None:

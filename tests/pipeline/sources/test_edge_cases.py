@@ -59,6 +59,13 @@ def coco(root: Path, boxes) -> Set:
     )
 
 
+def lvis(root: Path, boxes) -> Set:
+    path, companions, options = coco(root, boxes)
+    given = json.loads(path.read_text())
+    given["images"][0] |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    return put(path, given), companions, options
+
+
 def mdetr(root: Path, boxes) -> Set:
     rows = [{"id": i, "image_id": 1, "bbox": xywh(b), "tokens_positive": SPANS} for i, b in enumerate(boxes)]
     images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH, "caption": CAPTION}]
@@ -140,7 +147,7 @@ def glip(root: Path, boxes) -> Set:
 
 
 SETS: dict[str, Callable[[Path, list], Set]] = {
-    "coco": coco, "lvis": coco, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages, "visual_genome_objects": vg_objects,
+    "coco": coco, "lvis": lvis, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages, "visual_genome_objects": vg_objects,
     "visual_genome_regions": vg_regions, "voc": voc, "flickr30k": flickr30k, "odvg_detection": odvg_detection,
     "odvg_grounding": odvg_grounding, "grit": grit, "glip_captions": glip,
 }  # fmt: skip
@@ -405,3 +412,14 @@ def test_chunks_without_a_box_leave_their_words_uncertain(tmp_path, chunk):
     row = {"key": "000000001", "caption": CAPTION, "noun_chunks": chunks}
     report = run(tmp_path, "grit", (put(tmp_path / "a.jsonl", L.lines([row])), {}, {}))
     assert report.tallies["regions"].seen == 4 and only_record(tmp_path).uncertain == (SPANS[0],)
+
+
+def test_categories_may_have_texts_for_numbers(tmp_path):
+    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
+    rows = [
+        {"id": i, "image_id": 1, "category_id": c, "bbox": xywh(BOXES["good"])} for i, c in enumerate(("2", "1", 1))
+    ]
+    categories = [{"id": "1", "name": "cat"}, {"id": "2", "name": "dog"}]
+    found = read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
+    assert [r.phrase for r in found.images[0].regions] == ["dog", "cat"] and found.label_space == ("cat", "dog")
+    assert found.images[0].lost == {"unknown_category": 1}  # a number is no text

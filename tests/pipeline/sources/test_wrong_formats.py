@@ -120,7 +120,6 @@ FILES: dict[str, Callable[[Path], Path]] = {
 """One file or folder of each format, and of what lies beside them."""
 SAME = {
     ("coco", "lvis"): "LVIS's JSON is COCO's with `neg_category_ids`: one reader knows both",
-    ("lvis", "coco"): "the same reader; without `neg_category_ids` nothing is verified absent",
     ("mdetr", "refcoco"): "one layout, two names of what is in it",
     ("refcoco", "mdetr"): "one layout, two names of what is in it",
     ("voc", "voc of ImageNet"): "Pascal's XML too; where corners begin is the manifest's `first_pixel`",
