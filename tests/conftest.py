@@ -9,9 +9,10 @@ import pytest
 
 from tests.fixtures.crawl import write_crawl
 
-# a shell that starts tests in the background has them ignore Ctrl-C, and so would every command that a test interrupts
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# a shell that starts tests in the background has them ignore Ctrl-C, and nohup a closed terminal: so would every command that a test interrupts
+for sign, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(sign) == signal.SIG_IGN:
+        signal.signal(sign, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -140,16 +140,21 @@ def test_a_run_that_fails_is_told_to_those_on_call(up):
     config = tiny_config()
     data = config.data.model_copy(update={"manifest": "/nowhere/sets.yaml", "crawl": ("/nowhere/0.tar",)})
     config = config.model_copy(update={"data": data, "demo": None})
-    for number, flow in enumerate(("self-train", "parse-phrases", "round")):
+    words = {
+        "self-train": "/nowhere/sets.yaml",
+        "parse-phrases": "/nowhere/0.tar",
+        "round": "eval_base",
+    }  # measured first
+    for number, flow in enumerate(words):
         run = up.start(up.runs / "fails", config, flow)
         wait_until(lambda run=run: up.ended(run), 120, "the run's end", up.process)
         assert up.state(run)[0] == "FAILED"
         wait_until(lambda number=number: len(said) > number, 60, "the word of it")
-        assert said[number]["subject"] == f"{flow}: Failed" and "/nowhere/" in said[number]["body"]
+        assert said[number]["subject"] == f"{flow}: Failed" and words[flow] in said[number]["body"]
     time.sleep(1)
-    assert len(said) == 3  # self-train failed in ingest, and the round in pseudo-label: each was told of once
+    assert len(said) == 3  # self-train failed in ingest, and the round in evaluate: each was told of once
     runs = httpx.post(f"{up.api}/flow_runs/filter", json={"limit": 200}, timeout=30).json()
-    assert {"ingest", "pseudo-label-round-1"} <= {r["name"] for r in runs if r["state"]["type"] == "FAILED"}
+    assert {"ingest", "evaluate"} <= {r["name"] for r in runs if r["state"]["type"] == "FAILED"}
     server.shutdown()
 
 
