@@ -21,7 +21,7 @@ def image_key(image_id: Any) -> str:
     if isinstance(image_id, int):
         return f"{image_id:09d}"
     key = quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
-    return key if len(key) <= LONGEST else f"{key[:BEGINNING]}~{sha256(key.encode()).hexdigest()[:16]}"
+    return _cut(key)
 
 
 def own_key(row: Mapping[str, Any]) -> str | None:
@@ -29,7 +29,12 @@ def own_key(row: Mapping[str, Any]) -> str | None:
     key = row.get("key")
     if not isinstance(key, str) or not key:
         return None
-    return key if _KEY.fullmatch(key) else image_key(key)
+    return _cut(key) if _KEY.fullmatch(key) else image_key(key)
+
+
+def _cut(key: str) -> str:
+    """``%~`` stands in no encoded text, so that no whole key is like a cut one."""
+    return key if len(key) <= LONGEST else f"{key[:BEGINNING]}%~{sha256(key.encode()).hexdigest()[:16]}"
 
 
 _KEY = re.compile(r"[A-Za-z0-9_~%-]+")

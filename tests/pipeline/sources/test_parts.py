@@ -19,7 +19,7 @@ from pipeline.sources.flickr30k import parse_sentence
 from pipeline.sources.glip_captions import joined
 from pipeline.sources.headers import ImageHeader, _plain_jpeg, read_header, turned
 from pipeline.sources.index import Filling, Index
-from pipeline.sources.keys import image_key
+from pipeline.sources.keys import image_key, own_key
 from tests.fixtures.crawl import jpeg
 
 VALUES = st.recursive(
@@ -109,6 +109,12 @@ def test_keys_are_unique_and_fit_for_tars(ids):
     keys = [image_key(i) for i in ids]
     assert len(set(keys)) == len(ids)
     assert all(k and k.isascii() and not set("/. ") & set(k) and len(k) <= 180 for k in keys)
+
+
+def test_a_cut_key_is_like_no_whole_one():
+    cut = image_key("x" * 300)
+    assert len(cut) <= 180 and cut == own_key({"key": "x" * 300}) and image_key(cut) != cut
+    assert own_key({"key": "a-b"}) == "a-b" and own_key({"key": ""}) is None
 
 
 @settings(max_examples=60, deadline=None)
