@@ -108,6 +108,9 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
         wait_until(lambda: not any(map(alive, work)), 60, "the end of the run")
         wait_until(lambda: "the server that was there is gone" in other.said(), 30, "the words", other.process)
         wait_until(lambda: "local" in other.prefect("work-pool", "ls", check=False), 120, "a server", other.process)
+        wait_until(
+            lambda: other.child("worker start"), 120, "a worker, which ends when its server is gone", other.process
+        )
         pids = {words: other.child(words) for words in KEPT}
         assert pids["server start"] and pids["worker start"] and not pids["http.server"], pids
         other.process.send_signal(signal.SIGHUP)  # as when the terminal is closed
