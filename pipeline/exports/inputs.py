@@ -11,6 +11,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from pipeline.config import BuildShardsConfig
+from pipeline.dataset_cards import read_cards
 from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.files import file_size, listing, read_bytes, require_files
@@ -147,16 +148,7 @@ class TrainingShards:
 
     def cards(self) -> dict[str, DatasetCard]:
         """The ``*.dataset.json`` beside the shards."""
-        cards: dict[str, DatasetCard] = {}
-        for folder in sorted({parent(path) for path in self._paths}):
-            for path in listing(folder, "dataset.json"):
-                try:
-                    card = DatasetCard.model_validate_json(read_bytes(path) or b"")
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-                cards[card.name] = card
-        return cards
+        return {card.name: card for card in read_cards(self._paths)}
 
     def read(self, number: int, found: Found) -> Iterator[Sample]:
         """Records that are none are counted as ``no_record``, ``bad_record``, ``bad_link`` or ``no_image``.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
-
+from pipeline.dataset_cards import read_cards
 from pipeline.errors import InputError
-from pipeline.io.files import listing, read_bytes
 from pipeline.io.paths import parent, stem
-from pipeline.records import DatasetCard, GroundingRecord
+from pipeline.records import GroundingRecord
 from pipeline.training.shards import ShardSet
 
 Names = tuple[str, ...]
@@ -21,17 +19,7 @@ def read_label_spaces(shards: Sequence[str]) -> dict[str, Names]:
     Raises:
         InputError: a dataset.json is not one.
     """
-    spaces: dict[str, Names] = {}
-    for folder in sorted({parent(s) for s in shards}):
-        for path in listing(folder, "dataset.json"):
-            try:
-                card = DatasetCard.model_validate_json(read_bytes(path) or b"")
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-            if card.label_space:
-                spaces[card.name] = card.label_space
-    return spaces
+    return {card.name: card.label_space for card in read_cards(shards) if card.label_space}
 
 
 def needed_class_names(sources: Mapping[str, Sequence[str]]) -> dict[str, Names]:
