@@ -29,9 +29,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/self-train run --recipe demo --out $(OUT)
 
-# two files at a time, each on one thread: what tests wait for (servers, child processes) then costs no time
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff format --check .

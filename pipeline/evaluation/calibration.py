@@ -11,10 +11,15 @@ from pipeline.evaluation.matching import Matches
 BANDS = 20
 
 
+def is_judged(matches: Matches) -> np.ndarray:
+    """(n,) bool: detections that are right or wrong at IoU 0.5. Not those of crowds, nor of names of which nothing is known in their image."""
+    return ~matches.ignored[:, 0] & (matches.present | matches.absent)
+
+
 def score_bands(matches: Matches, bands: int = BANDS) -> list[dict[str, float]]:
-    """Detections that are right or wrong at IoU 0.5, by score: ``from``, ``to``, mean ``score``, ``detections``, ``right``,
-    ``precision`` in percent. Empty bands are left out."""
-    counts = ~matches.ignored[:, 0]
+    """Detections that are :func:`is_judged`, by score: ``from``, ``to``, mean ``score``, ``detections``, ``right``, ``precision`` in
+    percent. Empty bands are left out."""
+    counts = is_judged(matches)
     score, right = np.asarray(matches.score[counts], np.float64), matches.hit[counts, 0]
     band = np.clip((score * bands).astype(int), 0, bands - 1)
     n = np.bincount(band, minlength=bands)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.evaluation.matching import IOUS, Matches
-from pipeline.evaluation.metrics import Queries
+from pipeline.evaluation.metrics import ImageResult, Queries
 from pipeline.io.commit import write_json
 from pipeline.io.tables import read_table, write_table
 
@@ -26,7 +26,7 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 DETECTIONS = _schema(
     image=pa.int32(), label=pa.int32(), score=pa.float32(), area=pa.float32(), hit=pa.int16(), ignored=pa.int16(),
-    absent=pa.bool_(),
+    present=pa.bool_(), absent=pa.bool_(),
 )  # fmt: skip
 """As :class:`Matches`; ``hit`` and ``ignored`` hold a bit an IoU threshold, 0.5 the lowest."""
 GOLD = _schema(gold_image=pa.int32(), gold_label=pa.int32(), gold_area=pa.float32(), gold_score=pa.float32())
@@ -39,8 +39,8 @@ BITS = 1 << np.arange(len(IOUS))
 @dataclass(frozen=True)
 class Evidence:
     """One set's. names: class names (none for captions); phrases (q,): what each query is called. gold: a digest of the
-    set's shards; groups, counts: by name or phrase; counts_from: what was counted. absent_pairs: how many times a name was asked for
-    in an image that it is known not to be in.
+    set's shards; groups, counts: by name or phrase; counts_from: what was counted. absent_pairs: of each of ``names``, in how many
+    images it is known not to be.
     """
 
     protocol: str
@@ -52,7 +52,16 @@ class Evidence:
     groups: Mapping[str, str]
     counts: Mapping[str, int]
     counts_from: str
-    absent_pairs: int = 0
+    absent_pairs: tuple[int, ...]
+
+
+def absent_images(results: Sequence[ImageResult], names: int) -> tuple[int, ...]:
+    """In how many images each of so many names is known not to be: all without gold of it, or those verified so."""
+    counts = np.zeros(names, np.int64)
+    for r in results:
+        asked = np.arange(names) if r.absent is None else r.absent
+        counts[np.setdiff1d(asked, r.gold_labels)] += 1
+    return tuple(counts.tolist())
 
 
 def write_evidence(folder: Path, name: str, evidence: Evidence) -> None:
@@ -61,7 +70,7 @@ def write_evidence(folder: Path, name: str, evidence: Evidence) -> None:
     table = {
         "detections": (
             DETECTIONS,
-            [m.image, m.label, m.score, m.area, m.hit @ BITS, m.ignored @ BITS, m.absent],
+            [m.image, m.label, m.score, m.area, m.hit @ BITS, m.ignored @ BITS, m.present, m.absent],
         ),
         "gold": (GOLD, [m.gold_image, m.gold_label, m.gold_area, pa.array(m.gold_score.astype(np.float32), from_pandas=True)]),
         "queries": (QUERIES, [q.image, q.label, q.boxes, q.first, q.first_merged, pa.array(evidence.phrases, pa.string())]),
@@ -75,7 +84,7 @@ def write_evidence(folder: Path, name: str, evidence: Evidence) -> None:
         {
             "protocol": evidence.protocol, "names": list(evidence.names), "gold": evidence.gold, "images": m.images,
             "groups": dict(evidence.groups), "counts": dict(evidence.counts), "counts_from": evidence.counts_from,
-            "absent_pairs": evidence.absent_pairs,
+            "absent_pairs": list(evidence.absent_pairs),
         },
     )  # fmt: skip
 
@@ -84,12 +93,16 @@ def read_evidence(folder: Path, name: str) -> Evidence:
     """What :func:`write_evidence` wrote.
 
     Raises:
-        InputError: it is not there.
+        InputError: it is not there, or of an earlier version.
     """
     try:
         card = json.loads((folder / f"{name}.json").read_text())
     except FileNotFoundError:
         raise InputError(f"{folder / name}.json: no such file; want a folder that evaluate wrote") from None
+    if not isinstance(card.get("absent_pairs"), list):
+        raise InputError(
+            f"{folder / name}.json: written by an earlier version; run evaluate again (it keeps its predictions)"
+        )
     d, g, q = (
         read_table(folder / f"{name}.{kind}.parquet", schema)
         for kind, schema in (("detections", DETECTIONS), ("gold", GOLD), ("queries", QUERIES))
@@ -106,7 +119,7 @@ def read_evidence(folder: Path, name: str) -> Evidence:
         groups=card["groups"],
         counts=card["counts"],
         counts_from=card["counts_from"],
-        absent_pairs=card["absent_pairs"],
+        absent_pairs=tuple(card["absent_pairs"]),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.calibration import calibration_error, score_bands
+from pipeline.evaluation.calibration import calibration_error, is_judged, score_bands
 from pipeline.evaluation.compare import Evaluated
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
@@ -32,7 +32,7 @@ class Judged:
     """Labels that are right or wrong, and the gold they should find. score, right, best (n,): best of its name in its image.
 
     gold_score (g,): of the label that finds it, -1 if none does. false (f,): the highest score of each name in each image that
-    it is known not to be in, where there is any label of it; absent_pairs: how many such pairs were asked for.
+    it is known not to be in, where there is any label of it; absent_pairs: how many such pairs were asked for, None if that is not to be told.
     """
 
     score: np.ndarray
@@ -40,14 +40,14 @@ class Judged:
     best: np.ndarray
     gold_score: np.ndarray
     false: np.ndarray
-    absent_pairs: int
+    absent_pairs: int | None
 
-    def at(self, threshold: float) -> dict[str, float]:
+    def at(self, threshold: float) -> dict[str, float | None]:
         """Labels from this score on: ``labels``, ``precision``, ``recall``, ``best_precision`` (one label a name and image),
-        ``false_share`` of the absent names that get a box; percents."""
+        ``false_share`` of the absent names that get a box; percents, None of nothing."""
         kept = self.score >= threshold
         best = kept & self.best
-        found = {
+        found: dict[str, float | None] = {
             "threshold": threshold,
             "labels": int(kept.sum()),
             "precision": _share(self.right[kept]),
@@ -60,20 +60,27 @@ class Judged:
         return found
 
 
-def _share(flags: np.ndarray) -> float:
-    return 100.0 * float(flags.mean()) if len(flags) else 0.0
+def _share(flags: np.ndarray) -> float | None:
+    return 100.0 * float(flags.mean()) if len(flags) else None
 
 
-def judge_labels(evidence: Evidence, mine: np.ndarray | None = None, gold: np.ndarray | None = None) -> Judged:
-    """The set's labels, or those in ``mine`` (n,) against the gold in ``gold`` (g,), as stored in ``evidence.matches``."""
-    m, q = evidence.matches, evidence.queries
-    most = int(max(m.label.max(initial=0), q.label.max(initial=0))) + 1
-    pair = m.image.astype(np.int64) * most + m.label
-    present = np.isin(pair, q.image * most + q.label)
-    judged = ~m.ignored[:, 0] & (present | m.absent)
-    if mine is not None:
-        judged &= mine
-    gold = np.ones(len(m.gold_label), bool) if gold is None else gold
+@dataclass(frozen=True)
+class Part:
+    """A part of a set: its labels ``mine`` (n,) and gold (g,), bool as in ``Evidence.matches``, and its absent pairs."""
+
+    mine: np.ndarray
+    gold: np.ndarray
+    absent_pairs: int | None
+
+
+def judge_labels(evidence: Evidence, part: Part | None = None) -> Judged:
+    """The set's labels against its gold, or a part's."""
+    m = evidence.matches
+    if part is None:
+        everything = np.ones(len(m.label), bool), np.ones(len(m.gold_label), bool)
+        part = Part(*everything, sum(evidence.absent_pairs))
+    pair = m.image.astype(np.int64) * (int(m.label.max(initial=0)) + 1) + m.label
+    judged = is_judged(m) & part.mine
     score, pair = np.asarray(m.score[judged], np.float64), pair[judged]
     order = np.lexsort((-score, pair))
     ordered = pair[order]
@@ -81,8 +88,8 @@ def judge_labels(evidence: Evidence, mine: np.ndarray | None = None, gold: np.nd
     best[order[np.flatnonzero(np.diff(ordered, prepend=-1))]] = True
     absent = m.absent[judged]
     return Judged(
-        score, m.hit[judged, 0], best, np.nan_to_num(np.asarray(m.gold_score[gold], np.float64), nan=-1.0),
-        score[best & absent], evidence.absent_pairs,
+        score, m.hit[judged, 0], best, np.nan_to_num(np.asarray(m.gold_score[part.gold], np.float64), nan=-1.0),
+        score[best & absent], part.absent_pairs,
     )  # fmt: skip
 
 
@@ -108,10 +115,10 @@ def best_f1(judged: Judged) -> float | None:
 
 def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, Any]:
     """``by_threshold``, ``by_score``, ``calibration_error``, ``proposed`` thresholds, and for each box size and each frequency
-    group the same sweep (``by_size``, ``by_frequency``) with its own proposals."""
+    group the same sweep (``by_size``, ``by_frequency``) with its own proposals. A size knows no ``false_share``: what is not there has none."""
     m = evidence.matches
     sizes = {
-        name: ((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high))
+        name: Part((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high), None)
         for name, low, high in SIZES
     }
     bands = score_bands(m)
@@ -119,9 +126,9 @@ def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, A
         **_sweep(judge_labels(evidence), wanted),
         "by_score": bands,
         "calibration_error": calibration_error(bands),
-        "by_size": {n: _sweep(judge_labels(evidence, *masks), wanted) for n, masks in sizes.items() if masks[1].any()},
+        "by_size": {n: _sweep(judge_labels(evidence, part), wanted) for n, part in sizes.items() if part.gold.any()},
         "by_frequency": {
-            n: _sweep(judge_labels(evidence, *masks), wanted) for n, masks in _frequency_masks(evidence).items()
+            n: _sweep(judge_labels(evidence, part), wanted) for n, part in _frequency_parts(evidence).items()
         },
         "counts_from": evidence.counts_from,
     }
@@ -136,26 +143,30 @@ def _sweep(judged: Judged, wanted: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _frequency_masks(evidence: Evidence) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Labels and gold of each group's names: rare, common, frequent, as stated or by the counts."""
+def _frequency_parts(evidence: Evidence) -> dict[str, Part]:
+    """Each group's names: rare, common, frequent, as stated or by the counts; a group without gold still has labels that are wrong."""
     m, q = evidence.matches, evidence.queries
 
     def group(name: str) -> int:
         known = evidence.groups.get(plain(name)) or frequency_group(evidence.counts.get(plain(name), 0))
         return GROUPS.index(known)
 
+    absent_pairs = dict.fromkeys(range(len(GROUPS)), 0)
     if evidence.names:
         of_label = np.array([group(n) for n in evidence.names], np.int64)
         mine, gold = of_label[m.label], of_label[m.gold_label]
+        for number, pairs in zip(of_label.tolist(), evidence.absent_pairs, strict=True):
+            absent_pairs[number] += pairs
     else:
         most = int(max(m.label.max(initial=0), q.label.max(initial=0))) + 1
-        pairs = q.image * most + q.label  # rising: queries stand by image and label
+        asked = q.image * most + q.label  # rising: queries stand by image and label
         of_query = np.array([group(p) for p in evidence.phrases], np.int64)
         mine, gold = (
-            of_query[np.searchsorted(pairs, image.astype(np.int64) * most + label)]
+            of_query[np.searchsorted(asked, image.astype(np.int64) * most + label)]
             for image, label in ((m.image, m.label), (m.gold_image, m.gold_label))
         )
-    return {name: (mine == i, gold == i) for i, name in enumerate(GROUPS) if (gold == i).any()}
+    parts = {name: Part(mine == i, gold == i, absent_pairs[i]) for i, name in enumerate(GROUPS)}
+    return {name: part for name, part in parts.items() if part.gold.any() or part.absent_pairs}
 
 
 def write_label_qa(folder: str | Path, out: str | Path, wanted: Sequence[float]) -> str:
@@ -185,17 +196,21 @@ def write_label_qa(folder: str | Path, out: str | Path, wanted: Sequence[float])
     return text
 
 
-def _threshold_table(rows: Sequence[Mapping[str, float]]) -> list[str]:
+def _threshold_table(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
     false = "false_share" in rows[0]
     heads = ["Threshold", "Labels", "Precision", "Recall", "Precision, best per name"]
     heads += ["Absent names boxed"] if false else []
     lines = [f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|"]
     for row in rows[1::2]:  # every tenth; the JSON has them all
         cells = [f"{row['threshold']:.1f}", f"{row['labels']:,.0f}"]
-        cells += [f"{row[c]:.1f}" for c in ("precision", "recall", "best_precision")]
-        cells += [f"{row['false_share']:.2f}"] if false else []
+        cells += [_told(row[c], 1) for c in ("precision", "recall", "best_precision")]
+        cells += [_told(row["false_share"], 2)] if false else []
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _told(value: float | None, digits: int) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def _proposal_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -203,6 +218,6 @@ def _proposal_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     titles = [h.replace("precision_", "precision ").replace("best_f1", "best F1") for h in heads]
     lines = [f"| Labels | Gold | {' | '.join(titles)} |", "|---|---:" + "|---:" * len(heads) + "|"]
     for name, part in parts.items():
-        values = ["none" if part["proposed"][h] is None else f"{part['proposed'][h]:.3f}" for h in heads]
+        values = [_told(part["proposed"][h], 3) for h in heads]
         lines.append(f"| {name} | {part['gold']:,} | {' | '.join(values)} |")
     return lines

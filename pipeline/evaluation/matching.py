@@ -23,7 +23,8 @@ class Matches:
     """Every detection of a set against the set's gold. n detections, image by image, each image's by falling score.
 
     image, label (n,); score, area (n,), area in pixels; hit (n, 10): it is the one that finds a gold box, at each IoU of
-    IOUS; ignored (n, 10): neither right nor wrong; absent (n,): its name is known not to be in the image.
+    IOUS; ignored (n, 10): neither right nor wrong; present, absent (n,): its name has gold in the image, be it a crowd's, or is
+    known not to be there; of a name that is neither, nothing is known.
     gold_image, gold_label, gold_area, gold_score (g,): the boxes to be found, and the score of the detection that finds each at IoU
     0.5, NaN if none does. images: how many.
     """
@@ -34,6 +35,7 @@ class Matches:
     area: np.ndarray
     hit: np.ndarray
     ignored: np.ndarray
+    present: np.ndarray
     absent: np.ndarray
     gold_image: np.ndarray
     gold_label: np.ndarray
@@ -91,19 +93,20 @@ def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, f
     golds: list[dict[str, np.ndarray]] = []
     for number, r in enumerate(results):
         order = np.argsort(-r.scores, kind="stable")
-        present = np.unique(r.gold_labels)
-        absent = ~np.isin(r.labels, present)
+        known = np.unique(r.gold_labels)
+        present = np.isin(r.labels, known)
+        absent = ~present
         if r.absent is not None:
             absent &= np.isin(r.labels, r.absent)
         if federated:
-            order = order[(absent | np.isin(r.labels, present))[order]]
+            order = order[(absent | present)[order]]
         if max_per_class is not None:
             order = order[_rank_in_class(r.labels[order]) < max_per_class]
         labels, boxes, scores = r.labels[order], r.boxes[order], r.scores[order]
         hit = np.zeros((len(order), len(IOUS)), bool)
         ignored = np.zeros_like(hit)
         found = np.full(len(r.gold_labels), np.nan)
-        for label in present:
+        for label in known:
             mine, theirs = np.flatnonzero(labels == label), np.flatnonzero(r.gold_labels == label)
             hit[mine], ignored[mine], finder = match_pair(boxes[mine], r.gold_boxes[theirs], r.gold_ignore[theirs])
             took = finder >= 0
@@ -113,7 +116,7 @@ def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, f
         parts.append(
             {
                 "image": np.full(len(order), number), "label": labels, "score": scores, "area": _area(boxes),
-                "hit": hit, "ignored": ignored, "absent": absent[order],
+                "hit": hit, "ignored": ignored, "present": present[order], "absent": absent[order],
             }
         )  # fmt: skip
         counts = ~r.gold_ignore

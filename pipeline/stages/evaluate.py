@@ -19,7 +19,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.devices import devices_of
 from pipeline.errors import InputError
 from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
-from pipeline.evaluation.evidence import Evidence, query_phrases, write_evidence
+from pipeline.evaluation.evidence import Evidence, absent_images, query_phrases, write_evidence
 from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
 from pipeline.evaluation.frequencies import Frequencies, plain, read_frequencies
 from pipeline.evaluation.matching import match
@@ -38,6 +38,8 @@ from pipeline.stages.pseudo_label import MAX_DECODERS
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]
 KS = (1, 5, 10)
+METRICS = 2
+"""What is made of predictions, which stay as they are; 2: absent pairs of each name."""
 
 
 def run(
@@ -117,7 +119,9 @@ class _Plan:
         inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
         inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
         inputs |= {f"{name}: frequencies": about.digest for name, about in self.abouts.items()}
-        return fingerprint(STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision)
+        return fingerprint(
+            STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision, metrics=str(METRICS)
+        )
 
     def shard_mark(self, spec: SetSpec, path: str) -> str:
         """Of one shard's predictions: of the settings only those that it depends on."""
@@ -190,11 +194,7 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         groups=about.groups,
         counts={plain(n): counts[plain(n)] for n in sorted({*spec.names, *asked}) if plain(n) in counts},
         counts_from="training images" if about.counts else "images of this set",
-        absent_pairs=sum(
-            len(spec.names) - len(np.unique(r.gold_labels)) if r.absent is None else len(r.absent) for r in results
-        )
-        if spec.names
-        else 0,
+        absent_pairs=absent_images(results, len(spec.names)),
     )
     write_evidence(out / "evidence", spec.name, evidence)
     return {"images": len(results), **_metrics(spec, config, results, evidence)}, evidence

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import _recalls_reached, centred, class_aps, draw_weights, estimates, interval
-from pipeline.evaluation.evidence import Evidence, read_evidence, write_evidence
+from pipeline.evaluation.evidence import Evidence, absent_images, read_evidence, write_evidence
 from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
 from pipeline.evaluation.matching import RECALLS, class_curves, match
 from pipeline.evaluation.metrics import coco_ap, queries_of, recall_at_k
@@ -46,7 +46,18 @@ def evidence_of(results, protocol="detection", groups=None):
     matches = fixed_matches(results) if protocol == "lvis" else match(results, 100)
     queries = queries_of(results)
     phrases = tuple(NAMES[i] for i in queries.label)
-    return Evidence(protocol, NAMES, "x", matches, queries, phrases, groups or {}, {}, "images of this set")
+    return Evidence(
+        protocol,
+        NAMES,
+        "x",
+        matches,
+        queries,
+        phrases,
+        groups or {},
+        {},
+        "images of this set",
+        absent_images(results, len(NAMES)),
+    )
 
 
 def random_results(seed, images=25, quality=0.8):
