@@ -62,6 +62,7 @@ def evaluate(
     \b
     Example: evaluate --model checkpoints/student/final --set-shards eval_novel='train/eval_novel-*.tar' --out evaluation
     """
+    from pipeline.evaluation.compare import Evaluated
     from pipeline.stages import evaluate as stage
     from pipeline.train_main import named_sources
 
@@ -69,8 +70,9 @@ def evaluate(
         config, model, named_sources(sets, "--set-shards"), out, frequencies=_named_files(frequencies), device=device,
         processes=processes, decoders=workers, progress=terminal(),
     )  # fmt: skip
+    protocols = Evaluated.read(out).protocols
     for name, values in metrics.items():
-        click.echo(f"{name}: " + ", ".join(f"{k} {v:.1f}" for k, v in values.items()))
+        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {v:.1f}" for k, v in values.items()))
     if model_card:
         from pipeline.evaluation.card import write_card
 

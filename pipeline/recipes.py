@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SelfTrainConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, did_you_mean
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -57,7 +57,7 @@ def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, w
             place = ".".join(str(p) for p in item["loc"])
             hint = ""
             if item["type"] == "extra_forbidden":
-                hint = _did_you_mean(kind, item["loc"])
+                hint = _field_meant(kind, item["loc"])
             lines.append(f"{where}: {place}: {item['msg']}{hint}")
         raise InputError("\n".join(lines)) from None
 
@@ -85,13 +85,9 @@ def _apply(data: dict[str, Any], change: str) -> None:
         raise InputError(f"--set {change!r}: the value is not YAML: {error}") from None
 
 
-def _did_you_mean(kind: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    import difflib
-
+def _field_meant(kind: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     model: Any = kind
     for name in loc[:-1]:
         field = getattr(model, "model_fields", {}).get(name)
         model = field.annotation if field is not None else None
-    names = list(getattr(model, "model_fields", {}))
-    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names)})" if names else ""
+    return did_you_mean(str(loc[-1]), getattr(model, "model_fields", {}))

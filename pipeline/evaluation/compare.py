@@ -23,11 +23,12 @@ MEAN = "odinw"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation folder. sets: its metrics by set."""
+    """An evaluation folder. sets, protocols: its metrics and how they were taken, by set."""
 
     folder: Path
     model: str
     sets: dict[str, dict[str, float]]
+    protocols: dict[str, str]
 
     @classmethod
     def read(cls, folder: str | Path) -> Evaluated:
@@ -35,7 +36,7 @@ class Evaluated:
         folder = Path(folder)
         try:
             saved = json.loads((folder / "metrics.json").read_text())
-            return cls(folder, saved["model"], saved["sets"])
+            return cls(folder, saved["model"], saved["sets"], saved["protocols"])
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{folder}: no metrics.json in it; want a folder that evaluate wrote") from None
         except (ValueError, KeyError, TypeError):

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.config import EvaluateConfig
 from pipeline.devices import devices_of
-from pipeline.errors import InputError
+from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
 from pipeline.evaluation.evidence import Evidence, absent_images, query_phrases, write_evidence
 from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
@@ -71,12 +71,13 @@ def run(
         InputError: no usable model, shard or set. RunError: a shard failed.
     """
     out = local_folder(out, "an evaluation")
+    if unknown := sorted(set(frequencies or {}) - set(shards)):
+        told = "; ".join(f"{name}: no such set{did_you_mean(name, sorted(shards))}" for name in unknown)
+        raise InputError(f"frequencies of {told}")
     abouts = {name: read_frequencies(path) for name, path in (frequencies or {}).items()}
     sets = [EvaluationSet.open(name, paths, config) for name, paths in sorted(shards.items())]
-    if unknown := sorted(set(abouts) - set(shards)):
-        raise InputError(f"frequencies of {', '.join(unknown)}: no such set; the sets are {', '.join(sorted(shards))}")
     for name in sorted(set(config.protocols) - set(shards)):  # a recipe may name more sets than are measured now
-        log.warning("protocols.%s: no such set here; the sets are %s", name, ", ".join(sorted(shards)))
+        log.warning("protocols.%s: no such set here%s", name, did_you_mean(name, sorted(shards)))
     for one in sets:
         log.info("%s: measured by the protocol %s", one.spec.name, one.spec.protocol)
     plan = _Plan(config, model, model_revision(model), sets, abouts)

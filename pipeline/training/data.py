@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
 from pipeline.training.class_names import needed_class_names, read_label_spaces
-from pipeline.training.order import Mixture, SourceOrder, generator
+from pipeline.training.order import Mixture, Remembered, SourceOrder, generator
 from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.shards import ShardSet
@@ -60,7 +60,7 @@ class TrainingData:
         self.first = None
         if config.first_steps:
             self.first = Mixture(config.first_mixture, self._first_sources(sources), seed=config.seed)
-        self._count_tokens = lru_cache(maxsize=100_000)(self._token_count)
+        self._count_tokens = Remembered(self._token_count, 100_000)
 
     def _shares(self) -> dict[str, float]:
         if self.config.mixture_unit == "shares":

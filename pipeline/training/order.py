@@ -7,13 +7,15 @@ step N is a matter of arithmetic. Shards are read in blocks, so that a big set i
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from pipeline.errors import InputError
 
+T = TypeVar("T")
 PERIOD = 240
 """Places after which a mixture's shares hold exactly (to one part in PERIOD)."""
 
@@ -21,6 +23,20 @@ PERIOD = 240
 def generator(*parts: int | str) -> np.random.Generator:
     """A random generator named by its parts: the same parts give the same numbers everywhere."""
     return np.random.default_rng([p if isinstance(p, int) else zlib.crc32(p.encode()) for p in parts])
+
+
+class Remembered(Generic[T]):
+    """The last ``size`` values of a function, by its arguments. Unlike a bare ``lru_cache`` it goes to another process, where it begins empty."""
+
+    def __init__(self, make: Callable[..., T], size: int) -> None:
+        self._make, self._size = make, size
+        self._value = lru_cache(maxsize=size)(make)
+
+    def __call__(self, *of: Hashable) -> T:
+        return self._value(*of)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Remembered, (self._make, self._size)
 
 
 class SourceOrder:
@@ -39,8 +55,8 @@ class SourceOrder:
         self._counts = np.asarray(counts, dtype=np.int64)
         self._ends = np.cumsum(self._counts)
         self._seed, self._name, self._block = seed, name, block
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        self._rows = lru_cache(maxsize=2)(self._make_rows)
+        self._epoch = Remembered(self._make_epoch, 2)
+        self._rows = Remembered(self._make_rows, 2)
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         shards = generator(self._seed, self._name, "shards", epoch).permutation(len(self._counts))
@@ -92,7 +108,7 @@ class Mixture:
         if (counts == 0).any():
             raise InputError(f"mixture {shares}: a share below 1/{PERIOD} of the whole would never be drawn")
         self._counts, self._seed = counts, seed
-        self._pattern = lru_cache(maxsize=4)(self._make_pattern)
+        self._pattern = Remembered(self._make_pattern, 4)
 
     def _make_pattern(self, period: int) -> tuple[np.ndarray, np.ndarray]:
         ids = generator(self._seed, "mixture", period).permutation(

@@ -26,7 +26,10 @@ def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
         results = random_results(0, images=60, quality=quality)
         sets[name] = {"images": 60.0, **recall_at_k(results), **coco_ap(results, NAMES)}
         write_evidence(layout.evaluation(model) / "evidence", name, evidence_of(results))
-    write_json(layout.evaluation(model) / "metrics.json", {"model": f"{model}@1", "sets": sets})
+    write_json(
+        layout.evaluation(model) / "metrics.json",
+        {"model": f"{model}@1", "sets": sets, "protocols": dict.fromkeys(sets, "detection")},
+    )
 
 
 def recipe(*changes: str):

@@ -182,7 +182,8 @@ def test_a_broken_image_is_counted_and_its_gold_missed(shards, teacher, tmp_path
     [
         ({"captions": "lvis"}, "captions", {}, "protocol lvis does not suit grounding records; want flickr or refcoco"),
         ({"val": "flickr"}, "val", {}, "protocol flickr does not suit detection records"),
-        ({}, "val", {"frequencies": {"vla": "x.json"}}, "x.json: no such file"),
+        ({}, "val", {"frequencies": {"val": "x.json"}}, "x.json: no such file"),
+        ({}, "val", {"frequencies": {"vla": "x.json"}}, r"frequencies of vla: no such set \(did you mean val\?\)"),
     ],
 )
 def test_what_does_not_fit_is_told(shards, teacher, tmp_path, protocols, kind, options, words):
@@ -221,7 +222,7 @@ def call(*arguments: str):
     return CliRunner().invoke(cli.main, [str(a) for a in arguments])
 
 
-def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path):
+def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, caplog):
     import shutil
 
     model = shutil.copytree(teacher, tmp_path / "model")
@@ -232,9 +233,14 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path):
         f"val={shards['val'][1]}",
         "--set",
         "batch_size=3",
+        "--set",
+        "protocols.vall=coco",
     ]
     done = call("evaluate", "--model", model, *options, "--out", tmp_path / "a", "--model-card")
     assert done.exit_code == 0, done.output
+    # a protocol meant for this set, and by which it was measured
+    assert "protocols.vall: no such set here (did you mean val?)" in caplog.text
+    assert done.stdout.startswith("val (detection): ap ")
     assert "recall_at_1" in done.output and "R@1" in (model / "README.md").read_text()
     done = call("evaluate", "--model", teacher, *options, "--set", "score_agg=max", "--out", tmp_path / "b")
     assert done.exit_code == 0, done.output

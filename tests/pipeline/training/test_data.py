@@ -1,5 +1,10 @@
 """The mixture's beginning: a curriculum of its own, and the same places as ever after it."""
 
+import json
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +56,30 @@ def test_batches_are_the_same_for_any_number_of_workers(sources, processes):
                 assert all(mine[n].equal(other[n]) for n in ("pixels", "input_ids", "image_sizes"))
                 for label, twin in zip(mine["labels"], other["labels"], strict=True):
                     assert label.keys() == twin.keys() and all(label[n].equal(twin[n]) for n in label)
+
+
+STARTED_ANEW = """
+    import json, multiprocessing, sys
+    multiprocessing.set_start_method(sys.argv[1])
+
+    from tests.pipeline.training.test_data import data
+
+    made = data(json.loads(sys.argv[2]), steps=3)
+    made.sample(0)  # what it remembers does not travel
+    plain, ahead = (list(made.loader(first=0, workers=workers)) for workers in (0, 2))
+    assert [b["names"] for b in plain] == [b["names"] for b in ahead] and len(ahead) == 3
+    assert all(a["pixels"].equal(b["pixels"]) for a, b in zip(plain, ahead))
+    print("the same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_share_nothing_with_their_parent_read_the_same(sources, method):
+    """Python 3.14 and other systems do not fork."""
+    command = [sys.executable, "-c", textwrap.dedent(STARTED_ANEW), method, json.dumps(sources)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

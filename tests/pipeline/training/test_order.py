@@ -49,11 +49,11 @@ def test_any_record_is_drawn_as_often_as_any_other(counts, seed):
 def test_drawing_a_record_shuffles_nothing():
     order, rng = SourceOrder([50] * 400, seed=0, name="a"), np.random.default_rng(0)
     first = [order.locate(i) for i in range(20)]
-    made = order._rows.cache_info().misses
+    made = order._rows._value.cache_info().misses
     for i in range(20):
         order.draw(rng)
         assert order.locate(i) == first[i]
-    assert order._rows.cache_info().misses == made  # what the main stream reads stayed where it was
+    assert order._rows._value.cache_info().misses == made  # what the main stream reads stayed where it was
 
 
 @given(
