@@ -63,6 +63,7 @@ def evaluate(
     Example: evaluate --model checkpoints/student/final --set-shards eval_novel='train/eval_novel-*.tar' --out evaluation
     """
     from pipeline.evaluation.compare import Evaluated
+    from pipeline.evaluation.report import cell
     from pipeline.stages import evaluate as stage
     from pipeline.train_main import named_sources
 
@@ -72,7 +73,7 @@ def evaluate(
     )  # fmt: skip
     protocols = Evaluated.read(out).protocols
     for name, values in metrics.items():
-        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {v:.1f}" for k, v in values.items()))
+        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {cell(k, v)}" for k, v in values.items()))
     if model_card:
         from pipeline.evaluation.card import write_card
 

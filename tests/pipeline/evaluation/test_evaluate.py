@@ -240,7 +240,7 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, ca
     assert done.exit_code == 0, done.output
     # a protocol meant for this set, and by which it was measured
     assert "protocols.vall: no such set here (did you mean val?)" in caplog.text
-    assert done.stdout.startswith("val (detection): ap ")
+    assert done.stdout.startswith("val (detection): images 7, recall_at_1 ")
     assert "recall_at_1" in done.output and "R@1" in (model / "README.md").read_text()
     done = call("evaluate", "--model", teacher, *options, "--set", "score_agg=max", "--out", tmp_path / "b")
     assert done.exit_code == 0, done.output
