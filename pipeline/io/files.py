@@ -6,6 +6,7 @@ GOOGLE_APPLICATION_CREDENTIALS), never from settings, so they cannot get into an
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -25,10 +26,15 @@ PATIENCE = float(os.environ.get("GLIP_SELF_TRAIN_PATIENCE", "180"))
 BLOCK = 16 << 20
 
 T = TypeVar("T")
+_USED: dict[int, Any] = {}
+"""File systems that live as long as the process. A fork makes its own and would else throw away its parent's: a client's clean-up closes
+connections, which are the parent's still, and fails in the fork's event loop."""
 _PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
     ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
 )  # fmt: skip
+_REFUSALS = {401, 403, 404, 405, 410, 416}
+"""Answers of a web server that will be the same when it is asked again."""
 _PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"}
 
 
@@ -38,9 +44,22 @@ def _passing(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith(("aiohttp", "asyncio")):
         status = getattr(cause, "status", None)  # fsspec calls every failure over HTTP a missing file
         return status is None or status >= 500 or status == 429
+    if _status(error) in _REFUSALS or _beyond_end(error):
+        return False
     return isinstance(error, Exception) and not (
         isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
     )
+
+
+def _status(error: BaseException) -> int | None:
+    """What a web server answered, as aiohttp and gcsfs tell it."""
+    told = (str(getattr(error, name, None)) for name in ("status", "code"))
+    return next((int(number) for number in told if number.isdecimal()), None)
+
+
+def _beyond_end(error: BaseException) -> bool:
+    """Whether a store says that an object ends before the range that it was asked for begins; s3fs gives it this number."""
+    return _status(error) == 416 or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 
 def patiently(what: str, action: Callable[[], T]) -> T:
@@ -88,7 +107,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     with named_errors(url):
-        return fsspec.core.url_to_fs(url, **({"use_listings_cache": False} if not url.startswith("http") else {}))
+        fs, path = fsspec.core.url_to_fs(url, **({"use_listings_cache": False} if not url.startswith("http") else {}))
+    _USED[id(fs)] = fs
+    return fs, path
 
 
 def open_file(path: str | Path) -> IO[bytes]:
@@ -168,8 +189,13 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
     """``size`` bytes from ``offset`` on; fewer if the file ends before."""
     if is_url(path):
         fs, inner = filesystem(str(path))
-        with named_errors(str(path)):
-            return patiently(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
+        try:
+            with named_errors(str(path)):
+                return patiently(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
+        except Exception as error:
+            if _beyond_end(error):
+                return b""
+            raise
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)

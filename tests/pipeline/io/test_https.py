@@ -50,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
         if asked:
             first, last = asked.removeprefix("bytes=").split("-")
             start, end = int(first), min(int(last or len(data)), len(data) - 1)
+            if start > end:
+                self.send_error(416)
+                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
             data = data[start : end + 1]
@@ -91,6 +94,7 @@ def test_sizes_ranges_and_digests(shard):
     server = Server(folder, True)
     url, data = f"{server.url}/00000.tar", (folder / "00000.tar").read_bytes()
     assert file_size(url) == len(data) and read_range(url, 700, 50) == data[700:750]
+    assert read_range(url, len(data) - 5, 50) == data[-5:] and read_range(url, len(data), 50) == b""
     assert digest_file(url) == digest_file(folder / "00000.tar")  # this server gives no tag to go by
     server.shutdown()
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -137,6 +138,33 @@ def test_shards_in_the_store_are_fetched_once_and_then_a_record_at_a_time(store,
     assert start(2) == f"{[there.counts[1]] * 2} 1 {there.record(1, 0).key} 9 []"
 
 
+FORKED = """
+    import gc, multiprocessing, sys, time
+    from fsspec.asyn import get_loop
+    from pipeline.io.files import filesystem, read_range, write_remote
+
+    def read():
+        for part in range(3):
+            assert len(read_range("s3://forked/x", part, 10)) == 10
+        get_loop().call_soon_threadsafe(gc.collect)  # as it may happen at any time, among the client's own work
+        time.sleep(0.5)
+
+    write_remote("s3://forked/x", sys.argv[1])
+    read_range("s3://forked/x", 0, 10)
+    fork = multiprocessing.get_context("fork").Process(target=read)
+    fork.start(), fork.join()
+    print(fork.exitcode, read_range("s3://forked/x", 0, 10))
+"""
+
+
+def test_a_fork_leaves_its_parents_connections_alone(store, tmp_path):
+    store.make_bucket("forked")
+    (tmp_path / "x").write_text("0123456789abcdef")
+    command = [sys.executable, "-c", textwrap.dedent(FORKED), str(tmp_path / "x")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("0 b'0123456789'\n", "")
+
+
 def test_a_loaders_workers_read_the_store_and_leave_nothing(store, local, tmp_path, monkeypatch):
     store.make_bucket("loaded")
     upload(local / "train", "s3://loaded/train")
@@ -152,6 +180,20 @@ def test_a_loaders_workers_read_the_store_and_leave_nothing(store, local, tmp_pa
     remote, here = read.values()
     assert remote == here and len(here) == 4
     assert not [p for p in (tmp_path / "tmp").rglob("*") if p.is_file()]
+
+
+def test_a_shard_that_was_replaced_by_a_shorter_one_is_told_at_once(store, local, tmp_path, caplog):
+    store.make_bucket("shorter")
+    upload(local / "train", "s3://shorter/train")
+    shards = expand_shards("s3://shorter/train")
+    records = ShardSet(shards)
+    (tmp_path / "short").write_bytes(b"not much")
+    write_remote(shards[0], tmp_path / "short")
+    with pytest.raises(
+        InputError, match=r"\.tar: 0 bytes from byte \d+ on, want \d+; has it been replaced since the start"
+    ):
+        records.image(0, 0)
+    assert "trying again" not in caplog.text
 
 
 def test_large_files_go_in_parts_and_come_back_whole(store, tmp_path):
