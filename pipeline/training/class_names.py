@@ -22,16 +22,20 @@ def read_label_spaces(shards: Sequence[str]) -> dict[str, Names]:
     return {card.name: card.label_space for card in read_cards(shards) if card.label_space}
 
 
-def needed_class_names(sources: Mapping[str, Sequence[str]]) -> dict[str, Names]:
+def needed_class_names(
+    sources: Mapping[str, Sequence[str]], spaces: Mapping[str, Names] | None = None
+) -> dict[str, Names]:
     """Class names of those detection sets that lie in the shards of ``sources``, by data set.
 
     Shards whose names differ in their number alone are one set's, and the first record of one of them tells which: what other sets lie
     in the same folders is none of a training's affair, and to look into thousands of shards behind a URL would take minutes.
+    ``spaces``: what :func:`read_label_spaces` gave, if it was asked already.
 
     Raises:
         InputError: a detection set without class names.
     """
-    spaces = read_label_spaces([s for shards in sources.values() for s in shards])
+    if spaces is None:
+        spaces = read_label_spaces([s for shards in sources.values() for s in shards])
     found: dict[str, Names] = {}
     seen: set[tuple[str, str]] = set()
     for source, shards in sorted(sources.items()):

@@ -54,7 +54,7 @@ class TrainingData:
         self.config, self.processor = config, processor
         self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
         self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
-        needed_class_names(sources)  # a set without them is told before anything is trained
+        needed_class_names(sources, self.spaces)  # a set without them is told before anything is trained
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
         self.mixture = Mixture(self._shares(), sorted(sources), seed=config.seed)
         self.first = None
