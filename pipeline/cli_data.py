@@ -57,10 +57,10 @@ def datasets() -> None:
 @datasets.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 def list_sets(as_json: bool) -> None:
-    """All manifests, a line each: name, kinds, formats, images, title."""
+    """All manifests, a line each: name, kinds of its sets, title. In the JSON their formats and the sets' names, too."""
     from pipeline.io.manifests import load_manifest, manifest_names
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     with one_line_errors("datasets"):
         for name in manifest_names():
             manifest = load_manifest(name)
@@ -76,9 +76,10 @@ def list_sets(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    width = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        click.echo(f"{row['name']:<{width}}  {'/'.join(row['kinds']):<22}  {row['title']}")
+    lines = [(row["name"], "/".join(row["kinds"]), row["title"]) for row in rows]
+    wide = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
+    for name, kinds, title in lines:
+        click.echo(f"{name:<{wide[0]}}  {kinds:<{wide[1]}}  {title}")
 
 
 @datasets.command("show")

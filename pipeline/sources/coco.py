@@ -7,6 +7,7 @@ other classes; ``not_exhaustive_category_ids`` are present, with more of them th
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -29,11 +30,16 @@ from pipeline.sources.index import Entry, Filling
 from pipeline.sources.json_stream import stream_object
 from pipeline.sources.keys import image_key, own_key
 
+log = logging.getLogger("glip_self_train")
 WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 
 
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not COCO's layout, two categories of one id or name, two images of one id; each named."""
+    """Ids of one name are one class: a labelling tool writes each set's first class twice, once as the parent of all.
+
+    Raises:
+        InputError: not COCO's layout, two categories or images of one id; each named.
+    """
     path = files.annotations
     names: dict[int | str, str] = {}
     frequency: dict[str, str] = {}
@@ -63,12 +69,16 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             index.row(row.get("image_id"), kept)
         else:
             number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))
-            if number in names or name in names.values():
-                raise InputError(f"{path}: category {number} {name!r} is there twice")
+            if number in names:
+                raise InputError(f"{path}: category {number} is there twice, as {names[number]!r} and {name!r}")
+            name = name if name.strip() else ""
+            if name and name in names.values():
+                log.warning("%s: category %r has several ids; they are one class", path, name)
             names[number] = name
             if row.get("frequency") in ("r", "c", "f"):
                 frequency[name] = row["frequency"]
-    space = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
+    ordered = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
+    space = [name for name in dict.fromkeys(ordered) if name]
     return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
 
 
@@ -104,7 +114,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     lost: Counter[str] = Counter()
     for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int | str) else None
-        if label is None:
+        if not label:  # or its name is empty
             lost["unknown_category"] += 1
             continue
         box = xywh_box(bbox, size, lost, xyxy)
@@ -113,9 +123,8 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     known_absent = more = None
     if header["federated"]:
         present = {r.phrase for r in regions}
-        named = {names[n] for n in absent or () if n in names}
-        known_absent = tuple(sorted(named - present))
-        more = None if open_ is None else tuple(sorted({names[n] for n in open_ if n in names}))
+        known_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present))
+        more = None if open_ is None else tuple(sorted({names[n] for n in open_ if names.get(n)}))
     return Labelled(
         key or image_key(entry.id), Place(file), size,
         regions=tuple(regions), verified_absent=known_absent, not_exhaustive=more, lost=lost,

@@ -204,7 +204,7 @@ def nameless(name: str, root: Path) -> Set:
     return path, companions, options
 
 
-@pytest.mark.parametrize("name", ["voc", "odvg_detection", "openimages"])
+@pytest.mark.parametrize("name", ["coco", "lvis", "voc", "odvg_detection", "openimages"])
 def test_a_class_without_a_name_is_none(tmp_path, name):
     """It would be a prompt's word, and the phrase of a box."""
     path, companions, options = nameless(name, tmp_path)
@@ -423,3 +423,16 @@ def test_categories_may_have_texts_for_numbers(tmp_path):
     found = read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
     assert [r.phrase for r in found.images[0].regions] == ["dog", "cat"] and found.label_space == ("cat", "dog")
     assert found.images[0].lost == {"unknown_category": 1}  # a number is no text
+
+
+def test_ids_of_one_name_are_one_class_and_it_is_told(tmp_path, caplog):
+    """As a labelling tool exports its sets: the first class once more, as the parent of all."""
+    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
+    rows = [{"id": i, "image_id": 1, "category_id": c, "bbox": xywh(BOXES["good"])} for i, c in enumerate((0, 1, 2))]
+    categories = [{"id": 0, "name": "fish"}, {"id": 1, "name": "fish"}, {"id": 2, "name": "ray"}]
+    found = read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
+    assert [r.phrase for r in found.images[0].regions] == ["fish", "fish", "ray"]
+    assert found.label_space == ("fish", "ray") and "category 'fish' has several ids" in caplog.text
+    categories[1] = {"id": 0, "name": "shark"}
+    with pytest.raises(InputError, match="category 0 is there twice, as 'fish' and 'shark'"):
+        read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
