@@ -50,6 +50,9 @@ HEAVY = {"torch", "spacy", "transformers", "prefect", "pyarrow", "matplotlib"}
         ("flows.cli", set()),
         ("pipeline.stages.filter_boxes", {"pyarrow"}),
         ("pipeline.stages.ingest", {"pyarrow"}),
+        ("pipeline.inspecting.summary", {"pyarrow"}),
+        ("pipeline.evaluation.compare", {"pyarrow"}),
+        ("flows.self_train", {"prefect", "pyarrow"}),
     ],
 )
 def test_commands_start_without_the_heavy_libraries(module, needs):

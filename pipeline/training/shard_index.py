@@ -7,7 +7,6 @@ import tarfile
 import zlib
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
@@ -113,6 +112,10 @@ def read_headers(shard: str) -> ShardIndex:
         InputError: missing or damaged file, or a sample without image or record; training shards are our own, so
             damage here is not a crawl's noise but a fault to be told at once. RunError: the store behind a URL does not answer.
     """
+    from webdataset.tariterators import (
+        base_plus_ext,  # brings torch along, which those who only look at a run do without
+    )
+
     entries: dict[str, dict[str, Place]] = {}
     try:
         with tar_stream(shard) if is_url(shard) else tarfile.open(shard, "r:") as tar:
