@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from flows.local_server import ROOT
+from tests.flows.api import ask
 from tests.flows.tiny import tiny_config, wait_until
 from tests.flows.up import Up
 
@@ -53,7 +54,7 @@ def keep(page, name: str) -> None:
 
 
 def artifact(up: Up, key: str) -> str:
-    found = httpx.post(f"{up.api}/artifacts/filter", json={"limit": 200}, timeout=30).json()
+    found = ask("POST", f"{up.api}/artifacts/filter", {"limit": 200})
     return next(f"{up.url}/artifacts/artifact/{a['id']}" for a in found if a["key"] == key)
 
 
@@ -70,7 +71,7 @@ def test_the_runs_page_shows_the_stages(up, run, page):
 
 def test_a_round_has_a_page_with_its_stages_and_its_verdict(up, run, page):
     named = {"flow_runs": {"name": {"any_": ["round-1"]}}}
-    (found,) = httpx.post(f"{up.api}/flow_runs/filter", json=named, timeout=30).json()
+    (found,) = ask("POST", f"{up.api}/flow_runs/filter", named)
     page.goto(f"{up.url}/runs/flow-run/{found['id']}")
     page.get_by_text("Subflow Runs").first.wait_for(timeout=60_000)
     page.get_by_text("Subflow Runs").first.click()
@@ -113,7 +114,7 @@ def test_tables_say_what_was_kept_and_what_thresholds_would_keep(up, run, page):
 
 
 def test_the_run_form_has_fields_with_help(up, page):
-    deployment = httpx.get(f"{up.api}/deployments/name/self-train/local", timeout=30).json()["id"]
+    deployment = ask("GET", f"{up.api}/deployments/name/self-train/local")["id"]
     page.goto(f"{up.url}/deployments/deployment/{deployment}/run")
     page.get_by_text("rounds").first.wait_for(timeout=60_000)
     page.get_by_text("so many times at most").first.wait_for(timeout=30_000)

@@ -22,6 +22,7 @@ from pipeline.records import GroundingRecord, Region
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.servers import PREFECT, ROOT, environment, free_port, prefect_server, started, wait_for
+from tests.flows.api import ask
 from tests.flows.tiny import SCENES
 
 DEPLOY = ROOT / "flows" / "deploy"
@@ -89,13 +90,11 @@ def test_the_image_has_what_its_deployments_look_for():
 
 @pytest.mark.slow
 def test_flows_deployed_for_containers_run_there(tmp_path):
-    import httpx
-
     with prefect_server(tmp_path / "home") as server:
         template_file = str(DEPLOY / "kubernetes.json")
         server.prefect("work-pool", "create", "gpus", "--type", "kubernetes", "--base-job-template", template_file)
         server.prefect("deploy", "--all", "--prefect-file", str(CONTAINERS))
-        found = httpx.post(f"{server.api}/deployments/filter", json={}, timeout=30).json()
+        found = ask("POST", f"{server.api}/deployments/filter", {})
         assert len(found) == len(deployments(CONTAINERS)["deployments"])
         for deployment in found:
             assert (deployment["name"], deployment["work_pool_name"]) == ("gpus", "gpus")
@@ -122,7 +121,7 @@ def test_flows_deployed_for_containers_run_there(tmp_path):
         with started(worker, tmp_path / "worker.log", env=env, cwd=tmp_path / "elsewhere") as process:
 
             def state() -> str:
-                return httpx.get(f"{server.api}/flow_runs/{found[1]}", timeout=30).json()["state"]["type"]
+                return ask("GET", f"{server.api}/flow_runs/{found[1]}")["state"]["type"]
 
             wait_for(lambda: state() in ("COMPLETED", "FAILED", "CRASHED"), 240, "the run's end")
             assert state() == "COMPLETED", (tmp_path / "worker.log").read_text()[-3000:]
@@ -205,8 +204,6 @@ print(json.dumps(made.job_manifest))
 
 @pytest.mark.slow
 def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
-    import httpx
-
     with prefect_server(tmp_path / "home") as server:
         server.prefect(
             "work-pool",
@@ -217,7 +214,7 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
             "--base-job-template",
             str(DEPLOY / "kubernetes.json"),
         )
-        pool = httpx.get(f"{server.api}/work_pools/gpus", timeout=30).json()
+        pool = ask("GET", f"{server.api}/work_pools/gpus")
         assert pool["type"] == "kubernetes" and pool["base_job_template"] == template()
         if find_spec("prefect_kubernetes"):  # the worker's own code makes the job
             command = [sys.executable, "-c", AS_THE_WORKER, str(DEPLOY / "kubernetes.json")]
@@ -230,7 +227,7 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
 
         def workers(status: str) -> list[str]:
             wanted = {"workers": {"status": {"any_": [status]}}}
-            found = httpx.post(f"{server.api}/work_pools/local/workers/filter", json=wanted, timeout=30).json()
+            found = ask("POST", f"{server.api}/work_pools/local/workers/filter", wanted)
             return [w["name"] for w in found]
 
         env = server.env | {"VENV": str(Path(sys.executable).parents[1]), "CHECKOUT": str(ROOT), "SLURM_JOB_ID": "77"}

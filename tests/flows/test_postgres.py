@@ -11,7 +11,6 @@ import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from pipeline.io.hashing import digest_file
@@ -29,6 +28,7 @@ from tests.fixtures.servers import (
     started,
     wait_for,
 )
+from tests.flows.api import ask
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,7 +83,7 @@ def finish(process: subprocess.Popen[str]) -> dict:
 
 def names_of(api: str, kind: str, state: str = "COMPLETED") -> list[str]:
     wanted = {"limit": 200, kind: {"state": {"type": {"any_": [state]}}}}
-    return sorted(r["name"] for r in httpx.post(f"{api}/{kind}/filter", json=wanted, timeout=30).json())
+    return sorted(r["name"] for r in ask("POST", f"{api}/{kind}/filter", wanted))
 
 
 def count_rows(url: str, table: str) -> int:

@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
 from pipeline.config import PromotionConfig, SelfTrainConfig
+from tests.flows.api import answer, ask
 from tests.flows.tiny import tiny_config, wait_until
 from tests.flows.up import Up, children_of
 
@@ -79,16 +79,16 @@ def test_with_other_gates_the_same_folder_goes_on_to_the_next_round(up, out):
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["rounds"], summary["best"], summary["stopped"]) == (2, "student-2", None)
     assert [row["result"]["teacher"] for row in summary["by_round"]] == ["teacher", "student-1"]
-    found = httpx.post(f"{up.api}/artifacts/latest/filter", json={"limit": 200}, timeout=30).json()
+    found = ask("POST", f"{up.api}/artifacts/latest/filter", {"limit": 200})
     pages = {a["key"]: a["data"] for a in found}
     assert "student-1 learnt. **promoted: eval_novel.recall_at_1" in pages["round-1"]
     assert f"http://127.0.0.1:{up.port + 1}/rounds/report/round-2.html" in pages["round-2"]
     assert pages["round-2"].count("data:image/jpeg") == 1 and "## Gates" in pages["round-2"]
-    runs = httpx.post(f"{up.api}/flow_runs/filter", json={"limit": 200}, timeout=30).json()
+    runs = ask("POST", f"{up.api}/flow_runs/filter", {"limit": 200})
     assert {"round-1", "round-2", "pseudo-label-round-2"} <= {r["name"] for r in runs}
     said = up.prefect("deployment", "ls")
     assert "round/local" in said
-    page = httpx.get(f"http://127.0.0.1:{up.port + 1}/rounds/report/index.html", timeout=30).text
+    page = answer("GET", f"http://127.0.0.1:{up.port + 1}/rounds/report/index.html").text
     assert "round-2.html" in page and "The model to use: <b>student-2</b>" in page
 
 
@@ -98,5 +98,5 @@ def test_a_round_of_its_own_measures_its_teacher_before_it_labels(up, out):
     run = up.start(out, two_rounds(gates=["eval_base.lvis_ap>1"], samples=50), "round")
     assert ended(up, run)[0] == "FAILED"
     assert (out / "evaluation" / "teacher" / "metrics.json").is_file() and shards(out) == labelled
-    message = httpx.get(f"{up.api}/flow_runs/{run}", timeout=30).json()["state"]["message"]
+    message = ask("GET", f"{up.api}/flow_runs/{run}")["state"]["message"]
     assert "eval_base.lvis_ap" in message

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from pipeline.config import SelfTrainConfig
 from pipeline.recipes import load_recipe
+from tests.flows.api import answer, ask
 from tests.flows.tiny import CHANGES, wait_until
 from tests.flows.up import Up, children_of
 
@@ -83,15 +83,13 @@ def test_two_runs_go_on_at_a_time_but_one_in_a_folder_and_cancelling_ends_one(tw
 def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(home, two):
     """With a run under way: the one that took the folder over."""
     deployment = f"{two.api}/deployments/name/self-train/local"
-    found = httpx.get(deployment, timeout=60).json()["id"]
-    httpx.patch(f"{two.api}/deployments/{found}", json={"concurrency_limit": 1}, timeout=60).raise_for_status()
-    assert (
-        httpx.get(deployment, timeout=60).json()["global_concurrency_limit"]["limit"] == 1
-    )  # as earlier versions deployed it
+    found = ask("GET", deployment)["id"]
+    answer("PATCH", f"{two.api}/deployments/{found}", {"concurrency_limit": 1})
+    assert ask("GET", deployment)["global_concurrency_limit"]["limit"] == 1  # as earlier versions deployed it
     other = Up(home, port=two.port)
     try:
         other.wait()
-        assert httpx.get(deployment, timeout=60).json()["global_concurrency_limit"] is None
+        assert ask("GET", deployment)["global_concurrency_limit"] is None
         for port, name in ((two.port + 1, "pages"), (two.port + 2, "tensorboard")):
             assert f"port {port} is in use, so there will be no {name}" in other.said()
             assert f"\n{name}:" not in other.said()
@@ -122,6 +120,7 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
 
 
 def test_a_board_that_dies_again_and_again_ends_nothing(home, two):
+    two.stop()
     up = Up(home, port=two.port)
     try:
         up.wait()

@@ -15,10 +15,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 
 from pipeline.io.hashing import digest_file
+from tests.flows.api import answer, ask
 from tests.flows.tiny import ROOT, environment, run_command, tiny_config, wait_until
 from tests.flows.up import children_of
 
@@ -61,7 +61,7 @@ def test_the_deployed_run_is_whole(deployed):
 
 def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, up):
     api = up.api
-    found = httpx.post(f"{api}/artifacts/filter", json={"limit": 200}, timeout=30).json()
+    found = ask("POST", f"{api}/artifacts/filter", {"limit": 200})
     by_key = {a["key"]: a for a in found}
     assert by_key["progress-pseudo-label-round-1"]["data"] == 100.0
     assert {"kept-parse-phrases", "kept-filter-boxes-round-1", "kept-build-shards-round-1"} <= set(by_key)
@@ -75,7 +75,7 @@ def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, up):
     )
     thresholds = json.loads(by_key["thresholds-filter-boxes-round-1"]["data"])
     assert [row["threshold"] for row in thresholds] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    runs = httpx.post(f"{api}/flow_runs/filter", json={"limit": 100}, timeout=30).json()
+    runs = ask("POST", f"{api}/flow_runs/filter", {"limit": 100})
     assert {"train-teacher", "pseudo-label-round-1", "build-shards-round-1"} <= {r["name"] for r in runs}
 
 
@@ -113,7 +113,7 @@ def test_an_address_with_a_secret_is_refused_before_it_is_stored(up, flow):
         parameters = json.dumps({"config": config | {"data": config["data"] | place}})
         said = up.prefect("deployment", "run", f"{flow}/local", "--params", parameters, check=False)
         assert "Error creating flow run" in said and "UUID" not in said, said
-    runs = httpx.post(f"{up.api}/flow_runs/filter", json={"limit": 200}, timeout=30).text
+    runs = answer("POST", f"{up.api}/flow_runs/filter", {"limit": 200}).text
     assert "S3CRET" not in runs + (up.logs / "server.log").read_text() + (up.logs / "worker.log").read_text()
 
 
@@ -153,7 +153,7 @@ def test_a_run_that_fails_is_told_to_those_on_call(up):
         assert said[number]["subject"] == f"{flow}: Failed" and words[flow] in said[number]["body"]
     time.sleep(1)
     assert len(said) == 3  # self-train failed in ingest, and the round in evaluate: each was told of once
-    runs = httpx.post(f"{up.api}/flow_runs/filter", json={"limit": 200}, timeout=30).json()
+    runs = ask("POST", f"{up.api}/flow_runs/filter", {"limit": 200})
     assert {"ingest", "evaluate"} <= {r["name"] for r in runs if r["state"]["type"] == "FAILED"}
     server.shutdown()
 
