@@ -149,8 +149,11 @@ class Terminal:
             rate=round(self._rate, 2), rate_unit=self._rate_unit,
             seconds=round(time.monotonic() - self._started, 1),
         )  # fmt: skip
-        Path(self._note).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._note, note.model_dump())
+        try:
+            Path(self._note).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._note, note.model_dump())
+        except OSError as error:  # for people: the work does not stop for it
+            log.debug("%s: progress not noted: %s", self._note, error)
 
     def end(self, report: StageReport) -> None:
         self._write_note(now=True)

@@ -35,7 +35,12 @@ def _alive(claim: bytes) -> bool | None:
         owner: dict[str, Any] = json.loads(claim)
         if owner.get("host") != here():
             return None
-        return started(int(owner.get("pid", -1))) == owner.get("started")
+        now = started(int(owner.get("pid", -1)))
+        if now == "" and owner.get(
+            "started"
+        ):  # it is there, but hidden from us (another user's, under hidepid): it or its follower
+            return None
+        return now == owner.get("started")
     except (ValueError, TypeError, AttributeError):
         return None
 
@@ -71,9 +76,10 @@ class Claims:
         with one_at_a_time(self._out):
             if not create_exclusively(path, self._text(0)):
                 held = read_bytes(path)
-                if held is not None and not (self._void(name, held) and remove_if(path, held)):
+                lost_answer = self._ours(held) and name not in self._mine  # it was made, though the store did not tell
+                if held is not None and not (lost_answer or (self._void(name, held) and remove_if(path, held))):
                     return False
-                if not create_exclusively(path, self._text(0)):
+                if not lost_answer and not create_exclusively(path, self._text(0)):
                     return False
         with self._lock:
             self._mine[name] = 0
@@ -126,7 +132,7 @@ class Claims:
         with one_at_a_time(self._out):
             if self._ours(read_bytes(path)):
                 write_atomic(path, self._text(beat))
-            elif not create_exclusively(path, self._text(beat)):
+            elif not create_exclusively(path, self._text(beat)) and not self._ours(read_bytes(path)):
                 del self._mine[name]
                 log.warning("%s: another run has %s now, as our claim stood still", self._out, name)
                 return

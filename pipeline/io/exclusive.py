@@ -25,6 +25,10 @@ def one_at_a_time(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         if handle >= 0:
+            with suppress(OSError):
+                fcntl.flock(
+                    handle, fcntl.LOCK_UN
+                )  # closing is not enough: a process forked meanwhile has the handle, too
             os.close(handle)
 
 
@@ -55,7 +59,9 @@ def create_exclusively(path: str | Path, data: bytes) -> bool:
         os.link(temporary, path)  # unlike a rename it fails if the name is taken, and the file is never half there
         return True
     except FileExistsError:
-        return False
+        return (
+            os.stat(temporary).st_nlink > 1
+        )  # a network disk that had made the link, lost its answer and was asked again
     except OSError:  # a file system without links
         with suppress(FileExistsError), open(path, "xb") as file:
             file.write(data)

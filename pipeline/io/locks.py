@@ -37,7 +37,12 @@ def host_lock(name: str) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True
+            try:
+                yield True
+            finally:
+                fcntl.flock(
+                    handle, fcntl.LOCK_UN
+                )  # closing is not enough: a process forked meanwhile has the handle, too
     finally:
         os.close(handle)
 

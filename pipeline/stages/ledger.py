@@ -50,7 +50,7 @@ class Ledger:
         self._pending: deque[ShardJob] = deque(jobs)
         self._busy: deque[ShardJob] = deque()
         self._looked_at = 0
-        self._room, self._limited = limit, limit is not None
+        self._room = self._limit = limit
         self._reports: dict[str, ShardReport] = {}
         self._skipped: set[str] = set()
         self._failed: list[FailedShard] = []
@@ -107,22 +107,27 @@ class Ledger:
             if self._done_before(job):
                 return None
             with self._lock:
-                if self._room is not None and self._room <= 0:
+                if self._room == 0:
                     return None
-            if not self._claims.take(job.name):
-                with self._lock:
-                    self._busy.append(job)
-                return None
-            if self._done_before(job):  # by the run that has just given it up
-                self._claims.release(job.name)
-                return None
+                if self._room is not None:  # before the claim, or several threads would take the last place
+                    self._room -= 1
+            given = False
+            try:
+                if not self._claims.take(job.name):
+                    with self._lock:
+                        self._busy.append(job)
+                elif self._done_before(job):  # by the run that has just given it up
+                    self._give_up(job.name)
+                else:
+                    given = True
+            finally:
+                if not given and self._room is not None:
+                    with self._lock:
+                        self._room += 1
         except Exception as error:
             self.failed(job, error)
             return None
-        with self._lock:
-            if self._room is not None:
-                self._room -= 1
-        return job
+        return job if given else None
 
     def _done_before(self, job: ShardJob) -> bool:
         report = committed(self._out, job.name, job.fingerprint)
@@ -131,8 +136,22 @@ class Ledger:
         with self._lock:
             self._reports[job.name] = report
             self._skipped.add(job.name)
-            self._progress.shard(report, skipped=True)
+            self._show(lambda: self._progress.shard(report, skipped=True))
         return True
+
+    def _show(self, tell: Callable[[], None]) -> None:
+        """Progress is for people: where it cannot be told, no shard fails for it."""
+        try:
+            tell()
+        except Exception as error:
+            log.warning("%s: progress not told: %s: %s", self.stage, type(error).__name__, error)
+
+    def _give_up(self, name: str) -> None:
+        """A claim that cannot be given up lapses, or is cleared by who comes next; the shard is dealt with all the same."""
+        try:
+            self._claims.release(name)
+        except Exception as error:
+            log.warning("%s: claim of shard %s not given up: %s: %s", self.stage, name, type(error).__name__, error)
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
         """Commit a shard's report; its outputs are in place."""
@@ -141,10 +160,11 @@ class Ledger:
         except Exception as error:
             self.failed(job, error)
             return
-        self._claims.release(job.name)
         with self._lock:
             self._reports[job.name] = report
-            self._progress.shard(report, skipped=False)
+        self._give_up(job.name)
+        with self._lock:
+            self._show(lambda: self._progress.shard(report, skipped=False))
 
     def failed(self, job: ShardJob, error: BaseException | str) -> None:
         """Set a shard aside with its reason."""
@@ -159,9 +179,9 @@ class Ledger:
                 self._out,
                 job.name,
             )
-        self._claims.release(job.name)
         with self._lock:
             self._failed.append(FailedShard(shard=job.name, error=line))
+        self._give_up(job.name)
 
     def _has_old_result(self, job: ShardJob) -> bool:
         """It stays, for settings that do not work must not cost what others gave; who reads the folder should know."""
@@ -175,7 +195,7 @@ class Ledger:
         with self._lock:
             self.rates.samples += n
             self.rates.unit = unit
-            self._progress.advance(n, unit)
+            self._show(lambda: self._progress.advance(n, unit))
 
     def spent(self, part: str, seconds: float) -> None:
         """Count time that went into a part of the work."""
@@ -212,6 +232,6 @@ class Ledger:
         left = [n for n in self._paths if n not in self._reports and n not in failed]
         made = [n for n in self._reports if n not in self._skipped]
         self.rates.shards_left = len(left)
-        if made and (left or self._limited):
+        if made and (left or self._limit is not None):
             self.rates.bytes_done = sum(file_size(self._paths[n]) or 0 for n in made)
             self.rates.bytes_left = sum(file_size(self._paths[n]) or 0 for n in left)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -112,28 +113,36 @@ class _Child:
             thread.start()
 
     def _answer(self) -> None:
-        try:
+        with self._until_its_end():
             while True:
                 self._asks.recv()
                 given = self._ledger.offer()
                 if isinstance(given, ShardJob):
                     self._held[given.name] = given
                 self._asks.send(given)
-        except (EOFError, ConnectionError):
-            pass
 
     def _listen(self) -> None:
-        try:
+        with self._until_its_end():
             while True:
                 name, arguments = self._tells.recv()
                 if name == "broken":
                     (self.reason,) = arguments
                     continue
+                getattr(self._ledger, name)(*arguments)
                 if name in {"done", "failed"}:
                     self._held.pop(arguments[0].name, None)
-                getattr(self._ledger, name)(*arguments)
+
+    @contextmanager
+    def _until_its_end(self) -> Iterator[None]:
+        """While the process is there. If it cannot be served it is ended: it would wait for ever, and the stage with it."""
+        try:
+            yield
         except (EOFError, ConnectionError):
             pass
+        except Exception as error:
+            self.reason = f"its ledger failed: {type(error).__name__}: {error}"
+            log.exception("worker ended, as its ledger failed")
+            self._process.terminate()
 
     def wait(self) -> None:
         """Until the process has ended and all that it told is dealt with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,7 +16,9 @@ import pytest
 
 from pipeline.io import claims
 from pipeline.io.claims import Claims, clear_claims
+from pipeline.io.exclusive import one_at_a_time
 from pipeline.io.here import here
+from pipeline.io.locks import host_lock
 
 HOLD = """
 import sys, time
@@ -228,3 +231,42 @@ def test_containers_whose_processes_have_one_number_do_not_disturb_each_other(tm
     assert [pod.returncode for pod in pods] == [0, 0, 0], ended
     assert sum(int(out) for out, _ in ended) > 10
     assert [p.name for p in tmp_path.iterdir()] == ["out.tar"]
+
+
+def test_a_claim_whose_making_was_not_answered_is_ours(tmp_path, monkeypatch):
+    """A store may make it, fail to say so, and say on the second try that it is there."""
+    make = claims.create_exclusively
+    monkeypatch.setattr(claims, "create_exclusively", lambda path, data: make(path, data) and False)
+    mine, other = Claims(tmp_path), Claims(tmp_path)
+    assert mine.take("00000") and mine.holds("00000") and not other.take("00000")
+    assert not mine.take("00000")  # it is handed out once
+    mine.close()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_owner_that_the_system_hides_is_watched_before_it_loses_its_claim(holder, tmp_path, monkeypatch):
+    """As another user's processes are hidden under hidepid."""
+    real = claims.started
+    monkeypatch.setattr(claims, "started", lambda pid: "" if pid == holder.pid else real(pid))
+    monkeypatch.setattr(claims, "STILL_SECONDS", 0.2)
+    mine = Claims(tmp_path)
+    assert not mine.take("00000") and clear_claims(tmp_path) == 0
+    time.sleep(0.3)
+    assert mine.take("00000")
+    mine.close()
+
+
+@pytest.mark.parametrize("held", [one_at_a_time, lambda folder: host_lock("held")])
+def test_a_lock_is_free_again_although_a_process_was_forked_under_it(tmp_path, monkeypatch, held):
+    """As a loader's worker may be, while another thread renews a claim."""
+    monkeypatch.setenv("GLIP_SELF_TRAIN_LOCKS", str(tmp_path / "locks"))
+    with held(tmp_path):
+        fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        fork.start()
+    code = "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    path = next((tmp_path / "locks").glob("*"), tmp_path) if (tmp_path / "locks").exists() else tmp_path
+    try:
+        subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)
+    finally:
+        fork.kill()
+        fork.join()

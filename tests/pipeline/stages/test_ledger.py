@@ -198,3 +198,76 @@ def test_a_shard_that_fails_before_it_is_claimed_keeps_the_claim_of_its_owner(tm
         run_workers("write", jobs(1, ""), tmp_path, [EachShard(Write(str(tmp_path)))], mark=mark)
     assert other.holds("00000")
     other.close()
+
+
+class Unheard(Silent):
+    """Progress that has no room on its disk."""
+
+    def advance(self, n: int, unit: str = "samples") -> None:
+        raise OSError(28, "No space left on device")
+
+    def shard(self, report: ShardReport, skipped: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
+    for done, skipped in ((4, 0), (0, 4)):
+        report = run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=workers, progress=Unheard())
+        assert (report.done, report.skipped, report.failed) == (done, skipped, [])
+    assert "write: progress not told: OSError: [Errno 28]" in caplog.text and "still holds" not in caplog.text
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_claim_that_cannot_be_given_up_costs_nothing(tmp_path, workers, monkeypatch, caplog):
+    def release(self: Claims, name: str) -> None:
+        raise ConnectionError("the bucket is away")
+
+    monkeypatch.setattr(Claims, "release", release)
+    monkeypatch.setattr(Claims, "close", lambda self: None)
+    report = run_shards("write", jobs(4), tmp_path, Write(str(tmp_path), "00002"), workers=workers, max_failed=1)
+    assert report.done == 3 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
+    assert "claim of shard 00001 not given up: ConnectionError" in caplog.text
+
+
+def test_a_ledger_that_fails_ends_its_processes_and_says_so(tmp_path, monkeypatch):
+    def done(self: Ledger, job: ShardJob, report: ShardReport) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(Ledger, "done", done)
+    with pytest.raises(RunError, match="its ledger failed: MemoryError: none left"):
+        run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=2)
+
+
+def test_a_limit_holds_for_threads_that_ask_at_the_same_time(tmp_path, monkeypatch):
+    begun = Barrier(8, timeout=30)
+
+    class Slow(Claims):
+        def take(self, name: str) -> bool:
+            time.sleep(0.05)
+            return super().take(name)
+
+    monkeypatch.setattr("pipeline.stages.ledger.Claims", Slow)
+    ledger, given = Ledger("write", jobs(20), tmp_path, progress=Silent(), limit=4), []
+
+    def work() -> None:
+        begun.wait()
+        if (job := ledger.take()) is not None:
+            given.append(job.name)
+
+    workers = [Thread(target=work) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(given) == 4
+    ledger.close(devices=1, price=None, max_failed=0)
+
+
+def test_a_shard_of_another_run_costs_a_limit_nothing(tmp_path, monkeypatch):
+    other = Claims(tmp_path)
+    assert other.take("00000")
+    ledger = Ledger("write", jobs(3), tmp_path, progress=Silent(), limit=2)
+    assert [ledger.offer().name, ledger.offer().name] == ["00001", "00002"]
+    other.close()
+    ledger.close(devices=1, price=None, max_failed=0)
