@@ -81,7 +81,9 @@ class GroundingRecord(_Strict):
         description="federated sets: only these class names are known to be absent; None: all others are",
     )
     not_exhaustive: tuple[str, ...] | None = Field(
-        None, description="federated sets: class names of which there are more than are boxed; None: not known"
+        None,
+        description="class names of which there are more than are boxed: as federated sets tell, and of others where a box was "
+        "of no use; None: not known",
     )
 
     @model_validator(mode="after")

@@ -102,7 +102,9 @@ class EvaluationSet:
     def _named(
         self, record: GroundingRecord, found: Found, index: dict[str, int], about: Frequencies
     ) -> tuple[ImageResult, list[str]]:
-        absent = record.verified_absent
+        absent, open_ = record.verified_absent, record.not_exhaustive
+        if absent is None and open_:  # what lost its box is not known to be absent
+            absent = tuple(name for name in self.spec.names if name not in open_)
         result = ImageResult(
             size=record.image_size,
             gold_boxes=np.array([r.box for r in record.regions], np.float64).reshape(-1, 4),

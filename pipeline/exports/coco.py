@@ -127,12 +127,12 @@ class _Detection(_File):
 
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
         count_lost(self._desk.numbers, record, "caption", "uncertain", "spans")
+        more = sorted({self.classes[name] for name in record.not_exhaustive or ()})
         if record.verified_absent is None:
             self._open += 1
-            return {}
+            return {"not_exhaustive_category_ids": more} if more else {}
         self._federated += 1
         absent = sorted({self.classes[name] for name in record.verified_absent})
-        more = sorted({self.classes[name] for name in record.not_exhaustive or ()})
         row: dict[str, Any] = {"neg_category_ids": absent, "not_exhaustive_category_ids": more}
         if record.not_exhaustive is None:  # LVIS' own reader wants the list, and takes an empty one for "all are boxed"
             self._desk.numbers["not_exhaustive_unknown"] += 1

@@ -60,8 +60,8 @@ class Odvg:
         if record.verified_absent is not None:
             self._desk.numbers["extra_verified_absent"] += 1
             part["verified_absent"] = record.verified_absent
-            if record.not_exhaustive is not None:
-                part["not_exhaustive"] = record.not_exhaustive
+        if record.not_exhaustive is not None:
+            part["not_exhaustive"] = record.not_exhaustive
         return part
 
     def _grounding(self, record: GroundingRecord) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
 class Labelled(NamedTuple):
     """One image of a set. ``lost`` counts regions that could not be used, by reason; ``boxless`` are the spans of those that
-    went for their box alone: what they name is in the picture.
+    went for their box alone, ``boxless_names`` their class names: what they name is in the picture.
 
     size: (height, width) that the file claims. relative: boxes are shares of the image's width and height.
     """
@@ -61,6 +61,7 @@ class Labelled(NamedTuple):
     regions: tuple[Region, ...] = ()
     uncertain: tuple[Span, ...] = ()
     boxless: tuple[Span, ...] = ()
+    boxless_names: tuple[str, ...] = ()
     verified_absent: tuple[str, ...] | None = None
     not_exhaustive: tuple[str, ...] | None = None
     relative: bool = False
@@ -274,6 +275,23 @@ def unsure_of(item: Labelled, kept: Iterable[Region], gone: Iterable[Region] = (
     covered = {at for start, end in spans for at in range(start, end)}
     known = set(item.uncertain)
     return item.uncertain + tuple(s for s in lost if s not in known and not covered.issuperset(range(*s)))
+
+
+def known_of(item: Labelled, gone: Iterable[Region] = ()) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """``verified_absent`` and ``not_exhaustive``: the set's own, but what lost its box alone is not absent, and not all of it is boxed.
+
+    gone: regions that have no place in the image.
+    """
+    names = {*item.boxless_names, *(region.phrase for region in gone)}
+    if item.caption is not None or not names:
+        return item.verified_absent, item.not_exhaustive
+    absent = item.verified_absent
+    if (
+        absent is not None and item.not_exhaustive is None
+    ):  # of a federated set that does not say, nothing more is known now
+        return tuple(name for name in absent if name not in names), None
+    more = tuple(sorted({*(item.not_exhaustive or ()), *names}))
+    return None if absent is None else tuple(name for name in absent if name not in names), more
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

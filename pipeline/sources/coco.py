@@ -111,6 +111,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     file, size, absent, open_, key = entry.image
     names = header["names"]
     regions: list[Region] = []
+    boxless: list[str] = []
     lost: Counter[str] = Counter()
     for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int | str) else None
@@ -118,16 +119,18 @@ def labelled(entry: Entry, header: Header) -> Labelled:
             lost["unknown_category"] += 1
             continue
         box = xywh_box(bbox, size, lost, xyxy)
-        if box is not None:
+        if box is None:
+            boxless.append(label)
+        else:
             regions.append(Region(box=box, phrase=label, ignore=crowd, **origin or {}))
-    known_absent = more = None
+    known_absent = None
     if header["federated"]:
         present = {r.phrase for r in regions}
         known_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present))
-        more = None if open_ is None else tuple(sorted({names[n] for n in open_ if names.get(n)}))
+    more = None if open_ is None else tuple(sorted({names[n] for n in open_ if names.get(n)}))
     return Labelled(
         key or image_key(entry.id), Place(file), size,
-        regions=tuple(regions), verified_absent=known_absent, not_exhaustive=more, lost=lost,
+        regions=tuple(regions), boxless_names=tuple(boxless), verified_absent=known_absent, not_exhaustive=more, lost=lost,
     )  # fmt: skip
 
 

@@ -88,14 +88,17 @@ def labelled_detection(entry: Entry, header: Header) -> Labelled:
     """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
     file, size, rows, key, absent, more = entry.image
     regions: list[Region] = []
+    boxless: list[str] = []
     lost: Counter[str] = Counter()
     for name, bbox, ignore, origin in rows:
         if name is None:
             lost["unknown_category"] += 1
         elif (box := xyxy_box(bbox, size, lost)) is not None:
             regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
+        else:
+            boxless.append(name)
     return Labelled(
-        key or image_key(entry.id), Place(file), size, regions=tuple(regions),
+        key or image_key(entry.id), Place(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
         verified_absent=_names(absent), not_exhaustive=_names(more), lost=lost,
     )  # fmt: skip
 

@@ -62,6 +62,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     """
     names, below = header["names"], header["below"]
     regions: list[Region] = []
+    boxless: list[str] = []
     lost: Counter[str] = Counter()
     present: set[str] = set()
     absent: set[str] = set()
@@ -79,9 +80,12 @@ def labelled(entry: Entry, header: Header) -> Labelled:
             x1, y1, x2, y2 = map(float, corners)
         except ValueError:
             lost["bad_box"] += 1
+            boxless.append(name)
             continue
         box = clipped((x1, y1, x2, y2), (1, 1), lost)
-        if box is not None:
+        if box is None:
+            boxless.append(name)
+        else:
             regions.append(Region(box=box, phrase=name, ignore=group))
     verified = None
     if header["federated"]:
@@ -91,7 +95,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
         verified = tuple(sorted({names[n] for n in absent if n in names} - taken))
     return Labelled(
         image_key(entry.id), place(entry.id, None),
-        regions=tuple(regions), verified_absent=verified, relative=True, lost=lost,
+        regions=tuple(regions), boxless_names=tuple(boxless), verified_absent=verified, relative=True, lost=lost,
     )  # fmt: skip
 
 

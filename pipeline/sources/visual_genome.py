@@ -91,13 +91,18 @@ def labelled_objects(entry: Entry, header: Header) -> Labelled:
     """
     file, size, rows = entry.image
     regions: list[Region] = []
+    boxless: list[str] = []
     lost: Counter[str] = Counter()
     for name, bbox in rows:
         if not name or header["counts"][name] < header["least"]:
             lost["rare_name" if name else "no_name"] += 1
         elif (box := xywh_box(bbox, size, lost)) is not None:
             regions.append(Region(box=box, phrase=name))
-    return Labelled(image_key(entry.id), Place(file), size, regions=tuple(regions), lost=lost)
+        else:
+            boxless.append(name)
+    return Labelled(
+        image_key(entry.id), Place(file), size, regions=tuple(regions), boxless_names=tuple(boxless), lost=lost
+    )
 
 
 def fill_regions(files: SetFiles, index: Filling) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     file, size, rows = entry.image
     names = header["names"]
     regions: list[Region] = []
+    boxless: list[str] = []
     lost: Counter[str] = Counter()
     shares = size is not None and header["scaled"]
     for label, found, difficult in rows:
@@ -124,10 +125,15 @@ def labelled(entry: Entry, header: Header) -> Labelled:
         box = xyxy_box(found, size, lost)
         if box is not None and shares:
             box = (box[0] / size[1], box[1] / size[0], box[2] / size[1], box[3] / size[0])
-        if box is not None:
+        if box is None:
+            boxless.append(name)
+        else:
             regions.append(Region(box=box, phrase=name, ignore=difficult))
     known = None if shares else size
-    return Labelled(image_key(entry.id), Place(file), known, regions=tuple(regions), relative=shares, lost=lost)
+    return Labelled(
+        image_key(entry.id), Place(file), known,
+        regions=tuple(regions), boxless_names=tuple(boxless), relative=shares, lost=lost,
+    )  # fmt: skip
 
 
 FORMAT = Format(

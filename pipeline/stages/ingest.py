@@ -28,7 +28,7 @@ from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index, unsure_of
+from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
@@ -38,6 +38,8 @@ from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
+MADE = 2
+"""How records are made of labels; 2: classes whose box was of no use are not taught as absent."""
 log = logging.getLogger("glip_self_train")
 
 
@@ -215,7 +217,13 @@ def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
         sizes[f"{where.file} {where.offset}"] = work.images.size(where)
     inputs = {"images": digest_json(sizes)}
     return fingerprint(
-        STAGE, version=RECORD_VERSION, config=work.config, inputs=inputs, start=str(_number(job)), **settings
+        STAGE,
+        version=RECORD_VERSION,
+        config=work.config,
+        inputs=inputs,
+        start=str(_number(job)),
+        made=str(MADE),
+        **settings,
     )
 
 
@@ -278,10 +286,11 @@ def _sample(
         if work.config.check_images == "decode":
             open_image(data)
         kept, gone = upright(item, header, work.orientation)
+        absent, more = known_of(item, gone)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
-            regions=tuple(kept), uncertain=unsure_of(item, kept, gone), verified_absent=item.verified_absent,
-            not_exhaustive=item.not_exhaustive,
+            regions=tuple(kept), uncertain=unsure_of(item, kept, gone), verified_absent=absent,
+            not_exhaustive=more,
         )  # fmt: skip
         text = record.to_json()
     except (ImageError, ValueError) as error:  # pydantic's errors are ValueErrors, as are half surrogates

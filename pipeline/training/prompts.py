@@ -49,7 +49,7 @@ def detection_prompt(
     """A detection record with its present class names and drawn absent ones, shuffled, joined by ". ".
 
     Present names are placed first while they fit ``max_tokens`` (less [CLS] and [SEP]); absent ones fill what room
-    is left. In a federated set only names verified absent are used as negatives.
+    is left. In a federated set only names verified absent are used as negatives, in others all but those of which more is there than is boxed.
 
     Raises:
         InputError: the record names a class that is not in its set's label space.
@@ -159,6 +159,9 @@ def _negatives(
 ) -> list[str]:
     wanted = _wanted(config, rng)
     pool = list(label_space) if record.verified_absent is None else list(record.verified_absent)
+    if record.not_exhaustive:
+        open_ = set(record.not_exhaustive)
+        pool = [name for name in pool if name not in open_]
     if config.background_class:
         pool.append("__background__")
     if not config.discard_after_drawing:

@@ -14,6 +14,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
 from pipeline.records import GroundingRecord
+from pipeline.sources.base import Labelled, Place, known_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.stages import export, ingest
 from tests.fixtures.crawl import jpeg
@@ -436,3 +437,45 @@ def test_ids_of_one_name_are_one_class_and_it_is_told(tmp_path, caplog):
     categories[1] = {"id": 0, "name": "shark"}
     with pytest.raises(InputError, match="category 0 is there twice, as 'fish' and 'shark'"):
         read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
+
+
+DETECTION = [name for name in READ if load_format(name).kind == "detection"]
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("name", DETECTION)
+def test_a_class_whose_box_is_outside_the_image_is_not_known_to_be_absent(tmp_path, name, stated):
+    """By the size that the labels state, or by the image's own."""
+    put_images(tmp_path)
+    path, companions, options = SETS[name](tmp_path / "set", [BOXES["outside"]])
+    if not stated:
+        for file in path.glob("*.xml") if path.is_dir() else [path]:
+            text = re.sub(r'"(height|width)": \d+, ?|<size>.*</size>', "", file.read_text())
+            file.write_text(text)
+    report = run(tmp_path, name, (path, companions, options))
+    assert report.tallies["regions"].dropped == {"box_outside_image": 1}
+    record = only_record(tmp_path)
+    assert record.regions == () and record.not_exhaustive == ("café 👩‍🚀",)
+    assert record.verified_absent == (() if name == "lvis" else None)
+
+
+@pytest.mark.parametrize("to", ["coco", "odvg"])
+def test_what_lost_its_box_comes_back_from_an_export(tmp_path, to):
+    put_images(tmp_path)
+    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
+    rows = [{"image_id": 1, "category_id": n, "bbox": box} for n, box in ((1, [1, 2, 10, 10]), (2, [5, 5, 0, 9]))]
+    names = [{"id": n, "name": name} for n, name in enumerate(("cat", "dog", "bird"), start=1)]
+    path = put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": names})
+    run(tmp_path, "coco", (path, {}, {}))
+    record = only_record(tmp_path)
+    assert [r.phrase for r in record.regions] == ["cat"] and record.not_exhaustive == ("dog",)
+    export.run([str(tmp_path / "out")], tmp_path / "exported", to=to)
+    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
+    assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
+
+
+def test_a_federated_image_whose_box_was_of_no_use_no_longer_says_that_its_class_is_absent():
+    item = Labelled("a", Place("a.jpg"), boxless_names=("dog",), verified_absent=("cat", "dog"))
+    assert known_of(item) == (("cat",), None)  # what the set does not say of others stays unsaid
+    assert known_of(item._replace(not_exhaustive=("cow",))) == (("cat",), ("cow", "dog"))
+    assert known_of(item._replace(boxless_names=())) == (("cat", "dog"), None)

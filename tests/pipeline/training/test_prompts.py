@@ -72,6 +72,16 @@ def test_federated_negatives_are_only_the_verified_ones():
     assert set(got.caption.split(". ")) == {"thing1", "thing2", "thing4"}
 
 
+@pytest.mark.parametrize("faults", [{}, {"discard_after_drawing": True}])
+def test_what_lost_its_box_is_no_negative(faults):
+    got = detection_prompt(
+        record("thing1", not_exhaustive=("thing2", "thing4")), NAMES[:5], PromptConfig(full_negatives_share=1.0, **faults),
+        np.random.default_rng(0), token_count=words, max_tokens=256,
+    )  # fmt: skip
+    assert "thing1" in got.caption and not {"thing2", "thing4"} & set(got.caption.split(". "))
+    assert len(got.caption.split(". ")) == 3
+
+
 def test_names_that_read_alike_are_one_name():
     """LVIS has "bow_(weapon)" and "bow_(decorative_ribbons)": asked for as "bow", which must not be both there and absent."""
     names = ("bow_(weapon)", "bow_(decorative_ribbons)", "cat")
