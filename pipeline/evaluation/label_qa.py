@@ -98,8 +98,7 @@ def lowest_threshold(score: np.ndarray, right: np.ndarray, wanted: float, least:
     order = np.argsort(-score, kind="stable")
     ordered = score[order]
     precision = 100.0 * np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    last = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
-    fits = np.flatnonzero(last & (precision >= wanted) & (np.arange(1, len(order) + 1) >= least))
+    fits = np.flatnonzero(_last_of_equals(ordered) & (precision >= wanted) & (np.arange(1, len(order) + 1) >= least))
     return float(ordered[fits[-1]]) if len(fits) else None
 
 
@@ -110,7 +109,13 @@ def best_f1(judged: Judged) -> float | None:
         return None
     # 2 TP / (labels + gold): TP counted on labels, as each right one finds another box
     f1 = 2 * np.cumsum(judged.right[order]) / (np.arange(1, len(order) + 1) + len(judged.gold_score))
-    return float(judged.score[order[int(np.argmax(f1))]])
+    ordered = judged.score[order]
+    return float(ordered[int(np.argmax(np.where(_last_of_equals(ordered), f1, -1.0)))])
+
+
+def _last_of_equals(ordered: np.ndarray) -> np.ndarray:
+    """(n,) bool of falling scores: where a threshold may lie, as it takes all labels of one score or none."""
+    return np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
 
 
 def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, Any]:

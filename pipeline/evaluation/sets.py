@@ -15,7 +15,7 @@ from pipeline.evaluation.predictions import Found
 from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases
 from pipeline.io.paths import stem
 from pipeline.records import GroundingRecord
-from pipeline.training.class_names import read_label_spaces
+from pipeline.training.class_names import needed_class_names
 from pipeline.training.shards import ShardSet
 
 
@@ -49,10 +49,12 @@ class EvaluationSet:
             )
         names: tuple[str, ...] = ()
         if not captions:
-            spaces = read_label_spaces(shards)
-            if first.dataset not in spaces:
-                raise InputError(f"evaluation set {name}: no label space for {first.dataset} beside its shards")
-            names = spaces[first.dataset]
+            found = needed_class_names({name: shards}).get(first.dataset, ())
+            if len(found) > 1:
+                raise InputError(
+                    f"evaluation set {name}: its shards lie in folders whose {first.dataset}.dataset.json differ in label_space; want one"
+                )
+            (names,) = found
         return cls(SetSpec(name, protocol, names), tuple(shards), records)
 
     @property

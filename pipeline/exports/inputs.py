@@ -148,7 +148,7 @@ class TrainingShards:
 
     def cards(self) -> dict[str, DatasetCard]:
         """The ``*.dataset.json`` beside the shards."""
-        return {card.name: card for card in read_cards(self._paths)}
+        return {card.name: card for _, card in read_cards(self._paths)}
 
     def read(self, number: int, found: Found) -> Iterator[Sample]:
         """Records that are none are counted as ``no_record``, ``bad_record``, ``bad_link`` or ``no_image``.

@@ -97,6 +97,8 @@ def named_errors(url: str) -> Iterator[None]:
         extra = {"s3": "s3", "gs": "gs"}.get(url.split(":", 1)[0], "https")
         raise InputError(f"{url}: {error}; pip install 'glip-self-train[{extra}]'") from None
     except Exception as error:
+        if _status(error) in _REFUSALS - {416}:
+            raise InputError(f"{url}: refused ({_first_line(error)})") from None
         if type(error).__name__ in _PERMANENT_NAMES:
             raise InputError(f"{url}: {error}; set the store's credentials in the environment") from None
         raise

@@ -68,7 +68,8 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             )
             index.row(row.get("image_id"), kept)
         else:
-            number, name = want(row, "id", f"{path}: categories"), str(want(row, "name", f"{path}: categories"))
+            number, name = want(row, "id", f"{path}: categories"), want(row, "name", f"{path}: categories")
+            name = "" if name is None else str(name)
             if number in names:
                 raise InputError(f"{path}: category {number} is there twice, as {names[number]!r} and {name!r}")
             name = name if name.strip() else ""
@@ -114,7 +115,7 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     boxless: list[str] = []
     lost: Counter[str] = Counter()
     for category, bbox, crowd, origin, xyxy in entry.rows:
-        label = names.get(category) if isinstance(category, int | str) else None
+        label = names.get(category) if isinstance(category, int | float | str) else None
         if not label:  # or its name is empty
             lost["unknown_category"] += 1
             continue

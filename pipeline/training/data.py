@@ -24,7 +24,7 @@ from pipeline.config import TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.images import ImageError, open_image
 from pipeline.records import GroundingRecord
-from pipeline.training.class_names import needed_class_names, read_label_spaces
+from pipeline.training.class_names import LabelSpaces, needed_class_names
 from pipeline.training.order import Mixture, Remembered, SourceOrder, generator
 from pipeline.training.pixels import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
@@ -53,7 +53,7 @@ class TrainingData:
     def __init__(self, config: TrainConfig, sources: Mapping[str, Sequence[str]], processor: GlipProcessor) -> None:
         self.config, self.processor = config, processor
         self.sets = {name: ShardSet(shards) for name, shards in sources.items()}
-        self.spaces = read_label_spaces([s for shards in sources.values() for s in shards])
+        self.spaces = LabelSpaces([s for shards in sources.values() for s in shards])
         needed_class_names(sources, self.spaces)  # a set without them is told before anything is trained
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
         self.mixture = Mixture(self._shares(), sorted(sources), seed=config.seed)
@@ -155,7 +155,7 @@ class TrainingData:
         lost: Counter[str],
     ) -> dict[str, Any]:
         record = records.record(*spot)
-        prompted = self._prompt(record, source, rng)
+        prompted = self._prompt(record, source, records.shards[spot[0]], rng)
         image = open_image(records.image(*spot))
         if image.size != (record.image_size[1], record.image_size[0]):
             raise InputError(f"image is {image.size[1]}x{image.size[0]}, its record says {record.image_size}")
@@ -184,11 +184,11 @@ class TrainingData:
             "lost": lost,
         }
 
-    def _prompt(self, record: GroundingRecord, source: str, rng: np.random.Generator) -> Prompted:
+    def _prompt(self, record: GroundingRecord, source: str, shard: str, rng: np.random.Generator) -> Prompted:
         limit = self.processor.max_text_length
         if record.kind == "detection":
-            space = self.spaces.get(record.dataset)
-            if space is None:
+            space = self.spaces.of(shard, record.dataset)
+            if not space:
                 raise InputError(f"no class names for detection set {record.dataset!r}: its dataset.json is missing")
             return detection_prompt(
                 record, space, self.config.prompt, rng, token_count=self._count_tokens, max_tokens=limit

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.io.hashing import digest_file, digest_json, model_revision
-from pipeline.training.class_names import needed_class_names
+from pipeline.training.class_names import digests
 
 VERSION = 5
 """3: settings that change no weight are not part of it; 4: targets name the last pixel of a box; 5: shards in their order, class names."""
@@ -60,7 +60,7 @@ class Identity(BaseModel):
             init=model_revision(init) if init else None,
             # a list: the order of records depends on the places of their shards, and two folders may hold shards of one name
             sources={n: digest_json([[Path(s).name, digest_file(s)] for s in shards]) for n, shards in sources.items()},
-            class_names={n: digest_json(list(names)) for n, names in needed_class_names(sources).items()},
+            class_names=digests(sources),
         )
 
     @property

@@ -29,12 +29,16 @@ def read_place(url: str, offset: int, size: int) -> bytes:
     """Exactly these bytes of an object.
 
     Raises:
-        InputError: it is gone, access is refused, or it gives other than so many bytes. RunError: its store does not answer.
+        RunError: it is gone, access is refused, it gives other than so many bytes, or its store does not answer. No InputError: a training
+            would count the record as unusable and take another, and be another training.
     """
-    with _answers(url):
-        data = read_range(url, offset, size) if size else b""
+    try:
+        with _answers(url):
+            data = read_range(url, offset, size) if size else b""
+    except InputError as error:
+        raise RunError(str(error)) from None
     if len(data) != size:
-        raise InputError(
+        raise RunError(
             f"{url}: {len(data)} bytes from byte {offset} on, want {size}; has it been replaced since the start, or does its server "
             "give no parts of files?"
         )

@@ -11,7 +11,7 @@ from typing import IO, TypeVar
 
 from pydantic import ValidationError
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.links import LinkReader
 from pipeline.io.paths import is_url, stem
@@ -109,11 +109,16 @@ class ShardSet:
         """The encoded image of a record, from the shard itself or the crawl shard that it links to.
 
         Raises:
-            InputError: the crawl shard is gone, or is another than it was.
+            RunError: the shard, or the crawl shard that it links to, is gone, or is another than it was. It is no one record's fault.
         """
         kind, place = self._index[shard].image(row)
         data = self._read(shard, place)
-        return self._links.read(self.shards[shard], data)[1] if kind == LINK else data
+        if kind != LINK:
+            return data
+        try:
+            return self._links.read(self.shards[shard], data)[1]
+        except InputError as error:
+            raise RunError(str(error)) from None
 
     def _read(self, shard: int, place: Place) -> bytes:
         path = self.shards[shard]
@@ -121,12 +126,20 @@ class ShardSet:
             return read_place(path, *place)
         file = self._open.pop(shard, None)
         if file is None:
-            file = open(path, "rb")  # noqa: SIM115 - kept open between reads
+            try:
+                file = open(path, "rb")  # noqa: SIM115 - kept open between reads
+            except OSError as error:
+                raise RunError(f"{path}: {error.strerror}; it was there at the start") from None
             while len(self._open) >= self._max_open:
                 self._open.popitem(last=False)[1].close()
         self._open[shard] = file
         file.seek(place[0])
-        return file.read(place[1])
+        data = file.read(place[1])
+        if len(data) != place[1]:
+            raise RunError(
+                f"{path}: {len(data)} bytes from byte {place[0]} on, want {place[1]}; has it been replaced since the start?"
+            )
+        return data
 
     def forget_open_files(self) -> None:
         """Open files anew from here on: a forked process shares its parent's file positions."""

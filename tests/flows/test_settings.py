@@ -11,7 +11,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.logging import disable_run_logger
 
 from flows import stages
-from flows.checks import check_inputs
+from flows.checks import check_inputs, check_sets
 from flows.children import VISIBLE
 from flows.local_server import LocalServer
 from flows.rounds import one_round
@@ -39,6 +39,12 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
     [
         (["data.sources=[]"], r"data\.sources"),
         (["teacher.mixture={detection: 1, other: 1}"], r"teacher\.mixture names \['detection', 'other'\]"),
+        (["teacher.mixture={detection: 1, grounding: 1, attributes: 1, pseudo: 1}"], "teacher.mixture: `pseudo` are"),
+        (
+            ["student.first_steps=1", "student.first_mixture={other: 1}"],
+            r"student\.first_mixture .'other': 1.*: want shares",
+        ),
+        (["teacher.first_mixture={}"], r"teacher\.first_mixture"),
         (["student.mixture={detection: 1, grounding: 1, attributes: 1}"], "give `pseudo` a share"),
         (["demo=null"], r"data\.manifest"),
         (["promotion.gates=[ap]"], r"gate 'ap': want SET\.METRIC"),
@@ -51,6 +57,21 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
 def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, words):
     with pytest.raises(InputError, match=words):
         check_inputs(load_recipe("demo", changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "data.novel=eval_nuvel",
+            r"evaluation sets of data: .*demo\.yaml has no labelled set 'eval_nuvel' \(did you mean eval_novel\?\)",
+        ),
+        ("data.sources=[detection, crawl, grounding]", r"data\.sources: .* has no labelled set 'crawl' \("),
+    ],
+)
+def test_sets_that_the_manifest_has_not_are_told_before_anything_runs(change, words):
+    with pytest.raises(InputError, match=words):
+        check_sets(load_recipe("demo", [change]))
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
@@ -90,6 +111,7 @@ def test_stages_take_what_they_took_whatever_holds_their_folder():
 
 def test_the_demo_recipe_is_whole():
     check_inputs(load_recipe("demo"))
+    check_sets(load_recipe("demo"))
 
 
 def test_the_run_form_has_the_recipes_fields_with_help():

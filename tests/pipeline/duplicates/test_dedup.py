@@ -29,7 +29,7 @@ from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import build_shards as build_stage
 from pipeline.stages import dedup as stage
 from pipeline.stages import filter_boxes, parse_phrases
-from pipeline.training.class_names import read_label_spaces
+from pipeline.training.class_names import LabelSpaces
 from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import GOOD, jpeg
 from tests.fixtures.photos import CHANGES, encoded, photos
@@ -186,7 +186,7 @@ def test_training_shards_are_cleaned_for_training(world):
     clean = [str(world / "clean" / "shards" / "gold-000000.tar")]
     records = ShardSet(clean)
     assert [records.record(0, i).key for i in range(records.counts[0])] == ["g2", "g3"]
-    assert read_label_spaces(clean) == {"gold": ("thing",)}
+    assert LabelSpaces(clean).of(clean[0], "gold") == ("thing",)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path, ranges: bool, breaks: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.ranges, self.breaks, self.broken = folder, ranges, breaks, 0
+        self.for_folder, self.for_shards = 404, 200  # what it answers when they are asked for
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -42,8 +43,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def respond(self, body: bool) -> None:
         path = self.server.folder / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_error(404)
+        if path == self.server.folder:
+            self.send_error(self.server.for_folder)
+            return
+        if not path.is_file() or (path.suffix == ".tar" and self.server.for_shards != 200):
+            self.send_error(self.server.for_shards if path.is_file() else 404)
             return
         data = path.read_bytes()
         asked = self.headers.get("Range") if self.server.ranges else None

@@ -426,6 +426,15 @@ def test_categories_may_have_texts_for_numbers(tmp_path):
     assert found.images[0].lost == {"unknown_category": 1}  # a number is no text
 
 
+def test_categories_may_have_gone_through_pandas_or_have_no_name(tmp_path):
+    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
+    rows = [{"id": i, "image_id": 1.0, "category_id": c, "bbox": xywh(BOXES["good"])} for i, c in enumerate((1.0, 2.0))]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": None}]
+    found = read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
+    assert [r.phrase for r in found.images[0].regions] == ["cat"] and found.label_space == ("cat",)
+    assert found.images[0].lost == {"unknown_category": 1}
+
+
 def test_ids_of_one_name_are_one_class_and_it_is_told(tmp_path, caplog):
     """As a labelling tool exports its sets: the first class once more, as the parent of all."""
     images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]

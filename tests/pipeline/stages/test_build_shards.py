@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
-from pipeline.errors import InputError, RunError
+from pipeline.errors import RunError
 from pipeline.io.tars import read_tar, write_tars
 from pipeline.stages import build_shards, filter_boxes, parse_phrases
 from pipeline.training.shards import ShardSet
@@ -72,11 +72,11 @@ def test_a_crawl_shard_that_changed_is_told(store, tmp_path):
     with open(crawl[0], "ab") as file:
         file.write(b"\0" * 512)
     with pytest.raises(
-        InputError, match=r"pseudo-00000\.tar: the crawl shard it links to, .*00000\.tar, has .* bytes now"
+        RunError, match=r"pseudo-00000\.tar: the crawl shard it links to, .*00000\.tar, has .* bytes now"
     ):
         ShardSet(shards.shards).image(0, 0)
     (tmp_path / "crawl" / "00000.tar").unlink()
-    with pytest.raises(InputError, match="is gone"):
+    with pytest.raises(RunError, match="is gone"):
         ShardSet(shards.shards).image(0, 0)
 
 

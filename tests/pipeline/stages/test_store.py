@@ -190,7 +190,7 @@ def test_a_shard_that_was_replaced_by_a_shorter_one_is_told_at_once(store, local
     (tmp_path / "short").write_bytes(b"not much")
     write_remote(shards[0], tmp_path / "short")
     with pytest.raises(
-        InputError, match=r"\.tar: 0 bytes from byte \d+ on, want \d+; has it been replaced since the start"
+        RunError, match=r"\.tar: 0 bytes from byte \d+ on, want \d+; has it been replaced since the start"
     ):
         records.image(0, 0)
     assert "trying again" not in caplog.text

@@ -190,7 +190,7 @@ def test_half_a_shard_behind_a_url_is_refused(tmp_path, bucket, bytes_left):
 def test_a_shard_that_was_replaced_by_a_shorter_one_is_no_record(tmp_path, bucket):
     records = ShardSet([bucket(large(tmp_path / "a.tar"))])
     bucket(write(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.json", b"{}")]))
-    with pytest.raises(InputError, match=r"a\.tar: 3584 bytes from byte 6656 on, want 5242880; has it been replaced"):
+    with pytest.raises(RunError, match=r"a\.tar: 3584 bytes from byte 6656 on, want 5242880; has it been replaced"):
         records.image(0, 3)
 
 
