@@ -75,10 +75,12 @@ def filter_boxes(
     if sweep is not None:
         if thresholds is not None:
             raise InputError("--sweep tries thresholds of its own; leave --thresholds out")
+        if counts is not None:
+            raise InputError("--counts are of one threshold; leave them out with --sweep")
         from pipeline.filtering import sweep as sweeping
 
         grid = _numbers(sweep, float, "--sweep")
-        result = sweeping.sweep(config, paths, grid, gold=gold, counts=counts, iou=iou, progress=terminal())
+        result = sweeping.sweep(config, paths, grid, gold=gold, iou=iou, progress=terminal())
         for line in sweeping.lines(result):
             click.echo(line)
         _write_json(result)

@@ -61,21 +61,26 @@ class Glip:
         desk.regions.drop("ignore_region", len(record.regions) - len(kept))
 
     def finish(self) -> None:
-        """Write the manifest."""
+        """Write the manifest, where there are images: labels alone do not say in which shard each one's lies."""
         sets = {}
-        for name, dataset in self._datasets.items():
+        for name in self._images:
             fields: dict[str, Any] = {
                 "kind": "grounding",
                 "format": "glip_captions",
                 "annotations": f"{name}.label.tsv",
+                "companions": {"images": f"{name}.img.tsv"},
             }
-            if name in self._images:
-                fields["companions"] = {"images": f"{name}.img.tsv"}
-            sets[name] = (dataset, fields)
-        write_manifest(self._desk, sets, ".")
+            sets[name] = (self._datasets[name], fields)
+        if sets:
+            write_manifest(self._desk, sets, ".")
 
     def hints(self, out: str) -> list[str]:
         """The files of a CaptionTSV."""
+        if not self._images:
+            names = ", ".join(f"{out}/{name}.label.tsv" for name in self._labels)
+            return [
+                f"labels of a CaptionTSV: {names}; its image TSVs, and a manifest for ingest, come with --images copy"
+            ]
         return [f"GLIP's CaptionTSV: {out}/{name}.img.tsv with {out}/{name}.label.tsv" for name in self._labels]
 
 

@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.filtering.fitted import Fitted, load_fitted
 from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
-from pipeline.filtering.rules import check, judge, open_regions
+from pipeline.filtering.rules import judge, open_regions
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
 from pipeline.progress import Progress, Silent
@@ -29,7 +29,6 @@ def sweep(
     grid: Sequence[float] = GRID,
     *,
     gold: str | Path | None = None,
-    counts: str | Path | None = None,
     iou: float = 0.5,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def sweep(
 
     Args:
         grid: thresholds, at most 64. gold: folder of gold tables; precision and recall are measured on the images that
-            have rows there. counts: what count-phrases wrote, for ``balance_to``.
+            have rows there.
 
     Returns:
         "regions", "images", "shards": what the store has; "gold_boxes"; "rules"; "thresholds": for each its "images",
@@ -48,8 +47,12 @@ def sweep(
     grid = sorted(set(grid))
     if not grid or len(grid) > MAX_GRID or not 0 <= grid[0] <= grid[-1] <= 1:
         raise InputError(f"grid {', '.join(map(str, grid))}: want 1 to {MAX_GRID} thresholds between 0 and 1")
-    fitted = load_fitted(None, counts)
-    check(config.model_copy(update={"balance_to": None}), fitted)
+    if config.balance_to is not None:
+        raise InputError(
+            "balance_to: phrases are counted for one threshold, so --sweep cannot apply it; sweep without it (--set balance_to=null), "
+            "then count-phrases with the threshold that you choose"
+        )
+    fitted = load_fitted(None, None)
     configs = [config.model_copy(update={"threshold": t, "ignore_above": None}) for t in grid]
     golds = {} if gold is None else gold_tables(gold)
     total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found

@@ -19,7 +19,7 @@ from pipeline.stages.crawl import caption_of, image_of
 
 
 def holds_records(shard: str) -> bool | None:
-    """Whether a tar is a training shard: its first sample with a JSON has a record, or what was meant as one.
+    """Whether a tar is a training shard: its first sample with a JSON that is one has a record, or what was meant as one.
 
     None: it has no sample. All of a training shard's have a JSON; a crawl's may have none.
     """
@@ -29,7 +29,7 @@ def holds_records(shard: str) -> bool | None:
             try:
                 data = json.loads(sample.files["json"])
             except ValueError:
-                return False
+                continue
             return isinstance(data, dict) and {"regions", "kind"} <= data.keys()
     return None if sample is None else False
 

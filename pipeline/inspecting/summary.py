@@ -60,36 +60,39 @@ class Summary(BaseModel):
 def kind_of(shards: Sequence[str]) -> Kind:
     """What the shards are, by the first of them that has a sample; tars that have none are a crawl's.
 
+    One that cannot be read tells nothing of the others; it will be among the failed.
+
     Raises:
-        InputError: neither tars nor tables of the label store.
+        InputError: neither tars nor tables of the label store, or none of them can be read.
     """
-    first = shards[0]
-    if not first.endswith(".parquet"):
-        return _kind_of_tars(shards)
-    columns = column_names(first)
-    if "score" not in columns:
-        raise InputError(f"{first}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
-    return "labels" if "status" in columns else "regions"
-
-
-def _kind_of_tars(shards: Sequence[str]) -> Kind:
-    """A tar that cannot be read tells nothing of the others; it will be among the failed."""
-    from pipeline.inspecting.samples import holds_records
-
     wrong: InputError | OSError | None = None
     read = 0
     for shard in shards:
         try:
-            records = holds_records(shard)
+            kind = _kind_of_table(shard) if shards[0].endswith(".parquet") else _kind_of_tar(shard)
         except (InputError, OSError) as error:
             wrong = wrong or error
             continue
         read += 1
-        if records is not None:
-            return "training" if records else "crawl"
+        if kind is not None:
+            return kind
     if wrong is not None and not read:
         raise wrong
     return "crawl"
+
+
+def _kind_of_table(path: str) -> Kind:
+    columns = column_names(path)
+    if "score" not in columns:
+        raise InputError(f"{path}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
+    return "labels" if "status" in columns else "regions"
+
+
+def _kind_of_tar(shard: str) -> Kind | None:
+    from pipeline.inspecting.samples import holds_records
+
+    records = holds_records(shard)
+    return None if records is None else "training" if records else "crawl"
 
 
 def inspect_shards(

@@ -183,5 +183,8 @@ def read_manifest(path: str | Path) -> dict[str, SetManifest]:
         others = load_manifest(share.manifest).sets
         if share.set not in others:
             raise InputError(f"{manifest.path}: no set {share.set!r} in {share.manifest}; it has {', '.join(others)}")
-        sets[share.set] = others[share.set]
+        if sets.setdefault(share.set, others[share.set]) != others[share.set]:
+            raise InputError(
+                f"{manifest.path}: two sets {share.set!r}, one of them in {share.manifest}; their shards would have the same names: rename one"
+            )
     return sets

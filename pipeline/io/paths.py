@@ -66,7 +66,11 @@ def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> lis
 
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
-        for path in braceexpand.braceexpand(str(pattern)):
+        try:
+            paths = list(braceexpand.braceexpand(str(pattern)))
+        except ValueError as error:
+            raise InputError(f"{pattern}: {error}; want a pattern like 'crawl/{{00000..00099}}.tar'") from None
+        for path in paths:
             found += _expand_one(path, suffix)
     if not found:
         raise InputError("no shards given; want paths, globs or a pattern like 'crawl/{00000..00099}.tar'")
@@ -82,7 +86,7 @@ def _expand_one(path: str, suffix: str) -> list[str]:
     if is_url(path):
         return _expand_url(path, suffix)
     if Path(path).is_dir():
-        hits = [str(p) for p in sorted(Path(path).glob(f"*{suffix}"))]
+        hits = [str(p) for p in sorted(Path(path).glob(f"*{suffix}")) if not p.name.startswith(".")]
         if not hits:
             raise InputError(f"{path}: no *{suffix} files in this folder")
     elif any(c in path for c in "*?["):

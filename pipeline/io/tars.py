@@ -75,7 +75,8 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     seen: set[str] = set()
     current: TarSample | None = None
     repeated: str | None = None
-    for name, data, offset in _members(str(shard), problems):
+    for member, data, offset in _members(str(shard), problems):
+        name = member.removeprefix("./")  # as `tar -cf 00000.tar .` calls them
         key, extension = base_plus_ext(name)
         if key is None:
             problems.add("member_without_extension", f"{name}: want KEY.EXT")

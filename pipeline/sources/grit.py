@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.files import listing, open_file
 from pipeline.io.paths import expand_shards, is_url
+from pipeline.io.tars import TarProblems, read_tar
 from pipeline.records import Region, Span
 from pipeline.sources.base import Format, Header, Labelled, Place, SetFiles, clipped, number, phrase_of
 from pipeline.sources.index import Entry, Filling
@@ -25,28 +26,64 @@ from pipeline.sources.looks import refuse
 
 WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_chunks` or `ref_exps`)"
 ANNOTATOR = "grit"
+LOOK_AT = 100
+"""Rows after which a set without a good one is none."""
+_Where = tuple[str, str, int, int]
+"""(key, shard, offset, bytes) of an image."""
 
 
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not GRIT's layout."""
+    """A row that is none costs itself, in a crawl of millions; they are counted as ``bad_labels``, and a tar's faults by their names.
+
+    Raises:
+        InputError: not GRIT's layout: none of the first rows is.
+    """
     column = "ref_exps" if files.options.get("expressions") else "noun_chunks"
+    problems, good = TarProblems(), 0
+    wrong: InputError | None = None
     for path in _paths(files.annotations):
-        for row, where in _rows(path):
-            if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
-                found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
-                raise InputError(f"{path}: want {WANTED}; found {found}")
-            if where is None:
-                key = str(row.get("key", ""))
-                if len(key) < 5:
-                    raise InputError(f"{path}: want {WANTED}; found the key {key!r}")
-                # img2dataset's keys are the shard's number and four digits or more in it
-                place: tuple[str, int, int | None] = (f"{key[:-4]}/{key}.jpg", 0, None)
-            else:
-                key, place = where[0], where[1:]
-            chunks = row[column]
-            chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
-            index.image(key, (place, row["caption"], [list(map(_plain, c)) for c in chunks]))
-    return {"first_counts": True}
+        for row, where in _rows(path, problems):
+            try:
+                key, image = _entry(path, row, where, column)
+            except InputError as error:
+                wrong = wrong or error
+                problems.add("bad_labels", str(error))
+                if not good and problems.counts["bad_labels"] >= LOOK_AT:
+                    raise wrong from None
+                continue
+            good += 1
+            index.image(key, image)
+    if wrong is not None and not good:
+        raise wrong
+    return {"first_counts": True, "lost_samples": problems.counts, "notes": problems.notes}
+
+
+def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str, tuple[Any, str, list[list[Any]]]]:
+    """(key, what the index keeps of a row).
+
+    Raises:
+        InputError: it is none of GRIT's.
+    """
+    name = f"{path}: {where[0]}.json" if where else path
+    if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
+        found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
+        raise InputError(f"{name}: want {WANTED}; found {found}")
+    if where is None:
+        key = str(row.get("key", ""))
+        if len(key) < 5:
+            raise InputError(f"{path}: want {WANTED}; found the key {key!r}")
+        # img2dataset's keys are the shard's number and four digits or more in it
+        place: tuple[str, int, int | None] = (f"{key[:-4]}/{key}.jpg", 0, None)
+    else:
+        key, place = where[0], where[1:]
+    chunks = row[column]
+    try:
+        chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
+        return key, (place, row["caption"], [list(map(_plain, chunk)) for chunk in chunks])
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{name}: {key}: want a list of chunks in `{column}`; found {str(row[column])[:40]!r}"
+        ) from None
 
 
 def _paths(pattern: str) -> list[str]:
@@ -58,19 +95,19 @@ def _paths(pattern: str) -> list[str]:
     return expand_shards(pattern, suffix=".tar")
 
 
-def _rows(path: str) -> Iterator[tuple[Any, tuple[str, str, int, int] | None]]:
-    """(row, (key, shard, offset, bytes) of its image if it lies in the shard)."""
+def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None]]:
+    """(row, its image if that lies in the shard)."""
     if path.endswith(".tar"):
-        from pipeline.io.tars import read_tar
-
-        for sample in read_tar(path):
+        for sample in read_tar(path, problems):
             extension = next((e for e in IMAGE_EXTENSIONS if e in sample.files), None)
             if extension is None or "json" not in sample.files:
-                continue  # a crawl's sample without an image: what could not be downloaded
+                missing = "image" if extension is None else "json"
+                problems.add(f"no_{missing}", f"{path}: {sample.key}: no {missing}")
+                continue
             try:
                 row = json.loads(sample.files["json"])
             except ValueError:
-                raise InputError(f"{path}: {sample.key}.json: want {WANTED}; found no JSON") from None
+                row = "no JSON"
             yield row, (sample.key, path, sample.offsets[extension], len(sample.files[extension]))
     elif path.endswith(".parquet"):
         import pyarrow as pa

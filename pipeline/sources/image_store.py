@@ -60,7 +60,7 @@ class ImageStore:
         for path in paths:
             if is_url(path):
                 return None
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 return os.stat(path).st_size
         return -1
 
@@ -86,7 +86,7 @@ class ImageStore:
         """The encoded image.
 
         Raises:
-            ImageError: ``image_missing``, ``unknown_folder``, or ``broken_image`` for what is no base64.
+            ImageError: ``image_missing``, ``unreadable_file``, ``unknown_folder``, or ``broken_image`` for what is no base64.
         """
         paths = self.paths(place)
         for path in paths[:-1]:
@@ -115,3 +115,7 @@ class ImageStore:
             raise
         except binascii.Error as error:
             raise ImageError("broken_image", f"not base64: {error}") from None
+        except (OSError, ValueError) as error:
+            if is_url(path):  # a store's failure is no fault of the image
+                raise
+            raise ImageError("unreadable_file", f"{path[:200]}: {error}") from None

@@ -103,7 +103,7 @@ class Filling:
         """Sort, and store what the reader must know of the whole set.
 
         With ``first_counts`` in the header, of images of one id the first stays, as does of an image's rows, each of which is a
-        whole record; ``duplicates`` says how many went.
+        whole record; ``duplicates`` says how many samples went (its image and its row may both be there again).
 
         Raises:
             InputError: two images of one id, without that; or two of one key.
@@ -114,7 +114,7 @@ class Filling:
             images = "DELETE FROM images WHERE rowid NOT IN (SELECT min(rowid) FROM images GROUP BY id)"
             rows = """DELETE FROM rows WHERE rowid NOT IN (SELECT min(rowid) FROM rows GROUP BY image)
                 AND image IN (SELECT id FROM images)"""
-            header["duplicates"] = sum(self._db.execute(query).rowcount for query in (images, rows))
+            header["duplicates"] = max(self._db.execute(query).rowcount for query in (images, rows))
         self._hash.update(_bytes(header))
         self._db.execute("INSERT INTO header VALUES (?, ?)", (_bytes(header), self._hash.hexdigest()))
         try:

@@ -32,6 +32,11 @@ def own_key(row: Mapping[str, Any]) -> str | None:
     return _cut(key) if _KEY.fullmatch(key) else image_key(key)
 
 
+def fitting_key(key: str) -> str:
+    """A crawl's key as a key of our shards: as it is, but where it names a folder or has a dot; no two keys become one."""
+    return image_key(key) if {"/", ".", "%"} & set(key) else key
+
+
 def _cut(key: str) -> str:
     """``%~`` stands in no encoded text, so that no whole key is like a cut one."""
     return key if len(key) <= LONGEST else f"{key[:BEGINNING]}%~{sha256(key.encode()).hexdigest()[:16]}"

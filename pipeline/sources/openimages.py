@@ -105,7 +105,7 @@ def _columns(path: str, wanted: tuple[str, ...], words: str, never: str = "") ->
         rows = csv.reader(file)
         try:
             head = next(rows, [])
-            if not set(wanted) <= set(head) or never in head:
+            if not set(wanted) <= set(head) or (never and never in head):
                 raise refuse(path, words)
             places = [head.index(name) for name in wanted]
             for row in rows:

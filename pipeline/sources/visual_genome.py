@@ -50,7 +50,7 @@ def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str,
             raise InputError(f"{files.annotations}: want images of {path}; found image {number}")
         file, size = known[number]
         if file:
-            yield number, file, size, [r for r in row[part] if isinstance(r, dict)]
+            yield number, file, size, [r if isinstance(r, dict) else {} for r in row[part]]
 
 
 def _id(row: Any) -> int | None:
@@ -106,20 +106,24 @@ def labelled_objects(entry: Entry, header: Header) -> Labelled:
 
 
 def fill_regions(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not Visual Genome's layout."""
+    """Descriptions without words are lost as ``no_phrase``. Raises InputError: not Visual Genome's layout."""
+    wordless = 0
     for number, file, size, rows in _images(files, "regions", WANTED_REGIONS):
-        for n, (caption, parts) in enumerate(_captions(rows)):
+        described = [(text, row) for row in rows if (text := _text(row))]
+        wordless += len(rows) - len(described)
+        for n, (caption, parts) in enumerate(_captions(described)):
             index.image(f"{number:09d}-{n:02d}", (file, size, caption, parts))
-    return {}
+    return {"lost": {"no_phrase": wordless} if wordless else {}}
 
 
-def _captions(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[tuple[Span, Any]]]]:
+def _text(row: dict[str, Any]) -> str:
+    return str(row.get("phrase") or "").strip().rstrip(".").rstrip()
+
+
+def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, list[tuple[Span, Any]]]]:
     """Captions of an image with (span, xywh) of each description in it."""
     caption, parts = "", list[tuple[Span, Any]]()
-    for row in rows:
-        text = str(row.get("phrase") or "").strip().rstrip(".").rstrip()
-        if not text:
-            continue
+    for text, row in described:
         if caption and len(caption) + len(text) + 3 > CAPTION_CHARACTERS:
             yield caption + ".", parts
             caption, parts = "", []

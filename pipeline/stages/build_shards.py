@@ -21,6 +21,7 @@ from pipeline.io.tars import TarProblems, TarSample, read_tar, write_tars
 from pipeline.labelling.asked import Asked, read_asked
 from pipeline.progress import Progress
 from pipeline.records import LABELS, RECORD_VERSION, DatasetCard, GroundingRecord, ImageLink, Region
+from pipeline.sources.keys import fitting_key
 from pipeline.stages.base import ShardJob, run_shards
 from pipeline.stages.crawl import image_of
 from pipeline.stats import ShardReport, StageReport, Tally
@@ -221,7 +222,8 @@ def make_record(
     annotator: str | None,
     config: BuildShardsConfig,
 ) -> GroundingRecord:
-    """The grounding record of one image. ``size`` (height, width); boxes are clipped to it.
+    """The grounding record of one image. ``size`` (height, width); boxes are clipped to it, and to a hundredth of a pixel; of what has no
+    area then there is no region.
 
     Phrases without a kept region become ``uncertain``: the teacher's silence is no proof of absence.
     """
@@ -230,10 +232,11 @@ def make_record(
     root_of = dict(zip(asked.rows, asked.roots, strict=True))
     regions, sure = [], set()
     for row in rows:
-        box = (
+        edges = (
             max(0.0, float(row["x1"])), max(0.0, float(row["y1"])),
             min(float(width), float(row["x2"])), min(float(height), float(row["y2"])),
         )  # fmt: skip
+        box = tuple(round(v, 2) for v in edges)
         if box[2] <= box[0] or box[3] <= box[1]:
             continue
         span = span_of[row["phrase_row"]]
@@ -242,7 +245,7 @@ def make_record(
             sure.add(row["phrase_row"])
         regions.append(
             Region(
-                box=tuple(round(v, 2) for v in box),
+                box=box,
                 phrase=asked.caption[slice(*span)],
                 tokens_positive=(span,),
                 score=round(float(row["score"]), 4),
@@ -253,7 +256,7 @@ def make_record(
         )
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
     return GroundingRecord(
-        key=key.replace("/", "_"),
+        key=fitting_key(key),
         dataset=dataset,
         kind="grounding",
         image_size=size,

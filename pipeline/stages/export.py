@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from pipeline.exports.names import Names
 from pipeline.exports.sink import Sink
 from pipeline.images import ImageError
 from pipeline.io.commit import commit_report, committed, read_report, report_path, settle, write_atomic
-from pipeline.io.files import file_size, read_bytes, remove
+from pipeline.io.files import file_size, listing_below, read_bytes, remove
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join
 from pipeline.io.temporaries import clear_temporaries
@@ -113,6 +114,9 @@ def run(
         remove(join(out, BEGUN))
         report = StageReport.of(STAGE, [shard])
         report.done = len(source.names)
+    except BaseException:
+        _leave_if_empty(out)
+        raise
     finally:
         progress.end(report)
     for note in shard.notes:
@@ -168,6 +172,13 @@ def _begin(out: str, mark: str) -> bool:
         clear_temporaries(out)
     write_atomic(join(out, BEGUN), mark + "\n")
     return bool(begun or before)
+
+
+def _leave_if_empty(out: str) -> None:
+    """An export that failed before it wrote anything keeps no other one out of its folder."""
+    with suppress(Exception):  # what it failed of is what is to be told
+        if listing_below(out, "") == [BEGUN]:
+            remove(join(out, BEGUN))
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,13 @@ def _ingest_set(
         _index.cache_clear()
     if lost:
         report.tallies.setdefault("regions", Tally()).add(_losses(lost))
-    if twice := header.get("duplicates"):
-        report.tallies.setdefault("samples", Tally()).drop("duplicate_key", twice)
+    gone = Counter(header.get("lost_samples", {}))
+    gone["duplicate_key"] += header.get("duplicates", 0)
+    for reason, n in gone.items():
+        if n:
+            report.tallies.setdefault("samples", Tally()).drop(reason, n)
+    for note in header.get("notes", ()):
+        log.warning("%s: %s", name, note)
     _refuse_losses(config, name, report)
     _remove_beyond(len(work.parts), name, out)
     card = DatasetCard(

@@ -288,3 +288,20 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
     assert done.exit_code == 2 and "'voc' is not one of 'coco'" in done.output
     with pytest.raises(InputError, match="--to voc: want one of coco, odvg"):
         export.run([str(mixed)], tmp_path / "out", to="voc")
+
+
+def test_an_export_that_wrote_nothing_keeps_no_other_out(tmp_path):
+    """ "--to coco", says the one that refuses; and then it works."""
+    shard = exports.write_shard(tmp_path / "train" / "det-0.tar", [exports.detection("a")])
+    with pytest.raises(InputError, match="--to coco"):
+        export.run([str(shard.parent)], tmp_path / "out", to="glip")
+    assert not any((tmp_path / "out").iterdir())
+    export.run([str(shard.parent)], tmp_path / "out", to="coco")
+    assert (tmp_path / "out" / "det.json").is_file()
+
+
+def test_glips_labels_alone_have_no_manifest(mixed, tmp_path):
+    alone = export.run([str(mixed)], tmp_path / "out", to="glip", images="none")
+    assert not (tmp_path / "out" / "manifest.yaml").exists() and "--images copy" in alone.hints[0]
+    export.run([str(mixed)], tmp_path / "full", to="glip")
+    assert (tmp_path / "full" / "manifest.yaml").is_file()

@@ -283,3 +283,8 @@ def test_quality_of_labels_is_that_of_a_plain_loop(store, tmp_path):
     assert got["phrases_not_gold"] == stray > 0
     assert got["base"]["correct"] + got["novel"]["correct"] == right
     assert got["base"]["found"] + got["novel"]["found"] == len(found)
+
+
+def test_a_sweep_says_that_it_cannot_balance(store):
+    with pytest.raises(InputError, match="balance_to: phrases are counted for one threshold"):
+        sweep(FilterConfig(balance_to=5), store, [0.5])

@@ -290,3 +290,23 @@ def test_shards_of_nothing_are_counted_too(tmp_path):
 
 def test_help_shows_an_example():
     assert "Example: inspect train" in call("--help")
+
+
+def test_a_first_record_that_is_broken_does_not_make_a_crawl_of_a_training_shard(tmp_path):
+    samples = [(key, {"jpg": jpeg(1, (400, 300)), "json": record(key)}) for key in ("a", "b", "c")]
+    samples[0][1]["json"] = samples[0][1]["json"][:20]
+    write_tar(tmp_path / "t.tar", samples)
+    summary, _ = inspect_shards([str(tmp_path / "t.tar")])
+    assert summary.kind == "training" and summary.problems == {"bad_record": 1}
+
+
+def test_a_first_table_that_is_broken_is_told_and_the_others_counted(store):
+    root = store
+    tables = sorted(str(p) for p in (root / "labels").glob("*.parquet"))
+    whole, _ = inspect_shards(tables, **options(root))
+    broken = root / "broken" / "00000-broken.parquet"
+    broken.parent.mkdir()
+    broken.write_bytes(b"PAR1 no table")
+    summary, _ = inspect_shards([str(broken), *tables], **options(root))
+    assert (summary.kind, summary.numbers) == ("labels", whole.numbers)
+    assert [f.shard for f in summary.failed] == ["00000-broken"]

@@ -183,3 +183,14 @@ def test_tallies_add_up(kept, dropped):
 def test_a_tally_that_does_not_add_up_is_refused():
     with pytest.raises(ValidationError, match="does not add up"):
         Tally(seen=3, kept=1, dropped={"x": 1})
+
+
+def test_a_pattern_with_a_brace_too_many_is_named():
+    with pytest.raises(InputError, match=r"crawl/\{00000\.\.00009\.tar: .*want a pattern like 'crawl/\{00000"):
+        expand_shards("crawl/{00000..00009.tar")
+
+
+def test_what_a_mac_leaves_beside_shards_is_none(tmp_path):
+    for name in ("00000.tar", "._00000.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    assert expand_shards(str(tmp_path)) == [str(tmp_path / "00000.tar")]

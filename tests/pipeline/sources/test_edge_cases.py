@@ -9,13 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
+from pipeline.io.manifests import read_manifest
 from pipeline.io.tars import read_tar, write_tar
 from pipeline.records import GroundingRecord
+from pipeline.sources import image_store
 from pipeline.sources.base import Labelled, Place, known_of
 from pipeline.sources.formats import READ, load_format
+from pipeline.sources.keys import fitting_key
 from pipeline.stages import export, ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L
@@ -488,3 +493,79 @@ def test_a_federated_image_whose_box_was_of_no_use_no_longer_says_that_its_class
     assert known_of(item) == (("cat",), None)  # what the set does not say of others stays unsaid
     assert known_of(item._replace(not_exhaustive=("cow",))) == (("cat",), ("cow", "dog"))
     assert known_of(item._replace(boxless_names=())) == (("cat", "dog"), None)
+
+
+def test_grits_broken_rows_and_tars_cost_themselves(tmp_path):
+    good = {"jpg": jpeg(1), "json": json.dumps(L.GRIT).encode()}
+    samples = [(f"{i:09d}", dict(good)) for i in range(20)]
+    samples[3][1]["json"] = b"{broken"
+    samples[4][1]["json"] = json.dumps({**L.GRIT, "noun_chunks": None}).encode()
+    del samples[5][1]["jpg"]
+    (tmp_path / "grit").mkdir()
+    whole = tmp_path / "grit" / "00000.tar"
+    write_tar(whole, samples)
+    other = tmp_path / "grit" / "00001.tar"
+    write_tar(other, [(f"{i:09d}", good) for i in range(100, 110)])
+    other.write_bytes(other.read_bytes()[:5000])  # cut off in its first sample or later
+    kept = sum(1 for _ in read_tar(other))
+    report = run(tmp_path, "grit", (tmp_path / "grit", {}, {}))
+    assert report.tallies["samples"].kept == 17 + kept
+    assert report.tallies["samples"].dropped == {"bad_labels": 2, "no_image": 1, "truncated_tar": 1}
+    for key in ("bad", "worse"):
+        write_tar(tmp_path / "none" / f"{key}.tar", [(f"{i:09d}", {**good, "json": b"[]"}) for i in range(3)])
+    with pytest.raises(InputError, match=r"bad\.tar: 000000000\.json: want GRIT .* found \[\]"):
+        run(tmp_path, "grit", (tmp_path / "none", {}, {}))
+
+
+@pytest.mark.parametrize("file", ["x" * 300 + ".jpg", "a\0b.jpg", "denied.jpg"])
+def test_a_file_that_cannot_be_read_costs_itself(tmp_path, file, monkeypatch):
+    put_images(tmp_path)
+    images = [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": file}]
+    path = put(tmp_path / "a.json", {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]})
+    if file == "denied.jpg":
+        (tmp_path / "images" / file).write_bytes(b"x")
+        real = image_store.read_small
+
+        def read(path: str) -> bytes:
+            if path.endswith(file):
+                raise PermissionError(13, "Permission denied")
+            return real(path)
+
+        monkeypatch.setattr(image_store, "read_small", read)
+    report = run(tmp_path, "coco", (path, {}, {}))
+    assert report.failed == [] and report.tallies["samples"].kept == 1
+    assert report.tallies["samples"].dropped == {"unreadable_file": 1}
+
+
+def test_descriptions_without_words_are_counted(tmp_path):
+    row = {"x": 1, "y": 1, "width": 9, "height": 9}
+    rows = [{**row, "phrase": text} for text in ("a cup", "", ".", None)] + ["nonsense"]
+    put_images(tmp_path)
+    report = run(tmp_path, "visual_genome_regions", visual_genome(tmp_path, "regions", rows))
+    assert report.tallies["regions"].kept == 1 and report.tallies["regions"].dropped == {"no_phrase": 4}
+
+
+def test_openimages_saved_again_with_an_index_is_read(tmp_path):
+    path, companions, options = openimages(tmp_path, [BOXES["good"]])
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f",{head}", *(f"{n},{line}" for n, line in enumerate(lines))]) + "\n")
+    assert len(read("openimages", path, companions, **options).images[0].regions) == 1
+
+
+def test_sets_of_one_name_are_not_mixed(tmp_path):
+    for name in ("a", "b"):
+        entry = {"kind": "detection", "format": "coco", "annotations": f"{name}.json", "images_folder": "images"}
+        put(tmp_path / f"{name}.yaml", {"sets": {"train": entry}})
+    shares = [{"manifest": str(tmp_path / f"{name}.yaml"), "set": "train"} for name in ("a", "b")]
+    mixed = put(tmp_path / "mixed.yaml", {"mixture": shares})
+    with pytest.raises(InputError, match=r"mixed\.yaml: two sets 'train', one of them in .*b\.yaml"):
+        read_manifest(mixed)
+    put(tmp_path / "mixed.yaml", {"mixture": [shares[0]] * 2})
+    assert list(read_manifest(mixed)) == ["train"]
+
+
+@given(st.lists(st.text("ab/._%~é", min_size=1, max_size=6), unique=True, max_size=6))
+def test_keys_that_fit_are_as_many_as_there_were(keys):
+    fitting = [fitting_key(key) for key in keys]
+    assert len(set(fitting)) == len(keys) and not any({"/", "."} & set(key) for key in fitting)
+    assert all(fit == key for fit, key in zip(fitting, keys, strict=True) if not {"/", ".", "%"} & set(key))
