@@ -20,6 +20,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.lifeline import LIFELINE
 from pipeline.progress import PROGRESS_FILE, ProgressNote
 
+ACCELERATE = Path(__file__).parent / "deploy" / "accelerate.yaml"
 _TIMES = threading.Lock()
 _STARTS = threading.Lock()
 _LIVE: set[subprocess.Popen[bytes]] = set()
@@ -80,9 +81,19 @@ def launch_command(
 ) -> tuple[str, ...]:
     """``accelerate launch`` of a module in ``processes`` on this machine, every question that it would ask answered.
 
+    None is left to the user's own configuration of accelerate, which may name other GPUs than those that the job holds.
+
     fsdp: they share the weights out (FSDP2); else each has them all (DDP).
     """
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ACCELERATE),
+        "--gpu_ids",
+        "all",
+    ]
     launcher += ["--num_processes", str(processes), "--num_machines", "1"]
     # the recipe's precision is the trainer's affair
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -100,9 +100,9 @@ def run_kept(job: Job) -> dict[str, Any] | None:
         ).remote()  # fmt: skip
         try:
             said: Any = ray.get(keeper.run.remote(job))
-        except ray.exceptions.RayActorError:
-            if not left:
-                raise
+        except ray.exceptions.RayActorError as error:
+            if not left:  # a shard that kills every process is set aside as one that fails
+                raise RunError(f"{job.name}: its process on GPU {gpu} of node {node} died {RETRIES} times") from error
             log.warning("%s: the process of GPU %s died; a new one takes its place", job.name, gpu)
             continue
         if isinstance(said, InputError | RunError):

@@ -134,6 +134,19 @@ def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     run_jobs("train-teacher", [job])
 
 
+def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
+    """The student's settings on the teacher's mixture, and a beginning without pseudo-labels where the student has one of its own."""
+    first = {name: share for name, share in student.first_mixture.items() if name != "pseudo"}
+    return student.model_copy(
+        update={
+            "mixture": teacher.mixture,
+            "mixture_unit": teacher.mixture_unit,
+            "first_mixture": first,
+            "first_steps": student.first_steps if first else 0,
+        }
+    )
+
+
 @stage_flow("train-student", run_name="train-student-round-{round_number}")
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
@@ -152,7 +165,7 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
     if config.control:
         jobs.append(
             s.training(
-                f"train-control-{round_number}", "train-control", settings.model_copy(update={"mixture": config.teacher.mixture}),
+                f"train-control-{round_number}", "train-control", control_settings(settings, config.teacher),
                 human, layout.control(round_number), init=before / "final", together=together,
             )
         )  # fmt: skip

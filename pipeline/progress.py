@@ -23,10 +23,11 @@ class Progress(Protocol):
     """What a stage tells while it runs: ``total`` shards (or steps, or images) to come, and what is done.
 
     ``advance`` may come from the middle of a shard; where its unit is the one that ``begin`` named, it counts towards
-    the total. ``shard`` counts one shard towards it. ``detail`` is a line of figures of the stage's own.
+    the total. ``shard`` counts one shard towards it. ``detail`` is a line of figures of the stage's own. ``before``: so many were done
+    by earlier starts; they are in no rate.
     """
 
-    def begin(self, stage: str, total: int, unit: str = "shards") -> None: ...
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None: ...
 
     def advance(self, n: int, unit: str = "samples") -> None: ...
 
@@ -40,7 +41,7 @@ class Progress(Protocol):
 class Silent:
     """No progress at all."""
 
-    def begin(self, stage: str, total: int, unit: str = "shards") -> None:
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
         pass
 
     def advance(self, n: int, unit: str = "samples") -> None:
@@ -57,7 +58,8 @@ class Silent:
 
 
 class ProgressNote(BaseModel):
-    """Where a command stands: ``done`` of ``total`` units, and ``rate`` of the finer unit a second; or what it waits for."""
+    """Where a command stands: ``done`` of ``total`` units, ``before`` of them by earlier starts, and ``rate`` of the finer unit a second;
+    or what it waits for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,6 +67,7 @@ class ProgressNote(BaseModel):
     done: int
     total: int
     unit: str
+    before: int = 0
     rate: float = 0.0
     rate_unit: str = ""
     seconds: float = 0.0
@@ -72,8 +75,9 @@ class ProgressNote(BaseModel):
 
     @property
     def seconds_left(self) -> float | None:
-        """By what is done so far; None before anything is."""
-        return None if not self.done else self.seconds / self.done * (self.total - self.done)
+        """By what this start has done so far; None before anything is."""
+        done = self.done - self.before
+        return None if done <= 0 else self.seconds / done * (self.total - self.done)
 
     def words(self) -> str:
         """For people: "3 of 40 shards, 12.5 images/s, 4 min left"."""
@@ -104,22 +108,23 @@ class Terminal:
         self._note = note or os.environ.get(PROGRESS_FILE)
         self._noted = 0.0
 
-    def begin(self, stage: str, total: int, unit: str = "shards") -> None:
-        self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, 0, 0
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
+        self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, before, 0
+        self._before = before
         self._started = self._told = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=stage, unit=f" {unit}", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=before, desc=stage, unit=f" {unit}", dynamic_ncols=True)
         self._rate, self._rate_unit, self._detail = 0.0, "", ""
         self._write_note(now=True)
 
     def advance(self, n: int, unit: str = "samples") -> None:
-        if unit == self._unit:
-            self._count(n)
         self._advanced += n
         rate = self._advanced / max(time.monotonic() - self._started, 1e-9)
         self._rate, self._rate_unit = rate, unit
+        if unit == self._unit:
+            self._count(n)
         self._write_note()
         if self._bar is not None:
             self._bar.set_postfix_str(self._detail or f"{rate:,.1f} {unit}/s")
@@ -145,7 +150,7 @@ class Terminal:
             return
         self._noted = time.monotonic()
         note = ProgressNote(
-            stage=self._stage, done=self._done, total=self._total, unit=self._unit,
+            stage=self._stage, done=self._done, total=self._total, unit=self._unit, before=self._before,
             rate=round(self._rate, 2), rate_unit=self._rate_unit,
             seconds=round(time.monotonic() - self._started, 1),
         )  # fmt: skip

@@ -69,11 +69,14 @@ def _shards(folder: Path, total: int | None) -> str:
 
 
 def _trained(layout: RunLayout, name: str, folder: Path) -> StageStatus:
-    if (folder / "report.json").is_file():
+    notes = _notes(layout, name)
+    if (
+        folder / "report.json"
+    ).is_file() and not notes:  # else it is trained anew, and the old one stays until it is whole
         return StageStatus(name, f"{json.loads((folder / 'report.json').read_text())['steps']:,} steps, done")
     saved = sorted(folder.glob("step-*[0-9]"))
     done = f"saved at step {int(saved[-1].name.removeprefix('step-')):,}" if saved else ""
-    return StageStatus(name, done, _notes(layout, name))
+    return StageStatus(name, done, notes)
 
 
 def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.rounds import RoundResult, best_model
 from pipeline.run_layout import RunLayout
 from pipeline.set_aside import files_of
 
+log = logging.getLogger("glip_self_train")
 CHANCE = 25.0
 """Recall@1 of a guess: the evaluation scenes hold four things, all different."""
 
@@ -36,11 +38,14 @@ def stage_times(logs: Path) -> dict[str, dict[str, Any]]:
     best: dict[str, dict[str, Any]] = {}
     times = logs / "times.jsonl"
     if times.is_file():
-        for line in times.read_text().splitlines():
-            row = json.loads(line)
-            seen = best.get(row["name"])
-            if seen is None or row["seconds"] > seen["seconds"]:
-                best[row["name"]] = row
+        for line in times.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                seen = best.get(row["name"])
+                if seen is None or row["seconds"] > seen["seconds"]:
+                    best[row["name"]] = {"stage": row["stage"], "seconds": row["seconds"], "peak_mib": row["peak_mib"]}
+            except (ValueError, KeyError, TypeError):  # a line that was cut off; a log is no reason not to finish
+                log.warning("%s: a line is no record of times: %r", times, line[:80])
     stages: dict[str, dict[str, Any]] = {}
     for row in best.values():
         stage = stages.setdefault(row["stage"], {"seconds": 0.0, "peak_mib": 0.0})
@@ -65,13 +70,14 @@ def summarise(
     what was decided of them. ``best`` is the model to use; ``stopped`` says why rounds ended before the recipe's number.
     """
     last = len(results)
+    anew = config.student_init == "scratch"  # each round's student then begins anew; the control goes on
     summary: dict[str, Any] = {
         "seed": config.seed,
         "rounds": last,
         "student_init": config.student_init,
         "steps": {
             "teacher": config.teacher.steps,
-            "student": config.student.steps * last,
+            "student": config.student.steps * (1 if anew else last),
             "control": config.student.steps * last,
         },
         "best": best_model(results),
@@ -115,7 +121,8 @@ def table_lines(summary: dict[str, Any]) -> list[str]:
             m = summary[role]
             cells = [m.get(k) for k in ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")]
             text = [f"{c:.1f}" if c is not None else "-" for c in cells]
-            steps = f" ({'+' if role != 'teacher' else ''}{summary['steps'][role]} steps)"
+            anew = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
+            steps = f" ({'' if anew else '+'}{summary['steps'][role]} steps)"
             lines.append(f"{role + steps:22}{text[0]:>10}{text[1]:>11}{text[2]:>11}{text[3]:>12}")
     if "chance" in summary:
         lines.append(f"{'chance':22}{summary['chance']:>10.1f}{'':>11}{summary['chance']:>11.1f}")

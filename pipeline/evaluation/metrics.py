@@ -58,6 +58,8 @@ class Queries:
 
 
 NEVER = 1 << 14
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+"""COCOeval's areas in pixels, both ends included."""
 
 
 def queries_of(results: Sequence[ImageResult], iou: float = 0.5) -> Queries:
@@ -126,7 +128,18 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
                 }
             )
     if not annotations or not detections:
-        return dict.fromkeys(("ap", "ap50", "ap75", "ar_1", "ar_10", "ar"), 0.0)
+        areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
+        there = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]
+        names_ = [
+            "ap",
+            "ap50",
+            "ap75",
+            "ar_1",
+            "ar_10",
+            "ar",
+            *(f"{kind}_{size}" for size in there for kind in ("ap", "ar")),
+        ]
+        return dict.fromkeys(names_, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         gold = COCO()
         gold.dataset = {
@@ -150,6 +163,6 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
     whole = precision[:, :, :, 0, 2]
     found = {"ap": mean(whole), "ap50": mean(whole[0]), "ap75": mean(whole[5])}
     found |= {f"ar{end}": mean(recall[:, :, 0, i]) for i, end in enumerate(("_1", "_10", ""))}
-    for i, size in enumerate(("small", "medium", "large"), start=1):
+    for i, size in enumerate(SIZES, start=1):
         found |= {f"ap_{size}": mean(precision[:, :, :, i, 2]), f"ar_{size}": mean(recall[:, :, i, 2])}
     return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0} | {k: v for k, v in found.items() if v is not None}

@@ -47,13 +47,11 @@ def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> 
 
 
 def _scaled(region: Region, scale: float, canvas: Image.Image, line: int) -> tuple[float, float, float, float]:
+    """On the canvas, and at least ``line`` pixels wide and high where it has them: a thin box at its edge moves inside."""
     x1, y1, x2, y2 = (v * scale for v in region.box)
-    return (
-        max(0, x1),
-        max(0, y1),
-        min(canvas.width - 1, max(x2, x1 + line)),
-        min(canvas.height - 1, max(y2, y1 + line)),
-    )
+    right, bottom = canvas.width - 1, canvas.height - 1
+    x1, y1 = max(0, min(x1, right - line)), max(0, min(y1, bottom - line))
+    return x1, y1, min(right, max(x2, x1 + line)), min(bottom, max(y2, y1 + line))
 
 
 def _name(

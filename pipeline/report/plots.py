@@ -27,10 +27,12 @@ def precision_by_score(bands: Sequence[Mapping[str, Any]]) -> str:
 
 def loss_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Training loss against steps, a line a model."""
-    if not any(curves.values()):
+    # a row has no loss if every step since the one before was left out
+    known = {name: [row for row in rows if "loss" in row] for name, rows in sorted(curves.items())}
+    if not any(known.values()):
         return ""
     figure, axes = _figure()
-    for name, rows in sorted(curves.items()):
+    for name, rows in known.items():
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], label=name, linewidth=1.5)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -52,10 +54,11 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _svg(figure: Any) -> str:
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
 
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "glip-self-train"}):  # ids are random otherwise
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

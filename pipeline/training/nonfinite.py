@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.io.commit import write_json
+from pipeline.io.commit import write_atomic, write_json
 
 
 def write_batch(
@@ -20,7 +21,9 @@ def write_batch(
     """
     folder = out / f"nonfinite-{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save([_on_cpu(t) for t in tensors], folder / f"rank-{rank}.pt")
+    inputs = io.BytesIO()
+    torch.save([_on_cpu(t) for t in tensors], inputs)
+    write_atomic(folder / f"rank-{rank}.pt", inputs.getvalue())
     write_json(
         folder / f"rank-{rank}.json",
         {

@@ -135,8 +135,7 @@ class Trainer:
     def train(self) -> TrainReport:
         """All steps that are left; see :class:`TrainReport`."""
         config = self.config
-        self.progress.begin("train", config.steps, unit="steps")
-        self.progress.advance(self.first, "steps")
+        self.progress.begin("train", config.steps, unit="steps", before=self.first)
         self.model.train()
         board = Board(
             self.accelerator, self.out, first=self.first, settings=config.model_dump(mode="json"), tracker=self.tracker
@@ -167,10 +166,10 @@ class Trainer:
                     board,
                 )
                 waited, taken, began = 0.0, 0, time.monotonic()
-            if config.draw_every and done % config.draw_every == 0:
-                self._draw(done, batches[0], board)
             if done % config.save_every == 0 and done < config.steps:
                 self._save(done)
+            if config.draw_every and done % config.draw_every == 0:
+                self._draw(done, batches[0], board)
         report = self._finish()
         board.close()
         return report

@@ -114,3 +114,12 @@ def test_a_program_that_knows_no_lifeline_ends_with_its_starter():
         assert server.poll() is None
         server.stdin.close()
         assert server.wait(20) == -signal.SIGTERM
+
+
+def test_a_line_that_was_cut_off_costs_no_run_its_summary(tmp_path, caplog):
+    row = {"name": "s-0", "stage": "s", "seconds": 2.0, "peak_mib": 3.0}
+    (tmp_path / "times.jsonl").write_text(
+        json.dumps(row) + '\n{"name": "s-1", "sta\n[]\n' + json.dumps(row | {"name": "s-2"})
+    )
+    assert stage_times(tmp_path) == {"s": {"seconds": 4.0, "peak_mib": 3.0}}
+    assert "a line is no record of times" in caplog.text

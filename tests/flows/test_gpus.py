@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -253,3 +254,32 @@ def test_the_launcher_starts_as_many_processes_as_asked(fsdp, tmp_path):
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {p.name: p.read_text() for p in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
+
+
+def test_the_users_own_accelerate_configuration_has_no_say(tmp_path):
+    """It would give a training another GPU than the one whose lock it holds."""
+    own = tmp_path / "hf" / "accelerate" / "default_config.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_offload_params: true}\n"
+        "mixed_precision: bf16\nnum_machines: 1\nnum_processes: 8\ngpu_ids: '0'\nuse_cpu: false\ndebug: false\n"
+    )
+    code = "import json, os; open(os.environ['SAID'] + os.environ.get('RANK', '0'), 'w').write(json.dumps(dict(os.environ)))"
+    (tmp_path / "says.py").write_text(code)
+    for name, options in {
+        "one": {"processes": 1},
+        "two": {"processes": 2},
+        "fsdp": {"processes": 2, "fsdp": True},
+    }.items():
+        env = os.environ | {"SAID": str(tmp_path / f"{name}-"), "PYTHONPATH": str(tmp_path), VISIBLE: "GPU-aaaa"}
+        env |= {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            launch_command("says", device="cuda", **options), env=env, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        said = [json.loads(p.read_text()) for p in sorted(tmp_path.glob(f"{name}-*"))]
+        assert len(said) == options["processes"]
+        for seen in said:
+            assert seen[VISIBLE] == "GPU-aaaa" and seen["ACCELERATE_MIXED_PRECISION"] == "no"
+            assert seen.get("ACCELERATE_USE_FSDP", "false") == str(name == "fsdp").lower()
+            assert seen.get("FSDP_VERSION", "2") == "2" and seen.get("FSDP_OFFLOAD_PARAMS", "false") == "false"

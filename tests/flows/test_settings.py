@@ -175,3 +175,19 @@ def test_trainings_at_a_time_share_the_cores_among_their_readers(tmp_path, monke
         for n in ("student", "control")
     ]
     assert [j.command[j.command.index("--data-workers") + 1] for j in jobs] == ["6", "6"]
+
+
+def test_the_control_has_the_teachers_mixture_in_its_unit_and_no_pseudo_labels():
+    config = load_recipe(
+        "demo",
+        ["student.mixture_unit=copies", "student.first_steps=9", "student.first_mixture={pseudo: 1, detection: 2}"],
+    )
+    control = stages.control_settings(config.student, config.teacher)
+    assert (control.mixture, control.mixture_unit) == (config.teacher.mixture, "shares")
+    assert (control.first_steps, control.first_mixture) == (9, {"detection": 2})
+    config = load_recipe("demo", ["student.first_steps=9", "student.first_mixture={pseudo: 1}"])
+    assert stages.control_settings(config.student, config.teacher).first_steps == 0
+    plain = load_recipe("demo")
+    assert stages.control_settings(plain.student, plain.teacher) == plain.student.model_copy(
+        update={"mixture": plain.teacher.mixture}
+    )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.progress import ProgressNote
+from pipeline.progress import ProgressNote, Terminal
 from pipeline.run_layout import RunLayout
 from pipeline.run_status import read_status
 
@@ -32,4 +32,25 @@ def test_what_is_done_and_what_is_going_on(tmp_path):
     (layout.logs / "train-teacher.progress.json").write_text(note.model_dump_json())
     assert read_status(tmp_path)[1].notes == ("train-teacher: waiting for 1 of the GPUs 0",)
     (layout.teacher / "report.json").write_text(json.dumps({"steps": 1000}))
+    assert (
+        read_status(tmp_path)[1].done == "saved at step 200"
+    )  # it is done anew: the report of before stays until then
+    (layout.logs / "train-teacher.progress.json").unlink()
     assert [(s.done, s.notes) for s in read_status(tmp_path)][1] == ("1,000 steps, done", ())
+
+
+def test_time_left_is_of_what_this_start_does():
+    note = ProgressNote(stage="t", done=90_100, total=100_000, before=90_000, unit="steps", seconds=10.0)
+    assert note.seconds_left == pytest.approx(990)
+    assert note.model_copy(update={"done": 90_000}).seconds_left is None
+
+
+def test_a_resumed_trainings_rate_is_its_own(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
+    bar = Terminal(note=str(tmp_path / "note.json"))
+    bar.begin("train", 100_000, "steps", before=90_000)
+    now[0] = 10.0
+    bar.advance(100, "steps")
+    note = ProgressNote.model_validate_json((tmp_path / "note.json").read_text())
+    assert (note.done, note.before, note.rate) == (90_100, 90_000, 10.0) and note.seconds_left == pytest.approx(990)

@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.evaluation.metrics import ImageResult, coco_ap, iou_matrix, recall_at_k
+from tests.pipeline.evaluation.test_matching import image
 
 
 def result(gold, found):
@@ -98,3 +99,11 @@ def test_ap_equals_pycocotools_summary(seed):
 
 def test_nothing_found_is_zero():
     assert coco_ap([result([((0, 0, 5, 5), 0)], [])], ["a"])["ap"] == 0.0
+
+
+def test_a_model_that_finds_nothing_has_no_points_for_what_is_there():
+    """A gate on small boxes must refuse it, not fail to find the metric."""
+    gold = [((0, 0, 10, 10), 0, False), ((0, 0, 50, 50), 0, False), ((0, 0, 99, 99), 0, True)]
+    nothing, something = (coco_ap([image(gold, found)], ["a"]) for found in ([], [((0, 0, 10, 10), 0, 0.5)]))
+    assert nothing.keys() == something.keys() >= {"ap_small", "ar_small", "ap_medium"} and "ap_large" not in nothing
+    assert set(nothing.values()) == {0.0}

@@ -9,13 +9,17 @@ import numpy as np
 from PIL import Image
 
 from pipeline.io.tars import write_tar
+from pipeline.recipes import load_recipe
 from pipeline.records import GroundingRecord, Region
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.draw import draw_regions, phrase_colours, write_montage
 from pipeline.report.gallery import caption_pieces, write_gallery
 from pipeline.report.inside import BOARD, FILES
 from pipeline.report.page import comparison_markdown, quality_markdown, write_report
+from pipeline.report.plots import loss_curves
+from pipeline.rounds import RoundResult
 from pipeline.run_layout import RunLayout
+from pipeline.summary import summarise, table_lines
 from tests.fixtures.crawl import jpeg
 
 CAPTION = "a <b>red</b> car & a tree"
@@ -156,3 +160,45 @@ def test_the_dashboards_report_holds_its_pictures_and_says_where_more_is(tmp_pat
     assert "[TensorBoard](http://127.0.0.1:4202)" in text and len(text) < 200_000
     other = dashboard_markdown(SUMMARY, RunLayout(tmp_path / "elsewhere"))
     assert "4201" not in other
+
+
+def test_thin_boxes_at_the_edges_are_drawn_inside():
+    """Where an image shrinks, such a box ends and begins beyond the last pixel."""
+    boxes = [
+        (1078.2, 5, 1080, 500),
+        (5, 718.5, 600, 720),
+        (1079.9, 719.9, 1080, 720),
+        (0, 0, 0.1, 0.1),
+        (0, 0, 1080, 720),
+    ]
+    for ignore in (False, True):
+        regions = [Region(box=box, phrase="car", tokens_positive=((2, 5),), ignore=ignore) for box in boxes]
+        thin = GroundingRecord(
+            key="k", dataset="d", kind="grounding", image_size=(720, 1080), caption="a car", regions=regions
+        )
+        for size, width in (((1080, 720), 320), ((1080, 720), 64), ((1080, 3), 64)):
+            assert draw_regions(Image.new("RGB", size, "white"), thin, width=width).width == width
+
+
+def test_curves_leave_out_what_has_no_loss_and_are_the_same_each_time():
+    rows = [{"step": 10, "loss": 2.0}, {"step": 20}, {"step": 30, "loss": 1.0}]
+    drawn = loss_curves({"teacher": rows, "student": [{"step": 10}]})
+    assert drawn and drawn == loss_curves({"teacher": rows, "student": [{"step": 10}]})
+    assert loss_curves({"teacher": [{"step": 10}]}) == ""
+
+
+def test_steps_of_a_student_that_begins_anew_are_those_of_its_last_round(tmp_path):
+    def steps(init: str) -> dict:
+        config = load_recipe("demo", ["rounds=2", f"student_init={init}", "demo=null", "student.steps=500"])
+        results = [
+            RoundResult(round=n, teacher="teacher", student=f"student-{n}", promoted=True, go_on=True, why="w")
+            for n in (1, 2)
+        ]
+        return summarise(config, RunLayout(tmp_path / init), {}, results)
+
+    anew, on = steps("scratch"), steps("teacher")
+    assert anew["steps"] == {"teacher": 1000, "student": 500, "control": 1000} and on["steps"]["student"] == 1000
+    models = {role: {"base_ap50": 1.0} for role in ("teacher", "control", "student")}
+    lines = "\n".join(table_lines(anew | models))
+    assert "student (500 steps)" in lines and "control (+1000 steps)" in lines
+    assert "student (+1000 steps)" in "\n".join(table_lines(on | models))
