@@ -181,3 +181,7 @@ def table(out: str) -> None:
             raise InputError(f"{file}: not there; the run in {out} has not finished")
         for line in table_lines(json.loads(file.read_text())):
             click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,6 +30,7 @@ from pipeline.train_main import DATA_WORKERS, LOG_WITH
 
 if TYPE_CHECKING:
     from pipeline.stats import StageReport
+    from pipeline.training.report import TrainReport
 
 
 @stage_command("parse_phrases", name="parse-phrases")
@@ -73,7 +74,7 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
         log_with: str | None,
         text_encoder: str | None,
         backbone: str | None,
-    ) -> None:
+    ) -> TrainReport:
         from pipeline.train_main import named_sources, start
 
         recipe = click.get_current_context().params["recipe"]
@@ -94,6 +95,7 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
         click.echo(f"{out}/{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")
         for reason, n in report.lost.items():
             click.echo(f"  lost: {reason} {n:,}")
+        return report
 
     return train
 

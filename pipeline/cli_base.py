@@ -25,6 +25,9 @@ SOURCES = click.option(
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 
+FILE = click.Path(dir_okay=False)
+"""A file to be written."""
+
 SHARDS = click.option(
     "--shards",
     required=True,
@@ -42,7 +45,7 @@ def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]
     """A command whose settings are one section of a recipe.
 
     Adds ``--recipe``, ``--set``, ``--report-json`` and ``-v``; the function gets the section as ``config`` and returns
-    a StageReport or None. InputError becomes one line and exit code 2, RunError one line and exit code 1.
+    a StageReport, another model or plain values, or None. InputError becomes one line and exit code 2, RunError one line and exit code 1.
     """
 
     def wrap(function: F) -> click.Command:
@@ -58,12 +61,12 @@ def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]
             follow_starter()
             with one_line_errors(settings.get("name", section)):
                 report = function(config=load_section(section, recipe, changes), **arguments)
-            if isinstance(report, StageReport):
-                tell(report)
-                if report_json:
-                    write_json(report_json, report.model_dump(mode="json"))
+                if isinstance(report, StageReport):
+                    tell(report)
+                if report_json and report is not None:
+                    write_json(report_json, report.model_dump(mode="json") if isinstance(report, BaseModel) else report)
 
-        command = click.option("--report-json", metavar="FILE", help="Also write the counts as JSON.")(command)
+        command = click.option("--report-json", type=FILE, help="Also write the counts as JSON.")(command)
         command = click.option("-v", "--verbose", is_flag=True, help="Tell more.")(command)
         command = click.option(
             "--set",
@@ -105,6 +108,14 @@ class one_line_errors:
         if isinstance(error, InputError | RunError):
             click.echo(f"{self._name}: error: {error}", err=True)
             sys.exit(error.exit_code)
+        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:
+            wrong = (
+                "is a folder; want a file"
+                if isinstance(error, IsADirectoryError)
+                else "is, or lies below, a file; want a folder"
+            )
+            click.echo(f"{self._name}: error: {error.filename}: {wrong}", err=True)
+            sys.exit(InputError.exit_code)
 
 
 def setup_logging(verbose: bool) -> None:

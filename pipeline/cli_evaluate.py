@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli_base import DEVICE, OUT, one_line_errors, setup_logging, stage_command, terminal
+from pipeline.cli_base import DEVICE, FILE, OUT, one_line_errors, setup_logging, stage_command, terminal
 from pipeline.errors import InputError
 
 SAMPLES = click.option(
@@ -53,7 +53,7 @@ def evaluate(
     processes: int | None,
     workers: int | None,
     model_card: bool,
-) -> None:
+) -> dict[str, Any]:
     """Measure a model on sets with gold boxes, by the published protocols (--set protocols.NAME=lvis).
 
     Predictions are stored shard by shard: kill it anywhere and start it again. OUT gets metrics.json, report.md and
@@ -78,6 +78,7 @@ def evaluate(
         from pipeline.evaluation.card import write_card
 
         click.echo(f"wrote {write_card(model, out)}")
+    return metrics
 
 
 def _named_files(options: Sequence[str]) -> dict[str, str]:
@@ -94,7 +95,7 @@ def _named_files(options: Sequence[str]) -> dict[str, str]:
 @click.argument("folders", nargs=-1, required=True, metavar="A B [C ...]")
 @SAMPLES
 @SEED
-@click.option("--json", "json_file", metavar="FILE", help="Also write the comparison as JSON.")
+@click.option("--json", "json_file", type=FILE, help="Also write the comparison as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | None, verbose: bool) -> None:
     """Put evaluation folders side by side, with confidence intervals by the bootstrap over images.
@@ -128,7 +129,7 @@ def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | 
 )
 @SAMPLES
 @SEED
-@click.option("--out", help="The verdict's file.  [default: STUDENT/promotion.json]")
+@click.option("--out", type=FILE, help="The verdict's file.  [default: STUDENT/promotion.json]")
 @click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 def promote(
     student: str, teacher: str, gates: tuple[str, ...], samples: int, seed: int, out: str | None, verbose: bool

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli_base import one_line_errors, setup_logging, tell, terminal
+from pipeline.cli_base import FILE, one_line_errors, setup_logging, tell, terminal
 from pipeline.exports.formats import WRITTEN
 from pipeline.lifeline import follow_starter
 
@@ -35,7 +35,7 @@ from pipeline.lifeline import follow_starter
     help="yolo: what of a phrase is the class: all of it, or its head noun.",
 )  # fmt: skip
 @click.option("--drop-empty", is_flag=True, help="Leave out images without a label; they are counted.")
-@click.option("--report-json", metavar="FILE", help="Also write the counts as JSON.")
+@click.option("--report-json", type=FILE, help="Also write the counts as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 def export_labels(
     dirs: tuple[str, ...],

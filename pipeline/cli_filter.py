@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli_base import expand, stage_command, terminal
+from pipeline.cli_base import FILE, expand, stage_command, terminal
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def filter_boxes(
 
 @stage_command("filter_boxes", name="count-phrases")
 @REGIONS
-@click.option("--out", required=True, metavar="FILE", help="Parquet file for the counts.")
+@click.option("--out", required=True, type=FILE, help="Parquet file for the counts.")
 @click.option("--min-count", type=click.IntRange(1), default=10, help="Leave out phrases that are rarer.")
 @click.option("--thresholds", help="What calibrate wrote, if filter-boxes is going to use it.")
 @COUNTS
@@ -131,7 +131,7 @@ def count_phrases(
 @stage_command("filter_boxes", name="calibrate")
 @REGIONS
 @click.option("--gold", required=True, help="Folder of gold tables, named as the shards are.")
-@click.option("--out", required=True, metavar="FILE", help="JSON file for the thresholds.")
+@click.option("--out", required=True, type=FILE, help="JSON file for the thresholds.")
 @click.option("--precision", type=click.FloatRange(0, 1), default=0.9, help="Share of kept boxes that must fit.")
 @COUNTS
 @click.option("--bands", default="100,1000,10000", help="Mentions at which the second and later bands begin.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli_base import MAX_FAILED, WORKERS, expand, one_line_errors, setup_logging, tell, terminal
+from pipeline.cli_base import FILE, MAX_FAILED, WORKERS, expand, one_line_errors, setup_logging, tell, terminal
 from pipeline.lifeline import follow_starter
 
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
@@ -16,9 +16,9 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 @click.argument("shards", nargs=-1, required=True, metavar="DIR...")
 @click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
 @click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for pictures.")
-@click.option("--html", default="inspect.html", metavar="FILE", help="The page.")
+@click.option("--html", default="inspect.html", type=FILE, help="The page.")
 @click.option("--no-html", is_flag=True, help="Print only.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write everything as JSON.")
+@click.option("--json", "json_file", type=FILE, help="Also write everything as JSON.")
 @click.option("--pictures", type=click.IntRange(0), default=24, help="Images drawn on the page.")
 @click.option(
     "--top", type=click.IntRange(0, 1 << 16), default=50, help="Most frequent phrases in the page and the JSON."
@@ -104,7 +104,7 @@ def _shards(patterns: tuple[str, ...]) -> list[str]:
 @click.option("--mirrored", is_flag=True, help="Find images that are mirrored left to right, too.")
 @click.option("--drop", is_flag=True, help="Also write OUT/shards: the shards without what matched.")
 @click.option("--pictures", type=click.IntRange(0), default=24, help="Pairs on the page, the least alike first.")
-@click.option("--report-json", metavar="FILE", help="Also write the counts as JSON.")
+@click.option("--report-json", type=FILE, help="Also write the counts as JSON.")
 @WORKERS
 @MAX_FAILED
 @VERBOSE

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError, did_you_mean
+from pipeline.io.yaml_text import read_yaml
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -38,10 +39,7 @@ def load_recipe(name_or_file: str = "demo", changes: Sequence[str] = ()) -> Self
         text = resources.files("pipeline.configs").joinpath(f"{name_or_file}.yaml").read_text()
     else:
         raise InputError(f"recipe {name_or_file!r}: want one of {', '.join(recipe_names())}, or a .yaml file")
-    try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{name_or_file}: not YAML: {error}") from None
+    data = read_yaml(text, name_or_file) or {}
     return build(SelfTrainConfig, data, changes, where=name_or_file)
 
 

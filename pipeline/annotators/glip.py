@@ -16,6 +16,7 @@ from pipeline.annotators.memory import Halving
 from pipeline.annotators.windows import caption_questions, class_questions
 from pipeline.annotators.words import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.config import PseudoLabelConfig
+from pipeline.model_folders import check_glip_folder
 from pipeline.records import Span
 
 
@@ -35,6 +36,7 @@ class GlipAnnotator:
     name = "glip"
 
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
+        check_glip_folder(folder)
         self.revision = revision
         self._config = config
         self._device = torch.device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from pipeline.evaluation.report import COUNTS, PROTOCOLS, TITLES, cell
 from pipeline.io.commit import write_atomic
 
 BEGIN, END = "<!-- evaluate: begin -->", "<!-- evaluate: end -->"
+MARK = "<!-- evaluated: {} -->"
 
 
 def write_card(model: str | Path, evaluation: str | Path) -> Path:
-    """Write or renew README.md in the model folder; of a file that is there, only the part between evaluate's two marks.
+    """Write or renew README.md in the model folder; of a file that is there, only the part between evaluate's two marks. Sets that were measured
+    before, of the same revision, stay.
 
     Raises:
         InputError: no evaluation in ``evaluation``.
@@ -24,8 +27,10 @@ def write_card(model: str | Path, evaluation: str | Path) -> Path:
     read = Evaluated.read(evaluation)
     saved = json.loads((Path(evaluation) / "metrics.json").read_text())
     file = Path(model) / "README.md"
-    results = "\n".join([BEGIN, *_results(read, saved["protocols"]), END])
     old = file.read_text() if file.is_file() else None
+    sets = (_other_sets(old, read.model) if old else {}) | _results(read, saved["protocols"])
+    head = ["## Results", "", f"Revision `{read.model}`, measured by this project's `evaluate`."]
+    results = "\n".join([BEGIN, *head, *(f"\n{MARK.format(name)}\n{text}" for name, text in sets.items()), END])
     if old is None:
         text = _head(Path(model), read) + results + "\n"
     elif BEGIN in old and END in old:
@@ -48,11 +53,21 @@ def _head(model: Path, read: Evaluated) -> str:
     )
 
 
-def _results(read: Evaluated, protocols: dict[str, str]) -> list[str]:
-    lines = ["## Results", "", f"Revision `{read.model}`, measured by this project's `evaluate`."]
+def _other_sets(old: str, revision: str) -> dict[str, str]:
+    """What the card holds of this revision, by set."""
+    inner = old.partition(BEGIN)[2].partition(END)[0]
+    if f"`{revision}`" not in inner:
+        return {}
+    _, *parts = re.split(MARK.format(r"([\w.-]+)") + r"\n", inner)
+    return {name: text.strip("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _results(read: Evaluated, protocols: dict[str, str]) -> dict[str, str]:
+    found = {}
     for name, metrics in read.sets.items():
         shown = [n for n in TITLES if n in metrics and n not in COUNTS]
-        lines += ["", f"**{name}** ({PROTOCOLS[protocols[name]]}; {cell('images', metrics['images'])} images)", ""]
+        lines = [f"**{name}** ({PROTOCOLS[protocols[name]]}; {cell('images', metrics['images'])} images)", ""]
         lines += [f"| {' | '.join(TITLES[n] for n in shown)} |", "|---:" * len(shown) + "|"]
         lines.append(f"| {' | '.join(cell(n, metrics[n]) for n in shown)} |")
-    return lines
+        found[name] = "\n".join(lines)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,12 +35,26 @@ class EvaluationSet:
         Raises:
             InputError: no records, two shards of one name, a protocol that does not suit the labels, no class names.
         """
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise InputError(
+                f"evaluation set {name!r}: want a name of letters, digits, - _ and .: files are called by it"
+            )
         records = ShardSet(shards)
         first = next((records.record(s, 0) for s, n in enumerate(records.counts) if n), None)
         if first is None:
             raise InputError(f"evaluation set {name}: its shards hold no records")
         if len({stem(s) for s in shards}) < len(shards):
             raise InputError(f"evaluation set {name}: two of its shards have the same name; want distinct ones")
+        for shard, count in enumerate(records.counts):
+            other = records.record(shard, 0) if count else first
+            if (other.kind, other.kind == "detection" and other.dataset) != (
+                first.kind,
+                first.kind == "detection" and first.dataset,
+            ):
+                raise InputError(
+                    f"evaluation set {name}: {shards[shard]} holds {other.kind} records of {other.dataset}, others hold {first.kind} "
+                    f"records of {first.dataset}; want one set"
+                )
         captions = first.kind == "grounding"
         protocol = config.protocols.get(name, "flickr" if captions else "detection")
         if (protocol in CAPTION_PROTOCOLS) != captions:

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, did_you_mean
+from pipeline.io.yaml_text import read_yaml
 
 FOLDER_VARIABLE = "GLIP_SELF_TRAIN_MANIFESTS"
 """A folder of one's own manifests, looked at first."""
@@ -111,6 +111,13 @@ class Manifest(BaseModel):
     mixture: list[Share] = Field(default_factory=list)
 
 
+def _meant(error: Any) -> str:
+    """Of a field that does not exist, which one may have been meant."""
+    if error["type"] != "extra_forbidden":
+        return ""
+    return did_you_mean(str(error["loc"][-1]), SetManifest.model_fields)
+
+
 def find_manifest(name: str | Path) -> Path:
     """The file of a manifest, from its path or its name.
 
@@ -151,11 +158,12 @@ def load_manifest(name: str | Path) -> Manifest:
     """
     path = find_manifest(name)
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not YAML: {error}") from None
+    data: Any = read_yaml(text, str(path))
     sets = data.get("sets") if isinstance(data, dict) else None
     mixture = data.get("mixture") if isinstance(data, dict) else None
     if not (isinstance(sets, dict) and sets) and not (isinstance(mixture, list) and mixture):
@@ -163,7 +171,7 @@ def load_manifest(name: str | Path) -> Manifest:
     try:
         found = Manifest.model_validate({"name": path.stem, **data, "path": path, "sets": sets or {}})
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}{_meant(e)}" for e in error.errors()]
         raise InputError("\n".join(lines)) from None
     for name in found.sets:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):

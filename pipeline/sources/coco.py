@@ -43,7 +43,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     path = files.annotations
     names: dict[int | str, str] = {}
     frequency: dict[str, str] = {}
-    federated, parts = False, int(files.options.get("name_parts", 0))
+    federated, parts = False, _parts(files)
     for part, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
         if part == "images":
             number = want(row, "id", f"{path}: images")
@@ -81,6 +81,15 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     ordered = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
     space = [name for name in dict.fromkeys(ordered) if name]
     return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
+
+
+def _parts(files: SetFiles) -> int:
+    parts = files.options.get("name_parts", 0)
+    if not isinstance(parts, int):
+        raise InputError(
+            f"{files.name}: options.name_parts {parts!r}: want a number of a file name's last parts to keep"
+        )
+    return parts
 
 
 def fill_lvis(files: SetFiles, index: Filling) -> dict[str, Any]:

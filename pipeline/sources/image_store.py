@@ -47,7 +47,10 @@ class ImageStore:
                     "unknown_folder", f"{place.file}: {place.folder!r}; want one of {sorted(self.folders)}"
                 )
             return [join(self.folders[place.folder], place.file)]
-        return [join(folder, place.file) for folder in self.folders]
+        own = (
+            [place.file] if place.file.startswith("/") else []
+        )  # labels may name where their images lie on this machine
+        return [*(join(folder, place.file) for folder in self.folders), *own]
 
     def size(self, place: Place) -> int | None:
         """Bytes of the image; -1 if it is not there; None behind a URL, where each answer would take a request."""

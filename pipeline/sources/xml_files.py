@@ -28,7 +28,9 @@ def read_xml(path: str, wanted: str) -> ET.Element:
         raise InputError(f"{path}: want {wanted}; found XML that defines entities")
     try:
         root = ET.fromstring(data)
-    except (ET.ParseError, ValueError, LookupError):
+    except (ET.ParseError, ValueError, LookupError) as error:
+        if b"<annotation" in data[:1000]:
+            raise InputError(f"{path}: want {wanted}; found one that is cut off or broken ({error})") from None
         raise refuse(path, wanted) from None
     if root.tag != "annotation":
         raise refuse(path, wanted)

@@ -22,9 +22,9 @@ from pipeline.exports.names import Names
 from pipeline.exports.sink import Sink
 from pipeline.images import ImageError
 from pipeline.io.commit import commit_report, committed, read_report, report_path, settle, write_atomic
-from pipeline.io.files import file_size, listing_below, read_bytes, remove
+from pipeline.io.files import file_size, listing, listing_below, read_bytes, remove
 from pipeline.io.hashing import fingerprint
-from pipeline.io.paths import is_url, join
+from pipeline.io.paths import is_url, join, stem
 from pipeline.io.temporaries import clear_temporaries
 from pipeline.progress import Progress, Silent
 from pipeline.sources.headers import read_header
@@ -156,7 +156,7 @@ def _begin(out: str, mark: str) -> bool:
     """Take the folder for this export. Whether the same one was begun there before.
 
     Raises:
-        InputError: the folder has another one: its images would stay among these.
+        InputError: the folder has another one, whose images would stay among these, or files of somebody's own.
     """
     begun = (read_bytes(join(out, BEGUN)) or b"").decode(errors="replace").strip()
     before = read_report(out, STAGE)
@@ -165,6 +165,10 @@ def _begin(out: str, mark: str) -> bool:
             raise InputError(
                 f"{out}: another export is {state} (other labels or settings); want a new folder, or remove it"
             )
+    if not begun and before is None and (found := [p for p in listing(out, "") if stem(p)]):
+        raise InputError(
+            f"{out}: has files that are of no export, first {found[0].rsplit('/', 1)[-1]}; want a new or empty folder"
+        )
     if before is not None:
         remove(report_path(out, STAGE))  # what it says is not so, until it is written anew
     if not is_url(out):

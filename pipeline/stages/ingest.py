@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import IngestConfig
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 from pipeline.images import ImageError, open_image
 from pipeline.io.commit import write_json
 from pipeline.io.files import file_size
@@ -34,6 +34,7 @@ from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
 from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
+from pipeline.stages.ingest_losses import refuse_losses
 from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
@@ -147,7 +148,7 @@ def _ingest_set(
             report.tallies.setdefault("samples", Tally()).drop(reason, n)
     for note in header.get("notes", ()):
         log.warning("%s: %s", name, note)
-    _refuse_losses(config, name, report)
+    refuse_losses(config, name, report, out)
     _remove_beyond(len(work.parts), name, out)
     card = DatasetCard(
         name=name, kind=format_.kind, label_space=header.get("label_space"), frequency=header.get("frequency"),
@@ -166,20 +167,6 @@ def _loudness(path: str) -> int:
     )
 
 
-def _refuse_losses(config: IngestConfig, name: str, report: StageReport) -> None:
-    """Images of any reason; regions of those that tell of labels that we could not read."""
-    samples, regions = (report.tallies.get(what, Tally()) for what in ("samples", "regions"))
-    unread = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
-    ours = regions.seen - regions.dropped.get("unknown_image", 0)  # of a split, most of a file's may be of other images
-    for what, seen, dropped in (("images", samples.seen, samples.dropped), ("regions", ours, unread)):
-        lost = sum(dropped.values())
-        if lost > config.max_failed_share * max(seen, 1):
-            raise RunError(
-                f"set {name}: {lost} of {seen} {what} lost ({dropped}); "
-                f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
-            )
-
-
 def _remove_beyond(count: int, name: str, out: str) -> None:
     """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again."""
 
@@ -195,9 +182,17 @@ def _remove_beyond(count: int, name: str, out: str) -> None:
 
 
 def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
+    found: tuple[str, ...] | dict[str, str]
     if isinstance(folder, dict):
-        return {name: located(base, path) for name, path in folder.items()}
-    return tuple(located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+        found = {name: located(base, path) for name, path in folder.items()}
+    else:
+        found = tuple(located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+    paths = [*found.values()] if isinstance(found, dict) else found
+    if not any(is_url(path) or Path(path).is_dir() for path in paths):
+        raise InputError(
+            f"images_folder: {', '.join(paths)}: no such folder; it is relative to --root, or to the manifest's folder"
+        )
+    return found
 
 
 @lru_cache(maxsize=2)

@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.io.paths import local_folder
 from pipeline.progress import Progress, Silent
 from pipeline.training.board import check_tracker
+from pipeline.training.checkpoints import read_state
 from pipeline.training.going_on import finished
 from pipeline.training.identity import Identity
 from pipeline.training.parallel import check_device
@@ -61,12 +62,18 @@ def run(
     check_device(device, config.precision)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
+    if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"{init}: the training would write over the model it starts from; want an --out beside it, not {out}"
+        )
     look_through([s for shards in sources.values() for s in shards], progress or Silent())
     identity = Identity.of(config, sources, model=model or ModelConfig(), init=init)
     report = finished(out, identity)
     if report is not None:
         log.info("%s: already trained for %d steps", out, report.steps)
         return report
+    if (out / "final").is_dir() and not (out / "report.json").is_file() and read_state(out / "final") is None:
+        raise InputError(f"{out}/final: no training of ours made it; want another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         trainer = Trainer(

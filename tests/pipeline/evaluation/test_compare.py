@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import _recalls_reached, centred, class_aps, draw_weights, estimates, interval
+from pipeline.evaluation.compare import _cells
 from pipeline.evaluation.evidence import Evidence, absent_images, read_evidence, write_evidence
 from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
 from pipeline.evaluation.matching import RECALLS, class_curves, match
@@ -181,3 +182,10 @@ def test_two_models_of_equal_worth_are_told_apart_only_by_chance_and_a_better_on
     assert sum(low <= 0 <= high for low, high in like) >= 9
     far = [interval(centred(drawn(seed, 0.95) - drawn(seed + 100, 0.3))) for seed in range(4)]
     assert all(low > 0 for low, _ in far)
+
+
+def test_intervals_of_shares_stay_shares():
+    drawn = np.array([4.0, *[0.0] * 50, *[20.0] * 50])
+    assert interval(centred(drawn))[0] < 0.0  # what is clipped
+    (cell,) = _cells([4.0], [drawn])
+    assert cell["interval"] == (0.0, 14.0)

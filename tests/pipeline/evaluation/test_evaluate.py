@@ -294,3 +294,63 @@ def test_a_card_keeps_what_others_wrote(shards, teacher, tmp_path):
     assert once.startswith("# Mine\n\nWords.\n") and "## Results" in once
     write_card(model, tmp_path / "e")
     assert (model / "README.md").read_text() == once
+
+
+def test_a_set_is_of_one_kind_whatever_the_order(shards, teacher, tmp_path):
+    for mixed in (
+        [*shards["val"], *shards["captions"]],
+        [*shards["captions"], *shards["val"]],
+        [*shards["val"], *shards["federated"]],
+    ):
+        with pytest.raises(InputError, match=r"evaluation set x: .* records of .*, others hold .*; want one set"):
+            run({"x": mixed}, tmp_path / "e", teacher)
+    with pytest.raises(InputError, match="evaluation set 'v/al': want a name of"):
+        run({"v/al": shards["val"]}, tmp_path / "e", teacher)
+
+
+def test_a_card_keeps_the_sets_that_were_measured_before(shards, teacher, tmp_path):
+    import shutil
+
+    model = shutil.copytree(teacher, tmp_path / "model")
+    for name in ("val", "captions", "val"):
+        options = [o for s in shards[name] for o in ("--set-shards", f"{name}={s}")]
+        done = call(
+            "evaluate",
+            "--model",
+            model,
+            *options,
+            "--out",
+            tmp_path / name,
+            "--model-card",
+            "--report-json",
+            tmp_path / "r.json",
+        )
+        assert done.exit_code == 0, done.output
+    card = (model / "README.md").read_text()
+    assert card.count("**val** (") == card.count("**captions** (") == 1
+    assert card.count("<!-- evaluate: begin -->") == card.count("## Results") == 1
+    assert json.loads((tmp_path / "r.json").read_text())["val"]["images"] == 7
+    (model / "README.md").write_text(card.replace("Revision `", "Revision `another "))
+    assert call("evaluate", "--model", model, *options, "--out", tmp_path / "val", "--model-card").exit_code == 0
+    assert "**captions**" not in (model / "README.md").read_text()  # they are another revision's
+
+
+def test_a_model_folder_that_lacks_its_processor_is_named(shards, teacher, tmp_path):
+    import shutil
+
+    model = shutil.copytree(teacher, tmp_path / "model")
+    (model / "processor_config.json").unlink()
+    done = call("evaluate", "--model", model, "--set-shards", f"val={shards['val'][0]}", "--out", tmp_path / "e")
+    assert done.exit_code != 0 and "no processor_config.json or preprocessor_config.json in it" in done.output + str(
+        done.stderr
+    )
+    assert "Traceback" not in done.output
+
+
+def test_an_output_of_the_wrong_kind_is_one_line(shards, teacher, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ("--model", teacher, "--set-shards", f"val={shards['val'][0]}")
+    done = call("evaluate", *options, "--out", tmp_path / "file")
+    assert done.exit_code == 2 and f"{tmp_path / 'file'}" in done.stderr and "want a folder" in done.stderr
+    done = call("evaluate", *options, "--out", tmp_path / "e", "--report-json", tmp_path)
+    assert done.exit_code == 2 and "is a directory" in done.stderr and not (tmp_path / "e").exists()

@@ -305,3 +305,16 @@ def test_glips_labels_alone_have_no_manifest(mixed, tmp_path):
     assert not (tmp_path / "out" / "manifest.yaml").exists() and "--images copy" in alone.hints[0]
     export.run([str(mixed)], tmp_path / "full", to="glip")
     assert (tmp_path / "full" / "manifest.yaml").is_file()
+
+
+def test_files_of_somebodys_own_are_not_written_over(mixed, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "det.json").write_text("mine")
+    with pytest.raises(
+        InputError, match=r"own: has files that are of no export, first det\.json; want a new or empty folder"
+    ):
+        export.run([str(mixed)], own, to="coco")
+    assert [p.name for p in own.iterdir()] == ["det.json"] and (own / "det.json").read_text() == "mine"
+    with pytest.raises(InputError, match="files that are of no export"):
+        export.run([str(mixed)], mixed, to="coco")

@@ -309,6 +309,7 @@ CONFIG = IngestConfig(max_failed_share=1.0)
 
 def run(root: Path, name: str, found: Set, config: IngestConfig = CONFIG, **more: object):
     path, companions, options = found
+    (root / "images").mkdir(exist_ok=True)
     entry = {
         "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
         "companions": {role: str(p) for role, p in companions.items()}, **more,
@@ -569,3 +570,54 @@ def test_keys_that_fit_are_as_many_as_there_were(keys):
     fitting = [fitting_key(key) for key in keys]
     assert len(set(fitting)) == len(keys) and not any({"/", "."} & set(key) for key in fitting)
     assert all(fit == key for fit, key in zip(fitting, keys, strict=True) if not {"/", ".", "%"} & set(key))
+
+
+def coco_of(root: Path, file: str, **more: object):
+    images = [{"id": 1, "file_name": file}]
+    data = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    return run(root, "coco", (put(root / "a.json", data), {}, {}), config=IngestConfig(), **more)
+
+
+def test_a_wrong_path_is_told_with_the_path(tmp_path):
+    with pytest.raises(
+        RunError, match=r"1 of 1 images lost .*; the first: .*images/wrong/1\.jpg: not there \(more in .*s-000000"
+    ):
+        coco_of(tmp_path, "wrong/1.jpg")
+    with pytest.raises(InputError, match=r"images_folder: .*/imags: no such folder"):
+        coco_of(tmp_path, "1.jpg", images_folder="imags")
+
+
+def test_labels_may_name_where_their_images_lie(tmp_path):
+    put(tmp_path / "elsewhere" / "1.jpg", "").write_bytes(jpeg(1))
+    assert coco_of(tmp_path, str(tmp_path / "elsewhere" / "1.jpg")).tallies["samples"].kept == 1
+
+
+def test_a_cut_xml_is_told_as_that(tmp_path):
+    path, companions, options = voc(tmp_path, [BOXES["good"]])
+    file = path / "1.xml"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(InputError, match=r"1\.xml: want .* found one that is cut off or broken \(.*line 1"):
+        read("voc", path, companions, **options)
+
+
+def test_a_wrong_option_is_named(tmp_path):
+    path, companions, _ = coco(tmp_path, [BOXES["good"]])
+    with pytest.raises(InputError, match=r"options\.name_parts 'two': want a number"):
+        read("coco", path, companions, name_parts="two")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sets:\n  a: {kind: detection}\n  b: {}\n  a: {}\n", r"m\.yaml: line 4: .*'a' is there twice"),
+        ("sets:\n  a: [\n", r"m\.yaml: line 3: not YAML"),
+        (
+            "sets:\n  a: {kind: detection, format: coco, anotations: x}\n",
+            r"sets\.a\.anotations: .*did you mean annotations\?",
+        ),
+    ],
+)
+def test_slips_in_a_manifest_are_one_line(tmp_path, text, words):
+    with pytest.raises(InputError, match=words) as told:
+        read_manifest(put(tmp_path / "m.yaml", text))
+    assert "\n" not in str(told.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ class KillAt(Silent):
     """A progress that ends the run in the middle of a step's bookkeeping, as a signal would."""
 
     def __init__(self, step: int) -> None:
-        self.left = step + 1  # the first call tells where the run starts
+        self.left = step
 
     def advance(self, n: int, unit: str = "samples") -> None:
         self.left -= 1
@@ -141,3 +142,26 @@ def test_evaluation_writes_what_it_returns_and_does_it_once(sources, tmp_path, t
     before = (tmp_path / "e" / "metrics.json").stat().st_mtime_ns
     assert evaluate.run(EvaluateConfig(batch_size=3), str(teacher), sets, tmp_path / "e") == got
     assert (tmp_path / "e" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_training_does_not_write_over_what_it_starts_from(sources, tmp_path):
+    run(sources, tmp_path / "a")
+    before = files(tmp_path / "a" / "final")
+    for init in (tmp_path / "a" / "final", tmp_path / "a" / ".." / "a" / "final"):
+        with pytest.raises(
+            InputError,
+            match=r"a/final: the training would write over the model it starts from; want an --out beside it",
+        ):
+            run(sources, tmp_path / "a", init=str(init))
+    assert files(tmp_path / "a" / "final") == before
+    run(sources, tmp_path / "b", init=str(tmp_path / "a" / "final"))
+
+
+def test_a_model_that_no_training_made_is_not_replaced(sources, tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path / "out" / "final")
+    (tmp_path / "out" / "final" / "notes.txt").write_text("mine")
+    with pytest.raises(
+        InputError, match=r"out/final: no training of ours made it; want another --out, or move it away"
+    ):
+        run(sources, tmp_path / "out")
+    assert (tmp_path / "out" / "final" / "notes.txt").read_text() == "mine"

@@ -1,0 +1,42 @@
+"""When an ingest lost too much: a wrong path or the wrong file is likelier than so many broken images."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.config import IngestConfig
+from pipeline.errors import RunError
+from pipeline.io.commit import read_report
+from pipeline.io.files import listing
+from pipeline.io.paths import stem
+from pipeline.sources.base import UNREADABLE
+from pipeline.stats import StageReport, Tally
+
+
+def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str) -> None:
+    """See that no more than the allowed share of a set is lost: images of any reason; regions of those that tell of labels that we could not read.
+
+    Raises:
+        RunError: more is lost; tells the first of it, and the report that has more.
+    """
+    samples, regions = (report.tallies.get(what, Tally()) for what in ("samples", "regions"))
+    unread = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
+    ours = regions.seen - regions.dropped.get("unknown_image", 0)  # of a split, most of a file's may be of other images
+    for what, seen, dropped in (("images", samples.seen, samples.dropped), ("regions", ours, unread)):
+        lost = sum(dropped.values())
+        if lost > config.max_failed_share * max(seen, 1):
+            others = f", and {regions.dropped} of the regions" if what == "images" and regions.dropped else ""
+            raise RunError(
+                f"set {name}: {lost} of {seen} {what} lost ({dropped}{others}); "
+                f"allowed share: {config.max_failed_share} (ingest.max_failed_share)" + _first_note(name, out)
+            )
+
+
+def _first_note(name: str, out: str) -> str:
+    """What one of the lost was, and where the others are told."""
+    for path in listing(out, ".report.json"):
+        if re.fullmatch(rf"{re.escape(name)}-\d{{6,}}", stem(path)):
+            report = read_report(out, stem(path))
+            if report is not None and report.notes:
+                return f"; the first: {report.notes[0]} (more in {path})"
+    return ""
