@@ -112,11 +112,8 @@ def _cells(values: Sequence[float], drawn: Sequence[np.ndarray | None]) -> list[
     cells: list[dict[str, Any]] = [{"value": v} for v in values]
     for i, (cell, mine) in enumerate(zip(cells, drawn, strict=True)):
         if mine is not None:
-            low, high = interval(centred(mine))
-            cell["interval"] = (
-                max(0.0, low),
-                min(100.0, high),
-            )  # moved as a whole, it may reach beyond what a share can be
+            low, high = interval(centred(mine))  # moved as a whole, it may reach beyond what a share can be
+            cell["interval"] = max(0.0, low), min(100.0, high)
         if i:
             cell["difference"] = values[i] - values[0]
             if mine is not None and drawn[0] is not None:

@@ -130,16 +130,8 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
     if not annotations or not detections:
         areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
         there = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]
-        names_ = [
-            "ap",
-            "ap50",
-            "ap75",
-            "ar_1",
-            "ar_10",
-            "ar",
-            *(f"{kind}_{size}" for size in there for kind in ("ap", "ar")),
-        ]
-        return dict.fromkeys(names_, 0.0)
+        of_sizes = (f"{kind}_{size}" for size in there for kind in ("ap", "ar"))
+        return dict.fromkeys(("ap", "ap50", "ap75", "ar_1", "ar_10", "ar", *of_sizes), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         gold = COCO()
         gold.dataset = {

@@ -47,10 +47,7 @@ class EvaluationSet:
             raise InputError(f"evaluation set {name}: two of its shards have the same name; want distinct ones")
         for shard, count in enumerate(records.counts):
             other = records.record(shard, 0) if count else first
-            if (other.kind, other.kind == "detection" and other.dataset) != (
-                first.kind,
-                first.kind == "detection" and first.dataset,
-            ):
+            if other.kind != first.kind or (first.kind == "detection" and other.dataset != first.dataset):
                 raise InputError(
                     f"evaluation set {name}: {shards[shard]} holds {other.kind} records of {other.dataset}, others hold {first.kind} "
                     f"records of {first.dataset}; want one set"

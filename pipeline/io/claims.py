@@ -36,10 +36,8 @@ def _alive(claim: bytes) -> bool | None:
         if owner.get("host") != here():
             return None
         now = started(int(owner.get("pid", -1)))
-        if now == "" and owner.get(
-            "started"
-        ):  # it is there, but hidden from us (another user's, under hidepid): it or its follower
-            return None
+        if now == "" and owner.get("started"):
+            return None  # hidden from us (another user's, under hidepid): it, or another that has its number now
         return now == owner.get("started")
     except (ValueError, TypeError, AttributeError):
         return None

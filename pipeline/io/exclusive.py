@@ -25,10 +25,8 @@ def one_at_a_time(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         if handle >= 0:
-            with suppress(OSError):
-                fcntl.flock(
-                    handle, fcntl.LOCK_UN
-                )  # closing is not enough: a process forked meanwhile has the handle, too
+            with suppress(OSError):  # closing is not enough: a process forked meanwhile has the handle, too
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 
@@ -59,9 +57,8 @@ def create_exclusively(path: str | Path, data: bytes) -> bool:
         os.link(temporary, path)  # unlike a rename it fails if the name is taken, and the file is never half there
         return True
     except FileExistsError:
-        return (
-            os.stat(temporary).st_nlink > 1
-        )  # a network disk that had made the link, lost its answer and was asked again
+        # or a network disk had made the link, lost its answer, and was asked again
+        return os.stat(temporary).st_nlink > 1
     except OSError:  # a file system without links
         with suppress(FileExistsError), open(path, "xb") as file:
             file.write(data)

@@ -6,7 +6,6 @@ GOOGLE_APPLICATION_CREDENTIALS), never from settings, so they cannot get into an
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import os
@@ -44,22 +43,24 @@ def _passing(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith(("aiohttp", "asyncio")):
         status = getattr(cause, "status", None)  # fsspec calls every failure over HTTP a missing file
         return status is None or status >= 500 or status == 429
-    if _status(error) in _REFUSALS or _beyond_end(error):
+    if _status(error) in _REFUSALS:
         return False
     return isinstance(error, Exception) and not (
         isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
     )
 
 
+_BEYOND_END = 416
+"""The object ends before the range that was asked for begins."""
+
+
 def _status(error: BaseException) -> int | None:
-    """What a web server answered, as aiohttp and gcsfs tell it."""
-    told = (str(getattr(error, name, None)) for name in ("status", "code"))
-    return next((int(number) for number in told if number.isdecimal()), None)
-
-
-def _beyond_end(error: BaseException) -> bool:
-    """Whether a store says that an object ends before the range that it was asked for begins; s3fs gives it this number."""
-    return _status(error) == 416 or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+    """What a web server answered, as aiohttp, gcsfs and, of what s3fs made another error of, botocore tell it."""
+    response = getattr(error.__cause__, "response", None)
+    told = [getattr(error, name, None) for name in ("status", "code")]
+    if isinstance(response, dict):
+        told.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return next((int(number) for number in map(str, told) if number.isdecimal()), None)
 
 
 def patiently(what: str, action: Callable[[], T]) -> T:
@@ -97,7 +98,7 @@ def named_errors(url: str) -> Iterator[None]:
         extra = {"s3": "s3", "gs": "gs"}.get(url.split(":", 1)[0], "https")
         raise InputError(f"{url}: {error}; pip install 'glip-self-train[{extra}]'") from None
     except Exception as error:
-        if _status(error) in _REFUSALS - {416}:
+        if _status(error) in _REFUSALS - {_BEYOND_END}:
             raise InputError(f"{url}: refused ({_first_line(error)})") from None
         if type(error).__name__ in _PERMANENT_NAMES:
             raise InputError(f"{url}: {error}; set the store's credentials in the environment") from None
@@ -195,7 +196,7 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
             with named_errors(str(path)):
                 return patiently(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
         except Exception as error:
-            if _beyond_end(error):
+            if _status(error) == _BEYOND_END:
                 return b""
             raise
     with open(path, "rb") as file:

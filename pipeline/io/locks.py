@@ -39,10 +39,8 @@ def host_lock(name: str) -> Iterator[bool]:
         else:
             try:
                 yield True
-            finally:
-                fcntl.flock(
-                    handle, fcntl.LOCK_UN
-                )  # closing is not enough: a process forked meanwhile has the handle, too
+            finally:  # closing is not enough: a process forked meanwhile has the handle, too
+                fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 

@@ -286,9 +286,7 @@ def known_of(item: Labelled, gone: Iterable[Region] = ()) -> tuple[tuple[str, ..
     if item.caption is not None or not names:
         return item.verified_absent, item.not_exhaustive
     absent = item.verified_absent
-    if (
-        absent is not None and item.not_exhaustive is None
-    ):  # of a federated set that does not say, nothing more is known now
+    if absent is not None and item.not_exhaustive is None:  # a federated set that does not say it of others
         return tuple(name for name in absent if name not in names), None
     more = tuple(sorted({*(item.not_exhaustive or ()), *names}))
     return None if absent is None else tuple(name for name in absent if name not in names), more

@@ -47,7 +47,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
                 key, image = _entry(path, row, where, column)
             except InputError as error:
                 wrong = wrong or error
-                problems.add("bad_labels", str(error))
+                problems.add("bad_labels", str(error).replace(path, _name(path)))
                 if not good and problems.counts["bad_labels"] >= LOOK_AT:
                     raise wrong from None
                 continue
@@ -102,7 +102,7 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
             extension = next((e for e in IMAGE_EXTENSIONS if e in sample.files), None)
             if extension is None or "json" not in sample.files:
                 missing = "image" if extension is None else "json"
-                problems.add(f"no_{missing}", f"{path}: {sample.key}: no {missing}")
+                problems.add(f"no_{missing}", f"{_name(path)}: {sample.key}: no {missing}")
                 continue
             try:
                 row = json.loads(sample.files["json"])
@@ -128,6 +128,11 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
     else:
         for _, row in stream_lines(path, WANTED):
             yield row, None
+
+
+def _name(path: str) -> str:
+    """Of a file, as it stands in what is kept: folders are no part of that."""
+    return path.rsplit("/", 1)[-1]
 
 
 def _plain(value: Any) -> Any:

@@ -47,9 +47,8 @@ class ImageStore:
                     "unknown_folder", f"{place.file}: {place.folder!r}; want one of {sorted(self.folders)}"
                 )
             return [join(self.folders[place.folder], place.file)]
-        own = (
-            [place.file] if place.file.startswith("/") else []
-        )  # labels may name where their images lie on this machine
+        # labels may name where their images lie on this machine
+        own = [place.file] if place.file.startswith("/") else []
         return [*(join(folder, place.file) for folder in self.folders), *own]
 
     def size(self, place: Place) -> int | None:
