@@ -136,7 +136,7 @@ def run_jobs(
         except Exception as error:
             errors.append(error)
             continue
-        if report is not None:
+        if report is not None and "stage" in report:  # what evaluate reports are metrics
             total.merge(StageReport.model_validate(report))
     show_tallies(title, total)
     if total.failed:

@@ -78,7 +78,7 @@ def evaluate(
         from pipeline.evaluation.card import write_card
 
         click.echo(f"wrote {write_card(model, out)}")
-    return metrics
+    return {"sets": metrics, "protocols": protocols}
 
 
 def _named_files(options: Sequence[str]) -> dict[str, str]:

@@ -329,7 +329,7 @@ def test_a_card_keeps_the_sets_that_were_measured_before(shards, teacher, tmp_pa
     card = (model / "README.md").read_text()
     assert card.count("**val** (") == card.count("**captions** (") == 1
     assert card.count("<!-- evaluate: begin -->") == card.count("## Results") == 1
-    assert json.loads((tmp_path / "r.json").read_text())["val"]["images"] == 7
+    assert json.loads((tmp_path / "r.json").read_text())["sets"]["val"]["images"] == 7
     (model / "README.md").write_text(card.replace("Revision `", "Revision `another "))
     assert call("evaluate", "--model", model, *options, "--out", tmp_path / "val", "--model-card").exit_code == 0
     assert "**captions**" not in (model / "README.md").read_text()  # they are another revision's
