@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.evaluation.matching import IOUS, RECALLS
+from pipeline.figures import figure, svg
 
+HEIGHT = 3.2
 SHOWN = (0, 5, 8)
 """IoU 0.5, 0.75 and 0.9."""
 
 
 def precision_recall(curves: np.ndarray) -> bytes:
     """Precision against recall, a mean over names; curves (names, 10, 101) as matching.class_curves gives them."""
-    figure, axes = _figure(4.4)
+    made, axes = figure(4.4, HEIGHT)
     for t in SHOWN:
         mean = curves[:, t].mean(axis=0)
         axes.plot(100 * RECALLS, 100 * mean, label=f"IoU {IOUS[t]:.2f}: AP {100 * mean.mean():.1f}", linewidth=1.5)
     axes.set(xlabel="recall, %", ylabel="precision, %", xlim=(0, 100), ylim=(0, 102))
     axes.legend(frameon=False)
-    return _svg(figure)
+    return svg(made)
 
 
 def reliability(bands: Sequence[Mapping[str, float]]) -> bytes:
     """Share of right detections against their score, with how many there are."""
-    figure, axes = _figure(4.4)
+    made, axes = figure(4.4, HEIGHT)
     scores = [b["score"] for b in bands]
     axes.plot([0, 1], [0, 100], color="#b8bec8", linewidth=1, linestyle="--")
     axes.plot(scores, [b["precision"] for b in bands], "o-", color="#1f6f5c")
@@ -39,12 +39,12 @@ def reliability(bands: Sequence[Mapping[str, float]]) -> bytes:
     right.spines["top"].set_visible(False)
     axes.set_zorder(right.get_zorder() + 1)  # the curve before the bars
     axes.patch.set_visible(False)
-    return _svg(figure)
+    return svg(made)
 
 
 def by_frequency(counts: Sequence[int], values: Sequence[float], counted: str, measure: str) -> bytes:
     """A dot a name: how often it stands in ``counted``, and its ``measure`` in percent; with the mean of each power of ten."""
-    figure, axes = _figure(5.6)
+    made, axes = figure(5.6, HEIGHT)
     at, value = np.asarray(counts, float), np.asarray(values, float)
     axes.scatter(at, value, s=14, alpha=0.5, color="#3d6fb4", linewidths=0)
     decade = np.floor(np.log10(np.maximum(at, 1)))
@@ -53,26 +53,4 @@ def by_frequency(counts: Sequence[int], values: Sequence[float], counted: str, m
         axes.plot([10**d, 10 ** (d + 1)], [mean, mean], color="#c2542d", linewidth=2)
     axes.set_xscale("log")
     axes.set(xlabel=counted, ylabel=f"{measure}, %", ylim=(0, 102))
-    return _svg(figure)
-
-
-def _figure(width: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(width, 3.2), layout="constrained")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Any) -> bytes:
-    from matplotlib import pyplot, rc_context
-
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "glip-self-train"}):  # ids are random otherwise
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return svg(made)
