@@ -18,11 +18,10 @@ from pipeline.evaluation.compare import Evaluated
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.evaluation.frequencies import plain
+from pipeline.evaluation.metrics import SIZES
 from pipeline.io.commit import write_atomic, write_json
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, np.inf))
-"""COCO's, by a box' own area."""
 LEAST = 20
 """Labels that a proposed threshold must rest on."""
 
@@ -124,7 +123,7 @@ def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, A
     m = evidence.matches
     sizes = {
         name: Part((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high), None)
-        for name, low, high in SIZES
+        for name, (low, high) in SIZES.items()
     }
     bands = score_bands(m)
     return {

@@ -160,10 +160,9 @@ class Ledger:
         except Exception as error:
             self.failed(job, error)
             return
-        with self._lock:
-            self._reports[job.name] = report
         self._give_up(job.name)
         with self._lock:
+            self._reports[job.name] = report
             self._show(lambda: self._progress.shard(report, skipped=False))
 
     def failed(self, job: ShardJob, error: BaseException | str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier, Thread
@@ -42,6 +43,15 @@ class Broken:
 
     def __call__(self, desk: Desk) -> None:
         raise InputError("no GPU here")
+
+
+def at_once(count: int, work: Callable[[], None]) -> None:
+    """The work in so many threads, until all have ended."""
+    threads = [Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def jobs(count: int, fingerprint: str = "f") -> list[ShardJob]:
@@ -179,11 +189,7 @@ def test_workers_stay_while_what_is_left_is_another_runs(tmp_path, monkeypatch):
             ledger.done(job, Write(str(tmp_path))(job))
             done.append(job.name)
 
-    workers = [Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    at_once(4, work)
     assert len(done) == 4 and ledger.close(devices=1, price=None, max_failed=0).done == 4
 
 
@@ -255,11 +261,7 @@ def test_a_limit_holds_for_threads_that_ask_at_the_same_time(tmp_path, monkeypat
         if (job := ledger.take()) is not None:
             given.append(job.name)
 
-    workers = [Thread(target=work) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    at_once(8, work)
     assert len(given) == 4
     ledger.close(devices=1, price=None, max_failed=0)
 
