@@ -28,13 +28,13 @@ from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
+from pipeline.sources.base import CUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
 from pipeline.sources.index import Index, Part
 from pipeline.stages.base import ShardJob, run_shards
-from pipeline.stages.ingest_losses import refuse_losses
+from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
 from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
@@ -149,6 +149,8 @@ def _ingest_set(
     for note in header.get("notes", ()):
         log.warning("%s: %s", name, note)
     refuse_losses(config, name, report, out)
+    if doubt := cut_boxes(report):
+        log.warning("%s: %s", name, doubt)
     _remove_beyond(len(work.parts), name, out)
     card = DatasetCard(
         name=name, kind=format_.kind, label_space=header.get("label_space"), frequency=header.get("frequency"),
@@ -235,6 +237,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.kept = 0
+        self.cut = 0
         self.dropped: Counter[str] = Counter()
 
     def tally(self) -> Tally:
@@ -265,27 +268,28 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     file = f"{job.name}.tar"
     output = write_tar(join(work.out, file), records())
     tallies = {"samples": samples.tally(), "regions": regions.tally()}
-    return job.report(STAGE, {file: output}, tallies, notes=notes)
+    numbers = {REGIONS_CUT: float(regions.cut)} if regions.cut else {}
+    return job.report(STAGE, {file: output}, tallies, numbers=numbers, notes=notes)
 
 
 def _sample(
     item: Labelled, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
-    if item.lost:
-        regions.dropped.update(item.lost)
-        if (
-            not item.regions and UNREADABLE & item.lost.keys()
-        ):  # without any, it would teach that what is there is absent
+    lost = dict(item.lost)
+    cut_before = lost.pop(CUT, 0)
+    if lost:
+        regions.dropped.update(lost)
+        if not item.regions and UNREADABLE & lost.keys():  # without any, it would teach that what is there is absent
             samples.dropped["no_usable_region"] += 1
-            notes.append(f"{item.place.file}: none of its regions can be used ({dict(item.lost)})")
+            notes.append(f"{item.place.file}: none of its regions can be used ({lost})")
             return None
     try:
         data = read()
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept, gone = upright(item, header, work.orientation)
+        kept, gone, cut = upright(item, header, work.orientation)
         absent, more = known_of(item, gone)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
@@ -301,6 +305,7 @@ def _sample(
         return None
     samples.kept += 1
     regions.kept += len(kept)
+    regions.cut += cut_before + cut
     regions.dropped["box_outside_image"] += len(gone)
     return {_extension(item.place.file, header): data, "json": text}
 

@@ -1,4 +1,4 @@
-"""When an ingest lost too much: a wrong path or the wrong file is likelier than so many broken images."""
+"""When an ingest lost or changed too much: a wrong path or the wrong file is likelier than so many broken images."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str
                 f"set {name}: {lost} of {seen} {what} lost ({dropped}{others}); "
                 f"allowed share: {config.max_failed_share} (ingest.max_failed_share)" + _first_note(name, out)
             )
+
+
+REGIONS_CUT = "regions_cut_at_edge"
+_MANY_CUT = 0.1
+"""Of a set whose boxes are what they are said to be, few reach so far outside; corners read as x, y, width, height do by the half."""
+
+
+def cut_boxes(report: StageReport) -> str | None:
+    """What to say of a set of whose boxes suspiciously many lost more than a tenth at their image's edge."""
+    kept, cut = report.tallies.get("regions", Tally()).kept, int(report.numbers.get(REGIONS_CUT, 0))
+    if cut <= _MANY_CUT * kept:
+        return None
+    return (
+        f"{cut:,} of {kept:,} boxes reached outside their image by more than a tenth and were cut there: "
+        "look at some with `inspect`; are they corners where the format has x, y, width, height, or of images of another size?"
+    )
 
 
 def _first_note(name: str, out: str) -> str:

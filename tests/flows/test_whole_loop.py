@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.io.hashing import digest_file
 from tests.flows.api import answer, ask
@@ -117,7 +118,7 @@ def test_an_address_with_a_secret_is_refused_before_it_is_stored(up, flow):
     assert "S3CRET" not in runs + (up.logs / "server.log").read_text() + (up.logs / "worker.log").read_text()
 
 
-def test_a_run_that_fails_is_told_to_those_on_call(up):
+def test_a_run_that_fails_is_told_to_those_on_call(up, tmp_path):
     said: list[dict[str, str]] = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -138,10 +139,16 @@ def test_a_run_that_fails_is_told_to_those_on_call(up):
     )
     subprocess.run([sys.executable, "-c", make], env=up.env, cwd=ROOT, check=True)
     config = tiny_config()
-    data = config.data.model_copy(update={"manifest": "/nowhere/sets.yaml", "crawl": ("/nowhere/0.tar",)})
+    entries = {
+        name: {"kind": kind, "format": "coco", "annotations": f"/nowhere/{name}.json", "images_folder": "."}
+        for kind, names in (("detection", config.data.sources), ("evaluation", config.data.evaluated()))
+        for name in names
+    }
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"sets": entries}, sort_keys=False))
+    data = config.data.model_copy(update={"manifest": str(tmp_path / "sets.yaml"), "crawl": ("/nowhere/0.tar",)})
     config = config.model_copy(update={"data": data, "demo": None})
     words = {
-        "self-train": "/nowhere/sets.yaml",
+        "self-train": "/nowhere/detection.json",  # a label file is first opened by ingest
         "parse-phrases": "/nowhere/0.tar",
         "round": "eval_base",
     }  # measured first

@@ -18,7 +18,7 @@ from pipeline.io.manifests import read_manifest
 from pipeline.io.tars import read_tar, write_tar
 from pipeline.records import GroundingRecord
 from pipeline.sources import image_store
-from pipeline.sources.base import Labelled, Place, known_of
+from pipeline.sources.base import CUT, Labelled, Place, known_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.keys import fitting_key
 from pipeline.stages import export, ingest
@@ -171,7 +171,7 @@ def test_boxes_outside_and_without_area_are_lost_by_name_and_the_others_cut_at_t
     assert [tuple(v * s for v, s in zip(r.box, scale, strict=True)) for r in image.regions] == [
         pytest.approx(b) for b in KEPT
     ]
-    assert image.lost == LOST
+    assert image.lost == {**LOST, CUT: 1}
 
 
 @pytest.mark.parametrize("name", READ)
@@ -348,7 +348,7 @@ def test_a_missing_image_costs_itself_and_its_regions_only(tmp_path, name):
     assert report.tallies["samples"].dropped == {"image_missing": 1} and report.tallies["samples"].kept == 0
     regions = report.tallies["regions"]
     assert regions.kept == 0 and Counter(regions.dropped) == Counter({**LOST, "image_lost": len(KEPT)})
-    assert regions.seen == len(BOXES)
+    assert regions.seen == len(BOXES) and not report.numbers
 
 
 def put_images(root: Path) -> None:

@@ -33,7 +33,8 @@ def test_coco_crowds_empty_images_and_broken_boxes(tmp_path):
         ("dog", (0, 0, 80, 50), True),
     ]
     assert lost(found) == {
-        "box_outside_image": 1, "box_without_area": 1, "bad_box": 1, "unknown_category": 1, "unknown_image": 1
+        "box_outside_image": 1, "box_without_area": 1, "bad_box": 1, "unknown_category": 1, "unknown_image": 1,
+        "cut_at_edge": 2,
     }  # fmt: skip
     assert nine.verified_absent is None
     assert read("coco", tmp_path / "a.json", name_parts=1).images[0].place.file == "7.jpg"
@@ -85,7 +86,7 @@ def test_visual_genome_objects(tmp_path):
     one, two = found.images
     assert one.place.file == "VG_100K_2/1.jpg" and two.regions == ()
     assert [(r.phrase, r.box) for r in one.regions] == [("trees", (0, 0, 70, 40)), ("street lamp", (10, 0, 80, 40))]
-    assert lost(found) == {"box_without_area": 1, "no_name": 1}
+    assert lost(found) == {"box_without_area": 1, "no_name": 1, "cut_at_edge": 1}
     assert [i.key for i in read("visual_genome_objects", path, roles, without_coco=True).images] == ["000000001"]
     rare = read("visual_genome_objects", path, roles, least_boxes=2)
     assert rare.label_space == ("trees",) and lost(rare)["rare_name"] == 1
@@ -215,7 +216,10 @@ def test_grit_as_img2dataset_leaves_it(tmp_path, form):
     else:
         assert place.file == "00000/000000012.jpg"
     (image,) = read("grit", path, expressions=True).images
-    assert [r.box for r in image.regions] == [(0, 0.31, 1, 0.998)] and image.lost == {"span_outside_caption": 1}
+    assert [r.box for r in image.regions] == [(0, 0.31, 1, 0.998)] and image.lost == {
+        "span_outside_caption": 1,
+        "cut_at_edge": 1,
+    }
 
 
 def test_glip_records_of_both_versions(tmp_path):

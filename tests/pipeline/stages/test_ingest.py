@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -298,6 +299,19 @@ def coco_of(root: Path, images: dict[str, bytes], size=(64, 80), box=(10, 4, 20,
     layouts.put(root / "a.json", {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]})
     entry = {"kind": "detection", "format": "coco", "annotations": "a.json", "images_folder": "images", **more}
     return layouts.put(root / "m.yaml", {"sets": {"s": entry}})
+
+
+@pytest.mark.parametrize("size", [(64, 80), None])  # cut by the reader, or when the image has been seen
+def test_corners_in_place_of_x_y_width_height_are_told_of(tmp_path, caplog, size):
+    """Every box of the file looks sound; on the images, all of these reach out at the right or below."""
+    images = {f"{n}.jpg": jpeg(n) for n in range(3)}
+    manifest = coco_of(tmp_path, images, size=size, box=(50, 30, 78, 60))
+    report = ingest.run(CONFIG, manifest, tmp_path / "out")
+    assert report.tallies["regions"].kept == 3 and report.numbers == {"regions_cut_at_edge": 3}
+    assert "s: 3 of 3 boxes reached outside their image" in caplog.text and "corners" in caplog.text
+    caplog.clear()
+    shutil.rmtree(tmp_path / "images")
+    assert not ingest.run(CONFIG, coco_of(tmp_path, images, size=size), tmp_path / "out").numbers and not caplog.text
 
 
 def test_images_of_every_kind_are_copied_as_they_are(tmp_path):
