@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.cli_base import FILE, one_line_errors, setup_logging, tell, terminal
-from pipeline.exports.formats import WRITTEN
+from pipeline.exports.formats import DATASET, WRITTEN
 from pipeline.lifeline import follow_starter
 
 
@@ -29,10 +29,10 @@ from pipeline.lifeline import follow_starter
     multiple=True,
     help="Of a label store: the crawl that holds the images; folder, glob or pattern.",
 )
-@click.option("--dataset", default="pseudo", help="Of a label store: the name of the set.")
+@click.option("--dataset", help=f"Of a label store: the name of the set.  [default: {DATASET}]")
 @click.option(
-    "--classes", "class_names", type=click.Choice(["phrase", "root"]), default="phrase",
-    help="yolo: what of a phrase is the class: all of it, or its head noun.",
+    "--classes", "class_names", type=click.Choice(["phrase", "root"]),
+    help="yolo: what is the class: all of a phrase, or its head noun.  [default: phrase]",
 )  # fmt: skip
 @click.option("--drop-empty", is_flag=True, help="Leave out images without a label; they are counted.")
 @click.option("--report-json", type=FILE, help="Also write the counts as JSON.")

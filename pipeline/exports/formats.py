@@ -19,6 +19,8 @@ _TARGETS: Mapping[str, str] = {
     "yolo": "yolo.Yolo",
 }
 WRITTEN = tuple(_TARGETS)
+DATASET = "pseudo"
+"""What the set of a label store's records is called, if not named."""
 
 
 def load_target(name: str) -> Callable[[Desk], Target]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.config import BuildShardsConfig
 from pipeline.dataset_cards import read_cards
 from pipeline.errors import InputError
+from pipeline.exports.formats import DATASET
 from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.io.files import file_size, listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file
@@ -81,7 +82,7 @@ class Source(Protocol):
 
 
 def find_source(
-    dirs: Sequence[str], *, phrases: str | None, crawl: Sequence[str], dataset: str, images: bool | None
+    dirs: Sequence[str], *, phrases: str | None, crawl: Sequence[str], dataset: str | None, images: bool | None
 ) -> Source:
     """What the folders, patterns or files hold.
 
@@ -95,6 +96,8 @@ def find_source(
     if len(kinds) > 1:
         raise InputError(f"{', '.join(dirs)}: training shards and a label store; export them one after the other")
     if kinds == {".tar"}:
+        if dataset is not None:
+            raise InputError("--dataset names the set of a label store; training shards know theirs themselves")
         if phrases or crawl:
             raise InputError(
                 "--phrases and --shards go with a label store; training shards know their images themselves"
@@ -102,7 +105,7 @@ def find_source(
         return TrainingShards(expand_shards(dirs))
     if images and not crawl:
         raise InputError("--images copy of a label store wants --shards, the crawl that holds the images")
-    return LabelStore(expand_shards(dirs, suffix=".parquet"), phrases, list(crawl), dataset)
+    return LabelStore(expand_shards(dirs, suffix=".parquet"), phrases, list(crawl), dataset or DATASET)
 
 
 def _kind(path: str) -> str:

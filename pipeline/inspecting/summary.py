@@ -117,9 +117,14 @@ def inspect_shards(
         The summary, and the pictures by shard and key. A shard that cannot be read is among ``failed``.
 
     Raises:
-        InputError: no shard can be told to be one, or none can be read. RunError: a process broke down.
+        InputError: no shard can be told to be one, none can be read, or there is nothing that ``phrases`` or ``crawl`` are for. RunError: a process broke down.
     """
     kind, progress = kind_of(shards), progress or Silent()
+    if kind in {"training", "crawl"} and (phrases or crawl):
+        raise InputError(
+            f"--phrases and --shards go with labels or regions; these are shards of {'a crawl' if kind == 'crawl' else 'training records'}, "
+            "which hold their own texts and images"
+        )
     total, keys, texts = Counts(), list[np.ndarray](), TextCounts()
     chosen, failed = Pictures(pictures), list[FailedShard]()
     progress.begin("inspect", len(shards))

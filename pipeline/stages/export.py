@@ -16,7 +16,7 @@ from typing import Literal
 from pipeline.errors import InputError
 from pipeline.exports.base import ClassNames, Desk, Item, Target
 from pipeline.exports.files import in_order, writers
-from pipeline.exports.formats import load_target
+from pipeline.exports.formats import DATASET, load_target
 from pipeline.exports.inputs import Found, Sample, Source, find_source
 from pipeline.exports.names import Names
 from pipeline.exports.sink import Sink
@@ -56,8 +56,8 @@ def run(
     images: Literal["copy", "none"] | None = None,
     phrases: str | None = None,
     crawl: Sequence[str] = (),
-    dataset: str = "pseudo",
-    class_names: ClassNames = "phrase",
+    dataset: str | None = None,
+    class_names: ClassNames | None = None,
     drop_empty: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -66,18 +66,22 @@ def run(
     Args:
         images: copy them beside the labels, or none; by default they are copied where they are to be had.
         phrases, crawl, dataset: of a label store; see :func:`pipeline.exports.inputs.find_source`.
-        class_names: what of a grounding record's region is its class, in formats that know classes only.
+        class_names: yolo: what of a grounding record's region is its class; its phrase by default.
         drop_empty: leave images without a label out, counted as ``no_region``.
 
     Raises:
-        InputError: no such format, inputs that are none of ours, another export in ``out``, or no record to write.
+        InputError: no such format, inputs that are none of ours, options that are for others, another export in ``out``, or no
+            record to write.
     """
     out, make = str(out).rstrip("/"), load_target(to)
+    if class_names is not None and to != "yolo":
+        raise InputError(f"--classes is of yolo, which knows classes only; {to} holds the phrases as they are")
+    class_names = class_names or "phrase"
     source = find_source(dirs, phrases=phrases, crawl=crawl, dataset=dataset, images=images == "copy")
     copy = source.images if images is None else images == "copy"
     cards, progress = source.cards(), progress or Silent()
     settings = {
-        "to": to, "images": copy, "dataset": dataset, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
+        "to": to, "images": copy, "dataset": dataset or DATASET, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
         "cards": {name: card.model_dump(mode="json") for name, card in cards.items()},
     }  # fmt: skip
     mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())

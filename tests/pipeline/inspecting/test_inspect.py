@@ -143,6 +143,12 @@ def test_shards_are_what_the_first_with_a_sample_is(tmp_path, train):
         inspect_shards([broken, str(tmp_path / "missing.tar")])
 
 
+@pytest.mark.parametrize("options", [{"phrases": "phrases"}, {"crawl": ["0.tar"]}])
+def test_options_of_a_label_store_are_refused_for_what_holds_its_own_texts(train, options):
+    with pytest.raises(InputError, match=r"go with labels or regions; these are shards of training records"):
+        inspect_shards(train, **options)
+
+
 def test_problems_are_counted_by_reason_and_named(train):
     summary, _ = inspect_shards(train)
     assert summary.problems == {
