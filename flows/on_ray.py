@@ -1,7 +1,8 @@
 """Labelling and parsing on a Ray cluster: Prefect's tasks run there, and what a process has loaded serves all its chunks.
 
 Ray gives a chunk a GPU (or a core) on some machine. A GPU has one process of its own, an actor that holds the teacher and
-does every chunk which that GPU is given; on the CPU the processes of Ray's tasks do, as Ray uses them again and again.
+does every chunk which that GPU is given. On the CPU each of Ray's processes for tasks, which are used again and again, has
+such an actor: a chunk at which the process dies would else take the task with it, and could not be set aside.
 Whether work is done is still decided by what lies in the run's folder, which all machines must see under the same path:
 a chunk that is run twice because a machine died finds the shards that were done and makes the rest, the same bytes.
 """
@@ -15,7 +16,7 @@ import resource
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
@@ -36,7 +37,9 @@ log = logging.getLogger("glip_self_train")
 LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "log_to_driver": False}
 KEEPER, IDLE_SECONDS = "glip-keeper", 600.0
 RETRIES = 5
-"""Times that Ray gives a chunk to another process when one dies; Prefect's own retries are for errors."""
+"""Times that Ray gives a task to another process when one dies, as with its machine; Prefect's own retries are for errors."""
+STARTS = 2
+"""Times that one try of a task begins its job in a process of its own, which may have died of what another job left in it."""
 
 
 class ClusterRunner(RayTaskRunner[Any]):
@@ -53,7 +56,9 @@ class ClusterRunner(RayTaskRunner[Any]):
         return type(self)(self.address, self.init_kwargs, self.options)
 
     def __exit__(self, *exc_info: Any) -> None:
-        dismiss_keepers()
+        # Prefect enters a duplicate of the runner in every task, where other tasks are still in need of the processes
+        if ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:
+            dismiss_keepers()
         super().__exit__(*exc_info)
 
     def submit(self, *arguments: Any, **named: Any) -> PrefectRayFuture[Any]:
@@ -82,28 +87,33 @@ def cluster_runner(resources: ResourcesConfig) -> TaskRunner[Any]:
 
 
 def run_kept(job: Job) -> dict[str, Any] | None:
-    """Run a job in a process of Ray's that outlives it: the GPU's own if Ray has given us one, else this one.
+    """Run a job in a process that outlives it: the actor of the GPU that Ray has given us, or else of the process that asks.
 
     Raises:
-        InputError, RunError: as :func:`flows.children.run_child`.
+        InputError, RunError: as :func:`flows.children.run_child`; RunError also if the process died again and again.
     """
-    if not ray.is_initialized() or not (gpus := ray.get_gpu_ids()):
+    if not ray.is_initialized():
         return run_here(job)
     context = ray.get_runtime_context()
-    gpu, node = str(gpus[0]), context.get_node_id()
-    for left in reversed(range(RETRIES)):
+    node = context.get_node_id()
+    gpu = next((str(gpu) for gpu in ray.get_gpu_ids()), None)
+    place = f"GPU {gpu} of node {node}" if gpu else f"node {node}"
+    for left in reversed(range(STARTS)):
         keeper: Any = ray.remote(Keeper).options(
-            name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu}", namespace=KEEPER, get_if_exists=True, num_cpus=0,
+            name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu or context.get_worker_id()}", namespace=KEEPER,
+            get_if_exists=True, num_cpus=0,
             lifetime="detached",  # else it would end with the process that asked first
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}},
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}} if gpu else None,
         ).remote()  # fmt: skip
         try:
-            said: Any = ray.get(keeper.run.remote(job))
+            said: Any = (
+                keeper.run.remote(job).future().result()
+            )  # ray.get would give the core to another task meanwhile
         except ray.exceptions.RayActorError as error:
             if not left:  # a shard that kills every process is set aside as one that fails
-                raise RunError(f"{job.name}: its process on GPU {gpu} of node {node} died {RETRIES} times") from error
-            log.warning("%s: the process of GPU %s died; a new one takes its place", job.name, gpu)
+                raise RunError(f"{job.name}: its process on {place} died {STARTS} times") from error
+            log.warning("%s: its process on %s died; a new one takes its place", job.name, place)
             continue
         if isinstance(said, InputError | RunError):
             raise said
@@ -112,7 +122,7 @@ def run_kept(job: Job) -> dict[str, Any] | None:
 
 
 class Keeper:
-    """What runs in the process of one GPU, as an actor. The task that asks holds the GPU with Ray; this process holds what is loaded on it.
+    """What runs in the process of one GPU or core, as an actor. The task that asks holds the GPU with Ray; this process holds what is loaded.
 
     It ends with the run (:func:`dismiss_keepers`), or by itself when nobody asked anything for IDLE_SECONDS.
     """
@@ -138,11 +148,12 @@ class Keeper:
 
 
 def dismiss_keepers() -> None:
-    """End the processes of this run's GPUs."""
+    """End the processes of this run."""
     mine = f"{KEEPER}-{ray.get_runtime_context().get_job_id()}-"
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] == KEEPER and actor["name"].startswith(mine):
-            ray.kill(ray.get_actor(actor["name"], namespace=KEEPER))
+            with suppress(ValueError):  # it has ended by itself
+                ray.kill(ray.get_actor(actor["name"], namespace=KEEPER))
 
 
 def run_here(job: Job) -> dict[str, Any] | None:
