@@ -67,8 +67,10 @@ class ClusterRunner(RayTaskRunner[Any]):
             return super().submit(*arguments, **named)
 
 
-def cluster_runner(resources: ResourcesConfig) -> TaskRunner[Any]:
+def cluster_runner(resources: ResourcesConfig, *, gpus: bool) -> TaskRunner[Any]:
     """The task runner of a stage whose jobs have ``kept`` set, on the cluster that ``resources.cluster`` names.
+
+    gpus: each task holds one; else it holds cores alone, of which machines with few GPUs have many.
 
     Raises:
         InputError: tasks would have no server to report to.
@@ -79,7 +81,7 @@ def cluster_runner(resources: ResourcesConfig) -> TaskRunner[Any]:
             "that all of them reach (`prefect server start`)"
         )
     cores = resources.threads or 1
-    options = {"num_cpus": cores, "num_gpus": float(resources.device == "cuda"), "max_retries": RETRIES, "max_calls": 0}
+    options = {"num_cpus": cores, "num_gpus": float(gpus), "max_retries": RETRIES, "max_calls": 0}
     if resources.cluster == "local":
         settings: dict[str, Any] = {**LOCAL, "num_cpus": cores * resources.parallel}
         return ClusterRunner("local", settings, options)  # not one that happens to run here

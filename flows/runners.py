@@ -27,4 +27,4 @@ def task_runner(resources: ResourcesConfig, stage: str) -> TaskRunner[Any]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     from flows.on_ray import cluster_runner  # ray is an extra
 
-    return cluster_runner(resources)
+    return cluster_runner(resources, gpus=stage == "pseudo-label" and resources.device == "cuda")

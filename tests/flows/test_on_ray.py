@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.runners import task_runner
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
 from pipeline.recipes import load_recipe
@@ -182,6 +184,15 @@ def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, tea
     processes = {line.split()[-1] for text in logs for line in text.splitlines() if line.startswith("on ")}
     assert len(processes) == 2
     assert outputs(layout) == quiet
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_labelling_asks_for_gpus_and_parsing_for_cores_alone(device):
+    config = load_recipe("demo", ["resources.cluster=127.0.0.1:1", f"resources.device={device}", "resources.threads=3"])
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        runners = [task_runner(config.resources, stage) for stage in ("parse-phrases", "pseudo-label")]
+    asked = [(runner.options["num_cpus"], runner.options["num_gpus"]) for runner in runners]
+    assert asked == [(3, 0.0), (3, float(device == "cuda"))]
 
 
 DIES = """
