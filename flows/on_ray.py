@@ -15,6 +15,7 @@ import os
 import resource
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from typing import Any
@@ -114,7 +115,9 @@ def run_kept(job: Job) -> dict[str, Any] | None:
             )  # ray.get would give the core to another task meanwhile
         except ray.exceptions.RayActorError as error:
             if not left:  # a shard that kills every process is set aside as one that fails
-                raise RunError(f"{job.name}: its process on {place} died {STARTS} times") from error
+                raise RunError(
+                    f"{job.name}: its process on {place} died {STARTS} times; see {job.logs / job.name}.log"
+                ) from error
             log.warning("%s: its process on %s died; a new one takes its place", job.name, place)
             continue
         if isinstance(said, InputError | RunError):
@@ -139,12 +142,16 @@ class Keeper:
         return timer
 
     def run(self, job: Job) -> dict[str, Any] | InputError | RunError | None:
-        """See :func:`run_here`; errors come back as values, as Ray would wrap them."""
+        """See :func:`run_here`; errors come back as values, as Ray would wrap them. Whatever else is raised ends the process."""
         self._timer.cancel()
         try:
             return run_here(job)
         except (InputError, RunError) as error:
             return error
+        except Exception:  # what it leaves behind, as a GPU that broke down does, would fail every other job at once
+            with open(job.logs / f"{job.name}.log", "a") as output:
+                traceback.print_exc(file=output)
+            os._exit(1)
         finally:
             self._timer = self._wound()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from flows.children import Job, launch_command, pipeline_command
 from flows.gpus import gpus_here
 from pipeline.config import SelfTrainConfig, TrainConfig
+from pipeline.devices import cores
 from pipeline.io.commit import write_atomic, write_json
 from pipeline.io.paths import local_folder, stem
 from pipeline.run_layout import RunLayout
@@ -100,7 +100,7 @@ class Stager:
 
     def _cores(self, together: int, processes: int) -> int:
         """Of each process of each job."""
-        return max(1, (os.cpu_count() or 1) // (min(together, self.config.resources.parallel) * processes))
+        return max(1, cores() // (min(together, self.config.resources.parallel) * processes))
 
     def _data_workers(self, together: int, processes: int) -> int:
         """Of each process of each training: a GPU that waits for images costs more than cores; a CPU trains on these itself."""

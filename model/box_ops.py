@@ -70,8 +70,12 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def _greedy(boxes: Tensor, threshold: float) -> Tensor:
-    """Kept flags (n,) of boxes already in order of score, by the greedy rule, without a loop over boxes.
+_ALL_AT_ONCE = 8192
+"""Boxes whose overlaps are compared label or no label: 256 MiB of them."""
+
+
+def _greedy(boxes: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
+    """Kept flags (n,) of boxes already in order of score, by the greedy rule, without a loop over boxes. ``labels`` (n,): within each.
 
     A box is kept unless a kept box before it overlaps it. Starting from "all kept" and applying that sentence
     until nothing changes reaches exactly the greedy answer: boxes are settled in order of their chain's length.
@@ -80,7 +84,8 @@ def _greedy(boxes: Tensor, threshold: float) -> Tensor:
     overlaps = torch.zeros(n, n, dtype=boxes.dtype, device=boxes.device)
     step = max(1, 4_000_000 // max(n, 1))
     for i in range(0, n, step):
-        overlaps[i : i + step] = paired_iou(boxes[i : i + step, None], boxes[None]) > threshold
+        over = paired_iou(boxes[i : i + step, None], boxes[None]) > threshold
+        overlaps[i : i + step] = over if labels is None else over & (labels[i : i + step, None] == labels[None])
     overlaps.triu_(1)
     keep = torch.ones(n, dtype=boxes.dtype, device=boxes.device)
     while True:
@@ -99,6 +104,8 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tens
         return torch.zeros(0, dtype=torch.long, device=boxes.device)
     boxes = boxes.float()
     order = scores.sort(descending=True, stable=True).indices
+    if boxes.is_cuda and len(boxes) <= _ALL_AT_ONCE:  # a loop over labels would wait for the GPU at each
+        return order[_greedy(boxes[order], threshold, labels[order])].sort().values
     order = order[labels[order].sort(stable=True).indices]
     counts = labels.unique(return_counts=True)[1].tolist()
     kept = torch.cat([_greedy(part, threshold) for part in boxes[order].split(counts)])

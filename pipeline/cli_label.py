@@ -89,9 +89,8 @@ def pseudo_label(
 
 def _parsed(shards: list[str], phrases: str, limit: int | None, max_failed: int) -> list[str]:
     """Parse the shards that have no phrases yet, ``limit`` of them at most; returns those that have."""
-    import os
-
     from pipeline.config import ParsePhrasesConfig
+    from pipeline.devices import cores
     from pipeline.io.files import listing
     from pipeline.io.paths import stem
     from pipeline.stages import parse_phrases as parser
@@ -102,7 +101,7 @@ def _parsed(shards: list[str], phrases: str, limit: int | None, max_failed: int)
 
     before = parsed()
     missing = [s for s in shards if s not in set(before)][:limit]
-    workers = min(os.cpu_count() or 1, max(1, len(missing) // 2))
+    workers = min(cores(), max(1, len(missing) // 2))
     report = parser.run(
         ParsePhrasesConfig(), before + missing, phrases, progress=terminal(), workers=workers, max_failed=max_failed
     )

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from pipeline.errors import InputError
+
+
+def cores() -> int:
+    """How many cores this process may use, which under Slurm or taskset are fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether a GPU broke down, so that nothing else can go through this process. To go on would fail all that is left, quickly."""
+    torch = sys.modules.get("torch")
+    kind = getattr(torch, "AcceleratorError", None)
+    return (
+        torch is not None
+        and kind is not None
+        and isinstance(error, kind)
+        and not isinstance(error, torch.cuda.OutOfMemoryError)
+    )
 
 
 def gpus() -> int:

@@ -58,14 +58,14 @@ class RegionFeatures(nn.Module):
             chosen = (level == i).nonzero().flatten()
             if chosen.numel():
                 picked = roi_align(
-                    m.contiguous(),
-                    rois[chosen].to(m.dtype),
+                    m.float().contiguous(),  # half precision would round the boxes to 8 pixels
+                    rois[chosen].float(),
                     self.size,
                     1.0 / stride,
                     sampling_ratio=2,
                     aligned=True,
                 )
-                out = out.index_copy(0, chosen, picked)
+                out = out.index_copy(0, chosen, picked.to(out.dtype))
         return F.relu(self.fc2(F.relu(self.fc1(out.flatten(1))))).view(b, k, -1)
 
 

@@ -86,7 +86,8 @@ class GlipAnnotator:
     def _forward(self, batch: Batch) -> list[Annotations]:
         half = self._config.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            outputs = self._model(**batch.inputs.to(self._device))
+            # not batch.inputs.to(...), which would hold these on the GPU while the halves of a batch that did not fit are tried
+            outputs = self._model(**{n: v.to(self._device) for n, v in batch.inputs.items() if n != "offset_mapping"})
         found = self._processor.post_process_grounded_object_detection(
             outputs,
             phrases=[[[span] for span in q.spans] for q in batch.questions],

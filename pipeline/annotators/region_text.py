@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +41,7 @@ class RegionText:
         self.revision = revision
         self._config = config
         self._device = torch.device(device)
+        self._most = sys.maxsize  # crops or texts at a time that fit the memory, as far as is known
         self._model, processor = load_parts(folder, AutoModel, device)
         self.name = self._model.config.model_type
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
@@ -106,6 +108,8 @@ class RegionText:
     def _embed(self, features: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """(n, D) of unit length; a batch that does not fit the memory is halved."""
         count = len(next(iter(inputs.values())))
+        if count > self._most:
+            return self._in_parts(features, inputs, self._most)
         try:
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
                 found = features(**{name: value.to(self._device) for name, value in inputs.items()})
@@ -113,8 +117,14 @@ class RegionText:
         except Exception as error:
             if count == 1 or not out_of_memory(error):
                 raise
-        half = math.ceil(count / 2)
-        parts = [{name: value[s] for name, value in inputs.items()} for s in (slice(half), slice(half, None))]
+        if self._device.type == "cuda":  # outside the handler: the error holds the failed pass's memory
+            torch.cuda.empty_cache()
+        self._most = math.ceil(count / 2)
+        return self._in_parts(features, inputs, self._most)
+
+    def _in_parts(self, features: Any, inputs: Mapping[str, Tensor], size: int) -> Tensor:
+        count = len(next(iter(inputs.values())))
+        parts = [{name: value[i : i + size] for name, value in inputs.items()} for i in range(0, count, size)]
         return torch.cat([self._embed(features, part) for part in parts])
 
 

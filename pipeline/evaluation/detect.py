@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.annotators.base import Annotations, Annotator, Prepared, Question, load_annotator
 from pipeline.config import EvaluateConfig
+from pipeline.devices import is_gone
 from pipeline.evaluation.predictions import PREDICTIONS, predictions_table
 from pipeline.evaluation.protocols import SetSpec, best, class_chunks, joined, named_phrases
 from pipeline.images import ImageError, image_size, open_image
@@ -48,7 +49,7 @@ class DetectShards:
         """Until the desk has no more shards. The model is loaded when there is one.
 
         Raises:
-            InputError: no usable model.
+            InputError: no usable model. torch's AcceleratorError: a GPU broke down; the process must end.
         """
         while (job := desk.take()) is not None:
             if self.threads is not None:
@@ -61,6 +62,8 @@ class DetectShards:
                 report = self._shard(job, spec, annotator, desk)
             except Exception as error:
                 desk.failed(job, error)
+                if is_gone(error):
+                    raise
             else:
                 desk.done(job, report)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from pipeline.devices import cores
 from pipeline.io.commit import write_atomic
 from pipeline.io.paths import is_url, join
 
@@ -20,7 +20,7 @@ _AHEAD = 4
 
 def writers(out: str) -> int:
     """How many files to write at a time."""
-    return 16 if is_url(out) else min(4, os.cpu_count() or 1)
+    return 16 if is_url(out) else min(4, cores())
 
 
 def in_order(work: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[tuple[In, Out]]:

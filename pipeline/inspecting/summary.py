@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.devices import cores
 from pipeline.errors import InputError, RunError
 from pipeline.inspecting.bins import BINS, FREQUENCIES
 from pipeline.inspecting.counts import Counts, Picture, Pictures
@@ -170,7 +170,7 @@ def _worth(shards: Sequence[str]) -> int:
     for shard in shards:
         size += file_size(shard) or 0
         if size > WORTH_PROCESSES:
-            return min(os.cpu_count() or 1, len(shards))
+            return min(cores(), len(shards))
     return 1
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.annotators.base import Annotator, Batch, Prepared, load_annotator
 from pipeline.config import PseudoLabelConfig
+from pipeline.devices import is_gone
 from pipeline.errors import RunError
 from pipeline.images import ImageError, open_image
 from pipeline.io.paths import join
@@ -131,7 +132,7 @@ class Line:
                 return
             shard.answer(items, self._annotator.annotate(batch))
         except Exception as error:
-            if _device_is_gone(error):
+            if is_gone(error):
                 self._desk.failed(shard.job, error)
                 raise
             shard.error = error
@@ -173,11 +174,3 @@ class Line:
         output = write_table(join(self._settings.out, name), table, REGIONS, footer)
         numbers = {"regions": float(table.num_rows)}
         return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=shard.problems, notes=notes)
-
-
-def _device_is_gone(error: BaseException) -> bool:
-    """Whether a GPU broke down, so that no other batch can go through this process."""
-    import torch
-
-    kind = getattr(torch, "AcceleratorError", None)
-    return kind is not None and isinstance(error, kind) and not isinstance(error, torch.cuda.OutOfMemoryError)

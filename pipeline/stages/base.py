@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pipeline.devices import is_gone
 from pipeline.progress import Progress, Silent
 from pipeline.stats import OutputFile, ShardReport, StageReport, Tally
 
@@ -94,6 +95,8 @@ class EachShard:
                 report = self.work(job)
             except Exception as error:
                 desk.failed(job, error)
+                if is_gone(error):
+                    raise
             else:
                 desk.done(job, report)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import EvaluateConfig
-from pipeline.devices import devices_of
+from pipeline.devices import cores, devices_of
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
 from pipeline.evaluation.evidence import Evidence, absent_images, query_phrases, write_evidence
@@ -148,8 +148,7 @@ def _detect(
         for name, path in zip(s.job_names, s.shards, strict=True)
     }
     devices = devices_of(device, processes)
-    cores = os.cpu_count() or 1
-    share = max(1, cores // len(devices))
+    share = max(1, cores() // len(devices))
     workers = [
         DetectShards(
             plan.config, plan.model, {name: spec for name, (_, spec) in jobs.items()}, str(out), name,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import PseudoLabelConfig
-from pipeline.devices import devices_of
+from pipeline.devices import cores, devices_of
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint, model_revision
 from pipeline.io.paths import join, stem
@@ -61,12 +61,12 @@ def run(
 
     require_files(p for shard in shards for p in (shard, asked(shard)))
     devices = devices_of(device, processes)
-    cores = os.cpu_count() or 1
+    share = max(1, cores() // len(devices))
     workers = [
         LabelShards(
             config, str(phrases), str(teacher), str(out), name,
-            decoders=decoders or min(MAX_DECODERS, max(1, cores // len(devices))),
-            threads=max(1, cores // len(devices)) if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None,
+            decoders=decoders or min(MAX_DECODERS, share),
+            threads=share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None,
         )
         for name in devices[: max(1, len(shards))]
     ]  # fmt: skip

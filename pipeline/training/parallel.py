@@ -145,6 +145,9 @@ def _sharding(precision: str) -> FullyShardedDataParallelPlugin | None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # nothing to share out, and on a GPU accelerate would try to
+        del os.environ["ACCELERATE_USE_FSDP"]
+        return None
     # whole weights in every process at first: what transformers' readers give the others otherwise cannot be copied from
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy="TRANSFORMER_BASED_WRAP", cpu_ram_efficient_loading=False)
     if plugin.fsdp_version != 2:

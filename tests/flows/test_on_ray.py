@@ -186,6 +186,25 @@ def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, tea
     assert outputs(layout) == quiet
 
 
+KEEPER = """
+import sys
+from pathlib import Path
+from flows.children import Job
+from flows.on_ray import Keeper
+command = ("python", "-m", "pipeline", "parse-phrases", "--unheard-of")
+Keeper().run(Job(name="job", stage="parse-phrases", command=command, logs=Path(sys.argv[1])))
+print("still there")
+"""
+
+
+def test_a_process_ends_with_what_it_did_not_expect(tmp_path):
+    """A GPU that broke down would fail every other job that the process is given, at once."""
+    ended = subprocess.run([sys.executable, "-c", KEEPER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and "still there" not in ended.stdout
+    log = (tmp_path / "job.log").read_text()
+    assert "Traceback" in log and "No such option" in log
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_labelling_asks_for_gpus_and_parsing_for_cores_alone(device):
     config = load_recipe("demo", ["resources.cluster=127.0.0.1:1", f"resources.device={device}", "resources.threads=3"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
+import torch
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.claims import Claims
@@ -35,6 +36,24 @@ class Write:
             raise InputError(f"{job.path}: poisoned")
         output = write_atomic(Path(self.out) / f"{job.name}.txt", job.name)
         return job.report("write", {f"{job.name}.txt": output}, {"samples": Tally(seen=2, kept=2)})
+
+
+_broken_gpus: list[str] = []
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """Work whose GPU breaks down at the shard ``last``, and answers no other of its process after that."""
+
+    out: str
+    last: str
+
+    def __call__(self, job: ShardJob) -> ShardReport:
+        if job.name == self.last or _broken_gpus:
+            _broken_gpus.append(job.name)
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        time.sleep(0.05)
+        return Write(self.out)(job)
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,14 @@ def test_a_worker_process_that_dies_fails_its_shard_alone(tmp_path):
     report = run_workers("write", jobs(8), tmp_path, [work, work], max_failed=1)
     assert report.done == 7 and [f.shard for f in report.failed] == ["00001"]
     assert "ended with code 9" in report.failed[0].error
+
+
+def test_a_gpu_that_breaks_down_takes_its_process_along_and_no_other_shard(tmp_path):
+    """It fails at once, and would take shard after shard before the others are ready for one."""
+    work = EachShard(OnGpu(str(tmp_path), "00001"))
+    report = run_workers("write", jobs(8), tmp_path, [work, work], max_failed=1)
+    assert report.done == 7 and [f.shard for f in report.failed] == ["00001"]
+    assert "illegal memory access" in report.failed[0].error
 
 
 def test_when_every_worker_breaks_down_the_run_says_why(tmp_path):
