@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.annotators.base import Annotations, Annotator, Prepared, Question, load_annotator
+from pipeline.annotators.base import Annotations, Annotator, Batch, Prepared, load_annotator
 from pipeline.config import EvaluateConfig
 from pipeline.devices import is_gone
 from pipeline.evaluation.predictions import PREDICTIONS, predictions_table
@@ -26,7 +26,7 @@ VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
 
-Ready = tuple[list[Item], list[Prepared]]
+Ready = tuple[list[Item], list[Prepared], Batch | None]
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,15 @@ class DetectShards:
 
     def _shard(self, job: ShardJob, spec: SetSpec, annotator: Annotator, desk: Desk) -> ShardReport:
         shard = _Shard(job, spec, annotator, self.config)
-        with ThreadPoolExecutor(self.decoders, "decode") as pool:
+        with ThreadPoolExecutor(self.decoders, "decode") as pool, ThreadPoolExecutor(1, "collate") as collator:
             with Ahead(self._batches(shard, pool, desk), self.decoders + 1, "plan") as steps:
                 for step in steps:
                     started = time.monotonic()
-                    items, images = step.result()
+                    items, images, first = step.result()
                     desk.spent("wait", time.monotonic() - started)
                     started = time.monotonic()
-                    shard.ask(items, images)
+                    if first is not None:
+                        shard.ask(items, images, first, collator)
                     desk.spent("model", time.monotonic() - started)
                     desk.advance(len(items), "images")
         name = f"{job.name}.parquet"
@@ -102,8 +103,9 @@ class DetectShards:
                 whole.append(item)
             except ImageError as error:
                 shard.lose(item.place, item.key, error)
+        first = shard.annotator.collate(images, [item.question for item in whole]) if whole else None
         desk.spent("decode", time.monotonic() - started)
-        return whole, images
+        return whole, images, first
 
 
 class _Shard:
@@ -148,19 +150,26 @@ class _Shard:
         if items:
             yield items
 
-    def ask(self, items: Sequence[Item], images: Sequence[Prepared]) -> None:
-        """One caption's question each, or all class names of each."""
-        if not items:
-            return
+    def ask(
+        self, items: Sequence[Item], images: Sequence[Prepared], first: Batch, collator: ThreadPoolExecutor
+    ) -> None:
+        """One caption's question each, or all class names of each. ``first``: the first question of each, collated."""
         if self.spec.captions:
-            self._keep(items, [self._forward(images, [i.question for i in items])])
+            self._keep(items, [self.annotator.annotate(first)])
             return
+        batches = self._one_ahead(images, first, collator)
         for chunk in self._chunks:
-            answers = [self._forward(images, [question] * len(items)) for question in chunk]
+            answers = [self.annotator.annotate(next(batches)) for _ in chunk]
             self._keep(items, answers, self.config.chunk_detections if self.spec.protocol == "lvis" else None)
 
-    def _forward(self, images: Sequence[Prepared], questions: Sequence[Question]) -> list[Annotations]:
-        return self.annotator.annotate(self.annotator.collate(images, questions))
+    def _one_ahead(self, images: Sequence[Prepared], first: Batch, collator: ThreadPoolExecutor) -> Iterator[Batch]:
+        """The images with each question in turn; while the network has one, the next is collated."""
+        batch = first
+        for question in [question for chunk in self._chunks for question in chunk][1:]:
+            following = collator.submit(self.annotator.collate, images, [question] * len(images))
+            yield batch
+            batch = following.result()
+        yield batch
 
     def _keep(self, items: Sequence[Item], answers: Sequence[Sequence[Annotations]], limit: int | None = None) -> None:
         for item, *parts in zip(items, *answers, strict=True):
