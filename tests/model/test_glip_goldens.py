@@ -174,8 +174,16 @@ def test_assignment(glip_t):
         np.testing.assert_allclose(centre, arrays[f"assign.{k}.centerness_pos"], atol=1e-5)
 
 
-def test_losses_and_gradients(glip_t):
-    torch.set_num_threads(2)  # as the reference ran
+@pytest.fixture
+def two_threads():
+    """As the reference's training step ran."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_losses_and_gradients(glip_t, two_threads):
     arrays, features, labels = training_batch()
     outputs = glip_t(**features, labels=labels)  # evaluation mode: the reference ran without dropout
     want = json.loads(str(arrays["losses.json"]))
