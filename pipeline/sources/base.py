@@ -232,12 +232,6 @@ def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box
     return clipped((bbox[0], bbox[1], bbox[2], bbox[3]), size, lost) if _four(bbox, lost) else None
 
 
-def much_outside(box: Box, inside: Box) -> bool:
-    """Whether more than a tenth of a box is not in its part inside the image."""
-    part = (inside[2] - inside[0]) * (inside[3] - inside[1])
-    return part < 0.9 * (box[2] - box[0]) * (box[3] - box[1])
-
-
 def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
     """The part of a box inside the image of (height, width), as floats; counted as ``CUT`` if that is much less than the whole."""
     x1, y1, x2, y2 = box
@@ -249,7 +243,7 @@ def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box |
         if not (x2 > x1 and y2 > y1):
             lost["box_outside_image"] += 1
             return None
-        if much_outside(box, (x1, y1, x2, y2)):
+        if (x2 - x1) * (y2 - y1) < 0.9 * (box[2] - box[0]) * (box[3] - box[1]):
             lost[CUT] += 1
     return float(x1), float(y1), float(x2), float(y2)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
 from pipeline.images import MAX_PIXELS, ImageError, image_size
 from pipeline.records import Box, Region
-from pipeline.sources.base import Labelled, much_outside
+from pipeline.sources.base import Labelled, clipped
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 """What a shard calls images of PIL's formats; others are not for shards."""
@@ -108,8 +109,10 @@ def turned(box: Box, header: ImageHeader) -> Box:
     return box
 
 
-def upright(item: Labelled, header: ImageHeader, orientation: str) -> tuple[list[Region], list[Region], int]:
-    """The regions on the upright image, clipped to it; those of which nothing is in it; how many lost more than a tenth.
+def upright(
+    item: Labelled, header: ImageHeader, orientation: str, lost: Counter[str]
+) -> tuple[list[Region], list[Region]]:
+    """The regions on the upright image, clipped to it, and those of which nothing is in it; counted in ``lost`` as readers do.
 
     Which way up the labels were drawn is told by the size that they state, where it differs lying and standing; else by
     the set's ``orientation``.
@@ -128,19 +131,17 @@ def upright(item: Labelled, header: ImageHeader, orientation: str) -> tuple[list
     elif item.size is not None and header.stored != header.upright:
         on_stored = False
     elif item.size is not None and not item.relative and not on_stored:
-        return list(item.regions), [], 0  # clipped to that size by the reader
+        return list(item.regions), []  # clipped to that size by the reader
     height, width = header.stored if on_stored else header.upright
-    kept, gone, cut = [], [], 0
+    kept, gone = [], []
     for region in item.regions:
         x1, y1, x2, y2 = region.box
         if item.relative:
             x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
-        whole = x1, y1, x2, y2
-        x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
-        if x2 > x1 and y2 > y1:
-            cut += much_outside(whole, (x1, y1, x2, y2))
-            box = turned((x1, y1, x2, y2), header) if on_stored else (x1, y1, x2, y2)
+        box = clipped((x1, y1, x2, y2), (height, width), lost)
+        if box is not None:
+            box = turned(box, header) if on_stored else box
             kept.append(region if box == region.box else region.model_copy(update={"box": box}))
         else:
             gone.append(region)
-    return kept, gone, cut
+    return kept, gone

@@ -276,8 +276,10 @@ def _sample(
     item: Labelled, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
-    lost = dict(item.lost)
-    cut_before = lost.pop(CUT, 0)
+    outside: Counter[str] = (
+        Counter()
+    )  # what is seen once the image is; readers that know its size have cut and counted before
+    lost = {reason: n for reason, n in item.lost.items() if reason != CUT}
     if lost:
         regions.dropped.update(lost)
         if not item.regions and UNREADABLE & lost.keys():  # without any, it would teach that what is there is absent
@@ -289,7 +291,7 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept, gone, cut = upright(item, header, work.orientation)
+        kept, gone = upright(item, header, work.orientation, outside)
         absent, more = known_of(item, gone)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
@@ -305,8 +307,8 @@ def _sample(
         return None
     samples.kept += 1
     regions.kept += len(kept)
-    regions.cut += cut_before + cut
-    regions.dropped["box_outside_image"] += len(gone)
+    regions.cut += item.lost.get(CUT, 0) + outside.pop(CUT, 0)
+    regions.dropped.update(outside)
     return {_extension(item.place.file, header): data, "json": text}
 
 
