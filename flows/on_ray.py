@@ -110,9 +110,8 @@ def run_kept(job: Job) -> dict[str, Any] | None:
             runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}} if gpu else None,
         ).remote()  # fmt: skip
         try:
-            said: Any = (
-                keeper.run.remote(job).future().result()
-            )  # ray.get would give the core to another task meanwhile
+            # ray.get would give this task's core to another one meanwhile
+            said: Any = keeper.run.remote(job).future().result()
         except ray.exceptions.RayActorError as error:
             if not left:  # a shard that kills every process is set aside as one that fails
                 raise RunError(

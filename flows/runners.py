@@ -10,8 +10,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipeline.config import ResourcesConfig
 
-ON_CLUSTER = ("parse-phrases", "pseudo-label")
-"""Stages whose shards are worth other machines, and whose processes are worth keeping for what they have loaded."""
+ON_CLUSTER = {"parse-phrases": False, "pseudo-label": True}
+"""Stages whose shards are worth other machines, and whose processes are worth keeping for what they have loaded; whether on GPUs."""
 
 
 def task_runner(resources: ResourcesConfig, stage: str) -> TaskRunner[Any]:
@@ -27,4 +27,4 @@ def task_runner(resources: ResourcesConfig, stage: str) -> TaskRunner[Any]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     from flows.on_ray import cluster_runner  # ray is an extra
 
-    return cluster_runner(resources, gpus=stage == "pseudo-label" and resources.device == "cuda")
+    return cluster_runner(resources, gpus=ON_CLUSTER[stage] and resources.device == "cuda")

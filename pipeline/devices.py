@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from pipeline.errors import InputError
 
@@ -18,12 +19,10 @@ def cores() -> int:
 
 def is_gone(error: BaseException) -> bool:
     """Whether a GPU broke down, so that nothing else can go through this process. To go on would fail all that is left, quickly."""
-    torch = sys.modules.get("torch")
-    kind = getattr(torch, "AcceleratorError", None)
+    torch = sys.modules.get("torch")  # an error of torch's comes from where it was imported
     return (
         torch is not None
-        and kind is not None
-        and isinstance(error, kind)
+        and isinstance(error, torch.AcceleratorError)
         and not isinstance(error, torch.cuda.OutOfMemoryError)
     )
 
@@ -54,3 +53,9 @@ def devices_of(device: str, processes: int | None) -> list[str]:
         return [device] * (processes or 1)
     count = gpus()
     return [f"cuda:{i % count}" for i in range(processes or count)]
+
+
+def core_share(devices: Sequence[str]) -> tuple[int, int | None]:
+    """(cores of each process where one runs on each device, torch's threads in it or None for those that torch takes)."""
+    share = max(1, cores() // len(devices))
+    return share, share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None

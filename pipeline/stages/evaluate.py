@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import EvaluateConfig
-from pipeline.devices import cores, devices_of
+from pipeline.devices import core_share, devices_of
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
 from pipeline.evaluation.evidence import Evidence, absent_images, query_phrases, write_evidence
@@ -148,12 +147,11 @@ def _detect(
         for name, path in zip(s.job_names, s.shards, strict=True)
     }
     devices = devices_of(device, processes)
-    share = max(1, cores() // len(devices))
+    share, threads = core_share(devices)
     workers = [
         DetectShards(
             plan.config, plan.model, {name: spec for name, (_, spec) in jobs.items()}, str(out), name,
-            decoders=decoders or min(MAX_DECODERS, share),
-            threads=share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None,
+            decoders=decoders or min(MAX_DECODERS, share), threads=threads,
         )
         for name in devices[: len(jobs)]
     ]  # fmt: skip

@@ -6,12 +6,11 @@ Batches are formed inside a shard as a function of that shard alone, so a restar
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import PseudoLabelConfig
-from pipeline.devices import cores, devices_of
+from pipeline.devices import core_share, devices_of
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint, model_revision
 from pipeline.io.paths import join, stem
@@ -61,12 +60,11 @@ def run(
 
     require_files(p for shard in shards for p in (shard, asked(shard)))
     devices = devices_of(device, processes)
-    share = max(1, cores() // len(devices))
+    share, threads = core_share(devices)
     workers = [
         LabelShards(
             config, str(phrases), str(teacher), str(out), name,
-            decoders=decoders or min(MAX_DECODERS, share),
-            threads=share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None,
+            decoders=decoders or min(MAX_DECODERS, share), threads=threads,
         )
         for name in devices[: max(1, len(shards))]
     ]  # fmt: skip
