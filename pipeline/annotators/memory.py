@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 
 from pipeline.annotators.base import Annotations, Annotator, Batch
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 log = logging.getLogger("glip_self_train")
 
@@ -19,20 +23,26 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-class Halving:
-    """Runs a forward pass on a batch, or on its halves if it does not fit; remembers how many images did."""
+class Fitting(Generic[In, Out]):
+    """Runs a forward pass on a batch, or on its halves if it does not fit; remembers how many of its ``unit`` did."""
 
-    def __init__(self, annotator: Annotator, forward: Callable[[Batch], list[Annotations]]) -> None:
-        self._annotator, self._forward = annotator, forward
+    def __init__(
+        self,
+        forward: Callable[[In], list[Out]],
+        count: Callable[[In], int],
+        part: Callable[[In, slice], In],
+        unit: str,
+    ) -> None:
+        self._forward, self._count, self._part, self._unit = forward, count, part, unit
         self._most: int | None = None
 
-    def __call__(self, batch: Batch) -> list[Annotations]:
-        """The regions of every question of the batch.
+    def __call__(self, batch: In) -> list[Out]:
+        """What the forward pass gives for the batch, or for its parts in order.
 
         Raises:
-            what the forward pass raises when a single image does not fit.
+            what the forward pass raises when a single one does not fit.
         """
-        count = len(batch.images)
+        count = self._count(batch)
         if self._most is None or count <= self._most:
             try:
                 return self._forward(batch)
@@ -42,14 +52,19 @@ class Halving:
             self._most = max(1, count // 2)  # outside the handler: the error holds the failed pass's memory
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            log.warning("out of memory with %d images in a batch: going on with %d", count, self._most)
-        found: list[Annotations] = []
+            log.warning("out of memory with %d %s in a batch: going on with %d", count, self._unit, self._most)
+        found: list[Out] = []
         step = self._most  # a part may not fit either, and lower it
         for start in range(0, count, step):
-            part = slice(start, start + step)
-            found += self(self._part(batch, part))
+            found += self(self._part(batch, slice(start, start + step)))
         return found
 
-    def _part(self, batch: Batch, part: slice) -> Batch:
-        images: Sequence = batch.images[part]
-        return self._annotator.collate(images, batch.questions[part])
+
+class Halving(Fitting[Batch, Annotations]):
+    """A teacher's: the regions of every question of a batch; parts are collated anew."""
+
+    def __init__(self, annotator: Annotator, forward: Callable[[Batch], list[Annotations]]) -> None:
+        def part(batch: Batch, of: slice) -> Batch:
+            return annotator.collate(batch.images[of], batch.questions[of])
+
+        super().__init__(forward, lambda batch: len(batch.images), part, "images")

@@ -6,8 +6,6 @@ The rule is YOLO-World's (arXiv 2401.17270, appendix B): crop the box, embed cro
 from __future__ import annotations
 
 import json
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +17,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel
 
-from pipeline.annotators.memory import out_of_memory
+from pipeline.annotators.memory import Fitting
 from pipeline.annotators.parts import load_parts
 from pipeline.annotators.words import tokenizer_lock
 from pipeline.config import RescoreConfig
 from pipeline.errors import InputError
 from pipeline.io.hashing import model_revision
 
+Inputs = Mapping[str, Tensor]
 FAMILIES = ("clip", "siglip", "siglip2")
 TEXTS_AT_ONCE = 256
 CROPS_AT_ONCE = 8
@@ -41,9 +40,10 @@ class RegionText:
         self.revision = revision
         self._config = config
         self._device = torch.device(device)
-        self._most = sys.maxsize  # crops or texts at a time that fit the memory, as far as is known
         self._model, processor = load_parts(folder, AutoModel, device)
         self.name = self._model.config.model_type
+        self._embed_crops = Fitting(lambda i: self._embed(self._model.get_image_features, i), _count, _part, "crops")
+        self._embed_texts = Fitting(lambda i: self._embed(self._model.get_text_features, i), _count, _part, "texts")
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.text_config.max_position_embeddings
         if config.similarity == "sigmoid" and getattr(self._model, "logit_bias", None) is None:
@@ -63,7 +63,7 @@ class RegionText:
                 )
             cut += sum(len(ids) > self._limit for ids in whole)
             inputs = {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
-            parts.append(self._embed(self._model.get_text_features, inputs))
+            parts += self._embed_texts(inputs)
         return torch.cat(parts) if parts else torch.zeros(0, 0, device=self._device), cut
 
     def crops(self, image: Image.Image, boxes: np.ndarray) -> tuple[list[dict[str, Tensor]], np.ndarray]:
@@ -97,7 +97,7 @@ class RegionText:
     @torch.inference_mode()
     def scores(self, crops: Mapping[str, Tensor], which: np.ndarray, texts: Tensor) -> np.ndarray:
         """(n,) float32 in 0..1: crops (m, ...), stacked; the crop of each region ``which`` (n,); its text (n, D)."""
-        seen = self._embed(self._model.get_image_features, crops)
+        seen = torch.cat(self._embed_crops(crops))
         cosine = (seen[torch.from_numpy(which).to(self._device)] * texts).sum(-1)
         if self._config.similarity == "sigmoid":
             found = (cosine * self._model.logit_scale.exp() + self._model.logit_bias).sigmoid()
@@ -105,27 +105,19 @@ class RegionText:
             found = cosine.clamp(min=0, max=1)
         return found.float().cpu().numpy()
 
-    def _embed(self, features: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(n, D) of unit length; a batch that does not fit the memory is halved."""
-        count = len(next(iter(inputs.values())))
-        if count > self._most:
-            return self._in_parts(features, inputs, self._most)
-        try:
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
-                found = features(**{name: value.to(self._device) for name, value in inputs.items()})
-            return torch.nn.functional.normalize(found.pooler_output.float(), dim=-1)
-        except Exception as error:
-            if count == 1 or not out_of_memory(error):
-                raise
-        if self._device.type == "cuda":  # outside the handler: the error holds the failed pass's memory
-            torch.cuda.empty_cache()
-        self._most = math.ceil(count / 2)
-        return self._in_parts(features, inputs, self._most)
+    def _embed(self, features: Any, inputs: Inputs) -> list[Tensor]:
+        """(n, D) of unit length."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            found = features(**{name: value.to(self._device) for name, value in inputs.items()})
+        return [torch.nn.functional.normalize(found.pooler_output.float(), dim=-1)]
 
-    def _in_parts(self, features: Any, inputs: Mapping[str, Tensor], size: int) -> Tensor:
-        count = len(next(iter(inputs.values())))
-        parts = [{name: value[i : i + size] for name, value in inputs.items()} for i in range(0, count, size)]
-        return torch.cat([self._embed(features, part) for part in parts])
+
+def _count(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _part(inputs: Inputs, of: slice) -> Inputs:
+    return {name: value[of] for name, value in inputs.items()}
 
 
 @lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
 from pipeline.stages import parse_phrases, pseudo_label
 from tests.fixtures.crawl import jpeg
+from tests.fixtures.faults import dying_at
 from tests.fixtures.servers import BIN, ROOT, environment, free_port, prefect_server, started, wait_for
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -214,17 +215,9 @@ def test_labelling_asks_for_gpus_and_parsing_for_cores_alone(device):
     assert asked == [(3, 0.0), (3, float(device == "cuda"))]
 
 
-DIES = """
-import os, sys
-sys.addaudithook(lambda event, about: event == "open" and str(about[0]).endswith("/00001.tar") and os.kill(os.getpid(), 9))
-"""
-
-
 def test_a_shard_at_which_processes_of_the_cluster_die_is_set_aside_alone(crawl, changes, tmp_path):
-    (tmp_path / "faults").mkdir()
-    (tmp_path / "faults" / "sitecustomize.py").write_text(DIES)
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    settings["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "faults"), str(ROOT)])
+    settings["PYTHONPATH"] = dying_at("/00001.tar", tmp_path / "faults")
     more = ["resources.chunk_shards=4", "resources.max_failed=1"]
     with prefect_server(tmp_path / "prefect") as server:
         command = [sys.executable, "-c", FLOW, str(tmp_path / "run"), "local", "parse_phrases", *changes, *more]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.recipes import load_recipe
 from pipeline.run_layout import RunLayout
 from pipeline.set_aside import files_of, shards_of_set
 from tests.fixtures.crawl import jpeg
-from tests.flows.tiny import ROOT
+from tests.fixtures.faults import dying_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -118,19 +117,11 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     assert [Path(f).name for f in files_of(first, layout, "build-shards", 1)] == [f"pseudo-{i}.tar" for i in "012"]
 
 
-DIES = """
-import os, sys
-sys.addaudithook(lambda event, about: event == "open" and str(about[0]).endswith("/1.tar") and os.kill(os.getpid(), 9))
-"""
-
-
 def test_a_shard_at_which_processes_die_is_set_aside_alone(server, tmp_path, monkeypatch):
     crawl, out = tmp_path / "crawl", tmp_path / "run"
     for name in ("0", "1", "2", "3"):
         write_shard(crawl, name)
-    (tmp_path / "faults").mkdir()
-    (tmp_path / "faults" / "sitecustomize.py").write_text(DIES)  # every Python that is started from here on
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "faults"), str(ROOT)]))
+    monkeypatch.setenv("PYTHONPATH", dying_at("/1.tar", tmp_path / "faults"))  # of all that is started from here on
     config = recipe(crawl)
     report = run_stage(stages.parse_phrases, str(out), config)
     assert [(f.shard, f.error.split(";")[0]) for f in report.failed] == [("1", "parse-phrases-000-1 ended with -9")]
