@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 from pipeline.annotators.base import Annotations, Annotator, Batch, Prepared, load_annotator
 from pipeline.config import EvaluateConfig
@@ -69,7 +70,7 @@ class DetectShards:
 
     def _shard(self, job: ShardJob, spec: SetSpec, annotator: Annotator, desk: Desk) -> ShardReport:
         shard = _Shard(job, spec, annotator, self.config)
-        with ThreadPoolExecutor(self.decoders, "decode") as pool, ThreadPoolExecutor(1, "collate") as collator:
+        with ThreadPoolExecutor(self.decoders, "decode") as pool:
             with Ahead(self._batches(shard, pool, desk), self.decoders + 1, "plan") as steps:
                 for step in steps:
                     started = time.monotonic()
@@ -77,7 +78,7 @@ class DetectShards:
                     desk.spent("wait", time.monotonic() - started)
                     started = time.monotonic()
                     if first is not None:
-                        shard.ask(items, images, first, collator)
+                        shard.ask(items, images, first)
                     desk.spent("model", time.monotonic() - started)
                     desk.advance(len(items), "images")
         name = f"{job.name}.parquet"
@@ -150,26 +151,18 @@ class _Shard:
         if items:
             yield items
 
-    def ask(
-        self, items: Sequence[Item], images: Sequence[Prepared], first: Batch, collator: ThreadPoolExecutor
-    ) -> None:
+    def ask(self, items: Sequence[Item], images: Sequence[Prepared], first: Batch) -> None:
         """One caption's question each, or all class names of each. ``first``: the first question of each, collated."""
         if self.spec.captions:
             self._keep(items, [self.annotator.annotate(first)])
             return
-        batches = self._one_ahead(images, first, collator)
-        for chunk in self._chunks:
-            answers = [self.annotator.annotate(next(batches)) for _ in chunk]
-            self._keep(items, answers, self.config.chunk_detections if self.spec.protocol == "lvis" else None)
-
-    def _one_ahead(self, images: Sequence[Prepared], first: Batch, collator: ThreadPoolExecutor) -> Iterator[Batch]:
-        """The images with each question in turn; while the network has one, the next is collated."""
-        batch = first
-        for question in [question for chunk in self._chunks for question in chunk][1:]:
-            following = collator.submit(self.annotator.collate, images, [question] * len(images))
-            yield batch
-            batch = following.result()
-        yield batch
+        further = [question for chunk in self._chunks for question in chunk][1:]
+        collated = (self.annotator.collate(images, [question] * len(items)) for question in further)
+        with Ahead(collated, 1, "collate") as following:
+            batches = chain([first], following)
+            for chunk in self._chunks:
+                answers = [self.annotator.annotate(next(batches)) for _ in chunk]
+                self._keep(items, answers, self.config.chunk_detections if self.spec.protocol == "lvis" else None)
 
     def _keep(self, items: Sequence[Item], answers: Sequence[Sequence[Annotations]], limit: int | None = None) -> None:
         for item, *parts in zip(items, *answers, strict=True):
