@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,147 +13,35 @@ from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
 from pipeline.io.manifests import read_manifest
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.records import GroundingRecord
 from pipeline.sources import image_store
-from pipeline.sources.base import CUT, Labelled, Place, known_of
+from pipeline.sources.base import CUT
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.keys import fitting_key
-from pipeline.stages import export, ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L
 from tests.pipeline.sources.layouts import put, read
-
-WIDTH, HEIGHT = 80, 64
-CAPTION = "👩‍🚀 a café's café 字 — a café"
-SPANS = [(4, 10), (22, 28)]
-"""Two that mean one thing, behind a sign of several code points beyond 16 bits."""
-BOXES = {
-    "good": (10, 4, 30, 12), "beyond the edge": (70, 50, 100, 90), "outside": (90, 4, 99, 12), "no area": (10, 4, 10, 12),
-    "turned": (30, 12, 10, 4),
-}  # fmt: skip
-"""x1, y1, x2, y2 in pixels."""
-KEPT = [(10, 4, 30, 12), (70, 50, WIDTH, HEIGHT)]
-LOST = {"box_outside_image": 1, "box_without_area": 2}
-Set = tuple[Path, dict[str, Path], dict[str, object]]
-
-
-def xywh(box):
-    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-
-
-def xml(name: str, boxes, first: int) -> str:
-    """Corners that are both inside."""
-    objects = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{b[0] + first}</xmin><ymin>{b[1] + first}</ymin>"
-        f"<xmax>{b[2] + first - 1}</xmax><ymax>{b[3] + first - 1}</ymax></bndbox></object>"
-        for b in boxes
-    )
-    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
-    return f"<annotation><filename>1.jpg</filename>{size}{objects}</annotation>"
-
-
-def coco(root: Path, boxes) -> Set:
-    rows = [{"id": i, "image_id": 1, "category_id": 1, "bbox": xywh(b)} for i, b in enumerate(boxes)]
-    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
-    return (
-        put(root / "a.json", {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "café 👩‍🚀"}]}),
-        {},
-        {},
-    )
-
-
-def lvis(root: Path, boxes) -> Set:
-    path, companions, options = coco(root, boxes)
-    given = json.loads(path.read_text())
-    given["images"][0] |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
-    return put(path, given), companions, options
-
-
-def mdetr(root: Path, boxes) -> Set:
-    rows = [{"id": i, "image_id": 1, "bbox": xywh(b), "tokens_positive": SPANS} for i, b in enumerate(boxes)]
-    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH, "caption": CAPTION}]
-    return put(root / "a.json", {"images": images, "annotations": rows}), {}, {}
-
-
-def openimages(root: Path, boxes) -> Set:
-    head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
-    rows = [f"1,x,/m/1,1,{b[0] / WIDTH},{b[2] / WIDTH},{b[1] / HEIGHT},{b[3] / HEIGHT},0\n" for b in boxes]
-    return put(root / "a.csv", head + "".join(rows)), {"classes": put(root / "c.csv", "/m/1,café 👩‍🚀\n")}, {}
-
-
-def visual_genome(root: Path, rows: str, row: Callable) -> Set:
-    images = [{"image_id": 1, "url": "https://x/VG_100K/1.jpg", "width": WIDTH, "height": HEIGHT, "coco_id": None}]
-    return put(root / "a.json", [{"image_id": 1, rows: row}]), {"images": put(root / "i.json", images)}, {}
-
-
-def vg_objects(root: Path, boxes) -> Set:
-    rows = [{"names": ["Café 👩‍🚀"], **dict(zip("xywh", xywh(b), strict=True))} for b in boxes]
-    return visual_genome(root, "objects", rows)
-
-
-def vg_regions(root: Path, boxes) -> Set:
-    names = ("x", "y", "width", "height")
-    return visual_genome(
-        root,
-        "regions",
-        [{"phrase": f"café {i}", **dict(zip(names, xywh(b), strict=True))} for i, b in enumerate(boxes)],
-    )
-
-
-def voc(root: Path, boxes) -> Set:
-    put(root / "xml" / "1.xml", xml("café 👩‍🚀", boxes, 1))
-    return root / "xml", {}, {}
-
-
-def flickr30k(root: Path, boxes) -> Set:
-    put(root / "xml" / "1.xml", xml("7", boxes, 1))
-    (s1, e1), (s2, e2) = SPANS
-    marks = [f"[/EN#7/other {CAPTION[s:e]}]" for s, e in SPANS]
-    marked = CAPTION[:s1] + marks[0] + CAPTION[e1:s2] + marks[1] + CAPTION[e2:]
-    put(root / "txt" / "1.txt", marked + "\n")
-    return root / "xml", {"sentences": root / "txt"}, {}
-
-
-def odvg_detection(root: Path, boxes) -> Set:
-    part = {"instances": [{"bbox": b, "category": "café 👩‍🚀", "label": 0} for b in boxes]}
-    return (
-        put(root / "a.jsonl", L.lines([{"filename": "1.jpg", "height": HEIGHT, "width": WIDTH, "detection": part}])),
-        {},
-        {},
-    )
-
-
-def odvg_grounding(root: Path, boxes) -> Set:
-    part = {"caption": CAPTION, "regions": [{"bbox": b, "phrase": "x", "tokens_positive": SPANS} for b in boxes]}
-    return (
-        put(root / "a.jsonl", L.lines([{"filename": "1.jpg", "height": HEIGHT, "width": WIDTH, "grounding": part}])),
-        {},
-        {},
-    )
-
-
-def grit(root: Path, boxes) -> Set:
-    chunks = [[*SPANS[0], b[0] / WIDTH, b[1] / HEIGHT, b[2] / WIDTH, b[3] / HEIGHT, 0.9] for b in boxes]
-    row = {"key": "000000001", "caption": CAPTION, "noun_chunks": chunks}
-    return put(root / "a.jsonl", L.lines([row])), {}, {}
-
-
-def glip(root: Path, boxes) -> Set:
-    record = {
-        "img_h": HEIGHT,
-        "img_w": WIDTH,
-        "caption": CAPTION,
-        "bboxes": [list(b) for b in boxes],
-        "scores": [0.9] * len(boxes),
-    }
-    return put(root / "a.tsv", L.tsv({"1": {**record, "tokens_positive": [SPANS] * len(boxes)}})), {}, {}
-
-
-SETS: dict[str, Callable[[Path, list], Set]] = {
-    "coco": coco, "lvis": lvis, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages, "visual_genome_objects": vg_objects,
-    "visual_genome_regions": vg_regions, "voc": voc, "flickr30k": flickr30k, "odvg_detection": odvg_detection,
-    "odvg_grounding": odvg_grounding, "grit": grit, "glip_captions": glip,
-}  # fmt: skip
+from tests.pipeline.sources.sets import (
+    BOXES,
+    CAPTION,
+    HEIGHT,
+    KEPT,
+    LOST,
+    SETS,
+    SPANS,
+    WIDTH,
+    Set,
+    coco,
+    glip,
+    odvg_detection,
+    odvg_grounding,
+    only_record,
+    openimages,
+    put_images,
+    run,
+    visual_genome,
+    voc,
+    xywh,
+)
 
 
 def test_every_reader_has_its_set_here():
@@ -304,19 +189,6 @@ def test_labels_of_a_whole_set_may_stand_with_the_images_of_a_split_but_not_by_i
         run(tmp_path, "coco", (put(path, data), {}, {}), config=IngestConfig())
 
 
-CONFIG = IngestConfig(max_failed_share=1.0)
-
-
-def run(root: Path, name: str, found: Set, config: IngestConfig = CONFIG, **more: object):
-    path, companions, options = found
-    (root / "images").mkdir(exist_ok=True)
-    entry = {
-        "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
-        "companions": {role: str(p) for role, p in companions.items()}, **more,
-    }  # fmt: skip
-    return ingest.run(config, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
-
-
 def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counted(tmp_path):
     path, _, _ = glip(tmp_path, [BOXES["good"]])
     path.write_text(path.read_text() + path.read_text().replace("1\t", "2\t", 1))
@@ -339,86 +211,6 @@ def test_of_crawled_records_of_one_key_the_first_stays_and_the_others_are_counte
         write_tar(tmp_path / "grit" / f"0000{n}.tar", iter([("000000012", sample)]))
     report = run(tmp_path, "grit", (tmp_path / "grit", {}, {}))
     assert report.tallies["samples"].dropped == {"duplicate_key": 1} and report.tallies["samples"].kept == 1
-
-
-@pytest.mark.parametrize("name", READ)
-def test_a_missing_image_costs_itself_and_its_regions_only(tmp_path, name):
-    """And every region is kept or lost for one reason: the sums hold."""
-    report = run(tmp_path, name, SETS[name](tmp_path / "set", list(BOXES.values())))
-    assert report.tallies["samples"].dropped == {"image_missing": 1} and report.tallies["samples"].kept == 0
-    regions = report.tallies["regions"]
-    assert regions.kept == 0 and Counter(regions.dropped) == Counter({**LOST, "image_lost": len(KEPT)})
-    assert regions.seen == len(BOXES) and not report.numbers
-
-
-def put_images(root: Path) -> None:
-    for file in ("1.jpg", "00000/000000001.jpg", "VG_100K/1.jpg"):
-        put(root / "images" / file, "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
-
-
-def only_record(root: Path) -> GroundingRecord:
-    (sample,) = read_tar(root / "out" / "s-000000.tar")
-    return GroundingRecord.model_validate_json(sample.files["json"])
-
-
-GROUNDING = [name for name in READ if load_format(name).kind == "grounding"]
-
-
-@pytest.mark.parametrize("stated", [True, False])
-@pytest.mark.parametrize("name", GROUNDING)
-def test_words_whose_box_is_outside_the_image_are_uncertain_not_absent(tmp_path, name, stated):
-    """By the size that the labels state, or by the image's own."""
-    put_images(tmp_path)
-    path, companions, options = SETS[name](tmp_path / "set", [BOXES["outside"]])
-    if not stated and name in ("mdetr", "refcoco", "odvg_grounding", "glip_captions"):
-        path.write_text(re.sub(r'"(height|width|img_h|img_w)": \d+, ?', "", path.read_text()))
-    report = run(tmp_path, name, (path, companions, options))
-    assert report.tallies["regions"].dropped == {"box_outside_image": 1}
-    record = only_record(tmp_path)
-    spans = SPANS[:1] if name == "grit" else [(0, 6)] if name == "visual_genome_regions" else SPANS
-    assert record.regions == () and record.uncertain == tuple(spans)
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in GROUNDING if n != "visual_genome_regions"]
-)  # whose boxes have words of their own
-def test_words_that_another_box_teaches_are_not_uncertain(tmp_path, name):
-    put_images(tmp_path)
-    run(tmp_path, name, SETS[name](tmp_path / "set", list(BOXES.values())))
-    record = only_record(tmp_path)
-    assert len(record.regions) == len(KEPT) and record.uncertain == ()
-
-
-@pytest.mark.parametrize("bbox", [[1, 1, 0, 9], [1, None, 9, 9], "none", [WIDTH, 0, 9, 9]])
-def test_a_lost_box_leaves_its_words_uncertain_beside_those_that_are(tmp_path, bbox):
-    put_images(tmp_path)
-    rows = [
-        {"image_id": 1, "bbox": [1, 2, 10, 10], "tokens_positive": [[4, 10]]},
-        {"image_id": 1, "bbox": bbox, "tokens_positive": [[4, 10], [22, 28]]},  # its first words have a box
-        {"image_id": 1, "bbox": bbox, "tokens_positive": [[11, 15]]},  # uncertain already
-        {"image_id": 1, "bbox": bbox, "tokens_positive": [[0, 999]]},  # no words, and so none that are uncertain
-        {"image_id": 1, "bbox": [1, 2, 10, 10], "tokens_positive": [[11, 17]], "iscrowd": 1},
-        {"image_id": 1, "bbox": bbox, "tokens_positive": [[11, 17]]},  # a crowd teaches no word
-    ]
-    image = {"id": 1, "file_name": "1.jpg", "caption": CAPTION, "uncertain": [[11, 15]]}
-    path = put(tmp_path / "a.json", {"images": [image], "annotations": rows})
-    run(tmp_path, "mdetr", (path, {}, {}))
-    record = only_record(tmp_path)
-    assert len(record.regions) == 2 and record.uncertain == ((11, 15), (22, 28), (11, 17))
-    export.run([str(tmp_path / "out")], tmp_path / "exported", to="coco")
-    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
-    assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "chunk", [[*SPANS[0], None, 0.1, 0.5, 0.5, 0.9], [*SPANS[0], 0.1, 0.1], [*SPANS[0], 0.5, 0.5, 0.1, 0.1, 0.9]]
-)
-def test_chunks_without_a_box_leave_their_words_uncertain(tmp_path, chunk):
-    put_images(tmp_path)
-    chunks = [[*SPANS[1], 0.1, 0.1, 0.5, 0.5, 0.9], chunk, ["x"], []]
-    row = {"key": "000000001", "caption": CAPTION, "noun_chunks": chunks}
-    report = run(tmp_path, "grit", (put(tmp_path / "a.jsonl", L.lines([row])), {}, {}))
-    assert report.tallies["regions"].seen == 4 and only_record(tmp_path).uncertain == (SPANS[0],)
 
 
 def test_categories_may_have_texts_for_numbers(tmp_path):
@@ -452,48 +244,6 @@ def test_ids_of_one_name_are_one_class_and_it_is_told(tmp_path, caplog):
     categories[1] = {"id": 0, "name": "shark"}
     with pytest.raises(InputError, match="category 0 is there twice, as 'fish' and 'shark'"):
         read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
-
-
-DETECTION = [name for name in READ if load_format(name).kind == "detection"]
-
-
-@pytest.mark.parametrize("stated", [True, False])
-@pytest.mark.parametrize("name", DETECTION)
-def test_a_class_whose_box_is_outside_the_image_is_not_known_to_be_absent(tmp_path, name, stated):
-    """By the size that the labels state, or by the image's own."""
-    put_images(tmp_path)
-    path, companions, options = SETS[name](tmp_path / "set", [BOXES["outside"]])
-    if not stated:
-        for file in path.glob("*.xml") if path.is_dir() else [path]:
-            text = re.sub(r'"(height|width)": \d+, ?|<size>.*</size>', "", file.read_text())
-            file.write_text(text)
-    report = run(tmp_path, name, (path, companions, options))
-    assert report.tallies["regions"].dropped == {"box_outside_image": 1}
-    record = only_record(tmp_path)
-    assert record.regions == () and record.not_exhaustive == ("café 👩‍🚀",)
-    assert record.verified_absent == (() if name == "lvis" else None)
-
-
-@pytest.mark.parametrize("to", ["coco", "odvg"])
-def test_what_lost_its_box_comes_back_from_an_export(tmp_path, to):
-    put_images(tmp_path)
-    images = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
-    rows = [{"image_id": 1, "category_id": n, "bbox": box} for n, box in ((1, [1, 2, 10, 10]), (2, [5, 5, 0, 9]))]
-    names = [{"id": n, "name": name} for n, name in enumerate(("cat", "dog", "bird"), start=1)]
-    path = put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": names})
-    run(tmp_path, "coco", (path, {}, {}))
-    record = only_record(tmp_path)
-    assert [r.phrase for r in record.regions] == ["cat"] and record.not_exhaustive == ("dog",)
-    export.run([str(tmp_path / "out")], tmp_path / "exported", to=to)
-    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
-    assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
-
-
-def test_a_federated_image_whose_box_was_of_no_use_no_longer_says_that_its_class_is_absent():
-    item = Labelled("a", Place("a.jpg"), boxless_names=("dog",), verified_absent=("cat", "dog"))
-    assert known_of(item) == (("cat",), None)  # what the set does not say of others stays unsaid
-    assert known_of(item._replace(not_exhaustive=("cow",))) == (("cat",), ("cow", "dog"))
-    assert known_of(item._replace(boxless_names=())) == (("cat", "dog"), None)
 
 
 def test_grits_broken_rows_and_tars_cost_themselves(tmp_path):
