@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -11,23 +10,20 @@ import time
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, RunError
-from pipeline.images import open_image
 from pipeline.io.tars import read_tar, write_tar
 from pipeline.records import GroundingRecord
 from pipeline.sources.base import SetFiles, read_set
 from pipeline.sources.formats import load_format
 from pipeline.stages import ingest
-from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts
+from tests.pipeline.sources.layouts import coco_of
 
 CAPTION = "a red car near a blue car"
 
@@ -271,36 +267,6 @@ def test_every_kind_of_place_and_box_comes_out_as_a_record(tmp_path, name):
     assert ingest.run(CONFIG, tmp_path / "m.yaml", tmp_path / "out").done == 0
 
 
-def picture(mode: str, form: str, **options) -> bytes:
-    """An image of 80 x 64 in a mode and a file format."""
-    buffer = io.BytesIO()
-    values = np.random.default_rng(3).integers(0, 255, (64, 80, 3), dtype=np.uint8)
-    image = Image.fromarray(values)
-    image = Image.fromarray(values[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def exif(orientation: int) -> bytes:
-    tags = Image.Exif()
-    tags[ExifTags.Base.Orientation] = orientation
-    return tags.tobytes()
-
-
-def coco_of(root: Path, images: dict[str, bytes], size=(64, 80), box=(10, 4, 20, 8), **more: str) -> Path:
-    """A COCO set of named images, a box in each, with its manifest."""
-    (root / "images").mkdir(parents=True)
-    rows = []
-    for i, (name, data) in enumerate(images.items(), 1):
-        (root / "images" / name).write_bytes(data)
-        stated = {} if size is None else {"height": size[0], "width": size[1]}
-        rows.append({"id": i, "file_name": name, **stated})
-    boxes = [{"id": r["id"], "image_id": r["id"], "category_id": 1, "bbox": list(box)} for r in rows]
-    layouts.put(root / "a.json", {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]})
-    entry = {"kind": "detection", "format": "coco", "annotations": "a.json", "images_folder": "images", **more}
-    return layouts.put(root / "m.yaml", {"sets": {"s": entry}})
-
-
 @pytest.mark.parametrize("size", [(64, 80), None])  # cut by the reader, or when the image has been seen
 def test_corners_in_place_of_x_y_width_height_are_told_of(tmp_path, caplog, size):
     """Every box of the file looks sound; on the images, all of these reach out at the right or below."""
@@ -312,90 +278,6 @@ def test_corners_in_place_of_x_y_width_height_are_told_of(tmp_path, caplog, size
     caplog.clear()
     shutil.rmtree(tmp_path / "images")
     assert not ingest.run(CONFIG, coco_of(tmp_path, images, size=size), tmp_path / "out").numbers and not caplog.text
-
-
-def test_images_of_every_kind_are_copied_as_they_are(tmp_path):
-    images = {
-        "grey.jpg": picture("L", "JPEG"), "cmyk.jpg": picture("CMYK", "JPEG"), "deep.png": picture("I;16", "PNG"),
-        "palette.png": picture("P", "PNG"), "alpha.webp": picture("RGBA", "WEBP"), "moving.gif": picture("P", "GIF"),
-        "progressive.JPEG": picture("RGB", "JPEG", progressive=True), "called.jpg": picture("RGB", "PNG"),
-        "flat.bmp": picture("RGB", "BMP"), "noname": picture("RGB", "JPEG"),
-    }  # fmt: skip
-    report = ingest.run(CONFIG, coco_of(tmp_path, images), tmp_path / "out")
-    assert report.tallies["samples"].dropped == {} and report.tallies["samples"].kept == len(images)
-    found = [s for p in sorted((tmp_path / "out").glob("*.tar")) for s in read_tar(p)]
-    kept = [next(e for e in s.files if e != "json") for s in found]
-    assert kept == ["jpg", "jpg", "png", "png", "webp", "gif", "jpeg", "png", "bmp", "jpg"]
-    for sample, extension, data in zip(found, kept, images.values(), strict=True):
-        assert sample.files[extension] == data
-        assert open_image(data).size == (80, 64)  # and training reads it
-    assert ShardSet([str(p) for p in sorted((tmp_path / "out").glob("*.tar"))]).counts == [2] * 5
-
-
-def test_images_that_are_none_are_counted_and_named(tmp_path):
-    tiff = picture("RGB", "TIFF")
-    images = {
-        "a.jpg": b"",
-        "b.jpg": b"no",
-        "c.tif": tiff,
-        "d.jpg": jpeg(1)[:60],
-        "e.jpg": jpeg(2)[:-300],
-        "f.jpg": jpeg(3),
-    }
-    manifest = coco_of(tmp_path, images)
-    config = IngestConfig(max_failed_share=1.0)
-    report = ingest.run(config, manifest, tmp_path / "out")
-    assert report.tallies["samples"].dropped == {"broken_image": 2, "empty_image": 1, "other_format": 1}
-    config = IngestConfig(max_failed_share=1.0, check_images="decode")
-    assert ingest.run(config, manifest, tmp_path / "out").tallies["samples"].dropped["broken_image"] == 3
-    (tmp_path / "images" / "f.jpg").unlink()
-    assert ingest.run(config, manifest, tmp_path / "out").tallies["samples"].dropped["image_missing"] == 1
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
-    ("stated", "setting"), [("stored", "upright"), (None, "stored"), (None, "upright"), ("upright", "upright")]
-)
-def test_boxes_stay_on_their_pixels_whatever_the_exif_orientation(tmp_path, orientation, stated, setting):
-    """A white rectangle on black is where its box says, once the image is upright."""
-    canvas = Image.new("RGB", (80, 64))
-    upright_box = stated == "upright" or (stated is None and setting == "upright")
-    lying = orientation >= 5
-    canvas.paste((255, 255, 255), (10, 4, 30, 12))
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", exif=exif(orientation))
-    shown = open_image(buffer.getvalue())
-    x1, y1, x2, y2 = shown.getbbox()
-    box = (x1, y1, x2 - x1, y2 - y1) if upright_box else (10, 4, 20, 8)
-    size = {None: None, "stored": (64, 80), "upright": (80, 64) if lying else (64, 80)}[stated]
-    if stated == "stored" and not lying:
-        setting = "stored"  # the size does not tell
-    manifest = coco_of(tmp_path, {"a.png": buffer.getvalue()}, size=size, box=box, orientation=setting)
-    ingest.run(CONFIG, manifest, tmp_path / "out")
-    (record,) = records(tmp_path / "out", "*.tar")
-    assert record.image_size == (shown.height, shown.width)
-    assert record.regions[0].box == (x1, y1, x2, y2)
-
-
-def test_labels_of_another_image_are_refused(tmp_path):
-    manifest = coco_of(tmp_path, {"a.jpg": jpeg(1)}, size=(50, 50))
-    report = ingest.run(IngestConfig(max_failed_share=1), manifest, tmp_path / "out")
-    assert report.tallies["samples"].dropped == {"size_differs": 1}
-
-
-def test_images_in_several_folders(tmp_path):
-    mixed = layouts.MIXED
-    for name, folder in (("2377985.jpg", "vg"), ("COCO_train2014_000000581857.jpg", "coco")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).write_bytes(jpeg(1))
-    layouts.put(tmp_path / "a.json", mixed)
-    entry = {"kind": "grounding", "format": "mdetr", "annotations": "a.json"}
-    for folders in ({"vg": "vg", "coco": "coco"}, ["vg", "coco"]):
-        manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": folders}}})
-        report = ingest.run(CONFIG, manifest, tmp_path / f"out-{len(str(folders))}")
-        assert report.tallies["samples"].kept == 2
-    manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": {"vg": "vg"}}}})
-    assert ingest.run(CONFIG, manifest, tmp_path / "o").tallies["samples"].dropped == {"unknown_folder": 1}
 
 
 def test_labels_and_images_behind_urls_give_the_same_shards(tmp_path):
