@@ -157,7 +157,7 @@ def test_settings_written_with_a_run_load_as_they_were(tmp_path):
 )
 def test_a_trainings_processes_have_others_read_for_them(changes, workers, tmp_path, monkeypatch):
     monkeypatch.setenv(VISIBLE, "0,1,2,3")
-    monkeypatch.setattr("os.cpu_count", lambda: 23)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(23)), raising=False)
     maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", *changes]))
     train = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
     at = train.command.index("--data-workers") if workers else None
@@ -168,7 +168,7 @@ def test_a_trainings_processes_have_others_read_for_them(changes, workers, tmp_p
 
 def test_trainings_at_a_time_share_the_cores_among_their_readers(tmp_path, monkeypatch):
     monkeypatch.setenv(VISIBLE, "0,1")
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
     maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.parallel=2"]))
     jobs = [
         maker.training(n, "train-student", maker.config.student, {"a": ["0.tar"]}, tmp_path / n, init=None, together=2)
