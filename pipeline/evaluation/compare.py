@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,50 @@ from pipeline.evaluation.report import COUNTS, TITLES, place
 Rows = dict[str, list[dict[str, Any]]]
 """Metric -> a cell for each model."""
 MEAN = "odinw"
-"""Sets of this protocol are also compared by their mean."""
+MEAN_SET = f"mean of {MEAN}"
+"""Sets of this protocol are also compared by their mean, under this name."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation folder. sets, protocols: its metrics and how they were taken, by set."""
+    """An evaluation folder. sets, protocols, settings: its metrics and how they were taken, by set."""
 
     folder: Path
     model: str
     sets: dict[str, dict[str, float]]
     protocols: dict[str, str]
+    settings: dict[str, dict[str, Any]]
 
     @classmethod
     def read(cls, folder: str | Path) -> Evaluated:
-        """Raises InputError: no metrics.json of evaluate in the folder."""
+        """Raises InputError: no metrics.json of evaluate in the folder, or one of an earlier version."""
         folder = Path(folder)
         try:
             saved = json.loads((folder / "metrics.json").read_text())
-            return cls(folder, saved["model"], saved["sets"], saved["protocols"])
+            if saved["sets"].keys() != saved.get("settings", {}).keys():
+                raise InputError(
+                    f"{folder}/metrics.json: written by an earlier version; run evaluate again (it keeps its predictions)"
+                )
+            return cls(folder, saved["model"], saved["sets"], saved["protocols"], saved["settings"])
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{folder}: no metrics.json in it; want a folder that evaluate wrote") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{folder}/metrics.json: not what evaluate writes") from None
 
     def evidence(self, name: str) -> Evidence:
         """What a set's metrics rest on."""
         return read_evidence(self.folder / "evidence", name)
+
+    def lacking(self, other: Evaluated) -> dict[str, dict[str, Any]]:
+        """set -> protocol and metrics of ours that another does not have; ODinW's mean is lacking if one of its sets is."""
+        lacking: dict[str, dict[str, Any]] = {}
+        for name, metrics in self.sets.items():
+            missing = sorted((m for m in metrics if m not in COUNTS and m not in other.sets.get(name, {})), key=place)
+            if missing:
+                lacking[name] = {"protocol": self.protocols[name], "metrics": missing, "whole": name not in other.sets}
+        if any(one["protocol"] == MEAN for one in lacking.values()):
+            lacking[MEAN_SET] = {"protocol": "mean", "metrics": ["ap"], "whole": False}
+        return lacking
 
 
 def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -55,7 +72,8 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
     Returns:
         ``models``: folder and revision of each; ``sets``: set -> metric -> for each model ``value`` and ``interval``, and for all
         but the first ``difference`` from the first, its ``difference_interval``, and ``better``: the share of resamples in
-        which it is above.
+        which it is above; ``lacking``: of the first's metrics, what each other does not have (:meth:`Evaluated.lacking`);
+        ``unlike``: set -> setting -> each model's value, where they were measured by other settings.
 
     Raises:
         InputError: no set in common, or one that was evaluated on different shards or by different protocols.
@@ -74,15 +92,23 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
             means.append(np.stack([d["ap"] for d in drawn]))
     if means:
         values = [float(np.mean([m.sets[n]["ap"] for n in names if protocols[n] == MEAN])) for m in models]
-        sets[f"mean of {MEAN}"] = {"ap": _cells(values, list(np.mean(means, axis=0)))}
-        protocols[f"mean of {MEAN}"] = "mean"
+        sets[MEAN_SET] = {"ap": _cells(values, list(np.mean(means, axis=0)))}
+        protocols[MEAN_SET] = "mean"
     return {
         "models": [{"folder": str(m.folder), "model": m.model} for m in models],
         "samples": samples,
         "seed": seed,
         "protocols": protocols,
         "sets": sets,
+        "lacking": [models[0].lacking(m) for m in models[1:]],
+        "unlike": {name: differing for name in names if (differing := _unlike([m.settings[name] for m in models]))},
     }
+
+
+def _unlike(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    keys = sorted({key for one in settings for key in one})
+    values = {key: [one.get(key) for one in settings] for key in keys}
+    return {key: mine for key, mine in values.items() if any(v != mine[0] for v in mine)}
 
 
 def _compare_set(
@@ -138,7 +164,25 @@ def compare_lines(compared: dict[str, Any]) -> list[str]:
                 if i:
                     texts.append(f"{cell['difference']:+.1f}" + span_words(cell.get("difference_interval"), "+"))
             lines.append(f"| {TITLES.get(metric, metric)} | {' | '.join(texts)} |")
-    return lines
+    told = [
+        f"- {letter} has no {lacking_words(one)}"
+        for letter, one in zip(letters[1:], compared["lacking"], strict=True)
+        if one
+    ]
+    told += [
+        f"- {name} was measured by other settings: {key} {', '.join(f'{v} ({n})' for n, v in zip(letters, values, strict=True))}"
+        for name, settings in compared["unlike"].items()
+        for key, values in settings.items()
+    ]
+    return [*lines, "", *told] if told else lines
+
+
+def lacking_words(lacking: Mapping[str, Mapping[str, Any]]) -> str:
+    """ "lvis, coco.ap_rare": sets that are lacking whole, and metrics of others."""
+    words = [
+        [name] if one["whole"] else [f"{name}.{metric}" for metric in one["metrics"]] for name, one in lacking.items()
+    ]
+    return ", ".join(word for some in words for word in some)
 
 
 def span_words(interval: tuple[float, float] | None, sign: str = "") -> str:

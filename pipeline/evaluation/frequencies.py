@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,19 @@ class Frequencies:
     """groups: name -> rare, common or frequent. counts: name -> training images that it stands in.
 
     not_exhaustive: record key -> names that are there more often than they are boxed. digest: of what was read.
+    counted: the groups come from counts, so that a name without one stands in no training image.
     """
 
     groups: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     not_exhaustive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     digest: str = ""
+    counted: bool = False
+
+    def groups_of(self, names: Iterable[str]) -> dict[str, str]:
+        """name -> group; of counts, a name that was never counted is rare too."""
+        unseen = {plain(n): frequency_group(0) for n in names} if self.counted else {}
+        return unseen | dict(self.groups)
 
 
 def read_frequencies(path: str) -> Frequencies:
@@ -62,7 +69,7 @@ def plain(phrase: str) -> str:
 
 
 def _counted(counts: Mapping[str, int], digest: str) -> Frequencies:
-    return Frequencies({n: frequency_group(c) for n, c in counts.items()}, dict(counts), {}, digest)
+    return Frequencies({n: frequency_group(c) for n, c in counts.items()}, dict(counts), {}, digest, counted=True)
 
 
 def _of_json(data: Any, digest: str) -> Frequencies:

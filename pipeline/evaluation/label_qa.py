@@ -6,6 +6,7 @@ known not to be there. Labels of names of which nothing is known, or that find a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,11 +218,16 @@ def _told(value: float | None, digits: int) -> str:
     return "none" if value is None else f"{value:.{digits}f}"
 
 
+def _rounded_up(threshold: float | None) -> str:
+    """To be copied: rounded down, it would let in labels from below."""
+    return "none" if threshold is None else f"{min(math.ceil(threshold * 1000 - 1e-9) / 1000, 1.0):.3f}"
+
+
 def _proposal_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     heads = list(next(iter(parts.values()))["proposed"])
     titles = [h.replace("precision_", "precision ").replace("best_f1", "best F1") for h in heads]
     lines = [f"| Labels | Gold | {' | '.join(titles)} |", "|---|---:" + "|---:" * len(heads) + "|"]
     for name, part in parts.items():
-        values = [_told(part["proposed"][h], 3) for h in heads]
+        values = [_rounded_up(part["proposed"][h]) for h in heads]
         lines.append(f"| {name} | {part['gold']:,} | {' | '.join(values)} |")
     return lines

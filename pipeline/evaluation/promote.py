@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.evaluation.compare import MEAN
+from pipeline.evaluation.compare import MEAN, lacking_words
 
 DEFAULT_GATES = (
     "*.ap >= -1",
@@ -68,10 +68,27 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
         ``promoted``; ``gates``: a verdict for each gate and metric; ``failed``: the texts of those that do not hold.
 
     Raises:
-        InputError: a gate that fits no metric (with ``may_be_idle``: no gate fits any); it would hold for nothing.
+        InputError: a gate that fits no metric (with ``may_be_idle``: no gate fits any); it would hold for nothing. A gate that
+            fits a metric which only the teacher has, or figures taken by other settings: they say nothing about the student.
     """
+    if compared["unlike"]:
+        told = [
+            f"{name}: {key} {' and '.join(map(str, values))}"
+            for name, settings in compared["unlike"].items()
+            for key, values in settings.items()
+        ]
+        raise InputError(
+            f"teacher and student were evaluated by different settings ({'; '.join(told)}); evaluate both by the same"
+        )
     verdicts: list[dict[str, Any]] = []
     for gate in gates:
+        unmeasured = {
+            name: {"metrics": [m for m in one["metrics"] if fnmatchcase(m, gate.metric_pattern)], "whole": False}
+            for name, one in compared["lacking"][0].items()
+            if _fits(name, gate.set_pattern, one["protocol"])
+        }
+        if words := lacking_words(unmeasured):
+            raise InputError(f"gate {gate.text!r}: the student has no {words}; evaluate it as the teacher was")
         fitting = [
             (name, metric, cells[1])
             for name, rows in compared["sets"].items()

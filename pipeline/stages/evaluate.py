@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,8 @@ from pipeline.stages.pseudo_label import MAX_DECODERS
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]
 KS = (1, 5, 10)
-METRICS = 2
-"""What is made of predictions, which stay as they are; 2: absent pairs of each name."""
+METRICS = 3
+"""What is made of predictions, which stay as they are; 3: names that no training image shows are rare; settings by set."""
 
 
 def run(
@@ -97,6 +98,7 @@ def run(
         "model": plan.revision,
         "sets": found,
         "protocols": {s.spec.name: s.spec.protocol for s in sets},
+        "settings": {s.spec.name: plan.settings(s.spec) for s in sets},
         "means": _means(sets, found),
     }
     write_report(out, document, evidence)
@@ -122,6 +124,14 @@ class _Plan:
         return fingerprint(
             STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision, metrics=str(METRICS)
         )
+
+    def settings(self, spec: SetSpec) -> dict[str, Any]:
+        """What one set's figures depend on besides model and shards: figures of other settings say nothing about the model."""
+        lvis = spec.protocol == "lvis"
+        others = {"max_detections"} if lvis else {"chunk_names", "chunk_detections", "class_detections"}
+        used = self.config.model_dump(mode="json", exclude={"protocols", "batch_size", *others})
+        about = self.abouts.get(spec.name) if lvis else None
+        return used | ({"frequencies": about.digest[:12]} if about else {})
 
     def shard_mark(self, spec: SetSpec, path: str) -> str:
         """Of one shard's predictions: of the settings only those that it depends on."""
@@ -189,7 +199,7 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         matches=matches,
         queries=queries,
         phrases=asked,
-        groups=about.groups,
+        groups=about.groups_of(spec.names),
         counts={plain(n): counts[plain(n)] for n in sorted({*spec.names, *asked}) if plain(n) in counts},
         counts_from="training images" if about.counts else "images of this set",
         absent_pairs=absent_images(results, len(spec.names)),

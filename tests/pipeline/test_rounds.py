@@ -28,7 +28,12 @@ def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
         write_evidence(layout.evaluation(model) / "evidence", name, evidence_of(results))
     write_json(
         layout.evaluation(model) / "metrics.json",
-        {"model": f"{model}@1", "sets": sets, "protocols": dict.fromkeys(sets, "detection")},
+        {
+            "model": f"{model}@1",
+            "sets": sets,
+            "protocols": dict.fromkeys(sets, "detection"),
+            "settings": {s: {} for s in sets},
+        },
     )
 
 

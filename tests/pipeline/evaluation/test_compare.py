@@ -131,7 +131,7 @@ def compared(**differences):
         name, _, metric = name.partition("__")
         sets.setdefault(name, {})[metric] = [{"value": 40.0}, {"value": 40.0 + difference, "difference": difference}]
         protocols[name] = "odinw" if name.startswith("odinw") else "coco"
-    return {"sets": sets, "protocols": protocols}
+    return {"sets": sets, "protocols": protocols, "lacking": [{}], "unlike": {}}
 
 
 def test_the_published_cases_pass_or_fail_as_they_should():
@@ -164,6 +164,24 @@ def test_a_gate_that_is_none_is_told(text):
 def test_a_gate_for_nothing_is_told():
     with pytest.raises(InputError, match=r"'t.ap >= 0': fits no metric; there are s.ap"):
         judge(compared(s__ap=0.0), parse_gates(["s.ap>=0, t.ap>=0"]))
+
+
+def test_what_the_student_was_not_measured_by_is_told():
+    def lacking(name, *metrics, protocol="lvis"):
+        return compared(coco__ap=0.0) | {
+            "lacking": [{name: {"protocol": protocol, "metrics": [*metrics], "whole": True}}]
+        }
+
+    for text in DEFAULT_GATES[0], DEFAULT_GATES[3], "lvis.ap_rare>0":
+        with pytest.raises(InputError, match=r"the student has no lvis\.ap"):
+            judge(lacking("lvis", "ap", "ap50", "ap_rare"), parse_gates([text]), may_be_idle=True)
+    gates = parse_gates(["coco.ap>=0", "*.ap50>=0"])
+    assert judge(lacking("lvis", "ap_rare"), gates, may_be_idle=True)["promoted"]  # no gate is for it
+    one_odinw = lacking("odinw_pets", "ap", protocol="odinw")
+    assert judge(one_odinw, parse_gates(["*.ap>=0"]))["promoted"]  # told by the mean, which compare says is lacking too
+    one_odinw["lacking"][0] |= {"mean of odinw": {"protocol": "mean", "metrics": ["ap"], "whole": False}}
+    with pytest.raises(InputError, match=r"'\*.ap >= 0': the student has no mean of odinw.ap"):
+        judge(one_odinw, parse_gates(["*.ap>=0"]))
 
 
 def test_recalls_are_counted_as_searchsorted_counts_them():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from pipeline import cli
 from pipeline.annotators.base import ask, load_annotator
@@ -242,7 +243,10 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, ca
     assert "protocols.vall: no such set here (did you mean val?)" in caplog.text
     assert done.stdout.startswith("val (detection): images 7, recall_at_1 ")
     assert "recall_at_1" in done.output and "R@1" in (model / "README.md").read_text()
-    done = call("evaluate", "--model", teacher, *options, "--set", "score_agg=max", "--out", tmp_path / "b")
+    other = shutil.copytree(teacher, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v * 0.9 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    done = call("evaluate", "--model", other, *options, "--out", tmp_path / "b")
     assert done.exit_code == 0, done.output
     values = [json.loads((tmp_path / f / "metrics.json").read_text())["sets"]["val"]["ap"] for f in "ab"]
     assert values[0] != values[1]
@@ -251,7 +255,7 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, ca
     assert done.exit_code == 0, done.output
     saved = json.loads((tmp_path / "c.json").read_text())
     assert saved["sets"]["val"]["ap"][1]["difference"] == pytest.approx(values[1] - values[0])
-    assert "| AP |" in done.output and "B - A" in done.output
+    assert "| AP |" in done.output and "B - A" in done.output and "other settings" not in done.output
 
     up, down = ("b", "a") if values[1] > values[0] else ("a", "b")
     done = call("promote", tmp_path / up, "--over", tmp_path / down, "--gates", "val.ap>0", "--samples", "20")
@@ -266,8 +270,25 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, ca
     done = call("promote", tmp_path / "a", "--over", tmp_path / "nothing")
     assert done.exit_code == 2 and "nothing: no metrics.json in it" in done.output
 
+    done = call("evaluate", "--model", other, *options, "--set", "score_agg=max", "--out", tmp_path / "c")
+    assert done.exit_code == 0, done.output
+    done = call("compare", tmp_path / "a", tmp_path / "c", "--samples", "20")
+    assert "val was measured by other settings: score_agg mean (A), max (B)" in done.output
+    done = call("promote", tmp_path / "c", "--over", tmp_path / "a", "--samples", "20")
+    assert done.exit_code == 2 and "different settings (val: score_agg mean and max)" in done.output
+
     done = call("label-qa", tmp_path / "a", "--out", tmp_path / "qa")
     assert done.exit_code == 0 and (tmp_path / "qa" / "label_qa.json").is_file(), done.output
+
+
+def test_what_only_one_folder_has_is_told(shards, teacher, tmp_path):
+    run({"val": shards["val"], "wild": shards["val"], "more": shards["val"]}, tmp_path / "a", teacher)
+    run({"val": shards["val"]}, tmp_path / "b", teacher)
+    done = call("compare", tmp_path / "a", tmp_path / "b", "--samples", "20")
+    assert done.exit_code == 0 and "- B has no more, wild\n" in done.output, done.output
+    done = call("promote", tmp_path / "b", "--over", tmp_path / "a", "--samples", "20")
+    assert done.exit_code == 2 and "the student has no more.ap, wild.ap; evaluate it as" in done.output, done.output
+    assert call("promote", tmp_path / "a", "--over", tmp_path / "b", "--samples", "20").exit_code == 0
 
 
 def test_folders_of_other_images_do_not_compare(shards, teacher, tmp_path):

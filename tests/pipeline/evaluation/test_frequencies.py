@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.evaluation.frequencies import read_frequencies
+from pipeline.evaluation.frequencies import Frequencies, read_frequencies
 from pipeline.io.tars import write_tar
 from pipeline.records import GroundingRecord, Region
 from tests.fixtures.crawl import jpeg
@@ -44,6 +44,15 @@ def test_training_shards_are_counted_by_image(tmp_path):
     write_tar(tmp_path / "d-0.tar", iter([(r.key, {"jpg": jpeg(0), "json": r.to_json()}) for r in records]))
     got = read_frequencies(str(tmp_path / "d-*.tar"))
     assert got.counts == {"car": 2, "dog": 1} and got.groups == {"car": "rare", "dog": "rare"}
+
+
+def test_a_name_that_no_training_image_shows_is_rare_but_one_that_lvis_does_not_list_has_no_group(tmp_path):
+    (tmp_path / "counts.json").write_text('{"car": 500}')
+    got = read_frequencies(str(tmp_path / "counts.json"))
+    assert got.groups_of(["Car", "vial of vaccine"]) == {"car": "frequent", "vial of vaccine": "rare"}
+    (tmp_path / "lvis.json").write_text('{"categories": [{"id": 1, "name": "car", "frequency": "f"}]}')
+    assert read_frequencies(str(tmp_path / "lvis.json")).groups_of(["car", "van"]) == {"car": "frequent"}
+    assert Frequencies().groups_of(["car"]) == {}
 
 
 @pytest.mark.parametrize("text", ["no json", "[1]", '{"car": "many"}', '{"categories": [{"id": 1, "name": "a"}]}'])

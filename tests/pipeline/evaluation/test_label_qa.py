@@ -113,7 +113,7 @@ def test_a_label_beside_a_crowd_of_its_name_is_wrong():
 def test_the_page_names_every_group(tmp_path):
     write_evidence(tmp_path / "evidence", "gold", replace(evidence(), counts={"a": 200, "b": 3}))
     (tmp_path / "metrics.json").write_text(
-        json.dumps({"model": "m", "sets": {"gold": {}}, "protocols": {"gold": "lvis"}})
+        json.dumps({"model": "m", "sets": {"gold": {}}, "protocols": {"gold": "lvis"}, "settings": {"gold": {}}})
     )
     page = write_label_qa(tmp_path, tmp_path, [50])
     assert "| rare names (images of this set) | 0 | none | none |" in page
