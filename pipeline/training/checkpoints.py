@@ -101,10 +101,14 @@ def latest_checkpoint(out: Path, fingerprint: str, *, aside: bool = False) -> tu
     return None
 
 
-def prune(out: Path, keep: int, fingerprint: str) -> None:
-    """Remove all checkpoints of this very run but the newest ``keep``, and what a killed run left half written."""
+def prune(out: Path, keep: int, fingerprint: str, step: int) -> None:
+    """Remove all checkpoints of this very run but the newest ``keep`` up to ``step``, and what a killed run left half written.
+
+    Those beyond the step just written are damaged, or the run would have gone on from there: they do not count.
+    """
     settle(out)
-    mine = [f for f in _steps(out) if (state := _claimed(f)) is not None and state.fingerprint == fingerprint]
+    states = {folder: _claimed(folder) for folder in _steps(out)}
+    mine = [f for f, s in states.items() if s is not None and s.fingerprint == fingerprint and s.step <= step]
     for folder in mine[keep:]:
         shutil.rmtree(folder)
 

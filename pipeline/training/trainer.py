@@ -294,7 +294,7 @@ class Trainer:
         if self.processes.main:
             self.folder.check()
             write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.mark, fill)
-            prune(self.out, self.config.keep_checkpoints, self.identity.mark)
+            prune(self.out, self.config.keep_checkpoints, self.identity.mark, done)
         self.processes.wait()
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -86,9 +86,22 @@ def test_a_half_written_folder_goes_and_a_whole_one_gets_its_name(tmp_path):
 def test_pruning_keeps_the_newest_of_this_run_and_all_of_another(tmp_path):
     for step, mark in ((1, "mark"), (2, "mark"), (3, "mark"), (900, "other data")):
         write(tmp_path / f"step-{step:08d}", str(step), mark, step)
-    prune(tmp_path, 2, "mark")
+    prune(tmp_path, 2, "mark", 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003", "step-00000900"]
     assert latest_checkpoint(tmp_path, "mark") == (tmp_path / "step-00000003", 3)
+
+
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path):
+    for step in (10, 20, 30):
+        write(tmp_path / f"step-{step:08d}", str(step), step=step)
+    for step in (20, 30):
+        (tmp_path / f"step-{step:08d}" / "b.txt").unlink()
+    assert latest_checkpoint(tmp_path, "mark") == (tmp_path / "step-00000010", 10)  # from where the run goes on
+    for step in (12, 14):
+        write(tmp_path / f"step-{step:08d}", str(step), step=step)
+        prune(tmp_path, 1, "mark", step)
+        assert latest_checkpoint(tmp_path, "mark") == (tmp_path / f"step-{step:08d}", step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000014", "step-00000020", "step-00000030"]
 
 
 def test_one_run_at_a_time_has_the_names_and_the_others_step_aside(tmp_path):
