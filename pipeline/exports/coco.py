@@ -84,6 +84,7 @@ class _File(ABC):
                 **xywh(region.box),
                 "area": round((x2 - x1) * (y2 - y1), 2),
                 "iscrowd": int(region.ignore),
+                **({"ignore": 1} if region.ignore else {}),  # LVIS' readers look at this alone
             }
             count_extra(desk.numbers, region)
             self._annotations.add(json_bytes(row | self._of_region(record, region) | origin(region)))

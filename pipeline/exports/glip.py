@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.exports.base import Desk, Item, count_lost, json_bytes
 from pipeline.exports.sets import SetNames, write_manifest
 from pipeline.io.commit import HashingFile
+from pipeline.records import Box
 
 
 class Glip:
@@ -46,7 +47,7 @@ class Glip:
             "img_h": height,
             "img_w": width,
             "caption": record.caption,
-            "bboxes": [region.box for region in kept],
+            "bboxes": [last_pixel(region.box) for region in kept],
             "scores": [1.0 if region.score is None else region.score for region in kept],
             "tokens_positive": [region.tokens_positive for region in kept],
         }
@@ -82,6 +83,11 @@ class Glip:
                 f"labels of a CaptionTSV: {names}; its image TSVs, and a manifest for ingest, come with --images copy"
             ]
         return [f"GLIP's CaptionTSV: {out}/{name}.img.tsv with {out}/{name}.label.tsv" for name in self._labels]
+
+
+def last_pixel(box: Box) -> Box:
+    """A box of ours, which ends behind its last pixel, as GLIP's, which names it; its reader takes corners as they stand."""
+    return box[0], box[1], box[2] - 1, box[3] - 1
 
 
 class _Tsv:

@@ -68,6 +68,9 @@ class Labelled(NamedTuple):
     lost: Mapping[str, int] = MappingProxyType({})
 
 
+LEFT_OUT = "left_out"
+"""Counted of images that the set has, but that its readers leave out."""
+
 UNREADABLE = frozenset(
     {"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category", "bad_image_id"}
 )
@@ -94,7 +97,7 @@ class Format:
     kind: Kind
     reads: str
     fill: Callable[[SetFiles, Filling], dict[str, Any]]
-    labelled: Callable[[Entry, Header], Labelled]
+    labelled: Callable[[Entry, Header], Labelled | None]
     place: Callable[[Any, Any], Place]
     companions: Mapping[str, str] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
@@ -158,9 +161,8 @@ def read_set(format_: Format, files: SetFiles) -> LabelledSet:
         build_index(format_, files, Path(folder) / "index")
         index = Index(Path(folder) / "index")
         try:
-            images = [
-                format_.labelled(entry, index.header) for part in index.parts(1000) for entry in index.entries(part)
-            ]
+            entries = (entry for part in index.parts(1000) for entry in index.entries(part))
+            images = [item for entry in entries if (item := format_.labelled(entry, index.header)) is not None]
             space = index.header.get("label_space")
             return LabelledSet(
                 format_.kind,

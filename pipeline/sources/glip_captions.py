@@ -2,6 +2,7 @@
 
 Version 1 has a box an entry, each with its spans. Version 2 has a phrase an entry, with a list of boxes and of scores.
 Spans are a teacher's word pieces, several for a phrase; those that touch or are parted by one space are put together.
+Boxes are as its network gives them, and as its reader gives them back to it: x2 and y2 name the last pixel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
+    number,
     phrase_of,
     size_of,
     spans_of,
@@ -81,7 +83,7 @@ def _columns(path: str, wanted: str) -> Iterator[tuple[str, int, bytes]]:
             at += len(line)
 
 
-def place(number: Any, image: Any) -> Place:
+def place(key: Any, image: Any) -> Place:
     file, offset, size = image[:3]
     return Place(file, offset=offset, size=size, base64=size is not None, absolute=size is not None)
 
@@ -94,13 +96,15 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     lost: Counter[str] = Counter()
     boxless: list[Span] = []
     for n, found in enumerate(bboxes or ()):
-        several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
+        several = isinstance(found, list) and all(isinstance(b, list) for b in found)
         of_entity = scores[n] if isinstance(scores, list) and n < len(scores) else None
-        for k, bbox in enumerate(found if several else [found]):
+        for k, bbox in enumerate(
+            (found or [None]) if several else [found]
+        ):  # None: a phrase that the teacher did not find
             spans = spans_of(tokens[n] if n < len(tokens) else None, len(caption), lost)
-            box = None if spans is None else xyxy_box(bbox, size, lost)
             if spans is None:
                 continue
+            box = None if bbox is None and several else xyxy_box(behind_the_end(bbox), size, lost)
             spans = joined(caption, spans)
             if box is None:
                 boxless += spans
@@ -116,6 +120,13 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     return Labelled(
         image_key(entry.id), where, size, caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost
     )  # fmt: skip
+
+
+def behind_the_end(bbox: Any) -> Any:
+    """Corners of GLIP's, which name the last pixel of a box (GLIP spec 9.3), as ours; what is no box is left as it is."""
+    if isinstance(bbox, list) and len(bbox) == 4 and all(map(number, bbox)):
+        return [bbox[0], bbox[1], bbox[2] + 1, bbox[3] + 1]
+    return bbox
 
 
 def joined(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:

@@ -221,7 +221,9 @@ class Index:
         """The same with the annotations, which are in the order of the file."""
         query, values = part.where("image")
         rows: dict[Id, list[Any]] = {}
-        for number, row in self._db.execute(f"SELECT image, row FROM rows WHERE {query} ORDER BY image, rowid", values):
+        # of a list that was cut to a split most annotations have no image here, and may be tens of millions
+        query = f"SELECT image, row FROM rows WHERE {query} AND {_AT_HOME} ORDER BY image, rowid"
+        for number, row in self._db.execute(query, values):
             rows.setdefault(number, []).append(marshal.loads(row))
         for number, image in self.images_of(part):
             yield Entry(number, image, rows.pop(number, []))

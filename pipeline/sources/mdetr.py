@@ -54,14 +54,19 @@ def place(number: Any, image: Any) -> Place:
     return Place(image[0], folder=image[3] if isinstance(image[3], str) else None)
 
 
-def labelled(entry: Entry, header: Header) -> Labelled:
+def labelled(entry: Entry, header: Header) -> Labelled | None:
     """The spans are taken as they stand, never searched again.
+
+    An image without annotations is left out, as MDETR and GLIP do (GLIP spec 9.3): every word of its caption would be taught
+    as absent. Not so one that export wrote, where its record stood like this.
 
     Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no ``tokens_positive``) or
     ``span_outside_caption``. A region goes whole: box and spans together; the spans of one whose box is of no use are
     uncertain. An ignore region needs no spans.
     """
     _, size, caption, _, key, unsure = entry.image
+    if not entry.rows and key is None:
+        return None
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     boxless: list[Span] = []

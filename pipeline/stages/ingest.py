@@ -28,7 +28,7 @@ from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
 from pipeline.progress import Progress
 from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import CUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
+from pipeline.sources.base import CUT, LEFT_OUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
 from pipeline.sources.formats import READ, load_format
 from pipeline.sources.headers import ImageHeader, read_header, upright
 from pipeline.sources.image_store import ImageStore
@@ -39,8 +39,9 @@ from pipeline.stages.stale import remove_stale
 from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
-MADE = 2
-"""How records are made of labels; 2: classes whose box was of no use are not taught as absent."""
+MADE = 3
+"""How records are made of labels; 2: classes whose box was of no use are not taught as absent; 3: MDETR's images without annotations are
+left out, corners of GLIP's caption records end behind their last pixel."""
 log = logging.getLogger("glip_self_train")
 
 
@@ -253,10 +254,15 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     def items() -> Iterator[Labelled]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
-                yield format_.labelled(entry, index.header)
+                item = format_.labelled(entry, index.header)
             except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
                 samples.dropped["bad_labels"] += 1
                 notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                continue
+            if item is None:
+                samples.dropped[LEFT_OUT] += 1
+            else:
+                yield item
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         ones, twins = tee(items())

@@ -9,7 +9,7 @@ from pipeline.errors import RunError
 from pipeline.io.commit import read_report
 from pipeline.io.files import listing
 from pipeline.io.paths import stem
-from pipeline.sources.base import UNREADABLE
+from pipeline.sources.base import LEFT_OUT, UNREADABLE
 from pipeline.stats import StageReport, Tally
 
 
@@ -22,7 +22,8 @@ def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str
     samples, regions = (report.tallies.get(what, Tally()) for what in ("samples", "regions"))
     unread = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
     ours = regions.seen - regions.dropped.get("unknown_image", 0)  # of a split, most of a file's may be of other images
-    for what, seen, dropped in (("images", samples.seen, samples.dropped), ("regions", ours, unread)):
+    gone = {reason: n for reason, n in samples.dropped.items() if reason != LEFT_OUT}
+    for what, seen, dropped in (("images", samples.seen, gone), ("regions", ours, unread)):
         lost = sum(dropped.values())
         if lost > config.max_failed_share * max(seen, 1):
             others = f", and {regions.dropped} of the regions" if what == "images" and regions.dropped else ""

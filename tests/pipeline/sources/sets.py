@@ -135,7 +135,7 @@ def glip(root: Path, boxes) -> Set:
         "img_h": HEIGHT,
         "img_w": WIDTH,
         "caption": CAPTION,
-        "bboxes": [list(b) for b in boxes],
+        "bboxes": [[x1, y1, x2 - 1, y2 - 1] for x1, y1, x2, y2 in boxes],
         "scores": [0.9] * len(boxes),
     }
     return put(root / "a.tsv", L.tsv({"1": {**record, "tokens_positive": [SPANS] * len(boxes)}})), {}, {}

@@ -32,6 +32,7 @@ from tests.pipeline.sources.sets import (
     Set,
     coco,
     glip,
+    mdetr,
     odvg_detection,
     odvg_grounding,
     only_record,
@@ -63,13 +64,20 @@ def test_boxes_outside_and_without_area_are_lost_by_name_and_the_others_cut_at_t
 def test_an_image_without_boxes_is_an_image(tmp_path, name):
     path, companions, options = SETS[name](tmp_path, [])
     images = read(name, path, companions, **options).images
-    if name in (
-        "openimages",
-        "visual_genome_regions",
-    ):  # images are known by their boxes; a caption by its descriptions
+    # images are known by their boxes, or a caption by its descriptions, or the set's readers leave them out
+    if name in ("openimages", "visual_genome_regions", "mdetr", "refcoco"):
         assert not images
     else:
         assert len(images) == 1 and images[0].regions == () and images[0].lost == {}
+
+
+def test_images_that_a_set_leaves_out_are_counted_and_no_loss(tmp_path):
+    path, _, _ = mdetr(tmp_path, [BOXES["good"]])
+    put(tmp_path / "images" / "1.jpg", "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
+    data = json.loads(path.read_text())
+    data["images"] += [data["images"][0] | {"id": n} for n in range(2, 9)]
+    report = run(tmp_path, "mdetr", (put(path, data), {}, {}), config=IngestConfig())
+    assert report.tallies["samples"].dropped == {"left_out": 7} and report.tallies["samples"].kept == 1
 
 
 @pytest.mark.parametrize("name", READ)

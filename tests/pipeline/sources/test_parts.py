@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -102,6 +103,22 @@ def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, 
     }
     assert index.images == len(entries) == len(ids) and index.header == {"of": "it"}
     assert sum(index.homeless().values()) == sum(n >= len(ids) for n, _ in rows)
+
+
+def test_annotations_of_images_that_are_not_listed_take_no_memory(tmp_path):
+    filling = Filling(tmp_path / "index", "set")
+    for number in range(0, 20, 2):
+        filling.image(number, [])
+    for number in range(20_000):
+        filling.row(number, ["x" * 500])
+    filling.finish({})
+    filling.close()
+    index = Index(tmp_path / "index")
+    tracemalloc.start()
+    entries = [e for part in index.parts(5) for e in index.entries(part)]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20  # the others' rows are 10 MB
+    tracemalloc.stop()
+    assert [(e.id, len(e.rows)) for e in entries] == [(n, 1) for n in range(0, 20, 2)]
 
 
 @given(st.lists(st.text(max_size=6) | st.text("図é./", min_size=20, max_size=300), unique=True, max_size=20))

@@ -50,11 +50,16 @@ def test_lvis_knows_only_its_verified_negatives_to_be_absent(tmp_path):
 
 def test_mdetr_several_spans_a_box_and_two_image_folders(tmp_path):
     found = read("mdetr", put(tmp_path / "a.json", L.MIXED))
-    first, second = found.images
+    (first,) = found.images  # the second has no annotations
     (region,) = first.regions
     assert region.tokens_positive == ((0, 14), (31, 38)) and first.caption == L.MIXED_CAPTION
     assert region.phrase == f"{L.MIXED_CAPTION[:14]} {L.MIXED_CAPTION[31:38]}"
-    assert (first.place.folder, second.place.folder) == ("vg", "coco") and second.regions == ()
+    told = {
+        **L.MIXED,
+        "annotations": [*L.MIXED["annotations"], {"image_id": 1, "bbox": [1, 1, 9, 9], "tokens_positive": [[0, 5]]}],
+    }
+    folders = [i.place.folder for i in read("mdetr", put(tmp_path / "b.json", told)).images]
+    assert first.place.folder == "vg" and folders == ["vg", "coco"]
     assert lost(found) == {"span_outside_caption": 1}
 
 
@@ -227,11 +232,12 @@ def test_glip_records_of_both_versions(tmp_path):
     images = put(tmp_path / "x.tsv", L.image_tsv(["0", "1", "2", "2"]))
     one, two, _ = read("glip_captions", path, {"images": images}).images
     assert [(r.phrase, r.tokens_positive, r.score, r.box) for r in one.regions] == [
-        ("a red car", ((0, 9),), 0.79, (1, 2, 30, 40)), ("car", ((6, 9),), 0.99, (5, 5, 80, 20))
+        ("a red car", ((0, 9),), 0.79, (1, 2, 31, 41)), ("car", ((6, 9),), 0.99, (5, 5, 80, 21))
     ]  # fmt: skip
     assert [(r.phrase, r.score, r.box) for r in two.regions] == [
-        ("red car", 0.8, (1, 2, 30, 40)), ("red car", 0.6, (40, 2, 60, 40))
+        ("red car", 0.8, (1, 2, 31, 41)), ("red car", 0.6, (40, 2, 61, 41))
     ]  # fmt: skip
+    assert two.boxless == ((16, 19),) and not two.lost  # the teacher did not find the dog; it is not absent for that
     start = images.read_bytes()[one.place.offset :][: one.place.size]
     assert one.place.base64 and start.startswith(b"/9j/")
     assert read("glip_captions", path).images[0].place.file == "0.jpg"

@@ -320,7 +320,8 @@ def test_a_killed_run_goes_on_and_writes_what_a_quiet_one_does(tmp_path):
 
 
 def test_text_that_is_no_unicode_costs_its_image_only(tmp_path):
-    mixed = {**layouts.MIXED, "images": [{**i, "caption": "a dog"} for i in layouts.MIXED["images"]], "annotations": []}
+    mixed = {**layouts.MIXED, "images": [{**i, "caption": "a dog"} for i in layouts.MIXED["images"]]}
+    mixed["annotations"] = [{"image_id": i, "bbox": [1, 1, 9, 9], "tokens_positive": [[0, 4]]} for i in (0, 1)]
     mixed["images"][0]["caption"] = "half \ud800"
     (tmp_path / "images").mkdir()
     for image in mixed["images"]:
