@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from pipeline.config import SelfTrainConfig
+import socket
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from flows.gpus import gpus_here
+from flows.runners import check_cluster
+from pipeline.config import ResourcesConfig, SelfTrainConfig
 from pipeline.demo.manifest import MANIFEST
 from pipeline.errors import InputError, did_you_mean
+from pipeline.evaluation.compare import MEAN_SET
 from pipeline.evaluation.promote import parse_gates
+from pipeline.filtering.gold import gold_tables
 from pipeline.io.manifests import read_manifest
+from pipeline.io.paths import expand_shards, is_url
 
 
 def check_inputs(config: SelfTrainConfig) -> None:
@@ -29,7 +38,19 @@ def check_inputs(config: SelfTrainConfig) -> None:
             )
     if "pseudo" not in config.student.mixture:
         raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
-    parse_gates(config.promotion.gates)
+    gates = parse_gates(config.promotion.gates)
+    sets = [*data.evaluated(), MEAN_SET]
+    for gate in gates:
+        if sets[:-1] and not any(fnmatchcase(name, gate.set_pattern) for name in sets):
+            raise InputError(
+                f"promotion.gates: {gate.text!r} fits no evaluation set{did_you_mean(gate.set_pattern, sets)}; there are {sets}"
+            )
+    gain = config.promotion.gain
+    if gain is not None and data.evaluated() and (name := gain.rpartition(".")[0]) not in data.evaluated():
+        raise InputError(
+            f"promotion.gain: {gain!r} is of no evaluation set{did_you_mean(name, list(data.evaluated()))}; "
+            f"want SET.METRIC of {list(data.evaluated())}"
+        )
     if others := sorted(set(data.frequencies) - set(data.evaluated())):
         raise InputError(
             f"data.frequencies: {', '.join(others)} is no evaluation set; there are {list(data.evaluated())}"
@@ -38,6 +59,31 @@ def check_inputs(config: SelfTrainConfig) -> None:
         for name in ("manifest", "crawl"):
             if not getattr(data, name):
                 raise InputError(f"data.{name}: a run on real data needs it (only the demo makes its own)")
+
+
+def check_files(config: SelfTrainConfig) -> None:
+    """Raises InputError if local files of a recipe that is not the demo's are not there: some are opened days after the start."""
+    if config.demo is not None:
+        return
+    data = config.data
+    local = [pattern for pattern in data.crawl if not is_url(pattern)]
+    if local:
+        expand_shards(local)
+    for name, path in data.frequencies.items():  # others are shards, maybe those that ingest will make
+        if path.endswith(".json") and not is_url(path) and not Path(path).is_file():
+            raise InputError(f"data.frequencies: {name}: {path}: no such file")
+    if data.gold is not None and not is_url(data.gold):
+        gold_tables(data.gold)
+
+
+def check_machine(resources: ResourcesConfig) -> None:
+    """Raises InputError if a job asks for more GPUs than there are, or the cluster cannot be asked for anything."""
+    check_cluster(resources)
+    here = len(gpus_here()) if resources.device == "cuda" and resources.cluster is None else 0
+    if here and resources.gpus is not None and resources.gpus > here:
+        raise InputError(
+            f"resources.gpus: a job wants {resources.gpus} GPUs, and there are {here} on {socket.gethostname()}"
+        )
 
 
 def check_sets(config: SelfTrainConfig) -> None:

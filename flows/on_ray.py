@@ -23,7 +23,6 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 
 import ray
-from prefect.settings import get_current_settings
 from prefect.task_runners import TaskRunner
 from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
@@ -72,15 +71,7 @@ def cluster_runner(resources: ResourcesConfig, *, gpus: bool) -> TaskRunner[Any]
     """The task runner of a stage whose jobs have ``kept`` set, on the cluster that ``resources.cluster`` names.
 
     gpus: each task holds one; else it holds cores alone, of which machines with few GPUs have many.
-
-    Raises:
-        InputError: tasks would have no server to report to.
     """
-    if not get_current_settings().api.url:
-        raise InputError(
-            f"resources.cluster={resources.cluster}: PREFECT_API_URL is not set; processes on a cluster report to a server "
-            "that all of them reach (`prefect server start`)"
-        )
     cores = resources.threads or 1
     options = {"num_cpus": cores, "num_gpus": float(gpus), "max_retries": RETRIES, "max_calls": 0}
     if resources.cluster == "local":

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import stages
 from flows.artifacts import show_round
-from flows.checks import check_inputs
+from flows.checks import check_files, check_inputs, check_machine
 from flows.notify import TOLD
 from flows.runners import task_runner
 from flows.stager import folder_of
@@ -49,6 +49,8 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
     alone = flow_run.parent_flow_run_id is None
     if alone:
         check_inputs(config)
+        check_files(config)
+        check_machine(config.resources)
     layout = RunLayout(folder_of(out))
     with alone_in(layout.root, get_run_logger().warning):
         if alone and config.data.evaluated():

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flows import stages
 from flows.artifacts import show_comparison
-from flows.checks import check_inputs, check_sets
+from flows.checks import check_files, check_inputs, check_machine, check_sets
 from flows.notify import TOLD
 from flows.rounds import one_round, run_stage
 from flows.stager import folder_of
@@ -50,6 +50,8 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
         config = config.model_copy(update={"rounds": rounds})
     check_inputs(config)
     check_sets(config)
+    check_files(config)
+    check_machine(config.resources)
     layout = RunLayout(folder_of(out))
     with alone_in(layout.root, get_run_logger().warning):
         reports: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from flows.children import Job, launch_command, pipeline_command
 from flows.gpus import gpus_here
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.devices import cores
+from pipeline.errors import InputError
 from pipeline.io.commit import write_atomic, write_json
 from pipeline.io.paths import local_folder, stem
 from pipeline.run_layout import RunLayout
@@ -169,9 +170,30 @@ def folder_of(out: str) -> Path:
     return local_folder(out, "a run").absolute()
 
 
+def _refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
+    """A forgotten recipe is the demo's, and would train the demo's teacher in the place of the one that is there."""
+    if not layout.config.is_file():
+        return
+    try:
+        demo_there = yaml.safe_load(layout.config.read_text())["demo"] is not None
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        return  # nothing that we wrote
+    if demo_there != (config.demo is not None):
+        there, given = ("the demo", "real data") if demo_there else ("real data", "the demo")
+        raise InputError(
+            f"{layout.root}: a run on {there} lies there, and this recipe is {given}'s; want the run's own recipe ({layout.config} has it) "
+            "or another folder (out)"
+        )
+
+
 def stager(out: str, config: SelfTrainConfig) -> Stager:
-    """The jobs of a run in the folder ``out``, whose settings are written there."""
+    """The jobs of a run in the folder ``out``, whose settings are written there.
+
+    Raises:
+        InputError: see :func:`folder_of`; the demo in the folder of a run on real data, or the other way round.
+    """
     layout = RunLayout(folder_of(out))
+    _refuse_other_data(layout, config)
     text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
     if not layout.config.is_file() or layout.config.read_text() != text:
         write_atomic(layout.config, text)

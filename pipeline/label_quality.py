@@ -26,8 +26,8 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
     correct. Labels of phrases that name no gold object ("a photo") count against "all" and are told apart.
 
     Args:
-        labels: folder that filter-boxes wrote, or files of it. gold: folder of Parquet tables of the same shard names with the
-            columns GOLD_COLUMNS; ``novel`` says whether the teacher was never taught the noun.
+        labels: folder that filter-boxes wrote, or files of it. gold: folder of Parquet tables of the same shard names, or of some of
+            them, with the columns GOLD_COLUMNS; ``novel`` says whether the teacher was never taught the noun.
 
     Returns:
         "all", "base", "novel" -> labels, correct, gold, found, precision, recall; "phrases_not_gold"; "by_score":
@@ -37,9 +37,12 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
     stray = 0
     bands = np.zeros((len(BANDS) - 1, 2), np.int64)
     golds = gold_tables(gold)
-    for path in expand_shards(str(labels) if isinstance(labels, Path) else labels, suffix=".parquet"):
+    paths = expand_shards(str(labels) if isinstance(labels, Path) else labels, suffix=".parquet")
+    if not any(stem(path) in golds for path in paths):
+        raise InputError(f"{gold}: no gold table of any of the labels' shards, such as {stem(paths[0])}.parquet")
+    for path in paths:
         if stem(path) not in golds:
-            raise InputError(f"{gold}: no gold table {stem(path)}.parquet for {path}")
+            continue  # a sample of the crawl
         truth = read_gold(golds[stem(path)])
         shard = RegionShard(path)
         shard.restrict(_kept(shard))

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import stages
-from flows.checks import check_inputs, check_sets
+from flows.checks import check_files, check_inputs, check_machine, check_sets
 from flows.children import VISIBLE
 from flows.local_server import LocalServer
 from flows.rounds import one_round
@@ -49,6 +50,14 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
         (["demo=null"], r"data\.manifest"),
         (["promotion.gates=[ap]"], r"gate 'ap': want SET\.METRIC"),
         (
+            ["promotion.gates=[evl_base.ap>0]"],
+            r"'evl_base\.ap > 0' fits no evaluation set \(did you mean eval_base\?\)",
+        ),
+        (
+            ["promotion.gain=eval_nvel.ap"],
+            r"gain: 'eval_nvel\.ap' is of no evaluation set \(did you mean eval_novel\?\)",
+        ),
+        (
             ["data.frequencies={lvis: f.json}"],
             r"data\.frequencies: lvis is no evaluation set; there are \['eval_base', 'eval_novel'\]",
         ),
@@ -72,6 +81,50 @@ def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, 
 def test_sets_that_the_manifest_has_not_are_told_before_anything_runs(change, words):
     with pytest.raises(InputError, match=words):
         check_sets(load_recipe("demo", [change]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("data.crawl=[CRAWL/00001.tar]", r"00001\.tar"),
+        ("data.frequencies={eval_base: CRAWL/f.json}", r"data\.frequencies: eval_base: .*f\.json: no such file"),
+        ("data.gold=CRAWL/gold", r"gold"),
+    ],
+)
+def test_files_that_are_opened_days_later_are_asked_for_before_anything_runs(change, words, tmp_path):
+    (tmp_path / "00000.tar").write_bytes(b"")
+    recipe = ["demo=null", "data.manifest=m.yaml", f"data.crawl=[{tmp_path}/00000.tar, s3://bucket/1.tar]"]
+    check_files(load_recipe("demo", recipe))
+    with pytest.raises(InputError, match=words):
+        check_files(load_recipe("demo", [*recipe, change.replace("CRAWL", str(tmp_path))]))
+
+
+def test_more_gpus_than_there_are_and_a_cluster_without_a_server_are_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setenv(VISIBLE, "0,1")
+    check_machine(load_recipe("demo", ["resources.device=cuda", "resources.gpus=2"]).resources)
+    with pytest.raises(InputError, match=r"resources\.gpus: a job wants 3 GPUs, and there are 2 on"):
+        check_machine(load_recipe("demo", ["resources.device=cuda", "resources.gpus=3"]).resources)
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(InputError, match="PREFECT_API_URL is not set"),
+    ):
+        check_machine(load_recipe("demo", ["resources.cluster=local"]).resources)
+
+
+def test_the_demo_is_not_run_in_the_folder_of_a_run_on_real_data(tmp_path):
+    """A forgotten recipe is the demo's, and would train its teacher in the place of the other."""
+    real = load_recipe("demo", ["demo=null", "data.manifest=m.yaml", "data.crawl=[crawl]"])
+    stager(str(tmp_path / "run"), real)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(
+        InputError, match=r"run: a run on real data lies there, and this recipe is the demo's; want .*config\.yaml"
+    ):
+        stager(str(tmp_path / "run"), load_recipe("demo"))
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    stager(str(tmp_path / "run"), load_recipe("demo", ["demo=null", "data.manifest=other.yaml", "data.crawl=[more]"]))
+    stager(str(tmp_path / "demo"), load_recipe("demo"))
+    with pytest.raises(InputError, match=r"demo: a run on the demo lies there, and this recipe is real data's"):
+        stager(str(tmp_path / "demo"), real)
 
 
 @pytest.mark.parametrize("rounds", [0, -1])

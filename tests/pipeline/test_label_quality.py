@@ -52,5 +52,5 @@ def test_quality_by_hand(tmp_path):
         0.5: (2, 0), 0.6: (2, 2), 0.9: (1, 1),
     }  # fmt: skip
     (tmp_path / "gold" / "00000.parquet").rename(tmp_path / "gold" / "00009.parquet")
-    with pytest.raises(InputError, match="no gold table 00000"):
+    with pytest.raises(InputError, match=r"no gold table of any of the labels' shards, such as 00000\.parquet"):
         label_quality(tmp_path / "labels", tmp_path / "gold")

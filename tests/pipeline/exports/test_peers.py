@@ -46,7 +46,9 @@ def test_pycocotools_reads_a_detection_set(mixed, tmp_path):
     assert (tmp_path / "out" / image["file_name"]).read_bytes() == jpeg(0)
     car, tree = coco.loadAnns(coco.getAnnIds(imgIds=[7]))
     assert (car["bbox"], car["category_id"], car["iscrowd"], car["area"]) == ([1.0, 2.0, 29.0, 38.0], 2, 0, 1102.0)
-    assert tree["ignore"] == tree["iscrowd"] == 1 and "ignore" not in car and coco.getAnnIds(iscrowd=False) == [car["id"]]
+    assert (
+        tree["ignore"] == tree["iscrowd"] == 1 and "ignore" not in car and coco.getAnnIds(iscrowd=False) == [car["id"]]
+    )
     assert coco.dataset["licenses"][0]["name"] == "CC0-1.0"
 
 

@@ -283,6 +283,9 @@ def test_quality_of_labels_is_that_of_a_plain_loop(store, tmp_path):
     assert got["phrases_not_gold"] == stray > 0
     assert got["base"]["correct"] + got["novel"]["correct"] == right
     assert got["base"]["found"] + got["novel"]["found"] == len(found)
+    assert len(measured) < len(store)
+    filter_boxes.run(FilterConfig(threshold=0.3), store, tmp_path / "all")
+    assert label_quality(tmp_path / "all", folder(store) / "gold") == got  # gold of some shards is a sample
 
 
 def test_a_sweep_says_that_it_cannot_balance(store):
