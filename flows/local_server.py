@@ -188,9 +188,8 @@ class LocalServer:
 
     def _mark_zombies(self) -> None:
         """An automation that marks runs whose process is gone as crashed, so that they do not seem to run for ever."""
-        code = "from flows.zombies import ensure_automation; ensure_automation()"
         done = subprocess.run(
-            [sys.executable, "-c", code], env=self.environment, cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "flows.zombies"], env=self.environment, cwd=ROOT, capture_output=True, text=True
         )
         if done.returncode:
             log.warning("no automation for zombie runs: %s", done.stderr.strip().splitlines()[-1:])

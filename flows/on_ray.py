@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
-from typing import Any
+from typing import Any, Self
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 
@@ -35,7 +35,7 @@ from pipeline.progress import PROGRESS_FILE
 
 log = logging.getLogger("glip_self_train")
 LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "log_to_driver": False}
-KEEPER, IDLE_SECONDS = "glip-keeper", 600.0
+KEEPER, IDLE_SECONDS, WATCH_SECONDS = "glip-keeper", 600.0, 5.0
 RETRIES = 5
 """Times that Ray gives a task to another process when one dies, as with its machine; Prefect's own retries are for errors."""
 STARTS = 2
@@ -55,16 +55,27 @@ class ClusterRunner(RayTaskRunner[Any]):
         """A new runner with the same settings."""
         return type(self)(self.address, self.init_kwargs, self.options)
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if _in_the_flow():
+            self._anchor = anchored()
+        return self
+
     def __exit__(self, *exc_info: Any) -> None:
-        # Prefect enters a duplicate of the runner in every task, where other tasks are still in need of the processes
-        if ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE:
+        if _in_the_flow():
             dismiss_keepers()
+            self._anchor = None
         super().__exit__(*exc_info)
 
     def submit(self, *arguments: Any, **named: Any) -> PrefectRayFuture[Any]:
         """As RayTaskRunner's."""
         with remote_options(**self.options):
             return super().submit(*arguments, **named)
+
+
+def _in_the_flow() -> bool:
+    """Prefect enters a duplicate of the runner in every task, too, where other tasks are still in need of the processes."""
+    return bool(ray.get_runtime_context().worker.mode == ray.SCRIPT_MODE)
 
 
 def cluster_runner(resources: ResourcesConfig, *, gpus: bool) -> TaskRunner[Any]:
@@ -99,7 +110,7 @@ def run_kept(job: Job) -> dict[str, Any] | None:
             lifetime="detached",  # else it would end with the process that asked first
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu}} if gpu else None,
-        ).remote()  # fmt: skip
+        ).remote(_anchor_name())  # fmt: skip
         try:
             # ray.get would give this task's core to another one meanwhile
             said: Any = keeper.run.remote(job).future().result()
@@ -116,14 +127,48 @@ def run_kept(job: Job) -> dict[str, Any] | None:
     raise AssertionError("unreachable")
 
 
+class Anchor:
+    """Of no use but to be there for as long as the flow is: Ray ends it with the process that made it, however that ends."""
+
+
+def _anchor_name() -> str:
+    return f"{KEEPER}-anchor-{ray.get_runtime_context().get_job_id()}"
+
+
+def anchored() -> Any:
+    """Make the anchor of this run, by which its keepers know that it lives; it lasts as long as what this gives is held."""
+    # if the machine that it is on dies, it comes back on another
+    options = {"name": _anchor_name(), "namespace": KEEPER, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
+    return ray.remote(Anchor).options(**options).remote()
+
+
 class Keeper:
     """What runs in the process of one GPU or core, as an actor. The task that asks holds the GPU with Ray; this process holds what is loaded.
 
-    It ends with the run (:func:`dismiss_keepers`), or by itself when nobody asked anything for IDLE_SECONDS.
+    It ends with the run (:func:`dismiss_keepers`), by itself when the run's flow is gone (:func:`anchored`), or when nobody asked
+    anything for IDLE_SECONDS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, anchor: str | None = None) -> None:
+        """anchor: what it ends with, by name."""
         self._timer = self._wound()
+        if anchor is not None:
+            threading.Thread(target=self._end_with, args=(anchor,), daemon=True).start()
+
+    @staticmethod
+    def _end_with(anchor: str) -> None:
+        """A run whose flow was killed may be started again by other settings, under which ours would be written over its shards."""
+        missed = 0
+        while missed < 2:
+            time.sleep(WATCH_SECONDS)
+            try:
+                ray.get_actor(anchor, namespace=KEEPER)
+                missed = 0
+            except ValueError:  # what Ray raises where there is none; of other troubles it knows nothing
+                missed += 1
+            except Exception as error:
+                log.warning("cannot ask Ray whether the run lives: %s", error)
+        os._exit(0)
 
     def _wound(self) -> threading.Timer:
         timer = threading.Timer(IDLE_SECONDS, os._exit, (0,))

@@ -1,4 +1,8 @@
-"""Runs whose process is gone: an automation of the server marks them as crashed when their heartbeat stops."""
+"""Runs whose process is gone: an automation of the server marks them as crashed when their heartbeat stops.
+
+``python -m flows.zombies`` makes it on the server that PREFECT_API_URL names. Workers set PREFECT_FLOWS_HEARTBEAT_FREQUENCY=60, or their
+runs have no heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -41,3 +45,7 @@ def ensure_automation(silence: int = 3 * HEARTBEAT_SECONDS) -> None:
             )
         ],
     ).create()
+
+
+if __name__ == "__main__":
+    ensure_automation()

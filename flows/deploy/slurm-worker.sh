@@ -22,7 +22,7 @@ CHECKOUT="${CHECKOUT:-${SLURM_SUBMIT_DIR:-$PWD}}"
 VENV="${VENV:-$CHECKOUT/.venv}"
 
 cd "$CHECKOUT"
-export DO_NOT_TRACK=1 PREFECT_HOME="${PREFECT_HOME:-${TMPDIR:-/tmp}/prefect-${SLURM_JOB_ID:-$$}}"
+export DO_NOT_TRACK=1 PREFECT_FLOWS_HEARTBEAT_FREQUENCY=60 PREFECT_HOME="${PREFECT_HOME:-${TMPDIR:-/tmp}/prefect-${SLURM_JOB_ID:-$$}}"
 # Two minutes before the time is over Slurm sends TERM; the worker then ends its runs, and their children with them. It takes
 # this shell's place: started in the background it would ignore the signal by which Prefect's launcher ends it.
 exec "$VENV/bin/prefect" worker start --type process --pool "$POOL" --limit "$LIMIT" --name "slurm-${SLURM_JOB_ID:-$$}"

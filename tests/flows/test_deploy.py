@@ -70,6 +70,7 @@ def test_containers_are_offered_the_same_flows():
     assert pools == {"gpus"} == {worker["command"][worker["command"].index("--pool") + 1]}
     assert str(CONTAINERS.relative_to(ROOT)) in deploy["command"][-1] and "worker" not in deploy.get("depends_on", {})
     assert "deploy" in worker["depends_on"]
+    assert str(ROOT / "runs") == os.path.normpath(DEPLOY / worker["volumes"][0].partition(":-")[2].partition("}")[0])
     outs = {d["parameters"]["out"] for d in deployments(CONTAINERS)["deployments"]}
     assert {str(Path(out).parent) for out in outs} == {worker["volumes"][0].rpartition(":")[2]} == {"/runs"}
 
@@ -81,6 +82,8 @@ def test_the_image_has_what_its_deployments_look_for():
     assert step == {"prefect.deployments.steps.set_working_directory": {"directory": folder}}
     copied = {source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]}
     assert all((ROOT / source).exists() for source in copied)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == copied
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages | {"data_manifests", "pyproject.toml", "constraints.txt", project["project"]["readme"]} <= copied

@@ -97,8 +97,8 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_path):
-    layout = run_folder(tmp_path / "run", teacher)
+def cluster(stack: ExitStack, tmp_path: Path, machines: int) -> tuple[int, dict[str, str], list[subprocess.Popen]]:
+    """A head without cores and machines of one core: the port, what a flow must have in its environment, and the machines."""
     port, log = free_port(), tmp_path / "ray.log"
     # Ray's processes listen on all addresses: only who knows the token may ask anything of them
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -107,40 +107,67 @@ def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_
     head = [*node, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
     head += [f"--ray-client-server-port={free_port()}"]
     worker = [*node, f"--address=127.0.0.1:{port}", "--num-cpus=1"]
+    leader = stack.enter_context(started(head, log, env=env))
+    wait_for(lambda: "Ray runtime started" in log.read_text(), 120, "the head of the cluster", leader)
+    started_ones = []
+    for i in range(machines):  # one after the other, with ports of their own: they share this machine
+        command = [*worker, f"--dashboard-agent-listen-port={free_port()}"]
+        started_ones.append(stack.enter_context(started(command, log, env=env)))
+        wait_for(lambda: log.read_text().count("Ray runtime started") == 2 + i, 120, "a machine", started_ones[i])  # noqa: B023
+    return port, settings, started_ones
+
+
+def begun(stack: ExitStack, tmp_path: Path, command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    """A flow, which ends with the stack; what it says is in flow.log."""
+    output = stack.enter_context((tmp_path / "flow.log").open("wb"))
+    flow = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    stack.callback(lambda: flow.poll() is None and os.killpg(flow.pid, signal.SIGKILL))
+    return flow
+
+
+def done(layout: RunLayout) -> int:
+    return len(list(layout.regions(1).glob("*.report.json"))) if layout.regions(1).exists() else 0
+
+
+def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_path):
+    layout = run_folder(tmp_path / "run", teacher)
     with ExitStack() as stack:
         server = stack.enter_context(prefect_server(tmp_path / "prefect"))
-        leader = stack.enter_context(started(head, log, env=env))
-        wait_for(lambda: "Ray runtime started" in log.read_text(), 120, "the head of the cluster", leader)
-        machines = []
-        for i in range(2):  # one after the other, with ports of their own: they share this machine
-            command = [*worker, f"--dashboard-agent-listen-port={free_port()}"]
-            machines.append(stack.enter_context(started(command, log, env=env)))
-            wait_for(lambda: log.read_text().count("Ray runtime started") == 2 + i, 120, "a machine", machines[i])  # noqa: B023
-        with open(tmp_path / "flow.log", "wb") as output:
-            both = "parse_phrases,pseudo_label"
-            command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", both, *changes]
-            flow = subprocess.Popen(command, env=server.env | settings, cwd=ROOT, stdout=output,
-                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-            stack.callback(lambda: flow.poll() is None and os.killpg(flow.pid, signal.SIGKILL))
-
-            def said() -> str:
-                return (tmp_path / "flow.log").read_text()[-4000:] + log.read_text()[-1000:]
-
-            def done() -> int:
-                return len(list(layout.regions(1).glob("*.report.json"))) if layout.regions(1).exists() else 0
-
-            try:
-                wait_for(lambda: done() >= 2, 300, "labelled shards", flow)
-                kill(machines[0])
-                assert done() < SHARDS, "the machine died too late to matter"
-                assert flow.wait(300) == 0
-            except (AssertionError, subprocess.TimeoutExpired) as error:
-                raise AssertionError(f"{error}\n{said()}") from None
+        port, settings, machines = cluster(stack, tmp_path, 2)
+        both = "parse_phrases,pseudo_label"
+        command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", both, *changes]
+        flow = begun(stack, tmp_path, command, server.env | settings)
+        try:
+            wait_for(lambda: done(layout) >= 2, 300, "labelled shards", flow)
+            kill(machines[0])
+            assert done(layout) < SHARDS, "the machine died too late to matter"
+            assert flow.wait(300) == 0
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            said = (tmp_path / "flow.log").read_text()[-4000:] + (tmp_path / "ray.log").read_text()[-1000:]
+            raise AssertionError(f"{error}\n{said}") from None
     assert outputs(layout) == quiet
     machines_of = [line for p in layout.logs.glob("pseudo-label*.log") for line in p.read_text().splitlines()]
     processes = {line.split()[-1] for line in machines_of if line.startswith("on ")}
     chunks = sum(line.startswith("$ ") for line in machines_of)
     assert 2 <= len(processes) <= chunks // 2, "a process does many chunks"
+
+
+def test_what_a_killed_flow_left_on_the_cluster_ends_by_itself(crawl, changes, teacher, tmp_path):
+    """It would go on by the settings of before, and write over what the run's next start makes by others."""
+    layout = run_folder(tmp_path / "run", teacher)
+    config = load_recipe("demo", changes)
+    parse_phrases.run(config.parse_phrases, sorted(str(p) for p in crawl.glob("*.tar")), layout.phrases)
+    with ExitStack() as stack:
+        server = stack.enter_context(prefect_server(tmp_path / "prefect"))
+        port, settings, _ = cluster(stack, tmp_path, 1)
+        command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", "pseudo_label", *changes]
+        flow = begun(stack, tmp_path, command, server.env | settings)
+        wait_for(lambda: done(layout) >= 1, 300, "a labelled shard", flow)
+        os.killpg(flow.pid, signal.SIGKILL)
+        logs = [line for p in layout.logs.glob("pseudo-label*.log") for line in p.read_text().splitlines()]
+        (keeper,) = {int(line.split()[-1]) for line in logs if line.startswith("on ")}
+        assert psutil.pid_exists(keeper)
+        wait_for(lambda: not psutil.pid_exists(keeper), 60, "the end of the process that labels")
 
 
 GPUS = """
@@ -151,13 +178,14 @@ from flows.children import Job
 from pipeline.errors import InputError
 jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]
 ray.init("local", num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
+anchor = on_ray.anchored()
 ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_kept)  # the process that asks is another each time
 done = sum(report["done"] for report in ray.get([ask.remote(job) for job in jobs]))
 broken = jobs[0].model_copy(update={"command": tuple(w.replace("/teacher/", "/nobody/") for w in jobs[0].command)})
 try:
     ray.get(ask.remote(broken))
 except InputError as error:
-    print(json.dumps([done, len(ray.util.list_named_actors(all_namespaces=True)), str(error)]))
+    print(json.dumps([done, len(ray.util.list_named_actors(all_namespaces=True)) - 1, str(error)]))
 on_ray.dismiss_keepers()
 """
 
