@@ -20,6 +20,7 @@ from prefect.runtime import task_run
 from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.children import ENDING, EndedError, Job, begin_anew, end_children, run_child
 from flows.gpus import taken
+from flows.orphans import end_unwanted
 from pipeline.errors import InputError, RunError
 from pipeline.io.commit import write_json
 from pipeline.progress import ProgressNote
@@ -116,6 +117,7 @@ def run_jobs(
         InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
     """
     begin_anew()
+    end_unwanted()
     progress = StageProgress(title, jobs)
     try:
         futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]

@@ -25,6 +25,8 @@ DEPLOYMENTS = ROOT / "flows" / "prefect.yaml"
 POOL = "local"
 HEARTBEAT_SECONDS = 60
 """A run tells so often that it lives; one that is silent for three times that is marked as crashed (zombies)."""
+UP = "GLIP_SELF_TRAIN_UP"
+"""Environment of the worker: the pid of the ``self-train up`` that started it, with which its runs end."""
 PATIENCE = 120.0
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 """Hosts that mean all addresses of this machine, and the one by which it finds itself; others are told its name."""
@@ -105,7 +107,7 @@ class LocalServer:
         server = [*prefect, "server", "start", "--host", host, "--port", str(port)]
         self._server = _Kept("server", server, self.environment, logs)
         worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", str(limit), "--name", "self-train"]
-        self._worker = _Kept("worker", worker, self.environment, logs)
+        self._worker = _Kept("worker", worker, self.environment | {UP: str(os.getpid())}, logs)
         pages = ["http.server", str(port + 1), "--bind", host, "--directory", str(runs)]
         board = ["tensorboard.main", "--logdir", str(runs), "--host", host, "--port", str(port + 2)]
         self._extras = [

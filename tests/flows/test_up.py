@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from flows.local_server import UP
 from pipeline.config import SelfTrainConfig
 from pipeline.recipes import load_recipe
 from tests.flows.api import answer, ask
-from tests.flows.tiny import CHANGES, wait_until
+from tests.flows.tiny import CHANGES, ROOT, wait_until
 from tests.flows.up import Up, children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -35,6 +39,9 @@ def two(home) -> Iterator[Up]:
         yield up
     finally:
         up.stop()
+
+
+ROOT_RUNS = {"flow_runs": {"parent_task_run_id": {"is_null_": True}}}
 
 
 def endless() -> SelfTrainConfig:
@@ -78,6 +85,50 @@ def test_two_runs_go_on_at_a_time_but_one_in_a_folder_and_cancelling_ends_one(tw
     )
     wait_until(lambda: two.state(first)[0] == "CANCELLED", 60, "the state", two.process)
     wait_until(lambda: set(children_of(out, "train_main")) - trainings, 120, "the second run in its place", two.process)
+
+
+def test_a_run_whose_worker_was_killed_can_be_cancelled(two):
+    out = two.runs / "a"
+    (run,) = [r["id"] for r in ask("POST", f"{two.api}/flow_runs/filter", ROOT_RUNS) if r["state_type"] == "RUNNING"]
+    trainings = children_of(out, "train_main")
+    two.kill("worker start")
+    assert trainings and all(map(alive, trainings)), "a run goes on without its worker"
+    two.prefect("flow-run", "cancel", run)
+    wait_until(lambda: not any(map(alive, trainings)), 120, "the end of the cancelled run", two.process)
+    wait_until(lambda: two.state(run)[0] == "CANCELLED", 60, "its state", two.process)
+    two.start(out, endless())  # for the next test
+    wait_until(lambda: children_of(out, "train_main"), 180, "the next run's training", two.process)
+
+
+ORPHAN = """
+import threading
+from flows import orphans
+orphans.LOOK_SECONDS = 0.1
+orphans.flow_run.id  # Prefect's, from the environment as in a run
+orphans.end_unwanted()
+print("begun", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_run_ends_with_the_up_that_started_it():
+    """Its worker, killed before, does not see to it."""
+    with subprocess.Popen(["sleep", "600"]) as up:
+        env = os.environ | {
+            "PREFECT__FLOW_RUN_ID": str(uuid4()),
+            UP: str(up.pid),
+            "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        }
+        with subprocess.Popen([sys.executable, "-c", ORPHAN], cwd=ROOT, env=env, stdout=subprocess.PIPE) as run:
+            try:
+                assert run.stdout and run.stdout.readline() == b"begun\n"
+                with pytest.raises(subprocess.TimeoutExpired):
+                    run.wait(3)
+                up.kill()
+                assert run.wait(60) == -signal.SIGTERM
+            finally:
+                up.kill()
+                run.kill()
 
 
 def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(home, two):
