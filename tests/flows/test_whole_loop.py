@@ -145,15 +145,17 @@ def test_a_run_that_fails_is_told_to_those_on_call(up, tmp_path):
         for name in names
     }
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"sets": entries}, sort_keys=False))
-    data = config.data.model_copy(update={"manifest": str(tmp_path / "sets.yaml"), "crawl": ("/nowhere/0.tar",)})
+    (tmp_path / "0.tar").write_bytes(b"")
+    data = config.data.model_copy(update={"manifest": str(tmp_path / "sets.yaml"), "crawl": (str(tmp_path / "0.tar"),)})
     config = config.model_copy(update={"data": data, "demo": None})
+    missing = config.model_copy(update={"data": data.model_copy(update={"crawl": ("/nowhere/0.tar",)})})
     words = {
         "self-train": "/nowhere/detection.json",  # a label file is first opened by ingest
         "parse-phrases": "/nowhere/0.tar",
         "round": "eval_base",
     }  # measured first
     for number, flow in enumerate(words):
-        run = up.start(up.runs / "fails", config, flow)
+        run = up.start(up.runs / "fails", missing if flow == "parse-phrases" else config, flow)
         wait_until(lambda run=run: up.ended(run), 120, "the run's end", up.process)
         assert up.state(run)[0] == "FAILED"
         wait_until(lambda number=number: len(said) > number, 60, "the word of it")
