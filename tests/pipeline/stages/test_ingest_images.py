@@ -105,7 +105,8 @@ def test_labels_of_another_image_are_refused(tmp_path):
 
 
 def test_images_in_several_folders(tmp_path):
-    mixed = layouts.MIXED
+    more = {"image_id": 1, "bbox": [1, 1, 9, 9], "tokens_positive": [[0, 5]]}  # an image without any would be left out
+    mixed = {**layouts.MIXED, "annotations": [*layouts.MIXED["annotations"], more]}
     for name, folder in (("2377985.jpg", "vg"), ("COCO_train2014_000000581857.jpg", "coco")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_bytes(jpeg(1))
