@@ -7,7 +7,6 @@ whether it is wanted.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from contextlib import suppress
@@ -17,14 +16,14 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-from flows.children import ENDING, end_children_now
+from flows.children import ENDING
 from flows.local_server import UP
 from pipeline.io.here import started
+from pipeline.lifeline import end_at_once, end_in_order
 
 LOOK_SECONDS = 10.0
 PATIENCE = 4
 """Looks at a run that is to be cancelled until it ends itself; a worker that lives has ended it long before."""
-LEAVE_SECONDS = 60.0
 _WATCHED = threading.Lock()
 
 
@@ -47,20 +46,12 @@ def _watch(run: UUID) -> None:
             continue  # somebody sees to it
         # no word of either in the log: the first to write to a dead worker's pipe is ended by rich (SystemExit)
         if since is not None and started(up) != since:
-            os.kill(os.getpid(), signal.SIGTERM)  # in order, if there is still a server to tell
-            time.sleep(LEAVE_SECONDS)
-            _end_now()
+            end_in_order()
         cancelled = cancelled + 1 if _cancelling(run) else 0
         if cancelled >= PATIENCE:
             with suppress(Exception), get_client(sync_client=True) as client:
                 client.set_flow_run_state(run, Cancelled(message="by itself, as its worker is gone"), force=True)
-            _end_now()
-
-
-def _end_now() -> None:
-    """What is written is whole or not there, so nothing needs tidying."""
-    end_children_now()
-    os._exit(143)
+            end_at_once()  # and its children, which see their lifeline end
 
 
 def _cancelling(run: UUID) -> bool:

@@ -27,7 +27,7 @@ LEAVE_SECONDS = 20.0
 def follow_starter() -> None:
     """From now on end this process when its standard input ends, if the starter asked for that."""
     if os.environ.get(LIFELINE) == "stdin":
-        _follow(_end_at_once)
+        _follow(end_at_once)
 
 
 def _follow(end: Callable[[], None]) -> None:
@@ -43,23 +43,24 @@ def _watch(end: Callable[[], None]) -> None:
     end()
 
 
-def _end_at_once() -> None:
-    os._exit(143)  # as after SIGTERM; what is written is atomic, so nothing needs tidying
+def end_at_once() -> None:
+    """As SIGTERM does; what is written is atomic, so nothing needs tidying."""
+    os._exit(143)
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """SIGTERM to this process; when that has not helped, SIGKILL to what it started, too."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(LEAVE_SECONDS)
     with suppress(OSError):
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
-    _end_at_once()
+    end_at_once()
 
 
 def run_module(module: str, *arguments: str) -> None:
     """Run another module as ``python -m`` does, and end it in order when the standard input ends, as its starter is gone then."""
-    _follow(_end_in_order)
+    _follow(end_in_order)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
