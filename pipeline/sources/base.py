@@ -229,9 +229,9 @@ def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str], xyxy: 
 _A_BIT = 1e-6
 
 
-def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
-    """The same of corners."""
-    return clipped((bbox[0], bbox[1], bbox[2], bbox[3]), size, lost) if _four(bbox, lost) else None
+def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str], *, beyond: int = 0) -> Box | None:
+    """The same of corners; ``beyond``: so far behind its x2 and y2 a box ends, 1 where they name its last pixel."""
+    return clipped((bbox[0], bbox[1], bbox[2] + beyond, bbox[3] + beyond), size, lost) if _four(bbox, lost) else None
 
 
 def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:

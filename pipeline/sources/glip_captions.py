@@ -21,7 +21,6 @@ from pipeline.sources.base import (
     Labelled,
     Place,
     SetFiles,
-    number,
     phrase_of,
     size_of,
     spans_of,
@@ -83,7 +82,7 @@ def _columns(path: str, wanted: str) -> Iterator[tuple[str, int, bytes]]:
             at += len(line)
 
 
-def place(key: Any, image: Any) -> Place:
+def place(number: Any, image: Any) -> Place:
     file, offset, size = image[:3]
     return Place(file, offset=offset, size=size, base64=size is not None, absolute=size is not None)
 
@@ -98,13 +97,12 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     for n, found in enumerate(bboxes or ()):
         several = isinstance(found, list) and all(isinstance(b, list) for b in found)
         of_entity = scores[n] if isinstance(scores, list) and n < len(scores) else None
-        for k, bbox in enumerate(
-            (found or [None]) if several else [found]
-        ):  # None: a phrase that the teacher did not find
+        boxes = found if several else [found]
+        for k, bbox in enumerate(boxes or [None]):  # none: a phrase that the teacher did not find
             spans = spans_of(tokens[n] if n < len(tokens) else None, len(caption), lost)
             if spans is None:
                 continue
-            box = None if bbox is None and several else xyxy_box(behind_the_end(bbox), size, lost)
+            box = xyxy_box(bbox, size, lost, beyond=1) if boxes else None
             spans = joined(caption, spans)
             if box is None:
                 boxless += spans
@@ -120,13 +118,6 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     return Labelled(
         image_key(entry.id), where, size, caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost
     )  # fmt: skip
-
-
-def behind_the_end(bbox: Any) -> Any:
-    """Corners of GLIP's, which name the last pixel of a box (GLIP spec 9.3), as ours; what is no box is left as it is."""
-    if isinstance(bbox, list) and len(bbox) == 4 and all(map(number, bbox)):
-        return [bbox[0], bbox[1], bbox[2] + 1, bbox[3] + 1]
-    return bbox
 
 
 def joined(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
