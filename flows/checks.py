@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from flows.gpus import gpus_here
+from flows.gpus import check_count, gpus_here
 from flows.runners import check_cluster
 from pipeline.config import ResourcesConfig, SelfTrainConfig
 from pipeline.demo.manifest import MANIFEST
@@ -38,23 +37,21 @@ def check_inputs(config: SelfTrainConfig) -> None:
             )
     if "pseudo" not in config.student.mixture:
         raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
-    gates = parse_gates(config.promotion.gates)
-    sets = [*data.evaluated(), MEAN_SET]
-    for gate in gates:
-        if sets[:-1] and not any(fnmatchcase(name, gate.set_pattern) for name in sets):
+    evaluated = list(data.evaluated())
+    sets = [*evaluated, MEAN_SET]
+    for gate in parse_gates(config.promotion.gates):
+        if evaluated and not any(fnmatchcase(name, gate.set_pattern) for name in sets):
             raise InputError(
                 f"promotion.gates: {gate.text!r} fits no evaluation set{did_you_mean(gate.set_pattern, sets)}; there are {sets}"
             )
     gain = config.promotion.gain
-    if gain is not None and data.evaluated() and (name := gain.rpartition(".")[0]) not in data.evaluated():
+    if gain is not None and evaluated and (name := gain.rpartition(".")[0]) not in evaluated:
         raise InputError(
-            f"promotion.gain: {gain!r} is of no evaluation set{did_you_mean(name, list(data.evaluated()))}; "
-            f"want SET.METRIC of {list(data.evaluated())}"
+            f"promotion.gain: {gain!r} is of no evaluation set{did_you_mean(name, evaluated)}; "
+            f"want SET.METRIC of {evaluated}"
         )
-    if others := sorted(set(data.frequencies) - set(data.evaluated())):
-        raise InputError(
-            f"data.frequencies: {', '.join(others)} is no evaluation set; there are {list(data.evaluated())}"
-        )
+    if others := sorted(set(data.frequencies) - set(evaluated)):
+        raise InputError(f"data.frequencies: {', '.join(others)} is no evaluation set; there are {evaluated}")
     if config.demo is None:
         for name in ("manifest", "crawl"):
             if not getattr(data, name):
@@ -79,11 +76,8 @@ def check_files(config: SelfTrainConfig) -> None:
 def check_machine(resources: ResourcesConfig) -> None:
     """Raises InputError if a job asks for more GPUs than there are, or the cluster cannot be asked for anything."""
     check_cluster(resources)
-    here = len(gpus_here()) if resources.device == "cuda" and resources.cluster is None else 0
-    if here and resources.gpus is not None and resources.gpus > here:
-        raise InputError(
-            f"resources.gpus: a job wants {resources.gpus} GPUs, and there are {here} on {socket.gethostname()}"
-        )
+    if resources.device == "cuda" and resources.cluster is None and (here := gpus_here()):
+        check_count(resources.gpus or 1, here)
 
 
 def check_sets(config: SelfTrainConfig) -> None:

@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -75,6 +75,15 @@ def limit_name(gpu: str) -> str:
     return f"gpu-{socket.gethostname()}-{gpu}"
 
 
+def check_count(count: int, here: Sequence[str]) -> None:
+    """Raises InputError: a job wants more GPUs than this machine has."""
+    if count > len(here):
+        raise InputError(
+            f"resources.gpus: a job wants {count} GPUs, and there are {len(here)} on {socket.gethostname()}"
+            + (f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else "")
+        )
+
+
 @contextmanager
 def taken(count: int, waiting: Callable[[str], None] = log.info) -> Iterator[list[str]]:
     """Wait for ``count`` of this machine's GPUs and hold them meanwhile; gives their ids. ``waiting`` is told now and then while it waits.
@@ -84,11 +93,7 @@ def taken(count: int, waiting: Callable[[str], None] = log.info) -> Iterator[lis
         EndedError: the run is being ended.
     """
     here = gpus_here()
-    if count > len(here):
-        raise InputError(
-            f"resources.gpus: a job wants {count} GPUs, and there are {len(here)} on {socket.gethostname()}"
-            + (f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else "")
-        )
+    check_count(count, here)
     names = {limit_name(gpu): gpu for gpu in here}
     with ExitStack() as held:
         while not (mine := _take(count, names, held)):
