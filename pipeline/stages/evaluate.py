@@ -38,6 +38,8 @@ from pipeline.stages.pseudo_label import MAX_DECODERS
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]
 KS = (1, 5, 10)
+LVIS_ONLY = {"chunk_names", "chunk_detections", "class_detections"}
+"""Settings that no other protocol looks at."""
 METRICS = 3
 """What is made of predictions, which stay as they are; 3: names that no training image shows are rare; settings by set."""
 
@@ -128,16 +130,14 @@ class _Plan:
     def settings(self, spec: SetSpec) -> dict[str, Any]:
         """What one set's figures depend on besides model and shards: figures of other settings say nothing about the model."""
         lvis = spec.protocol == "lvis"
-        others = {"max_detections"} if lvis else {"chunk_names", "chunk_detections", "class_detections"}
+        others = {"max_detections"} if lvis else LVIS_ONLY
         used = self.config.model_dump(mode="json", exclude={"protocols", "batch_size", *others})
         about = self.abouts.get(spec.name) if lvis else None
         return used | ({"frequencies": about.digest[:12]} if about else {})
 
     def shard_mark(self, spec: SetSpec, path: str) -> str:
         """Of one shard's predictions: of the settings only those that it depends on."""
-        elsewhere = {"protocols", "class_detections"}
-        if spec.protocol != "lvis":
-            elsewhere |= {"chunk_names", "chunk_detections"}
+        elsewhere = {"protocols", "class_detections"} | (set() if spec.protocol == "lvis" else LVIS_ONLY)
         return fingerprint(
             f"{STAGE}/predictions",
             version=VERSION,

@@ -113,7 +113,7 @@ def cluster(stack: ExitStack, tmp_path: Path, machines: int) -> tuple[int, dict[
     for i in range(machines):  # one after the other, with ports of their own: they share this machine
         command = [*worker, f"--dashboard-agent-listen-port={free_port()}"]
         started_ones.append(stack.enter_context(started(command, log, env=env)))
-        wait_for(lambda: log.read_text().count("Ray runtime started") == 2 + i, 120, "a machine", started_ones[i])  # noqa: B023
+        wait_for(lambda i=i: log.read_text().count("Ray runtime started") == 2 + i, 120, "a machine", started_ones[i])
     return port, settings, started_ones
 
 
