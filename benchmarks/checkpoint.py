@@ -23,7 +23,7 @@ from inference import machine
 
 from model import GlipConfig, GlipForObjectDetection
 from pipeline.config import TrainConfig
-from pipeline.training import state
+from pipeline.training import state_dict as state
 from pipeline.training.checkpoints import read_state, write_checkpoint
 from pipeline.training.optim import make_optimizer
 

@@ -33,16 +33,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.duplicates.hashes import DECODED_SIDE, WORDS, perceive
-from pipeline.duplicates.search import Block, Rules, words_of
-from pipeline.duplicates.sources import shard_set
-from pipeline.images import open_image
+from pipeline.data.crawl import image_of
+from pipeline.data.images import open_image
+from pipeline.dedup.image_sets import shard_set
+from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASHES, WORDS, perceive
+from pipeline.dedup.search import Block, Rules, words_of
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table, write_table
 from pipeline.io.tars import read_tar, write_tar
 from pipeline.stages import hash_images
-from pipeline.stages.crawl import image_of
-from pipeline.stages.hash_images import HASHES
 from tests.fixtures.photos import CHANGES, encoded, photos
 
 SIDE = 480

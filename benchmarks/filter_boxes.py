@@ -36,14 +36,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import FilterConfig
+from pipeline.data.records import LABELS, REGIONS, STORE_VERSION
+from pipeline.execution.reports import ShardReport, Tally
+from pipeline.execution.run import run_shards
+from pipeline.execution.worker import ShardJob
 from pipeline.filtering.rules import judge
 from pipeline.filtering.store import BOX, RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.tables import write_table
-from pipeline.records import LABELS, REGIONS, STORE_VERSION
 from pipeline.stages import filter_boxes
-from pipeline.stages.base import ShardJob, run_shards
-from pipeline.stats import ShardReport, Tally
 
 GLIP = FilterConfig()
 ALL_RULES = FilterConfig(

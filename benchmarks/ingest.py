@@ -122,8 +122,8 @@ def tar(root: Path, out: Path) -> None:
 
 def index(root: Path, out: Path) -> None:
     """Only the label file."""
-    from pipeline.sources.base import SetFiles, build_index
-    from pipeline.sources.formats import load_format
+    from pipeline.readers.base import SetFiles, build_index
+    from pipeline.readers.registry import load_format
 
     out.mkdir(parents=True)
     build_index(load_format("coco"), SetFiles("set", str(root / "a.json")), out / "index")

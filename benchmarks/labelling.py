@@ -37,20 +37,20 @@ from transformers import AutoTokenizer
 
 from model import GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
 from pipeline.annotators.base import Annotator, Batch, load_annotator
+from pipeline.annotators.batches import Item, batches
 from pipeline.config import ModelConfig, ParsePhrasesConfig, PseudoLabelConfig
+from pipeline.config.recipes import load_recipe
+from pipeline.data.images import open_image
 from pipeline.demo.manifest import load_manifest, package_file
-from pipeline.images import open_image
-from pipeline.io.paths import expand_shards
+from pipeline.execution.progress import Silent
+from pipeline.execution.scheduler import Ledger
+from pipeline.execution.worker import ShardJob
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
-from pipeline.labelling.batches import Item, batches
-from pipeline.labelling.reading import Reader
+from pipeline.labelling.reader import Reader
 from pipeline.labelling.worker import LabelShards, Line
-from pipeline.progress import Silent
-from pipeline.recipes import load_recipe
 from pipeline.stages import parse_phrases
-from pipeline.stages.base import ShardJob
-from pipeline.stages.ledger import Ledger
-from pipeline.training.build import MINILM_PACKAGE, build_model
+from pipeline.training.model_factory import MINILM_PACKAGE, build_model
 
 SHARDS_OF_FIT = (10, 100, 300, 1000)
 ASPECTS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)

@@ -40,12 +40,12 @@ from transformers import AutoTokenizer
 from model import GlipImageProcessor, GlipProcessor
 from model.image_processing_glip import resized_size
 from pipeline.config import TrainConfig
+from pipeline.data.records import GroundingRecord, Region
+from pipeline.data.shard_index import index_shard
 from pipeline.io.tars import write_tar
-from pipeline.records import GroundingRecord, Region
-from pipeline.training.build import text_encoder_folder
-from pipeline.training.data import TrainingData
-from pipeline.training.order import SourceOrder, generator
-from pipeline.training.shard_index import index_shard
+from pipeline.training.dataset import TrainingData
+from pipeline.training.model_factory import text_encoder_folder
+from pipeline.training.sampling import SourceOrder, generator
 
 SIZES = (480, 560, 640, 720, 800)
 

@@ -24,10 +24,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from pipeline.io.paths import expand_shards
-from pipeline.recipes import load_recipe
-from pipeline.run_layout import RunLayout
-from pipeline.summary import model_metrics
+from pipeline.config.recipes import load_recipe
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.summary import model_metrics
 
 METRICS = ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")
 AVERAGES = {"ema": "ema=0.99"}

@@ -55,13 +55,13 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
     from prefect.task_runners import ThreadPoolTaskRunner
 
     import flows.jobs
-    from flows.children import Job
-    from flows.stager import Stager
+    from flows.job_builder import Stager
+    from flows.subprocess_jobs import Job
     from pipeline.config import ResourcesConfig, SelfTrainConfig
-    from pipeline.io.commit import commit_report
+    from pipeline.execution.commit import commit_report
+    from pipeline.execution.reports import ShardReport, StageReport
     from pipeline.io.paths import stem
-    from pipeline.run_layout import RunLayout
-    from pipeline.stats import ShardReport, StageReport
+    from pipeline.runs.layout import RunLayout
 
     folder = out / "phrases"
     folder.mkdir(parents=True)

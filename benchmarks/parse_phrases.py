@@ -30,10 +30,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.execution.progress import Silent
 from pipeline.io import hashing
 from pipeline.io.tars import write_tar
 from pipeline.phrases.parser import BATCH, model_name, parser
-from pipeline.progress import Silent
 from pipeline.stages import parse_phrases
 
 NOUNS = """dog cat man woman car bicycle tree house street table chair plate pizza beach surfboard kitchen bus train horse umbrella child

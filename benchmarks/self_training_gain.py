@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipeline.recipes import load_recipe
-from pipeline.run_layout import RunLayout
+from pipeline.config.recipes import load_recipe
+from pipeline.runs.layout import RunLayout
 
 GAINS = {
     "novel_gain_over_control": ("novel_recall_at_1", "control"),

@@ -15,8 +15,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.children import Job
-from pipeline.stats import StageReport
+from flows.subprocess_jobs import Job
+from pipeline.execution.reports import StageReport
 
 log = logging.getLogger("glip_self_train")
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.server_settings import SERVER_SETTINGS
-from pipeline.cli_base import one_line_errors
+from pipeline.cli.common import one_line_errors
 
 if TYPE_CHECKING:
     from pipeline.config import SelfTrainConfig
@@ -34,7 +34,7 @@ def main() -> None:
 
 def settings(recipe: str, changes: tuple[str, ...]) -> SelfTrainConfig:
     """The recipe with its changes, checked before anything is started."""
-    from pipeline.recipes import load_recipe
+    from pipeline.config.recipes import load_recipe
 
     return load_recipe(recipe, changes)
 
@@ -49,7 +49,7 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
-    from flows.interrupts import interruptible
+    from flows.signals import interruptible
 
     with (
         one_line_errors("self-train"),
@@ -59,8 +59,8 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
         began = time.monotonic()
         from flows.self_train import self_train
         from flows.temporary_server import start_temporary_server
-        from pipeline.run_layout import RunLayout
-        from pipeline.summary import table_lines
+        from pipeline.runs.layout import RunLayout
+        from pipeline.runs.summary import table_lines
 
         start_temporary_server()
         summary: Any = self_train(out, config)
@@ -107,9 +107,9 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     import signal
     import threading
 
-    from flows.interrupts import SIGNALS, say
     from flows.local_server import LocalServer
-    from pipeline.cli_base import setup_logging
+    from flows.signals import SIGNALS, say
+    from pipeline.cli.common import setup_logging
 
     setup_logging(verbose=False)
     ended = threading.Event()
@@ -141,7 +141,7 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
 @OUT
 def status(out: str) -> None:
     """Print where a run stands, from its folder; needs no server."""
-    from pipeline.run_status import read_status
+    from pipeline.runs.status import read_status
 
     with one_line_errors("self-train"):
         for stage in read_status(out):
@@ -172,8 +172,8 @@ def table(out: str) -> None:
     import json
 
     from pipeline.errors import InputError
-    from pipeline.run_layout import RunLayout
-    from pipeline.summary import table_lines
+    from pipeline.runs.layout import RunLayout
+    from pipeline.runs.summary import table_lines
 
     with one_line_errors("self-train"):
         file = RunLayout(Path(out)).summary

@@ -18,13 +18,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
-from flows.children import ENDING, EndedError, Job, begin_anew, end_children, run_child
-from flows.gpus import taken
-from flows.orphans import end_unwanted
+from flows.gpu_leases import taken
+from flows.orphan_watch import end_unwanted
+from flows.subprocess_jobs import ENDING, EndedError, Job, begin_anew, end_children, run_child
 from pipeline.errors import InputError, RunError
-from pipeline.io.commit import write_json
-from pipeline.progress import ProgressNote
-from pipeline.stats import FailedShard, StageReport
+from pipeline.execution.progress import ProgressNote
+from pipeline.execution.reports import FailedShard, StageReport
+from pipeline.io.atomic import write_json
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
@@ -70,7 +70,7 @@ def run_job(job: Job) -> dict[str, Any] | None:
 
 def _run(job: Job) -> dict[str, Any] | None:
     if job.kept:
-        from flows.on_ray import run_kept  # ray is an extra
+        from flows.ray_runner import run_kept
 
         return run_kept(job)
     if job.gpus:

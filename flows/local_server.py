@@ -38,7 +38,7 @@ class _Kept:
 
     def __init__(self, name: str, module: Sequence[str], environment: dict[str, str], logs: Path) -> None:
         self.name, self._environment = name, environment
-        self._command = [sys.executable, "-m", "pipeline.lifeline", *module]
+        self._command = [sys.executable, "-m", "pipeline.system.parent_watch", *module]
         self._log = logs / f"{name}.log"
         self._starts: list[float] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -191,7 +191,11 @@ class LocalServer:
     def _mark_zombies(self) -> None:
         """An automation that marks runs whose process is gone as crashed, so that they do not seem to run for ever."""
         done = subprocess.run(
-            [sys.executable, "-m", "flows.zombies"], env=self.environment, cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "flows.heartbeat_automation"],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             log.warning("no automation for zombie runs: %s", done.stderr.strip().splitlines()[-1:])

@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import stages
 from flows.artifacts import show_round
-from flows.checks import check_files, check_inputs, check_machine
-from flows.notify import TOLD
-from flows.runners import task_runner
-from flows.stager import folder_of
+from flows.job_builder import folder_of
+from flows.notifications import TOLD
+from flows.preflight import check_files, check_inputs, check_machine
+from flows.task_runners import task_runner
 from pipeline.config import SelfTrainConfig
-from pipeline.io.alone import alone_in
+from pipeline.execution.folder_lock import alone_in
+from pipeline.execution.reports import StageReport
 from pipeline.report.round import write_round
-from pipeline.rounds import RoundResult, check_promotion, decide
-from pipeline.run_layout import RunLayout
-from pipeline.stats import StageReport
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.rounds import RoundResult, check_promotion, decide
 
 
 class RoundRun(BaseModel):

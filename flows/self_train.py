@@ -12,19 +12,19 @@ from pydantic import Field
 
 from flows import stages
 from flows.artifacts import show_comparison
-from flows.checks import check_files, check_inputs, check_machine, check_sets
-from flows.notify import TOLD
+from flows.job_builder import folder_of
+from flows.notifications import TOLD
+from flows.preflight import check_files, check_inputs, check_machine, check_sets
 from flows.rounds import one_round, run_stage
-from flows.stager import folder_of
 from pipeline.config import SelfTrainConfig
-from pipeline.io.alone import alone_in
+from pipeline.execution.folder_lock import alone_in
+from pipeline.execution.reports import StageReport
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report
-from pipeline.rounds import RoundResult, check_promotion
-from pipeline.run_layout import RunLayout
-from pipeline.stats import StageReport
-from pipeline.summary import summarise
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.rounds import RoundResult, check_promotion
+from pipeline.runs.summary import summarise
 
 Rounds = Annotated[int, Field(ge=1)] | None
 """Checked before anything runs, as the recipe's own number is."""

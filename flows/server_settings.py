@@ -13,6 +13,6 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
-    # leases of GPUs (flows/gpus.py): in the server's memory, as is the default, a server that dies would never give them back
+    # leases of GPUs (flows/gpu_leases.py): in the server's memory, as is the default, a server that dies would never give them back
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }

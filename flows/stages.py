@@ -9,17 +9,24 @@ from functools import partial
 from pathlib import Path
 
 from flows.artifacts import show_sweep
-from flows.children import Job
-from flows.folder import stage_flow
+from flows.job_builder import Stager, repeated, stager
 from flows.jobs import run_job, run_jobs
-from flows.stager import Stager, repeated, stager
+from flows.stage_flow import stage_flow
+from flows.subprocess_jobs import Job
 from pipeline.config import SelfTrainConfig, TrainConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.demo.manifest import MANIFEST
+from pipeline.execution.reports import StageReport
 from pipeline.io.paths import stem
-from pipeline.recipes import load_recipe
-from pipeline.run_layout import RunLayout
-from pipeline.set_aside import come_through, crawl_shards, files_of, note_set_aside, shards_of_set, stage_title
-from pipeline.stats import StageReport
+from pipeline.runs.excluded_shards import (
+    come_through,
+    crawl_shards,
+    files_of,
+    note_set_aside,
+    shards_of_set,
+    stage_title,
+)
+from pipeline.runs.layout import RunLayout
 
 OUT, DEMO = "runs/demo", load_recipe("demo")
 """What the run forms of the stages begin with."""

@@ -26,7 +26,7 @@ class TemporaryServer(SubprocessASGIServer):
         command = [
             sys.executable,
             "-m",
-            "pipeline.lifeline",
+            "pipeline.system.parent_watch",
             "uvicorn",
             "--app-dir",
             str(prefect.__module_path__.parent),

@@ -1,5 +1,5 @@
 """``python -m pipeline STAGE``: the commands without their installed names, as the flow starts them."""
 
-from pipeline.cli import main
+from pipeline.cli.app import main
 
 main()

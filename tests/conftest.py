@@ -32,7 +32,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from pipeline.config import ModelConfig
-    from pipeline.training.build import build_model
+    from pipeline.training.model_factory import build_model
 
     torch.manual_seed(0)
     network, processor = build_model(tiny_model(ModelConfig), None)

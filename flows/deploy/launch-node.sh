@@ -15,4 +15,4 @@ cd "$CHECKOUT"
 exec "$PYTHON" -m torch.distributed.run \
     --nnodes "$NODES" --nproc-per-node "$PROCESSES" --node-rank "$NODE" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-id "${SLURM_JOB_ID:-glip}" --max-restarts "${RESTARTS:-3}" \
-    -m pipeline.train_main "$@"
+    -m pipeline.cli.train "$@"

@@ -5,7 +5,7 @@
 #       --init runs/big/checkpoints/teacher/final --out runs/big/checkpoints/student-1 \
 #       --source 'grounding=runs/big/train/grounding-*.tar' --source 'pseudo=runs/big/pseudo/round-1/pseudo-*.tar'
 #
-# Arguments are those of `python -m pipeline.train_main`; all nodes must see the same folders. A job that was ended
+# Arguments are those of `python -m pipeline.cli.train`; all nodes must see the same folders. A job that was ended
 # goes on from its last checkpoint when it is submitted again (Slurm does so itself after a node's failure: --requeue).
 #SBATCH --job-name=glip-train
 #SBATCH --nodes=2

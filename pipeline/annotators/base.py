@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import PseudoLabelConfig
+from pipeline.data.records import Span
 from pipeline.errors import InputError
-from pipeline.io.hashing import model_revision
-from pipeline.records import Span
+from pipeline.io.model_folder import model_revision
 
 
 @dataclass(frozen=True)

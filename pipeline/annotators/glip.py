@@ -12,12 +12,12 @@ from model import GlipForObjectDetection, GlipProcessor
 from model.grounding import SEPARATOR, clean_name
 from model.image_processing_glip import resized_size
 from pipeline.annotators.base import Annotations, Batch, Prepared, Question
-from pipeline.annotators.memory import Halving
+from pipeline.annotators.oom import Halving
+from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.annotators.windows import caption_questions, class_questions
-from pipeline.annotators.words import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.config import PseudoLabelConfig
-from pipeline.model_folders import check_glip_folder
-from pipeline.records import Span
+from pipeline.data.records import Span
+from pipeline.io.model_folder import check_glip_folder
 
 
 def behind_the_end(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -18,13 +18,13 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from model.grounding import SEPARATOR, clean_name, phrase_tokens
 from model.post_processing import phrase_scores
 from pipeline.annotators.base import Annotations, Batch, Prepared, Question
-from pipeline.annotators.memory import Halving
-from pipeline.annotators.parts import load_parts
-from pipeline.annotators.regions import choose, corners, token_evidence
+from pipeline.annotators.loading import load_parts
+from pipeline.annotators.oom import Halving
+from pipeline.annotators.region_selection import choose, corners, token_evidence
+from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.annotators.windows import caption_questions, class_questions
-from pipeline.annotators.words import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.config import PseudoLabelConfig
-from pipeline.records import Span
+from pipeline.data.records import Span
 
 SPECIALS = 3
 """[CLS], the full stop that ends every text, and [SEP]."""

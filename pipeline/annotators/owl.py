@@ -16,13 +16,13 @@ from transformers import AutoModelForZeroShotObjectDetection
 
 from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Annotations, Batch, Prepared, Question
-from pipeline.annotators.memory import Halving
-from pipeline.annotators.parts import load_parts
-from pipeline.annotators.regions import choose, corners
-from pipeline.annotators.words import token_counts, tokenizer_lock
+from pipeline.annotators.loading import load_parts
+from pipeline.annotators.oom import Halving
+from pipeline.annotators.region_selection import choose, corners
+from pipeline.annotators.tokenizers import token_counts, tokenizer_lock
 from pipeline.config import PseudoLabelConfig
+from pipeline.data.records import Span
 from pipeline.errors import InputError
-from pipeline.records import Span
 
 SPECIALS = 2
 QUERIES_AT_ONCE = 128

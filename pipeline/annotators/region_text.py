@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel
 
-from pipeline.annotators.memory import Fitting
-from pipeline.annotators.parts import load_parts
-from pipeline.annotators.words import tokenizer_lock
+from pipeline.annotators.loading import load_parts
+from pipeline.annotators.oom import Fitting
+from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import RescoreConfig
 from pipeline.errors import InputError
-from pipeline.io.hashing import model_revision
+from pipeline.io.model_folder import model_revision
 
 Inputs = Mapping[str, Tensor]
 FAMILIES = ("clip", "siglip", "siglip2")

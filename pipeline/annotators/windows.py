@@ -6,8 +6,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.annotators.base import Question
+from pipeline.data.records import Span
 from pipeline.errors import InputError
-from pipeline.records import Span
 
 Word = tuple[int, int, int]
 """A word's start and end in characters, and its tokens. Texts are cut between words only: tokens stay what they are."""

@@ -21,9 +21,9 @@ def main(out: Path, seed: int | None, changes: tuple[str, ...], quiet: bool) -> 
     Needs no network: glyph fonts and photographs come from installed packages. A folder that already holds
     what these settings give is left alone. data_manifests/demo.yaml says what is in it.
     """
+    from pipeline.config.recipes import build
     from pipeline.demo.config import DemoDataConfig
     from pipeline.demo.generate import generate_demo
-    from pipeline.recipes import build
 
     def tell(name: str, done: int, total: int) -> None:
         if sys.stderr.isatty():

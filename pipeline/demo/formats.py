@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.demo.captions import Caption, Phrase
 from pipeline.demo.scenes import Box, Scene
-from pipeline.io.commit import write_atomic, write_json
+from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.tables import write_table
 
 GOLD = pa.schema(

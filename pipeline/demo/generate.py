@@ -19,7 +19,7 @@ from pipeline.demo.manifest import DemoManifest, load_manifest
 from pipeline.demo.photos import write_photo_shard
 from pipeline.demo.scenes import Painter, Scene, Thing, generator
 from pipeline.errors import InputError
-from pipeline.io.commit import write_json
+from pipeline.io.atomic import write_json
 from pipeline.io.hashing import digest_bytes, digest_file, digest_json
 
 VERSION = 2

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 from scipy.sparse import csr_array
 
-from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.frequencies import plain
+from pipeline.evaluation.match_tables import Evidence
 from pipeline.evaluation.matching import IOUS, RECALLS, Matches, by_class
 
 CHUNK = 1 << 22

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import centred, draw_weights, estimates, interval
-from pipeline.evaluation.evidence import Evidence, read_evidence
+from pipeline.evaluation.match_tables import Evidence, read_evidence
 from pipeline.evaluation.report import COUNTS, TITLES, place
 
 Rows = dict[str, list[dict[str, Any]]]

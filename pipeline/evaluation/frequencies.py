@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.keys import image_key
 from pipeline.errors import InputError
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.io.hashing import digest_file
-from pipeline.io.paths import expand_shards
-from pipeline.sources.keys import image_key
+from pipeline.io.shard_patterns import expand_shards
 
 WANTED = 'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
 
@@ -52,7 +52,7 @@ def read_frequencies(path: str) -> Frequencies:
             raise InputError(f"{path}: no such file") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: {WANTED} ({type(error).__name__}: {error})") from None
-    from pipeline.training.shards import ShardSet  # brings torch along, which compare does without
+    from pipeline.data.training_shards import ShardSet
 
     shards = expand_shards(path)
     records = ShardSet(shards)

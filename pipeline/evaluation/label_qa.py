@@ -16,11 +16,11 @@ import numpy as np
 
 from pipeline.evaluation.calibration import calibration_error, is_judged, score_bands
 from pipeline.evaluation.compare import Evaluated
-from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.evaluation.frequencies import plain
+from pipeline.evaluation.match_tables import Evidence
 from pipeline.evaluation.metrics import SIZES
-from pipeline.io.commit import write_atomic, write_json
+from pipeline.io.atomic import write_atomic, write_json
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 LEAST = 20

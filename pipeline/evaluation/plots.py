@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.drawing.figures import figure, svg
 from pipeline.evaluation.matching import IOUS, RECALLS
-from pipeline.figures import figure, svg
 
 HEIGHT = 3.2
 SHOWN = (0, 5, 8)

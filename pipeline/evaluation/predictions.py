@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.annotators.base import Annotations
 from pipeline.evaluation.metrics import ImageResult
-from pipeline.io.commit import HashingFile
+from pipeline.io.atomic import HashingFile
 from pipeline.io.tables import read_table
 
 PREDICTIONS = pa.schema(

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.annotators.base import Annotations, Annotator, Question
 from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
+from pipeline.data.records import GroundingRecord, Span
 from pipeline.errors import InputError
-from pipeline.records import GroundingRecord, Span
 
 CAPTION_PROTOCOLS = ("flickr", "refcoco")
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.evaluation import plots
 from pipeline.evaluation.calibration import calibration_error, score_bands
-from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.frequencies import plain
+from pipeline.evaluation.match_tables import Evidence
 from pipeline.evaluation.matching import class_curves
-from pipeline.io.commit import write_atomic
+from pipeline.io.atomic import write_atomic
 
 TITLES = {
     "images": "images", "queries": "names asked", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small",

@@ -11,15 +11,15 @@ import numpy as np
 
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError, RunError
+from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import Fitted, load_fitted
 from pipeline.filtering.gold import gold_tables, match, read_gold
 from pipeline.filtering.rules import judge, open_regions, scores
 from pipeline.filtering.thresholds import LEFT_OUT, Band, Fit, Thresholds, band_of
-from pipeline.io.commit import write_json
+from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.paths import stem
-from pipeline.progress import Progress, Silent
 
 BANDS = (100, 1000, 10000)
 Z = 1.959963984540054

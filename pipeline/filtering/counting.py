@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
+from pipeline.data.records import STORE_VERSION
+from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import load_fitted
 from pipeline.filtering.phrases import COUNTS, text_hashes
 from pipeline.filtering.rules import judge, open_regions, rules_of
 from pipeline.filtering.store import RegionShard
+from pipeline.io.atomic import OutputFile
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.tables import write_table
-from pipeline.progress import Progress, Silent
-from pipeline.records import STORE_VERSION
-from pipeline.stats import OutputFile
 
 BUCKETS = 1 << 26
 

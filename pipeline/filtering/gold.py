@@ -14,7 +14,8 @@ from pipeline.errors import InputError
 from pipeline.filtering.nms import pair_iou, runs, within
 from pipeline.filtering.store import BOX
 from pipeline.io.files import open_file
-from pipeline.io.paths import expand_shards, stem
+from pipeline.io.paths import stem
+from pipeline.io.shard_patterns import expand_shards
 
 GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
 

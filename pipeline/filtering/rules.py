@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import FilterConfig
+from pipeline.config.filter_presets import PRESETS
 from pipeline.errors import InputError
 from pipeline.filtering.fitted import Fitted
 from pipeline.filtering.nms import beyond, suppressed
 from pipeline.filtering.phrases import uniform
-from pipeline.filtering.presets import PRESETS
 from pipeline.filtering.store import RegionShard
 from pipeline.io.hashing import digest_json
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError
+from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import Fitted, load_fitted
 from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
 from pipeline.filtering.rules import judge, open_regions
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
-from pipeline.progress import Progress, Silent
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MAX_GRID = 64

@@ -11,10 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.errors import InputError
+from pipeline.io.file_cache import Mark, mark_of, recall, remember
 from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
-from pipeline.io.remembered import Mark, mark_of, recall, remember
 
 
 def digest_bytes(data: bytes) -> str:
@@ -65,23 +64,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"cannot digest a {type(value).__name__}")
-
-
-def model_revision(folder: str | Path) -> str:
-    """Twelve hex digits that change whenever a weight or the configuration of a model folder changes.
-
-    Raises:
-        InputError: ``folder`` has no config.json, so it is no model folder.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json in it; want a model folder as save_pretrained writes it")
-    names = sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.suffix in {".json", ".safetensors", ".txt", ".bin"} and p.name not in {"training_state.json"}
-    )
-    return digest_json({name: digest_file(folder / name) for name in names})[:12]
 
 
 def fingerprint(

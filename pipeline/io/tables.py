@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.io.commit import atomic_file
+from pipeline.io.atomic import OutputFile, atomic_file
 from pipeline.io.files import read_bytes
 from pipeline.io.paths import is_url
-from pipeline.stats import OutputFile
 
 
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Mapping[str, str]) -> OutputFile:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.io.commit import atomic_file
+from pipeline.io.atomic import OutputFile, atomic_file
 from pipeline.io.files import open_file
 from pipeline.io.tar_writer import TarWriter
-from pipeline.stats import OutputFile
 
 
 @dataclass

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.io.here import short_here, started
 from pipeline.io.paths import is_url
+from pipeline.system.process_identity import short_here, started
 
 FORSAKEN_SECONDS = 24 * 3600.0
 """What another machine has not written to for so long was left by a process that is gone, whatever its clock says."""

@@ -13,19 +13,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pipeline.annotators.base import Annotator, Batch, Prepared, load_annotator
+from pipeline.annotators.batches import Item, batches
 from pipeline.config import PseudoLabelConfig
-from pipeline.devices import is_gone
+from pipeline.data.images import ImageError, open_image
+from pipeline.data.records import REGIONS, STORE_VERSION
 from pipeline.errors import RunError
-from pipeline.images import ImageError, open_image
+from pipeline.execution.prefetch import Ahead
+from pipeline.execution.reports import ShardReport
+from pipeline.execution.worker import Desk
 from pipeline.io.paths import join
 from pipeline.io.tables import write_table
-from pipeline.labelling.ahead import Ahead
-from pipeline.labelling.answers import Shard
-from pipeline.labelling.batches import Item, batches
-from pipeline.labelling.reading import Reader, Window
-from pipeline.records import REGIONS, STORE_VERSION
-from pipeline.stages.base import Desk
-from pipeline.stats import ShardReport
+from pipeline.labelling.reader import Reader, Window
+from pipeline.labelling.region_table import Shard
+from pipeline.system.devices import is_gone
 
 STAGE = "pseudo-label"
 READY = 2
@@ -36,7 +36,7 @@ Ready = tuple[list[Item], Batch | None]
 
 @dataclass(frozen=True)
 class LabelShards:
-    """A worker (:data:`pipeline.stages.base.Worker`): labels the desk's shards with one copy of the teacher.
+    """A worker (:data:`pipeline.execution.worker.Worker`): labels the desk's shards with one copy of the teacher.
 
     phrases, out: folders or URLs. device: torch's name of it. decoders: threads that decode. threads: torch's own, on
     the CPU; None leaves them.

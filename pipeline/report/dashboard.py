@@ -10,7 +10,7 @@ from pipeline.report.inside import BOARD, address_of, jpeg_url, svg_url
 from pipeline.report.page import comparison_markdown, cost_markdown, quality_markdown
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.run import training_curves
-from pipeline.run_layout import RunLayout
+from pipeline.runs.layout import RunLayout
 
 
 def dashboard_markdown(summary: Mapping[str, Any], layout: RunLayout) -> str:

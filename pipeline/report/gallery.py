@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.io.commit import write_atomic
-from pipeline.records import GroundingRecord
-from pipeline.report.draw import Colour, draw_regions, phrase_colours, pick
+from pipeline.data.records import GroundingRecord
+from pipeline.drawing.boxes import Colour, draw_regions, phrase_colours, pick
+from pipeline.io.atomic import write_atomic
 from pipeline.report.templates import render
 
 Piece = tuple[str, Colour | None, bool]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.images import ImageError, open_image
-from pipeline.inspecting.counts import Picture
-from pipeline.inspecting.lines import KINDS, number_rows
-from pipeline.inspecting.summary import Summary
-from pipeline.io.commit import write_atomic
+from pipeline.data.images import ImageError, open_image
+from pipeline.inspection.counts import Picture
+from pipeline.inspection.summary import Summary
+from pipeline.inspection.terminal import KINDS, number_rows
+from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import figure
 from pipeline.report.templates import render
 

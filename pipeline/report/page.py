@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.io.commit import write_atomic
+from pipeline.io.atomic import write_atomic
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.templates import render
 
@@ -34,7 +34,7 @@ def write_report(
     """Write the page.
 
     Args:
-        summary: what :func:`pipeline.summary.summarise` gives.
+        summary: what :func:`pipeline.runs.summary.summarise` gives.
         pictures: caption -> PNG file, put into the page. links: text -> address relative to the page.
         curves: model -> rows of its training curve.
     """

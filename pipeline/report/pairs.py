@@ -8,16 +8,16 @@ from functools import lru_cache
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.duplicates.found import DedupReport
-from pipeline.duplicates.sources import ImageSet
+from pipeline.data.images import ImageError, open_image
+from pipeline.dedup.image_sets import ImageSet
+from pipeline.dedup.perceptual_hash import HASHES
+from pipeline.dedup.report import DedupReport
 from pipeline.errors import InputError
-from pipeline.images import ImageError, open_image
-from pipeline.io.commit import write_atomic
+from pipeline.io.atomic import write_atomic
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table
 from pipeline.report.gallery import data_url
 from pipeline.report.templates import render
-from pipeline.stages.hash_images import HASHES
 
 SIDE = 240
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.figures import figure, svg
+from pipeline.drawing.figures import figure, svg
 
 
 def precision_by_score(bands: Sequence[Mapping[str, Any]]) -> str:

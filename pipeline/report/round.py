@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
+from pipeline.drawing.boxes import write_montage
 from pipeline.evaluation.compare import span_words
+from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, place
-from pipeline.io.commit import write_atomic
-from pipeline.label_quality import label_quality
-from pipeline.report.draw import write_montage
+from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import write_gallery
 from pipeline.report.inside import address_of, jpeg_url
 from pipeline.report.page import png_url, quality_markdown, tally_markdown
 from pipeline.report.templates import render
-from pipeline.rounds import RoundResult
-from pipeline.run_layout import RunLayout
-from pipeline.set_aside import files_of
-from pipeline.summary import gold_of
+from pipeline.runs.excluded_shards import files_of
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.rounds import RoundResult
+from pipeline.runs.summary import gold_of
 
 Reports = Mapping[str, Mapping[str, Any]]
 """Stage -> its StageReport, as plain values."""

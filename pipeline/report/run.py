@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.io.paths import expand_shards
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.report.gallery import write_gallery
 from pipeline.report.page import write_report
 from pipeline.report.round import gallery_name
-from pipeline.run_layout import RunLayout
+from pipeline.runs.layout import RunLayout
 
 PHOTO_NOTE = (
     "Real photographs, labelled by the demo's toy teacher, which has only ever seen tinted glyphs: its boxes mean little "

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import BuildShardsConfig
-from pipeline.duplicates.without import Without
-from pipeline.errors import InputError
-from pipeline.images import ImageError, image_size
-from pipeline.io.commit import write_json
-from pipeline.io.files import file_size, require_files
+from pipeline.data.records import RECORD_VERSION
+from pipeline.dedup.exclusion_list import Without
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import ShardReport, StageReport
+from pipeline.execution.run import run_shards
+from pipeline.execution.worker import ShardJob
+from pipeline.io.atomic import write_json
+from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.paths import is_url, join, stem
-from pipeline.io.tables import footer, read_table
-from pipeline.io.tars import TarProblems, TarSample, read_tar, write_tars
-from pipeline.labelling.asked import Asked, read_asked
-from pipeline.progress import Progress
-from pipeline.records import LABELS, RECORD_VERSION, DatasetCard, GroundingRecord, ImageLink, Region
-from pipeline.sources.keys import fitting_key
-from pipeline.stages.base import ShardJob, run_shards
-from pipeline.stages.crawl import image_of
-from pipeline.stats import ShardReport, StageReport, Tally
+from pipeline.io.paths import join, stem
+from pipeline.io.tars import TarProblems, write_tars
+from pipeline.labelling.label_records import LinkedImages, ShardLabels, card_of, copied_image
 
 STAGE = "build-shards"
-Row = Mapping[str, Any]
 
 
 def run(
@@ -48,7 +41,7 @@ def run(
     Args:
         phrases, labels: folders that parse-phrases and filter-boxes wrote; joined on (shard, key).
         dataset: name of the set in the records and in the files' names.
-        without: list of samples to leave out (:class:`pipeline.duplicates.without.Without`), counted as near_duplicate.
+        without: list of samples to leave out (:class:`pipeline.dedup.exclusion_list.Without`), counted as near_duplicate.
     """
 
     def inputs(shard: str) -> dict[str, str]:
@@ -74,11 +67,6 @@ def run(
     return report
 
 
-def card_of(dataset: str) -> DatasetCard:
-    """What a set of pseudo-labels says of itself."""
-    return DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
-
-
 def _build_shard(
     job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str, without: Without
 ) -> ShardReport:
@@ -98,169 +86,3 @@ def _build_shard(
     written = write_tars(lambda part: join(out, name_of(part)), records, config.max_shard_bytes)
     outputs = {name_of(part): output for part, output in enumerate(written)}
     return job.report(STAGE, outputs, {"samples": store.samples, "regions": store.regions}, problems=problems)
-
-
-class ShardLabels:
-    """The labels of one crawl shard, as records. ``samples`` and ``regions`` count what became of them.
-
-    Args:
-        asked: what parse-phrases found, by key. rows: of filter-boxes' file, by key.
-        without: keys of images that are left out, counted as ``near_duplicate``.
-    """
-
-    def __init__(
-        self,
-        asked: Mapping[str, Asked],
-        rows: Mapping[str, Sequence[Row]],
-        annotator: str | None,
-        dataset: str,
-        config: BuildShardsConfig,
-        without: Set[str] = frozenset(),
-    ) -> None:
-        self._asked, self._annotator = asked, annotator
-        self._rows = {key: mine for key, mine in rows.items() if key not in without}
-        self._dataset, self._config = dataset, config
-        self.samples, self.regions = Tally(), Tally()
-        self.samples.drop("no_label", sum(key not in rows for key in asked))
-        for key in without & rows.keys():
-            self.samples.drop("near_duplicate")
-            self.regions.drop("near_duplicate", len(rows[key]))
-
-    @classmethod
-    def read(
-        cls, phrases: str, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
-    ) -> ShardLabels:
-        """From a shard's phrases file and labels file.
-
-        Raises:
-            InputError: no such file, or not one that parse-phrases and filter-boxes wrote.
-        """
-        asked, rows = read_asked(phrases), dict[str, list[Row]]()
-        for row in read_table(labels, LABELS).to_pylist():
-            rows.setdefault(row["key"], []).append(row)
-        return cls(asked, rows, footer(labels).get("teacher") or None, dataset, config, without)
-
-    def alone(self) -> Iterator[tuple[str, GroundingRecord]]:
-        """(key in the crawl, record) of every labelled image, without a look at the crawl."""
-        for key, rows in self._rows.items():
-            yield key, self._record(key, rows)
-
-    def joined(
-        self,
-        crawl: str,
-        image_as: Callable[[TarSample], tuple[dict[str, bytes], tuple[int, int]]],
-        problems: TarProblems,
-    ) -> Iterator[tuple[str, GroundingRecord, dict[str, bytes]]]:
-        """(key in the crawl, record, files that go with it) in the order of the crawl shard; ``image_as`` gives files and (height, width)."""
-        waiting = set(self._rows)
-        for sample in read_tar(crawl, problems):
-            if sample.key not in waiting:
-                continue
-            waiting.discard(sample.key)
-            rows = self._rows[sample.key]
-            try:
-                files, size = image_as(sample)
-                if size != (rows[0]["height"], rows[0]["width"]):
-                    raise ImageError("image_changed", f"labelled at {rows[0]['height']} x {rows[0]['width']} pixels")
-            except ImageError as error:
-                self.samples.drop(error.reason)
-                self.regions.drop("image_lost", len(rows))
-                problems.notes.append(f"{sample.key}: {error}")
-                continue
-            yield sample.key, self._record(sample.key, rows), files
-        for key in waiting:
-            self.samples.drop("not_in_shard")
-            self.regions.drop("image_lost", len(self._rows[key]))
-
-    def _record(self, key: str, rows: Sequence[Row]) -> GroundingRecord:
-        size, asked = (rows[0]["height"], rows[0]["width"]), self._asked.get(key)
-        if asked is None or not {row["phrase_row"] for row in rows} <= set(asked.rows):
-            raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
-        record = make_record(key, self._dataset, size, asked, rows, self._annotator, self._config)
-        self.samples.keep()
-        self.regions.keep(len(record.regions))
-        self.regions.drop("outside_image", len(rows) - len(record.regions))
-        return record
-
-
-def copied_image(sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
-    """The image as it is, and its (height, width). That it is whole was seen when it was labelled."""
-    found = image_of(sample)
-    if found is None:
-        raise ImageError("no_image", "the sample has labels but no image")
-    extension, data = found
-    return {extension: data}, image_size(data)
-
-
-class LinkedImages:
-    """Instead of an image, where it lies in its crawl shard (:class:`pipeline.records.ImageLink`)."""
-
-    def __init__(self, shard: str, out: str) -> None:
-        self._shard = shard if is_url(shard) or is_url(out) else os.path.relpath(shard, out)
-        if is_url(out) and not is_url(shard):
-            raise InputError(f"{shard}: a link from {out} cannot lead to a local file; want both local, or both URLs")
-        self._bytes = file_size(shard) or 0
-
-    def __call__(self, sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
-        files, size = copied_image(sample)
-        ((extension, data),) = files.items()
-        if extension not in sample.offsets:
-            raise InputError(f"{self._shard}: compressed, so its images have no place to link to; unpack it, or copy")
-        link = ImageLink(
-            shard=self._shard, shard_bytes=self._bytes, offset=sample.offsets[extension], bytes=len(data),
-            extension=extension,
-        )  # fmt: skip
-        return {"link": link.model_dump_json().encode()}, size
-
-
-def make_record(
-    key: str,
-    dataset: str,
-    size: tuple[int, int],
-    asked: Asked,
-    rows: Sequence[Row],
-    annotator: str | None,
-    config: BuildShardsConfig,
-) -> GroundingRecord:
-    """The grounding record of one image. ``size`` (height, width); boxes are clipped to it, and to a hundredth of a pixel; of what has no
-    area then there is no region.
-
-    Phrases without a kept region become ``uncertain``: the teacher's silence is no proof of absence.
-    """
-    height, width = size
-    span_of = dict(zip(asked.rows, asked.spans, strict=True))
-    root_of = dict(zip(asked.rows, asked.roots, strict=True))
-    regions, sure = [], set()
-    for row in rows:
-        edges = (
-            max(0.0, float(row["x1"])), max(0.0, float(row["y1"])),
-            min(float(width), float(row["x2"])), min(float(height), float(row["y2"])),
-        )  # fmt: skip
-        box = tuple(round(v, 2) for v in edges)
-        if box[2] <= box[0] or box[3] <= box[1]:
-            continue
-        span = span_of[row["phrase_row"]]
-        ignore = row["status"] == "ignore"
-        if not ignore:
-            sure.add(row["phrase_row"])
-        regions.append(
-            Region(
-                box=box,
-                phrase=asked.caption[slice(*span)],
-                tokens_positive=(span,),
-                score=round(float(row["score"]), 4),
-                annotator=annotator,
-                root=root_of[row["phrase_row"]],
-                ignore=ignore,
-            )
-        )
-    uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
-    return GroundingRecord(
-        key=fitting_key(key),
-        dataset=dataset,
-        kind="grounding",
-        image_size=size,
-        caption=asked.caption,
-        regions=tuple(regions),
-        uncertain=uncertain,
-    )

@@ -10,20 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.duplicates.found import DedupReport, SetMatches, markdown
-from pipeline.duplicates.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
-from pipeline.duplicates.sources import ImageSet, shard_set
-from pipeline.duplicates.without import Without
+from pipeline.dedup.exclusion_list import Without
+from pipeline.dedup.image_sets import ImageSet, shard_set
+from pipeline.dedup.perceptual_hash import HASH_VERSION, HASHES
+from pipeline.dedup.report import DedupReport, SetMatches, markdown
+from pipeline.dedup.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
 from pipeline.errors import InputError
-from pipeline.io.commit import write_atomic, write_json
+from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.reports import StageReport, Tally
+from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_json
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table, write_table
-from pipeline.progress import Progress, Silent
 from pipeline.stages import drop_samples, hash_images
-from pipeline.stages.hash_images import HASH_VERSION, HASHES
-from pipeline.stats import StageReport, Tally
 
 STAGE = "dedup"
 REASON = "near_duplicate"

@@ -8,19 +8,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.duplicates.without import Without
+from pipeline.data.image_links import linked_path
+from pipeline.data.records import RECORD_VERSION, ImageLink
+from pipeline.dedup.exclusion_list import Without
 from pipeline.errors import InputError
-from pipeline.io.commit import write_atomic
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.execution.run import run_shards
+from pipeline.execution.stale_outputs import remove_stale
+from pipeline.execution.worker import ShardJob
+from pipeline.io.atomic import write_atomic
 from pipeline.io.files import listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.links import linked_path
 from pipeline.io.paths import is_url, join, parent, stem
 from pipeline.io.tars import TarProblems, read_tar, write_tar
-from pipeline.progress import Progress
-from pipeline.records import RECORD_VERSION, ImageLink
-from pipeline.stages.base import ShardJob, run_shards
-from pipeline.stages.stale import remove_stale
-from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "drop-samples"
 log = logging.getLogger("glip_self_train")

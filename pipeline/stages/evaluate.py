@@ -16,24 +16,25 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import EvaluateConfig
-from pipeline.devices import core_share, devices_of
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation.detect import STAGE, VERSION, DetectShards
-from pipeline.evaluation.evidence import Evidence, absent_images, query_phrases, write_evidence
+from pipeline.evaluation.evaluation_set import EvaluationSet
 from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
 from pipeline.evaluation.frequencies import Frequencies, plain, read_frequencies
+from pipeline.evaluation.match_tables import Evidence, absent_images, query_phrases, write_evidence
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
+from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
 from pipeline.evaluation.report import write_report
-from pipeline.evaluation.sets import EvaluationSet
-from pipeline.io.commit import atomic_file, write_json
-from pipeline.io.hashing import digest_file, digest_json, fingerprint, model_revision
+from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.run import run_workers
+from pipeline.execution.worker import ShardJob
+from pipeline.io.atomic import atomic_file, write_json
+from pipeline.io.hashing import digest_file, digest_json, fingerprint
+from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, local_folder
-from pipeline.progress import Progress, Silent
-from pipeline.stages.base import ShardJob, run_workers
-from pipeline.stages.pseudo_label import MAX_DECODERS
+from pipeline.system.devices import MAX_DECODERS, core_share, devices_of
 
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]

@@ -13,23 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.data.images import ImageError
 from pipeline.errors import InputError
-from pipeline.exports.base import ClassNames, Desk, Item, Target
-from pipeline.exports.files import in_order, writers
-from pipeline.exports.formats import DATASET, load_target
-from pipeline.exports.inputs import Found, Sample, Source, find_source
-from pipeline.exports.names import Names
-from pipeline.exports.sink import Sink
-from pipeline.images import ImageError
-from pipeline.io.commit import commit_report, committed, read_report, report_path, settle, write_atomic
+from pipeline.execution.commit import commit_report, committed, read_report, report_path
+from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.reports import ShardReport, StageReport
+from pipeline.execution.worker import MAX_NOTES
+from pipeline.io.atomic import settle, write_atomic
 from pipeline.io.files import file_size, listing, listing_below, read_bytes, remove
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join, stem
 from pipeline.io.temporaries import clear_temporaries
-from pipeline.progress import Progress, Silent
-from pipeline.sources.headers import read_header
-from pipeline.stages.base import MAX_NOTES
-from pipeline.stats import ShardReport, StageReport
+from pipeline.readers.image_headers import read_header
+from pipeline.writers.atomic_files import Sink
+from pipeline.writers.base import ClassNames, Desk, Item, Target
+from pipeline.writers.parallel_files import in_order, writers
+from pipeline.writers.registry import DATASET, load_target
+from pipeline.writers.sources import Found, Sample, Source, find_source
+from pipeline.writers.unique_keys import Names
 
 STAGE = "export"
 VERSION = 1
@@ -65,7 +66,7 @@ def run(
 
     Args:
         images: copy them beside the labels, or none; by default they are copied where they are to be had.
-        phrases, crawl, dataset: of a label store; see :func:`pipeline.exports.inputs.find_source`.
+        phrases, crawl, dataset: of a label store; see :func:`pipeline.writers.sources.find_source`.
         class_names: yolo: what of a grounding record's region is its class; its phrase by default.
         drop_empty: leave images without a label out, counted as ``no_region``.
 

@@ -15,16 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
+from pipeline.data.records import LABELS, STORE_VERSION
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.execution.run import run_shards
+from pipeline.execution.worker import ShardJob
 from pipeline.filtering.fitted import digests, load_fitted
 from pipeline.filtering.rules import check, judge, open_regions, preset_of
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import write_table
-from pipeline.progress import Progress
-from pipeline.records import LABELS, STORE_VERSION
-from pipeline.stages.base import ShardJob, run_shards
-from pipeline.stats import ShardReport, StageReport, Tally
 
 log = logging.getLogger("glip_self_train")
 

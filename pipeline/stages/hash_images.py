@@ -10,32 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.duplicates.hashes import DECODED_SIDE, WORDS, perceive
-from pipeline.duplicates.sources import Found, ImageSet
-from pipeline.images import ImageError, open_image
+from pipeline.data.images import ImageError, open_image
+from pipeline.dedup.image_sets import Found, ImageSet
+from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASH_VERSION, HASHES, perceive
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.execution.run import run_workers
+from pipeline.execution.worker import Desk, EachShard, ShardJob
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import join
 from pipeline.io.tables import write_table
 from pipeline.io.tars import TarProblems
-from pipeline.progress import Progress
-from pipeline.stages.base import Desk, EachShard, ShardJob, run_workers
-from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "hash-images"
-HASH_VERSION = 2  # 2: the image's digest
 TELL_EVERY = 200
 """Images between two words of progress."""
-
-HASHES = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        *(pa.field(f"hash_{i}", pa.uint64(), nullable=False) for i in range(WORDS)),
-        pa.field("image", pa.uint64(), nullable=False),
-        pa.field("offset", pa.int64()),
-        pa.field("bytes", pa.int32()),
-    ]
-)
-"""``hash_0`` is searched by. ``image``: a digest of the encoded image, the same for all captions of one. ``offset`` and ``bytes``: where the image (or its link) lies in its shard, null for a file of its own."""
 
 
 def run(

@@ -18,25 +18,26 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import IngestConfig
+from pipeline.data.images import ImageError, open_image
+from pipeline.data.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
+from pipeline.data.records import RECORD_VERSION, DatasetCard, GroundingRecord
 from pipeline.errors import InputError
-from pipeline.images import ImageError, open_image
-from pipeline.io.commit import write_json
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.execution.run import run_shards
+from pipeline.execution.stale_outputs import remove_stale
+from pipeline.execution.worker import ShardJob
+from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
-from pipeline.io.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
 from pipeline.io.paths import is_url, join, located
 from pipeline.io.tars import write_tar
-from pipeline.progress import Progress
-from pipeline.records import RECORD_VERSION, DatasetCard, GroundingRecord
-from pipeline.sources.base import CUT, LEFT_OUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
-from pipeline.sources.formats import READ, load_format
-from pipeline.sources.headers import ImageHeader, read_header, upright
-from pipeline.sources.image_store import ImageStore
-from pipeline.sources.index import Index, Part
-from pipeline.stages.base import ShardJob, run_shards
+from pipeline.readers.base import CUT, LEFT_OUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
+from pipeline.readers.image_headers import ImageHeader, read_header, upright
+from pipeline.readers.image_store import ImageStore
+from pipeline.readers.index import Index, Part
+from pipeline.readers.registry import READ, load_format
 from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
-from pipeline.stages.stale import remove_stale
-from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "ingest"
 MADE = 3

@@ -6,11 +6,11 @@ import re
 
 from pipeline.config import IngestConfig
 from pipeline.errors import RunError
-from pipeline.io.commit import read_report
+from pipeline.execution.commit import read_report
+from pipeline.execution.reports import StageReport, Tally
 from pipeline.io.files import listing
 from pipeline.io.paths import stem
-from pipeline.sources.base import LEFT_OUT, UNREADABLE
-from pipeline.stats import StageReport, Tally
+from pipeline.readers.base import LEFT_OUT, UNREADABLE
 
 
 def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str) -> None:

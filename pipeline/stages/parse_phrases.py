@@ -10,6 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.data.crawl import caption_of, image_of
+from pipeline.data.records import PHRASES, STORE_VERSION
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.execution.run import run_workers
+from pipeline.execution.worker import Desk, EachShard, ShardJob
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
@@ -19,11 +25,6 @@ from pipeline.phrases.captions import useless
 from pipeline.phrases.find import RULES, find_phrases
 from pipeline.phrases.parsed import Parsed
 from pipeline.phrases.parser import model_version
-from pipeline.progress import Progress
-from pipeline.records import PHRASES, STORE_VERSION
-from pipeline.stages.base import Desk, EachShard, ShardJob, run_workers
-from pipeline.stages.crawl import caption_of, image_of
-from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "parse-phrases"
 TELL_EVERY = 500

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import PseudoLabelConfig
-from pipeline.devices import core_share, devices_of
+from pipeline.data.records import STORE_VERSION
+from pipeline.execution.progress import Progress
+from pipeline.execution.reports import StageReport
+from pipeline.execution.run import run_workers
+from pipeline.execution.worker import ShardJob
 from pipeline.io.files import require_files
-from pipeline.io.hashing import digest_file, fingerprint, model_revision
+from pipeline.io.hashing import digest_file, fingerprint
+from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
 from pipeline.labelling.worker import STAGE, LabelShards
-from pipeline.progress import Progress
-from pipeline.records import STORE_VERSION
-from pipeline.stages.base import ShardJob, run_workers
-from pipeline.stats import StageReport
-
-MAX_DECODERS = 8
+from pipeline.system.devices import MAX_DECODERS, core_share, devices_of
 
 
 def run(

@@ -19,18 +19,20 @@ from torch import Tensor
 
 from pipeline.annotators.region_text import RegionText, load_region_text
 from pipeline.config import RescoreConfig
+from pipeline.data.crawl import image_of
+from pipeline.data.images import ImageError, open_image
+from pipeline.data.records import REGIONS, RESCORED, STORE_VERSION
 from pipeline.errors import RunError
-from pipeline.images import ImageError, open_image
+from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.execution.run import run_shards
+from pipeline.execution.worker import ShardJob
 from pipeline.io.files import require_files
-from pipeline.io.hashing import digest_file, fingerprint, model_revision
+from pipeline.io.hashing import digest_file, fingerprint
+from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
-from pipeline.progress import Progress, Silent
-from pipeline.records import REGIONS, RESCORED, STORE_VERSION
-from pipeline.stages.base import ShardJob, run_shards
-from pipeline.stages.crawl import image_of
-from pipeline.stats import ShardReport, StageReport, Tally
 
 STAGE = "rescore"
 

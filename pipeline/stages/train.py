@@ -1,9 +1,9 @@
 """Train a teacher or a student on any mixture of human and pseudo labels.
 
 One optimiser step is a function of (configuration, shards, initial weights, step): the order of records is
-arithmetic (pipeline/training/order.py), rates are stateless, and checkpoints are atomic. A run that was killed goes on
+arithmetic (pipeline/training/sampling.py), rates are stateless, and checkpoints are atomic. A run that was killed goes on
 from its newest whole checkpoint; where the data have changed it starts anew, and where a setting has, it asks
-(pipeline/training/going_on.py).
+(pipeline/training/resume.py).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError
+from pipeline.execution.progress import Progress, Silent
 from pipeline.io.paths import local_folder
-from pipeline.progress import Progress, Silent
-from pipeline.training.board import check_tracker
 from pipeline.training.checkpoints import read_state
-from pipeline.training.going_on import finished
-from pipeline.training.identity import Identity
-from pipeline.training.parallel import check_device
+from pipeline.training.distributed import check_device
+from pipeline.training.index_shards import look_through
 from pipeline.training.report import TrainReport
-from pipeline.training.shards import look_through
+from pipeline.training.resume import finished
+from pipeline.training.run_identity import Identity
+from pipeline.training.trackers import check_tracker
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger("glip_self_train")

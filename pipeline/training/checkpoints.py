@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.io.commit import write_json
+from pipeline.io.atomic import write_json
 
 log = logging.getLogger("glip_self_train")
 STATE, ASIDE = "training_state.json", "aside-"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.io.commit import write_atomic, write_json
+from pipeline.io.atomic import write_atomic, write_json
 
 
 def write_batch(

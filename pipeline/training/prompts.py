@@ -12,8 +12,8 @@ import numpy as np
 
 from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
+from pipeline.data.records import GroundingRecord, Region, Span
 from pipeline.errors import InputError
-from pipeline.records import GroundingRecord, Region, Span
 
 TokenCount = Callable[[str], int]
 SEPARATOR = ". "

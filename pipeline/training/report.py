@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.training.identity import Identity
+from pipeline.training.run_identity import Identity
 
 log = logging.getLogger("glip_self_train")
 REPORT, TRAINER = "report.json", "trainer.json"

@@ -17,24 +17,24 @@ from accelerate.utils import send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
-from pipeline.io.alone import Held, alone_in
-from pipeline.io.commit import write_json
-from pipeline.progress import Progress
-from pipeline.training import state
-from pipeline.training.board import Board
-from pipeline.training.build import build_model
+from pipeline.execution.folder_lock import Held, alone_in
+from pipeline.execution.progress import Progress
+from pipeline.io.atomic import write_json
+from pipeline.training import state_dict as state
 from pipeline.training.checkpoints import clear, prune, write_checkpoint
-from pipeline.training.data import TrainingData
-from pipeline.training.going_on import find_beginning
-from pipeline.training.identity import Identity
+from pipeline.training.dataset import TrainingData
+from pipeline.training.distributed import Processes
+from pipeline.training.image_batch import Normaliser
+from pipeline.training.loss_scaler import LossScaler
+from pipeline.training.model_factory import build_model
 from pipeline.training.nonfinite import write_batch
 from pipeline.training.optim import make_optimizer, set_rates
-from pipeline.training.order import generator
-from pipeline.training.parallel import Processes
-from pipeline.training.pictures import predictions_beside_targets
-from pipeline.training.pixels import Normaliser
 from pipeline.training.report import REPORT, TRAINER, Resumed, TrainReport
-from pipeline.training.scaling import LossScaler
+from pipeline.training.resume import find_beginning
+from pipeline.training.run_identity import Identity
+from pipeline.training.sample_images import predictions_beside_targets
+from pipeline.training.sampling import generator
+from pipeline.training.trackers import Board
 
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
@@ -102,7 +102,7 @@ class Trainer:
             self._resume(*found)
 
     def _find_beginning(self, held: ExitStack) -> tuple[Path, int] | None:
-        """The main process's findings, which all of them go by; see :func:`pipeline.training.going_on.find_beginning`."""
+        """The main process's findings, which all of them go by; see :func:`pipeline.training.resume.find_beginning`."""
         found: tuple[Path, int] | None = None
         refused: InputError | RunError | None = None
         if self.processes.main:

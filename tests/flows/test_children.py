@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.children import EndedError, Job, begin_anew, end_children, run_child
+from flows.subprocess_jobs import EndedError, Job, begin_anew, end_children, run_child
 from pipeline.errors import InputError, RunError
-from pipeline.summary import stage_times
+from pipeline.runs.summary import stage_times
 from tests.flows.tiny import ROOT, wait_until
 
 
@@ -48,7 +48,7 @@ def test_a_failing_child_is_told_with_its_last_words(tmp_path, code, kind):
 
 
 def test_a_child_ends_with_its_killed_starter(tmp_path):
-    child = "import time, os; from pipeline.lifeline import follow_starter; follow_starter(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = "import time, os; from pipeline.system.parent_watch import follow_starter; follow_starter(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     pid_file = tmp_path / "pid"
     starter = f"""
         import sys
@@ -105,7 +105,7 @@ def test_children_are_ended_together_and_none_is_started_until_anew(tmp_path):
 
 
 def test_a_program_that_knows_no_lifeline_ends_with_its_starter():
-    command = [sys.executable, "-m", "pipeline.lifeline", "http.server", "0", "--bind", "127.0.0.1"]
+    command = [sys.executable, "-m", "pipeline.system.parent_watch", "http.server", "0", "--bind", "127.0.0.1"]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as server:

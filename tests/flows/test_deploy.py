@@ -17,8 +17,8 @@ import yaml
 
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.recipes import load_recipe
-from pipeline.records import GroundingRecord, Region
+from pipeline.config.recipes import load_recipe
+from pipeline.data.records import GroundingRecord, Region
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.servers import PREFECT, ROOT, environment, free_port, prefect_server, started, wait_for
@@ -244,7 +244,7 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
 
 
 def training(folder: Path) -> list[str]:
-    """Arguments of pipeline.train_main: four steps of a tiny network on six records."""
+    """Arguments of pipeline.cli.train: four steps of a tiny network on six records."""
     from pipeline.io.tars import write_tar
 
     def record(i: int) -> GroundingRecord:

@@ -19,13 +19,13 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.children import VISIBLE, Job, launch_command
-from flows.gpus import gpus_here, limit_name, taken
+from flows.gpu_leases import gpus_here, limit_name, taken
+from flows.job_builder import stager
 from flows.jobs import run_jobs
-from flows.stager import stager
+from flows.subprocess_jobs import VISIBLE, Job, launch_command
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.io.locks import LOCKS, host_lock
-from pipeline.recipes import load_recipe
+from pipeline.system.host_lock import LOCKS, host_lock
 from tests.flows.tiny import ROOT, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -172,7 +172,9 @@ def test_a_job_whose_lease_is_lost_keeps_its_gpu(server, monkeypatch):
 
 def test_a_killed_flow_does_not_hold_the_machines_lock(server, monkeypatch):
     monkeypatch.setenv(VISIBLE, "killed")
-    code = "import time\nfrom flows.gpus import taken\nwith taken(1): print('has it', flush=True); time.sleep(600)"
+    code = (
+        "import time\nfrom flows.gpu_leases import taken\nwith taken(1): print('has it', flush=True); time.sleep(600)"
+    )
     env = os.environ | {"PREFECT_API_URL": str(get_current_settings().api.url)}
     with subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as flow:
         assert flow.stdout is not None and flow.stdout.readline() == "has it\n"

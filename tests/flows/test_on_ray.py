@@ -17,11 +17,11 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.runners import task_runner
+from flows.task_runners import task_runner
+from pipeline.config.recipes import load_recipe
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.recipes import load_recipe
-from pipeline.run_layout import RunLayout
+from pipeline.runs.layout import RunLayout
 from pipeline.stages import parse_phrases, pseudo_label
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.faults import dying_at
@@ -191,7 +191,7 @@ on_ray.dismiss_keepers()
 
 
 def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
-    from flows.stager import Stager, stager
+    from flows.job_builder import Stager, stager
 
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", [*changes, "resources.cluster=local"])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.recipes import load_recipe
 from pipeline.io.hashing import digest_file
-from pipeline.recipes import load_recipe
 from pipeline.stages import parse_phrases
 from tests.fixtures.crawl import write_crawl
 from tests.fixtures.servers import (

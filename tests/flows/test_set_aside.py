@@ -16,11 +16,11 @@ from flows import stages
 from flows.jobs import run_job
 from flows.rounds import run_stage
 from pipeline.config import IngestConfig, SelfTrainConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import RunError
 from pipeline.io.tars import write_tar
-from pipeline.recipes import load_recipe
-from pipeline.run_layout import RunLayout
-from pipeline.set_aside import files_of, shards_of_set
+from pipeline.runs.excluded_shards import files_of, shards_of_set
+from pipeline.runs.layout import RunLayout
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.faults import dying_at
 

@@ -12,17 +12,17 @@ from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import stages
-from flows.checks import check_files, check_inputs, check_machine, check_sets
-from flows.children import VISIBLE
+from flows.job_builder import chunks, stager
 from flows.local_server import LocalServer
+from flows.preflight import check_files, check_inputs, check_machine, check_sets
 from flows.rounds import one_round
 from flows.self_train import self_train
-from flows.stager import chunks, stager
+from flows.subprocess_jobs import VISIBLE
+from pipeline.cli.train import main as train_main
 from pipeline.config import SelfTrainConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.io import alone
-from pipeline.recipes import load_recipe
-from pipeline.train_main import main as train_main
+from pipeline.execution import folder_lock as alone
 from tests.fixtures.alone import holding
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from flows.local_server import UP
 from pipeline.config import SelfTrainConfig
-from pipeline.recipes import load_recipe
+from pipeline.config.recipes import load_recipe
 from tests.flows.api import answer, ask
 from tests.flows.tiny import CHANGES, ROOT, wait_until
 from tests.flows.up import Up, children_of

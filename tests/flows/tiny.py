@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import SelfTrainConfig
-from pipeline.recipes import load_recipe
+from pipeline.config.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

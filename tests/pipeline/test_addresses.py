@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.addresses import PATTERN, Address
 from pipeline.config import DataConfig
+from pipeline.config.recipes import load_recipe
+from pipeline.config.secrets import PATTERN, Address
 from pipeline.errors import InputError
-from pipeline.recipes import load_recipe
 
 PLAIN = [
     "crawl", "/data/crawl/{00000..02399}.tar", "/data/a:b/c://d".replace("://", ":/"), "../x/0000?.tar", "/odd=name/me@host.tar", "C:/x.tar", "a:",

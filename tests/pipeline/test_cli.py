@@ -7,10 +7,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from pipeline import cli
+from pipeline.cli import app as cli
 from pipeline.config import SelfTrainConfig
+from pipeline.config.recipes import load_recipe, recipe_names
 from pipeline.errors import InputError
-from pipeline.recipes import load_recipe, recipe_names
 
 COMMANDS = [
     "ingest",
@@ -122,7 +122,7 @@ def test_options_that_do_not_go_together_are_named(store, arguments, words, tmp_
 
 
 def test_a_preset_starts_anew_and_what_stands_beside_it_wins():
-    from pipeline.cli_base import load_section
+    from pipeline.cli.common import load_section
 
     alone = load_section("filter_boxes", "demo", ["preset=grit"]).effective()
     assert (alone["threshold"], alone["best_per_phrase"], alone["cross_phrase_iou"]) == (0.65, None, 0.6)

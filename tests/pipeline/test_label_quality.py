@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.records import LABELS
 from pipeline.errors import InputError
+from pipeline.evaluation.label_quality import label_quality
 from pipeline.io.tables import write_table
-from pipeline.label_quality import label_quality
-from pipeline.records import LABELS
 
 
 def label(key, start, end, box, score, status="keep"):

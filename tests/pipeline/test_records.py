@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import GroundingRecord, Region
+from pipeline.data.records import GroundingRecord, Region
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 NUMBERS = st.floats(-1e5, 1e5) | st.floats(0, 1e-6)

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.evaluation.evidence import write_evidence
+from pipeline.evaluation.match_tables import write_evidence
 from pipeline.evaluation.metrics import coco_ap, recall_at_k
-from pipeline.io.commit import write_json
-from pipeline.recipes import load_recipe
+from pipeline.io.atomic import write_json
 from pipeline.report.round import write_round
-from pipeline.rounds import best_model, check_promotion, decide
-from pipeline.run_layout import RunLayout
-from pipeline.summary import model_metrics
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.rounds import best_model, check_promotion, decide
+from pipeline.runs.summary import model_metrics
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
 from tests.pipeline.evaluation.test_matching import NAMES
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.progress import ProgressNote, Terminal
-from pipeline.run_layout import RunLayout
-from pipeline.run_status import read_status
+from pipeline.execution.progress import ProgressNote, Terminal
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.status import read_status
 
 
 def test_what_is_done_and_what_is_going_on(tmp_path):
@@ -47,7 +47,7 @@ def test_time_left_is_of_what_this_start_does():
 
 def test_a_resumed_trainings_rate_is_its_own(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.execution.progress.time.monotonic", lambda: now[0])
     bar = Terminal(note=str(tmp_path / "note.json"))
     bar.begin("train", 100_000, "steps", before=90_000)
     now[0] = 10.0

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import SelfTrainConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.io.commit import commit_report, write_atomic
-from pipeline.recipes import load_recipe
-from pipeline.run_layout import RunLayout
-from pipeline.set_aside import STAGES, come_through, files_of, note_set_aside, shards_of_set, stage_folder
-from pipeline.stats import FailedShard, ShardReport
+from pipeline.execution.commit import commit_report
+from pipeline.execution.reports import FailedShard, ShardReport
+from pipeline.io.atomic import write_atomic
+from pipeline.runs.excluded_shards import STAGES, come_through, files_of, note_set_aside, shards_of_set, stage_folder
+from pipeline.runs.layout import RunLayout
 
 SUFFIX = dict.fromkeys(STAGES[:3], "{}.parquet") | {"build-shards": "pseudo-{}.tar"}
 

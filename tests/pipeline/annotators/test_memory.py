@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.annotators.base import load_annotator
-from pipeline.annotators.memory import Halving, out_of_memory
+from pipeline.annotators.oom import Halving, out_of_memory
 from tests.pipeline.annotators.conftest import ALL, CAPTION, SPANS, picture
 
 

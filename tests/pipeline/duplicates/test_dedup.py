@@ -18,19 +18,19 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.cli_label import build_shards
-from pipeline.cli_look import dedup
+from pipeline.cli.inspect import dedup
+from pipeline.cli.label import build_shards
 from pipeline.config import BuildShardsConfig, ParsePhrasesConfig
-from pipeline.duplicates.search import Rules
-from pipeline.duplicates.sources import read_image_set
+from pipeline.data.class_names import LabelSpaces
+from pipeline.data.records import DatasetCard, GroundingRecord, Region
+from pipeline.data.training_shards import ShardSet
+from pipeline.dedup.image_sets import read_image_set
+from pipeline.dedup.search import Rules
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import TarProblems, read_tar, write_tar
-from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import build_shards as build_stage
 from pipeline.stages import dedup as stage
 from pipeline.stages import filter_boxes, parse_phrases
-from pipeline.training.class_names import LabelSpaces
-from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import GOOD, jpeg
 from tests.fixtures.photos import CHANGES, encoded, photos
 from tests.pipeline.stages.test_labelling import KEEP, digests, label

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.duplicates.hashes import DECODED_SIDE, MIRROR, Perceived, differing, perceive
-from pipeline.duplicates.search import Rules
-from pipeline.images import open_image
+from pipeline.data.images import open_image
+from pipeline.dedup.perceptual_hash import DECODED_SIDE, MIRROR, Perceived, differing, perceive
+from pipeline.dedup.search import Rules
 from tests.fixtures.photos import CHANGES, encoded, photos
 
 RULES = Rules()

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.duplicates.index
-from pipeline.duplicates.hashes import MIRROR, WORDS, differing
-from pipeline.duplicates.index import BandedIndex
-from pipeline.duplicates.search import Block, Rules
+import pipeline.dedup.hash_index
+from pipeline.dedup.hash_index import BandedIndex
+from pipeline.dedup.perceptual_hash import MIRROR, WORDS, differing
+from pipeline.dedup.search import Block, Rules
 
 
 def cloud(rng: np.random.Generator, n: int, centres: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_candidates_are_compared_in_parts(monkeypatch):
     centres = rng.integers(0, 2**64, 3, dtype=np.uint64)
     indexed, queries = cloud(rng, 200, centres), cloud(rng, 300, centres)
     whole = searched(indexed, queries, 9)
-    monkeypatch.setattr(pipeline.duplicates.index, "TOGETHER", 50)
+    monkeypatch.setattr(pipeline.dedup.hash_index, "TOGETHER", 50)
     assert searched(indexed, queries, 9) == whole == brute(indexed, queries, 9)
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import _recalls_reached, centred, class_aps, draw_weights, estimates, interval
 from pipeline.evaluation.compare import _cells
-from pipeline.evaluation.evidence import Evidence, absent_images, read_evidence, write_evidence
 from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
+from pipeline.evaluation.match_tables import Evidence, absent_images, read_evidence, write_evidence
 from pipeline.evaluation.matching import RECALLS, class_curves, match
 from pipeline.evaluation.metrics import coco_ap, queries_of, recall_at_k
-from pipeline.evaluation.promote import DEFAULT_GATES, judge, parse_gates
+from pipeline.evaluation.promotion import DEFAULT_GATES, judge, parse_gates
 from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, image
 
 

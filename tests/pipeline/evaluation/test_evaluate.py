@@ -10,17 +10,17 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from pipeline import cli
 from pipeline.annotators.base import ask, load_annotator
+from pipeline.cli import app as cli
 from pipeline.config import EvaluateConfig
+from pipeline.data.images import open_image
+from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
-from pipeline.evaluation.evidence import read_evidence
+from pipeline.evaluation.match_tables import read_evidence
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.images import open_image
+from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.progress import Silent
-from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import evaluate
 from tests.fixtures.crawl import jpeg
 
@@ -109,8 +109,8 @@ def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
 
 def test_captions_are_asked_as_the_labelling_stage_asks_them(shards, teacher, tmp_path):
     run({"captions": shards["captions"]}, tmp_path / "e", teacher, EvaluateConfig(batch_size=1))
+    from pipeline.data.training_shards import ShardSet
     from pipeline.evaluation.protocols import SetSpec
-    from pipeline.training.shards import ShardSet
 
     annotator = load_annotator(str(teacher), SetSpec("captions", "flickr", ()).label_config(CONFIG))
     records = ShardSet(shards["captions"])
@@ -305,7 +305,7 @@ def test_folders_of_other_images_do_not_compare(shards, teacher, tmp_path):
 def test_a_card_keeps_what_others_wrote(shards, teacher, tmp_path):
     import shutil
 
-    from pipeline.evaluation.card import write_card
+    from pipeline.evaluation.model_card import write_card
 
     model = shutil.copytree(teacher, tmp_path / "model")
     run({"val": shards["val"]}, tmp_path / "e", teacher)

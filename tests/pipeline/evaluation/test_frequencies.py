@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
 from pipeline.evaluation.frequencies import Frequencies, read_frequencies
 from pipeline.io.tars import write_tar
-from pipeline.records import GroundingRecord, Region
 from tests.fixtures.crawl import jpeg
 
 

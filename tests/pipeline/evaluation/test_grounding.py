@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.evaluation.metrics import NEVER, queries_of, recall_at_k
 from pipeline.evaluation.protocols import named_phrases
-from pipeline.records import GroundingRecord, Region
 from tests.pipeline.evaluation.test_matching import image
 
 A, B = (0, 0, 10, 10), (30, 0, 40, 10)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.evaluation.calibration import calibration_error, score_bands
-from pipeline.evaluation.evidence import read_evidence, write_evidence
 from pipeline.evaluation.label_qa import best_f1, judge_labels, label_quality_of, lowest_threshold, write_label_qa
+from pipeline.evaluation.match_tables import read_evidence, write_evidence
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
 from tests.pipeline.evaluation.test_matching import image
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
-from pipeline.exports.base import xywh
 from pipeline.io.tars import read_tar
-from pipeline.records import GroundingRecord, Region
-from pipeline.sources.base import SetFiles, phrase_of, read_set, xywh_box
-from pipeline.sources.formats import load_format
+from pipeline.readers.base import SetFiles, phrase_of, read_set, xywh_box
+from pipeline.readers.registry import load_format
 from pipeline.stages import export, ingest
+from pipeline.writers.base import xywh
 from tests.fixtures import exports
 from tests.pipeline.sources import layouts
 from tests.pipeline.stages.test_ingest import CONFIG, write_sets

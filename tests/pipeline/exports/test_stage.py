@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import ExifTags, Image
 
-from pipeline import cli
+from pipeline.cli import app as cli
 from pipeline.errors import InputError
-from pipeline.exports.formats import WRITTEN
-from pipeline.exports.names import Names
 from pipeline.io.tars import write_tar
 from pipeline.stages import export
+from pipeline.writers.registry import WRITTEN
+from pipeline.writers.unique_keys import Names
 from tests.fixtures import exports
 from tests.fixtures.crawl import jpeg, write_crawl
 from tests.fixtures.store import Store

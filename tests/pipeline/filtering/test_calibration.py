@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from pipeline.config import FilterConfig
+from pipeline.data.records import LABELS, REGIONS
 from pipeline.errors import InputError, RunError
+from pipeline.evaluation.label_quality import label_quality
 from pipeline.filtering.calibration import Sample, calibrate, fit, lines, wilson
 from pipeline.filtering.counting import count_phrases
 from pipeline.filtering.phrases import COUNTS, DistinctTexts, uniform
 from pipeline.filtering.sweep import lines as sweep_lines
 from pipeline.filtering.sweep import sweep
 from pipeline.io.tables import read_table
-from pipeline.label_quality import label_quality
-from pipeline.records import LABELS, REGIONS
 from pipeline.stages import filter_boxes
 from tests.fixtures.regions import region, table_of, write, write_gold, write_store
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FilterConfig
+from pipeline.data.records import REGIONS
 from pipeline.errors import InputError
 from pipeline.filtering.rules import REASONS, judge, open_regions, preset_of
-from pipeline.records import REGIONS
 from tests.fixtures.regions import random_rows, region, table_of, write
 
 

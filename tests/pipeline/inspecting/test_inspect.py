@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli_look import inspect
+from pipeline.cli.inspect import inspect
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
+from pipeline.data.records import LABELS, GroundingRecord, Region
 from pipeline.errors import InputError
-from pipeline.inspecting.summary import Summary, inspect_shards
-from pipeline.io.paths import expand_shards
+from pipeline.inspection.summary import Summary, inspect_shards
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
 from pipeline.io.tars import write_tar
-from pipeline.records import LABELS, GroundingRecord, Region
 from pipeline.stages import build_shards, filter_boxes, parse_phrases
 from tests.fixtures.crawl import jpeg, write_crawl
 from tests.pipeline.report.test_report import parse

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli_look import dedup, inspect
+from pipeline.cli.inspect import dedup, inspect
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.tars import write_tar
-from pipeline.records import GroundingRecord, Region
 from tests.fixtures.photos import CHANGES, encoded, photos
 from tests.flows.test_browser import ARGUMENTS
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pipeline.inspecting.texts
-from pipeline.inspecting.bins import BINS, FREQUENCIES
-from pipeline.inspecting.texts import TextCounts
+import pipeline.inspection.phrase_counts
+from pipeline.inspection.bins import BINS, FREQUENCIES
+from pipeline.inspection.phrase_counts import TextCounts
 
 SHARDS = st.lists(
     st.dictionaries(st.text("abcdé", min_size=1, max_size=3), st.integers(1, 50), max_size=30), max_size=8
@@ -21,7 +21,7 @@ SHARDS = st.lists(
 @given(SHARDS, st.integers(1, 12), st.integers(1, 40))
 def test_it_counts_as_a_counter_does(shards, kept, together):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.inspecting.texts, "TOGETHER", together)
+        patch.setattr(pipeline.inspection.phrase_counts, "TOGETHER", together)
         texts, expected = TextCounts(kept), Counter[str]()
         for shard in shards:
             texts.add(list(shard), np.array(list(shard.values()), np.int64))

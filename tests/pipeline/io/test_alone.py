@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.io.alone import alone_in
+from pipeline.execution.folder_lock import alone_in
 from tests.fixtures.alone import process_in
 
 

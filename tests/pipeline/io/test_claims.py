@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.io import claims
-from pipeline.io.claims import Claims, clear_claims
-from pipeline.io.exclusive import one_at_a_time
-from pipeline.io.here import here
-from pipeline.io.locks import host_lock
+from pipeline.execution import claims
+from pipeline.execution.claims import Claims, clear_claims
+from pipeline.execution.exclusive import one_at_a_time
+from pipeline.system.host_lock import host_lock
+from pipeline.system.process_identity import here
 
 HOLD = """
 import sys, time

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.io.commit import atomic_file, commit_report, committed, write_atomic
+from pipeline.execution.commit import commit_report, committed
+from pipeline.execution.reports import ShardReport, StageReport, Tally
+from pipeline.io.atomic import atomic_file, write_atomic
 from pipeline.io.files import read_small
-from pipeline.io.here import short_here
-from pipeline.io.paths import expand_shards
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.io.temporaries import FORSAKEN_SECONDS, clear_temporaries, temporary_beside
-from pipeline.stats import ShardReport, StageReport, Tally
+from pipeline.system.process_identity import short_here
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

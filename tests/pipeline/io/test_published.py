@@ -9,9 +9,9 @@ import fsspec
 import pytest
 from click.testing import CliRunner
 
-from pipeline import cli
-from pipeline.io.manifests import read_manifest
-from pipeline.io.published import check_files
+from pipeline.cli import app as cli
+from pipeline.data.checksums import check_files
+from pipeline.data.manifests import read_manifest
 
 GOOD, OTHER = b"as its owners publish it", b"as its owners publish 1t"
 

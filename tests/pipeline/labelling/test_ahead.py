@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.labelling.ahead import Ahead
+from pipeline.execution.prefetch import Ahead
 
 
 def test_items_come_in_order_and_at_most_so_many_ahead():

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.annotators.base import Annotations, Question
+from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
-from pipeline.images import ImageError
-from pipeline.labelling.answers import Shard, image_rows
-from pipeline.labelling.asked import Asked
-from pipeline.labelling.batches import Item
-from pipeline.records import REGIONS
-from pipeline.stages.base import ShardJob
+from pipeline.data.caption_phrases import Asked
+from pipeline.data.images import ImageError
+from pipeline.data.records import REGIONS
+from pipeline.execution.worker import ShardJob
+from pipeline.labelling.region_table import Shard, image_rows
 
 
 def annotations(phrase: list[int], score: list[float]) -> Annotations:

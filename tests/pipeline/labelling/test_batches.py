@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.annotators.base import Question
-from pipeline.labelling.batches import Item, batches
+from pipeline.annotators.batches import Item, batches
 
 shapes = st.tuples(st.integers(32, 1333), st.integers(32, 1333))
 

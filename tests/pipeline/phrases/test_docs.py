@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.config.recipes import build
 from pipeline.phrases.captions import useless
 from pipeline.phrases.find import find_phrases
 from pipeline.phrases.lexicons import OWL_ST
 from pipeline.phrases.wordnet import nonvisual_nouns
-from pipeline.recipes import build
 
 PAGE = (Path(__file__).parents[3] / "docs" / "phrases.md").read_text()
 ROWS = re.findall(r"^\| (defaults|`[^`]+=[^`]*`) \| `([^`]+)` \|(.*)\|$", PAGE, re.MULTILINE)

@@ -6,12 +6,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.phrases import parser as module
 from pipeline.phrases.find import find_phrases
 from pipeline.phrases.lexicons import FRAME
 from pipeline.phrases.parser import Parser, model_name, model_version
-from pipeline.recipes import load_recipe
 from tests.pipeline.phrases.captions import captions
 
 CONFIG = ParsePhrasesConfig()

@@ -6,13 +6,13 @@ import uuid
 import pytest
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.data.records import PHRASES
 from pipeline.errors import InputError
+from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import join
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import write_tar
-from pipeline.progress import Silent
-from pipeline.records import PHRASES
 from pipeline.stages import parse_phrases
 from tests.fixtures.crawl import write_crawl
 

@@ -8,18 +8,18 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
+from pipeline.config.recipes import load_recipe
+from pipeline.data.records import GroundingRecord, Region
+from pipeline.drawing.boxes import draw_regions, phrase_colours, write_montage
 from pipeline.io.tars import write_tar
-from pipeline.recipes import load_recipe
-from pipeline.records import GroundingRecord, Region
 from pipeline.report.dashboard import dashboard_markdown
-from pipeline.report.draw import draw_regions, phrase_colours, write_montage
 from pipeline.report.gallery import caption_pieces, write_gallery
 from pipeline.report.inside import BOARD, FILES
 from pipeline.report.page import comparison_markdown, quality_markdown, write_report
 from pipeline.report.plots import loss_curves
-from pipeline.rounds import RoundResult
-from pipeline.run_layout import RunLayout
-from pipeline.summary import summarise, table_lines
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.rounds import RoundResult
+from pipeline.runs.summary import summarise, table_lines
 from tests.fixtures.crawl import jpeg
 
 CAPTION = "a <b>red</b> car & a tree"

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.base import LabelledSet, SetFiles, read_set
-from pipeline.sources.formats import load_format
+from pipeline.readers.base import LabelledSet, SetFiles, read_set
+from pipeline.readers.registry import load_format
 from tests.fixtures.crawl import jpeg
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import IngestConfig
+from pipeline.data.records import GroundingRecord
 from pipeline.io.tars import read_tar
-from pipeline.records import GroundingRecord
-from pipeline.sources.formats import READ, load_format
+from pipeline.readers.registry import READ, load_format
 from pipeline.stages import ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L

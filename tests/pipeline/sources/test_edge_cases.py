@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
+from pipeline.data.keys import fitting_key
+from pipeline.data.manifests import read_manifest
 from pipeline.errors import InputError, RunError
-from pipeline.io.manifests import read_manifest
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.sources import image_store
-from pipeline.sources.base import CUT
-from pipeline.sources.formats import READ, load_format
-from pipeline.sources.keys import fitting_key
+from pipeline.readers import image_store
+from pipeline.readers.base import CUT
+from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L
 from tests.pipeline.sources.layouts import put, read

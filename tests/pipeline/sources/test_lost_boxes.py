@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from pipeline.sources.base import Labelled, Place, known_of
-from pipeline.sources.formats import READ
+from pipeline.readers.base import Labelled, Place, known_of
+from pipeline.readers.registry import READ
 from pipeline.stages import export, ingest
 from tests.pipeline.sources import layouts as L
 from tests.pipeline.sources.layouts import put

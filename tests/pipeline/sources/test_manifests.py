@@ -9,10 +9,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipeline import cli
+from pipeline.cli import app as cli
+from pipeline.data.manifests import FOLDER_VARIABLE, OURS, SetManifest, load_manifest, manifest_names, read_manifest
 from pipeline.errors import InputError
-from pipeline.io.manifests import FOLDER_VARIABLE, OURS, SetManifest, load_manifest, manifest_names, read_manifest
-from pipeline.sources.formats import READ, load_format
+from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources.layouts import COCO, put
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.grounding import TokenLookup, phrase_tokens, positive_map
+from pipeline.data.images import ImageError, image_size
+from pipeline.data.keys import image_key, own_key
 from pipeline.errors import InputError
-from pipeline.images import ImageError, image_size
-from pipeline.sources import json_stream
-from pipeline.sources.flickr30k import parse_sentence
-from pipeline.sources.glip_captions import joined
-from pipeline.sources.headers import ImageHeader, _plain_jpeg, read_header, turned
-from pipeline.sources.index import Filling, Index
-from pipeline.sources.keys import image_key, own_key
+from pipeline.readers import json_stream
+from pipeline.readers.flickr30k import parse_sentence
+from pipeline.readers.glip_captions import joined
+from pipeline.readers.image_headers import ImageHeader, _plain_jpeg, read_header, turned
+from pipeline.readers.index import Filling, Index
 from tests.fixtures.crawl import jpeg
 
 VALUES = st.recursive(

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.io.tars import write_tar
-from pipeline.sources import visual_genome
-from pipeline.sources.formats import READ, load_format
+from pipeline.readers import visual_genome
+from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts as L
 from tests.pipeline.sources.layouts import put, read

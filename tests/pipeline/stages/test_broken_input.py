@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig
-from pipeline.sources.keys import fitting_key
+from pipeline.data.keys import fitting_key
+from pipeline.data.training_shards import ShardSet
 from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
-from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import jpeg
 
 CAPTION = b"a red car next to a small green tree"

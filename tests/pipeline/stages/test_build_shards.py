@@ -8,13 +8,13 @@ import tarfile
 import pytest
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
+from pipeline.data.caption_phrases import Asked
+from pipeline.data.keys import fitting_key
+from pipeline.data.training_shards import ShardSet
 from pipeline.errors import RunError
 from pipeline.io.tars import read_tar, write_tars
-from pipeline.labelling.asked import Asked
-from pipeline.sources.keys import fitting_key
+from pipeline.labelling.label_records import make_record
 from pipeline.stages import build_shards, filter_boxes, parse_phrases
-from pipeline.stages.build_shards import make_record
-from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import write_crawl
 from tests.pipeline.stages.test_labelling import KEEP, digests, label
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FilterConfig
+from pipeline.data.records import LABELS, REGIONS
 from pipeline.errors import InputError, RunError
 from pipeline.filtering.counting import count_phrases
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table
-from pipeline.records import LABELS, REGIONS
 from pipeline.stages import filter_boxes
 from tests.fixtures.regions import region, table_of, write, write_store
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
+from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.records import GroundingRecord
-from pipeline.sources.base import SetFiles, read_set
-from pipeline.sources.formats import load_format
+from pipeline.readers.base import SetFiles, read_set
+from pipeline.readers.registry import load_format
 from pipeline.stages import ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts

@@ -9,10 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from pipeline.config import IngestConfig
-from pipeline.images import open_image
+from pipeline.data.images import open_image
+from pipeline.data.training_shards import ShardSet
 from pipeline.io.tars import read_tar
 from pipeline.stages import ingest
-from pipeline.training.shards import ShardSet
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.sources import layouts
 from tests.pipeline.sources.layouts import coco_of

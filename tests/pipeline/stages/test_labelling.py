@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig
+from pipeline.data.records import LABELS, PHRASES, REGIONS, GroundingRecord
 from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import read_tar
-from pipeline.records import LABELS, PHRASES, REGIONS, GroundingRecord
 from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
 
 LABEL = PseudoLabelConfig(floor=0.01, batch_size=2, max_regions_per_phrase=4, score_agg="max")

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, RunError
-from pipeline.io.claims import Claims
-from pipeline.io.commit import write_atomic
-from pipeline.progress import Silent
-from pipeline.stages.base import Desk, EachShard, ShardJob, run_shards, run_workers
-from pipeline.stages.ledger import Ledger
-from pipeline.stats import ShardReport, Tally
+from pipeline.execution.claims import Claims
+from pipeline.execution.progress import Silent
+from pipeline.execution.reports import ShardReport, Tally
+from pipeline.execution.run import run_shards, run_workers
+from pipeline.execution.scheduler import Ledger
+from pipeline.execution.worker import Desk, EachShard, ShardJob
+from pipeline.io.atomic import write_atomic
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,8 @@ def test_workers_stay_while_what_is_left_is_another_runs(tmp_path, monkeypatch):
             time.sleep(0.05)
             return super().take(name)
 
-    monkeypatch.setattr("pipeline.stages.ledger.Claims", Slow)
-    monkeypatch.setattr("pipeline.stages.ledger.LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("pipeline.execution.scheduler.Claims", Slow)
+    monkeypatch.setattr("pipeline.execution.scheduler.LOOK_AGAIN", 0.01)
     ledger = Ledger("write", jobs(4), tmp_path, progress=Silent())
     begun, done = Barrier(4, timeout=30), []
 
@@ -280,7 +281,7 @@ def test_a_limit_holds_for_threads_that_ask_at_the_same_time(tmp_path, monkeypat
             time.sleep(0.05)
             return super().take(name)
 
-    monkeypatch.setattr("pipeline.stages.ledger.Claims", Slow)
+    monkeypatch.setattr("pipeline.execution.scheduler.Claims", Slow)
     ledger, given = Ledger("write", jobs(20), tmp_path, progress=Silent(), limit=4), []
 
     def work() -> None:

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from pipeline import cli
 from pipeline.annotators.region_text import load_region_text
+from pipeline.cli import app as cli
 from pipeline.config import FilterConfig, ParsePhrasesConfig, PseudoLabelConfig, RescoreConfig
+from pipeline.data.images import open_image
+from pipeline.data.records import LABELS, REGIONS, RESCORED
 from pipeline.errors import InputError, RunError
-from pipeline.images import open_image
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.records import LABELS, REGIONS, RESCORED
 from pipeline.stages import filter_boxes, parse_phrases, pseudo_label, rescore
 from tests.fixtures import teachers
 from tests.fixtures.crawl import jpeg, write_crawl

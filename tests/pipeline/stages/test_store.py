@@ -15,16 +15,16 @@ import fsspec
 import pytest
 
 from pipeline.config import BuildShardsConfig, ModelConfig, ParsePhrasesConfig, TrainConfig
-from pipeline.duplicates.sources import read_image_set
+from pipeline.data.training_shards import ShardSet
+from pipeline.dedup.image_sets import read_image_set
 from pipeline.errors import InputError, RunError
-from pipeline.inspecting.summary import inspect_shards
+from pipeline.inspection.summary import inspect_shards
 from pipeline.io.files import listing, open_file, read_range, write_remote
-from pipeline.io.paths import expand_shards
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import read_tar
 from pipeline.stages import build_shards, dedup, filter_boxes, parse_phrases, pseudo_label
-from pipeline.training.build import build_model
-from pipeline.training.data import TrainingData
-from pipeline.training.shards import ShardSet
+from pipeline.training.dataset import TrainingData
+from pipeline.training.model_factory import build_model
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import write_crawl
 from tests.fixtures.store import SECRET, Store

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import EvaluateConfig, ModelConfig, PromptConfig, TrainConfig
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
+from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.progress import Silent
-from pipeline.records import GroundingRecord, Region
 from pipeline.stages import evaluate, train
 from tests.conftest import tiny_model
 from tests.fixtures.training import write_sources

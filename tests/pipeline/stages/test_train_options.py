@@ -114,7 +114,7 @@ def test_a_checkpoint_is_a_model_folder(sources, tmp_path):
 
 
 def test_a_checkpoint_of_another_network_is_told(sources, tmp_path):
-    from pipeline.training.state import load_weights
+    from pipeline.training.state_dict import load_weights
 
     network = GlipForObjectDetection.from_pretrained(_saved(sources, tmp_path))
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -146,7 +146,7 @@ def test_what_cannot_be_is_told(sources, tmp_path, settings, options, message):
 
 
 def test_a_new_networks_paths_are_asked_for():
-    from pipeline.training.build import build_model
+    from pipeline.training.model_factory import build_model
 
     with pytest.raises(InputError, match=r"model.text_encoder: .*model.text_encoder=FOLDER"):
         build_model(ModelConfig(), None)
@@ -158,7 +158,7 @@ def test_a_new_networks_paths_are_asked_for():
 def test_without_a_gpu_a_training_for_one_ends_in_one_line(sources, tmp_path):
     (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
     arguments = [f"--source={name}={shards[0]}" for name, shards in sources.items()]
-    command = [sys.executable, "-m", "pipeline.train_main", "--config", str(tmp_path / "config.json"), *arguments]
+    command = [sys.executable, "-m", "pipeline.cli.train", "--config", str(tmp_path / "config.json"), *arguments]
     command += ["--out", str(tmp_path / "o"), "--device", "cuda"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not (tmp_path / "o").exists()
@@ -168,7 +168,7 @@ def test_without_a_gpu_a_training_for_one_ends_in_one_line(sources, tmp_path):
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
-    from pipeline.training.parallel import check_device
+    from pipeline.training.distributed import check_device
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")

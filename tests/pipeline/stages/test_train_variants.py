@@ -10,10 +10,10 @@ from PIL import Image
 
 from pipeline.annotators.base import ask, load_annotator
 from pipeline.config import PseudoLabelConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.generate import generate_demo
 from pipeline.demo.manifest import MANIFEST
-from pipeline.recipes import load_recipe
 from pipeline.stages import ingest, train
 from tests.flows.tiny import SCENES
 

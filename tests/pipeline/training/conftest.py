@@ -2,8 +2,8 @@
 
 import pytest
 
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.tars import write_tar
-from pipeline.records import GroundingRecord, Region
 from tests.fixtures.crawl import jpeg
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline.config import EvaluateConfig, ModelConfig
+from pipeline.data.class_names import LabelSpaces, digests, needed_class_names
 from pipeline.errors import InputError, RunError
-from pipeline.evaluation.sets import EvaluationSet
-from pipeline.training.build import build_model
-from pipeline.training.class_names import LabelSpaces, digests, needed_class_names
-from pipeline.training.data import TrainingData
+from pipeline.evaluation.evaluation_set import EvaluationSet
+from pipeline.training.dataset import TrainingData
+from pipeline.training.model_factory import build_model
 from tests.conftest import tiny_model
 from tests.fixtures.training import NAMES, write_sources
 from tests.pipeline.io.test_https import Server

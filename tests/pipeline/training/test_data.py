@@ -12,12 +12,12 @@ from PIL import Image
 
 from pipeline.annotators.glip import behind_the_end
 from pipeline.config import ModelConfig, TrainConfig
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
 from pipeline.io.tars import write_tar
-from pipeline.records import GroundingRecord, Region
-from pipeline.training.build import build_model
-from pipeline.training.data import TrainingData
-from pipeline.training.pixels import Normaliser, stack
+from pipeline.training.dataset import TrainingData
+from pipeline.training.image_batch import Normaliser, stack
+from pipeline.training.model_factory import build_model
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
 

@@ -14,15 +14,15 @@ from threading import Timer
 import pytest
 
 from pipeline.config import ModelConfig, PromptConfig, TrainConfig
+from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
-from pipeline.io import alone
+from pipeline.execution import folder_lock as alone
+from pipeline.execution.progress import Silent
 from pipeline.io.tars import write_tar
-from pipeline.progress import Silent
-from pipeline.records import DatasetCard, GroundingRecord, Region
 from pipeline.stages import train
 from pipeline.training.checkpoints import read_state
-from pipeline.training.identity import HOW_IT_FITS, HOW_IT_RUNS, Identity
 from pipeline.training.report import read_report
+from pipeline.training.run_identity import HOW_IT_FITS, HOW_IT_RUNS, Identity
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.training import NAMES, poison, write_sources
 from tests.flows.tiny import ROOT

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.training.order import PERIOD, Mixture, SourceOrder
+from pipeline.training.sampling import PERIOD, Mixture, SourceOrder
 
 
 @given(

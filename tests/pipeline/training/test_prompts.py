@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
+from pipeline.config.recipes import load_recipe
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
-from pipeline.recipes import load_recipe
-from pipeline.records import GroundingRecord, Region
 from pipeline.training.prompts import detection_prompt, grounding_prompt, is_pseudo, names_prompt
 
 NAMES = tuple(f"thing{i}" if i % 3 else f"long_thing {i} (kind)" for i in range(30))

@@ -4,9 +4,9 @@ import pytest
 
 from model import GlipBackboneConfig, GlipConfig
 from pipeline.config import TrainConfig
+from pipeline.config.recipes import load_recipe, recipe_names
 from pipeline.errors import InputError
-from pipeline.recipes import load_recipe, recipe_names
-from pipeline.training.build import build_model
+from pipeline.training.model_factory import build_model
 from pipeline.training.optim import make_optimizer, set_rates
 from tests.pipeline.training.test_optim import Net
 

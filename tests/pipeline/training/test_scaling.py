@@ -14,10 +14,10 @@ from accelerate.state import AcceleratorState
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import RunError
-from pipeline.progress import Silent
-from pipeline.training.identity import Identity
+from pipeline.execution.progress import Silent
+from pipeline.training.loss_scaler import LossScaler
 from pipeline.training.report import Resumed
-from pipeline.training.scaling import LossScaler
+from pipeline.training.run_identity import Identity
 from pipeline.training.trainer import Trainer
 from tests.conftest import tiny_model
 from tests.fixtures.training import write_sources

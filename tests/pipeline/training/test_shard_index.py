@@ -18,12 +18,13 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.shard_index import IMAGES, ShardIndex, index_shard, read_headers
+from pipeline.data.training_shards import ShardSet, own_order
 from pipeline.errors import InputError, RunError
+from pipeline.execution.progress import Silent
 from pipeline.io import files
 from pipeline.io.hashing import digest_file
-from pipeline.progress import Silent
-from pipeline.training.shard_index import IMAGES, ShardIndex, index_shard, read_headers
-from pipeline.training.shards import ShardSet, look_through, own_order
+from pipeline.training.index_shards import look_through
 
 KEYS = st.lists(st.text("abä_7/", min_size=1, max_size=20).filter(lambda k: not k.endswith("/")), unique=True)
 
@@ -243,7 +244,7 @@ def test_looking_through_shards_leaves_digests_and_indexes(tmp_path, cache):
 def test_processes_at_the_same_work_get_the_same(tmp_path, cache):
     paths = [str(large(tmp_path / f"{n}.tar", records=200 + n)) for n in range(4)]
     code = (
-        "import sys, zlib; from pipeline.progress import Silent; from pipeline.training.shards import *;"
+        "import sys, zlib; from pipeline.execution.progress import Silent; from pipeline.data.training_shards import *;"
         "look_through(sys.argv[1:], Silent()); s = ShardSet(sys.argv[1:]);"
         "print(s.counts, zlib.crc32(b''.join(i.to_bytes() for i in s._index)))"
     )

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from pipeline.training.slots import Slots, slots_for
-from pipeline.training.workers import prepare_worker
+from pipeline.training.dataloader_workers import prepare_worker
+from pipeline.training.shared_memory import Slots, slots_for
 from tests.pipeline.training.test_data import data
 
 SHAPE = (2, 4, 5, 3)
@@ -23,7 +23,7 @@ class Worker:
 
 @pytest.fixture
 def as_worker(monkeypatch):
-    monkeypatch.setattr("pipeline.training.slots.get_worker_info", lambda: Worker)
+    monkeypatch.setattr("pipeline.training.shared_memory.get_worker_info", lambda: Worker)
 
 
 def test_a_place_is_free_again_when_the_last_tensor_on_it_is_gone(as_worker):

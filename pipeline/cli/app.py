@@ -1,0 +1,39 @@
+"""One command a stage. Nothing heavy is imported before a command knows what it has to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.data import datasets, ingest
+from pipeline.cli.evaluate import compare, evaluate, label_qa, promote
+from pipeline.cli.export import export_labels
+from pipeline.cli.filter import calibrate, count_phrases, filter_boxes
+from pipeline.cli.inspect import dedup, inspect
+from pipeline.cli.label import build_shards, parse_phrases, pseudo_label
+from pipeline.cli.rescore_tmp import rescore
+from pipeline.cli.train_commands import train_student, train_teacher
+
+if TYPE_CHECKING:
+    pass
+
+
+class _Commands(click.Group):
+    """Knows a command by its other name, too."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "export-labels" if cmd_name == "export" else cmd_name)
+
+
+@click.group(cls=_Commands)
+def main() -> None:
+    """GLIP's self-training, a command a stage (each is also installed under its own name)."""
+
+
+for _command in (
+    datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
+    train_teacher, train_student, evaluate,
+    compare, promote, label_qa, inspect, dedup, export_labels,
+):  # fmt: skip
+    main.add_command(_command)

@@ -1,0 +1,186 @@
+"""Commands about data sets: ``ingest`` makes training shards of them, ``datasets`` says what there is, and checks files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.common import MAX_FAILED, OUT, WORKERS, one_line_errors, stage_command, terminal
+
+if TYPE_CHECKING:
+    from pipeline.data.manifests import Manifest, SetManifest
+    from pipeline.execution.reports import StageReport
+
+
+@stage_command("ingest", name="ingest")
+@click.argument("manifest")
+@OUT
+@click.option(
+    "--root",
+    help="Folder or URL that the manifest's paths are relative to. Default: the file's own, or for a name the working folder.",
+)
+@click.option("--only", help="One set of the manifest, by name.")
+@WORKERS
+@MAX_FAILED
+def ingest(
+    config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int
+) -> StageReport:
+    """Turn human-labelled sets, as their owners publish them, into training shards.
+
+    MANIFEST is a YAML file or a name that `datasets list` shows.
+
+    \b
+    Example: ingest data_manifests/demo.yaml --root runs/demo/data --out runs/demo/train
+    Example: ingest coco --root /data --only coco2017_train --out train --workers 8
+    """
+    from pipeline.stages import ingest as stage
+
+    return stage.run(
+        config,
+        manifest,
+        out,
+        root=root,
+        only=only,
+        progress=terminal(),
+        workers=workers,
+        max_failed=max_failed,
+    )
+
+
+@click.group()
+def datasets() -> None:
+    """What sets there are, where they come from, and under which licence."""
+
+
+@datasets.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+def list_sets(as_json: bool) -> None:
+    """All manifests, a line each: name, kinds of its sets, title. In the JSON their formats and the sets' names, too."""
+    from pipeline.data.manifests import load_manifest, manifest_names
+
+    rows: list[dict[str, Any]] = []
+    with one_line_errors("datasets"):
+        for name in manifest_names():
+            manifest = load_manifest(name)
+            rows.append(
+                {
+                    "name": name,
+                    "kinds": sorted({str(s.kind) for s in manifest.sets.values()}) or ["mixture"],
+                    "formats": sorted({s.format for s in manifest.sets.values()}),
+                    "sets": [*manifest.sets, *(s.set for s in manifest.mixture)],
+                    "title": manifest.title or "",
+                }
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    lines = [(row["name"], "/".join(row["kinds"]), row["title"]) for row in rows]
+    wide = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
+    for name, kinds, title in lines:
+        click.echo(f"{name:<{wide[0]}}  {kinds:<{wide[1]}}  {title}")
+
+
+@datasets.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def show_set(name: str, as_json: bool) -> None:
+    """One manifest: pages, licence, files to fetch and where they go, counts, and which of it was checked.
+
+    Of a mixture it shows the shares.
+    """
+    from pipeline.data.manifests import load_manifest
+
+    with one_line_errors("datasets"):
+        manifest = load_manifest(name)
+    if as_json:
+        click.echo(manifest.model_dump_json(indent=1, exclude_none=True, exclude_defaults=True))
+        return
+    _show(manifest)
+
+
+@datasets.command("check")
+@click.argument("name")
+@click.option("--root", default=".", show_default=True, help="Folder or URL that the manifest's paths are relative to.")
+@click.option("--only", help="One set of the manifest, by name.")
+@click.option("--sizes-only", is_flag=True, help="Compare sizes alone: nothing is read.")
+def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
+    """Compare the files under --root with the sizes and checksums that a manifest states.
+
+    A file is looked for at the manifest's `path`, else by its name in the root and beside the set's own files. The exit code is 2 if a
+    file differs, or if there is none to compare; archives that you have unpacked and removed are told as absent.
+
+    \b
+    Example: datasets check coco --root /data --only coco2017_val
+    """
+    from collections import Counter
+
+    from pipeline.data.checksums import check_files
+    from pipeline.data.manifests import read_manifest
+    from pipeline.errors import InputError
+
+    with one_line_errors("datasets"):
+        sets = read_manifest(name)
+        if only is not None:
+            if only not in sets:
+                raise InputError(f"{name}: no set {only!r}; it has {', '.join(sets)}")
+            sets = {only: sets[only]}
+        states: Counter[str] = Counter()
+        for found in check_files(sets, root, sizes_only=sizes_only):
+            states[found.state] += 1
+            click.echo(f"{found.state:<8}  {found.path or found.name}: {found.words}")
+        if not states:
+            raise InputError(f"{name}: names no files to check")
+        click.echo(", ".join(f"{n} {state}" for state, n in sorted(states.items())))
+        if states["differs"]:
+            raise InputError(
+                f"{states['differs']} of {states.total()} files differ from what {name} states; fetch them again"
+            )
+        if not states["ok"]:
+            raise InputError(f"nothing compared: no file of {name} with a size or checksum lies below {root}")
+
+
+def _tell(fields: dict[str, str | None]) -> None:
+    for label, text in fields.items():
+        if text:
+            click.echo(f"  {label}: {' '.join(text.split())}")
+
+
+def _tell_checks(of: Manifest | SetManifest) -> None:
+    _tell({f"checked, {topic}": text for topic, text in of.checked.items()})
+    _tell({f"not checked, {topic}": text for topic, text in of.unchecked.items()})
+
+
+def _show(manifest: Manifest) -> None:
+    click.echo(f"{manifest.name}: {manifest.title or ''}")
+    _tell({"page": manifest.source, "licence": manifest.licence, "note": manifest.note})
+    _tell_checks(manifest)
+    for name, entry in manifest.sets.items():
+        click.echo(f"\n{name}: {entry.kind}, format {entry.format}" + (f", split {entry.split}" if entry.split else ""))
+        for role, path in (
+            ("annotations", entry.annotations),
+            *entry.companions.items(),
+            ("images", entry.images_folder),
+            ("shards", entry.shards_pattern),
+        ):
+            if path:
+                click.echo(f"  {role}: {path if isinstance(path, str) else json.dumps(path)}")
+        for file in entry.files:
+            sums = [f"{file.bytes:,} bytes"] if file.bytes is not None else []
+            sums += [f"md5 {file.md5}"] if file.md5 else []
+            sums += [f"sha256 {file.sha256}"] if file.sha256 else []
+            sums += [f"as stated by {file.checksum_source}"] if sums and file.checksum_source else []
+            click.echo(f"  fetch: {file.url or file.name}" + (f" ({', '.join(sums)})" if sums else ""))
+        if entry.counts:
+            counts = ", ".join(f"{n:,} {what}" for what, n in entry.counts.items())
+            click.echo(f"  counts: {counts}" + (f" ({entry.counts_source})" if entry.counts_source else ""))
+        _tell({"page": entry.source, "licence": entry.licence, "note": entry.note})
+        _tell_checks(entry)
+    total = sum((share.images or 0) * share.copies for share in manifest.mixture)
+    for share in manifest.mixture:
+        of_all = f", {share.images:,} images each" if share.images else ""
+        part = f", {100 * share.images * share.copies / total:.0f}% of an epoch" if share.images and total else ""
+        click.echo(f"  {share.copies} x {share.set} (manifest {share.manifest}){of_all}{part}")
+        if share.note:
+            click.echo(f"      {' '.join(share.note.split())}")

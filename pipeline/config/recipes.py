@@ -1,0 +1,91 @@
+"""Named recipes (``pipeline/configs/*.yaml``) and changes to them (``--set teacher.steps=200``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import SelfTrainConfig
+from pipeline.errors import InputError, did_you_mean
+from pipeline.io.strict_yaml import read_yaml
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the project."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("pipeline.configs").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name_or_file: str = "demo", changes: Sequence[str] = ()) -> SelfTrainConfig:
+    """A recipe by name or file, with ``a.b=value`` changes (values are YAML) applied.
+
+    Raises:
+        InputError: no such recipe, not YAML, a setting that does not exist or has a wrong value; each named.
+    """
+    path = Path(name_or_file)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        text = path.read_text()
+    elif name_or_file in recipe_names():
+        text = resources.files("pipeline.configs").joinpath(f"{name_or_file}.yaml").read_text()
+    else:
+        raise InputError(f"recipe {name_or_file!r}: want one of {', '.join(recipe_names())}, or a .yaml file")
+    data = read_yaml(text, name_or_file) or {}
+    return build(SelfTrainConfig, data, changes, where=name_or_file)
+
+
+def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, where: str = "settings") -> C:
+    """Validate ``data`` with ``a.b=value`` changes applied as a ``kind``; errors name the field."""
+    for change in sorted(changes, key=lambda c: _last_name(c) != "preset"):  # what stands beside a preset wins
+        _apply(data, change)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            place = ".".join(str(p) for p in item["loc"])
+            hint = ""
+            if item["type"] == "extra_forbidden":
+                hint = _field_meant(kind, item["loc"])
+            lines.append(f"{where}: {place}: {item['msg']}{hint}")
+        raise InputError("\n".join(lines)) from None
+
+
+def _last_name(change: str) -> str:
+    return change.partition("=")[0].rpartition(".")[2]
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    path, equals, value = change.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {change!r}: want NAME=VALUE, such as teacher.steps=200")
+    *parents, last = path.split(".")
+    place = data
+    for name in parents:
+        below = place.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set {change!r}: {name} is a value, not a group of settings")
+        place = below
+    if last == "preset":
+        place.clear()  # a preset is a whole set of settings: a resolved recipe's would hide it
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {change!r}: the value is not YAML: {error}") from None
+
+
+def _field_meant(kind: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    model: Any = kind
+    for name in loc[:-1]:
+        field = getattr(model, "model_fields", {}).get(name)
+        model = field.annotation if field is not None else None
+    return did_you_mean(str(loc[-1]), getattr(model, "model_fields", {}))

@@ -1,0 +1,139 @@
+"""Where images to hash lie: crawl shards, training shards, or a folder of image files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.data.crawl import image_of
+from pipeline.data.image_links import LinkReader
+from pipeline.data.images import IMAGE_EXTENSIONS, ImageError
+from pipeline.errors import InputError
+from pipeline.io.files import file_size, listing, listing_below, open_file, read_range
+from pipeline.io.hashing import digest_file, digest_json
+from pipeline.io.paths import is_url, join, stem
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.tars import TarProblems, TarSample, read_tar
+
+FILES_TOGETHER = 2000
+"""Image files of a folder whose hashes lie in one table."""
+_FILES = tuple(f".{e}" for e in (*IMAGE_EXTENSIONS, "tif", "tiff"))
+_NAMED = re.compile(r"(\w[\w.-]*)=(.+)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image, or why there is none. offset, size: where its bytes lie in the file that it was read from, if it is part of one."""
+
+    key: str
+    data: bytes | None = None
+    problem: ImageError | None = None
+    offset: int | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to hash, in parts that are hashed one by one.
+
+    shards: part -> tar. files: part -> image files below ``folder``.
+    """
+
+    name: str
+    shards: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts, sorted."""
+        return sorted([*self.shards, *self.files])
+
+    def path(self, part: str) -> str:
+        """The tar, or the folder of the files."""
+        return self.shards.get(part, self.folder)
+
+    def digest(self, part: str) -> str:
+        """Of a shard; of files their names and sizes, as there may be a million."""
+        if part in self.shards:
+            return digest_file(self.shards[part])
+        return digest_json({name: file_size(join(self.folder, name)) for name in self.files[part]})
+
+    def fetch(self, part: str, key: str, offset: int | None, size: int | None) -> bytes:
+        """One image again; the shard is read up to it where its place is not known (it is compressed).
+
+        Raises:
+            InputError, OSError: it is not there any more.
+        """
+        if part in self.files:
+            with open_file(join(self.folder, key)) as file:
+                return file.read()
+        shard = self.shards[part]
+        if offset is None or size is None:
+            found = next((f for f in self.images(part, TarProblems()) if f.key == key and f.data), None)
+            if found is None or found.data is None:
+                raise InputError(f"{shard}: has no image {key} any more")
+            return found.data
+        data = read_range(shard, offset, size)
+        return LinkReader().read(shard, data)[1] if data.startswith(b"{") else data  # no image begins like JSON
+
+    def images(self, part: str, problems: TarProblems) -> Iterator[Found]:
+        """The images of a part, in order."""
+        if part in self.shards:
+            links = LinkReader()
+            for sample in read_tar(self.shards[part], problems):
+                yield _of_sample(self.shards[part], sample, links)
+            return
+        for name in self.files[part]:
+            try:
+                with open_file(join(self.folder, name)) as file:
+                    yield Found(name, file.read())
+            except OSError as error:
+                yield Found(name, problem=ImageError("unreadable_file", f"{type(error).__name__}: {error.strerror}"))
+
+
+def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> Found:
+    if (found := image_of(sample)) is not None:
+        extension, data = found
+        return Found(sample.key, data, offset=sample.offsets.get(extension), size=len(data))
+    if "link" not in sample.files:
+        return Found(sample.key, problem=ImageError("no_image", "the sample has no image"))
+    offset, size = sample.offsets.get("link"), len(sample.files["link"])
+    return Found(sample.key, links.read(shard, sample.files["link"])[1], offset=offset, size=size)
+
+
+def shard_set(name: str, shards: Sequence[str]) -> ImageSet:
+    """A set of tars, a part each."""
+    return ImageSet(name, shards={stem(shard): shard for shard in shards})
+
+
+def read_image_set(option: str) -> ImageSet:
+    """``[NAME=]SHARDS`` or ``[NAME=]FOLDER``: a folder with tars in it is taken for shards, one without for image files.
+
+    Without a name a set is called as its folder, or as its shards without their numbers.
+
+    Raises:
+        InputError: nothing is there, or a folder holds neither.
+    """
+    named = _NAMED.fullmatch(option)
+    name, path = (named[1], named[2]) if named else (None, option)
+    local_folder = not is_url(path) and Path(path).is_dir()
+    if local_folder or (is_url(path) and not re.search(r"\.tar|[*?\[{]", path)):
+        if not any(not Path(p).name.startswith(".") for p in listing(path, ".tar")):
+            return _folder(name or path.rstrip("/").rsplit("/", 1)[-1], path.rstrip("/"))
+        name = name or Path(path).absolute().name
+    shards = expand_shards(path)
+    return shard_set(name or re.sub(r"[-_]?\d+$", "", stem(shards[0])) or stem(shards[0]), shards)
+
+
+def _folder(name: str, folder: str) -> ImageSet:
+    images = sorted(
+        n for n in listing_below(folder, "") if n.lower().endswith(_FILES) and not n.rsplit("/", 1)[-1].startswith(".")
+    )
+    if not images:
+        raise InputError(f"{folder}: neither *.tar shards nor image files ({', '.join(_FILES)}) in this folder")
+    starts = range(0, len(images), FILES_TOGETHER)
+    files = {f"files-{i:05d}": tuple(images[s : s + FILES_TOGETHER]) for i, s in enumerate(starts)}
+    return ImageSet(name, folder=folder, files=files)

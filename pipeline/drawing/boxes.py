@@ -1,0 +1,124 @@
+"""Boxes and phrases drawn on images."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.data.records import GroundingRecord, Region
+from pipeline.data.training_shards import ShardSet
+from pipeline.io.atomic import atomic_file
+
+Colour = tuple[int, int, int]
+
+
+def colour_of(number: int) -> Colour:
+    """A strong colour for the ``number``-th phrase of an image; neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + number * 0.382) % 1.0, 0.9, 0.78)
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+def phrase_colours(record: GroundingRecord) -> dict[str, Colour]:
+    """One colour a distinct phrase, in the order of the regions."""
+    return {p: colour_of(i) for i, p in enumerate(dict.fromkeys(r.phrase for r in record.regions if not r.ignore))}
+
+
+def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> Image.Image:
+    """The image enlarged or shrunk to ``width`` pixels, its regions outlined and named; ignore regions dashed grey."""
+    scale = width / image.width
+    canvas = image.convert("RGB").resize((width, max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(canvas)
+    colours = phrase_colours(record)
+    line = max(2, width // 160)
+    font = ImageFont.load_default(size=max(11, width // 26))
+    for region in record.regions:
+        if region.ignore:
+            draw.rectangle(_scaled(region, scale, canvas, 1), outline=(128, 128, 128), width=1)
+    named = [r for r in record.regions if not r.ignore]
+    for region in named:
+        draw.rectangle(_scaled(region, scale, canvas, line), outline=colours[region.phrase], width=line)
+    for region in named:  # names last, so that no box crosses them
+        _name(draw, region, _scaled(region, scale, canvas, line), colours[region.phrase], font, canvas.size)
+    return canvas
+
+
+def _scaled(region: Region, scale: float, canvas: Image.Image, line: int) -> tuple[float, float, float, float]:
+    """On the canvas, and at least ``line`` pixels wide and high where it has them: a thin box at its edge moves inside."""
+    x1, y1, x2, y2 = (v * scale for v in region.box)
+    right, bottom = canvas.width - 1, canvas.height - 1
+    x1, y1 = max(0, min(x1, right - line)), max(0, min(y1, bottom - line))
+    return x1, y1, min(right, max(x2, x1 + line)), min(bottom, max(y2, y1 + line))
+
+
+def _name(
+    draw: ImageDraw.ImageDraw,
+    region: Region,
+    box: tuple[float, float, float, float],
+    colour: Colour,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: tuple[int, int],
+) -> None:
+    text = region.phrase if region.score is None else f"{region.phrase} {region.score:.2f}"
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    wide, high = right - left + 6, bottom - top + 4
+    x = min(max(0, box[0]), max(0, size[0] - wide))
+    y = box[1] - high if box[1] >= high else min(box[3], size[1] - high)
+    draw.rectangle((x, y, x + wide, y + high), fill=colour)
+    draw.text((x + 3 - left, y + 2 - top), text, fill="white", font=font)
+
+
+def pick(shards: Sequence[str], limit: int) -> list[tuple[Image.Image, GroundingRecord]]:
+    """Up to ``limit`` records with kept regions, spread evenly over the shards, with their images."""
+    from pipeline.data.images import open_image
+
+    records = ShardSet(shards)
+    places = [(s, r) for s, n in enumerate(records.counts) for r in range(n)]
+    step = max(1, len(places) // max(limit, 1))
+    found = []
+    for place in places[::step]:
+        record = records.record(*place)
+        if any(not r.ignore for r in record.regions):
+            found.append((open_image(records.image(*place)), record))
+        if len(found) == limit:
+            break
+    return found
+
+
+def write_montage(
+    shards: Sequence[str], out: str | Path, *, limit: int = 8, columns: int = 4, width: int = 288
+) -> None:
+    """A PNG of drawn records in rows of ``columns``, each under its caption."""
+    tiles = [_tile(image, record, width) for image, record in pick(shards, limit)]
+    if not tiles:
+        return
+    gap = 10
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(t.height for t in row) for row in rows]
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), "white")
+    y = gap
+    for row, height in zip(rows, heights, strict=True):
+        for i, tile in enumerate(row):
+            sheet.paste(tile, (gap + i * (width + gap), y))
+        y += height + gap
+    with atomic_file(out) as file:
+        buffer = io.BytesIO()
+        sheet.save(buffer, "PNG")
+        file.write(buffer.getvalue())
+
+
+def _tile(image: Image.Image, record: GroundingRecord, width: int) -> Image.Image:
+    import textwrap
+
+    drawn = draw_regions(image, record, width=width)
+    font = ImageFont.load_default(size=13)
+    lines = textwrap.wrap(record.caption or "", width=max(10, width // 7))[:3] or [""]
+    tile = Image.new("RGB", (width, drawn.height + 4 + 16 * len(lines)), "white")
+    tile.paste(drawn, (0, 0))
+    draw = ImageDraw.Draw(tile)
+    for i, text in enumerate(lines):
+        draw.text((0, drawn.height + 3 + 16 * i), text, fill=(40, 40, 40), font=font)
+    return tile

@@ -1,0 +1,47 @@
+"""TODO pipeline/execution/commit.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.execution.reports import ShardReport
+from pipeline.io.files import file_size, read_bytes, remove
+from pipeline.io.paths import join
+
+
+def report_path(out: str | Path, shard: str) -> str:
+    """Where the report of ``shard`` lies in an output folder."""
+    return join(out, f"{shard}.report.json")
+
+
+def commit_report(out: str | Path, report: ShardReport) -> None:
+    """Declare a shard done. Call after its outputs are in place.
+
+    Outputs that the shard had before, under other settings, and has no longer are removed: they would be read along.
+    """
+    before = read_report(out, report.shard)
+    for name in set(before.outputs if before else ()) - set(report.outputs):
+        remove(join(out, name))
+    write_json(report_path(out, report.shard), report.model_dump(mode="json"))
+
+
+def committed(out: str | Path, shard: str, fingerprint: str | None = None) -> ShardReport | None:
+    """The shard's report if it is done for this fingerprint (None: for any) and its files are there, whole; else None."""
+    report = read_report(out, shard)
+    if report is None or fingerprint not in (None, report.fingerprint):
+        return None
+    for name, file in report.outputs.items():
+        if file_size(join(out, name)) != file.bytes:
+            return None
+    return report
+
+
+def read_report(out: str | Path, shard: str) -> ShardReport | None:
+    """The shard's report, or None if there is none or it is not readable as one."""
+    data = read_bytes(report_path(out, shard))
+    try:
+        return None if data is None else ShardReport.model_validate_json(data)
+    except ValidationError:
+        return None

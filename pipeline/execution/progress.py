@@ -1,0 +1,167 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log, or whatever the caller hands in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.execution.reports import ShardReport, StageReport
+from pipeline.io.atomic import write_json
+
+log = logging.getLogger("glip_self_train")
+PROGRESS_FILE = "GLIP_SELF_TRAIN_PROGRESS"
+"""Environment variable: a file in which a command keeps its :class:`ProgressNote`, for whoever started it."""
+
+
+class Progress(Protocol):
+    """What a stage tells while it runs: ``total`` shards (or steps, or images) to come, and what is done.
+
+    ``advance`` may come from the middle of a shard; where its unit is the one that ``begin`` named, it counts towards
+    the total. ``shard`` counts one shard towards it. ``detail`` is a line of figures of the stage's own. ``before``: so many were done
+    by earlier starts; they are in no rate.
+    """
+
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None: ...
+
+    def advance(self, n: int, unit: str = "samples") -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def shard(self, report: ShardReport, skipped: bool) -> None: ...
+
+    def end(self, report: StageReport) -> None: ...
+
+
+class Silent:
+    """No progress at all."""
+
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
+        pass
+
+    def advance(self, n: int, unit: str = "samples") -> None:
+        pass
+
+    def detail(self, text: str) -> None:
+        pass
+
+    def shard(self, report: ShardReport, skipped: bool) -> None:
+        pass
+
+    def end(self, report: StageReport) -> None:
+        pass
+
+
+class ProgressNote(BaseModel):
+    """Where a command stands: ``done`` of ``total`` units, ``before`` of them by earlier starts, and ``rate`` of the finer unit a second;
+    or what it waits for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    before: int = 0
+    rate: float = 0.0
+    rate_unit: str = ""
+    seconds: float = 0.0
+    waiting: str = ""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By what this start has done so far; None before anything is."""
+        done = self.done - self.before
+        return None if done <= 0 else self.seconds / done * (self.total - self.done)
+
+    def words(self) -> str:
+        """For people: "3 of 40 shards, 12.5 images/s, 4 min left"."""
+        if self.waiting:
+            return self.waiting
+        rate = f", {self.rate:,.1f} {self.rate_unit}/s" if self.rate_unit and self.rate else ""
+        left = self.seconds_left
+        time_left = "" if left is None or self.done >= self.total else f", {duration(left)} left"
+        return f"{self.done:,} of {self.total:,} {self.unit}{rate}{time_left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+class Terminal:
+    """tqdm's bar of shards with the rate of samples on a terminal; a log line every ``every`` seconds elsewhere.
+
+    ``note`` is a file kept up to date with where the work stands; by default the one that PROGRESS_FILE names.
+    """
+
+    def __init__(self, every: float = 10.0, note: str | None = None) -> None:
+        self._every = every
+        self._bar: Any = None
+        self._note = note or os.environ.get(PROGRESS_FILE)
+        self._noted = 0.0
+
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
+        self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, before, 0
+        self._before = before
+        self._started = self._told = time.monotonic()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=before, desc=stage, unit=f" {unit}", dynamic_ncols=True)
+        self._rate, self._rate_unit, self._detail = 0.0, "", ""
+        self._write_note(now=True)
+
+    def advance(self, n: int, unit: str = "samples") -> None:
+        self._advanced += n
+        rate = self._advanced / max(time.monotonic() - self._started, 1e-9)
+        self._rate, self._rate_unit = rate, unit
+        if unit == self._unit:
+            self._count(n)
+        self._write_note()
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._detail or f"{rate:,.1f} {unit}/s")
+        elif time.monotonic() - self._told > self._every:
+            self._told = time.monotonic()
+            log.info("%s: %d of %d %s, %.1f %s/s", self._stage, self._done, self._total, self._unit, rate, unit)
+
+    def detail(self, text: str) -> None:
+        """What stands beside the bar from now on, in place of the rate."""
+        self._detail = text
+
+    def shard(self, report: ShardReport, skipped: bool) -> None:
+        self._count(1)
+
+    def _count(self, n: int) -> None:
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        self._write_note()
+
+    def _write_note(self, now: bool = False) -> None:
+        if self._note is None or not (now or time.monotonic() - self._noted > 1.0):
+            return
+        self._noted = time.monotonic()
+        note = ProgressNote(
+            stage=self._stage, done=self._done, total=self._total, unit=self._unit, before=self._before,
+            rate=round(self._rate, 2), rate_unit=self._rate_unit,
+            seconds=round(time.monotonic() - self._started, 1),
+        )  # fmt: skip
+        try:
+            Path(self._note).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._note, note.model_dump())
+        except OSError as error:  # for people: the work does not stop for it
+            log.debug("%s: progress not noted: %s", self._note, error)
+
+    def end(self, report: StageReport) -> None:
+        self._write_note(now=True)
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,144 @@
+"""What one shard holds, in a form that adds up: made in any process, merged in the shards' order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from heapq import heappush, heapreplace
+
+import numpy as np
+
+from pipeline.data.records import GroundingRecord
+from pipeline.inspection.bins import BINS
+
+MAX_NOTES = 20
+OUTSIDE = 1.0
+"""Pixels that a box may reach beyond its image: published boxes are rounded."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample that may be drawn. lot: what decides whether it is. image: its bytes, None if they have yet to be fetched."""
+
+    lot: tuple[bool, int]
+    shard: str
+    key: str
+    record: GroundingRecord
+    image: bytes | None
+
+
+class Pictures:
+    """The ``limit`` samples of the lowest lots: by a hash of shard and key, those with boxes first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._heap: list[tuple[tuple[bool, int], int, Picture]] = []  # the highest lot, negated, on top
+
+    def wants(self, lot: tuple[bool, int]) -> bool:
+        """Whether a sample of this lot would be among them."""
+        return self._limit > 0 and (len(self._heap) < self._limit or _negated(lot) > self._heap[0][0])
+
+    def add(self, picture: Picture) -> None:
+        """Take a picture if it is wanted."""
+        if self.wants(picture.lot):
+            item = (_negated(picture.lot), len(self._heap), picture)
+            (heappush if len(self._heap) < self._limit else heapreplace)(self._heap, item)
+
+    def chosen(self) -> list[Picture]:
+        """By shard and key."""
+        return sorted((p for _, _, p in self._heap), key=lambda p: (p.shard, p.key))
+
+
+def _negated(lot: tuple[bool, int]) -> tuple[bool, int]:
+    return not lot[0], -lot[1]
+
+
+def lot_of(shard: str, key: str, has_boxes: bool) -> tuple[bool, int]:
+    """A sample's own lot: the same in any run, whatever else there is."""
+    return not has_boxes, int.from_bytes(blake2b(f"{shard}/{key}".encode(), digest_size=8).digest(), "big")
+
+
+def key_hash(key: str) -> int:
+    """Stands for a key when whole sets are searched for repeated ones."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass
+class Counts:
+    """numbers: name -> count. tables: name -> value -> count. histograms: name of pipeline.inspection.bins -> (bins,).
+
+    problems: reason -> count; notes: the first of them in words. phrases: distinct phrases, in lower case, and their boxes.
+    extent: lowest and highest (height, width) by pixels. keys: hashes of the samples' keys.
+    """
+
+    numbers: Counter[str] = field(default_factory=Counter)
+    tables: dict[str, Counter[str]] = field(default_factory=dict)
+    histograms: dict[str, np.ndarray] = field(
+        default_factory=lambda: {name: np.zeros(len(bins.labels), np.int64) for name, bins in BINS.items()}
+    )
+    problems: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    phrases: Counter[str] = field(default_factory=Counter)
+    extent: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Keep a problem in words, if it is among the first."""
+        if len(self.notes) < MAX_NOTES:
+            self.notes.append(text)
+
+    def problem(self, reason: str, text: str) -> None:
+        """Count a problem."""
+        self.problems[reason] += 1
+        self.note(text)
+
+    def table(self, name: str, value: str, n: int = 1) -> None:
+        """Count a value of a table."""
+        self.tables.setdefault(name, Counter())[value] += n
+
+    def bin(self, name: str, values: Sequence[float] | np.ndarray) -> None:
+        """Count values into a histogram."""
+        self.histograms[name] += BINS[name].count(values)
+
+    def sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Count images of these (height, width)."""
+        if sizes:
+            both = np.array(sizes, np.float64)
+            self.bin("shorter_sides", both.min(1))
+            self.bin("aspects", both[:, 1] / both[:, 0])
+            area = both.prod(1)
+            self.widen([sizes[int(area.argmin())], sizes[int(area.argmax())]])
+
+    def widen(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Let the extent hold these sizes."""
+        every = sorted([*self.extent, *sizes], key=lambda s: (s[0] * s[1], s))
+        self.extent = [every[0], every[-1]] if every else []
+
+    def boxes(self, boxes: np.ndarray, image_sizes: np.ndarray) -> None:
+        """Count boxes (n, 4) by their size and their share of their images (n, 2) height and width."""
+        if len(boxes):
+            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            self.bin("coco_sizes", area)
+            self.bin("box_sides", np.sqrt(area))
+            self.bin("box_shares", area / image_sizes.prod(1))
+
+    def merge(self, other: Counts) -> None:
+        """Add the numbers of another shard; phrases, keys and pictures are whoever's who adds."""
+        self.numbers.update(other.numbers)
+        for name, table in other.tables.items():
+            self.tables.setdefault(name, Counter()).update(table)
+        for name, counts in other.histograms.items():
+            self.histograms[name] += counts
+        self.problems.update(other.problems)
+        for text in other.notes:
+            self.note(text)
+        self.widen(other.extent)
+
+
+def beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box (x1, y1, x2, y2) reaches out of its image (height, width)."""
+    x1, y1, x2, y2 = box
+    return x1 < -OUTSIDE or y1 < -OUTSIDE or x2 > size[1] + OUTSIDE or y2 > size[0] + OUTSIDE

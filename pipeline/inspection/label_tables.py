@@ -1,0 +1,145 @@
+"""Counting a file of the label store: labels or regions, with captions if the phrases are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import BuildShardsConfig
+from pipeline.data.caption_phrases import Asked, read_asked
+from pipeline.data.crawl import image_of
+from pipeline.data.records import LABELS, REGIONS
+from pipeline.filtering.store import BOX
+from pipeline.inspection.bins import BINS
+from pipeline.inspection.counts import OUTSIDE, Counts, Picture, Pictures, key_hash, lot_of
+from pipeline.io.paths import join, stem
+from pipeline.io.tables import footer, read_table
+from pipeline.io.tars import read_tar
+from pipeline.labelling.label_records import make_record
+
+
+def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) -> Counts:
+    """Everything in one file of labels (with a ``status``) or regions; ``phrases``: the folder that parse-phrases wrote.
+
+    Pictures are chosen without their images (:func:`with_images`), and only with phrases: the captions are theirs.
+
+    Raises:
+        InputError: a file is missing, or is not of the store.
+    """
+    counts, name = Counts(), stem(path)
+    table, teacher = read_table(path, LABELS if status else REGIONS), footer(path).get("teacher") or None
+    asked = read_asked(join(phrases, f"{name}.parquet")) if phrases else {}
+    kept = table.filter(pc.equal(table["status"].cast(pa.string()), "keep")) if status else table
+    keys = list(dict.fromkeys([*asked, *table["key"].unique().to_pylist()]))
+    per_image = _value_counts(kept["key"])
+    counts.keys = [key_hash(key) for key in keys]
+    counts.numbers.update(
+        samples=len(keys), with_boxes=len(per_image), without_boxes=len(keys) - len(per_image),
+        boxes=kept.num_rows, ignore_regions=table.num_rows - kept.num_rows,
+    )  # fmt: skip
+    counts.bin("boxes_per_image", [per_image.get(key, 0) for key in keys])
+    if kept.num_rows:
+        counts.table("annotators", teacher or "unknown", kept.num_rows)
+    _boxes(counts, table, kept, name)
+    if asked:
+        counts.numbers["captions"] = len(asked)
+        counts.bin("caption_words", [len(a.caption.split()) for a in asked.values()])
+        _spans(counts, table, asked, name)
+        counts.pictures = _pictures(table, asked, per_image, name, pictures, teacher)
+    return counts
+
+
+def _value_counts(column: pa.ChunkedArray) -> Mapping[str, int]:
+    return {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
+
+
+def _numbers(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """(rows, names) float64."""
+    return np.stack([table[name].to_numpy().astype(np.float64) for name in names], 1)
+
+
+def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
+    """Sizes, phrases and scores of the kept boxes; problems of all; sizes of the images that have any."""
+    boxes, images = _numbers(table, BOX), _numbers(table, ("height", "width"))
+    empty = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+    limits = np.concatenate([images[:, ::-1], images[:, ::-1]], 1)
+    outside = ((boxes < -OUTSIDE) | (boxes > limits + OUTSIDE)).any(1)
+    for reason, bad in (("box_without_area", empty), ("box_outside_image", outside)):
+        if bad.any():
+            counts.problems[reason] += int(bad.sum())
+            first = table["key"][int(np.flatnonzero(bad)[0])]
+            counts.note(f"{name}/{first}: {reason.replace('_', ' ')}, first of {int(bad.sum()):,}")
+    mine = _numbers(kept, BOX)
+    solid = (mine[:, 2] > mine[:, 0]) & (mine[:, 3] > mine[:, 1])
+    counts.boxes(mine[solid], _numbers(kept, ("height", "width"))[solid])
+    scores = kept["score"].to_numpy()
+    counts.bin("scores", scores[~np.isnan(scores)])
+    texts = _value_counts(pc.utf8_lower(kept["phrase"]))
+    counts.phrases.update(texts)
+    words = np.array([len(text.split()) for text in texts], np.float64)
+    counts.histograms["phrase_words"] += BINS["phrase_words"].count(words, np.array(list(texts.values()), np.int64))
+    first_rows = table.group_by("key", use_threads=False).aggregate([("height", "first"), ("width", "first")])
+    counts.sizes(list(zip(first_rows["height_first"].to_pylist(), first_rows["width_first"].to_pylist(), strict=True)))
+
+
+def _spans(counts: Counts, table: pa.Table, asked: Mapping[str, Asked], name: str) -> None:
+    columns = (table[c].to_pylist() for c in ("key", "phrase", "start", "end"))
+    for key, phrase, start, end in zip(*columns, strict=True):
+        if key not in asked:
+            counts.problem("key_without_phrases", f"{name}/{key}: has regions, but no phrases")
+        elif not 0 <= start < end <= len(asked[key].caption):
+            counts.problem("span_outside_caption", f"{name}/{key}: [{start}, {end}) is outside the caption")
+        elif asked[key].caption[start:end] != phrase:
+            counts.problem("phrase_differs", f"{name}/{key}: {phrase!r} does not stand at [{start}, {end})")
+
+
+def _pictures(
+    table: pa.Table,
+    asked: Mapping[str, Asked],
+    per_image: Mapping[str, int],
+    name: str,
+    limit: int,
+    teacher: str | None,
+) -> list[Picture]:
+    """The chosen samples with their boxes; of regions, which are many, the best one of each phrase."""
+    lots = sorted((lot_of(name, key, True), key) for key in per_image if key in asked)[:limit]
+    rows = table.filter(pc.is_in(table["key"], pa.array([key for _, key in lots], pa.string())))
+    if "status" not in rows.column_names:
+        rows = rows.filter(pc.equal(rows["rank"], 0)).append_column("status", pa.array(["keep"] * _best(rows)))
+    by_key: dict[str, list[dict]] = {}
+    for row in rows.to_pylist():
+        by_key.setdefault(row["key"], []).append(row)
+    chosen = Pictures(limit)
+    for lot, key in lots:
+        mine = [row for row in by_key.get(key, ()) if row["phrase_row"] in asked[key].rows]
+        if mine:
+            size = (mine[0]["height"], mine[0]["width"])
+            record = make_record(key, "labels", size, asked[key], mine, teacher, BuildShardsConfig())
+            chosen.add(Picture(lot, name, key, record, None))
+    return chosen.chosen()
+
+
+def _best(rows: pa.Table) -> int:
+    return int(pc.sum(pc.equal(rows["rank"], 0)).as_py() or 0)
+
+
+def with_images(pictures: Sequence[Picture], shards: Mapping[str, str]) -> list[Picture]:
+    """Pictures with their images from the crawl; a shard is read as far as its last one. Without, where there is none.
+
+    shards: name -> tar.
+    """
+    found: dict[tuple[str, str], bytes] = {}
+    for name in sorted({p.shard for p in pictures} & shards.keys()):
+        wanted = {p.key for p in pictures if p.shard == name}
+        for sample in read_tar(shards[name]):
+            if sample.key in wanted:
+                wanted.discard(sample.key)
+                if (image := image_of(sample)) is not None:
+                    found[name, sample.key] = image[1]
+            if not wanted:
+                break
+    return [replace(p, image=found.get((p.shard, p.key))) for p in pictures]

@@ -1,0 +1,195 @@
+"""Counting a tar: training shards with their records, crawl shards with their captions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipeline.data.crawl import caption_of, image_of
+from pipeline.data.image_links import LinkReader
+from pipeline.data.images import ImageError, image_size
+from pipeline.data.records import GroundingRecord
+from pipeline.errors import InputError
+from pipeline.inspection.counts import Counts, Picture, Pictures, beyond, key_hash, lot_of
+from pipeline.io.paths import stem
+from pipeline.io.tars import TarProblems, TarSample, read_tar
+
+
+def holds_records(shard: str) -> bool | None:
+    """Whether a tar is a training shard: its first sample with a JSON that is one has a record, or what was meant as one.
+
+    None: it has no sample. All of a training shard's have a JSON; a crawl's may have none.
+    """
+    sample = None
+    for sample in read_tar(shard):
+        if "json" in sample.files:
+            try:
+                data = json.loads(sample.files["json"])
+            except ValueError:
+                continue
+            return isinstance(data, dict) and {"regions", "kind"} <= data.keys()
+    return None if sample is None else False
+
+
+def count_tar(shard: str, *, records: bool, pictures: int) -> Counts:
+    """Everything in one tar.
+
+    Raises:
+        InputError: it is no tar, or not there.
+    """
+    return _Tar(shard, pictures).count(records)
+
+
+class _Tar:
+    """One tar in the making of its counts."""
+
+    def __init__(self, shard: str, pictures: int) -> None:
+        self._shard, self._name = shard, stem(shard)
+        self.counts = Counts()
+        self._pictures, self._links = Pictures(pictures), LinkReader()
+        self._boxes: list[tuple[float, ...]] = []
+        self._box_images: list[tuple[int, int]] = []
+        self._scores: list[float] = []
+        self._phrase_words: list[int] = []
+        self._per_image: list[int] = []
+        self._caption_words: list[int] = []
+        self._sizes: list[tuple[int, int]] = []
+
+    def count(self, records: bool) -> Counts:
+        problems, counts = TarProblems(), self.counts
+        for sample in read_tar(self._shard, problems):
+            counts.numbers["samples"] += 1
+            dataset = self._labelled(sample) if records else self._crawled(sample)
+            counts.keys.append(key_hash(f"{dataset}/{sample.key}"))
+        counts.problems.update(problems.counts)
+        for note in problems.notes:
+            counts.note(note)
+        counts.boxes(np.array(self._boxes, np.float64).reshape(-1, 4), np.array(self._box_images).reshape(-1, 2))
+        for name, values in (
+            ("scores", self._scores), ("phrase_words", self._phrase_words), ("boxes_per_image", self._per_image),
+            ("caption_words", self._caption_words),
+        ):  # fmt: skip
+            counts.bin(name, np.array(values, np.float64))
+        counts.sizes(self._sizes)
+        counts.pictures = self._pictures.chosen()
+        return counts
+
+    def _labelled(self, sample: TarSample) -> str:
+        """Count a sample of a training shard; its dataset, in which keys are distinct."""
+        counts, where = self.counts, f"{self._name}/{sample.key}"
+        try:
+            record = GroundingRecord.model_validate_json(sample.files.get("json", b""))
+        except ValidationError as error:
+            reason = "no_record" if "json" not in sample.files else _why_refused(sample.files["json"])
+            counts.numbers["refused"] += 1
+            counts.problem(reason, f"{where}: {reason}: {_first(error)}")
+            self._image(sample, None)
+            return ""
+        drawable = self._image(sample, record)
+        self._record(record, where)
+        named = any(not r.ignore for r in record.regions)
+        lot = lot_of(self._name, sample.key, named)
+        if drawable and self._pictures.wants(lot) and (data := self._bytes(sample, where)) is not None:
+            self._pictures.add(Picture(lot, self._name, sample.key, record, data))
+        return record.dataset
+
+    def _bytes(self, sample: TarSample, where: str) -> bytes | None:
+        if (found := image_of(sample)) is not None:
+            return found[1]
+        try:
+            return self._links.read(self._shard, sample.files["link"])[1]
+        except (InputError, OSError) as error:
+            self.counts.problem("link_broken", f"{where}: {error}")
+            return None
+
+    def _image(self, sample: TarSample, record: GroundingRecord | None) -> bool:
+        """Look at the image's header; whether there is an image, here or behind a link."""
+        counts, where = self.counts, f"{self._name}/{sample.key}"
+        found = image_of(sample)
+        if found is None and "link" in sample.files:
+            counts.numbers["linked_images"] += 1
+            if record is not None:
+                self._sizes.append(record.image_size)
+            return True
+        if found is None:
+            counts.problem("no_image", f"{where}: no image")
+            return False
+        try:
+            size = image_size(found[1])
+        except ImageError as error:
+            counts.problem(error.reason, f"{where}: {error}")
+            return False
+        self._sizes.append(size)
+        if record is not None and size != record.image_size:
+            counts.problem("image_size_differs", f"{where}: {size}, its record says {record.image_size}")
+        return True
+
+    def _record(self, record: GroundingRecord, where: str) -> None:
+        counts, named = self.counts, [r for r in record.regions if not r.ignore]
+        counts.table("datasets", record.dataset)
+        counts.table("kinds", record.kind)
+        counts.numbers["with_boxes"] += bool(named)
+        counts.numbers["without_boxes"] += not named
+        counts.numbers["boxes"] += len(named)
+        counts.numbers["ignore_regions"] += len(record.regions) - len(named)
+        counts.numbers["uncertain_phrases"] += len(record.uncertain)
+        counts.numbers["samples_with_verified_absent"] += record.verified_absent is not None
+        self._caption(record.caption)
+        self._per_image.append(len(named))
+        outside = sum(beyond(region.box, record.image_size) for region in record.regions)
+        if outside:
+            counts.problems["box_outside_image"] += outside
+            counts.note(f"{where}: {outside} boxes reach out of {record.image_size}")
+        for region in named:
+            counts.phrases[region.phrase.lower()] += 1
+            counts.table("annotators", region.annotator or "human")
+            self._phrase_words.append(len(region.phrase.split()))
+            self._boxes.append(region.box)
+            self._box_images.append(record.image_size)
+            if region.score is not None:
+                self._scores.append(region.score)
+
+    def _caption(self, caption: str | None) -> None:
+        if caption:
+            self.counts.numbers["captions"] += 1
+            self._caption_words.append(len(caption.split()))
+
+    def _crawled(self, sample: TarSample) -> str:
+        caption, reason = caption_of(sample)
+        if caption is None:
+            self.counts.problem(reason or "no_caption", f"{self._name}/{sample.key}: {reason}")
+        self._caption(caption)
+        lot = lot_of(self._name, sample.key, False)
+        if self._image(sample, None) and self._pictures.wants(lot) and (found := image_of(sample)) is not None:
+            size = self._sizes[-1]
+            record = GroundingRecord(
+                key=sample.key, dataset="crawl", kind="grounding" if caption else "detection", image_size=size,
+                caption=caption or None,
+            )  # fmt: skip
+            self._pictures.add(Picture(lot, self._name, sample.key, record, found[1]))
+        return ""
+
+
+def _why_refused(data: bytes) -> str:
+    """The reason that a record which training would refuse is counted under."""
+    try:
+        record: dict[str, Any] = json.loads(data)
+        caption, regions = record.get("caption") or "", record["regions"]
+        if record["kind"] == "grounding" and not caption:
+            return "no_caption"
+        spans = [s for r in regions for s in r.get("tokens_positive", ())] + list(record.get("uncertain", ()))
+        if any(not 0 <= start < end <= len(caption) for start, end in spans):
+            return "span_outside_caption"
+        if any(not (r["box"][2] > r["box"][0] and r["box"][3] > r["box"][1]) for r in regions):
+            return "box_without_area"
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        pass
+    return "bad_record"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}".lstrip(": ")

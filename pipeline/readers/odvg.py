@@ -1,0 +1,139 @@
+"""ODVG JSON Lines (Open-GroundingDino, MM-Grounding-DINO): a line an image, detection or grounding.
+
+Grounding lines must have ``tokens_positive``: a phrase alone may stand in a caption twice, and is never searched for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.data.keys import image_key, own_key
+from pipeline.data.records import Region, Span
+from pipeline.errors import InputError
+from pipeline.readers.base import (
+    Format,
+    Header,
+    Labelled,
+    Place,
+    SetFiles,
+    origin_of,
+    phrase_of,
+    size_of,
+    spans_of,
+    uncertain_of,
+    xyxy_box,
+)
+from pipeline.readers.index import Entry, Filling
+from pipeline.readers.json_stream import read_object, stream_lines
+
+WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
+WANTED_CLASSES = 'a label map (a JSON object such as {"0": "person"})'
+
+
+def _rows(files: SetFiles, part: str) -> Any:
+    wanted = WANTED.format(part)
+    for line, row in stream_lines(files.annotations, wanted):
+        if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
+            found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
+            raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {found}")
+        yield line, row["filename"], size_of(row), own_key(row), row[part]
+
+
+def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """(is it an ignore region, row) of a line's boxes; ``ignore`` is what our own export puts beside the labels."""
+    yield from ((False, row) for row in part.get(name) or ())
+    yield from ((True, row) for row in part.get("ignore") or ())
+
+
+def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not ODVG's layout, or grounding lines."""
+    names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
+    if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
+        raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
+    seen: set[str] = set()
+    for line, file, size, key, part in _rows(files, "detection"):
+        rows = []
+        for ignore, item in _both(part, "instances"):
+            name = item.get("category") if names is None else names.get(str(item.get("label")))
+            name = name if isinstance(name, str) and name.strip() else None
+            if name is not None:
+                seen.add(name)
+            rows.append((name, item.get("bbox"), ignore, origin_of(item) or None))
+        index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
+    space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
+    return {"label_space": list(dict.fromkeys(name for name in space if name.strip()))}
+
+
+def fill_grounding(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: not ODVG's layout, detection lines, or a line without a caption."""
+    for line, file, size, key, part in _rows(files, "grounding"):
+        caption = part.get("caption")
+        if not isinstance(caption, str) or not caption:
+            raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
+        rows = [
+            (r.get("tokens_positive"), r.get("bbox"), ignore, r.get("phrase") if ignore else None, origin_of(r) or None)
+            for ignore, r in _both(part, "regions")
+        ]
+        index.image(line, (file, size, caption, rows, key, part.get("uncertain")), key)
+    return {}
+
+
+def place(number: Any, image: Any) -> Place:
+    return Place(image[0])
+
+
+def labelled_detection(entry: Entry, header: Header) -> Labelled:
+    """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
+    file, size, rows, key, absent, more = entry.image
+    regions: list[Region] = []
+    boxless: list[str] = []
+    lost: Counter[str] = Counter()
+    for name, bbox, ignore, origin in rows:
+        if name is None:
+            lost["unknown_category"] += 1
+        elif (box := xyxy_box(bbox, size, lost)) is not None:
+            regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
+        else:
+            boxless.append(name)
+    return Labelled(
+        key or image_key(entry.id), Place(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
+        verified_absent=_names(absent), not_exhaustive=_names(more), lost=lost,
+    )  # fmt: skip
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) else None
+
+
+def labelled_grounding(entry: Entry, header: Header) -> Labelled:
+    """A phrase's ``bbox`` is one box or a list of them.
+
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``.
+    """
+    file, size, caption, rows, key, unsure = entry.image
+    regions: list[Region] = []
+    lost: Counter[str] = Counter()
+    boxless: list[Span] = []
+    for tokens, found, ignore, said, origin in rows:
+        several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
+        for bbox in found if several else [found]:
+            spans = () if ignore and not tokens else spans_of(tokens, len(caption), lost)
+            box = None if spans is None else xyxy_box(bbox, size, lost)
+            if spans is not None and box is None:
+                boxless += spans
+            elif spans is not None and box is not None:
+                phrase = said if isinstance(said, str) else phrase_of(caption, spans)
+                regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore, **origin or {}))
+    return Labelled(
+        key or image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions),
+        uncertain=uncertain_of(unsure, len(caption), lost), boxless=tuple(boxless), lost=lost,
+    )  # fmt: skip
+
+
+DETECTION = Format(
+    "detection", WANTED.format("detection"), fill_detection, labelled_detection, place,
+    companions={"classes": "label map JSON; else the `category` of each instance is its name"},
+)  # fmt: skip
+GROUNDING = Format("grounding", WANTED.format("grounding"), fill_grounding, labelled_grounding, place)

@@ -1,0 +1,167 @@
+"""OpenImages' CSV files: boxes in shares of the image, class hierarchy, group-of boxes, verified negatives.
+
+Kuznetsova et al., arXiv 1811.00982, section 3: only classes that were verified for an image are known to be in it or not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.data.keys import image_key
+from pipeline.data.records import Region
+from pipeline.errors import InputError
+from pipeline.io.files import open_file
+from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, clipped
+from pipeline.readers.index import Entry, Filling
+from pipeline.readers.json_stream import read_object
+from pipeline.readers.sniff import refuse
+
+BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
+LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
+WANTED = f"OpenImages' box CSV (with the columns {', '.join(BOX_COLUMNS)})"
+WANTED_LABELS = f"OpenImages' image-level label CSV (with the columns {', '.join(LABEL_COLUMNS)})"
+WANTED_CLASSES = "OpenImages' class descriptions (CSV lines such as /m/011k07,Tortoise)"
+WANTED_HIERARCHY = "OpenImages' hierarchy JSON (an object with `LabelName` and `Subcategory`)"
+
+
+def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
+    """Raises InputError: a file is not of OpenImages' layout."""
+    names = {label: name for label, name in _classes(files.companions["classes"]) if name.strip()}
+    for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED):
+        index.row(image, (label, x1, y1, x2, y2, group == "1"))
+    index.images_of_rows()
+    if "labels" in files.companions:
+        for image, label, confidence in _columns(
+            files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin"
+        ):
+            index.row(image, (label, confidence not in ("0", "0.0")))
+        index.forget_homeless()  # labels of images that are not in this set
+    below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}
+    return {
+        "names": names,
+        "label_space": list(dict.fromkeys(names.values())),
+        "federated": "labels" in files.companions,
+        "below": below,
+    }
+
+
+def place(number: Any, image: Any) -> Place:
+    return Place(f"{number}.jpg")
+
+
+def labelled(entry: Entry, header: Header) -> Labelled:
+    """Group-of boxes become ignore regions, as they hold several objects.
+
+    With image-level labels, a class verified absent takes its subclasses along (what is no animal is no dog); what is
+    boxed or verified present, and what lies above it, is never absent. Regions are lost as ``bad_box``,
+    ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
+    """
+    names, below = header["names"], header["below"]
+    regions: list[Region] = []
+    boxless: list[str] = []
+    lost: Counter[str] = Counter()
+    present: set[str] = set()
+    absent: set[str] = set()
+    for row in entry.rows:
+        if len(row) == 2:
+            (present if row[1] else absent).add(row[0])
+            continue
+        label, *corners, group = row
+        present.add(label)
+        name = names.get(label)
+        if name is None:
+            lost["unknown_category"] += 1
+            continue
+        try:
+            x1, y1, x2, y2 = map(float, corners)
+        except ValueError:
+            lost["bad_box"] += 1
+            boxless.append(name)
+            continue
+        box = clipped((x1, y1, x2, y2), (1, 1), lost)
+        if box is None:
+            boxless.append(name)
+        else:
+            regions.append(Region(box=box, phrase=name, ignore=group))
+    verified = None
+    if header["federated"]:
+        absent |= {lower for label in absent for lower in below.get(label, ())}
+        above = {upper for upper, lower in below.items() if present & set(lower)}
+        taken = {names.get(label) for label in present | above}
+        verified = tuple(sorted({names[n] for n in absent if n in names} - taken))
+    return Labelled(
+        image_key(entry.id), place(entry.id, None),
+        regions=tuple(regions), boxless_names=tuple(boxless), verified_absent=verified, relative=True, lost=lost,
+    )  # fmt: skip
+
+
+def _columns(path: str, wanted: tuple[str, ...], words: str, never: str = "") -> Iterator[tuple[str, ...]]:
+    """The wanted columns of every row. ``never``: a column that only another of the set's files has."""
+    with _text(path) as file:
+        rows = csv.reader(file)
+        try:
+            head = next(rows, [])
+            if not set(wanted) <= set(head) or (never and never in head):
+                raise refuse(path, words)
+            places = [head.index(name) for name in wanted]
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) < len(head):
+                    raise InputError(f"{path}: line {rows.line_num}: want {len(head)} columns; found {len(row)}")
+                yield tuple(row[place] for place in places)
+        except (csv.Error, UnicodeDecodeError):
+            raise refuse(path, words) from None
+
+
+def _classes(path: str) -> Iterator[tuple[str, str]]:
+    with _text(path) as file:
+        try:
+            for row in csv.reader(file):
+                if row == ["LabelName", "DisplayName"]:
+                    continue
+                if len(row) != 2 or not row[0].startswith("/"):
+                    raise refuse(path, WANTED_CLASSES)
+                yield row[0], row[1]
+        except (csv.Error, UnicodeDecodeError):
+            raise refuse(path, WANTED_CLASSES) from None
+
+
+def _text(path: str) -> io.TextIOWrapper:
+    try:
+        return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+
+
+def _below(path: str) -> dict[str, list[str]]:
+    """Every class with all that lie below it."""
+    tree = read_object(path, WANTED_HIERARCHY)
+    if "LabelName" not in tree or not isinstance(tree.get("Subcategory"), list):
+        raise refuse(path, WANTED_HIERARCHY)
+    below: dict[str, set[str]] = {}
+
+    def walk(node: dict[str, Any]) -> set[str]:
+        lower: set[str] = set()
+        for child in node.get("Subcategory", ()):
+            lower |= {child["LabelName"]} | walk(child)
+        below.setdefault(node["LabelName"], set()).update(lower)  # a class may have several parents
+        return lower
+
+    walk(tree)
+    return {label: sorted(lower) for label, lower in below.items() if lower}
+
+
+FORMAT = Format(
+    "detection", WANTED, fill, labelled, place,
+    companions={
+        "classes": "class-descriptions-boxable.csv: the names of the labels",
+        "labels": "human-verified image-level labels CSV: what is known to be absent",
+        "hierarchy": "bbox_labels_600_hierarchy.json: what is absent takes its subclasses along",
+    },
+    needed=("classes",),
+)  # fmt: skip

@@ -1,0 +1,110 @@
+"""What is decided at the end of a round: is the student promoted, did it gain enough, is there another round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.config import SelfTrainConfig
+from pipeline.errors import InputError
+from pipeline.evaluation.compare import Evaluated
+from pipeline.io.atomic import write_json
+from pipeline.runs.layout import RunLayout
+from pipeline.evaluation import promote_tmp as promote
+
+HEADLINES = ("recall_at_1", "precision_at_1", "ap")
+"""What rounds shall raise, unless the recipe names a metric: the first of these that the set has."""
+
+
+class RoundResult(BaseModel):
+    """One round's end. ``go_on``: another may follow; ``why``: in words, for people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    round: int
+    teacher: str
+    student: str
+    promoted: bool | None = Field(description="None: no evaluation set, so nothing to judge by")
+    failed: tuple[str, ...] = Field((), description="gates that do not hold")
+    metric: str | None = Field(None, description="SET.METRIC of the gain")
+    gain: float | None = Field(None, description="student minus teacher, in points")
+    gain_interval: tuple[float, float] | None = Field(None, description="95 %, by the bootstrap over images")
+    go_on: bool
+    why: str
+
+
+def gain_metric(config: SelfTrainConfig, layout: RunLayout) -> tuple[str, str]:
+    """(set, metric) that rounds shall raise; the first teacher has been evaluated.
+
+    Raises:
+        InputError: the teacher has no such metric.
+    """
+    evaluated = Evaluated.read(layout.evaluation("teacher"))
+    if (named := config.promotion.gain) is not None:
+        set_name, _, metric = named.rpartition(".")
+        if metric not in evaluated.sets.get(set_name, {}):
+            there = ", ".join(f"{s}.{m}" for s, metrics in evaluated.sets.items() for m in metrics)
+            raise InputError(f"promotion.gain: {named!r} is no metric of the teacher's; there are {there}")
+        return set_name, metric
+    sets = [name for name in (config.data.novel, *config.data.evaluated()) if name is not None]
+    for name in sets:
+        for metric in HEADLINES:
+            if metric in evaluated.sets.get(name, {}):
+                return name, metric
+    raise InputError(f"promotion.gain: name a SET.METRIC; {', '.join(sets)} have none of {', '.join(HEADLINES)}")
+
+
+def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
+    """Whether the recipe's gates and gain can be judged, asked of the first teacher's metrics before anything is labelled.
+
+    Raises:
+        InputError: one that fits no metric.
+    """
+    promote.check_gates(layout.evaluation("teacher"), config.promotion.gates)
+    gain_metric(config, layout)
+
+
+def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> RoundResult:
+    """Judge the round's student against its teacher; writes ``promotion.json`` beside its metrics and ``rounds/round-N.json``.
+
+    Without evaluation sets every student teaches the next round.
+    """
+    names: dict[str, Any] = {
+        "round": round_number, "teacher": layout.teacher_name(round_number), "student": f"student-{round_number}"
+    }  # fmt: skip
+    if not config.data.evaluated():
+        why = "no evaluation set (data.base, data.novel, data.evaluation), so nothing was judged"
+        result = RoundResult(**names, promoted=None, go_on=True, why=why)
+    else:
+        verdict = promote.run(
+            layout.evaluation(names["student"]), layout.evaluation(names["teacher"]), gates=config.promotion.gates,
+            samples=config.promotion.samples, seed=config.seed,
+        )  # fmt: skip
+        result = RoundResult(**names, **_judged(config, layout, verdict))
+    write_json(layout.round(round_number), result.model_dump(mode="json"))
+    return result
+
+
+def _judged(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any]) -> dict[str, Any]:
+    set_name, metric = gain_metric(config, layout)
+    cell = verdict["sets"][set_name][metric][1]
+    gain, least = round(float(cell["difference"]), 9), config.promotion.least_gain
+    told = f"{set_name}.{metric} {gain:+.1f}"
+    if not verdict["promoted"]:
+        why = f"not promoted: {'; '.join(verdict['failed'])}"
+    elif gain < least:
+        why = f"promoted, and the last: {told}, under promotion.least_gain {least:g}"
+    else:
+        why = f"promoted: {told}"
+    return {
+        "promoted": verdict["promoted"], "failed": tuple(verdict["failed"]), "metric": f"{set_name}.{metric}", "gain": gain,
+        "gain_interval": cell.get("difference_interval"), "go_on": verdict["promoted"] and gain >= least, "why": why,
+    }  # fmt: skip
+
+
+def best_model(results: Sequence[RoundResult]) -> str:
+    """The model to use after these rounds: the last student that was not refused, or the first teacher."""
+    kept = [r.student for r in results if r.promoted is not False]
+    return kept[-1] if kept else "teacher"

@@ -1,0 +1,96 @@
+"""Where a run stands, from its folder alone: no server needs to be up, and none is asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.execution.progress import ProgressNote
+from pipeline.runs.layout import RunLayout
+
+FRESH_SECONDS = 30.0
+"""A child that has not renewed its note for so long has ended, or hangs."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of a run: what lies there, and what its processes say right now."""
+
+    name: str
+    done: str
+    notes: tuple[str, ...] = ()
+
+
+def read_status(out: str | Path) -> list[StageStatus]:
+    """The stages that have begun, in order.
+
+    Raises:
+        InputError: ``out`` is no run's folder.
+    """
+    layout = RunLayout(Path(out))
+    if not layout.config.is_file():
+        raise InputError(f"{out}: no run here (no config.yaml); want the folder that the run was started with as `out`")
+    return [s for s in _stages(layout) if s.done or s.notes]
+
+
+def _stages(layout: RunLayout) -> Iterator[StageStatus]:
+    crawl = len(list((layout.data / "crawl").glob("*.tar"))) or None
+    yield StageStatus("ingest", _shards(layout.train, None), _notes(layout, "ingest"))
+    yield StageStatus("parse-phrases", _shards(layout.phrases, crawl), _notes(layout, "parse-phrases"))
+    yield _trained(layout, "train-teacher", layout.teacher)
+    round_ = 1
+    while round_ == 1 or layout.regions(round_).is_dir():
+        for name, folder in (
+            ("pseudo-label", layout.regions(round_)),
+            ("filter-boxes", layout.labels(round_)),
+            ("build-shards", layout.pseudo(round_)),
+        ):
+            title = f"{name}-round-{round_}"
+            yield StageStatus(title, _shards(folder, crawl), _notes(layout, title))
+        for name, folder in (("student", layout.student(round_)), ("control", layout.control(round_))):
+            yield _trained(layout, f"train-{name}-{round_}", folder)
+        if layout.round(round_).is_file():
+            yield StageStatus(f"round-{round_}", json.loads(layout.round(round_).read_text())["why"])
+        round_ += 1
+    evaluated = sorted(p.parent.name for p in (layout.root / "evaluation").glob("*/metrics.json"))
+    yield StageStatus("evaluate", ", ".join(evaluated), _notes(layout, "evaluate"))
+    yield StageStatus("report", str(layout.report / "index.html") if layout.summary.is_file() else "")
+
+
+def _shards(folder: Path, total: int | None) -> str:
+    reports = list(folder.glob("*.report.json")) if folder.is_dir() else []
+    if not reports:
+        return ""
+    return f"{len(reports):,}" + (f" of {total:,}" if total else "") + " shards"
+
+
+def _trained(layout: RunLayout, name: str, folder: Path) -> StageStatus:
+    notes = _notes(layout, name)
+    if (
+        folder / "report.json"
+    ).is_file() and not notes:  # else it is trained anew, and the old one stays until it is whole
+        return StageStatus(name, f"{json.loads((folder / 'report.json').read_text())['steps']:,} steps, done")
+    saved = sorted(folder.glob("step-*[0-9]"))
+    done = f"saved at step {int(saved[-1].name.removeprefix('step-')):,}" if saved else ""
+    return StageStatus(name, done, notes)
+
+
+def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:
+    found = []
+    for path in sorted(layout.logs.glob(f"{prefix}*.progress.json")):
+        rest = path.name.removeprefix(prefix).removesuffix(".progress.json")
+        if rest and not rest.startswith("-"):
+            continue
+        try:
+            if time.time() - path.stat().st_mtime > FRESH_SECONDS:
+                continue
+            note = ProgressNote.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            continue
+        if note.done < note.total:
+            found.append(f"{path.name.removesuffix('.progress.json')}: {note.words()}")
+    return tuple(found)

@@ -1,0 +1,183 @@
+"""COCO JSON: detection sets as COCO's and LVIS's own, grounding sets as MDETR's (a caption an image, spans a box).
+
+A file a set, written in one go: images as they come, annotations into a spool that follows them. Scores, who found a box
+and its head noun are further fields of an annotation, which others' readers pass over and ingest takes back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from pipeline.data.records import DatasetCard, GroundingRecord, Region
+from pipeline.io.paths import is_url
+from pipeline.writers.atomic_files import Rows, pour
+from pipeline.writers.base import Desk, Item, count_extra, count_lost, json_bytes, origin, own_phrase, xywh
+from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
+
+
+class Coco:
+    """``SET.json`` for every set, and the manifest that leads ingest to them."""
+
+    folder, takes_images = "images", False
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._sets = desk, SetNames()
+        self._files: dict[str, _File] = {}
+
+    def add(self, item: Item, image: bytes | None) -> None:
+        """Write an image and its annotations."""
+        name, record = self._sets.of(item.record), item.record
+        if name not in self._files:
+            kind = _Detection if record.kind == "detection" else _Grounding
+            self._files[name] = kind(self._desk, name, record.dataset)
+        self._files[name].add(item)
+
+    def finish(self) -> None:
+        """End every file."""
+        for file in self._files.values():
+            file.finish()
+        sets = {
+            name: (file.dataset, {"kind": file.kind, "format": file.format, "annotations": f"{name}.json"})
+            for name, file in self._files.items()
+        }
+        write_manifest(self._desk, sets, ".")
+
+    def hints(self, out: str) -> list[str]:
+        """pycocotools, and ingest."""
+        names = ", ".join(f"{out}/{name}.json" for name in self._files)
+        return [f"read them with pycocotools.coco.COCO, image files are relative to {out}: {names}"]
+
+
+class _File(ABC):
+    """What both kinds of set have in common."""
+
+    kind = format = ""
+
+    def __init__(self, desk: Desk, name: str, dataset: str) -> None:
+        self._desk, self._name, self.dataset = desk, name, dataset
+        self._file, self._spool = desk.sink.open(f"{name}.json"), desk.sink.spool()
+        card = desk.cards.get(dataset)
+        head = {"description": dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
+        licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
+        self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
+        self._images, self._annotations = Rows(self._file), Rows(self._spool)
+        self.classes = ClassIds(self._card(card), first=1)
+        self._frequency = card.frequency or {} if card else {}
+
+    def _card(self, card: DatasetCard | None) -> DatasetCard | None:
+        return card
+
+    def add(self, item: Item) -> None:
+        record, desk = item.record, self._desk
+        name = desk.names.take(self._name, record.key)
+        desk.numbers["renamed_duplicate_keys"] += name.renamed
+        height, width = record.image_size
+        image = {"id": name.number, "file_name": item.file, "height": height, "width": width, "key": name.key}
+        self._images.add(json_bytes(image | self._of_image(record)))
+        for region in record.regions:
+            x1, y1, x2, y2 = region.box
+            row = {
+                "id": self._annotations.count + 1,
+                "image_id": name.number,
+                "category_id": self._category(region),
+                **xywh(region.box),
+                "area": round((x2 - x1) * (y2 - y1), 2),
+                "iscrowd": int(region.ignore),
+                **({"ignore": 1} if region.ignore else {}),  # LVIS' readers look at this alone
+            }
+            count_extra(desk.numbers, region)
+            self._annotations.add(json_bytes(row | self._of_region(record, region) | origin(region)))
+        desk.samples.keep()
+        desk.regions.keep(len(record.regions))
+
+    @abstractmethod
+    def _of_image(self, record: GroundingRecord) -> dict[str, Any]: ...
+
+    def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
+        return {}
+
+    def _of_class(self, name: str) -> dict[str, str]:
+        return {"frequency": self._frequency[name]} if name in self._frequency else {}
+
+    @abstractmethod
+    def _category(self, region: Region) -> int: ...
+
+    def finish(self) -> None:
+        self._file.write(b'\n],\n"annotations":[')
+        pour(self._spool, self._file)
+        categories = [
+            {"id": number, "name": name, "supercategory": "object"} | self._of_class(name)
+            for name, number in self.classes.ids.items()
+        ]
+        self._file.write(b'\n],\n"categories":' + json_bytes(categories) + b"}\n")
+        self._desk.numbers["classes_outside_the_card"] += self.classes.outside
+
+
+class _Detection(_File):
+    """COCO's; of a federated set LVIS's: images name the classes that are verified to be absent, and those of which not all is boxed."""
+
+    kind, format = "detection", "coco"
+
+    def __init__(self, desk: Desk, name: str, dataset: str) -> None:
+        super().__init__(desk, name, dataset)
+        self._federated = self._open = 0
+
+    def _category(self, region: Region) -> int:
+        return self.classes[region.phrase]
+
+    def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
+        count_lost(self._desk.numbers, record, "caption", "uncertain", "spans")
+        more = sorted({self.classes[name] for name in record.not_exhaustive or ()})
+        if record.verified_absent is None:
+            self._open += 1
+            return {"not_exhaustive_category_ids": more} if more else {}
+        self._federated += 1
+        absent = sorted({self.classes[name] for name in record.verified_absent})
+        row: dict[str, Any] = {"neg_category_ids": absent, "not_exhaustive_category_ids": more}
+        if record.not_exhaustive is None:  # LVIS' own reader wants the list, and takes an empty one for "all are boxed"
+            self._desk.numbers["not_exhaustive_unknown"] += 1
+            row["not_exhaustive_unknown"] = True
+        return row
+
+    def finish(self) -> None:
+        if self._federated and self._open:  # beside the others such an image says that nothing is known to be absent
+            self._desk.numbers["lost_all_others_absent"] += self._open
+        super().finish()
+
+
+class _Grounding(_File):
+    """MDETR's. Its ``tokens_negative`` are what of the caption may be taught as absent from other boxes."""
+
+    kind, format = "grounding", "mdetr"
+
+    def _card(self, card: DatasetCard | None) -> DatasetCard | None:
+        return DatasetCard(name=self.dataset, kind="grounding", label_space=("object",))
+
+    def _category(self, region: Region) -> int:
+        return 1
+
+    def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
+        count_lost(self._desk.numbers, record, "verified_absent")
+        self._desk.numbers["extra_uncertain"] += len(record.uncertain)
+        caption = record.caption or ""
+        extra = {"uncertain": record.uncertain} if record.uncertain else {}
+        return {
+            "caption": caption,
+            "dataset_name": self.dataset,
+            "tokens_negative": _without(len(caption), record.uncertain),
+            **extra,
+        }
+
+    def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
+        return {"tokens_positive": region.tokens_positive, **own_phrase(record, region)}
+
+
+def _without(length: int, spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """What of ``[0, length)`` lies in none of the spans."""
+    left, at = [], 0
+    for start, end in sorted(spans):
+        if start > at:
+            left.append((at, start))
+        at = max(at, end)
+    return [*left, (at, length)] if at < length else left

@@ -1,0 +1,84 @@
+"""A FiftyOne dataset on disk, as ``fiftyone.types.FiftyOneDataset`` imports it: metadata.json, samples.json, data/.
+
+Without a version in metadata.json FiftyOne reads the samples field by field, whatever its own version is, and finds out
+what fields there are. So every field of a record is there: labels that a teacher found are ``predictions``, with their
+confidence; those of humans are ``ground_truth``; ignore regions have the tag "ignore".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.data.records import GroundingRecord, Region
+from pipeline.writers.atomic_files import Rows
+from pipeline.writers.base import Desk, Item, json_bytes
+
+
+class FiftyOne:
+    """One dataset of all sets, each sample tagged with the name of its own."""
+
+    folder, takes_images = "data", False
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._head = desk.sink.open("metadata.json")  # the first file appears last
+        self._file = desk.sink.open("samples.json")
+        self._file.write(b'{"samples":[')
+        self._rows = Rows(self._file)
+
+    def add(self, item: Item, image: bytes | None) -> None:
+        """Write a sample."""
+        record = item.record
+        self._rows.add(json_bytes(_sample(item)))
+        self._desk.samples.keep()
+        self._desk.regions.keep(len(record.regions))
+
+    def finish(self) -> None:
+        """End the list of samples, and say what the sets are."""
+        self._file.write(b"\n]}\n")
+        cards = {name: card.model_dump(mode="json", exclude_none=True) for name, card in self._desk.cards.items()}
+        head = {"media_type": "image", "info": {"source": "glip-self-train", "sets": cards}}
+        self._head.write(json_bytes(head) + b"\n")
+
+    def hints(self, out: str) -> list[str]:
+        """How it is imported."""
+        return [f'fiftyone.Dataset.from_dir("{out}", dataset_type=fiftyone.types.FiftyOneDataset)']
+
+
+def _sample(item: Item) -> dict[str, Any]:
+    record = item.record
+    height, width = record.image_size
+    found = {
+        "filepath": item.file,
+        "tags": [record.dataset],
+        "metadata": {"_cls": "ImageMetadata", "width": width, "height": height},
+        "key": record.key,
+        "kind": record.kind,
+        "caption": record.caption,
+        "ground_truth": _detections(record, [r for r in record.regions if r.score is None]),
+        "predictions": _detections(record, [r for r in record.regions if r.score is not None]),
+        "uncertain": [list(span) for span in record.uncertain] or None,
+        "verified_absent": None if record.verified_absent is None else list(record.verified_absent),
+        "not_exhaustive": None if record.not_exhaustive is None else list(record.not_exhaustive),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _detections(record: GroundingRecord, regions: list[Region]) -> dict[str, Any] | None:
+    """FiftyOne's boxes: x, y, width and height as shares of the image's."""
+    height, width = record.image_size
+    rows = []
+    for region in regions:
+        x1, y1, x2, y2 = region.box
+        row = {
+            "_cls": "Detection",
+            "label": region.phrase,
+            "bounding_box": [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
+            "tags": ["ignore"] if region.ignore else [],
+            "confidence": region.score,
+            "tokens_positive": [list(span) for span in region.tokens_positive] or None,
+            "annotator": region.annotator,
+            "root": region.root,
+        }
+        rows.append({name: value for name, value in row.items() if value is not None})
+    return {"_cls": "Detections", "detections": rows} if rows else None

@@ -1,0 +1,115 @@
+"""ODVG JSON Lines of Open-GroundingDino and MM-Grounding-DINO: a line an image, detection or grounding.
+
+Their readers know neither ignore regions nor phrases of which nothing is known; both go beside ``instances`` and
+``regions``, where only ingest looks for them, so that no one trains on them as labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.data.records import GroundingRecord, Region
+from pipeline.io.atomic import HashingFile
+from pipeline.writers.atomic_files import Sink
+from pipeline.writers.base import Desk, Item, count_extra, count_lost, json_bytes, origin
+from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
+
+
+class Odvg:
+    """``SET.jsonl`` for every set, of detection sets ``SET.label_map.json`` too, and the manifest."""
+
+    folder, takes_images = "images", False
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._sets = desk, SetNames()
+        self._files: dict[str, HashingFile] = {}
+        self._datasets: dict[str, GroundingRecord] = {}
+        self._classes: dict[str, ClassIds] = {}
+
+    def add(self, item: Item, image: bytes | None) -> None:
+        """Write a line."""
+        record, desk = item.record, self._desk
+        name = self._sets.of(record)
+        if name not in self._files:
+            self._files[name] = desk.sink.open(f"{name}.jsonl")
+            self._datasets[name] = record.model_copy(update={"regions": ()})
+            if record.kind == "detection":
+                self._classes[name] = ClassIds(desk.cards.get(record.dataset))
+        called = desk.names.take(name, record.key)
+        desk.numbers["renamed_duplicate_keys"] += called.renamed
+        height, width = record.image_size
+        part = self._detection(record, self._classes[name]) if record.kind == "detection" else self._grounding(record)
+        line = {"filename": item.file, "height": height, "width": width, "key": called.key, record.kind: part}
+        self._files[name].write(json_bytes(line) + b"\n")
+        for region in record.regions:
+            count_extra(desk.numbers, region)
+            desk.numbers["extra_ignore"] += region.ignore
+        desk.numbers["lines_without_a_region"] += not any(not r.ignore for r in record.regions)
+        desk.samples.keep()
+        desk.regions.keep(len(record.regions))
+
+    def _detection(self, record: GroundingRecord, classes: ClassIds) -> dict[str, Any]:
+        count_lost(self._desk.numbers, record, "caption", "uncertain", "spans")
+
+        def instance(region: Region) -> dict[str, Any]:
+            return {"bbox": region.box, "label": classes[region.phrase], "category": region.phrase, **origin(region)}
+
+        part = _split("instances", record.regions, instance)
+        if record.verified_absent is not None:
+            self._desk.numbers["extra_verified_absent"] += 1
+            part["verified_absent"] = record.verified_absent
+        if record.not_exhaustive is not None:
+            part["not_exhaustive"] = record.not_exhaustive
+        return part
+
+    def _grounding(self, record: GroundingRecord) -> dict[str, Any]:
+        count_lost(self._desk.numbers, record, "verified_absent")
+        self._desk.numbers["extra_uncertain"] += len(record.uncertain)
+
+        def region_of(region: Region) -> dict[str, Any]:
+            spans = {"phrase": region.phrase, "tokens_positive": region.tokens_positive}
+            return {"bbox": region.box, **spans, **origin(region)}
+
+        part = {"caption": record.caption, **_split("regions", record.regions, region_of)}
+        return part | ({"uncertain": record.uncertain} if record.uncertain else {})
+
+    def finish(self) -> None:
+        """Write the label maps and the manifest."""
+        sets = {}
+        for name, record in self._datasets.items():
+            fields: dict[str, Any] = {
+                "kind": record.kind,
+                "format": f"odvg_{record.kind}",
+                "annotations": f"{name}.jsonl",
+            }
+            if name in self._classes:
+                classes, file = self._classes[name], f"{name}.label_map.json"
+                write_label_map(self._desk.sink, file, list(classes.ids))
+                self._desk.numbers["classes_outside_the_card"] += classes.outside
+                fields |= {"companions": {"classes": file}}
+            sets[name] = (record.dataset, fields)
+        write_manifest(self._desk, sets, ".")
+
+    def hints(self, out: str) -> list[str]:
+        """Its entry in the list of data sets of Open-GroundingDino."""
+        lines = []
+        for name in self._files:
+            entry = {"root": out, "anno": f"{out}/{name}.jsonl", "dataset_mode": "odvg"}
+            if name in self._classes:
+                entry["label_map"] = f"{out}/{name}.label_map.json"
+            lines.append(f"Open-GroundingDino: {json.dumps(entry, ensure_ascii=False)}")
+        return lines
+
+
+def _split(name: str, regions: Sequence[Region], row: Any) -> dict[str, Any]:
+    """Labels under their name, ignore regions under ``ignore``, where there are any."""
+    ignored = [row(region) for region in regions if region.ignore]
+    return {name: [row(region) for region in regions if not region.ignore], **({"ignore": ignored} if ignored else {})}
+
+
+def write_label_map(sink: Sink, file: str, names: Sequence[str]) -> None:
+    """``{"0": "person", ...}``."""
+    text = json.dumps({str(n): name for n, name in enumerate(names)}, ensure_ascii=False, indent=0)
+    sink.open(file).write(text.encode() + b"\n")
