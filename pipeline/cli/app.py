@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from pipeline.cli.data import datasets, ingest
@@ -11,12 +9,8 @@ from pipeline.cli.evaluate import compare, evaluate, label_qa, promote
 from pipeline.cli.export import export_labels
 from pipeline.cli.filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli.inspect import dedup, inspect
-from pipeline.cli.label import build_shards, parse_phrases, pseudo_label
-from pipeline.cli.rescore_tmp import rescore
+from pipeline.cli.label import build_shards, parse_phrases, pseudo_label, rescore
 from pipeline.cli.train_commands import train_student, train_teacher
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Commands(click.Group):

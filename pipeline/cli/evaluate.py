@@ -143,9 +143,9 @@ def promote(
     """
     setup_logging(verbose)
     with one_line_errors("promote"):
-        from pipeline.evaluation import promote_tmp as stage
+        from pipeline.evaluation import promotion as stage
 
-        verdict = stage.run(student, teacher, gates=gates, samples=samples, seed=seed, out=out)
+        verdict = stage.promote(student, teacher, gates=gates, samples=samples, seed=seed, out=out)
     for row in verdict["gates"]:
         sign = "holds" if row["holds"] else "FAILS"
         click.echo(f"{sign}  {row['gate']}: {row['metric']} {row['teacher']:.1f} -> {row['student']:.1f}")

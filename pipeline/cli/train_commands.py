@@ -1,4 +1,4 @@
-"""TODO pipeline/cli/train_commands.py"""
+"""The commands that train a teacher or a student."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""Settings of every stage: frozen, typed, refused when misspelt. Imports neither torch nor spaCy.
+
+A field's description is the help that the run form in Prefect's page shows. Settings decide what an output is,
+so they enter its fingerprint; paths, devices and worker counts do not, and are arguments of the stages.
+"""
+
+from __future__ import annotations
+
+from pipeline.config.base import Config
+from pipeline.config.data import DataConfig, IngestConfig
+from pipeline.config.evaluation import EvaluateConfig, EvaluationProtocol, PromotionConfig
+from pipeline.config.labelling import (
+    BuildShardsConfig,
+    FilterConfig,
+    ParsePhrasesConfig,
+    PseudoLabelConfig,
+    RescoreConfig,
+)
+from pipeline.config.resources import ResourcesConfig
+from pipeline.config.run import SelfTrainConfig
+from pipeline.config.training import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
+
+__all__ = [
+    "BuildShardsConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "EvaluationProtocol",
+    "FilterConfig",
+    "IngestConfig",
+    "ModelConfig",
+    "NoisyLabelConfig",
+    "ParsePhrasesConfig",
+    "PromotionConfig",
+    "PromptConfig",
+    "PseudoLabelConfig",
+    "RescoreConfig",
+    "ResourcesConfig",
+    "SelfTrainConfig",
+    "TrainConfig",
+]

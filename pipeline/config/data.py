@@ -1,4 +1,4 @@
-"""TODO pipeline/config/data.py"""
+"""Settings of ingestion, and the locations of a run's data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/config/evaluation.py"""
+"""Settings of evaluation, and of promoting a student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO pipeline/config/resources.py"""
+"""Processes, threads and devices that a run may use."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Every setting of every stage: frozen, typed, refused when misspelt. Imports neither torch nor spaCy.
-
-A field's description is the help that the run form in Prefect's page shows. Settings here decide what an output
-is, so they enter its fingerprint; paths, devices and worker counts do not, and are arguments of the stages.
-"""
+"""Settings of a whole self-training run."""
 
 from __future__ import annotations
 
@@ -21,26 +17,7 @@ from pipeline.config.labelling import (
     RescoreConfig,
 )
 from pipeline.config.resources import ResourcesConfig
-from pipeline.config.training import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
-
-__all__ = [
-    "BuildShardsConfig",
-    "Config",
-    "DataConfig",
-    "EvaluateConfig",
-    "FilterConfig",
-    "IngestConfig",
-    "ModelConfig",
-    "NoisyLabelConfig",
-    "ParsePhrasesConfig",
-    "PromotionConfig",
-    "PromptConfig",
-    "PseudoLabelConfig",
-    "RescoreConfig",
-    "ResourcesConfig",
-    "SelfTrainConfig",
-    "TrainConfig",
-]
+from pipeline.config.training import ModelConfig, TrainConfig
 
 
 class SelfTrainConfig(Config):

@@ -1,4 +1,4 @@
-"""TODO pipeline/config/training.py"""
+"""Settings of a network and its training."""
 
 from __future__ import annotations
 

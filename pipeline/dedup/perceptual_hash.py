@@ -15,8 +15,6 @@ import pyarrow as pa
 from PIL import Image
 from scipy.fft import dct
 
-from pipeline.dedup.perceptual_hash import DECODED_SIDE, WORDS, perceive
-
 SIDE = 32
 """The hash is of the image shrunk to this many pixels a side, whatever its shape."""
 DECODED_SIDE = 3 * SIDE

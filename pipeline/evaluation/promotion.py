@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.evaluation.compare import MEAN, lacking_words
+from pipeline.evaluation.compare import MEAN, compare, lacking_words
+from pipeline.io.atomic import write_json
 
 DEFAULT_GATES = (
     "*.ap >= -1",
@@ -111,3 +114,46 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
 def _fits(name: str, pattern: str, protocol: str) -> bool:
     """ODinW's sets are small and many: patterns mean their mean, and one of them only if it is named."""
     return name == pattern or (protocol != MEAN and fnmatchcase(name, pattern))
+
+
+def promote(
+    student: str | Path,
+    teacher: str | Path,
+    *,
+    gates: Sequence[str] = (),
+    samples: int = 1000,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Judge and write ``promotion.json``; returns what it holds.
+
+    Args:
+        student, teacher: folders that ``evaluate`` wrote.
+        gates: see :class:`Gate`; default: those of them that fit a metric of DEFAULT_GATES.
+        out: the verdict's file; default: ``promotion.json`` in the student's folder.
+
+    Returns:
+        ``promoted``, ``gates`` and ``failed`` of :func:`judge`; ``sets``, ``protocols``: all metrics of both, teacher first
+        (:func:`compare`); ``teacher``, ``student``: revision of each and its folder, relative to the file's.
+
+    Raises:
+        InputError: a gate that cannot be read or fits nothing; folders that do not compare.
+    """
+    parsed = parse_gates(gates or DEFAULT_GATES)
+    compared = compare([teacher, student], samples=samples, seed=seed)
+    verdict = judge(compared, parsed, may_be_idle=not gates)
+    file = Path(out) if out else Path(student) / "promotion.json"
+    for role, model in zip(("teacher", "student"), compared["models"], strict=True):
+        verdict[role] = model | {"folder": os.path.relpath(model["folder"], file.parent)}
+    verdict |= {name: compared[name] for name in ("sets", "protocols", "samples", "seed")}
+    write_json(file, verdict)
+    return verdict
+
+
+def check_gates(teacher: str | Path, gates: Sequence[str]) -> None:
+    """Whether gates can be judged once a student is there: asked before the costly part, of the teacher's evaluation alone.
+
+    Raises:
+        InputError: a gate that cannot be read, or fits no metric of the teacher's.
+    """
+    judge(compare([teacher, teacher], samples=1), parse_gates(gates or DEFAULT_GATES), may_be_idle=not gates)

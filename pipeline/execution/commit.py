@@ -1,4 +1,8 @@
-"""TODO pipeline/execution/commit.py"""
+"""The commit that makes a shard's outputs count as done.
+
+The report is written last: a shard is done if its report carries the right fingerprint and the files that it
+names exist with the sizes it names. A process killed anywhere leaves a shard that is done or one that is made again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.execution.reports import ShardReport
+from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size, read_bytes, remove
 from pipeline.io.paths import join
 

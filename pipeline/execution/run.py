@@ -1,4 +1,4 @@
-"""TODO pipeline/execution/run.py"""
+"""Run a stage: skip shards that are done, share the rest among workers, commit each result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import StageReport
+from pipeline.execution.worker import EachShard, ShardJob, Work, Worker
 
 if TYPE_CHECKING:
     pass  # webdataset brings torch along, which filter-boxes does without

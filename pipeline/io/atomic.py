@@ -19,13 +19,21 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.io.atomic import OutputFile
 from pipeline.io.files import write_remote
 from pipeline.io.paths import is_url
 from pipeline.io.temporaries import temporary_beside
 
 TOGETHER = 1 << 20
 """Bytes that go to the system at once: samples of a few kilobytes each would cost more in calls than in copying."""
+
+
+class OutputFile(BaseModel):
+    """Size and digest of one committed file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bytes: int
+    sha256: str
 
 
 class HashingFile:
@@ -130,12 +138,3 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class OutputFile(BaseModel):
-    """Size and digest of one committed file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    bytes: int
-    sha256: str

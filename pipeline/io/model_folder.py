@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.io.hashing import digest_file, digest_json
 
 WANTED = (
     ("config.json",),

@@ -1,4 +1,4 @@
-"""TODO pipeline/io/shard_patterns.py"""
+"""Expansion of shard lists: folders, globs and brace patterns, on disks and behind URLs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.io.paths import is_url, stem
 
 
 def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> list[str]:

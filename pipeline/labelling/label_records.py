@@ -1,4 +1,4 @@
-"""TODO pipeline/labelling/label_records.py"""
+"""Training records from a shard's labels: regions, texts, and images copied or linked."""
 
 from __future__ import annotations
 

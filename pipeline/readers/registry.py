@@ -28,5 +28,5 @@ READ = tuple(_READERS)
 def load_format(name: str) -> Format:
     """The reader of a format of READ."""
     module, attribute = _READERS[name].split(".")
-    found: Format = getattr(import_module(f"pipeline.sources.{module}"), attribute)
+    found: Format = getattr(import_module(f"pipeline.readers.{module}"), attribute)
     return found

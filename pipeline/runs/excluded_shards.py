@@ -15,12 +15,12 @@ from typing import Any
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.execution.commit import committed, read_report
+from pipeline.execution.reports import FailedShard, ShardReport
 from pipeline.io.atomic import write_json
 from pipeline.io.files import read_bytes, remove
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.runs.layout import RunLayout
-from pipeline.execution.reports import FailedShard, ShardReport
 
 STAGES = ("parse-phrases", "pseudo-label", "filter-boxes", "build-shards")
 """What a shard of the crawl goes through, in order."""

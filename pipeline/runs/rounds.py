@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
+from pipeline.evaluation import promotion
 from pipeline.evaluation.compare import Evaluated
 from pipeline.io.atomic import write_json
 from pipeline.runs.layout import RunLayout
-from pipeline.evaluation import promote_tmp as promote
 
 HEADLINES = ("recall_at_1", "precision_at_1", "ap")
 """What rounds shall raise, unless the recipe names a metric: the first of these that the set has."""
@@ -62,7 +62,7 @@ def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
     Raises:
         InputError: one that fits no metric.
     """
-    promote.check_gates(layout.evaluation("teacher"), config.promotion.gates)
+    promotion.check_gates(layout.evaluation("teacher"), config.promotion.gates)
     gain_metric(config, layout)
 
 
@@ -78,7 +78,7 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
         why = "no evaluation set (data.base, data.novel, data.evaluation), so nothing was judged"
         result = RoundResult(**names, promoted=None, go_on=True, why=why)
     else:
-        verdict = promote.run(
+        verdict = promotion.promote(
             layout.evaluation(names["student"]), layout.evaluation(names["teacher"]), gates=config.promotion.gates,
             samples=config.promotion.samples, seed=config.seed,
         )  # fmt: skip

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
-from pipeline.io.atomic import write_json
 from pipeline.evaluation.label_quality import label_quality
-from pipeline.runs.rounds import RoundResult, best_model
-from pipeline.runs.layout import RunLayout
+from pipeline.io.atomic import write_json
 from pipeline.runs.excluded_shards import files_of
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.rounds import RoundResult, best_model
 
 log = logging.getLogger("glip_self_train")
 CHANCE = 25.0

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.errors import InputError
-from pipeline.system.devices import core_share, devices_of
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""TODO pipeline/training/index_shards.py"""
+"""Digests and indexes of training shards, computed once before a training reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.shard_index import index_shard
+from pipeline.data.training_shards import own_order
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
 from pipeline.io.file_cache import mark_of

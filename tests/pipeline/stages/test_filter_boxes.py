@@ -124,7 +124,7 @@ def test_nothing_of_it_imports_torch(store, tmp_path):
     gold = Path(store[0]).parents[1] / "gold"
     code = f"""
 import sys
-from pipeline.cli_filter import calibrate, count_phrases, filter_boxes
+from pipeline.cli.filter import calibrate, count_phrases, filter_boxes
 regions, out = ["--regions", {str(Path(store[0]).parent)!r}], {str(tmp_path)!r}
 for command, arguments in (
     (filter_boxes, ["--sweep", "--gold", {str(gold)!r}]),

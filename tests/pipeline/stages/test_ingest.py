@@ -22,8 +22,8 @@ from pipeline.readers.base import SetFiles, read_set
 from pipeline.readers.registry import load_format
 from pipeline.stages import ingest
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts
-from tests.pipeline.sources.layouts import coco_of
+from tests.pipeline.readers import layouts
+from tests.pipeline.readers.layouts import coco_of
 
 CAPTION = "a red car near a blue car"
 

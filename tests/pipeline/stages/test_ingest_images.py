@@ -14,8 +14,8 @@ from pipeline.data.training_shards import ShardSet
 from pipeline.io.tars import read_tar
 from pipeline.stages import ingest
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts
-from tests.pipeline.sources.layouts import coco_of
+from tests.pipeline.readers import layouts
+from tests.pipeline.readers.layouts import coco_of
 from tests.pipeline.stages.test_ingest import CONFIG, records
 
 

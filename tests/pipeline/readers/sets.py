@@ -12,8 +12,8 @@ from pipeline.io.tars import read_tar
 from pipeline.readers.registry import READ, load_format
 from pipeline.stages import ingest
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts as L
-from tests.pipeline.sources.layouts import put
+from tests.pipeline.readers import layouts as L
+from tests.pipeline.readers.layouts import put
 
 WIDTH, HEIGHT = 80, 64
 CAPTION = "👩‍🚀 a café's café 字 — a café"

@@ -62,7 +62,7 @@ STARTED_ANEW = """
     import json, multiprocessing, sys
     multiprocessing.set_start_method(sys.argv[1])
 
-    from tests.pipeline.training.test_data import data
+    from tests.pipeline.training.test_dataset import data
 
     made = data(json.loads(sys.argv[2]), steps=3)
     made.sample(0)  # what it remembers does not travel

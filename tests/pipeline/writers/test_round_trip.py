@@ -20,7 +20,7 @@ from pipeline.readers.registry import load_format
 from pipeline.stages import export, ingest
 from pipeline.writers.base import xywh
 from tests.fixtures import exports
-from tests.pipeline.sources import layouts
+from tests.pipeline.readers import layouts
 from tests.pipeline.stages.test_ingest import CONFIG, write_sets
 
 HEIGHT, WIDTH = exports.SIZE

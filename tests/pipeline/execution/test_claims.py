@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.execution import claims
-from pipeline.execution.claims import Claims, clear_claims
-from pipeline.execution.exclusive import one_at_a_time
+from pipeline.execution.claims import Claims, clear_claims, one_at_a_time
 from pipeline.system.host_lock import host_lock
 from pipeline.system.process_identity import here
 

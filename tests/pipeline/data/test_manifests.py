@@ -14,7 +14,7 @@ from pipeline.data.manifests import FOLDER_VARIABLE, OURS, SetManifest, load_man
 from pipeline.errors import InputError
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources.layouts import COCO, put
+from tests.pipeline.readers.layouts import COCO, put
 
 WANTED = {
     "objects365-v1", "objects365-v2", "openimages-v6", "visual-genome", "imagenet-boxes", "flickr30k-entities", "mdetr-goldg",

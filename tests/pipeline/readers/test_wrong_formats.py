@@ -17,8 +17,8 @@ from pipeline.errors import InputError
 from pipeline.io.tars import write_tar
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts as L
-from tests.pipeline.sources.layouts import put, read
+from tests.pipeline.readers import layouts as L
+from tests.pipeline.readers.layouts import put, read
 
 
 def folder_of(name: str, text: str) -> Callable[[Path], Path]:

@@ -12,7 +12,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from pipeline.training.dataloader_workers import prepare_worker
 from pipeline.training.shared_memory import Slots, slots_for
-from tests.pipeline.training.test_data import data
+from tests.pipeline.training.test_dataset import data
 
 SHAPE = (2, 4, 5, 3)
 

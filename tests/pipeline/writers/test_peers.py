@@ -18,7 +18,7 @@ from pipeline.config import IngestConfig
 from pipeline.stages import export, ingest
 from tests.fixtures import exports
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts
+from tests.pipeline.readers import layouts
 
 
 @pytest.fixture

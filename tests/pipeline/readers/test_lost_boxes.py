@@ -10,9 +10,9 @@ import pytest
 from pipeline.readers.base import Labelled, Place, known_of
 from pipeline.readers.registry import READ
 from pipeline.stages import export, ingest
-from tests.pipeline.sources import layouts as L
-from tests.pipeline.sources.layouts import put
-from tests.pipeline.sources.sets import (
+from tests.pipeline.readers import layouts as L
+from tests.pipeline.readers.layouts import put
+from tests.pipeline.readers.sets import (
     BOXES,
     CAPTION,
     CONFIG,

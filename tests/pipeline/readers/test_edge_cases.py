@@ -18,9 +18,9 @@ from pipeline.readers import image_store
 from pipeline.readers.base import CUT
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts as L
-from tests.pipeline.sources.layouts import put, read
-from tests.pipeline.sources.sets import (
+from tests.pipeline.readers import layouts as L
+from tests.pipeline.readers.layouts import put, read
+from tests.pipeline.readers.sets import (
     BOXES,
     CAPTION,
     HEIGHT,

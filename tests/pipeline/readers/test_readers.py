@@ -14,8 +14,8 @@ from pipeline.io.tars import write_tar
 from pipeline.readers import visual_genome
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
-from tests.pipeline.sources import layouts as L
-from tests.pipeline.sources.layouts import put, read
+from tests.pipeline.readers import layouts as L
+from tests.pipeline.readers.layouts import put, read
 
 
 def lost(found) -> dict[str, int]:
