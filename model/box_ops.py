@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 
@@ -70,43 +71,12 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-_ALL_AT_ONCE = 8192
-"""Boxes whose overlaps are compared label or no label: 256 MiB of them."""
-
-
-def _greedy(boxes: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
-    """Kept flags (n,) of boxes already in order of score, by the greedy rule, without a loop over boxes. ``labels`` (n,): within each.
-
-    A box is kept unless a kept box before it overlaps it. Starting from "all kept" and applying that sentence
-    until nothing changes reaches exactly the greedy answer: boxes are settled in order of their chain's length.
-    """
-    n = boxes.shape[0]
-    overlaps = torch.zeros(n, n, dtype=boxes.dtype, device=boxes.device)
-    step = max(1, 4_000_000 // max(n, 1))
-    for i in range(0, n, step):
-        over = paired_iou(boxes[i : i + step, None], boxes[None]) > threshold
-        overlaps[i : i + step] = over if labels is None else over & (labels[i : i + step, None] == labels[None])
-    overlaps.triu_(1)
-    keep = torch.ones(n, dtype=boxes.dtype, device=boxes.device)
-    while True:
-        settled = (keep @ overlaps == 0).to(boxes.dtype)
-        if torch.equal(settled, keep):
-            return keep.bool()
-        keep = settled
-
-
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Indices (k,) of survivors, ascending: per label, +1 IoU strictly above `threshold` suppresses.
+    """Indices (k,) of survivors, ascending: per label, a +1 IoU strictly above `threshold` suppresses.
 
-    boxes (n, 4), scores (n,), labels (n,). Equal scores: the earlier box wins. Source: GLIP spec section 8.
+    boxes (n, 4) clipped to the image (finite, not negative), scores (n,), labels (n,) from 0. Of equal
+    scores the earlier box wins. Source: GLIP spec section 8.
     """
-    if boxes.shape[0] == 0:
-        return torch.zeros(0, dtype=torch.long, device=boxes.device)
-    boxes = boxes.float()
-    order = scores.sort(descending=True, stable=True).indices
-    if boxes.is_cuda and len(boxes) <= _ALL_AT_ONCE:  # a loop over labels would wait for the GPU at each
-        return order[_greedy(boxes[order], threshold, labels[order])].sort().values
-    order = order[labels[order].sort(stable=True).indices]
-    counts = labels.unique(return_counts=True)[1].tolist()
-    kept = torch.cat([_greedy(part, threshold) for part in boxes[order].split(counts)])
-    return order[kept].sort().values
+    # double: torchvision moves each label's boxes apart by the largest coordinate, which rounds float32
+    corners = boxes.double() + boxes.new_tensor([0, 0, 1, 1])
+    return batched_nms(corners, scores.double(), labels, threshold).sort().values
