@@ -182,7 +182,7 @@ class GlipConfig(PreTrainedConfig):
     def variant(cls, name: str, **changes: Any) -> GlipConfig:
         """The released `glip-a`, `glip-t` (also B and C) or `glip-l`; `changes` override single settings.
 
-        Raises ValueError for another name. Source: GLIP spec, head of the page and section 2.
+        Raises ValueError for another name. Source: GLIP spec sections 2 and 6.
         """
         if name not in VARIANTS:
             raise ValueError(f"unknown variant {name!r}: use one of {', '.join(VARIANTS)}")

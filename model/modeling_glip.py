@@ -43,7 +43,7 @@ class GlipPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initial values (GLIP spec sections 3 and 6); the text encoder initialises itself."""
+        """Published initial values (GLIP spec section 6); the text encoder initialises itself."""
         prior = self.config.prior_probability
         if isinstance(module, AlignmentHead):
             if isinstance(module, DynamicHead) and module.cls_logits is not None:
