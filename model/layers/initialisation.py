@@ -1,6 +1,6 @@
-"""Initial values by mark: a module says which rule its linear and convolution layers follow.
+"""Initial values by mark: a module names the rule for its linear and convolution layers.
 
-transformers asks a model only about modules that own parameters, leaves first, so a rule has to sit on the leaf.
+transformers initialises the modules that own parameters, leaves first, so the mark is on the leaf.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def initialised(module: M, rule: str, std: float = 0.02) -> M:
-    """Mark every linear and convolution layer in `module` (itself included) with `rule`; returns `module`.
+    """Mark every linear and convolution layer in `module` (itself included) with `rule`; return `module`.
 
-    `std` is that of "trunc_normal".
+    rule: "trunc_normal" with `std`, "normal" 0.01, "xavier", "kaiming" (a = 1) or "default" (PyTorch's).
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -25,7 +25,7 @@ def initialised(module: M, rule: str, std: float = 0.02) -> M:
 
 
 def initialise(layer: nn.Linear | nn.Conv2d) -> None:
-    """Fill a layer by its mark: "trunc_normal", "normal" 0.01, "xavier", "kaiming" (a = 1), else PyTorch's default."""
+    """Fill a layer by its mark, see `initialised`; without a mark by PyTorch's default."""
     rule = getattr(layer, "glip_init", "default")
     if rule == "trunc_normal":
         init.trunc_normal_(layer.weight, std=layer.glip_init_std)

@@ -68,7 +68,7 @@ def test_what_is_remembered_of_image_sizes_is_bounded_by_its_bytes(monkeypatch):
     for rows in range(2, 30):
         mask = constants.device_constant(shift_mask, rows * 7, 70, 7, 3, device=device, dtype=torch.float32)
         assert torch.equal(mask, shift_mask(rows * 7, 70, 7, 3))
-        held = sum(m.numel() * m.element_size() for m in constants._CACHE.values())
+        held = sum(m.nbytes for masks in constants._CACHE.values() for m in masks)
         assert held <= 8 << 20 or len(constants._CACHE) == 1
     assert len(constants._CACHE) > 1
     assert constants.device_constant(shift_mask, 29 * 7, 70, 7, 3, device=device, dtype=torch.float32) is mask
