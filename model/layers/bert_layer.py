@@ -25,7 +25,7 @@ class GlipTextLayer(nn.Module):
         self.output = BertOutput(config)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """hidden: (B, T, D); bias: (B, 1, 1, T), see `attention_bias`. Returns hidden's shape."""
+        """Transform hidden (B, T, D) to the same shape; bias: (B, 1, 1, T), see `attention_bias`."""
         own = self.attention.self
         q, k, v = (
             layer(hidden).unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)

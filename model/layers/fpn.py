@@ -28,7 +28,7 @@ class GlipFeaturePyramid(nn.Module):
         initialised(self, "kaiming")
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """features: (B, C_i, H_i, W_i), finest first. Returns `num_levels` maps (B, channels, h, w)."""
+        """Compute `num_levels` maps (B, channels, h, w) of features (B, C_i, H_i, W_i), finest first."""
         # plain NCHW memory: oneDNN's channels-last convolutions round worse here and are no faster
         features = [f.contiguous() for f in features]
         merged = self.lateral[-1](features[-1])

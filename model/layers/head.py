@@ -152,7 +152,7 @@ class DynamicHead(AlignmentHead):
         self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
         trace: dict | None,
     ) -> HeadOutput:  # fmt: skip
-        """maps: (B, C, h, w) per level; text (B, T, D); mask (B, T); image_sizes (B, 2), not used here."""
+        """Predict from maps (B, C, h, w) per level, text (B, T, D) and mask (B, T); image_sizes: unused."""
         x, words, shapes, anchors = self.tower(maps, text, mask, trace)
         sizes = [h * w for h, w in shapes]
         logits, no_object = self.align(x, words)
@@ -179,7 +179,7 @@ class TwoStageHead(AlignmentHead):
         self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
         trace: dict | None,
     ) -> HeadOutput:  # fmt: skip
-        """As DynamicHead; image_sizes: unpadded height, width. N is the number of proposals."""
+        """Predict as DynamicHead does, for N proposals; image_sizes (B, 2): unpadded height, width."""
         c = self.config
         x, words, shapes, anchors = self.tower(maps, text, mask, trace)
         maps = split_levels(x, shapes)

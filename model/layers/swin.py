@@ -48,7 +48,7 @@ class SwinAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, windows, w*w, C); mask: (windows, w*w, w*w) or None. Returns x's shape."""
+        """Attend within windows x (B, windows, w*w, C), same shape; mask: (windows, w*w, w*w) or None."""
         b, _, t, c = x.shape
         index = device_constant(relative_position_index, self.window, device=x.device)
         bias = self.relative_position_bias_table[index.flatten()].view(t, t, self.heads).permute(2, 0, 1)
@@ -76,7 +76,7 @@ class SwinMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., C). Returns the same shape."""
+        """Transform x (..., C) to the same shape."""
         rows = in_chunks(
             lambda r, _: self.fc2(F.gelu(self.fc1(r))), x.reshape(-1, x.shape[-1]), 8 * self.fc1.out_features
         )
@@ -115,7 +115,7 @@ class SwinBlock(nn.Module):
         return x[:, :h, :w] if pad_h or pad_w else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns the same shape."""
+        """Transform x (B, H, W, C) to the same shape."""
         x = x + self.drop_path(self._attend(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -145,7 +145,7 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(config.embed_dim * 2**index, config.layer_norm_eps) if merge else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C). Returns the same shape."""
+        """Transform x (B, H, W, C) to the same shape."""
         for block in self.blocks:
             x = block(x)
         return x
@@ -186,7 +186,7 @@ class GlipSwin(nn.Module):
             self.add_module(f"norm{stage - 2}", nn.LayerNorm(config.stage_channels(stage), eps=config.layer_norm_eps))
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (B, 3, H, W). Returns stages 2.. (B, C_k, H/s_k, W/s_k), channels-last in memory."""
+        """Compute stages 2.. (B, C_k, H/s_k, W/s_k), channels-last, of pixel_values (B, 3, H, W)."""
         x = self.patch_embed(pixel_values)
         out = []
         for i, layer in enumerate(self.layers):

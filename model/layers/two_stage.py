@@ -30,7 +30,7 @@ class ProposalNetwork(nn.Module):
         self.deltas = initialised(nn.Linear(channels, 4), "normal")
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """maps: (B, C, h, w) per level. Returns objectness logits (B, N) and deltas (B, N, 4)."""
+        """Predict objectness logits (B, N) and deltas (B, N, 4) from maps (B, C, h, w) per level."""
         x = torch.cat([F.relu(self.conv(m)).flatten(2).transpose(1, 2) for m in maps], 1)
         return self.objectness(x).squeeze(-1), self.deltas(x)
 
@@ -47,7 +47,7 @@ class RegionFeatures(nn.Module):
         self.canonical = config.anchor_scale  # boxes as large as an anchor read the anchor's level
 
     def forward(self, maps: list[Tensor], boxes: Tensor) -> Tensor:
-        """maps: (B, C, h, w) per level; boxes (B, K, 4) xyxy pixels. Returns O (B, K, C)."""
+        """Compute O (B, K, C) for boxes (B, K, 4), xyxy pixels, on maps (B, C, h, w) per level."""
         b, k, _ = boxes.shape
         side = sides(boxes).clamp(min=1).prod(-1).sqrt()
         level = torch.log2(side / (self.canonical * self.strides[0])).round().clamp(0, len(maps) - 1).flatten()
