@@ -1,7 +1,7 @@
 """Assignment of boxes to anchors for training.
 
-Every assigner returns `matched` (B, N) int64: a row of the batch's concatenated boxes, NEGATIVE or IGNORED.
-`anchors` are (N, 4) shared by the batch or, where a function says so, (B, N, 4).
+Every assigner returns `matched` (B, N) int64: a row of the batch's concatenated boxes, NEGATIVE or
+IGNORED. `anchors` are (N, 4) shared by the batch or, where a function says so, (B, N, 4).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ HUNGARIAN_COSTS = (2.0, 5.0, 2.0)
 def atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, image_index: Tensor, batch: int, topk: int) -> Tensor:
     """Assign by adaptive training sample selection (GLIP spec section 7).
 
-    anchors (N, 4), level_sizes: number of anchors per level, boxes (G, 4) of all images, image_index
-    (G,) the image of each. Candidates are the `topk` anchors per level nearest to a box's centre;
-    positive are those with IoU >= mean + std of the candidates' and the centre inside the box.
+    anchors (N, 4), level_sizes: number of anchors per level, boxes (G, 4) of all images,
+    image_index (G,) the image of each. Candidates are the `topk` anchors per level nearest to a
+    box's centre; positive are those with IoU >= mean + std of the candidates' and the centre inside
+    the box.
     """
     n = anchors.shape[0]
     if boxes.shape[0] == 0:
@@ -62,8 +63,9 @@ def max_iou(
 ) -> Tensor:
     """Assign many to one: an anchor takes the box it overlaps most.
 
-    anchors (N, 4) or (batch, N, 4). IoU >= `positive`: the box; < `negative`: NEGATIVE; between: IGNORED.
-    rescue: the anchors that overlap a box most take it whatever the overlap, so that every box has one.
+    anchors (N, 4) or (batch, N, 4). IoU >= `positive`: the box; < `negative`: NEGATIVE; between:
+    IGNORED. rescue: the anchors that overlap a box most take it whatever the overlap, so that every
+    box has one.
     """
     anchors = anchors.expand(batch, -1, -1)
     matched = torch.full(anchors.shape[:2], NEGATIVE, device=anchors.device)
@@ -84,8 +86,8 @@ def max_iou(
 def hungarian(logits: Tensor, predicted: Tensor, targets: Targets) -> Tensor:
     """Assign one to one: the cheapest matching of an image's boxes and predictions.
 
-    logits (B, N, T), predicted boxes (B, N, 4). The cost sums the focal cost of the box's tokens, the
-    corner distance relative to the largest coordinate, and 1 - IoU.
+    logits (B, N, T), predicted boxes (B, N, 4). The cost sums the focal cost of the box's tokens,
+    the corner distance relative to the largest coordinate, and 1 - IoU.
     """
     matched = torch.full(logits.shape[:2], NEGATIVE, device=logits.device)
     words, corners, overlap = HUNGARIAN_COSTS

@@ -1,6 +1,7 @@
 """Box arithmetic of the detector: anchors, coder, overlap and NMS, all on xyxy boxes in pixels.
 
-A box covers its last pixel too, so a width is x2 - x1 + 1 ("+1" below; GLIP spec 0.6 and section 5).
+A box covers its last pixel too, so a width is x2 - x1 + 1 ("+1" below; GLIP spec 0.6 and section
+5).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ MAX_LOG_RATIO = math.log(1000.0 / 16)
 def pyramid_anchors(shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...], scale: float) -> Tensor:
     """Make one square anchor per location: (N, 4), row-major, level after level.
 
-    shapes: (height, width) of each level. Sides are `scale * stride` (+1). Source: GLIP spec section 5.
+    shapes: (height, width) of each level. Sides are `scale * stride` (+1). Source: GLIP spec
+    section 5.
     """
     out = []
     for (h, w), s in zip(shapes, strides):
@@ -39,14 +41,14 @@ def sides(boxes: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Encode boxes (..., 4) as weighted centre shifts and log size ratios to their anchors (..., 4)."""
+    """Encode boxes (..., 4) as weighted centre shifts and log size ratios to anchors (..., 4)."""
     size = sides(anchors)
     shift, ratio = (centres(boxes) - centres(anchors)) / size, (sides(boxes) / size).log()
     return torch.cat([shift, ratio], -1) * boxes.new_tensor(weights)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Decode deltas (..., 4) on anchors (..., 4) to boxes; log ratios are clamped after the weighting."""
+    """Decode deltas (..., 4) on anchors (..., 4) to boxes; clamps log ratios once weighted."""
     shift, ratio = (deltas / deltas.new_tensor(weights)).split(2, -1)
     size = sides(anchors)
     centre = shift * size + centres(anchors)
@@ -70,9 +72,10 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
     """Select the survivors of per-label NMS: indices (k,), ascending.
 
-    boxes (n, 4) clipped to the image (finite, not negative), scores (n,), labels (n,) from 0. A +1 IoU
-    strictly above `threshold` suppresses; of equal scores the earlier box wins. Source: GLIP spec section 8.
+    boxes (n, 4) clipped to the image (finite, not negative), scores (n,), labels (n,) from 0. A +1
+    IoU strictly above `threshold` suppresses; of equal scores the earlier box wins. Source: GLIP
+    spec section 8.
     """
-    # double: torchvision moves each label's boxes apart by the largest coordinate, which rounds float32
+    # double: torchvision shifts each label's boxes by the largest coordinate, which rounds float32
     corners = boxes.double() + boxes.new_tensor([0, 0, 1, 1])
     return batched_nms(corners, scores.double(), labels, threshold).sort().values

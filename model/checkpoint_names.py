@@ -48,7 +48,7 @@ def released_entries(config: GlipConfig) -> dict[str, Entry]:
 
 
 def _prefixes(config: GlipConfig) -> dict[str, str]:
-    """Map prefixes of this model's names to the released ones; the longest that fits a name counts."""
+    """Map prefixes of this model's names to released ones; the longest that fits a name counts."""
     table = {"backbone.": "backbone.body.", "text_encoder.": "language_backbone.body.model.", "head.": "rpn.head."}
     for i, stage in enumerate(config.fpn_in_stages):  # the released pyramid numbers its layers from 2, for stage 3
         table[f"neck.lateral.{i}."] = f"backbone.fpn.fpn_inner{stage - 1}."

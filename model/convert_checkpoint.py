@@ -34,13 +34,14 @@ VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992
 
 
 class CheckpointError(ValueError):
-    """Error for a file that is not the expected checkpoint; the message names every kind of problem."""
+    """Error for a file that is not the expected checkpoint; names every kind of problem."""
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
-    """Read the entries of a .pth file, under "model" or at the top, without a common "module." prefix.
+    """Read the entries of a .pth file, under "model" or at the top, without "module.".
 
-    Loads tensors only (`weights_only=True`). Raises CheckpointError when the file holds something else.
+    Loads tensors only (`weights_only=True`). Raises CheckpointError when the file holds something
+    else.
     """
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
@@ -59,9 +60,10 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
 
 
 def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Convert released entries to (this model's state dict, names left out because they carry nothing).
+    """Convert released entries to this model's state dict; return it and the names left out.
 
-    Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of other values.
+    Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of
+    other values.
     """
     expected = released_entries(config)
     state: dict[str, Tensor] = {}
@@ -88,7 +90,7 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
 
 
 def to_released(state: dict[str, Tensor], config: GlipConfig) -> dict[str, Tensor]:
-    """Convert this model's state dict to released entries, derived ones included, without "module."."""
+    """Convert a state dict to released entries, derived ones included, without "module."."""
     return {
         name: (derived_entry(name, config) if entry.ours is None else state[entry.ours])
         .reshape(entry.shape)
@@ -98,7 +100,7 @@ def to_released(state: dict[str, Tensor], config: GlipConfig) -> dict[str, Tenso
 
 
 def derived_entry(name: str, config: GlipConfig) -> Tensor:
-    """Compute a released entry that follows from the configuration: cell anchors or position indices."""
+    """Compute an entry that follows from the configuration: cell anchors or position indices."""
     if name.endswith("relative_position_index"):
         return relative_position_index(config.backbone_config.window_size)
     level = int(name.rsplit(".", 1)[1])
@@ -111,7 +113,7 @@ def _some(names: list[str]) -> str:
 
 
 def bundled_vocabulary() -> Path | None:
-    """Find bert-base-uncased's vocab.txt in an installed package, checked by digest; None without one."""
+    """Find bert-base-uncased's vocab.txt, checked by digest, in an installed package, if any."""
     spec = importlib.util.find_spec(VOCABULARY_PACKAGE)
     if spec is None or spec.origin is None:
         return None
@@ -124,8 +126,8 @@ def bundled_vocabulary() -> Path | None:
 def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
     """Write a Hugging Face folder `out` from a released file; return the names that were left out.
 
-    vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder has
-    no processor. Raises CheckpointError.
+    vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
+    has no processor. Raises CheckpointError.
     """
     state, ignored = to_state_dict(read_checkpoint(file), config)
     with no_init_weights():
@@ -143,7 +145,7 @@ def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: s
 
 
 def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> None:
-    """Write a released-style file {"model": {...}} from a Hugging Face folder, names after `prefix`."""
+    """Write a released-style file {"model": {...}} from a Hugging Face folder, with `prefix`."""
     model = GlipForObjectDetection.from_pretrained(folder)
     entries = to_released(model.state_dict(), model.config)
     torch.save({"model": {prefix + n: t.clone() for n, t in entries.items()}}, file)
@@ -161,7 +163,7 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
     help="bert-base-uncased's vocab.txt or a tokenizer folder, for OUT's processor. Default: an installed package's.",
 )  # fmt: skip
 def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Path | None) -> None:
-    """Turn a released GLIP checkpoint SOURCE (.pth) into a Hugging Face folder, or back with --reverse."""
+    """Convert a released GLIP checkpoint SOURCE (.pth) to a Hugging Face folder, or back."""
     try:
         if reverse:
             if not source.is_dir():

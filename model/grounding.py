@@ -1,7 +1,8 @@
 """Conversion of character spans to tokens and positive maps, and prompts made of class names.
 
 A span is [start, end) in characters (code points) of the caption; a phrase is a list of spans.
-Tokens are found by the tokenizer's own offsets, not by a phrase's text. Source: GLIP spec section 9.
+Tokens are found by the tokenizer's own offsets, not by a phrase's text. Source: GLIP spec section
+9.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TokenLookup:
         return self._token[character] if 0 <= character < self.covered else None
 
     def span(self, start: int, end: int) -> range:
-        """Find the tokens of [start, end); empty when a boundary has no token within two characters.
+        """Find the tokens of [start, end); empty when an end has no token within two characters.
 
         The first is tried at start, +1, +2, the last at end-1, -2, -3 (GLIP spec 9.1).
         """
@@ -73,7 +74,7 @@ def phrase_tokens(offsets: Any, phrases: Iterable[Iterable[Span]]) -> tuple[list
 
 
 def positive_map(tokens: Sequence[Sequence[int]], length: int) -> Tensor:
-    """Make the (n, length) float map: row i is 1 at the tokens of phrase i below `length`, else 0."""
+    """Make a 0/1 float map (n, length): row i is 1 at the tokens of phrase i below `length`."""
     out = torch.zeros(len(tokens), length)
     for i, row in enumerate(tokens):
         out[i, [t for t in row if t < length]] = 1.0
@@ -81,7 +82,7 @@ def positive_map(tokens: Sequence[Sequence[int]], length: int) -> Tensor:
 
 
 def clean_name(name: str) -> str:
-    """Clean a class name for a prompt: no "(...)", "_" to space, double to single space in one pass.
+    """Clean a class name for a prompt: no "(...)", "_" to space, double to single space once.
 
     Source: GLIP spec 9.1.
     """
@@ -89,9 +90,10 @@ def clean_name(name: str) -> str:
 
 
 def prompt_from_names(names: Sequence[str], separator: str = SEPARATOR) -> tuple[str, list[list[tuple[int, int]]]]:
-    """Join class names to a caption, with each class's span: "person. traffic light", [(0, 6)], [(8, 21)].
+    """Join class names to a caption: ("person. traffic light", [[(0, 6)], [(8, 21)]]), with spans.
 
-    Names are used as they are (see `clean_name`). No separator after the last. Source: GLIP spec 9.1.
+    Names are used as they are (see `clean_name`). No separator after the last. Source: GLIP spec
+    9.1.
     """
     phrases, start = [], 0
     for name in names:
@@ -101,7 +103,7 @@ def prompt_from_names(names: Sequence[str], separator: str = SEPARATOR) -> tuple
 
 
 def chunk_names(names: Sequence[str], tokenizer: Any, max_length: int, max_names: int | None = None) -> list[list[str]]:
-    """Group consecutive names so that a prompt has at most `max_length` tokens and `max_names` names.
+    """Group consecutive names to prompts of at most `max_length` tokens and `max_names` names.
 
     Special tokens count. A name that alone is too long gets a group of its own; its phrase is then
     missing. Source: GLIP spec 9.1.

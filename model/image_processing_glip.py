@@ -15,7 +15,7 @@ from .post_processing import all_words, detections
 
 
 def resized_size(width: int, height: int, shortest: int, longest: int | None) -> tuple[int, int]:
-    """Compute (height, width) after GLIP's resize: shorter side to `shortest`, longer at most `longest`.
+    """Compute (height, width) after GLIP's resize to `shortest`, longer side at most `longest`.
 
     The longer side is truncated, not rounded; `longest` None: no cap. Source: GLIP spec section 1.
     """
@@ -89,8 +89,8 @@ class GlipImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         """Process one image or a list; see `to_rgb` for the types.
 
-        Returns `pixel_values` (B, 3, H, W) float32 and `image_sizes` (B, 2), the unpadded height and
-        width. Raises TypeError for other types.
+        Returns `pixel_values` (B, 3, H, W) float32 and `image_sizes` (B, 2), the unpadded height
+        and width. Raises TypeError for other types.
         """
         do_resize = self.do_resize if do_resize is None else do_resize
         size = self.size if size is None else size

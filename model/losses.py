@@ -18,7 +18,7 @@ REGION_IOU = (0.5, 0.5)
 
 
 class NonFiniteLossError(FloatingPointError):
-    """Error for losses that are NaN or inf; `terms`: their names, `images`: indices in the batch."""
+    """Error for NaN or inf losses; `terms`: their names, `images`: indices in the batch."""
 
     def __init__(self, terms: list[str], images: list[int]):
         self.terms, self.images = terms, images
@@ -76,9 +76,10 @@ def alignment_loss(
 ) -> Tensor:
     """Sum the region-word loss per image (B,), not normalised.
 
-    logits (B, N, T), no_object (B, N) or None, matched (B, N), attention_mask (B, T). Focal: every token
-    of a phrase is a positive. Cross-entropy, with `no_object`: one distribution over the tokens and "no
-    object" (the paper's [NoObj]; GLIP spec 9.4), with the phrase's mass divided among its tokens.
+    logits (B, N, T), no_object (B, N) or None, matched (B, N), attention_mask (B, T). Focal: every
+    token of a phrase is a positive. Cross-entropy, with `no_object`: one distribution over the
+    tokens and "no object" (the paper's [NoObj]; GLIP spec 9.4), with the phrase's mass divided
+    among its tokens.
     """
     image, anchor = (matched >= 0).nonzero(as_tuple=True)
     row = matched[image, anchor]
@@ -117,8 +118,8 @@ def dense_losses(
 ) -> dict[str, Tensor]:
     """Compute the dynamic head's three losses with their weights; the total is their plain sum.
 
-    logits (B, N, T), no_object (B, N) or None, box_deltas (B, N, 4), centerness (B, N), anchors (N, 4),
-    attention_mask (B, T). Raises NonFiniteLossError. Source: GLIP spec section 7.
+    logits (B, N, T), no_object (B, N) or None, box_deltas (B, N, 4), centerness (B, N), anchors (N,
+    4), attention_mask (B, T). Raises NonFiniteLossError. Source: GLIP spec section 7.
     """
     logits, box_deltas, centerness = logits.float(), box_deltas.float(), centerness.float()
     batch = logits.shape[0]
@@ -185,10 +186,10 @@ def region_losses(
     attention_mask: Tensor,
     targets: Targets,
 ) -> dict[str, Tensor]:
-    """Compute the second stage's losses per image: {name: (B,)}, alignment and smooth L1 or L2 boxes.
+    """Compute the second stage's losses per image: {name: (B,)}, alignment and boxes.
 
-    logits (B, K, T), no_object (B, K) or None, deltas (B, K, 4), proposals (B, K, 4), real (B, K) bool:
-    not padding.
+    logits (B, K, T), no_object (B, K) or None, deltas (B, K, 4), proposals (B, K, 4), real (B, K)
+    bool: not padding.
     """
     logits, deltas = logits.float(), deltas.float()
     batch = logits.shape[0]
@@ -208,7 +209,7 @@ def region_losses(
 
 
 def finite_sums(per_image: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sum losses {name: (B,)} to {name: scalar}; raises NonFiniteLossError with names and image indices."""
+    """Sum losses {name: (B,)} to {name: scalar}; raises NonFiniteLossError naming the images."""
     table = torch.stack(list(per_image.values()))
     if not torch.isfinite(table.sum()):
         bad = ~torch.isfinite(table.detach())

@@ -16,9 +16,9 @@ KEYS = ("boxes", "positive_map", "weights", "regress", "token_ignore", "ignore_b
 class Targets:
     """Labels of B images with G boxes in all, over T tokens.
 
-    boxes (G, 4) xyxy pixels; image_index (G,); positive_map (G, T) 0/1; weights (G,); regress (G,) bool;
-    token_keep (B, T) 1 where an absent token is a negative, None: everywhere; ignore_boxes: per image
-    (m, 4) or None.
+    boxes (G, 4) xyxy pixels; image_index (G,); positive_map (G, T) 0/1; weights (G,); regress (G,)
+    bool; token_keep (B, T) 1 where an absent token is a negative, None: everywhere; ignore_boxes:
+    per image (m, 4) or None.
     """
 
     boxes: Tensor
@@ -35,7 +35,7 @@ class Targets:
 
 
 def collect_targets(labels: list[dict[str, Any]], tokens: int, device: torch.device) -> Targets:
-    """Collect the labels of a batch (see `GlipForObjectDetection.forward`) over T = `tokens` tokens.
+    """Collect a batch's labels (see `GlipForObjectDetection.forward`) over T = `tokens` tokens.
 
     Raises ValueError that names the image when shapes within a label disagree.
     """

@@ -25,7 +25,7 @@ class GlipTextLayer(nn.Module):
         self.output = BertOutput(config)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Transform hidden (B, T, D) to the same shape; bias: (B, 1, 1, T), see `attention_bias`."""
+        """Transform hidden (B, T, D), same shape; bias (B, 1, 1, T): see `attention_bias`."""
         own = self.attention.self
         q, k, v = (
             layer(hidden).unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
@@ -40,6 +40,6 @@ class GlipTextLayer(nn.Module):
 
 
 def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a 0/1 mask (B, T) to an additive bias (B, 1, 1, T): 0, or the dtype's minimum for padding."""
+    """Convert a 0/1 mask (B, T) to an additive bias (B, 1, 1, T): 0 or the dtype's minimum."""
     bias = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(attention_mask == 0, torch.finfo(dtype).min)
     return bias[:, None, None]

@@ -11,10 +11,10 @@ CHUNK_BYTES = 4 << 20  # fits a core's cache, and is many rows all the same
 
 
 def in_chunks(work: Callable[[Tensor, slice], Tensor], x: Tensor, row_bytes: int, dim: int = 0) -> Tensor:
-    """Compute ``work(x[part], part)`` over slices of dimension ``dim``, for work on each row by itself.
+    """Compute ``work(x[part], part)`` over slices of dimension ``dim``, for row-wise work.
 
-    row_bytes: memory that one row of x needs inside ``work``. In training, on an accelerator and where
-    one slice suffices, there is one call.
+    row_bytes: memory that one row of x needs inside ``work``. In training, on an accelerator and
+    where one slice suffices, there is one call.
     """
     count = x.shape[dim]
     step = max(1, CHUNK_BYTES // row_bytes)

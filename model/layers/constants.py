@@ -13,10 +13,10 @@ _LIMIT_BYTES = 512 << 20
 
 
 def device_constant(make: Callable, *args: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """Return `make(*args)`, a tensor or a tuple of tensors, on `device` (in `dtype`), from a bounded cache.
+    """Return `make(*args)`, tensor or tuple, on `device` (in `dtype`), from a bounded cache.
 
-    Copying such a tensor at every call would stall a GPU; rebuilding it costs a small model more than its
-    arithmetic. The oldest entries of a device are dropped first.
+    Copying such a tensor at every call would stall a GPU; rebuilding it costs a small model more
+    than its arithmetic. The oldest entries of a device are dropped first.
     """
     key = (make, args, device, dtype)
     found = _CACHE.get(key)

@@ -1,8 +1,8 @@
 """Modulated deformable 3x3 sampling over a flattened feature pyramid.
 
-The pyramid is one tensor (B, N, C): all levels row-major, one after another. A branch is one gather and
-one matrix product for all levels, instead of a small operator per level. Bilinear rule as torchvision's: a
-neighbour outside its map counts as zero (GLIP spec section 6.3).
+The pyramid is one tensor (B, N, C): all levels row-major, one after another. A branch is one gather
+and one matrix product for all levels, instead of a small operator per level. Bilinear rule as
+torchvision's: a neighbour outside its map counts as zero (GLIP spec section 6.3).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CHUNK_BYTES = 4 << 20
 def branch_geometry(inputs: tuple[tuple[int, int, int, int, int], ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the sampling grid of the M output locations of several level pairs.
 
-    inputs: for each pair (start, in_height, in_width, out_height, out_width); the stride is 1 when both
-    sizes agree, else 2. Returns base (M, 9, 2) float y, x of the undeformed taps; size (M, 1, 2, 1) the
-    input's height, width; width (M, 1) and start (M, 1), int.
+    inputs: for each pair (start, in_height, in_width, out_height, out_width); the stride is 1 when
+    both sizes agree, else 2. Returns base (M, 9, 2) float y, x of the undeformed taps; size (M, 1,
+    2, 1) the input's height, width; width (M, 1) and start (M, 1), int.
     """
     bases, sizes, starts = [], [], []
     for start, in_h, in_w, out_h, out_w in inputs:
@@ -44,8 +44,8 @@ def sampling_plan(
 ) -> tuple[Tensor, Tensor]:
     """Find each tap's four neighbours: rows in the (B * rows_per_image, C) table, and weights.
 
-    offsets: (B, M, 18) interleaved dy, dx; masks: (B, M, 9); geometry: see `branch_geometry`. Returns
-    rows and weights, both (B, M, 9, 4).
+    offsets: (B, M, 18) interleaved dy, dx; masks: (B, M, 9); geometry: see `branch_geometry`.
+    Returns rows and weights, both (B, M, 9, 4).
     """
     base, size, width, start = geometry
     b, m, _ = masks.shape
@@ -98,7 +98,7 @@ class _SampledProduct(torch.autograd.Function):
 
 
 def _sample_gradients(spread: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """Compute dot products (T, 4) of taps' gradients (T, C) with their rows (T, 4), without a gather."""
+    """Compute dot products (T, 4) of gradients (T, C) with table rows (T, 4), without a gather."""
     taps = torch.arange(rows.shape[0], device=rows.device)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         spread, table, rows.reshape(-1), 4 * taps, taps.repeat_interleave(4), 0

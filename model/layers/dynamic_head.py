@@ -31,8 +31,8 @@ def join_levels(maps: list[Tensor]) -> Tensor:
 def flat_prefix(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Read the first K*h*w numbers of each image's (K, H, W) block as (K, h, w). x: (B, K, H, W).
 
-    The CUDA kernel of GLIP's training indexes the buffer of level l with the size of level l+1, and the
-    checkpoints depend on it (GLIP spec 0.1): neither a crop nor a resize is the same.
+    The CUDA kernel of GLIP's training indexes the buffer of level l with the size of level l+1, and
+    the checkpoints depend on it (GLIP spec 0.1): neither a crop nor a resize is the same.
     """
     b, k, height, width = x.shape
     h, w = shape
@@ -47,7 +47,7 @@ def _plan(control: Tensor, pairs: tuple, rows_per_image: int) -> tuple[Tensor, T
 
 
 class DyReLU(nn.Module):
-    """Piecewise-linear activation with four coefficients per channel, computed from the map's mean."""
+    """Piecewise-linear activation, its four coefficients per channel from the map's mean."""
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
@@ -101,7 +101,7 @@ class DynamicConv(nn.Module):
             return self._combine(branches, shapes).to(x.dtype)
 
     def _gather(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
-        """Compute [upper of levels 0..L-2], [same of 0..L-1], [lower of 1..L-1]: (B, C, h, w), no norm yet."""
+        """Compute the branches before their norms, (B, C, h, w) per level: upper, same, lower."""
         b, n, c = x.shape
         starts = [0, *accumulate(h * w for h, w in shapes)]
         branches, raw = [self.same], [join_levels(controls)]
@@ -149,7 +149,7 @@ class DynamicConv(nn.Module):
         return [upper, same, lower]
 
     def _combine(self, branches: list[list[Tensor]], shapes: Shapes) -> Tensor:
-        """Apply norms, gates, mean and DyReLU; empties the lists, to free each large map after its use."""
+        """Apply norms, gates, mean and DyReLU; empties the lists to free each map after use."""
         upper, same, lower = branches
         groups: list[list[Tensor]] = []
         for i, shape in enumerate(shapes):

@@ -9,14 +9,14 @@ from .initialisation import initialised
 
 
 def drop_block(x: Tensor, probability: float, block: int) -> Tensor:
-    """Zero square blocks of x (B, C, H, W) in all channels; rescale by the kept share of the batch."""
+    """Zero square blocks of x (B, C, H, W) in all channels; rescale by the batch's kept share."""
     seeds = x.new_empty(x.shape[0], 1, *x.shape[2:]).bernoulli_(probability / block**2)
     keep = 1 - F.max_pool2d(seeds, block, stride=1, padding=block // 2)
     return x * (keep * (keep.numel() / keep.sum().clamp(min=1)))
 
 
 class GlipFeaturePyramid(nn.Module):
-    """Lateral 1x1 and output 3x3 convolutions, nearest top-down sums, then stride-2 convolutions."""
+    """Lateral 1x1 and output 3x3 convolutions, nearest top-down sums, stride-2 convolutions."""
 
     def __init__(self, in_channels: list[int], channels: int, num_levels: int, drop_prob: float, drop_size: int):
         super().__init__()
@@ -28,7 +28,7 @@ class GlipFeaturePyramid(nn.Module):
         initialised(self, "kaiming")
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Compute `num_levels` maps (B, channels, h, w) of features (B, C_i, H_i, W_i), finest first."""
+        """Compute `num_levels` maps (B, C, h, w) from features (B, C_i, h, w), finest first."""
         # plain NCHW memory: oneDNN's channels-last convolutions round worse here and are no faster
         features = [f.contiguous() for f in features]
         merged = self.lateral[-1](features[-1])

@@ -1,8 +1,9 @@
 """Deep fusion: image locations and text tokens attend to each other (GLIP spec section 6.1).
 
-`eager` is the published arithmetic: each of the N locations is projected to `embed_dim` three times.
-`folded` gives the same numbers with the projections applied on the short text side, v Wq^T k = v (Wq^T k),
-and likewise for values and output: locations are only multiplied by 8 T columns of width C.
+`eager` is the published arithmetic: each of the N locations is projected to `embed_dim` three
+times. `folded` gives the same numbers with the projections applied on the short text side, v Wq^T k
+= v (Wq^T k), and likewise for values and output: locations are only multiplied by 8 T columns of
+width C.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class GlipBiAttention(nn.Module):
         initialised(self, "xavier")
 
     def forward(self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool) -> tuple[Tensor, Tensor]:
-        """Compute updates of v (B, N, C) and l (B, T, D), same shapes; attention_mask: (B, T) 0/1."""
-        text_bias = torch.zeros_like(attention_mask, dtype=torch.float32).masked_fill(attention_mask == 0, MASKED)
+        """Compute updates of v (B, N, C) and l (B, T, D); attention_mask (B, T) 0/1."""
+        # kept tokens get +1 as in the original: softmax ignores it, but its rounding is the reference's
+        text_bias = torch.where(attention_mask == 0, MASKED, attention_mask.float()).to(torch.float32)
         if eager or not self._folding_pays(v, l):
             return self._literal(v, l, text_bias)
         return self._folded(v, l, text_bias)
@@ -102,7 +104,7 @@ class GlipFusion(nn.Module):
         self.gamma_l = nn.Parameter(torch.full((l_dim,), init_scale))
 
     def forward(self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool = False) -> tuple[Tensor, Tensor]:
-        """Fuse v (B, N, C), all levels, and l (B, T, D), same shapes; attention_mask: (B, T) 0/1."""
+        """Fuse v (B, N, C), all levels, and l (B, T, D), same shapes; attention_mask (B, T) 0/1."""
         v, l = self.layer_norm_v(v), self.layer_norm_l(l)
         dv, dl = self.attn(v, l, attention_mask, eager)
         return v + self.gamma_v * dv, l + self.gamma_l * dl

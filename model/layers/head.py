@@ -1,4 +1,4 @@
-"""Detection heads: fused blocks, alignment with the words, boxes (GLIP spec section 6; paper section 3.1)."""
+"""Detection heads: fused blocks, alignment, boxes (GLIP spec section 6; paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class HeadOutput:
     """Raw predictions of a head at N anchors for T tokens.
 
     logits (B, N, T); no_object (B, N) or None; deltas (B, N, 4); centerness (B, N) or None; anchors
-    (N, 4) or (B, N, 4); level_shapes: height, width of each group of anchors; real (B, N) bool, false for
-    padding, or None; losses: {name: scalar} or None.
+    (N, 4) or (B, N, 4); level_shapes: height, width of each group of anchors; real (B, N) bool,
+    false for padding, or None; losses: {name: scalar} or None.
     """
 
     logits: Tensor
@@ -93,7 +93,8 @@ class AlignmentHead(nn.Module):
     ) -> tuple[Tensor, Tensor, list[tuple[int, int]], Tensor]:
         """Run all blocks on maps (B, C, h, w) per level, text (B, T, D) and its mask (B, T).
 
-        Returns locations (B, N, C), the words' features (B, T, D), the levels' (h, w) and anchors (N, 4).
+        Returns locations (B, N, C), the words' features (B, T, D), the levels' (h, w) and anchors
+        (N, 4).
         """
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         anchors = device_constant(
@@ -123,7 +124,7 @@ class AlignmentHead(nn.Module):
         return x, text if self.config.fusion else original * mask[..., None], shapes, anchors
 
     def align(self, x: Tensor, words: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Align regions (B, N, C) with words (B, T, D): logits (B, N, T) and "no object" (B, N) or None."""
+        """Align regions (B, N, C) with words (B, T, D): logits (B, N, T), "no object" (B, N)."""
         words = F.normalize(words, dim=-1)
         temperature = self.log_scale.exp()
         tokens = self.dot_product_projection_text(words / 2) / temperature
@@ -152,7 +153,7 @@ class DynamicHead(AlignmentHead):
         self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
         trace: dict | None,
     ) -> HeadOutput:  # fmt: skip
-        """Predict from maps (B, C, h, w) per level, text (B, T, D) and mask (B, T); image_sizes: unused."""
+        """Predict from maps (B, C, h, w) per level, text (B, T, D) and mask (B, T)."""
         x, words, shapes, anchors = self.tower(maps, text, mask, trace)
         sizes = [h * w for h, w in shapes]
         logits, no_object = self.align(x, words)
@@ -168,7 +169,7 @@ class DynamicHead(AlignmentHead):
 
 
 class TwoStageHead(AlignmentHead):
-    """Head whose proposals' features are aligned with the words; fusion comes before the proposals."""
+    """Head that aligns proposals' features with the words; fusion comes before the proposals."""
 
     def __init__(self, config: GlipConfig):
         super().__init__(config, dynamic=False)
@@ -179,7 +180,7 @@ class TwoStageHead(AlignmentHead):
         self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
         trace: dict | None,
     ) -> HeadOutput:  # fmt: skip
-        """Predict as DynamicHead does, for N proposals; image_sizes (B, 2): unpadded height, width."""
+        """Predict as DynamicHead, for N proposals; image_sizes (B, 2): unpadded height, width."""
         c = self.config
         x, words, shapes, anchors = self.tower(maps, text, mask, trace)
         maps = split_levels(x, shapes)

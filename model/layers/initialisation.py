@@ -14,9 +14,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def initialised(module: M, rule: str, std: float = 0.02) -> M:
-    """Mark every linear and convolution layer in `module` (itself included) with `rule`; return `module`.
+    """Mark the linear and convolution layers of `module`, itself included, with `rule`; return it.
 
-    rule: "trunc_normal" with `std`, "normal" 0.01, "xavier", "kaiming" (a = 1) or "default" (PyTorch's).
+    rule: "trunc_normal" with `std`, "normal" 0.01, "xavier", "kaiming" (a = 1) or "default"
+    (PyTorch's).
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):

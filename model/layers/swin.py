@@ -1,7 +1,7 @@
 """Swin backbone as GLIP runs it (GLIP spec section 2).
 
-Windows never shrink and odd blocks always shift, also on maps smaller than a window (GLIP spec 0.4);
-the implementations of transformers and torchvision differ there.
+Windows never shrink and odd blocks always shift, also on maps smaller than a window (GLIP spec
+0.4); the implementations of transformers and torchvision differ there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def relative_position_index(window: int) -> Tensor:
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
     """Compute the (windows, w*w, w*w) float32 mask of a shifted map: -100 between regions, else 0.
 
-    height, width: the padded size. The checkpoints were trained with -100, not -inf (GLIP spec 0.4).
+    height, width: the padded size. The checkpoints were trained with -100, not -inf (GLIP spec
+    0.4).
     """
     region = torch.zeros(height, width)
     slices = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
@@ -48,7 +49,7 @@ class SwinAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend within windows x (B, windows, w*w, C), same shape; mask: (windows, w*w, w*w) or None."""
+        """Attend within windows x (B, windows, w*w, C), same shape; mask (windows, w*w, w*w)."""
         b, _, t, c = x.shape
         index = device_constant(relative_position_index, self.window, device=x.device)
         bias = self.relative_position_bias_table[index.flatten()].view(t, t, self.heads).permute(2, 0, 1)
@@ -152,7 +153,7 @@ class SwinStage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Embedding of an image (B, 3, H, W) as patches (B, h, w, C): strided convolution, LayerNorm."""
+    """Patch embedding, (B, 3, H, W) to (B, h, w, C): strided convolution, LayerNorm."""
 
     def __init__(self, config: GlipBackboneConfig):
         super().__init__()
@@ -186,7 +187,7 @@ class GlipSwin(nn.Module):
             self.add_module(f"norm{stage - 2}", nn.LayerNorm(config.stage_channels(stage), eps=config.layer_norm_eps))
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Compute stages 2.. (B, C_k, H/s_k, W/s_k), channels-last, of pixel_values (B, 3, H, W)."""
+        """Compute stages 2.. (B, C_k, h, w), channels-last, of pixel_values (B, 3, H, W)."""
         x = self.patch_embed(pixel_values)
         out = []
         for i, layer in enumerate(self.layers):

@@ -1,6 +1,7 @@
 """Proposals and region features of the two-stage head, the paper's first formulation.
 
-Region features O and prompt features P give the alignment S = O P^T. Source: GLIP paper section 3.1.
+Region features O and prompt features P give the alignment S = O P^T. Source: GLIP paper section
+3.1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ProposalNetwork(nn.Module):
         self.deltas = initialised(nn.Linear(channels, 4), "normal")
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Predict objectness logits (B, N) and deltas (B, N, 4) from maps (B, C, h, w) per level."""
+        """Predict objectness logits (B, N) and deltas (B, N, 4) from maps (B, C, h, w)."""
         x = torch.cat([F.relu(self.conv(m)).flatten(2).transpose(1, 2) for m in maps], 1)
         return self.objectness(x).squeeze(-1), self.deltas(x)
 
@@ -68,10 +69,10 @@ def propose(
     config: GlipConfig, objectness: Tensor, deltas: Tensor, anchors: Tensor, image_sizes: Tensor, count: int,
     extra: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Select the best `count` boxes per image after NMS: (B, K, 4), and (B, K) bool, false for padding.
+    """Select the best `count` boxes per image after NMS: (B, K, 4); (B, K) false for padding.
 
-    objectness (B, N), deltas (B, N, 4), anchors (N, 4), image_sizes (B, 2). extra: boxes (m, 4) per image
-    to add, in training the labels'.
+    objectness (B, N), deltas (B, N, 4), anchors (N, 4), image_sizes (B, 2). extra: boxes (m, 4) per
+    image to add, in training the labels'.
     """
     boxes = clip(decode(deltas.float(), anchors, tuple(config.box_coder_weights)), image_sizes)
     chosen = []
