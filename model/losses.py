@@ -170,10 +170,7 @@ def proposal_losses(
     goal = encode(targets.boxes[row], anchors[anchor], tuple(config.box_coder_weights))
     box = F.smooth_l1_loss(deltas[image, anchor], goal, reduction="none").sum(-1) * targets.weights[row]
     positives = _count(matched >= 0)
-    return {
-        "loss_objectness": terms.sum(1) / positives,
-        "loss_proposal_box": _per_image(box, image, batch) / positives,
-    }
+    return {"loss_objectness": terms.sum(1) / positives, "loss_proposal_box": _per_image(box, image, batch) / positives}
 
 
 def region_losses(

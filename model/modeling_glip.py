@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         super().__init__(config)
         stages = list(config.fpn_in_stages)
         swin = GlipSwin(config.backbone_config, stages)
-        self.backbone = initialised(swin, "trunc_normal", config.backbone_config.initializer_range)
-        initialised(self.backbone.patch_embed, "default")
+        self.backbone = initialised(swin, partial(init.trunc_normal_, std=config.backbone_config.initializer_range))
+        initialised(self.backbone.patch_embed, None)
         self.neck = GlipFeaturePyramid(
             [config.backbone_config.stage_channels(s) for s in stages],
             config.hidden_size,

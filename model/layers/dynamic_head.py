@@ -12,7 +12,7 @@ from torchvision.ops import deform_conv2d
 
 from .constants import device_constant
 from .deform import branch_geometry, sampled_convolution, sampling_plan
-from .initialisation import initialised
+from .initialisation import NORMAL, initialised
 
 Shapes = list[tuple[int, int]]
 
@@ -52,9 +52,7 @@ class DyReLU(nn.Module):
     def __init__(self, channels: int, reduction: int):
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(channels, channels // reduction),
-            nn.ReLU(),
-            nn.Linear(channels // reduction, 4 * channels),
+            nn.Linear(channels, channels // reduction), nn.ReLU(), nn.Linear(channels // reduction, 4 * channels)
         )
 
     def coefficients(self, means: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ class DynamicConv(nn.Module):
         self.same = DynamicBranch(channels, groups)
         self.lower = DynamicBranch(channels, groups)
         self.offset = nn.Conv2d(channels, 3 * 9, 3, padding=1)
-        self.attention = initialised(nn.Linear(channels, 1), "normal")
+        self.attention = initialised(nn.Linear(channels, 1), NORMAL)
         self.relu = DyReLU(channels, reduction)
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:

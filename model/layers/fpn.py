@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initialisation import initialised
+from .initialisation import KAIMING, initialised
 
 
 def drop_block(x: Tensor, probability: float, block: int) -> Tensor:
@@ -25,7 +25,7 @@ class GlipFeaturePyramid(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         extra = num_levels - len(in_channels)
         self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
-        initialised(self, "kaiming")
+        initialised(self, KAIMING)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Compute `num_levels` maps (B, C, h, w) from features (B, C_i, h, w), finest first."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initialisation import initialised
+from .initialisation import XAVIER, initialised
 
 LIMIT = 50000.0
 MASKED = -9e15
@@ -31,11 +31,11 @@ class GlipBiAttention(nn.Module):
         self.values_l_proj = nn.Linear(l_dim, embed_dim)
         self.out_v_proj = nn.Linear(embed_dim, v_dim)
         self.out_l_proj = nn.Linear(embed_dim, l_dim)
-        initialised(self, "xavier")
+        initialised(self, XAVIER)
 
     def forward(self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool) -> tuple[Tensor, Tensor]:
         """Compute updates of v (B, N, C) and l (B, T, D); attention_mask (B, T) 0/1."""
-        # kept tokens get +1 as in the original: softmax ignores it, but its rounding is the reference's
+        # kept tokens get +1 as in the original: softmax ignores it, its rounding remains
         text_bias = torch.where(attention_mask == 0, MASKED, attention_mask.float()).to(torch.float32)
         if eager or not self._folding_pays(v, l):
             return self._literal(v, l, text_bias)

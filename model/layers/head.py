@@ -17,7 +17,7 @@ from .bert_layer import GlipTextLayer, attention_bias
 from .constants import device_constant
 from .dynamic_head import DynamicConv, join_levels, split_levels
 from .fusion import GlipFusion
-from .initialisation import initialised
+from .initialisation import NORMAL, initialised
 from .two_stage import ProposalNetwork, RegionFeatures, propose
 
 LOGIT_LIMIT = 50000.0
@@ -77,7 +77,7 @@ class AlignmentHead(nn.Module):
         self.config = config
         channels, width = config.hidden_size, config.text_config.hidden_size
         self.blocks = nn.ModuleList(GlipFusedBlock(config, dynamic) for _ in range(config.num_blocks))
-        self.bbox_pred = initialised(nn.Linear(channels, 4), "normal")
+        self.bbox_pred = initialised(nn.Linear(channels, 4), NORMAL)
         self.dot_product_projection_text = nn.Linear(width, channels)
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.bias_lang = nn.Parameter(torch.zeros(width))
@@ -142,10 +142,10 @@ class DynamicHead(AlignmentHead):
     def __init__(self, config: GlipConfig):
         super().__init__(config, dynamic=True)
         channels = config.hidden_size
-        self.centerness = initialised(nn.Linear(channels, 1), "normal")
+        self.centerness = initialised(nn.Linear(channels, 1), NORMAL)
         self.cls_logits: nn.Linear | None = None
         if config.num_class_logits:
-            layer = initialised(nn.Linear(channels, config.num_class_logits), "normal")
+            layer = initialised(nn.Linear(channels, config.num_class_logits), NORMAL)
             self.cls_logits = layer.requires_grad_(False)
         self.scales = nn.ModuleList(Scale() for _ in range(config.num_feature_levels))
 

@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 
 from ..box_ops import clip, decode, sides
 from ..configuration_glip import GlipConfig
-from .initialisation import initialised
+from .initialisation import NORMAL, initialised
 
 Shapes = list[tuple[int, int]]
 CANDIDATES = 1000  # proposals per image before NMS
@@ -26,9 +26,9 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = initialised(nn.Conv2d(channels, channels, 3, padding=1), "normal")
-        self.objectness = initialised(nn.Linear(channels, 1), "normal")
-        self.deltas = initialised(nn.Linear(channels, 4), "normal")
+        self.conv = initialised(nn.Conv2d(channels, channels, 3, padding=1), NORMAL)
+        self.objectness = initialised(nn.Linear(channels, 1), NORMAL)
+        self.deltas = initialised(nn.Linear(channels, 4), NORMAL)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Predict objectness logits (B, N) and deltas (B, N, 4) from maps (B, C, h, w)."""
