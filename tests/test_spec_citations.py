@@ -15,7 +15,7 @@ CITATION = re.compile(rf"\bspec(?:ification)?:? ({NUMBER}(?:(?:,| and|, and| or|
 
 
 def citations(text: str) -> list[list[str]]:
-    """Section numbers of each citation in ``text``: "GLIP spec 9.3", "spec sections 3 and 6", "Spec 5.1, 5.2"."""
+    """Section numbers per citation: "GLIP spec 9.3", "spec sections 3 and 6", "SPEC 5.1, 5.2"."""
     plain = re.sub(r"\s+(?:# )?", " ", text)  # a citation may run over the end of a line, of a comment too
     return [re.findall(r"\d+(?:\.\d+)?", match[1]) for match in CITATION.finditer(plain)]
 

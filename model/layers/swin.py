@@ -138,7 +138,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution; the merging after them is the caller's to run."""
+    """Blocks of one resolution; `GlipSwin` runs the merging after them."""
 
     def __init__(self, config: GlipBackboneConfig, index: int, drop_paths: list[float], merge: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The reference arrays in golden/, models with seeded weights, and the small network that most tests train."""
+"""Reference arrays of golden/, models with seeded weights, and the small network of most tests."""
 
 from __future__ import annotations
 

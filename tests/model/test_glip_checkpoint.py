@@ -1,4 +1,4 @@
-"""convert-checkpoint: released files in all their forms, both ways, with nothing unaccounted for."""
+"""convert-checkpoint: released files in all forms, both ways, with every entry accounted for."""
 
 import pytest
 import torch

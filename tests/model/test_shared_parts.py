@@ -1,4 +1,4 @@
-"""Parts of the network that take another way on a GPU, or over a long run: the answers stay the same."""
+"""Parts of the network with several code paths, by device, size or length of the run."""
 
 from fractions import Fraction
 from unittest import mock
@@ -17,7 +17,7 @@ from tests.model.glip_reference import tiny_model
 
 
 def plain_nms(boxes, scores, labels, threshold):
-    """The rule word by word in exact arithmetic: best first, +1 sides, of equal scores the earlier box."""
+    """The rule in exact arithmetic: best first, +1 sides, of equal scores the earlier box."""
     boxes = [[Fraction(x) for x in box] for box in boxes.tolist()]
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i].item(), i)):
@@ -41,7 +41,7 @@ def plain_nms(boxes, scores, labels, threshold):
     st.booleans(), st.floats(0.05, 0.95), st.integers(0, 2**31),
 )  # fmt: skip
 def test_suppression_follows_the_plain_rule(way, count, kinds, step, side, whole, threshold, seed):
-    """Ties of score, boxes that touch, far labels and large coordinates, by both of torchvision's ways."""
+    """Ties, touching boxes, far labels and large coordinates, on both of torchvision's paths."""
     make = torch.Generator().manual_seed(seed)
     corner, size = torch.rand(count, 2, generator=make) * side, torch.rand(count, 2, generator=make) * side
     boxes, scores = torch.cat([corner, corner + size], 1), torch.rand(count, generator=make).round(decimals=1)
@@ -54,7 +54,7 @@ def test_suppression_follows_the_plain_rule(way, count, kinds, step, side, whole
 
 @pytest.mark.parametrize("label", [0, 1202, 10**6])
 def test_one_pixel_decides_far_from_the_origin(label):
-    """Boxes of 10 x 10 pixels, the last one counted: shifted by 2 they overlap by 80/120, by 3 by 70/130."""
+    """Boxes of 10 x 10 pixels: shifted by 2 they overlap by 80/120, by 3 by 70/130."""
     boxes = torch.tensor([[0.0, 0, 9, 9], [2, 0, 11, 9], [3, 0, 12, 9], [10, 0, 19, 9], [0, 0, 20000, 9]]) + 8000
     scores, labels = torch.tensor([0.9, 0.8, 0.8, 0.8, 0.1]), torch.full((5,), label)
     assert box_ops.nms(boxes, scores, labels, 0.6).tolist() == [0, 2, 3, 4]
