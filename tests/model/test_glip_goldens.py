@@ -202,8 +202,8 @@ def test_losses_and_gradients(glip_t, two_threads):
         elif norm > 1e-6:  # keys' biases have no gradient but rounding: softmax does not see them
             apart[name] = abs(gradient.norm().item() / norm - 1)
     # Rounding (another processor, thread count or order of sums) moves sampling positions across
-    # pixel centres, or decides near ties in DyReLU, and the gradient jumps there: in one thread 11 %
-    # of the norms move on an AMD processor; as many without the "+1" of the fusion's text mask.
+    # pixel centres or decides near ties in DyReLU, and the gradient jumps there: in one thread 11 %
+    # of the norms move on an AMD processor; as many without the "+1" of the fusion's mask.
     beyond = {n: a for n, a in apart.items() if a > 1e-3}
     assert len(beyond) <= 0.02 * len(apart) and max(apart.values()) < 1e-2, beyond
     total = sum(p.grad.double().pow(2).sum() for p in parameters.values() if p.grad is not None) ** 0.5
