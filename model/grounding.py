@@ -1,7 +1,8 @@
-"""Character spans <-> tokens <-> positive maps, and prompts made of class names.
+"""Conversion of character spans to tokens and positive maps, and prompts made of class names.
 
-A span is [start, end) in characters (code points) of the caption; a phrase is a list of spans. Tokens are found
-through the tokenizer's own offsets, never by looking for a phrase's text. Source: GLIP spec section 9.
+A span is [start, end) in characters (code points) of the caption; a phrase is a list of spans.
+Tokens are found by the tokenizer's own offsets, not by a phrase's text. Source: GLIP spec section
+9.
 """
 
 from __future__ import annotations
@@ -19,40 +20,38 @@ _FALLBACK = 2  # characters tried beyond a boundary that has no token of its own
 
 
 class TokenLookup:
-    """The token of every character of one caption. offsets: (T, 2) [start, end) a token; special tokens are empty.
+    """Table of the token of every character of one caption.
 
-    Characters without a token (spaces, dropped accents, text beyond the cut) have none. Where two tokens claim a
-    character the first has it, as in the tokenizers library.
+    offsets: (T, 2) [start, end) per token; special tokens are empty. Spaces, dropped accents and
+    text beyond the cut have no token. A character of two tokens belongs to the first, as in the
+    tokenizers library.
     """
 
     def __init__(self, offsets: Iterable[Sequence[int]]):
-        pairs = [(int(o[0]), int(o[1])) for o in offsets]
+        pairs = [(int(start), int(end)) for start, end in offsets]
         self.covered = max((end for _, end in pairs), default=0)
-        self._token = [-1] * self.covered
-        for token in range(len(pairs) - 1, -1, -1):
-            start, end = pairs[token]
-            for c in range(start, end):
-                self._token[c] = token
+        self._token: list[int | None] = [None] * self.covered
+        for token, (start, end) in reversed(list(enumerate(pairs))):
+            self._token[start:end] = [token] * (end - start)
 
     def token(self, character: int) -> int | None:
-        """Token index of a character, or None."""
-        if 0 <= character < self.covered and self._token[character] >= 0:
-            return self._token[character]
-        return None
+        """Look the token index of a character up; None without one."""
+        return self._token[character] if 0 <= character < self.covered else None
 
     def span(self, start: int, end: int) -> range:
-        """Tokens of [start, end); empty when a boundary has no token within two characters.
+        """Find the tokens of [start, end); empty when an end has no token within two characters.
 
-        The start is tried at start, +1, +2, the end at end-1, -2, -3 (GLIP spec 9.1).
+        The first is tried at start, +1, +2, the last at end-1, -2, -3 (GLIP spec 9.1).
         """
         if end <= start:
             return range(0)
-        first = next((t for i in range(_FALLBACK + 1) if (t := self.token(start + i)) is not None), None)
-        last = next((t for i in range(_FALLBACK + 1) if (t := self.token(end - 1 - i)) is not None), None)
+        firsts = (self.token(start + i) for i in range(_FALLBACK + 1))
+        lasts = (self.token(end - 1 - i) for i in range(_FALLBACK + 1))
+        first, last = (next((t for t in tokens if t is not None), None) for tokens in (firsts, lasts))
         return range(0) if first is None or last is None else range(first, last + 1)
 
     def phrase(self, spans: Iterable[Span]) -> list[int]:
-        """Sorted tokens of a phrase: the union of its spans. Empty when a span lost its tokens: a phrase is whole or gone."""
+        """List the sorted tokens of all spans; empty when the text's cut removed one of them."""
         tokens: set[int] = set()
         for start, end in spans:
             found = self.span(int(start), int(end))
@@ -63,7 +62,10 @@ class TokenLookup:
 
 
 def phrase_tokens(offsets: Any, phrases: Iterable[Iterable[Span]]) -> tuple[list[list[int]], list[int]]:
-    """Tokens of each phrase of one caption, and the indices of phrases that have none (cut away, or only spaces)."""
+    """List the tokens of each phrase of one caption, and the indices of phrases without any.
+
+    offsets: (T, 2) tensor or pairs. A phrase has none when it is cut away or only spaces.
+    """
     if isinstance(offsets, Tensor):
         offsets = offsets.tolist()
     lookup = TokenLookup(offsets)
@@ -72,7 +74,7 @@ def phrase_tokens(offsets: Any, phrases: Iterable[Iterable[Span]]) -> tuple[list
 
 
 def positive_map(tokens: Sequence[Sequence[int]], length: int) -> Tensor:
-    """(n, length) float 0/1: row i is 1 at the tokens of phrase i; tokens at or beyond `length` are left out."""
+    """Make a 0/1 float map (n, length): row i is 1 at the tokens of phrase i below `length`."""
     out = torch.zeros(len(tokens), length)
     for i, row in enumerate(tokens):
         out[i, [t for t in row if t < length]] = 1.0
@@ -80,14 +82,18 @@ def positive_map(tokens: Sequence[Sequence[int]], length: int) -> Tensor:
 
 
 def clean_name(name: str) -> str:
-    """A data set's class name as it goes into a prompt: no "(...)", "_" to space, one pass of double to single space."""
+    """Clean a class name for a prompt: no "(...)", "_" to space, double to single space once.
+
+    Source: GLIP spec 9.1.
+    """
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
 def prompt_from_names(names: Sequence[str], separator: str = SEPARATOR) -> tuple[str, list[list[tuple[int, int]]]]:
-    """("person. traffic light", [[(0, 6)], [(8, 21)]]): the caption of a class list and each class's span.
+    """Join class names to a caption: ("person. traffic light", [[(0, 6)], [(8, 21)]]), with spans.
 
-    Names are taken as they are (see `clean_name`). No separator after the last. Source: GLIP spec 9.1.
+    Names are used as they are (see `clean_name`). No separator after the last. Source: GLIP spec
+    9.1.
     """
     phrases, start = [], 0
     for name in names:
@@ -97,9 +103,10 @@ def prompt_from_names(names: Sequence[str], separator: str = SEPARATOR) -> tuple
 
 
 def chunk_names(names: Sequence[str], tokenizer: Any, max_length: int, max_names: int | None = None) -> list[list[str]]:
-    """Consecutive groups of names whose prompts fit `max_length` tokens, specials included (and `max_names` names).
+    """Group consecutive names to prompts of at most `max_length` tokens and `max_names` names.
 
-    A name that alone does not fit gets a chunk of its own and is then reported as missing. Source: GLIP spec 9.1.
+    Special tokens count. A name that alone is too long gets a group of its own; its phrase is then
+    missing. Source: GLIP spec 9.1.
     """
     if not names:
         return []

@@ -1,4 +1,4 @@
-"""Images in the form GLIP was trained on: resized by its own rule, BGR, 0..255, normalised, zero-padded."""
+"""Image processing as in GLIP's training: its resize, BGR in 0..255, normalised, zero-padded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .post_processing import all_words, detections
 
 
 def resized_size(width: int, height: int, shortest: int, longest: int | None) -> tuple[int, int]:
-    """(height, width) after GLIP's resize (GLIP spec section 1): shorter side to `shortest`, longer at most `longest`.
+    """Compute (height, width) after GLIP's resize to `shortest`, longer side at most `longest`.
 
-    The longer side is truncated, not rounded; `longest` None means no cap.
+    The longer side is truncated, not rounded; `longest` None: no cap. Source: GLIP spec section 1.
     """
     short, long = min(width, height), max(width, height)
     if longest is not None and long / short * shortest > longest:
@@ -29,11 +29,12 @@ def resized_size(width: int, height: int, shortest: int, longest: int | None) ->
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor -> PIL RGB. Raises TypeError for anything else."""
+    """Convert a PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor to PIL RGB.
+
+    Raises TypeError for anything else.
+    """
     if isinstance(image, Tensor):
-        image = (
-            image.permute(1, 2, 0).cpu().numpy() if image.dim() == 3 and image.shape[0] == 3 else image.cpu().numpy()
-        )
+        image = (image.movedim(0, -1) if image.dim() == 3 and image.shape[0] == 3 else image).cpu().numpy()
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise TypeError(f"image array of {image.dtype}: give uint8 values 0..255")
@@ -44,9 +45,10 @@ def to_rgb(image: Any) -> Image.Image:
 
 
 class GlipImageProcessor(BaseImageProcessor):
-    """size: {"shortest_edge", "longest_edge"} in pixels. image_mean, image_std: in B, G, R order, for values 0..255.
+    """Image processor of GLIP (GLIP spec section 1).
 
-    pad_to_multiple: the batch is padded right and bottom to a multiple of this many pixels.
+    size: {"shortest_edge", "longest_edge"} in pixels. image_mean, image_std: in B, G, R order, for
+    values 0..255. pad_to_multiple: the batch is padded right and bottom to a multiple of it.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -69,8 +71,8 @@ class GlipImageProcessor(BaseImageProcessor):
         self.pad_to_multiple = pad_to_multiple
 
     def _table(self, normalise: bool) -> np.ndarray:
-        """(3, 256) float32: the network's value of every byte, channels B, G, R."""
-        # to [0, 1] and back is what the original does, and it is not exact
+        """Compute the network's value of every byte: (3, 256) float32, channels B, G, R."""
+        # to [0, 1] and back, as the original does: not exact
         values = torch.arange(256, dtype=torch.float32).div(255).mul(255)[None].repeat(3, 1)
         if normalise:
             values = (values - torch.tensor(self.image_mean)[:, None]) / torch.tensor(self.image_std)[:, None]
@@ -85,9 +87,10 @@ class GlipImageProcessor(BaseImageProcessor):
         return_tensors: str | None = "pt",
         **_: Any,
     ) -> BatchFeature:
-        """One image or a list -> `pixel_values` (B, 3, H, W) float32 and `image_sizes` (B, 2) unpadded height, width.
+        """Process one image or a list; see `to_rgb` for the types.
 
-        Raises TypeError for what is not an image.
+        Returns `pixel_values` (B, 3, H, W) float32 and `image_sizes` (B, 2), the unpadded height
+        and width. Raises TypeError for other types.
         """
         do_resize = self.do_resize if do_resize is None else do_resize
         size = self.size if size is None else size
@@ -99,14 +102,12 @@ class GlipImageProcessor(BaseImageProcessor):
                 height, width = resized_size(*rgb.size, size["shortest_edge"], size.get("longest_edge"))
                 rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
             arrays.append(np.asarray(rgb))
-        step = self.pad_to_multiple
-        height = -(-max(a.shape[0] for a in arrays) // step) * step
-        width = -(-max(a.shape[1] for a in arrays) // step) * step
+        sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
+        height, width = -(-sizes.max(0) // self.pad_to_multiple) * self.pad_to_multiple
         pixels = np.zeros((len(arrays), 3, height, width), dtype=np.float32)
         for i, array in enumerate(arrays):
             for c in range(3):
                 pixels[i, c, : array.shape[0], : array.shape[1]] = table[c][array[..., 2 - c]]
-        sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
         return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
 
     def post_process_object_detection(
@@ -116,10 +117,10 @@ class GlipImageProcessor(BaseImageProcessor):
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
         **settings: Any,
     ) -> list[dict[str, Tensor]]:
-        """Detections when the whole caption is one phrase, as transformers' zero-shot pipeline asks.
+        """Find boxes of each whole caption as one phrase, for transformers' zero-shot pipeline.
 
-        Per image `scores` (k,), `labels` (k,) zeros, `boxes` (k, 4) xyxy in `target_sizes` (height, width).
-        `settings`: see `post_processing.detections`.
+        Returns per image `scores` (k,), `labels` (k,) zeros, `boxes` (k, 4) xyxy in `target_sizes`
+        (height, width). `settings`: see `post_processing.detections`.
         """
         words = all_words(outputs.attention_mask)
         found = detections(outputs, [[w] for w in words], threshold=threshold, target_sizes=target_sizes, **settings)

@@ -1,22 +1,24 @@
-"""GLIP's training losses (GLIP spec section 7), their variants, and the options that noisy labels need."""
+"""Training losses of GLIP (GLIP spec section 7), their variants, and options for noisy labels."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
 from .assigners import IGNORED, atss, hungarian, ignore_negatives, max_iou
-from .box_ops import decode, encode, paired_giou, paired_iou
+from .box_ops import centres, decode, encode, paired_iou
 from .configuration_glip import GlipConfig
 from .targets import Targets
 
-FOREGROUND_IOU = 0.5  # two-stage head: proposals from here on are a box's
+# Two-stage head: IoU from which an anchor (a proposal) is positive, and below which it is negative
 RPN_IOU = (0.7, 0.3)
+REGION_IOU = (0.5, 0.5)
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss is NaN or inf. `terms`: the losses' names; `images`: indices in the batch. Nothing is zeroed."""
+    """Error for NaN or inf losses; `terms`: their names, `images`: indices in the batch."""
 
     def __init__(self, terms: list[str], images: list[int]):
         self.terms, self.images = terms, images
@@ -24,14 +26,14 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def focal_terms(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Elementwise sigmoid focal loss, targets 0/1: alpha_t (1 - p_t)^gamma BCE."""
-    wrong = torch.where(targets > 0, -logits, logits)  # the wrong answer's logit
+    """Compute the elementwise sigmoid focal loss, alpha_t (1 - p_t)^gamma BCE, for targets 0/1."""
+    wrong = torch.where(targets > 0, -logits, logits)  # logit of 1 - p_t
     alpha_t = torch.where(targets > 0, alpha, 1 - alpha)
     return alpha_t * wrong.sigmoid() ** gamma * F.softplus(wrong)
 
 
 def across_processes(value: Tensor) -> Tensor:
-    """Mean of a scalar over data-parallel processes; the value itself without them."""
+    """Average a scalar over data-parallel processes, if there are any."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         value = value.clone()
         torch.distributed.all_reduce(value)
@@ -40,25 +42,28 @@ def across_processes(value: Tensor) -> Tensor:
 
 
 def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """sqrt of the ratios of distances from the anchor's centre to opposite sides, (n,); 0 for a centre outside."""
-    point = (anchors[:, :2] + anchors[:, 2:]) / 2
+    """Compute the centerness (n,) of anchor centres in boxes (n, 4); 0 for a centre outside.
+
+    It is the root of the product of near-to-far distance ratios. Source: GLIP spec section 7.
+    """
+    point = centres(anchors)
     low, high = point - boxes[:, :2], boxes[:, 2:] - point
     return (torch.minimum(low, high) / torch.maximum(low, high)).clamp(min=0).prod(-1).sqrt()
 
 
 def assign(
-    config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, batch: int,
-    logits: Tensor | None = None, predicted: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """`matched` (B, N) by the configured assigner; `logits` and `predicted` boxes only matter to "hungarian"."""
+    config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, logits: Tensor, deltas: Tensor
+) -> Tensor:
+    """Assign boxes to anchors (N, 4) by the configured assigner: `matched` (B, N).
+
+    logits (B, N, T) and box deltas (B, N, 4) count for "hungarian" only.
+    """
+    batch = len(logits)
     if config.assigner == "atss":
         return atss(anchors, level_sizes, targets.boxes, targets.image_index, batch, config.atss_topk)
     if config.assigner == "max_iou":
-        return max_iou(
-            anchors, targets.boxes, targets.image_index, batch, config.positive_iou, config.negative_iou, True
-        )
-    assert logits is not None and predicted is not None
-    return hungarian(logits, predicted, targets)
+        return max_iou(anchors, targets, batch, config.positive_iou, config.negative_iou, rescue=True)
+    return hungarian(logits, decode(deltas, anchors, tuple(config.box_coder_weights)), targets)
 
 
 def alignment_loss(
@@ -69,11 +74,12 @@ def alignment_loss(
     attention_mask: Tensor,
     targets: Targets,
 ) -> Tensor:
-    """Per image (B,) the summed region-word loss, not yet normalised.
+    """Sum the region-word loss per image (B,), not normalised.
 
-    logits (B, N, T), no_object (B, N) or None, matched (B, N), attention_mask (B, T). Focal: every token of a phrase
-    is a positive of its own. Cross-entropy: one distribution over the tokens and "no object" (the paper's [NoObj];
-    GLIP spec 9.4), a phrase's mass shared by its tokens.
+    logits (B, N, T), no_object (B, N) or None, matched (B, N), attention_mask (B, T). Focal: every
+    token of a phrase is a positive. Cross-entropy, with `no_object`: one distribution over the
+    tokens and "no object" (the paper's [NoObj]; GLIP spec 9.4), with the phrase's mass divided
+    among its tokens.
     """
     image, anchor = (matched >= 0).nonzero(as_tuple=True)
     row = matched[image, anchor]
@@ -82,16 +88,16 @@ def alignment_loss(
     real = attention_mask[:, None] > 0  # (B, 1, T)
     positive = torch.zeros_like(logits)
     positive[image, anchor] = targets.positive_map[row]
-    taught = real
+    used = real
     if targets.token_keep is not None:
-        taught = real & ((targets.token_keep[:, None] > 0) | (positive > 0))
+        used = real & ((targets.token_keep[:, None] > 0) | (positive > 0))
     if no_object is None:
         if logits.shape[-1] == config.max_text_length:
             # the "no object" column: masked unless a caption fills every position
             positive[..., -1] = torch.where(matched < 0, 1.0, positive[..., -1])
         terms = focal_terms(logits, positive, config.focal_alpha, config.focal_gamma)
-        return (terms * (weight[..., None] * taught)).sum((1, 2))
-    scores = torch.cat([logits.masked_fill(~taught, -torch.inf), no_object[..., None]], -1).log_softmax(-1)
+        return (terms * (weight[..., None] * used)).sum((1, 2))
+    scores = torch.cat([logits.masked_fill(~used, -torch.inf), no_object[..., None]], -1).log_softmax(-1)
     absent = -scores[..., -1] * config.no_object_weight * (matched < 0)
     positive = positive * real
     share = positive / positive.sum(-1, keepdim=True).clamp(min=1)
@@ -110,18 +116,17 @@ def dense_losses(
     attention_mask: Tensor,
     targets: Targets,
 ) -> dict[str, Tensor]:
-    """The dynamic head's three losses, weighted by the configuration; their plain sum is the total.
+    """Compute the dynamic head's three losses with their weights; the total is their plain sum.
 
-    logits (B, N, T), no_object (B, N) or None, box_deltas (B, N, 4), centerness (B, N), anchors (N, 4),
-    attention_mask (B, T). Raises NonFiniteLossError.
+    logits (B, N, T), no_object (B, N) or None, box_deltas (B, N, 4), centerness (B, N), anchors (N,
+    4), attention_mask (B, T). Raises NonFiniteLossError. Source: GLIP spec section 7.
     """
     logits, box_deltas, centerness = logits.float(), box_deltas.float(), centerness.float()
     batch = logits.shape[0]
     coder = tuple(config.box_coder_weights)
     one_to_one = config.assigner == "hungarian"
     with torch.no_grad():
-        guess = decode(box_deltas, anchors, coder) if one_to_one else None
-        matched = assign(config, anchors, level_sizes, targets, batch, logits, guess)
+        matched = assign(config, anchors, level_sizes, targets, logits, box_deltas)
         matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
     positives = _count(matched >= 0)
     alignment = alignment_loss(config, logits, no_object, matched, attention_mask, targets) / positives
@@ -131,13 +136,14 @@ def dense_losses(
     predicted = decode(box_deltas[image, anchor], own, coder)
     with torch.no_grad():
         goal = decode(encode(targets.boxes[row], own, coder), own, coder)
-        # a one-to-one match may lie outside its box: there "centerness" learns how good the box is instead
+        # a one-to-one match may be outside its box: its "centerness" learns the IoU instead
         centre = paired_iou(predicted, goal) if one_to_one else centerness_targets(goal, own)
         share = torch.ones_like(centre) if one_to_one else centre
     share_sum = across_processes(share.sum())
-    share_sum = torch.where(share_sum > 0, share_sum, torch.ones_like(share_sum))
-    box = (1 - paired_giou(predicted, goal)) * share * weight / share_sum
-    regressed = _count(row >= 0)  # always: processes must meet in the same sums, whatever their labels are
+    share_sum = share_sum.masked_fill(~(share_sum > 0), 1.0)
+    ordered = torch.cat([predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])], -1)
+    box = generalized_box_iou_loss(ordered, goal) * share * weight / share_sum
+    regressed = _count(row >= 0)  # without a condition: every process must take part in the same sums
     centred = F.binary_cross_entropy_with_logits(centerness[image, anchor], centre, reduction="none")
     return finite_sums({
         "loss_dot_product_token": config.alignment_loss_weight * alignment,
@@ -146,15 +152,17 @@ def dense_losses(
     })  # fmt: skip
 
 
-def proposal_losses(config: GlipConfig, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets):
-    """Losses of the two-stage head's first stage, per image: {name: (B,)}.
+def proposal_losses(
+    config: GlipConfig, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets
+) -> dict[str, Tensor]:
+    """Compute the losses of the two-stage head's proposals per image: {name: (B,)}.
 
     objectness (B, N) logits, deltas (B, N, 4), anchors (N, 4).
     """
     objectness, deltas = objectness.float(), deltas.float()
     batch = objectness.shape[0]
     with torch.no_grad():
-        matched = max_iou(anchors, targets.boxes, targets.image_index, batch, *RPN_IOU, rescue=True)
+        matched = max_iou(anchors, targets, batch, *RPN_IOU, rescue=True)
         matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
     terms = focal_terms(objectness, (matched >= 0).float(), config.focal_alpha, config.focal_gamma)
     terms = terms * (matched != IGNORED)
@@ -162,10 +170,7 @@ def proposal_losses(config: GlipConfig, objectness: Tensor, deltas: Tensor, anch
     goal = encode(targets.boxes[row], anchors[anchor], tuple(config.box_coder_weights))
     box = F.smooth_l1_loss(deltas[image, anchor], goal, reduction="none").sum(-1) * targets.weights[row]
     positives = _count(matched >= 0)
-    return {
-        "loss_objectness": terms.sum(1) / positives,
-        "loss_proposal_box": _per_image(box, image, batch) / positives,
-    }
+    return {"loss_objectness": terms.sum(1) / positives, "loss_proposal_box": _per_image(box, image, batch) / positives}
 
 
 def region_losses(
@@ -178,16 +183,15 @@ def region_losses(
     attention_mask: Tensor,
     targets: Targets,
 ) -> dict[str, Tensor]:
-    """Losses of the second stage, per image: alignment of region features with words, and smooth L1 or L2 boxes.
+    """Compute the second stage's losses per image: {name: (B,)}, alignment and boxes.
 
-    logits (B, K, T), no_object (B, K) or None, deltas (B, K, 4), proposals (B, K, 4), real (B, K) bool: not padding.
+    logits (B, K, T), no_object (B, K) or None, deltas (B, K, 4), proposals (B, K, 4), real (B, K)
+    bool: not padding.
     """
     logits, deltas = logits.float(), deltas.float()
     batch = logits.shape[0]
     with torch.no_grad():
-        matched = max_iou(
-            proposals, targets.boxes, targets.image_index, batch, FOREGROUND_IOU, FOREGROUND_IOU, rescue=False
-        )
+        matched = max_iou(proposals, targets, batch, *REGION_IOU)
         matched = ignore_negatives(matched, proposals, targets.ignore_boxes).masked_fill(~real, IGNORED)
     positives = _count(matched >= 0)
     image, anchor, row = _regressed(matched, targets)
@@ -202,7 +206,7 @@ def region_losses(
 
 
 def finite_sums(per_image: dict[str, Tensor]) -> dict[str, Tensor]:
-    """{name: (B,)} -> {name: scalar}. Raises NonFiniteLossError with the names and image indices."""
+    """Sum losses {name: (B,)} to {name: scalar}; raises NonFiniteLossError naming the images."""
     table = torch.stack(list(per_image.values()))
     if not torch.isfinite(table.sum()):
         bad = ~torch.isfinite(table.detach())
@@ -216,7 +220,7 @@ def _count(flags: Tensor) -> Tensor:
 
 
 def _regressed(matched: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, anchor and box row of the positives that learn a box."""
+    """Indices (image, anchor, box row) of the positives with a box loss."""
     image, anchor = (matched >= 0).nonzero(as_tuple=True)
     row = matched[image, anchor]
     teach = targets.regress[row]

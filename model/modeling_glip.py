@@ -1,7 +1,8 @@
-"""GLIP: an object detector whose classes are the words of a caption (arXiv 2112.03857), as Hugging Face classes."""
+"""GLIP, an object detector with a caption's words as its classes (arXiv 2112.03857)."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from .layers.swin import GlipSwin, SwinAttention
 from .outputs import GlipObjectDetectionOutput
 from .targets import collect_targets
 
-# "folded" names the fusion's way of computing; inside BERT it means torch's fused attention
+# "folded" is a computation of the fusion; inside BERT it means torch's fused attention
 ALL_ATTENTION_FUNCTIONS.register("folded", sdpa_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register("folded", sdpa_mask)
 
 
 class GlipPreTrainedModel(PreTrainedModel):
-    """Initialisation and what transformers needs to know about the class."""
+    """Base class: initial values, and the attributes that transformers reads."""
 
     config_class = GlipConfig
     base_model_prefix = "glip"
@@ -43,7 +44,7 @@ class GlipPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initial values (GLIP spec sections 3 and 6); the text encoder initialises itself."""
+        """Set published initial values (GLIP spec section 6), not the text encoder's."""
         prior = self.config.prior_probability
         if isinstance(module, AlignmentHead):
             if isinstance(module, DynamicHead) and module.cls_logits is not None:
@@ -77,7 +78,7 @@ def _logit(p: float) -> float:
 
 
 def _as_independent(logits: Tensor, no_object: Tensor | None, mask: Tensor, real: Tensor | None) -> Tensor:
-    """Scores whose sigmoid is a token's probability, whatever the loss: softmax scores become log odds."""
+    """Make scores whose sigmoid is a token's probability; softmax scores become log odds."""
     if no_object is not None:
         scores = logits.float().masked_fill(mask[:, None] == 0, -torch.inf)
         log_p = torch.cat([scores, no_object.float()[..., None]], -1).log_softmax(-1)[..., :-1]
@@ -89,14 +90,14 @@ def _as_independent(logits: Tensor, no_object: Tensor | None, mask: Tensor, real
 
 
 class GlipForObjectDetection(GlipPreTrainedModel):
-    """The whole network: images and captions in; token alignment, boxes and centerness at every anchor out."""
+    """Network from images and captions to token alignment, boxes and centerness at every anchor."""
 
     def __init__(self, config: GlipConfig):
         super().__init__(config)
         stages = list(config.fpn_in_stages)
         swin = GlipSwin(config.backbone_config, stages)
-        self.backbone = initialised(swin, "trunc_normal", config.backbone_config.initializer_range)
-        initialised(self.backbone.patch_embed, "default")
+        self.backbone = initialised(swin, partial(init.trunc_normal_, std=config.backbone_config.initializer_range))
+        initialised(self.backbone.patch_embed, None)
         self.neck = GlipFeaturePyramid(
             [config.backbone_config.stage_channels(s) for s in stages],
             config.hidden_size,
@@ -109,7 +110,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text encoder's word embeddings: transformers' and accelerate's tools look for them."""
+        """Return the text encoder's word embeddings, for tools of transformers and accelerate."""
         return self.text_encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -117,30 +118,29 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         self.text_encoder.set_input_embeddings(value)
 
     def encode_image(self, pixel_values: Tensor, trace: dict | None = None) -> list[Tensor]:
-        """pixel_values (B, 3, H, W), normalised BGR -> pyramid maps (B, C, h, w), finest first.
+        """Compute pyramid maps (B, C, h, w), finest first, of normalised BGR (B, 3, H, W).
 
-        Compute once and pass as `image_features` when an image has several captions.
+        An image with several captions needs them once: pass them as `image_features`.
         """
         stages = self.backbone(pixel_values)
-        used = [stages[s - 2] for s in self.config.fpn_in_stages]
-        maps = self.neck(used)
+        maps = self.neck([stages[s - 2] for s in self.config.fpn_in_stages])
         if trace is not None:
             trace["swin"], trace["fpn"] = stages, maps
         return maps
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """input_ids, attention_mask (B, T) -> BERT's last layer (B, T, D), not masked.
+        """Compute BERT's last layer (B, T, D), not masked, of input_ids and attention_mask (B, T).
 
-        Compute once for each distinct caption and pass as `text_features`.
+        Equal captions need it once: pass it as `text_features`.
         """
         return self.text_encoder(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
 
     def _encode_distinct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """`encode_text`, where rows that are alike (a class list asked of many images) are encoded once."""
+        """Compute `encode_text` with equal rows (one class list for many images) encoded once."""
         if self.training or len(input_ids) == 1 or token_type_ids is not None or torch.compiler.is_compiling():
-            return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout makes alike rows differ
+            return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout: equal rows differ
         both = torch.cat([input_ids, attention_mask], 1)
         distinct, place = both.unique(dim=0, return_inverse=True)
         if len(distinct) == len(input_ids):
@@ -166,17 +166,19 @@ class GlipForObjectDetection(GlipPreTrainedModel):
     ) -> GlipObjectDetectionOutput | tuple:
         """Run the network on B image-caption pairs.
 
-        pixel_values (B, 3, H, W): normalised BGR, zero-padded right and bottom. input_ids, attention_mask (B, T).
-        image_sizes (B, 2): unpadded height, width (default: all of H, W). image_features, text_features: results
-        of `encode_image`, `encode_text` to use instead. image_index (B,): the image of each caption, when images
-        and captions are not paired one to one. offset_mapping (B, T, 2): passed on to the output.
+        pixel_values (B, 3, H, W): normalised BGR, zero-padded right and bottom. input_ids,
+        attention_mask (B, T). image_sizes (B, 2): unpadded height, width (default: all of H, W).
+        image_features, text_features: results of `encode_image`, `encode_text` to use instead.
+        image_index (B,): the image of each caption, when images and captions are not paired one to
+        one. offset_mapping (B, T, 2): passed on to the output.
 
-        labels: one dict an image. `boxes` (n, 4) float xyxy, pixels of the resized image; `positive_map` (n, T')
-        0/1, cut or padded to T. Optional, for noisy labels: `weights` (n,) factors of a box's losses; `regress` (n,)
-        bool, false: no box or centerness loss; `token_ignore` (T',) bool: tokens not taught as absent in this
-        image; `ignore_boxes` (m, 4): negatives whose centre lies in one, or with IoU >= 0.5, have no alignment loss.
+        labels: one dict per image. `boxes` (n, 4) float xyxy, pixels of the resized image;
+        `positive_map` (n, T') 0/1, cut or padded to T. Optional, for noisy labels: `weights` (n,)
+        factors of a box's losses; `regress` (n,) bool, false: no box or centerness loss;
+        `token_ignore` (T',) bool: tokens that are no negatives in this image; `ignore_boxes` (m,
+        4): negatives with their centre in one, or IoU >= 0.5 with it, have no alignment loss.
 
-        Raises NonFiniteLossError (a FloatingPointError) naming terms and images; ValueError for missing inputs.
+        Raises NonFiniteLossError naming terms and images; ValueError for missing inputs.
         """
         if attention_mask is None:
             if input_ids is None:
@@ -227,10 +229,11 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
     def freeze(self, text_layers: int = 0, backbone_stages: int = 0) -> None:
-        """Stop training the lowest parts.
+        """Exclude the lowest parts from training.
 
-        text_layers n > 0: BERT's embeddings and its first n layers. backbone_stages n > 0: the patch embedding and
-        the first n - 1 stages (n = 2 is the released GLIP-L's setting, GLIP spec section 2). Raises ValueError when there are not as many.
+        text_layers n > 0: BERT's embeddings and its first n layers. backbone_stages n > 0: the
+        patch embedding and the first n - 1 stages (2 in the released GLIP-L; GLIP spec section 2).
+        Raises ValueError for more than there are.
         """
         layers, stages = self.text_encoder.encoder.layer, self.backbone.layers
         if not 0 <= text_layers <= len(layers) or not 0 <= backbone_stages <= len(stages) + 1:
@@ -238,43 +241,37 @@ class GlipForObjectDetection(GlipPreTrainedModel):
                 f"cannot freeze {text_layers} of {len(layers)} text layers and {backbone_stages} of {len(stages) + 1} "
                 "backbone stages"
             )
-        frozen: list[nn.Module] = []
+        frozen = [self.backbone.patch_embed, *stages][:backbone_stages]
         if text_layers:
             frozen += [self.text_encoder.embeddings, *layers[:text_layers]]
-        if backbone_stages:
-            frozen += [self.backbone.patch_embed, *stages[: backbone_stages - 1]]
         for module in frozen:
             module.requires_grad_(False)
 
     def load_text_encoder(self, folder: str | Path) -> None:
-        """Take the text encoder's weights from a BERT folder; a pooler there is left out.
+        """Load the text encoder's weights from a BERT folder, without its pooler.
 
-        A `text_config` with fewer `num_hidden_layers` than the folder takes the folder's first layers. Raises ValueError
-        when the shape is another than `config.text_config`'s otherwise.
+        With fewer `num_hidden_layers` than the folder has, its first layers. Raises ValueError when
+        the folder differs from `config.text_config` otherwise.
         """
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # the pooler that is left out is no news
+        logging.set_verbosity_error()  # no warning about the pooler
         try:
             source = BertModel.from_pretrained(folder, add_pooling_layer=False)
         finally:
             logging.set_verbosity(verbosity)
-        own, theirs = self.text_encoder.state_dict(), source.state_dict()
-        beyond = tuple(
-            f"encoder.layer.{i}."
-            for i in range(self.config.text_config.num_hidden_layers, source.config.num_hidden_layers)
-        )
-        theirs = {n: value for n, value in theirs.items() if not n.startswith(beyond or "-")}
-        wrong = [n for n in own if n not in theirs or own[n].shape != theirs[n].shape]
-        if wrong or set(theirs) - set(own):
-            wrong = wrong or sorted(set(theirs) - set(own))
+        source.encoder.layer = source.encoder.layer[: self.config.text_config.num_hidden_layers]
+        own, theirs = ({n: t.shape for n, t in m.state_dict().items()} for m in (self.text_encoder, source))
+        wrong = [n for n in {**own, **theirs} if own.get(n) != theirs.get(n)]
+        if wrong:
             raise ValueError(f"{folder} does not fit text_config; first difference: {wrong[0]} ({len(wrong)} in all)")
-        self.text_encoder.load_state_dict(theirs)
+        self.text_encoder.load_state_dict(source.state_dict())
 
     def load_swin(self, file: str | Path) -> None:
-        """Take the backbone's weights from an ImageNet Swin file (names as published, with or without a "model" key).
+        """Load the backbone's weights from an ImageNet Swin file with the published names.
 
-        The classifier and its final norm are left out; the pyramid's norms keep their initial values, as they have
-        no counterpart there. Raises ValueError naming missing or misshapen entries.
+        They may be under a "model" key. The classifier and its norm are left out; the pyramid's
+        norms have no counterpart there and stay as they are. Raises ValueError naming missing or
+        misshapen entries.
         """
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = state.get("model", state)

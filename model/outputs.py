@@ -1,4 +1,4 @@
-"""What the network returns."""
+"""Output class of the network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class GlipObjectDetectionOutput(ModelOutput):
-    """What the network says about B captions of T tokens, at N anchors.
+    """Predictions for B captions of T tokens at N anchors.
 
-    loss: the plain sum of loss_dict, only with labels. logits (B, N, T): alignment of every anchor with every token,
-    before the sigmoid. box_deltas (B, N, 4): see `box_ops.decode`. centerness (B, N): logits. anchors (N, 4), or
-    (B, N, 4) proposals of the two-stage head: xyxy pixels. level_shapes (L, 2): height, width of each level.
-    pred_boxes (B, N, 4): decoded, not clipped, xyxy pixels of the resized image; only without labels.
-    image_sizes (B, 2): unpadded height, width. attention_mask (B, T), input_ids (B, T), offset_mapping (B, T, 2)
-    and image_index (B,) are the inputs', so that post-processing needs nothing else. hidden (only on request): every
-    intermediate.
+    loss: the plain sum of loss_dict, only with labels. logits (B, N, T): alignment of every anchor
+    with every token, before the sigmoid. box_deltas (B, N, 4): see `box_ops.decode`. centerness
+    (B, N): logits; None of the two-stage head. anchors (N, 4), or the two-stage head's proposals
+    (B, N, 4): xyxy pixels. level_shapes (L, 2): height, width of each level. pred_boxes (B, N, 4):
+    decoded, not clipped, xyxy pixels of the resized image; only without labels. image_sizes (B, 2):
+    unpadded height, width. attention_mask (B, T), input_ids (B, T), offset_mapping (B, T, 2) and
+    image_index (B,) are the inputs', for post-processing. hidden: every intermediate, only with
+    `output_hidden_states`. score_aggregation: the configuration's.
     """
 
     loss: Tensor | None = None

@@ -1,8 +1,9 @@
-"""Images and captions (or class lists) to network inputs, and network outputs to boxes of phrases."""
+"""Processor: images and captions (or class lists) to inputs, and outputs to boxes of phrases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,20 +20,24 @@ Phrases = Sequence[Sequence[Span]] | Sequence[str]
 
 
 class GlipProcessor(ProcessorMixin):
-    """max_text_length: tokens at which captions are cut; class lists longer than that become several prompts."""
+    """Processor of a `GlipImageProcessor` and a BERT tokenizer.
+
+    max_text_length: tokens at which captions are cut; longer class lists become several prompts.
+    """
 
     def __init__(self, image_processor: Any, tokenizer: Any, max_text_length: int = 256):
         super().__init__(image_processor, tokenizer)
         self.max_text_length = max_text_length
 
     def chunk_names(self, names: Sequence[str], max_names: int | None = None) -> list[list[str]]:
-        """Class names in groups whose prompts fit the text length; see `grounding.chunk_names`."""
+        """Group class names to prompts that fit the text length; see `grounding.chunk_names`."""
         return chunk_names(names, self.tokenizer, self.max_text_length, max_names)
 
     def tokenize(self, captions: Sequence[str], padding: bool | str = "longest") -> BatchFeature:
-        """Captions -> `input_ids`, `attention_mask` (B, T) and `offset_mapping` (B, T, 2) character offsets.
+        """Tokenize captions, cut at `max_text_length` tokens.
 
-        Cut at `max_text_length` tokens. padding "max_length" pads to that, as the original does.
+        padding "max_length" pads to that length, as the original. Returns `input_ids`,
+        `attention_mask` (B, T) and `offset_mapping` (B, T, 2) in characters.
         """
         encoded = self.tokenizer(
             list(captions),
@@ -54,12 +59,12 @@ class GlipProcessor(ProcessorMixin):
         padding: bool | str = "longest",
         **image_settings: Any,
     ) -> BatchFeature:
-        """Inputs for the model; `model(**processor(...))`.
+        """Make the model's inputs, `model(**processor(...))`.
 
-        images: one image or a list. text: a caption, a list of captions, or a list of class lists, one an image; a
-        class list becomes the prompt "person. traffic light". A class list too long for one prompt takes several
-        rows of text; `image_index` then says which image each row belongs to. Raises ValueError when
-        counts differ or return_tensors is not "pt".
+        images: one image or a list. text: a caption, a list of captions, or a list of class lists,
+        one per image; a class list becomes the prompt "person. traffic light", or several rows of
+        text when it is too long for one. `image_index` is then the image of each row. Raises
+        ValueError when counts differ or return_tensors is not "pt".
         """
         if return_tensors != "pt":
             raise ValueError(f'return_tensors={return_tensors!r}: only "pt" is offered')
@@ -94,19 +99,20 @@ class GlipProcessor(ProcessorMixin):
         offset_mapping: Tensor | None = None,
         pre_nms_top_n: int = 1000,
     ) -> list[dict[str, Any]]:
-        """Boxes of every image's phrases.
+        """Find the boxes of every image's phrases.
 
-        phrases: per image a list of phrases, each a list of character spans [start, end) of its caption; or per
-        image the class names that were given as text. threshold: on the mean token probability. target_sizes:
-        (height, width) a image, usually the original's. score_agg: "mean", "max", "geometric" or "sum"; None: the model's own (mean). max_detections: an
-        image and prompt (a class list of several prompts may have that many for each, as the original).
-        text: the captions, for `text_labels` in their own letters; without it they are decoded from tokens.
-        offset_mapping: only needed when the model was called without it.
+        phrases: per image a list of phrases, each a list of character spans [start, end) of its
+        caption; or per image the class names that were given as text. threshold: on the mean token
+        probability. target_sizes: (height, width) per image, usually the original's. score_agg: see
+        `post_processing.phrase_scores`; None: the model's own. max_detections: per image and
+        prompt, as the original. text: the captions, for `text_labels` in their own letters; without
+        it they are decoded from tokens. offset_mapping: for a model that was called without it.
 
-        Returns per image a dict: `scores` (k,), `boxes` (k, 4) xyxy in target_sizes' pixels, `labels` (k,) index
-        into that image's phrases, `text_labels`, `token_mean`, `token_min`, `token_max`, `centerness`, and
-        `missing_phrases`, indices of phrases without tokens (cut away by the text length).
-        Source: GLIP spec sections 8 and 9.1. Raises ValueError when counts differ or offsets are unknown.
+        Returns per image a dict: `scores` (k,), `boxes` (k, 4) xyxy in target_sizes' pixels,
+        `labels` (k,) index into that image's phrases, `text_labels`, `token_mean`, `token_min`,
+        `token_max`, `centerness`, and `missing_phrases`, indices of phrases without tokens (cut
+        away by the text length). Raises ValueError when counts differ or offsets are unknown.
+        Source: GLIP spec sections 8 and 9.1.
         """
         offsets = offset_mapping if offset_mapping is not None else getattr(outputs, "offset_mapping", None)
         if offsets is None:
@@ -140,24 +146,20 @@ class GlipProcessor(ProcessorMixin):
         return results
 
     def _rows(self, phrases: Sequence[Phrases], owner: list[int]) -> list[tuple[list, int]]:
-        """Per row of text: its phrases' spans and the index of the first of them in the image's list."""
+        """List each text row's phrases' spans, and the first one's index in the image's list."""
         rows: list[tuple[list, int]] = []
         for image, given in enumerate(phrases):
-            count = owner.count(image)
+            made: list[tuple[list, int]] = [(list(given), 0)]
             if given and isinstance(given[0], str):
-                start = 0
                 chunks = self.chunk_names(given)
-                for chunk in chunks:
-                    rows.append((prompt_from_names(chunk)[1], start))
-                    start += len(chunk)
-                made = len(chunks)
-            else:
-                rows.append((list(given), 0))
-                made = 1
-            if made != count:
+                starts = accumulate(map(len, chunks), initial=0)
+                made = [(prompt_from_names(chunk)[1], start) for chunk, start in zip(chunks, starts)]
+            if len(made) != owner.count(image):
                 raise ValueError(
-                    f"image {image}: {count} rows of text but its phrases make {made}; give the class names as phrases"
+                    f"image {image}: {owner.count(image)} rows of text but its phrases make {len(made)}; "
+                    "give the class names as phrases"
                 )
+            rows += made
         return rows
 
     def _names(self, given: Phrases, caption: str | None, outputs: Any, row: int, tokens: list[list[int]]) -> list[str]:
@@ -173,7 +175,7 @@ class GlipProcessor(ProcessorMixin):
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.05, target_sizes: Any = None, **settings: Any
     ):
-        """Detections with each whole caption as one phrase; see `GlipImageProcessor.post_process_object_detection`."""
+        """Find boxes of whole captions; see `GlipImageProcessor.post_process_object_detection`."""
         return self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **settings)
 
 

@@ -1,1 +1,1 @@
-"""Building blocks of the network, one concern a file."""
+"""Building blocks of the network, one concern per file."""

@@ -1,4 +1,4 @@
-"""Long row-wise work in pieces that stay in the cache, where nothing has to be kept for a backward pass."""
+"""Row-wise inference on CPU in pieces that stay in the cache."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# As for the deformable columns (deform.py): the pieces must fit a core's cache, and be many rows all the same
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20  # fits a core's cache, and is many rows all the same
 
 
 def in_chunks(work: Callable[[Tensor, slice], Tensor], x: Tensor, row_bytes: int, dim: int = 0) -> Tensor:
-    """``work(x[part], part)`` over slices of dimension ``dim``; every row's result depends on that row alone.
+    """Compute ``work(x[part], part)`` over slices of dimension ``dim``, for row-wise work.
 
-    row_bytes: what one row of x takes inside ``work``. In training, on an accelerator and where one slice does, it is
-    one call.
+    row_bytes: memory that one row of x needs inside ``work``. In training, on an accelerator and
+    where one slice suffices, there is one call.
     """
     count = x.shape[dim]
     step = max(1, CHUNK_BYTES // row_bytes)

@@ -1,11 +1,13 @@
 """Modulated deformable 3x3 sampling over a flattened feature pyramid.
 
-The pyramid is one tensor (B, N, C): all levels row-major, one after another. Every branch of every level then takes
-part in one gather and one matrix product per branch, instead of one small operator per level and branch.
-Bilinear rule as torchvision's: a neighbour outside its map counts as zero (GLIP spec section 6.3).
+The pyramid is one tensor (B, N, C): all levels row-major, one after another. A branch is one gather
+and one matrix product for all levels, instead of a small operator per level. Bilinear rule as
+torchvision's: a neighbour outside its map counts as zero (GLIP spec section 6.3).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +15,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TAPS = 9
-# Columns of one chunk: larger ones leave the cache (24 MiB: 1.4 times slower in training) and, at 800x1333, would be
-# the peak of memory
+# Columns of one chunk: larger ones leave the cache (24 MiB: 1.4 times slower in training) and, at
+# 800x1333, would be the peak of memory
 CHUNK_BYTES = 4 << 20
 
 
-def branch_geometry(
-    inputs: tuple[tuple[int, int, int, int, int], ...],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sampling grid of output locations of several level pairs.
+def branch_geometry(inputs: tuple[tuple[int, int, int, int, int], ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the sampling grid of the M output locations of several level pairs.
 
-    inputs: for each pair (start, in_height, in_width, out_height, out_width); the stride is 1 when both sizes agree,
-    else 2. Returns base (M, 9, 2) float y, x of the undeformed taps; size (M, 1, 2, 1) the input's height, width;
-    width (M, 1) and start (M, 1), int.
+    inputs: for each pair (start, in_height, in_width, out_height, out_width); the stride is 1 when
+    both sizes agree, else 2. Returns base (M, 9, 2) float y, x of the undeformed taps; size (M, 1,
+    2, 1) the input's height, width; width (M, 1) and start (M, 1), int.
     """
     bases, sizes, starts = [], [], []
     for start, in_h, in_w, out_h, out_w in inputs:
@@ -42,9 +42,10 @@ def branch_geometry(
 def sampling_plan(
     offsets: Tensor, masks: Tensor, geometry: tuple[Tensor, ...], rows_per_image: int
 ) -> tuple[Tensor, Tensor]:
-    """Four neighbours a tap: their rows in the (B * rows_per_image, C) table and their weights.
+    """Find each tap's four neighbours: rows in the (B * rows_per_image, C) table, and weights.
 
-    offsets: (B, M, 18) interleaved dy, dx; masks: (B, M, 9). Returns rows and weights, both (B, M, 9, 4).
+    offsets: (B, M, 18) interleaved dy, dx; masks: (B, M, 9); geometry: see `branch_geometry`.
+    Returns rows and weights, both (B, M, 9, 4).
     """
     base, size, width, start = geometry
     b, m, _ = masks.shape
@@ -61,7 +62,10 @@ def sampling_plan(
 
 
 class _SampledProduct(torch.autograd.Function):
-    """columns = weighted sum of four table rows a tap; out = columns @ weight. Columns are made again for backward."""
+    """Product of columns (weighted sums of four table rows per tap) with a matrix.
+
+    The backward pass computes the columns again instead of keeping them.
+    """
 
     @staticmethod
     def forward(ctx, table: Tensor, rows: Tensor, sample_weights: Tensor, weight: Tensor) -> Tensor:
@@ -94,14 +98,15 @@ class _SampledProduct(torch.autograd.Function):
 
 
 def _sample_gradients(spread: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """Dot products of every tap's gradient (T, C) with its four table rows (T, 4), without gathering them: (T, 4)."""
+    """Compute dot products (T, 4) of gradients (T, C) with table rows (T, 4), without a gather."""
     taps = torch.arange(rows.shape[0], device=rows.device)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         spread, table, rows.reshape(-1), 4 * taps, taps.repeat_interleave(4), 0
     ).view(-1, 4)
 
 
-def _chunks(table: Tensor, rows: Tensor, sample_weights: Tensor, count: int):
+def _chunks(table: Tensor, rows: Tensor, sample_weights: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the output rows, each with its columns."""
     step = max(1, CHUNK_BYTES // (TAPS * table.shape[1] * table.element_size()))
     for start in range(0, count, step):
         part = slice(start, min(count, start + step))
@@ -111,7 +116,10 @@ def _chunks(table: Tensor, rows: Tensor, sample_weights: Tensor, count: int):
 
 
 def sampled_convolution(table: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """table (R, C), rows and weights (B, M, 9, 4), kernel (O, C, 3, 3), bias (O) -> (B, M, O)."""
+    """Convolve sampled rows of a table (R, C): (B, M, O).
+
+    rows, weights (B, M, 9, 4): see `sampling_plan`; kernel (O, C, 3, 3), bias (O).
+    """
     b, m = rows.shape[:2]
     matrix = kernel.permute(2, 3, 1, 0).reshape(-1, kernel.shape[0])
     out = _SampledProduct.apply(table, rows.reshape(-1, 4), weights.reshape(-1, 4), matrix)

@@ -1,8 +1,9 @@
-"""The dynamic-head block: scale-aware deformable convolutions and DyReLU over the pyramid (GLIP spec section 6.3)."""
+"""Dynamic-head block: deformable convolutions across levels and DyReLU (GLIP spec section 6.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +12,27 @@ from torchvision.ops import deform_conv2d
 
 from .constants import device_constant
 from .deform import branch_geometry, sampled_convolution, sampling_plan
-from .initialisation import initialised
+from .initialisation import NORMAL, initialised
 
 Shapes = list[tuple[int, int]]
 
 
 def split_levels(x: Tensor, shapes: Shapes) -> list[Tensor]:
-    """(B, N, C) -> a list of (B, C, h, w) views, channels-last in memory."""
+    """Split (B, N, C) into (B, C, h, w) views, channels-last in memory."""
     parts = x.split([h * w for h, w in shapes], 1)
     return [p.unflatten(1, shape).permute(0, 3, 1, 2) for p, shape in zip(parts, shapes)]
 
 
 def join_levels(maps: list[Tensor]) -> Tensor:
-    """A list of (B, C, h, w) -> (B, N, C), row-major, level after level."""
+    """Join maps (B, C, h, w) to (B, N, C), row-major, level after level."""
     return torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], 1)
 
 
 def flat_prefix(x: Tensor, shape: tuple[int, int]) -> Tensor:
     """Read the first K*h*w numbers of each image's (K, H, W) block as (K, h, w). x: (B, K, H, W).
 
-    The CUDA kernel that GLIP was trained with indexes the buffer of level l with the size of level l+1, and the
-    checkpoints depend on it (spec 0.1): this is neither a crop nor a resize.
+    The CUDA kernel of GLIP's training indexes the buffer of level l with the size of level l+1, and
+    the checkpoints depend on it (GLIP spec 0.1): neither a crop nor a resize is the same.
     """
     b, k, height, width = x.shape
     h, w = shape
@@ -40,34 +41,28 @@ def flat_prefix(x: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _plan(control: Tensor, pairs: tuple, rows_per_image: int) -> tuple[Tensor, Tensor]:
-    """control: (B, M, 27), 18 offsets and 9 masks before the sigmoid; see `sampling_plan`."""
+    """Plan the sampling of control (B, M, 27): 18 offsets and 9 masks before the sigmoid."""
     geometry = device_constant(branch_geometry, pairs, device=control.device)
     return sampling_plan(control[..., :18].contiguous(), control[..., 18:].sigmoid(), geometry, rows_per_image)
 
 
-def _split(plan: tuple[Tensor, Tensor], counts: list[int]) -> Iterable[tuple[Tensor, Tensor]]:
-    return zip(*(part.split(counts, 1) for part in plan))
-
-
 class DyReLU(nn.Module):
-    """Piecewise-linear activation whose four coefficients a channel come from the map's mean."""
+    """Piecewise-linear activation, its four coefficients per channel from the map's mean."""
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(channels, channels // reduction),
-            nn.ReLU(),
-            nn.Linear(channels // reduction, 4 * channels),
+            nn.Linear(channels, channels // reduction), nn.ReLU(), nn.Linear(channels // reduction, 4 * channels)
         )
 
     def coefficients(self, means: Tensor) -> Tensor:
-        """means: (..., C). Returns (4, ..., C): slope 1, offset 1, slope 2, offset 2."""
+        """Compute slope 1, offset 1, slope 2, offset 2 (4, ..., C) from means (..., C)."""
         a1, b1, a2, b2 = (F.hardsigmoid(self.fc(means)) - 0.5).chunk(4, -1)
         return torch.stack([2 * a1 + 1, b1, 2 * a2, b2])
 
 
 class DynamicBranch(nn.Module):
-    """A deformable convolution's weights and the GroupNorm after it."""
+    """Weights of a deformable convolution, and the GroupNorm after it."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -77,7 +72,10 @@ class DynamicBranch(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """One block over all levels. All three branches of level l use the offsets and masks predicted on level l."""
+    """One block over all levels; the three branches of a level share the level's offsets and masks.
+
+    implementation: "gather", "torchvision" or "auto" (see `GlipConfig`).
+    """
 
     def __init__(self, channels: int, groups: int, reduction: int, implementation: str):
         super().__init__()
@@ -86,54 +84,50 @@ class DynamicConv(nn.Module):
         self.same = DynamicBranch(channels, groups)
         self.lower = DynamicBranch(channels, groups)
         self.offset = nn.Conv2d(channels, 3 * 9, 3, padding=1)
-        self.attention = initialised(nn.Linear(channels, 1), "normal")
+        self.attention = initialised(nn.Linear(channels, 1), NORMAL)
         self.relu = DyReLU(channels, reduction)
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
-        """x: (B, N, C) with levels of `shapes`, finest first. Returns the same shape."""
+        """Transform x (B, N, C), levels of `shapes`, finest first, to the same shape."""
         maps = split_levels(x, shapes)
         controls = [self.offset(m) for m in maps]
         gather = self.implementation == "gather" or (self.implementation == "auto" and not x.is_cuda)
-        # sampling positions lose pixels in half precision; the original also casts here
+        # half precision would move sampling positions by pixels; the original also casts here
         with torch.autocast(x.device.type, enabled=False):
             sample = self._gather if gather else self._operator
             branches = sample(x.float(), [c.float() for c in controls], shapes)
             return self._combine(branches, shapes).to(x.dtype)
 
     def _gather(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
-        """[upper of levels 0..L-2], [same of 0..L-1], [lower of 1..L-1], as (B, C, h, w) before the norm."""
+        """Compute the branches before their norms, (B, C, h, w) per level: upper, same, lower."""
         b, n, c = x.shape
-        starts = [0]
-        for h, w in shapes:
-            starts.append(starts[-1] + h * w)
-        pairs = [[(starts[i], *s, *s) for i, s in enumerate(shapes)]]
-        raw = [join_levels(controls)]
+        starts = [0, *accumulate(h * w for h, w in shapes)]
+        branches, raw = [self.same], [join_levels(controls)]
+        pairs = [tuple((start, *s, *s) for start, s in zip(starts, shapes))]
         if len(shapes) > 1:
-            pairs.append([(starts[i], *shapes[i], *shapes[i + 1]) for i in range(len(shapes) - 1)])
-            raw.append(raw[0][:, shapes[0][0] * shapes[0][1] :])
-            pairs.append([(starts[i + 1], *shapes[i + 1], *shapes[i + 1]) for i in range(len(shapes) - 1)])
-            raw.append(
-                join_levels(
-                    [
-                        torch.cat([flat_prefix(o[:, :18], s), flat_prefix(o[:, 18:], s)], 1)
-                        for o, s in zip(controls, shapes[1:])
-                    ]
-                )
-            )
-        branches, table = (self.same, self.lower, self.upper), x.reshape(b * n, c)
+            branches += [self.lower, self.upper]
+            prefixes = [
+                torch.cat([flat_prefix(o[:, :18], s), flat_prefix(o[:, 18:], s)], 1)
+                for o, s in zip(controls, shapes[1:])
+            ]
+            raw += [raw[0][:, starts[1] :], join_levels(prefixes)]
+            pairs += [tuple((start, *s, *t) for start, s, t in zip(starts, shapes, shapes[1:])), pairs[0][1:]]
+        plans: Iterable[tuple[Tensor, ...]]
         if torch.is_grad_enabled():  # one plan for all: fewer, larger operators
-            everything = tuple(p for group in pairs for p in group)
-            plans = _split(_plan(torch.cat(raw, 1), everything, n), [r.shape[1] for r in raw])
-        else:  # one after another: a plan takes more room than the branch's result
-            plans = (_plan(r, tuple(group), n) for r, group in zip(raw, pairs))
-        out = [
-            split_levels(sampled_convolution(table, *plan, m.weight.float(), m.bias.float()), s)
-            for plan, m, s in zip(plans, branches, (shapes, shapes[1:], shapes[1:]))
+            whole = _plan(torch.cat(raw, 1), sum(pairs, ()), n)
+            plans = zip(*(part.split([r.shape[1] for r in raw], 1) for part in whole))
+        else:  # one after another: a plan needs more memory than the branch's result
+            plans = (_plan(r, pair, n) for r, pair in zip(raw, pairs))
+        table = x.reshape(b * n, c)
+        same, *others = [
+            split_levels(sampled_convolution(table, rows, weights, m.weight.float(), m.bias.float()), s)
+            for (rows, weights), m, s in zip(plans, branches, (shapes, shapes[1:], shapes[1:]))
         ]
-        return [out[2], out[0], out[1]] if len(out) == 3 else [[], out[0], []]
+        lower, upper = others or ([], [])
+        return [upper, same, lower]
 
     def _operator(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
-        """The same with torchvision's operator, map by map."""
+        """Compute the same as `_gather` with torchvision's operator, map by map."""
         maps = [m.contiguous() for m in split_levels(x, shapes)]
         offsets, masks = [c[:, :18].contiguous() for c in controls], [c[:, 18:].sigmoid() for c in controls]
 
@@ -153,7 +147,7 @@ class DynamicConv(nn.Module):
         return [upper, same, lower]
 
     def _combine(self, branches: list[list[Tensor]], shapes: Shapes) -> Tensor:
-        """Norms, gates, mean and DyReLU. Takes the branches out of their lists: they are large and not needed twice."""
+        """Apply norms, gates, mean and DyReLU; empties the lists to free each map after use."""
         upper, same, lower = branches
         groups: list[list[Tensor]] = []
         for i, shape in enumerate(shapes):
@@ -161,7 +155,6 @@ class DynamicConv(nn.Module):
             if i > 0:
                 group.append(self.lower.norm(lower.pop(0)))
             if upper:
-                # a 1x1 map on top of a 1x1 map has nothing to interpolate, but the call is harmless
                 coarse = self.upper.norm(upper.pop(0))
                 group.append(F.interpolate(coarse, size=shape, mode="bilinear", align_corners=True))
             groups.append(group)
@@ -176,8 +169,6 @@ class DynamicConv(nn.Module):
                 total = torch.addcmul(total, next(gates), group.pop(0))
             out.append(total / count)
         coefficients = self.relu.coefficients(torch.stack([m.mean((2, 3)) for m in out])).transpose(0, 1)
-        activated = []
-        for a1, b1, a2, b2 in coefficients[..., None, None]:
-            m = out.pop(0)
-            activated.append(torch.maximum(torch.addcmul(b1, m, a1), torch.addcmul(b2, m, a2)))
-        return join_levels(activated)
+        for i, (a1, b1, a2, b2) in enumerate(coefficients[..., None, None]):
+            out[i] = torch.maximum(torch.addcmul(b1, out[i], a1), torch.addcmul(b2, out[i], a2))
+        return join_levels(out)

@@ -1,9 +1,9 @@
 """Deep fusion: image locations and text tokens attend to each other (GLIP spec section 6.1).
 
-Two ways to the same numbers. `eager` is the published arithmetic: every one of the N locations is projected to
-`embed_dim` three times. `folded` uses that a product of projections can be bracketed on the short text side:
-scores v Wq^T k = v (Wq^T k), and likewise for values and output, so that locations are only ever multiplied by
-8 T columns of width C.
+`eager` is the published arithmetic: each of the N locations is projected to `embed_dim` three
+times. `folded` gives the same numbers with the projections applied on the short text side, v Wq^T k
+= v (Wq^T k), and likewise for values and output: locations are only multiplied by 8 T columns of
+width C.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initialisation import initialised
+from .initialisation import XAVIER, initialised
 
 LIMIT = 50000.0
 MASKED = -9e15
 
 
 class GlipBiAttention(nn.Module):
-    """The attention itself. v: (B, N, C), l: (B, T, D), attention_mask: (B, T) 0/1 -> (dv, dl) of the same shapes."""
+    """Attention in both directions over one table of scores."""
 
     def __init__(self, v_dim: int, l_dim: int, embed_dim: int, heads: int, dropout: float):
         super().__init__()
@@ -31,21 +31,20 @@ class GlipBiAttention(nn.Module):
         self.values_l_proj = nn.Linear(l_dim, embed_dim)
         self.out_v_proj = nn.Linear(embed_dim, v_dim)
         self.out_l_proj = nn.Linear(embed_dim, l_dim)
-        initialised(self, "xavier")
+        initialised(self, XAVIER)
 
     def forward(self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool) -> tuple[Tensor, Tensor]:
-        # Kept tokens get +1 in the original: a constant over a row's kept entries, which softmax does not see.
+        """Compute updates of v (B, N, C) and l (B, T, D); attention_mask (B, T) 0/1."""
+        # kept tokens get +1 as in the original: softmax ignores it, its rounding remains
         text_bias = torch.where(attention_mask == 0, MASKED, attention_mask.float()).to(torch.float32)
         if eager or not self._folding_pays(v, l):
             return self._literal(v, l, text_bias)
         return self._folded(v, l, text_bias)
 
     def _folding_pays(self, v: Tensor, l: Tensor) -> bool:
-        """Fewer multiplications folded than literal? Multiplications per side, both sides counted."""
+        """Tell whether `_folded` needs fewer multiplications than `_literal`."""
         n, t, c, e, h = v.shape[1], l.shape[1], v.shape[2], self.heads * self.head_dim, self.heads
-        literal = 3 * n * c * e + 4 * n * t * e
-        folded = 4 * n * t * h * c + 3 * t * c * e
-        return folded < literal
+        return 4 * n * t * h * c + 3 * t * c * e < 3 * n * c * e + 4 * n * t * e
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
@@ -84,17 +83,16 @@ class GlipBiAttention(nn.Module):
         attend_image = F.dropout(attend_image, self.dropout, self.training)
         summed = (attend_image.transpose(1, 2) @ v).view(b, h, t, c)
         values_v = summed @ self.values_v_proj.weight.view(h, d, c).transpose(1, 2)
-        # without dropout the weights of a row sum to one and the bias passes as it is
-        mass = 1.0
-        if self.training and self.dropout > 0:
-            mass = attend_image.sum(1).view(b, h, t, 1)
+        # a row's weights sum to one only without dropout
+        dropped = self.training and self.dropout > 0
+        mass = attend_image.sum(1).view(b, h, t, 1) if dropped else 1.0
         values_v = values_v + mass * self.values_v_proj.bias.view(h, 1, d)
         dl = self.out_l_proj(values_v.transpose(1, 2).reshape(b, t, h * d))
         return dv, dl
 
 
 class GlipFusion(nn.Module):
-    """Norms, attention and scaled residuals. The residual is taken from the *normalised* input (spec 0.2)."""
+    """Norms, attention and scaled residuals of the *normalised* input (GLIP spec 0.2)."""
 
     def __init__(self, v_dim: int, l_dim: int, embed_dim: int, heads: int, dropout: float, init_scale: float):
         super().__init__()
@@ -106,7 +104,7 @@ class GlipFusion(nn.Module):
         self.gamma_l = nn.Parameter(torch.full((l_dim,), init_scale))
 
     def forward(self, v: Tensor, l: Tensor, attention_mask: Tensor, eager: bool = False) -> tuple[Tensor, Tensor]:
-        """v: (B, N, C) all levels, l: (B, T, D), attention_mask: (B, T). Returns the fused pair, same shapes."""
+        """Fuse v (B, N, C), all levels, and l (B, T, D), same shapes; attention_mask (B, T) 0/1."""
         v, l = self.layer_norm_v(v), self.layer_norm_l(l)
         dv, dl = self.attn(v, l, attention_mask, eager)
         return v + self.gamma_v * dv, l + self.gamma_l * dl

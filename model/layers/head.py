@@ -1,4 +1,4 @@
-"""The two heads: blocks of deep fusion, alignment with the words, boxes (GLIP spec section 6; paper section 3.1)."""
+"""Detection heads: fused blocks, alignment, boxes (GLIP spec section 6; paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .bert_layer import GlipTextLayer, attention_bias
 from .constants import device_constant
 from .dynamic_head import DynamicConv, join_levels, split_levels
 from .fusion import GlipFusion
-from .initialisation import initialised
+from .initialisation import NORMAL, initialised
 from .two_stage import ProposalNetwork, RegionFeatures, propose
 
 LOGIT_LIMIT = 50000.0
@@ -25,9 +25,12 @@ LOGIT_LIMIT = 50000.0
 
 @dataclass
 class HeadOutput:
-    """logits (B, N, T) and no_object (B, N) or None: raw scores; deltas (B, N, 4); centerness (B, N) or None;
-    anchors (N, 4) or (B, N, 4); level_shapes: height, width of each group of anchors; real (B, N) or None: not
-    padding; losses: {name: scalar} or None."""
+    """Raw predictions of a head at N anchors for T tokens.
+
+    logits (B, N, T); no_object (B, N) or None; deltas (B, N, 4); centerness (B, N) or None; anchors
+    (N, 4) or (B, N, 4); level_shapes: height, width of each group of anchors; real (B, N) bool,
+    false for padding, or None; losses: {name: scalar} or None.
+    """
 
     logits: Tensor
     no_object: Tensor | None
@@ -67,14 +70,14 @@ class GlipFusedBlock(nn.Module):
 
 
 class AlignmentHead(nn.Module):
-    """What both heads share: the blocks, and S = O P^T."""
+    """Common part of both heads: the blocks, the anchors and the alignment S = O P^T."""
 
     def __init__(self, config: GlipConfig, dynamic: bool):
         super().__init__()
         self.config = config
         channels, width = config.hidden_size, config.text_config.hidden_size
         self.blocks = nn.ModuleList(GlipFusedBlock(config, dynamic) for _ in range(config.num_blocks))
-        self.bbox_pred = initialised(nn.Linear(channels, 4), "normal")
+        self.bbox_pred = initialised(nn.Linear(channels, 4), NORMAL)
         self.dot_product_projection_text = nn.Linear(width, channels)
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.bias_lang = nn.Parameter(torch.zeros(width))
@@ -86,11 +89,21 @@ class AlignmentHead(nn.Module):
         self.gradient_checkpointing = False
 
     def tower(
-        self, x: Tensor, shapes: list[tuple[int, int]], text: Tensor, mask: Tensor, trace: list | None
-    ) -> tuple[Tensor, Tensor]:
-        """x (B, N, C), text (B, T, D), mask (B, T) -> x and the words' features (B, T, D) after all blocks."""
-        eager = self.config._attn_implementation == "eager"
-        original, bias = text, attention_bias(mask, text.dtype)
+        self, maps: list[Tensor], text: Tensor, mask: Tensor, trace: dict | None
+    ) -> tuple[Tensor, Tensor, list[tuple[int, int]], Tensor]:
+        """Run all blocks on maps (B, C, h, w) per level, text (B, T, D) and its mask (B, T).
+
+        Returns locations (B, N, C), the words' features (B, T, D), the levels' (h, w) and anchors
+        (N, 4).
+        """
+        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        anchors = device_constant(
+            pyramid_anchors, tuple(shapes), tuple(self.config.feature_strides), self.config.anchor_scale,
+            device=text.device,
+        )  # fmt: skip
+        x, original = join_levels(maps), text
+        eager, bias = self.config._attn_implementation == "eager", attention_bias(mask, text.dtype)
+        steps = []
         for block in self.blocks:
             step: dict[str, Tensor] = {}
             if block.fusion is not None:
@@ -104,12 +117,14 @@ class AlignmentHead(nn.Module):
             if block.conv is not None:
                 x = block.conv(x, shapes)
             if trace is not None:
-                trace.append({**step, "image": x})
+                steps.append({**step, "image": x})
+        if trace is not None:
+            trace["blocks"] = steps
         # without fusion the words keep BERT's own features, padding zeroed
-        return x, text if self.config.fusion else original * mask[..., None]
+        return x, text if self.config.fusion else original * mask[..., None], shapes, anchors
 
     def align(self, x: Tensor, words: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Regions x (B, N, C) and words (B, T, D) -> logits (B, N, T) and "no object" logits (B, N) or None."""
+        """Align regions (B, N, C) with words (B, T, D): logits (B, N, T), "no object" (B, N)."""
         words = F.normalize(words, dim=-1)
         temperature = self.log_scale.exp()
         tokens = self.dot_product_projection_text(words / 2) / temperature
@@ -122,52 +137,39 @@ class AlignmentHead(nn.Module):
 
 
 class DynamicHead(AlignmentHead):
-    """GLIP's head: one prediction for each location of every level."""
+    """GLIP's head: one prediction per location of every level."""
 
     def __init__(self, config: GlipConfig):
         super().__init__(config, dynamic=True)
         channels = config.hidden_size
-        self.centerness = initialised(nn.Linear(channels, 1), "normal")
+        self.centerness = initialised(nn.Linear(channels, 1), NORMAL)
         self.cls_logits: nn.Linear | None = None
         if config.num_class_logits:
-            layer = initialised(nn.Linear(channels, config.num_class_logits), "normal")
+            layer = initialised(nn.Linear(channels, config.num_class_logits), NORMAL)
             self.cls_logits = layer.requires_grad_(False)
         self.scales = nn.ModuleList(Scale() for _ in range(config.num_feature_levels))
 
     def forward(
-        self,
-        maps: list[Tensor],
-        text: Tensor,
-        mask: Tensor,
-        image_sizes: Tensor,
-        targets: Targets | None,
+        self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
         trace: dict | None,
-    ) -> HeadOutput:
-        """maps: (B, C, h, w) a level; text (B, T, D); mask (B, T); image_sizes (B, 2)."""
-        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        blocks: list | None = None
-        if trace is not None:
-            blocks = trace["blocks"] = []
-        x, words = self.tower(join_levels(maps), shapes, text, mask, blocks)
+    ) -> HeadOutput:  # fmt: skip
+        """Predict from maps (B, C, h, w) per level, text (B, T, D) and mask (B, T)."""
+        x, words, shapes, anchors = self.tower(maps, text, mask, trace)
+        sizes = [h * w for h, w in shapes]
         logits, no_object = self.align(x, words)
-        scale = torch.cat([s.scale.expand(h * w) for s, (h, w) in zip(self.scales, shapes, strict=True)])
+        scale = torch.cat([s.scale.expand(n) for s, n in zip(self.scales, sizes, strict=True)])
         deltas = self.bbox_pred(x) * scale[:, None]
         centerness = self.centerness(x).squeeze(-1)
         if trace is not None and self.cls_logits is not None:
             trace["cls_logits"] = self.cls_logits(x)
-        c = self.config
-        anchors = device_constant(
-            pyramid_anchors, tuple(shapes), tuple(c.feature_strides), c.anchor_scale, device=x.device
-        )
         losses = None
         if targets is not None:
-            sizes = [h * w for h, w in shapes]
-            losses = dense_losses(c, logits, no_object, deltas, centerness, anchors, sizes, mask, targets)
+            losses = dense_losses(self.config, logits, no_object, deltas, centerness, anchors, sizes, mask, targets)
         return HeadOutput(logits, no_object, deltas, centerness, anchors, shapes, None, losses)
 
 
 class TwoStageHead(AlignmentHead):
-    """Proposals first; their features are aligned with the words. Fusion, when on, comes before the proposals."""
+    """Head that aligns proposals' features with the words; fusion comes before the proposals."""
 
     def __init__(self, config: GlipConfig):
         super().__init__(config, dynamic=False)
@@ -175,29 +177,15 @@ class TwoStageHead(AlignmentHead):
         self.regions = RegionFeatures(config)
 
     def forward(
-        self,
-        maps: list[Tensor],
-        text: Tensor,
-        mask: Tensor,
-        image_sizes: Tensor,
-        targets: Targets | None,
+        self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
         trace: dict | None,
-    ) -> HeadOutput:
-        """As DynamicHead; N is the number of proposals, `real` says which are not padding."""
+    ) -> HeadOutput:  # fmt: skip
+        """Predict as DynamicHead, for N proposals; image_sizes (B, 2): unpadded height, width."""
         c = self.config
-        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        blocks: list | None = None
-        if trace is not None:
-            blocks = trace["blocks"] = []
-        x, words = self.tower(join_levels(maps), shapes, text, mask, blocks)
+        x, words, shapes, anchors = self.tower(maps, text, mask, trace)
         maps = split_levels(x, shapes)
         objectness, proposal_deltas = self.proposals(maps)
-        anchors = device_constant(
-            pyramid_anchors, tuple(shapes), tuple(c.feature_strides), c.anchor_scale, device=x.device
-        )
-        extra = None
-        if targets is not None:
-            extra = [targets.boxes[targets.image_index == i] for i in range(x.shape[0])]
+        extra = None if targets is None else [targets.boxes[targets.rows(i)] for i in range(x.shape[0])]
         count = c.proposals_test if targets is None else c.proposals_train
         boxes, real = propose(c, objectness, proposal_deltas, anchors, image_sizes, count, extra)
         regions = self.regions(maps, boxes)

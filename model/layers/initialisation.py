@@ -1,47 +1,38 @@
-"""Initial values by mark: a module says which rule its linear and convolution layers follow.
+"""Initial values by mark: a module names the rule for its linear and convolution layers.
 
-transformers asks a model only about modules that own parameters, leaves first, so a rule has to sit on the leaf.
+transformers initialises the modules that own parameters, leaves first, so the mark is on the leaf.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import initialization as init
 
 M = TypeVar("M", bound=nn.Module)
+NORMAL = partial(init.normal_, std=0.01)
+KAIMING = partial(init.kaiming_uniform_, a=1)
+XAVIER = init.xavier_uniform_
 
 
-def initialised(module: M, rule: str, std: float = 0.02) -> M:
-    """Mark every linear and convolution layer in `module` (itself included) with `rule`; returns `module`.
+def initialised(module: M, fill: Callable[..., Any] | None) -> M:
+    """Mark the linear and convolution layers of `module`, itself included; return it.
 
-    `std` is that of "trunc_normal".
+    fill: function that fills a weight in place; biases are zeroed. None: PyTorch's default for both.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            layer.glip_init, layer.glip_init_std = rule, std
+            layer.glip_init = fill
     return module
 
 
 def initialise(layer: nn.Linear | nn.Conv2d) -> None:
-    """Fill a layer by its mark: "trunc_normal", "normal" 0.01, "xavier", "kaiming" (a = 1), else PyTorch's default."""
-    rule = getattr(layer, "glip_init", "default")
-    if rule == "trunc_normal":
-        init.trunc_normal_(layer.weight, std=layer.glip_init_std)
-    elif rule == "normal":
-        init.normal_(layer.weight, std=0.01)
-    elif rule == "xavier":
-        init.xavier_uniform_(layer.weight)
-    elif rule == "kaiming":
-        init.kaiming_uniform_(layer.weight, a=1)
-    elif rule == "default":
-        init.kaiming_uniform_(layer.weight, a=5**0.5)
-    else:
-        raise ValueError(f"unknown initialisation rule {rule!r}")
+    """Fill a layer by its mark, see `initialised`; without one by PyTorch's default."""
+    fill = getattr(layer, "glip_init", None)
+    (fill or partial(init.kaiming_uniform_, a=5**0.5))(layer.weight)
     if layer.bias is not None:
-        if rule == "default":
-            bound = layer.weight[0].numel() ** -0.5
-            init.uniform_(layer.bias, -bound, bound)
-        else:
-            init.zeros_(layer.bias)
+        bound = layer.weight[0].numel() ** -0.5
+        init.zeros_(layer.bias) if fill else init.uniform_(layer.bias, -bound, bound)

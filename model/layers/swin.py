@@ -1,7 +1,7 @@
 """Swin backbone as GLIP runs it (GLIP spec section 2).
 
-The windows never shrink and odd blocks always shift, also on maps smaller than a window (spec 0.4); that is why the
-library implementations are not reused.
+Windows never shrink and odd blocks always shift, also on maps smaller than a window (GLIP spec
+0.4); the implementations of transformers and torchvision differ there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from ..configuration_glip import GlipBackboneConfig
 from .chunks import in_chunks
@@ -16,16 +17,17 @@ from .constants import device_constant
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(w*w, w*w) int64 index into the bias table: (dy+w-1)*(2w-1) + (dx+w-1), on CPU."""
+    """Compute the (w*w, w*w) int64 index into the bias table: (dy+w-1)*(2w-1) + (dx+w-1)."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y[None] + window - 1) * (2 * window - 1) + (x[:, None] - x[None] + window - 1)
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """(windows, w*w, w*w) float32 mask of a shifted map: -100 between different regions, else 0, on CPU.
+    """Compute the (windows, w*w, w*w) float32 mask of a shifted map: -100 between regions, else 0.
 
-    height, width: the padded size. -100 and not -inf is what the checkpoints were trained with (spec 0.4).
+    height, width: the padded size. The checkpoints were trained with -100, not -inf (GLIP spec
+    0.4).
     """
     region = torch.zeros(height, width)
     slices = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
@@ -47,7 +49,7 @@ class SwinAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, windows, w*w, C); mask: (windows, w*w, w*w) or None. Returns x's shape."""
+        """Attend within windows x (B, windows, w*w, C), same shape; mask (windows, w*w, w*w)."""
         b, _, t, c = x.shape
         index = device_constant(relative_position_index, self.window, device=x.device)
         bias = self.relative_position_bias_table[index.flatten()].view(t, t, self.heads).permute(2, 0, 1)
@@ -75,6 +77,7 @@ class SwinMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform x (..., C) to the same shape."""
         rows = in_chunks(
             lambda r, _: self.fc2(F.gelu(self.fc1(r))), x.reshape(-1, x.shape[-1]), 8 * self.fc1.out_features
         )
@@ -82,21 +85,17 @@ class SwinMlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Pre-norm block; `shift` 0 or window // 2."""
+    """Pre-norm block of stage `stage` (0, 1, ...); odd ones shift their windows by half."""
 
-    def __init__(self, dim: int, window: int, heads: int, shift: int, drop_path: float, mlp_ratio: float, eps: float):
+    def __init__(self, config: GlipBackboneConfig, stage: int, odd: bool, drop_path: float):
         super().__init__()
-        self.window, self.shift, self.drop_path = window, shift, drop_path
+        dim, eps, self.window = config.embed_dim * 2**stage, config.layer_norm_eps, config.window_size
+        self.shift = self.window // 2 if odd else 0
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = SwinAttention(dim, window, heads)
+        self.attn = SwinAttention(dim, self.window, config.num_heads[stage])
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = SwinMlp(dim, int(dim * mlp_ratio))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return x
-        keep = 1.0 - self.drop_path
-        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        self.mlp = SwinMlp(dim, int(dim * config.mlp_ratio))
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def _attend(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
@@ -117,13 +116,13 @@ class SwinBlock(nn.Module):
         return x[:, :h, :w] if pad_h or pad_w else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, H, W, C)."""
-        x = x + self._drop(self._attend(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+        """Transform x (B, H, W, C) to the same shape."""
+        x = x + self.drop_path(self._attend(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):
-    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2C)."""
+    """Joining of 2 x 2 patches: (B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C)."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -139,33 +138,22 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution and the merging that follows them."""
+    """Blocks of one resolution; `GlipSwin` runs the merging after them."""
 
     def __init__(self, config: GlipBackboneConfig, index: int, drop_paths: list[float], merge: bool):
         super().__init__()
-        dim, window = config.embed_dim * 2**index, config.window_size
-        self.blocks = nn.ModuleList(
-            SwinBlock(
-                dim,
-                window,
-                config.num_heads[index],
-                window // 2 * (i % 2),
-                rate,
-                config.mlp_ratio,
-                config.layer_norm_eps,
-            )
-            for i, rate in enumerate(drop_paths)
-        )
-        self.downsample = PatchMerging(dim, config.layer_norm_eps) if merge else None
+        self.blocks = nn.ModuleList(SwinBlock(config, index, i % 2 == 1, rate) for i, rate in enumerate(drop_paths))
+        self.downsample = PatchMerging(config.embed_dim * 2**index, config.layer_norm_eps) if merge else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform x (B, H, W, C) to the same shape."""
         for block in self.blocks:
             x = block(x)
         return x
 
 
 class PatchEmbed(nn.Module):
-    """Image to (B, H, W, C) patches: strided convolution, then LayerNorm."""
+    """Patch embedding, (B, 3, H, W) to (B, h, w, C): strided convolution, LayerNorm."""
 
     def __init__(self, config: GlipBackboneConfig):
         super().__init__()
@@ -181,9 +169,9 @@ class PatchEmbed(nn.Module):
 
 
 class GlipSwin(nn.Module):
-    """Swin stages. Returns every stage's map; those that feed the pyramid are normalised.
+    """Stages of Swin, each with a norm where it feeds the pyramid.
 
-    Stage 2 has a norm only when it feeds the pyramid (never in the released networks, spec 0.5).
+    Stage 2 does not in the released networks (GLIP spec 0.5).
     """
 
     def __init__(self, config: GlipBackboneConfig, norm_stages: list[int]):
@@ -199,7 +187,7 @@ class GlipSwin(nn.Module):
             self.add_module(f"norm{stage - 2}", nn.LayerNorm(config.stage_channels(stage), eps=config.layer_norm_eps))
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (B, 3, H, W). Returns stages 2.. as (B, C_k, H/s_k, W/s_k), channels-last in memory."""
+        """Compute stages 2.. (B, C_k, h, w), channels-last, of pixel_values (B, 3, H, W)."""
         x = self.patch_embed(pixel_values)
         out = []
         for i, layer in enumerate(self.layers):

@@ -17,5 +17,5 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def glip_t():
-    """GLIP-T at full size with the reference's weights (built once: it takes seconds). Do not change it."""
+    """GLIP-T at full size with the reference's weights, built once; not to be changed."""
     return seeded_model("glip-t", fusion_dropout=0.0)

@@ -1,4 +1,4 @@
-"""The reference arrays in golden/, models with seeded weights, and the small network that most tests train."""
+"""Reference arrays of golden/, models with seeded weights, and the small network of most tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig
 from transformers.initialization import no_init_weights
 
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
-from model.checkpoint_names import to_ours
+from model.checkpoint_names import released_entries
 from tests.model.golden.seeded import seeded_array
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,12 +44,11 @@ def seeded_model(variant: str, seed: int = 0, **changes: Any) -> GlipForObjectDe
     config = GlipConfig.variant(variant, **changes)
     with no_init_weights():
         model = GlipForObjectDetection(config)
-    own = model.state_dict()
-    new = {}
-    for name, entry in released_keys(variant).items():
-        ours = to_ours(name, config)
-        if ours is not None:
-            new[ours] = torch.from_numpy(seeded_array(name, entry["shape"], seed)).view(own[ours].shape)
+    new = {
+        entry.ours: torch.from_numpy(seeded_array(name, entry.shape, seed)).view(entry.our_shape)
+        for name, entry in released_entries(config).items()
+        if entry.ours is not None
+    }
     model.load_state_dict(new, assign=True)
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""The classes where transformers' users meet them: Auto classes, the zero-shot pipeline, save and load."""
+"""Classes as used from transformers: Auto classes, the zero-shot pipeline, save and load."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.model.golden.seeded import seeded_image
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("glip")
-    # the tokenizer's ids need the whole vocabulary; a prior of 0.3 lets boxes of a fresh network pass thresholds
+    # a prior of 0.3 lets boxes of an untrained network pass thresholds
     tiny_model(prior_probability=0.3).eval().save_pretrained(path)
     processor().save_pretrained(path)
     return path

@@ -1,4 +1,4 @@
-"""Deep fusion: the folded way gives the published arithmetic's numbers, in inference and in training."""
+"""Deep fusion: the folded computation equals the published one, in inference and in training."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_folded_equals_literal_with_gradients(places, real, seed):
 
 
 def test_dropout_has_the_same_mean_on_both_paths():
-    """Each path draws its own masks (of different shapes), so what can be equal is the expectation."""
+    """Each path draws its own masks, of different shapes, so only expectations can be equal."""
     layer = fusion(dropout=0.4).train()
     layer.attn._folding_pays = lambda v, l: True
     v, l, mask = inputs(1, 6, 5, [4])
@@ -67,7 +67,7 @@ def pays(layer, places, tokens, width=256):
 
 
 def test_the_side_is_chosen_by_shape():
-    """Folding multiplies locations by heads x tokens columns of width C instead of three projections to E."""
+    """Folding: heads x tokens columns of width C per location, not three projections to E."""
     released = GlipFusion(256, 768, 2048, 8, 0.0, 1.0)  # heads x C = E: folded is never more, if locations are many
     assert all(pays(released, 22223, t) for t in (8, 20, 256))
     assert not pays(released, 20, 20)  # so few locations that folding the weights costs more than it saves

@@ -8,7 +8,7 @@ import torch
 
 from model import GlipImageProcessor, GlipProcessor
 from model.box_ops import encode, pyramid_anchors
-from model.checkpoint_names import to_ours
+from model.checkpoint_names import released_entries
 from model.grounding import phrase_tokens, prompt_from_names
 from model.layers.dynamic_head import split_levels
 from model.losses import assign, centerness_targets
@@ -162,7 +162,8 @@ def test_assignment(glip_t):
     shapes = ((32, 40), (16, 20), (8, 10), (4, 5), (2, 3))
     anchors = pyramid_anchors(shapes, (8, 16, 32, 64, 128), 8.0)
     targets = collect_targets(labels, 256, anchors.device)
-    matched = assign(glip_t.config, anchors, [h * w for h, w in shapes], targets, 2)
+    empty = torch.empty(2, len(anchors), 0)
+    matched = assign(glip_t.config, anchors, [h * w for h, w in shapes], targets, empty, empty)
     for k in range(2):
         positive = (matched[k] >= 0).nonzero().flatten()
         assert positive.tolist() == arrays[f"assign.{k}.pos_inds"].tolist()
@@ -192,16 +193,17 @@ def test_losses_and_gradients(glip_t, two_threads):
     assert want == {"loss_cls": 0.0}
     assert outputs.loss.item() == pytest.approx(float(arrays["loss.total"]), rel=1e-4)
     outputs.loss.backward()
-    parameters = dict(glip_t.named_parameters())
+    parameters, entries = dict(glip_t.named_parameters()), released_entries(glip_t.config)
     apart = {}
     for name, norm in json.loads(str(arrays["grad_l2.json"])).items():
-        gradient = parameters[to_ours(name, glip_t.config)].grad
+        gradient = parameters[entries[name].ours].grad
         if norm is None:
             assert gradient is None, name
         elif norm > 1e-6:  # keys' biases have no gradient but rounding: softmax does not see them
             apart[name] = abs(gradient.norm().item() / norm - 1)
-    # A sampling position beside a pixel centre, or a near tie in DyReLU, changes sides with the rounding of another
-    # processor, and the gradient jumps there. Of another thread count, too: in one thread 11 % of the norms move on one of AMD's.
+    # Rounding (another processor, thread count or order of sums) moves sampling positions across
+    # pixel centres or decides near ties in DyReLU, and the gradient jumps there: in one thread 11 %
+    # of the norms move on an AMD processor; as many without the "+1" of the fusion's mask.
     beyond = {n: a for n, a in apart.items() if a > 1e-3}
     assert len(beyond) <= 0.02 * len(apart) and max(apart.values()) < 1e-2, beyond
     total = sum(p.grad.double().pow(2).sum() for p in parameters.values() if p.grad is not None) ** 0.5

@@ -1,4 +1,4 @@
-"""Prompts and spans: class lists of any length, captions that are cut, one image under several captions."""
+"""Prompts and spans: long class lists, captions that are cut, one image with several captions."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_phrases_beyond_the_text_limit_are_reported(network):
 @settings(max_examples=200, deadline=None)
 @given(st.text(min_size=1, max_size=60), st.data())
 def test_spans_and_tokens_agree_for_any_text(caption, data):
-    """A span that begins and ends on characters of tokens has exactly the tokens that share a character with it."""
+    """A span between tokens' characters has the tokens that share a character with it."""
     offsets = processor().tokenize([caption])["offset_mapping"][0]
     covered = sorted({c for a, b in offsets.tolist() for c in range(a, b)})
     if not covered:
