@@ -1,0 +1,206 @@
+"""A run folder that commit b88d672 made, in today's hands: read, left as it is, and continued with the same bytes.
+
+How it was made stands in tests/fixtures/README.md. Bytes of weights, and of the boxes that a teacher draws, are a matter of the
+processor, too: on another one than it was made on they are compared with a tolerance, and everything else to the byte all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.io.hashing import digest_file
+from tests.flows.tiny import BIN, ROOT, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+FIXTURES = ROOT / "tests" / "fixtures"
+RUN = FIXTURES / "run-b88d672.tar.xz"
+MADE = json.loads((FIXTURES / "run-b88d672.json").read_text())
+"""Settings, digests of the outputs, and what they were made with."""
+STORES = ("data", "train", "phrases", "checkpoints", "regions", "labels", "pseudo")
+BY_TRAINED_MODELS = ("checkpoints/", "regions/", "labels/", "pseudo/")
+"""What another processor rounds otherwise."""
+STEP = "step-00000003"
+
+
+def made_with() -> dict[str, str]:
+    """What bytes of weights depend on, beside data and settings."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    about = dict(tuple(part.strip() for part in line.partition(":")[::2]) for line in reversed(lines) if ":" in line)
+    found = {name: about.get(name, "") for name in ("vendor_id", "cpu family", "model", "stepping")}
+    found["vectors"] = torch.backends.cpu.get_cpu_capability()
+    return found | {p: version(p) for p in ("torch", "transformers", "pyarrow", "pillow", "numpy", "safetensors")}
+
+
+SAME_MACHINE = made_with() == MADE["made_with"]
+
+
+def outputs(run: Path) -> dict[str, str]:
+    """Digests of what data and settings alone decide."""
+    files = (p for store in STORES for p in sorted((run / store).rglob("*")) if p.is_file())
+    skipped = {"tensorboard", "report.json"}
+    told = ((p, p.relative_to(run)) for p in files)
+    return {r.as_posix(): digest_file(p) for p, r in told if not skipped & set(r.parts) and ".claim" not in p.name}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """What is in the archive: ``bert`` (a text encoder that the settings name by this relative path), ``run``, ``interrupted``."""
+    with tarfile.open(RUN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    yield tmp_path
+    shutil.rmtree(tmp_path / "prefect", ignore_errors=True)
+
+
+def command(folder: Path, name: str, *arguments: str) -> str:
+    """One of the project's commands, in the folder that the settings' paths are relative to."""
+    env = environment(
+        folder / "prefect",
+        OMP_NUM_THREADS="1",
+        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    )
+    done = subprocess.run([str(BIN / name), *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-5000:]
+    return said
+
+
+def self_train(folder: Path) -> str:
+    """The command that made the run."""
+    changes = [part for change in MADE["changes"] for part in ("--set", change)]
+    return command(folder, "self-train", "run", "--recipe", "demo", "--out", "run", *changes)
+
+
+def near_weights(now: Path, then: Path, before: Path) -> None:
+    """Weights differ far less from the earlier run's than its training moved them since ``before``."""
+    new, old, first = (load_file(p) for p in (now, then, before))
+    assert {n: (w.shape, w.dtype) for n, w in new.items()} == {n: (w.shape, w.dtype) for n, w in old.items()}
+    apart = sum(np.abs(new[n] - old[n]).sum() for n in old)
+    moved = sum(np.abs(old[n] - first[n]).sum() for n in old)
+    assert moved > 0 and apart < 0.05 * moved, f"{apart / moved:.3f} of the way"
+
+
+def near_tables(now: Path, then: Path) -> None:
+    """The same boxes, but for a few at the edge of what is kept, and for the last digits."""
+    new, old = (pq.read_table(p) for p in (now, then))
+    assert new.schema.remove_metadata() == old.schema.remove_metadata()
+    rows = [{(r["key"], r["phrase_row"], r["rank"]): r for r in t.to_pylist()} for t in (new, old)]
+    both = rows[0].keys() & rows[1].keys()
+    assert len(both) > 0.9 * max(map(len, rows))
+    close = sum(
+        np.allclose(
+            [rows[0][k][c] for c in ("x1", "y1", "x2", "y2")],
+            [rows[1][k][c] for c in ("x1", "y1", "x2", "y2")],
+            atol=0.5,
+        )
+        and np.isclose(rows[0][k]["score"], rows[1][k]["score"], atol=1e-3)
+        for k in both
+    )
+    assert close > 0.9 * len(both), f"{close} of {len(both)}"
+
+
+def test_a_finished_run_is_left_as_it_is(folder):
+    run = folder / "run"
+    assert outputs(run) == MADE["sha256"]  # the archive is what it says
+
+    def state() -> dict[str, tuple[int, str]]:
+        files = [p for store in (*STORES, "evaluation") for p in sorted((run / store).rglob("*")) if p.is_file()]
+        return {str(p.relative_to(run)): (p.stat().st_mtime_ns, digest_file(p)) for p in files}
+
+    before, told = state(), json.loads((run / "summary.json").read_text())
+    self_train(folder)
+    after = state()
+    assert {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)} == set()
+    now = json.loads((run / "summary.json").read_text())
+    for model in ("teacher", "control", "student", "best", "chance", "pseudo_labels", "by_round"):
+        assert now[model] == told[model], model
+    for name, stage in now["stages"].items():
+        if "report" in stage:
+            assert stage["report"]["skipped"] > 0 and (stage["report"]["done"], stage["report"]["failed"]) == (0, []), (
+                name
+            )
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(folder):
+    run, then = folder / "run", folder / "then"
+    run.rename(then)
+    shutil.copytree(folder / "interrupted", run)
+    assert [p.name for p in (run / "checkpoints" / "teacher").iterdir()] == [STEP]
+    self_train(folder)
+    log = (run / "logs" / "train-teacher.log").read_text()
+    assert "going on from step 3" in log, log
+    found = outputs(run)
+    assert found.keys() == MADE["sha256"].keys()
+    differ = {n for n, digest in found.items() if digest != MADE["sha256"][n]}
+    if SAME_MACHINE:
+        assert differ == set()
+    else:
+        assert {n for n in differ if not n.startswith(BY_TRAINED_MODELS)} == set()
+        final = "checkpoints/teacher/final/model.safetensors"
+        near_weights(
+            run / final,
+            then / final,
+            folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors",
+        )
+
+
+def test_a_teacher_trained_anew_has_the_same_weights(folder):
+    sources = [p for n in ("detection", "grounding", "attributes") for p in ("--source", f"{n}=run/train/{n}-*.tar")]
+    command(folder, "train-teacher", "--recipe", "run/config.yaml", *sources, "--threads", "1", "--out", "anew")
+    now, then = folder / "anew" / "final", folder / "run" / "checkpoints" / "teacher" / "final"
+    if SAME_MACHINE:
+        assert digest_file(now / "model.safetensors") == digest_file(then / "model.safetensors")
+    else:
+        step = folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors"
+        near_weights(now / "model.safetensors", then / "model.safetensors", step)
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (now / name).read_bytes() == (then / name).read_bytes(), name
+
+
+def test_labels_and_shards_made_anew_are_the_same(folder):
+    run, recipe = folder / "run", ("--recipe", "run/config.yaml")
+    crawl = ("--shards", "run/data/crawl/{00000..00001}.tar")
+    teacher = ("--teacher", "run/checkpoints/teacher/final")
+    command(folder, "parse-phrases", *recipe, *crawl, "--out", "anew/phrases")
+    command(
+        folder,
+        "pseudo-label",
+        *recipe,
+        *crawl,
+        "--phrases",
+        "anew/phrases",
+        *teacher,
+        "--workers",
+        "1",
+        "--out",
+        "anew/regions/round-1",
+    )
+    command(folder, "filter-boxes", *recipe, "--regions", "run/regions/round-1", "--out", "anew/labels/round-1")
+    command(
+        folder, "build-shards", *recipe, *crawl, "--phrases", "anew/phrases", "--labels", "anew/labels/round-1", "--out", "anew/pseudo/round-1",
+    )  # fmt: skip
+    found = outputs(folder / "anew")
+    wanted = {n: d for n, d in MADE["sha256"].items() if n.split("/")[0] in ("phrases", "regions", "labels", "pseudo")}
+    assert found.keys() == wanted.keys()
+    differ = {n for n, digest in found.items() if digest != wanted[n]}
+    if SAME_MACHINE:
+        assert differ == set()
+    else:
+        assert {n for n in differ if not n.startswith("regions/")} == set()
+        for then in (run / "regions" / "round-1").glob("*.parquet"):
+            near_tables(folder / "anew" / "regions" / "round-1" / then.name, then)
