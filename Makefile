@@ -8,11 +8,15 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: help setup demo test lint format up clean
+# two files at a time, and all tests of a file in one process: what a file's tests share is made once
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help setup demo test test-all lint format up clean
 
 help:
 	@echo "make demo     the whole loop on generated data: teacher, pseudo-labels, student, control (OUT=$(OUT))"
-	@echo "make test     lint, types and all tests"
+	@echo "make test     lint, types, the fast tests and one whole tiny loop"
+	@echo "make test-all lint, types and all tests: the slow ones start servers, clusters and many trainings"
 	@echo "make up       Prefect's server and dashboard on 127.0.0.1:4200, every flow deployed, and a worker"
 	@echo "make setup    only the environment in $(VENV)/"
 
@@ -30,7 +34,10 @@ demo: setup
 	$(BIN)/self-train run --recipe demo --out $(OUT)
 
 test: lint
-	$(BIN)/pytest -m "" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow or loop"
+
+test-all: lint
+	$(PYTEST) -m ""
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -74,6 +74,7 @@ def test_a_child_ends_with_its_killed_starter(tmp_path):
     wait_until(gone, 20, "the orphan's end")
 
 
+@pytest.mark.slow
 def test_children_are_ended_together_and_none_is_started_until_anew(tmp_path):
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"

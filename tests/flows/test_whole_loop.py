@@ -20,7 +20,7 @@ import yaml
 
 from pipeline.io.hashing import digest_file
 from tests.flows.api import answer, ask
-from tests.flows.tiny import ROOT, environment, run_command, tiny_config, wait_until
+from tests.flows.tiny import ROOT, assert_whole, environment, run_command, tiny_config, wait_until
 from tests.flows.up import children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -45,19 +45,7 @@ def deployed(up) -> Path:
 
 
 def test_the_deployed_run_is_whole(deployed):
-    summary = json.loads((deployed / "summary.json").read_text())
-    for model in ("teacher", "control", "student"):
-        assert set(summary[model]) == {"base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50"}
-    assert summary["chance"] == 25.0 and summary["pseudo_labels"]["all"]["labels"] > 0
-    stages = summary["stages"]
-    for stage in ("ingest", "parse-phrases", "pseudo-label", "filter-boxes", "build-shards"):
-        assert stages[stage]["report"]["tallies"], stage
-    for stage in ("train-teacher", "train-student", "train-control", "pseudo-label", "evaluate"):
-        assert stages[stage]["seconds"] > 0 and stages[stage]["peak_mib"] > 100, stage
-    for page in ("index.html", "round-1.html", "labels-round-1.html", "photos.html", "labels-round-1.png"):
-        assert (deployed / "report" / page).stat().st_size > 1000
-    labelled = stages["pseudo-label"]["report"]["tallies"]["samples"]
-    assert labelled["seen"] == labelled["kept"] + sum(labelled["dropped"].values())
+    assert_whole(deployed)
 
 
 def test_the_dashboard_has_progress_tables_and_the_comparison(deployed, up):

@@ -67,3 +67,20 @@ def wait_until(what: Callable[[], object], seconds: float, why: str, process: su
         assert time.monotonic() < end, f"after {BUSY * seconds} s still waiting: {why}"
         assert process is None or process.poll() is None, f"the process ended while waiting: {why}"
         time.sleep(0.05)
+
+
+def assert_whole(run: Path) -> None:
+    """Assert that a run has its models' figures, its labels, its pages, and what each stage took."""
+    summary = json.loads((run / "summary.json").read_text())
+    for model in ("teacher", "control", "student"):
+        assert set(summary[model]) == {"base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50"}
+    assert summary["chance"] == 25.0 and summary["pseudo_labels"]["all"]["labels"] > 0
+    stages = summary["stages"]
+    for stage in ("ingest", "parse-phrases", "pseudo-label", "filter-boxes", "build-shards"):
+        assert stages[stage]["report"]["tallies"], stage
+    for stage in ("train-teacher", "train-student", "train-control", "pseudo-label", "evaluate"):
+        assert stages[stage]["seconds"] > 0 and stages[stage]["peak_mib"] > 100, stage
+    for page in ("index.html", "round-1.html", "labels-round-1.html", "photos.html", "labels-round-1.png"):
+        assert (run / "report" / page).stat().st_size > 1000
+    labelled = stages["pseudo-label"]["report"]["tallies"]["samples"]
+    assert labelled["seen"] == labelled["kept"] + sum(labelled["dropped"].values())

@@ -118,6 +118,25 @@ FILES: dict[str, Callable[[Path], Path]] = {
     "LFS pointer": file_of("a.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
 }
 """One file or folder of each format, and of what lies beside them."""
+ONE_OF_EACH_CLASS = {
+    "coco",  # a JSON object
+    "visual_genome_objects",  # a JSON list
+    "odvg_grounding",  # JSON lines
+    "openimages",  # CSV
+    "glip_captions",  # TSV
+    "voc",  # a folder of XML
+    "sentences",  # a folder of texts
+    "empty folder",
+    "one XML file",
+    "crawl shard",  # a tar archive
+    "grit, a table",  # Parquet
+    "image",  # binary
+    "packed",
+    "web page",  # text that is nothing of these
+    "cut off",
+}
+"""A file of each class of content: every reader meets these among the fast tests, and all of FILES among the slow ones."""
+OTHERS = [other if other in ONE_OF_EACH_CLASS else pytest.param(other, marks=pytest.mark.slow) for other in FILES]
 SAME = {
     ("coco", "lvis"): "LVIS's JSON is COCO's with `neg_category_ids`: one reader knows both",
     ("mdetr", "refcoco"): "one layout, two names of what is in it",
@@ -144,7 +163,7 @@ def test_its_own_is_read(tmp_path, name):
     assert read(name, FILES[name](tmp_path), companions(name, tmp_path)).images
 
 
-@pytest.mark.parametrize("other", FILES)
+@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("name", READ)
 def test_any_other_is_refused_in_one_line(tmp_path, name, other):
     path = FILES[other](tmp_path)
@@ -170,7 +189,7 @@ def test_an_empty_file_has_no_rows_or_is_refused(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("other", FILES)
+@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize(
     ("name", "role"),
     [(name, role) for name in READ for role in load_format(name).companions],

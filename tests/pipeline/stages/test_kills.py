@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,41 +15,22 @@ from pipeline.config import ParsePhrasesConfig
 from pipeline.io.tars import write_tar
 from pipeline.stages import parse_phrases, pseudo_label
 from tests.fixtures.crawl import jpeg
+from tests.fixtures.forkserver import ForkServer
 from tests.pipeline.stages.test_labelling import LABEL, digests
 
-ROOT = Path(__file__).resolve().parents[3]
 SHARDS, IMAGES = 50, 12
 
 
-class Runs:
-    """See :mod:`tests.fixtures.killed_runs`."""
+class Runs(ForkServer):
+    """Runs of labelling with the same settings."""
 
-    def __init__(self, settings: Path) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.fixtures.killed_runs", str(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
-        assert self._answer() == "ready"
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__("tests.fixtures.killed_runs")
+        self._settings = settings
 
-    def _answer(self) -> str:
-        assert self._server.stdout is not None
-        return self._server.stdout.readline().strip()
-
-    def _ask(self, *words: object) -> int:
-        assert self._server.stdin is not None
-        print(*words, file=self._server.stdin, flush=True)
-        return int(self._answer())
-
-    def start(self, log: Path) -> int:
-        return self._ask("start", log)
-
-    def wait(self, pid: int) -> int:
-        return self._ask("wait", pid)
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(30)
+    def label(self, log: Path) -> int:
+        """The pid of a run that tells the log what it does."""
+        return self.start("tests.fixtures.killed_runs:label", self._settings, str(log))
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +54,7 @@ def world(tmp_path_factory, teacher):
 def runs_of(world, out: Path) -> Runs:
     root, crawl, teacher = world
     settings = {"config": LABEL.model_dump(), "shards": crawl, "out": str(out), "phrases": str(root / "phrases")}
-    path = out.with_suffix(".json")
-    path.write_text(json.dumps(settings | {"teacher": str(teacher)}))
-    return Runs(path)
+    return Runs(settings | {"teacher": str(teacher)})
 
 
 def story(log: Path) -> tuple[int, list[str]]:
@@ -93,7 +70,7 @@ def test_twenty_kills_lose_nothing(world, tmp_path):
     try:
         while killed < 20:
             log = tmp_path / f"log{killed}"
-            pid = runs.start(log)
+            pid = runs.label(log)
             # two or three shards are made before the kill; when it comes within one is left to chance
             deadline, goal = time.monotonic() + 60, rng.randint(1, 3)
             while len(story(log)[1]) < goal and time.monotonic() < deadline:
@@ -105,7 +82,7 @@ def test_twenty_kills_lose_nothing(world, tmp_path):
             lost.append(images - IMAGES * len(shards))
             killed += 1
         done_before = len(list(out.glob("*.report.json")))
-        assert done_before < SHARDS and runs.wait(runs.start(tmp_path / "last")) == 0
+        assert done_before < SHARDS and runs.wait(runs.label(tmp_path / "last")) == 0
     finally:
         runs.close()
     assert len(story(tmp_path / "last")[1]) == SHARDS - done_before  # what was done is not done again
@@ -119,7 +96,7 @@ def test_two_runs_at_once_share_the_work(world, tmp_path):
     out = tmp_path / "regions"
     runs = runs_of(world, out)
     try:
-        pids = [runs.start(tmp_path / f"log{i}") for i in (0, 1)]
+        pids = [runs.label(tmp_path / f"log{i}") for i in (0, 1)]
         assert [runs.wait(pid) for pid in pids] == [0, 0]
     finally:
         runs.close()
@@ -134,13 +111,13 @@ def test_a_shard_held_by_a_killed_run_is_taken_over_at_once(world, tmp_path):
     out = tmp_path / "regions"
     runs = runs_of(world, out)
     try:
-        pid = runs.start(tmp_path / "log0")
+        pid = runs.label(tmp_path / "log0")
         while not story(tmp_path / "log0")[1]:
             time.sleep(0.005)
         os.kill(pid, signal.SIGSTOP)  # it holds its claims, and does nothing
         held = {p.name for p in out.glob(".*.claim")}
         assert held
-        second = runs.start(tmp_path / "log1")
+        second = runs.label(tmp_path / "log1")
         deadline = time.monotonic() + 60
         while len(list(out.glob("*.report.json"))) < SHARDS - len(held) and time.monotonic() < deadline:
             time.sleep(0.01)

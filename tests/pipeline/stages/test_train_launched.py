@@ -1,8 +1,14 @@
-"""``accelerate launch``: killed at random steps, on one process and on two, DDP and FSDP2."""
+"""``accelerate launch``: killed at random steps, on one process and on two, DDP and FSDP2.
+
+Most trainings are forked from a process that has the imports (the fixture ``launch``). One of each kind (one process, DDP,
+FSDP2) is started by the real launcher (``training.launch``), and goes on with, or is compared with, what a forked one wrote.
+"""
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +17,12 @@ from safetensors.torch import load_file
 
 from model import GlipForObjectDetection
 from pipeline.config import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
+from pipeline.stages.train import TrainReport
 from tests.conftest import tiny_model
-from tests.fixtures.training import launch, poison, write_sources
+from tests.fixtures import training
+from tests.fixtures.forkserver import ForkServer
+from tests.fixtures.training import poison, write_sources
+from tests.fixtures.warm_launch import PRELOADED
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +41,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return write_sources(tmp_path_factory.mktemp("launched") / "train")
 
 
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Callable[..., TrainReport | None]]:
+    """:func:`tests.fixtures.training.launch` in forked processes."""
+    warm = ForkServer(*PRELOADED)
+    yield functools.partial(training.launch, warm=warm)
+    warm.close()
+
+
 def without_dropout() -> ModelConfig:
     model = tiny_model(ModelConfig)
     settings = {**model.settings, "drop_block_prob": 0.0, "fusion_dropout": 0.0}
@@ -39,7 +57,7 @@ def without_dropout() -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def alone(sources, tmp_path_factory):
+def alone(launch, sources, tmp_path_factory):
     """CALM on one process, without dropout: its report and folder."""
     out = tmp_path_factory.mktemp("alone")
     return launch(out, CALM, sources, model=without_dropout()), out
@@ -61,43 +79,43 @@ def assert_alike(report, out: Path, other_report, other_out: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_random_steps_it_ends_as_an_undisturbed_one(sources, tmp_path, processes):
+def test_killed_at_random_steps_it_ends_as_an_undisturbed_one(launch, sources, tmp_path, processes):
     model = tiny_model(ModelConfig)
     whole = launch(tmp_path / "whole", CONFIG, sources, model=model, processes=processes)
     steps = sorted(random.sample(range(1, CONFIG.steps), 3))
     print("killed after steps", steps)
     for step in steps:
         launch(tmp_path / "killed", CONFIG, sources, model=model, processes=processes, kill_after=step)
-    again = launch(tmp_path / "killed", CONFIG, sources, model=model, processes=processes)
+    again = training.launch(tmp_path / "killed", CONFIG, sources, model=model, processes=processes)
     assert again == whole, steps
     for name in ("final", "final_ema"):
         mine, other = weights(tmp_path / "killed", name), weights(tmp_path / "whole", name)
         assert all(mine[n].equal(other[n]) for n in other) and mine.keys() == other.keys(), steps
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(alone, sources, tmp_path):
+def test_two_processes_train_as_one_with_the_same_global_batch(launch, alone, sources, tmp_path):
     report = launch(tmp_path / "two", CALM, sources, model=without_dropout(), processes=2)
     assert_alike(report, tmp_path / "two", *alone)
     assert report.lost == alone[0].lost
 
 
-def test_a_run_of_two_processes_goes_on_as_one(alone, sources, tmp_path):
+def test_a_run_of_two_processes_goes_on_as_one(launch, alone, sources, tmp_path):
     launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, kill_after=3)
     assert (tmp_path / "a" / "step-00000002").is_dir()
     report = launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=1)
     assert_alike(report, tmp_path / "a", *alone)
 
 
-def test_fsdp2_trains_and_goes_on_as_one_process(alone, sources, tmp_path):
+def test_fsdp2_trains_and_goes_on_as_one_process(launch, alone, sources, tmp_path):
     launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, fsdp=True, kill_after=3)
-    report = launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, fsdp=True)
+    report = training.launch(tmp_path / "a", CALM, sources, model=without_dropout(), processes=2, fsdp=True)
     assert_alike(report, tmp_path / "a", *alone)
     loaded = GlipForObjectDetection.from_pretrained(tmp_path / "a" / "final")
     assert loaded.config.architectures == ["GlipForObjectDetection"]
     assert all(loaded.state_dict()[n].equal(v) for n, v in weights(tmp_path / "a").items())
 
 
-def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(sources, tmp_path, teacher):
+def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(launch, sources, tmp_path, teacher):
     """accelerate's own policy would round boxes and gradients to bf16, and its CPU processes compute in float32.
 
     From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat otherwise. At a size at which the boxes
@@ -120,13 +138,13 @@ def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(sources, tmp_path, tea
     assert all(value.dtype == before[n].dtype for n, value in after.items())
 
 
-def test_steps_cannot_be_left_out_under_fsdp2_and_that_is_told(sources, tmp_path):
+def test_steps_cannot_be_left_out_under_fsdp2_and_that_is_told(launch, sources, tmp_path):
     config = CALM.model_copy(update={"max_skipped_steps": 1})
     with pytest.raises(AssertionError, match=r"error: max_skipped_steps 1 under FSDP2: .*want 0, or DDP"):
         launch(tmp_path / "a", config, sources, model=without_dropout(), processes=2, fsdp=True)
 
 
-def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sources, tmp_path):
+def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(launch, sources, tmp_path):
     config = CALM.model_copy(update={"accumulate": 2})
     one = launch(tmp_path / "one", config, sources, model=without_dropout())
     two = launch(
@@ -135,7 +153,7 @@ def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(sour
     assert_alike(two, tmp_path / "two", one, tmp_path / "one")
 
 
-def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(sources, tmp_path, teacher):
+def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(launch, sources, tmp_path, teacher):
     init = poison(teacher, tmp_path / "poisoned")
     config = CALM.model_copy(
         update={"steps": 6, "max_skipped_steps": 5, "freeze_text_layers": 1, "ema": None, "batch_size": 2}
@@ -177,7 +195,7 @@ def test_a_tracker_ends_after_the_model_is_written_and_takes_no_process_with_it(
     (packages / "trackio-0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 0.0\n")
     (packages / "trackio.py").write_text(f"OUT = {str(out)!r}\n{TRACKIO}")
     config = CALM.model_copy(update={"steps": 2, "batch_size": 2, "ema": None})
-    launch(
+    training.launch(
         out, config, sources, model=without_dropout(), processes=2, options=("--log-with", "trackio"), packages=packages
     )
     rows = (out / "tracked.txt").read_text().splitlines()
