@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,27 @@ for sign, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP,
         signal.signal(sign, usual)
 
 
+ONE_SERVER = ("tests/flows/test_browser.py", "tests/flows/test_rounds.py", "tests/flows/test_whole_loop.py")
+"""Files that share a server and a whole run on it, in this order: they go to one process."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: of two processes that take file after file, none ends long after the other."""
+    """Long files first, so that of two processes that take file after file none ends long after the other."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (not item.nodeid.startswith(ONE_SERVER), item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``, with the files of ONE_SERVER taken as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return ONE_SERVER[0] if file in ONE_SERVER else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

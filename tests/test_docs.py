@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows import cli as flow_cli
 from model import convert_checkpoint
-from pipeline.cli.app import app as cli
+from pipeline.cli import app as cli
 from pipeline.demo import cli as demo_cli
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import pytest
 
 from flows.local_server import ROOT
 from tests.flows.api import ask
-from tests.flows.tiny import tiny_config, wait_until
+from tests.flows.tiny import wait_until
 from tests.flows.up import Up
 
 pytestmark = [
@@ -37,29 +37,19 @@ def page():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def run(up):
-    """A run that is finished."""
-    out = up.runs / "seen"
-    run = up.start(out, tiny_config())
-    wait_until(lambda: up.ended(run), 600, "the run's end", up.process)
-    assert up.state(run)[0] == "COMPLETED", (up.logs / "worker.log").read_text()[-3000:]
-    return run
-
-
 def keep(page, name: str) -> None:
     if PICTURES:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(PICTURES) / f"{name}.png"))
 
 
-def artifact(up: Up, key: str) -> str:
-    found = ask("POST", f"{up.api}/artifacts/filter", {"limit": 200})
-    return next(f"{up.url}/artifacts/artifact/{a['id']}" for a in found if a["key"] == key)
+def artifact(up: Up, run: str, key: str) -> str:
+    """The address of what the run shows under a key."""
+    return f"{up.url}/artifacts/artifact/{up.artifacts(run)[key]['id']}"
 
 
-def test_the_runs_page_shows_the_stages(up, run, page):
-    page.goto(f"{up.url}/runs/flow-run/{run}")
+def test_the_runs_page_shows_the_stages(up, deployed_run, page):
+    page.goto(f"{up.url}/runs/flow-run/{deployed_run}")
     page.get_by_text("Subflow Runs").first.wait_for(timeout=60_000)
     page.wait_for_timeout(3000)  # the timeline is a drawing: nothing in the page tells when it is there
     keep(page, "run")
@@ -69,25 +59,25 @@ def test_the_runs_page_shows_the_stages(up, run, page):
     page.get_by_text("Completed").first.wait_for(timeout=30_000)
 
 
-def test_a_round_has_a_page_with_its_stages_and_its_verdict(up, run, page):
-    named = {"flow_runs": {"name": {"any_": ["round-1"]}}}
+def test_a_round_has_a_page_with_its_stages_and_its_verdict(up, deployed_run, page):
+    named = {"flow_runs": {"name": {"any_": ["round-1"]}, "id": {"any_": up.family(deployed_run)}}}
     (found,) = ask("POST", f"{up.api}/flow_runs/filter", named)
     page.goto(f"{up.url}/runs/flow-run/{found['id']}")
     page.get_by_text("Subflow Runs").first.wait_for(timeout=60_000)
     page.get_by_text("Subflow Runs").first.click()
     for stage in ("pseudo-label-round-1", "train-student-round-1"):
         page.get_by_text(stage).first.wait_for(timeout=60_000)
-    page.goto(artifact(up, "round-1"))
+    page.goto(artifact(up, deployed_run, "round-1"))
     for words in ("teacher taught, student-1 learnt.", "Gates", "Labels", "regions"):
         page.get_by_text(words).first.wait_for(timeout=60_000)
     keep(page, "round")
-    page.goto(f"http://127.0.0.1:{up.port + 1}/seen/report/round-1.html")
+    page.goto(f"http://127.0.0.1:{up.port + 1}/whole/report/round-1.html")
     page.get_by_text("A student teaches the next round only if all of these hold").wait_for(timeout=30_000)
     keep(page, "round-page")
 
 
-def test_the_report_shows_numbers_plots_and_labels(up, run, page):
-    page.goto(artifact(up, "report"))
+def test_the_report_shows_numbers_plots_and_labels(up, deployed_run, page):
+    page.goto(artifact(up, deployed_run, "report"))
     page.get_by_text("NOVEL R@1").first.wait_for(timeout=60_000)
     page.get_by_text("Pseudo-labels").first.wait_for(timeout=30_000)
     page.wait_for_function("[...document.images].filter(i => i.src.startsWith('data:')).every(i => i.complete)")
@@ -97,19 +87,19 @@ def test_the_report_shows_numbers_plots_and_labels(up, run, page):
     with page.expect_navigation():
         page.evaluate("[...document.links].find(a => a.textContent == 'the whole report').removeAttribute('target')")
         page.get_by_text("the whole report").click()
-    assert page.url == f"http://127.0.0.1:{up.port + 1}/seen/report/index.html"
+    assert page.url == f"http://127.0.0.1:{up.port + 1}/whole/report/index.html"
     page.get_by_text("NOVEL").first.wait_for(timeout=30_000)
     keep(page, "page")
 
 
-def test_tables_say_what_was_kept_and_what_thresholds_would_keep(up, run, page):
-    page.goto(artifact(up, "kept-parse-phrases"))
+def test_tables_say_what_was_kept_and_what_thresholds_would_keep(up, deployed_run, page):
+    page.goto(artifact(up, deployed_run, "kept-parse-phrases"))
     page.get_by_text("seen").first.wait_for(timeout=60_000)
     keep(page, "kept")
-    page.goto(artifact(up, "thresholds-filter-boxes-round-1"))
+    page.goto(artifact(up, deployed_run, "thresholds-filter-boxes-round-1"))
     page.get_by_text("threshold").first.wait_for(timeout=60_000)
     keep(page, "thresholds")
-    page.goto(artifact(up, "progress-pseudo-label-round-1"))
+    page.goto(artifact(up, deployed_run, "progress-pseudo-label-round-1"))
     page.get_by_text("100%").first.wait_for(timeout=60_000)
 
 
@@ -132,7 +122,7 @@ def test_the_dashboard_asks_the_api_where_it_came_from_itself(up, page):
     assert to_api and all(url.startswith(f"http://localhost:{up.port}/api/") for url in to_api), to_api
 
 
-def test_tensorboard_answers(up, run):
+def test_tensorboard_answers(up, deployed_run):
     wait_until(
         lambda: httpx.get(f"http://127.0.0.1:{up.port + 2}/data/runs", timeout=10).status_code == 200, 60, "TensorBoard"
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,16 @@ from pipeline.config.recipes import load_recipe
 from pipeline.data.records import GroundingRecord, Region
 from tests.conftest import tiny_model
 from tests.fixtures.crawl import jpeg
-from tests.fixtures.servers import PREFECT, ROOT, environment, free_port, prefect_server, started, wait_for
+from tests.fixtures.servers import (
+    PREFECT,
+    ROOT,
+    PrefectServer,
+    environment,
+    free_port,
+    prefect_server,
+    started,
+    wait_for,
+)
 from tests.flows.api import ask
 from tests.flows.tiny import SCENES
 
@@ -91,45 +101,49 @@ def test_the_image_has_what_its_deployments_look_for():
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[PrefectServer]:
+    """A server with a pool of our Kubernetes template."""
+    with prefect_server(tmp_path_factory.mktemp("home")) as started_one:
+        file = str(DEPLOY / "kubernetes.json")
+        started_one.prefect("work-pool", "create", "gpus", "--type", "kubernetes", "--base-job-template", file)
+        yield started_one
+
+
 @pytest.mark.slow
-def test_flows_deployed_for_containers_run_there(tmp_path):
-    with prefect_server(tmp_path / "home") as server:
-        template_file = str(DEPLOY / "kubernetes.json")
-        server.prefect("work-pool", "create", "gpus", "--type", "kubernetes", "--base-job-template", template_file)
-        server.prefect("deploy", "--all", "--prefect-file", str(CONTAINERS))
-        found = ask("POST", f"{server.api}/deployments/filter", {})
-        assert len(found) == len(deployments(CONTAINERS)["deployments"])
-        for deployment in found:
-            assert (deployment["name"], deployment["work_pool_name"]) == ("gpus", "gpus")
-            assert deployment["pull_steps"] == deployments(CONTAINERS)["pull"]
-            assert deployment["parameters"] == {"out": "/runs/demo"}
+def test_flows_deployed_for_containers_run_there(server, tmp_path):
+    server.prefect("deploy", "--all", "--prefect-file", str(CONTAINERS))
+    found = ask("POST", f"{server.api}/deployments/filter", {})
+    assert len(found) == len(deployments(CONTAINERS)["deployments"])
+    for deployment in found:
+        assert (deployment["name"], deployment["work_pool_name"]) == ("gpus", "gpus")
+        assert deployment["pull_steps"] == deployments(CONTAINERS)["pull"]
+        assert deployment["parameters"] == {"out": "/runs/demo"}
 
-        # the same file for a worker that starts elsewhere; here the checkout takes the image's place
-        text = (
-            CONTAINERS.read_text()
-            .replace("/opt/glip-self-train", str(ROOT))
-            .replace("{name: gpus}", "{name: processes}")
-        )
-        (tmp_path / "prefect.yaml").write_text(text)
-        server.prefect("work-pool", "create", "processes", "--type", "process")
-        server.prefect("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
-        config = load_recipe("demo", [f"demo={json.dumps(SCENES)}"]).model_dump(mode="json")
-        parameters = json.dumps({"out": str(tmp_path / "run"), "config": config})
-        said = server.prefect("deployment", "run", "make-demo-data/gpus", "--params", parameters)
-        found = re.search(r"UUID: (\S+)", said)
-        assert found
-        worker = [PREFECT, "worker", "start", "--pool", "processes", "--type", "process", "--run-once"]
-        (tmp_path / "elsewhere").mkdir()
-        env = {k: v for k, v in server.env.items() if k != "PYTHONPATH"}
-        with started(worker, tmp_path / "worker.log", env=env, cwd=tmp_path / "elsewhere") as process:
+    # the same file for a worker that starts elsewhere; here the checkout takes the image's place
+    text = (
+        CONTAINERS.read_text().replace("/opt/glip-self-train", str(ROOT)).replace("{name: gpus}", "{name: processes}")
+    )
+    (tmp_path / "prefect.yaml").write_text(text)
+    server.prefect("work-pool", "create", "processes", "--type", "process")
+    server.prefect("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
+    config = load_recipe("demo", [f"demo={json.dumps(SCENES)}"]).model_dump(mode="json")
+    parameters = json.dumps({"out": str(tmp_path / "run"), "config": config})
+    said = server.prefect("deployment", "run", "make-demo-data/gpus", "--params", parameters)
+    found = re.search(r"UUID: (\S+)", said)
+    assert found
+    worker = [PREFECT, "worker", "start", "--pool", "processes", "--type", "process", "--run-once"]
+    (tmp_path / "elsewhere").mkdir()
+    env = {k: v for k, v in server.env.items() if k != "PYTHONPATH"}
+    with started(worker, tmp_path / "worker.log", env=env, cwd=tmp_path / "elsewhere") as process:
 
-            def state() -> str:
-                return ask("GET", f"{server.api}/flow_runs/{found[1]}")["state"]["type"]
+        def state() -> str:
+            return ask("GET", f"{server.api}/flow_runs/{found[1]}")["state"]["type"]
 
-            wait_for(lambda: state() in ("COMPLETED", "FAILED", "CRASHED"), 240, "the run's end")
-            assert state() == "COMPLETED", (tmp_path / "worker.log").read_text()[-3000:]
-            assert process.pid
-        assert list((tmp_path / "run" / "data" / "crawl").glob("*.tar"))
+        wait_for(lambda: state() in ("COMPLETED", "FAILED", "CRASHED"), 240, "the run's end")
+        assert state() == "COMPLETED", (tmp_path / "worker.log").read_text()[-3000:]
+        assert process.pid
+    assert list((tmp_path / "run" / "data" / "crawl").glob("*.tar"))
 
 
 def test_compose_file_names_settings_that_prefect_and_its_redis_know():
@@ -206,41 +220,31 @@ print(json.dumps(made.job_manifest))
 
 
 @pytest.mark.slow
-def test_pools_and_a_slurm_nodes_worker_on_a_real_server(tmp_path):
-    with prefect_server(tmp_path / "home") as server:
-        server.prefect(
-            "work-pool",
-            "create",
-            "gpus",
-            "--type",
-            "kubernetes",
-            "--base-job-template",
-            str(DEPLOY / "kubernetes.json"),
-        )
-        pool = ask("GET", f"{server.api}/work_pools/gpus")
-        assert pool["type"] == "kubernetes" and pool["base_job_template"] == template()
-        if find_spec("prefect_kubernetes"):  # the worker's own code makes the job
-            command = [sys.executable, "-c", AS_THE_WORKER, str(DEPLOY / "kubernetes.json")]
-            done = subprocess.run(command, env=server.env, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            pod = json.loads(done.stdout.splitlines()[-1])["spec"]["template"]["spec"]
-            limits = pod["containers"][0]["resources"]["limits"]
-            assert limits["nvidia.com/gpu"] == 4 and limits["cpu"] == "16" and "memory" not in limits
-        server.prefect("work-pool", "create", "local", "--type", "process")
+def test_pools_and_a_slurm_nodes_worker_on_a_real_server(server, tmp_path):
+    pool = ask("GET", f"{server.api}/work_pools/gpus")
+    assert pool["type"] == "kubernetes" and pool["base_job_template"] == template()
+    if find_spec("prefect_kubernetes"):  # the worker's own code makes the job
+        command = [sys.executable, "-c", AS_THE_WORKER, str(DEPLOY / "kubernetes.json")]
+        done = subprocess.run(command, env=server.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        pod = json.loads(done.stdout.splitlines()[-1])["spec"]["template"]["spec"]
+        limits = pod["containers"][0]["resources"]["limits"]
+        assert limits["nvidia.com/gpu"] == 4 and limits["cpu"] == "16" and "memory" not in limits
+    server.prefect("work-pool", "create", "local", "--type", "process")
 
-        def workers(status: str) -> list[str]:
-            wanted = {"workers": {"status": {"any_": [status]}}}
-            found = ask("POST", f"{server.api}/work_pools/local/workers/filter", wanted)
-            return [w["name"] for w in found]
+    def workers(status: str) -> list[str]:
+        wanted = {"workers": {"status": {"any_": [status]}}}
+        found = ask("POST", f"{server.api}/work_pools/local/workers/filter", wanted)
+        return [w["name"] for w in found]
 
-        env = server.env | {"VENV": str(Path(sys.executable).parents[1]), "CHECKOUT": str(ROOT), "SLURM_JOB_ID": "77"}
-        script = ["bash", str(DEPLOY / "slurm-worker.sh")]
-        with started(script, tmp_path / "worker.log", env=env, cwd=ROOT) as worker:
-            wait_for(lambda: workers("ONLINE") == ["slurm-77"], 120, "the worker's heartbeat", worker)
-            said = tmp_path / "worker.log"  # a signal before it listens would be lost; Slurm's comes hours later
-            wait_for(lambda: "started!" in said.read_text(), 60, "the worker's word", worker)
-            os.kill(worker.pid, signal.SIGTERM)  # as Slurm does before the time is over
-            worker.wait(180)  # and it ends, of itself
+    env = server.env | {"VENV": str(Path(sys.executable).parents[1]), "CHECKOUT": str(ROOT), "SLURM_JOB_ID": "77"}
+    script = ["bash", str(DEPLOY / "slurm-worker.sh")]
+    with started(script, tmp_path / "worker.log", env=env, cwd=ROOT) as worker:
+        wait_for(lambda: workers("ONLINE") == ["slurm-77"], 120, "the worker's heartbeat", worker)
+        said = tmp_path / "worker.log"  # a signal before it listens would be lost; Slurm's comes hours later
+        wait_for(lambda: "started!" in said.read_text(), 60, "the worker's word", worker)
+        os.kill(worker.pid, signal.SIGTERM)  # as Slurm does before the time is over
+        worker.wait(180)  # and it ends, of itself
 
 
 def training(folder: Path) -> list[str]:

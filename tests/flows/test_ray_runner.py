@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,10 @@ from pipeline.runs.layout import RunLayout
 from pipeline.stages import parse_phrases, pseudo_label
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.faults import dying_at
-from tests.fixtures.servers import BIN, ROOT, environment, free_port, prefect_server, started, wait_for
+from tests.fixtures.servers import BIN, ROOT, PrefectServer, environment, free_port, prefect_server, started, wait_for
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 SHARDS, IMAGES = 10, 24
 FLOW = """
@@ -129,21 +131,45 @@ def done(layout: RunLayout) -> int:
     return len(list(layout.regions(1).glob("*.report.json"))) if layout.regions(1).exists() else 0
 
 
-def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_path):
+@dataclass
+class Team:
+    """A server, and a cluster of two machines: how a flow reaches them, and the machines themselves."""
+
+    address: str
+    env: dict[str, str]
+    machines: list[subprocess.Popen]
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[PrefectServer]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as started_one:
+        yield started_one
+
+
+@pytest.fixture(scope="module")
+def team(server, tmp_path_factory) -> Iterator[Team]:
+    """What the first test here leaves of it, one machine, does for the second."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        port, settings, machines = cluster(stack, folder, 2)
+        yield Team(f"127.0.0.1:{port}", server.env | settings, machines, folder / "ray.log")
+
+
+@pytest.mark.slow
+def test_a_machine_dies_and_the_bytes_are_the_same(team, changes, quiet, teacher, tmp_path):
     layout = run_folder(tmp_path / "run", teacher)
     with ExitStack() as stack:
-        server = stack.enter_context(prefect_server(tmp_path / "prefect"))
-        port, settings, machines = cluster(stack, tmp_path, 2)
         both = "parse_phrases,pseudo_label"
-        command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", both, *changes]
-        flow = begun(stack, tmp_path, command, server.env | settings)
+        command = [sys.executable, "-c", FLOW, str(layout.root), team.address, both, *changes]
+        flow = begun(stack, tmp_path, command, team.env)
         try:
             wait_for(lambda: done(layout) >= 2, 300, "labelled shards", flow)
-            kill(machines[0])
+            kill(team.machines[0])
             assert done(layout) < SHARDS, "the machine died too late to matter"
             assert flow.wait(300) == 0
         except (AssertionError, subprocess.TimeoutExpired) as error:
-            said = (tmp_path / "flow.log").read_text()[-4000:] + (tmp_path / "ray.log").read_text()[-1000:]
+            said = (tmp_path / "flow.log").read_text()[-4000:] + team.log.read_text()[-1000:]
             raise AssertionError(f"{error}\n{said}") from None
     assert outputs(layout) == quiet
     machines_of = [line for p in layout.logs.glob("pseudo-label*.log") for line in p.read_text().splitlines()]
@@ -152,22 +178,22 @@ def test_a_machine_dies_and_the_bytes_are_the_same(changes, quiet, teacher, tmp_
     assert 2 <= len(processes) <= chunks // 2, "a process does many chunks"
 
 
-def test_what_a_killed_flow_left_on_the_cluster_ends_by_itself(crawl, changes, teacher, tmp_path):
+@pytest.mark.slow
+def test_what_a_killed_flow_left_on_the_cluster_ends_by_itself(team, crawl, changes, teacher, tmp_path):
     """It would go on by the settings of before, and write over what the run's next start makes by others."""
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", changes)
     parse_phrases.run(config.parse_phrases, sorted(str(p) for p in crawl.glob("*.tar")), layout.phrases)
     with ExitStack() as stack:
-        server = stack.enter_context(prefect_server(tmp_path / "prefect"))
-        port, settings, _ = cluster(stack, tmp_path, 1)
-        command = [sys.executable, "-c", FLOW, str(layout.root), f"127.0.0.1:{port}", "pseudo_label", *changes]
-        flow = begun(stack, tmp_path, command, server.env | settings)
+        command = [sys.executable, "-c", FLOW, str(layout.root), team.address, "pseudo_label", *changes]
+        flow = begun(stack, tmp_path, command, team.env)
         wait_for(lambda: done(layout) >= 1, 300, "a labelled shard", flow)
         os.killpg(flow.pid, signal.SIGKILL)
         logs = [line for p in layout.logs.glob("pseudo-label*.log") for line in p.read_text().splitlines()]
-        (keeper,) = {int(line.split()[-1]) for line in logs if line.startswith("on ")}
-        assert psutil.pid_exists(keeper)
-        wait_for(lambda: not psutil.pid_exists(keeper), 60, "the end of the process that labels")
+        keepers = {int(line.split()[-1]) for line in logs if line.startswith("on ")}
+        living = [machine for machine in team.machines if machine.poll() is None]
+        assert 1 <= len(keepers) <= len(living) and any(map(psutil.pid_exists, keepers))
+        wait_for(lambda: not any(map(psutil.pid_exists, keepers)), 60, "the end of the processes that label")
 
 
 GPUS = """
@@ -190,6 +216,7 @@ on_ray.dismiss_keepers()
 """
 
 
+@pytest.mark.slow
 def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
     from flows.job_builder import Stager, stager
 
@@ -226,6 +253,7 @@ print("still there")
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_what_it_did_not_expect(tmp_path):
     """A GPU that broke down would fail every other job that the process is given, at once."""
     ended = subprocess.run([sys.executable, "-c", KEEPER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
@@ -243,15 +271,13 @@ def test_labelling_asks_for_gpus_and_parsing_for_cores_alone(device):
     assert asked == [(3, 0.0), (3, float(device == "cuda"))]
 
 
-def test_a_shard_at_which_processes_of_the_cluster_die_is_set_aside_alone(crawl, changes, tmp_path):
+@pytest.mark.slow
+def test_a_shard_at_which_processes_of_the_cluster_die_is_set_aside_alone(server, crawl, changes, tmp_path):
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     settings["PYTHONPATH"] = dying_at("/00001.tar", tmp_path / "faults")
     more = ["resources.chunk_shards=4", "resources.max_failed=1"]
-    with prefect_server(tmp_path / "prefect") as server:
-        command = [sys.executable, "-c", FLOW, str(tmp_path / "run"), "local", "parse_phrases", *changes, *more]
-        ended = subprocess.run(
-            command, env=server.env | settings, cwd=ROOT, capture_output=True, text=True, timeout=600
-        )
+    command = [sys.executable, "-c", FLOW, str(tmp_path / "run"), "local", "parse_phrases", *changes, *more]
+    ended = subprocess.run(command, env=server.env | settings, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-4000:]
     report = json.loads(ended.stdout.splitlines()[-1])
     (lost,) = report["failed"]

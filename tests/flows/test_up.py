@@ -170,22 +170,6 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
     assert "Traceback" not in other.said()
 
 
-def test_a_board_that_dies_again_and_again_ends_nothing(home, two):
-    two.stop()
-    up = Up(home, port=two.port)
-    try:
-        up.wait()
-        for _ in range(2):
-            up.kill("tensorboard")
-        pid = up.child("tensorboard")
-        assert pid
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: "the tensorboard died three times within a minute" in up.said(), 60, "the words", up.process)
-        assert up.child("worker start") and up.process.poll() is None
-    finally:
-        up.stop()
-
-
 def test_a_port_that_something_else_has_is_named(home):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

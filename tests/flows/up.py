@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.client.orchestration import SyncPrefectClient
 
+from tests.flows.api import ask
 from tests.flows.tiny import BIN, ROOT, environment, wait_until
 
 
@@ -80,15 +81,32 @@ class Up:
         return said
 
     def start(self, out: Path, config: Any, flow: str = "self-train") -> str:
-        """Ask for a run of a flow, the whole loop by default, as a user does; returns its id.
+        """Ask for a run of a flow, the whole loop by default; returns its id.
 
-        By Prefect's client, which asks again while SQLite is busy (503); a bare request would have to.
+        By Prefect's client, which asks again while SQLite is busy (503), and which takes no seconds to start as its command does.
         """
-        parameters = json.dumps({"out": str(out), "config": config.model_dump(mode="json")})
-        said = self.prefect("deployment", "run", f"{flow}/local", "--params", parameters)
-        found = re.search(r"UUID: (\S+)", said)
-        assert found, said
-        return found[1]
+        return self.ask_for({"out": str(out), "config": config.model_dump(mode="json")}, flow)
+
+    def ask_for(self, parameters: dict[str, Any], flow: str) -> str:
+        """Ask for a run with these parameters; returns its id."""
+        with SyncPrefectClient(self.api) as client:
+            deployment = client.read_deployment_by_name(f"{flow}/local")
+            return str(client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id)
+
+    def family(self, run: str) -> list[str]:
+        """The ids of a run and of all runs that it started, and those started."""
+        found = new = [run]
+        while new:
+            wanted = {"flow_runs": {"parent_flow_run_id": {"any_": new}}, "limit": 200}
+            new = [r["id"] for r in ask("POST", f"{self.api}/flow_runs/filter", wanted)]
+            found = [*found, *new]
+        return found
+
+    def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
+        """What a run and those that it started put on the dashboard, the latest by key."""
+        wanted = {"artifacts": {"flow_run_id": {"any_": self.family(run)}}, "limit": 200}
+        found = ask("POST", f"{self.api}/artifacts/filter", wanted)
+        return {a["key"]: a for a in sorted(found, key=lambda a: a["created"])}
 
     def state(self, run: str) -> tuple[str, str]:
         """(type, name) of a run's state; ("", "") while nobody answers."""

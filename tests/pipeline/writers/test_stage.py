@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import ExifTags, Image
 
-from pipeline.cli.app import app as cli
+from pipeline.cli import app as cli
 from pipeline.errors import InputError
 from pipeline.io.tars import write_tar
 from pipeline.stages import export
