@@ -11,7 +11,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tarfile
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.io.hashing import digest_file
-from tests.flows.tiny import BIN, ROOT, environment
+from tests.flows.tiny import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,6 +32,8 @@ FIXTURES = ROOT / "tests" / "fixtures"
 RUN = FIXTURES / "run-b88d672.tar.xz"
 MADE = json.loads((FIXTURES / "run-b88d672.json").read_text())
 """Settings, digests of the outputs, and what they were made with."""
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+"""This tree's commands: those that are installed may be another tree's."""
 STORES = ("data", "train", "phrases", "checkpoints", "regions", "labels", "pseudo", "evaluation")
 BY_TRAINED_MODELS = ("checkpoints/", "regions/", "labels/", "pseudo/", "evaluation/")
 """What another processor rounds otherwise."""
@@ -68,13 +72,16 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def command(folder: Path, name: str, *arguments: str) -> str:
-    """One of the project's commands, in the folder that the settings' paths are relative to."""
+    """One of the project's commands, as its script would run it, in the folder that the settings' paths are relative to."""
     env = environment(
         folder / "prefect",
         OMP_NUM_THREADS="1",
         PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     )
-    done = subprocess.run([str(BIN / name), *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    module, _, function = SCRIPTS[name].partition(":")
+    start = f"import sys; from {module} import {function} as main; sys.argv[0] = {name!r}; main()"
+    program = [sys.executable, "-c", start, *arguments]
+    done = subprocess.run(program, cwd=folder, env=env, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-5000:]
     return said
