@@ -101,7 +101,7 @@ def near_weights(now: Path, then: Path, before: Path) -> None:
     assert {n: (w.shape, w.dtype) for n, w in new.items()} == {n: (w.shape, w.dtype) for n, w in old.items()}
     apart = sum(np.abs(new[n] - old[n]).sum() for n in old)
     moved = sum(np.abs(old[n] - first[n]).sum() for n in old)
-    assert moved > 0 and apart < 0.05 * moved, f"{apart / moved:.3f} of the way"
+    assert moved > 0 and apart < 0.01 * moved, f"{apart / moved:.5f} of the way"
 
 
 def near_tables(now: Path, then: Path) -> None:
