@@ -103,7 +103,7 @@ import sys
 from pathlib import Path
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
-from flows.children import Job
+from flows.subprocess_jobs import Job
 from flows.jobs import run_job
 
 folder, code = sys.argv[1:]

@@ -200,7 +200,7 @@ GPUS = """
 import json, sys
 import ray
 from flows import on_ray
-from flows.children import Job
+from flows.subprocess_jobs import Job
 from pipeline.errors import InputError
 jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]
 ray.init("local", num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
@@ -245,8 +245,8 @@ def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, tea
 KEEPER = """
 import sys
 from pathlib import Path
-from flows.children import Job
-from flows.on_ray import Keeper
+from flows.subprocess_jobs import Job
+from flows.ray_runner import Keeper
 command = ("python", "-m", "pipeline", "parse-phrases", "--unheard-of")
 Keeper().run(Job(name="job", stage="parse-phrases", command=command, logs=Path(sys.argv[1])))
 print("still there")

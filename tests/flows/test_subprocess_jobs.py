@@ -53,7 +53,7 @@ def test_a_child_ends_with_its_killed_starter(tmp_path):
     starter = f"""
         import sys
         from pathlib import Path
-        from flows.children import Job, run_child
+        from flows.subprocess_jobs import Job, run_child
         run_child(Job(name="a", stage="s", command=(sys.executable, "-c", {child.format(str(pid_file))!r}), logs=Path({str(tmp_path)!r})))
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(starter)], cwd=ROOT)

@@ -201,7 +201,7 @@ SHARED = """
 import sys, time
 from pathlib import Path
 from pipeline.io.claims import Claims
-from pipeline.io.commit import atomic_file
+from pipeline.io.atomic import atomic_file
 from pipeline.io.temporaries import clear_temporaries
 folder, end, taken = Path(sys.argv[1]), time.monotonic() + 4, 0
 while time.monotonic() < end:

@@ -55,7 +55,7 @@ def test_what_is_no_file_is_refused_as_open_does(tmp_path):
 def test_what_a_killed_process_left_is_cleared_and_a_living_one_is_not_disturbed(tmp_path):
     code = f"""
 import os, signal
-from pipeline.io.commit import atomic_file
+from pipeline.io.atomic import atomic_file
 with atomic_file({str(tmp_path / "a")!r}) as file:
     file.write(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -213,7 +213,7 @@ def test_a_report_that_cannot_be_read_is_no_end(sources, tmp_path, told):
 ELSEWHERE = """
 import json, sys
 from pathlib import Path
-from pipeline.progress import Silent
+from pipeline.execution.progress import Silent
 from tests.pipeline.stages.test_train import run
 
 class Waits(Silent):

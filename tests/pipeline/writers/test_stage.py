@@ -174,7 +174,7 @@ def test_what_is_there_is_not_made_again_and_another_export_is_refused(mixed, tm
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.progress import Silent
+from pipeline.execution.progress import Silent
 from pipeline.stages import export
 
 class Killer(Silent):
