@@ -42,7 +42,7 @@ pytestmark = [
 STAGE = """
 import json, sys
 from flows.stages import parse_phrases
-from pipeline.recipes import load_recipe
+from pipeline.config.recipes import load_recipe
 out, *shards = sys.argv[1:]
 config = load_recipe("demo", [
     "demo=null", f"data.crawl={json.dumps(shards)}", "resources.chunk_shards=1", "resources.parallel=2", "resources.threads=1",

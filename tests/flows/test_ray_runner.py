@@ -36,8 +36,8 @@ SHARDS, IMAGES = 10, 24
 FLOW = """
 import sys
 from flows import stages
-from flows.runners import task_runner
-from pipeline.recipes import load_recipe
+from flows.task_runners import task_runner
+from pipeline.config.recipes import load_recipe
 out, cluster, names, *changes = sys.argv[1:]
 config = load_recipe("demo", [*changes, f"resources.cluster={cluster}"])
 for stage in (getattr(stages, name) for name in names.split(",")):
@@ -199,7 +199,7 @@ def test_what_a_killed_flow_left_on_the_cluster_ends_by_itself(team, crawl, chan
 GPUS = """
 import json, sys
 import ray
-from flows import on_ray
+from flows import ray_runner as on_ray
 from flows.subprocess_jobs import Job
 from pipeline.errors import InputError
 jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]

@@ -230,7 +230,7 @@ def listens(port: int) -> bool:
 def test_interrupted_twice_and_killed_twice_it_leaves_the_same_bytes(deployed, tmp_path):
     """One run without a server of its own, started five times: each time it goes on where it was."""
     out = tmp_path / "run"
-    for sign, child in ((signal.SIGTERM, "parse-phrases"), (signal.SIGINT, "train_main")):
+    for sign, child in ((signal.SIGTERM, "parse-phrases"), (signal.SIGINT, "pipeline.cli.train")):
         interrupt(out, tmp_path, sign, child)
     total = len(list((deployed / "data" / "crawl").glob("*.tar")))
     labelled = kill_in_the_middle(out, tmp_path, out / "regions" / "round-1")

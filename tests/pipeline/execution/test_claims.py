@@ -21,7 +21,7 @@ from pipeline.system.process_identity import here
 
 HOLD = """
 import sys, time
-from pipeline.io.claims import Claims
+from pipeline.execution.claims import Claims
 print(Claims(sys.argv[1]).take("00000"), flush=True)
 time.sleep(600)
 """
@@ -160,7 +160,7 @@ def test_what_was_not_claimed_is_not_given_up(holder, tmp_path):
 RACE = """
 import sys, time
 from pathlib import Path
-from pipeline.io.claims import Claims
+from pipeline.execution.claims import Claims
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 for n in range(rounds):
     claims = Claims(folder / str(n))
@@ -200,7 +200,7 @@ def test_of_several_that_wait_for_a_dead_owners_claim_one_gets_it(tmp_path, guar
 SHARED = """
 import sys, time
 from pathlib import Path
-from pipeline.io.claims import Claims
+from pipeline.execution.claims import Claims
 from pipeline.io.atomic import atomic_file
 from pipeline.io.temporaries import clear_temporaries
 folder, end, taken = Path(sys.argv[1]), time.monotonic() + 4, 0

@@ -7,7 +7,7 @@ import textwrap
 PARENT = """
     import os, threading
     from torch.utils.data import DataLoader
-    from pipeline.training.workers import prepare_worker
+    from pipeline.training.dataloader_workers import prepare_worker
 
     me = os.getpid()
 
