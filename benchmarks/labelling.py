@@ -43,12 +43,12 @@ from pipeline.config.recipes import load_recipe
 from pipeline.data.images import open_image
 from pipeline.demo.manifest import load_manifest, package_file
 from pipeline.execution.progress import Silent
-from pipeline.execution.scheduler import Ledger
+from pipeline.execution.scheduler import ShardScheduler
 from pipeline.execution.worker import ShardJob
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
 from pipeline.labelling.reader import Reader
-from pipeline.labelling.worker import LabelShards, Line
+from pipeline.labelling.worker import LabellingPipeline, LabelShards
 from pipeline.stages import parse_phrases
 from pipeline.training.model_factory import MINILM_PACKAGE, build_model
 
@@ -137,18 +137,18 @@ class Bench:
 
     def items(self) -> list[list[Item]]:
         """The questions of every window, as the stage reads them."""
-        ledger = self._ledger(self.root / "unused")
-        reader, found = Reader(ledger, self.annotator, self.phrases, lambda *_: None), []
+        scheduler = self._scheduler(self.root / "unused")
+        reader, found = Reader(scheduler, self.annotator, self.phrases, lambda *_: None), []
         for window in reader:
             found.append(window.items)
             if window.last:
                 reader.through()
-        ledger.close(devices=1, price=None, max_failed=0)
+        scheduler.close(devices=1, price=None, max_failed=0)
         return [items for items in found if items]
 
-    def _ledger(self, out: Path) -> Ledger:
+    def _scheduler(self, out: Path) -> ShardScheduler:
         jobs = [ShardJob(path, Path(path).stem, "benchmark") for path in self.crawl]
-        return Ledger("pseudo-label", jobs, out, progress=Silent())
+        return ShardScheduler("pseudo-label", jobs, out, progress=Silent())
 
     def ready(self, groups: Sequence[Sequence[Item]]) -> list[Batch]:
         """Batches, decoded and collated."""
@@ -168,11 +168,11 @@ class Bench:
     def stage(self) -> tuple[float, dict[str, float]]:
         """Seconds of the stage with the teacher loaded, and where they went."""
         with tempfile.TemporaryDirectory() as out:
-            ledger = self._ledger(Path(out))
+            scheduler = self._scheduler(Path(out))
             settings = LabelShards(self.config, self.phrases, self.teacher, out, "cpu", decoders=1)
             started = time.perf_counter()
-            Line(settings, self.annotator, ledger).run()
-            report = ledger.close(devices=1, price=None, max_failed=0)
+            LabellingPipeline(settings, self.annotator, scheduler).run()
+            report = scheduler.close(devices=1, price=None, max_failed=0)
             took = time.perf_counter() - started
         assert report.done == len(self.crawl) and report.rates is not None
         return took, report.rates.parts

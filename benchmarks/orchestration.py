@@ -3,7 +3,7 @@
     python benchmarks/orchestration.py --json orchestration.json
     python benchmarks/orchestration.py --only overhead --shards 600 --database sqlite      # a quick look
 
-An empty stage goes through the flow's own path (``Stager.chunked``, ``run_jobs``, tasks of ``chunk_shards`` shards, retries, progress
+An empty stage goes through the flow's own path (``JobBuilder.chunked``, ``run_jobs``, tasks of ``chunk_shards`` shards, retries, progress
 artifacts) on a server in a process of its own. Its jobs commit a report a shard and end. They are run in two ways: in the flow's
 process (``overhead_seconds_2400_shards``: what Prefect itself costs) and as the child processes that real stages are
 (``child_seconds_2400_shards``: with what starting Python and watching it costs, less a stage's own imports).
@@ -55,7 +55,7 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
     from prefect.task_runners import ThreadPoolTaskRunner
 
     import flows.jobs
-    from flows.job_builder import Stager
+    from flows.job_builder import JobBuilder
     from flows.subprocess_jobs import Job
     from pipeline.config import ResourcesConfig, SelfTrainConfig
     from pipeline.execution.commit import commit_report
@@ -85,9 +85,9 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
 
     @flow(name="empty-stage", task_runner=ThreadPoolTaskRunner(max_workers=parallel))
     def empty() -> StageReport:
-        stager = Stager(config, RunLayout(out))
+        job_builder = JobBuilder(config, RunLayout(out))
         paths = [f"crawl/{i:06d}.tar" for i in range(shards)]
-        jobs = stager.chunked("empty", "parse-phrases", "--shards", paths, "--out", str(folder))
+        jobs = job_builder.chunked("empty", "parse-phrases", "--shards", paths, "--out", str(folder))
         return flows.jobs.run_jobs("empty", jobs if way == "in_process" else [as_child(job) for job in jobs])
 
     started = time.perf_counter()

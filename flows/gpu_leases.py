@@ -5,7 +5,7 @@ Runs that share a machine share its GPUs: a job waits until as many as it needs 
 
 A job holds two things of each GPU. A lock of the machine's (pipeline/system/host_lock.py) is what keeps others off: it holds whatever becomes of
 the server, among runs of several servers too, and the kernel gives it back when the flow ends. The limit's slot is what the
-dashboard shows, and what excludes those who share the server but not the folder of locks. Slots are leased, and the lease of a job whose
+dashboard shows, and what excludes those who share the server but not the folder of locks. SharedBuffers are leased, and the lease of a job whose
 server was away for too long is lost; those of a flow that was killed come back by themselves after LEASE_SECONDS.
 """
 

@@ -33,7 +33,7 @@ def repeated(option: str, values: Sequence[str]) -> list[str]:
     return [part for value in values for part in (option, value)]
 
 
-class Stager:
+class JobBuilder:
     """Makes the jobs of one run: its folder, its settings, and what each child may use."""
 
     def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
@@ -186,7 +186,7 @@ def _refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
         )
 
 
-def stager(out: str, config: SelfTrainConfig) -> Stager:
+def job_builder(out: str, config: SelfTrainConfig) -> JobBuilder:
     """The jobs of a run in the folder ``out``, whose settings are written there.
 
     Raises:
@@ -197,4 +197,4 @@ def stager(out: str, config: SelfTrainConfig) -> Stager:
     text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
     if not layout.config.is_file() or layout.config.read_text() != text:
         write_atomic(layout.config, text)
-    return Stager(config, layout)
+    return JobBuilder(config, layout)

@@ -38,5 +38,5 @@ class Told(TypedDict):
     on_crashed: list[Any]
 
 
-TOLD: Told = {"on_failure": [notify], "on_crashed": [notify]}
-"""Of every flow that is deployed: ``@flow(name=..., **TOLD)``."""
+FAILURE_HOOKS: Told = {"on_failure": [notify], "on_crashed": [notify]}
+"""Of every flow that is deployed: ``@flow(name=..., **FAILURE_HOOKS)``."""

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from flows import stages
 from flows.artifacts import show_round
 from flows.job_builder import folder_of
-from flows.notifications import TOLD
+from flows.notifications import FAILURE_HOOKS
 from flows.preflight import check_files, check_inputs, check_machine
 from flows.task_runners import task_runner
 from pipeline.config import SelfTrainConfig
-from pipeline.execution.folder_lock import alone_in
+from pipeline.execution.folder_lock import folder_lock
 from pipeline.execution.reports import StageReport
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
@@ -39,7 +39,7 @@ def run_stage(stage: Flow[..., Any], out: str, config: SelfTrainConfig, *argumen
     return stage.with_options(task_runner=runner)(out, config, *arguments)
 
 
-@flow(name="round", flow_run_name="round-{round_number}", **TOLD)
+@flow(name="round", flow_run_name="round-{round_number}", **FAILURE_HOOKS)
 def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, round_number: int = 1) -> RoundRun:
     """A teacher labels the crawl, a student and its control learn, and gates decide whether the student teaches next.
 
@@ -52,7 +52,7 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
         check_files(config)
         check_machine(config.resources)
     layout = RunLayout(folder_of(out))
-    with alone_in(layout.root, get_run_logger().warning):
+    with folder_lock(layout.root, get_run_logger().warning):
         if alone and config.data.evaluated():
             run_stage(stages.evaluate, out, config, list(dict.fromkeys(["teacher", layout.teacher_name(round_number)])))
             check_promotion(config, layout)

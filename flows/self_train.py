@@ -13,11 +13,11 @@ from pydantic import Field
 from flows import stages
 from flows.artifacts import show_comparison
 from flows.job_builder import folder_of
-from flows.notifications import TOLD
+from flows.notifications import FAILURE_HOOKS
 from flows.preflight import check_files, check_inputs, check_machine, check_sets
 from flows.rounds import one_round, run_stage
 from pipeline.config import SelfTrainConfig
-from pipeline.execution.folder_lock import alone_in
+from pipeline.execution.folder_lock import folder_lock
 from pipeline.execution.reports import StageReport
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
@@ -30,7 +30,7 @@ Rounds = Annotated[int, Field(ge=1)] | None
 """Checked before anything runs, as the recipe's own number is."""
 
 
-@flow(name="self-train", flow_run_name="self-train", **TOLD)
+@flow(name="self-train", flow_run_name="self-train", **FAILURE_HOOKS)
 def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: Rounds = None) -> Any:
     """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
 
@@ -53,7 +53,7 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
     check_files(config)
     check_machine(config.resources)
     layout = RunLayout(folder_of(out))
-    with alone_in(layout.root, get_run_logger().warning):
+    with folder_lock(layout.root, get_run_logger().warning):
         reports: dict[str, Any] = {}
         if config.demo is not None:
             run_stage(stages.make_demo_data, out, config)

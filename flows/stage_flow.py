@@ -12,8 +12,8 @@ from prefect.flows import Flow
 from prefect.logging import get_run_logger
 
 from flows.job_builder import folder_of
-from flows.notifications import TOLD
-from pipeline.execution.folder_lock import alone_in
+from flows.notifications import FAILURE_HOOKS
+from pipeline.execution.folder_lock import folder_lock
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,10 +30,10 @@ def stage_flow(name: str, *, run_name: str | None = None) -> Callable[[Callable[
         def alone(*args: P.args, **kwargs: P.kwargs) -> R:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            with alone_in(folder_of(given.arguments["out"]), get_run_logger().warning):
+            with folder_lock(folder_of(given.arguments["out"]), get_run_logger().warning):
                 return stage(*args, **kwargs)
 
         alone.__signature__ = signature  # type: ignore[attr-defined]
-        return flow(name=name, flow_run_name=run_name or name, **TOLD)(alone)
+        return flow(name=name, flow_run_name=run_name or name, **FAILURE_HOOKS)(alone)
 
     return made

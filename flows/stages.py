@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.artifacts import show_sweep
-from flows.job_builder import Stager, repeated, stager
+from flows.job_builder import JobBuilder, job_builder, repeated
 from flows.jobs import run_job, run_jobs
 from flows.stage_flow import stage_flow
 from flows.subprocess_jobs import Job
@@ -19,12 +19,12 @@ from pipeline.demo.manifest import MANIFEST
 from pipeline.execution.reports import StageReport
 from pipeline.io.paths import stem
 from pipeline.runs.excluded_shards import (
-    come_through,
     crawl_shards,
     files_of,
-    note_set_aside,
+    note_excluded,
     shards_of_set,
     stage_title,
+    surviving_shards,
 )
 from pipeline.runs.layout import RunLayout
 
@@ -39,15 +39,15 @@ def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[
     return {name: shards_of_set(layout, name) for name in config.data.sources}
 
 
-def run_setting_aside(s: Stager, stage: str, round_number: int, jobs: Sequence[Job]) -> StageReport:
+def run_excluding_failed(s: JobBuilder, stage: str, round_number: int, jobs: Sequence[Job]) -> StageReport:
     """Run a stage's jobs; the shards that fail are set aside for the stages after it, too."""
-    noted = partial(note_set_aside, s.layout, stage, round_number)
+    noted = partial(note_excluded, s.layout, stage, round_number)
     return run_jobs(stage_title(stage, round_number), jobs, s.config.resources.max_failed, noted=noted)
 
 
-def made(s: Stager, stage: str, round_number: int) -> list[str]:
+def made(s: JobBuilder, stage: str, round_number: int) -> list[str]:
     """The crawl's shards that have come through the stage."""
-    return list(come_through(s.config, s.layout, stage, round_number))
+    return list(surviving_shards(s.config, s.layout, stage, round_number))
 
 
 def seeded(config: TrainConfig, seed: int) -> TrainConfig:
@@ -58,7 +58,7 @@ def seeded(config: TrainConfig, seed: int) -> TrainConfig:
 @stage_flow("make-demo-data")
 def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Draw the demo's scenes, or leave them if they are there."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     command = [sys.executable, "-m", "pipeline.demo.cli", "--out", str(s.layout.data), "--quiet"]
     settings = {"seed": config.seed, **(config.demo or {})}
     command += repeated("--set", [f"{k}={json.dumps(v)}" for k, v in settings.items()])
@@ -69,7 +69,7 @@ def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
 @stage_flow("ingest")
 def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Human-labelled and evaluation sets into training shards."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     manifest, root = str(MANIFEST), str(s.layout.data)
     if config.demo is None:
         manifest = str(config.data.manifest)
@@ -79,39 +79,39 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
         "ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train),
         "--workers", str(resources.parallel), "--max-failed", str(resources.max_failed),
     )  # fmt: skip
-    return run_setting_aside(s, "ingest", 1, [job])
+    return run_excluding_failed(s, "ingest", 1, [job])
 
 
 @stage_flow("parse-phrases")
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Noun phrases of the crawl's captions."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     shards = crawl_shards(config, s.layout)
     jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases), kept=True)
-    return run_setting_aside(s, "parse-phrases", 1, jobs)
+    return run_excluding_failed(s, "parse-phrases", 1, jobs)
 
 
 @stage_flow("pseudo-label", run_name="pseudo-label-round-{round_number}")
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """The round's teacher boxes the phrases."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     jobs = s.chunked(
         f"pseudo-label-round-{round_number}", "pseudo-label", "--shards", made(s, "parse-phrases", round_number),
         "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
         "--out", str(s.layout.regions(round_number)), kept=True, on_device=True,
     )  # fmt: skip
-    return run_setting_aside(s, "pseudo-label", round_number, jobs)
+    return run_excluding_failed(s, "pseudo-label", round_number, jobs)
 
 
 @stage_flow("filter-boxes", run_name="filter-boxes-round-{round_number}")
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Rules choose labels among the regions."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     title = f"filter-boxes-round-{round_number}"
     regions = {stem(f): f for f in files_of(config, s.layout, "pseudo-label", round_number)}
     labels = str(s.layout.labels(round_number))
     jobs = s.chunked(title, "filter-boxes", "--regions", list(regions.values()), "--out", labels)
-    report = run_setting_aside(s, "filter-boxes", round_number, jobs)
+    report = run_excluding_failed(s, "filter-boxes", round_number, jobs)
     readable = [regions[stem(shard)] for shard in made(s, "filter-boxes", round_number)]
     sweep = run_job(s.job(f"{title}-sweep", "filter-boxes", *repeated("--regions", readable), "--sweep", THRESHOLDS))
     show_sweep(title, (sweep or {}).get("thresholds", []))
@@ -121,19 +121,19 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
 @stage_flow("build-shards", run_name="build-shards-round-{round_number}")
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Labels and images into the round's training shards."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     jobs = s.chunked(
         f"build-shards-round-{round_number}", "build-shards", "--shards", made(s, "filter-boxes", round_number),
         "--phrases", str(s.layout.phrases), "--labels", str(s.layout.labels(round_number)),
         "--out", str(s.layout.pseudo(round_number)),
     )  # fmt: skip
-    return run_setting_aside(s, "build-shards", round_number, jobs)
+    return run_excluding_failed(s, "build-shards", round_number, jobs)
 
 
 @stage_flow("train-teacher")
 def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The first teacher, on human labels."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     job = s.training(
         "train-teacher", "train-teacher", seeded(config.teacher, config.seed),
         human_sources(config, s.layout), s.layout.teacher, init=None,
@@ -157,7 +157,7 @@ def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
 @stage_flow("train-student", run_name="train-student-round-{round_number}")
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     layout, human = s.layout, human_sources(config, s.layout)
     pseudo = {"pseudo": files_of(config, layout, "build-shards", round_number)}
     settings = seeded(config.student, config.seed + 1000 * round_number)
@@ -182,7 +182,7 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
 @stage_flow("evaluate")
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
     """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     sets: list[str] = []
     for name in config.data.evaluated():
         sets += [f"{name}={p}" for p in shards_of_set(s.layout, name)]
@@ -200,7 +200,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
 @stage_flow("label-photos")
 def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
-    s = stager(out, config)
+    s = job_builder(out, config)
     photos, shards = s.layout.photos, ("--shards", str(s.layout.data / "photos"))
     phrases, regions, labels = (("--" + name, str(photos / name)) for name in ("phrases", "regions", "labels"))
 

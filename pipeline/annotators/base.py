@@ -24,7 +24,7 @@ from pipeline.io.model_folder import model_revision
 
 
 @dataclass(frozen=True)
-class Question:
+class TextQuery:
     """One text of one forward pass about one image.
 
     text: a caption, or the stretch of a long one that fits the text limit. spans: ``[start, end)`` characters of
@@ -38,10 +38,10 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Annotations:
+class RegionPredictions:
     """The regions of one question's phrases, in no stated order.
 
-    phrase (n,) int64: index as in ``Question.phrases``. boxes (n, 4) float32: xyxy in pixels of the image as it is
+    phrase (n,) int64: index as in ``TextQuery.phrases``. boxes (n, 4) float32: xyxy in pixels of the image as it is
     stored. score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1; centerness is NaN for teachers that
     have none.
     """
@@ -55,7 +55,7 @@ class Annotations:
     centerness: np.ndarray
 
     @classmethod
-    def joined(cls, parts: Sequence[Annotations]) -> Annotations:
+    def joined(cls, parts: Sequence[RegionPredictions]) -> RegionPredictions:
         """Several questions' regions about one image as one."""
         if len(parts) == 1:
             return parts[0]
@@ -77,7 +77,7 @@ class Batch:
 
     inputs: Any
     images: tuple[Prepared, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[TextQuery, ...]
 
 
 class Annotator(Protocol):
@@ -86,11 +86,11 @@ class Annotator(Protocol):
     name: str
     revision: str
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
         """What to ask so that each phrase is asked for once, and the phrases that no text can hold."""
         ...
 
-    def class_questions(self, names: Sequence[str]) -> list[Question]:
+    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
         """What to ask for boxes of classes; each name is a phrase.
 
         Raises:
@@ -106,11 +106,11 @@ class Annotator(Protocol):
         """An RGB image, perhaps decoded smaller than its stored ``size`` (height, width), resized as the teacher wants it."""
         ...
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
         """One question about each image, as the network's inputs."""
         ...
 
-    def annotate(self, batch: Batch) -> list[Annotations]:
+    def annotate(self, batch: Batch) -> list[RegionPredictions]:
         """The forward pass: the regions of every question. A batch too large for the memory is halved."""
         ...
 
@@ -146,7 +146,7 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
     return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
 
 
-def ask(annotator: Annotator, images: Sequence[Image.Image], questions: Sequence[Question]) -> list[Annotations]:
+def ask(annotator: Annotator, images: Sequence[Image.Image], questions: Sequence[TextQuery]) -> list[RegionPredictions]:
     """One question about each image, here and now."""
     prepared = [annotator.prepare(image, (image.height, image.width)) for image in images]
     return annotator.annotate(annotator.collate(prepared, questions))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.annotators.base import Question
+from pipeline.annotators.base import TextQuery
 
 BUCKETS_PER_OCTAVE = 6
 """Images whose aspect ratios differ by less than about 12 % may share a batch at little cost."""
@@ -24,7 +24,7 @@ class Item:
     data: bytes
     size: tuple[int, int]
     shape: tuple[int, int]
-    question: Question
+    question: TextQuery
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

@@ -11,8 +11,8 @@ from PIL import Image
 from model import GlipForObjectDetection, GlipProcessor
 from model.grounding import SEPARATOR, clean_name
 from model.image_processing_glip import resized_size
-from pipeline.annotators.base import Annotations, Batch, Prepared, Question
-from pipeline.annotators.oom import Halving
+from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.oom import retry_in_halves
 from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.annotators.windows import caption_questions, class_questions
 from pipeline.config import PseudoLabelConfig
@@ -47,14 +47,14 @@ class GlipAnnotator:
             self._size["shortest_edge"] = config.image_size
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
-        self._halving = Halving(self, self._forward)
+        self._run_batch = retry_in_halves(self, self._forward)
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
         """The caption, or windows of it."""
         words = tokenizer_words(self._processor.tokenizer, caption)
         return caption_questions(caption, spans, words, self._processor.max_text_length)
 
-    def class_questions(self, names: Sequence[str]) -> list[Question]:
+    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
         """ "person. traffic light", as few texts as hold all names."""
         clean = [clean_name(name).strip() for name in names]
         return list(class_questions(clean, self._token_count, self._processor.max_text_length, SEPARATOR))
@@ -71,19 +71,19 @@ class GlipAnnotator:
         height, width = self.shape(size[1], size[0])
         return Prepared(image.resize((width, height), Image.Resampling.BILINEAR), size)
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
         """Padded to the largest image and the longest text of the batch."""
         inputs = self._processor(images=[image.pixels for image in images], do_resize=False)
         with tokenizer_lock(self._processor.tokenizer):
             inputs.update(self._processor.tokenize([q.text for q in questions]))
         return Batch(inputs, tuple(images), tuple(questions))
 
-    def annotate(self, batch: Batch) -> list[Annotations]:
+    def annotate(self, batch: Batch) -> list[RegionPredictions]:
         """One forward pass for all, or one a half when memory runs out."""
-        return self._halving(batch)
+        return self._run_batch(batch)
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch) -> list[Annotations]:
+    def _forward(self, batch: Batch) -> list[RegionPredictions]:
         half = self._config.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             # not batch.inputs.to(...), which would hold these on the GPU while the halves of a batch that did not fit are tried
@@ -106,7 +106,7 @@ class GlipAnnotator:
             n: n for n in ("token_mean", "token_min", "token_max", "centerness")
         }
         return [
-            Annotations(
+            RegionPredictions(
                 phrase=np.asarray(q.phrases, np.int64)[f["labels"].cpu().numpy()],
                 **{ours: f[theirs].float().cpu().numpy() for ours, theirs in names.items()},
             )

@@ -17,9 +17,9 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 
 from model.grounding import SEPARATOR, clean_name, phrase_tokens
 from model.post_processing import phrase_scores
-from pipeline.annotators.base import Annotations, Batch, Prepared, Question
+from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.oom import Halving
+from pipeline.annotators.oom import retry_in_halves
 from pipeline.annotators.region_selection import choose, corners, token_evidence
 from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.annotators.windows import caption_questions, class_questions
@@ -54,13 +54,13 @@ class GroundingDinoAnnotator:
         self._limit = self._model.config.max_text_len
         self._shortest = config.image_size or self._images.size.shortest_edge
         self._longest = config.max_image_size or self._images.size.longest_edge
-        self._halving = Halving(self, self._forward)
+        self._run_batch = retry_in_halves(self, self._forward)
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
         """The caption, or windows of it."""
         return caption_questions(caption, spans, tokenizer_words(self._tokenizer, caption), self._limit, SPECIALS)
 
-    def class_questions(self, names: Sequence[str]) -> list[Question]:
+    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
         """ "person. traffic light", as few texts as hold all names."""
         clean = [clean_name(name).strip() for name in names]
         return list(class_questions(clean, self._token_count, self._limit, SEPARATOR))
@@ -82,7 +82,7 @@ class GroundingDinoAnnotator:
         )  # fmt: skip
         return Prepared(resized["pixel_values"][0], size)
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
         """Padded to the largest image and the longest text of the batch."""
         pixels = self._images(
             [image.pixels for image in images], do_resize=False, input_data_format="channels_first", return_tensors="pt"
@@ -96,12 +96,12 @@ class GroundingDinoAnnotator:
         tokens = [phrase_tokens(o, [[span] for span in q.spans])[0] for o, q in zip(offsets, questions, strict=True)]
         return Batch(_Inputs({**pixels, **text}, tokens), tuple(images), tuple(questions))
 
-    def annotate(self, batch: Batch) -> list[Annotations]:
+    def annotate(self, batch: Batch) -> list[RegionPredictions]:
         """One forward pass for all, or one a half when memory runs out."""
-        return self._halving(batch)
+        return self._run_batch(batch)
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch) -> list[Annotations]:
+    def _forward(self, batch: Batch) -> list[RegionPredictions]:
         inputs: _Inputs = batch.inputs
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
             outputs = self._model(**{name: value.to(self._device) for name, value in inputs.network.items()})
@@ -113,13 +113,13 @@ class GroundingDinoAnnotator:
         ]
 
     def _regions(
-        self, logits: Tensor, boxes: Tensor, tokens: list[list[int]], size: tuple[int, int], question: Question
-    ) -> Annotations:
+        self, logits: Tensor, boxes: Tensor, tokens: list[list[int]], size: tuple[int, int], question: TextQuery
+    ) -> RegionPredictions:
         scores = phrase_scores(logits, tokens, self._config.score_agg)
         box, phrase, boxes = choose(scores, corners(boxes, size[1], size[0]), size, self._config)
         found = {"boxes": boxes[box], "score": scores[box, phrase]}
         found |= token_evidence(logits[box].sigmoid(), tokens, phrase)
-        return Annotations(
+        return RegionPredictions(
             phrase=np.asarray(question.phrases, np.int64)[phrase.cpu().numpy()],
             centerness=np.full(len(phrase), np.nan, np.float32),
             **{name: value.float().cpu().numpy() for name, value in found.items()},

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from pipeline.annotators.base import Annotations, Annotator, Batch
+from pipeline.annotators.base import Annotator, Batch, RegionPredictions
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -23,7 +23,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-class Fitting(Generic[In, Out]):
+class OomRetryBatcher(Generic[In, Out]):
     """Runs a forward pass on a batch, or on its halves if it does not fit; remembers how many of its ``unit`` did."""
 
     def __init__(
@@ -60,11 +60,12 @@ class Fitting(Generic[In, Out]):
         return found
 
 
-class Halving(Fitting[Batch, Annotations]):
-    """A teacher's: the regions of every question of a batch; parts are collated anew."""
+def retry_in_halves(
+    annotator: Annotator, forward: Callable[[Batch], list[RegionPredictions]]
+) -> OomRetryBatcher[Batch, RegionPredictions]:
+    """An OomRetryBatcher of a teacher's batches; the parts of a batch are collated anew."""
 
-    def __init__(self, annotator: Annotator, forward: Callable[[Batch], list[Annotations]]) -> None:
-        def part(batch: Batch, of: slice) -> Batch:
-            return annotator.collate(batch.images[of], batch.questions[of])
+    def part(batch: Batch, of: slice) -> Batch:
+        return annotator.collate(batch.images[of], batch.questions[of])
 
-        super().__init__(forward, lambda batch: len(batch.images), part, "images")
+    return OomRetryBatcher(forward, lambda batch: len(batch.images), part, "images")

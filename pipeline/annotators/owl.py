@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForZeroShotObjectDetection
 
 from model.grounding import SEPARATOR, clean_name
-from pipeline.annotators.base import Annotations, Batch, Prepared, Question
+from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.oom import Halving
+from pipeline.annotators.oom import retry_in_halves
 from pipeline.annotators.region_selection import choose, corners
 from pipeline.annotators.tokenizers import token_counts, tokenizer_lock
 from pipeline.config import PseudoLabelConfig
@@ -52,7 +52,7 @@ class OwlAnnotator:
         self._side, self._other_side = self._sides()
         # OWLv2 makes an image square by padding it at its right or bottom, OWL-ViT by squeezing it
         self._padded = bool(getattr(self._images, "do_pad", False))
-        self._halving = Halving(self, self._forward)
+        self._run_batch = retry_in_halves(self, self._forward)
 
     def _sides(self) -> tuple[int, bool]:
         """The network's square input, and whether it is another than it was trained on: then positions are interpolated."""
@@ -64,16 +64,16 @@ class OwlAnnotator:
             raise InputError(f"image_size: {wanted} pixels are less than one patch of the teacher's, {patch}")
         return side, side != vision
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[Question], list[int]]:
+    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
         """One question with a query a phrase; phrases beyond the queries' text limit are missing."""
         counts = token_counts(self._tokenizer, [caption[start:end] for start, end in spans])
         fits = [i for i, n in enumerate(counts) if 0 < n <= self._limit - SPECIALS]
         missing = sorted(set(range(len(spans))) - set(fits))
         if not fits:
             return [], missing
-        return [Question(caption, tuple(spans[i] for i in fits), tuple(fits), self._limit * len(fits))], missing
+        return [TextQuery(caption, tuple(spans[i] for i in fits), tuple(fits), self._limit * len(fits))], missing
 
-    def class_questions(self, names: Sequence[str]) -> list[Question]:
+    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
         """One question with a query a name."""
         clean = [clean_name(name).strip() for name in names]
         for name, n in zip(clean, token_counts(self._tokenizer, clean), strict=True):
@@ -81,7 +81,7 @@ class OwlAnnotator:
                 raise InputError(f"class name {name!r} takes {n} tokens; a query has 1 to {self._limit - SPECIALS}")
         starts = np.cumsum([0, *(len(name) + len(SEPARATOR) for name in clean)]).tolist()
         spans = tuple((start, start + len(name)) for start, name in zip(starts, clean, strict=False))
-        return [Question(SEPARATOR.join(clean), spans, tuple(range(len(clean))), self._limit * len(clean))]
+        return [TextQuery(SEPARATOR.join(clean), spans, tuple(range(len(clean))), self._limit * len(clean))]
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """The same square for all images."""
@@ -95,7 +95,7 @@ class OwlAnnotator:
         made = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
         return Prepared(made["pixel_values"][0], size)
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[Question]) -> Batch:
+    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
         """Every distinct query text once."""
         texts = [[q.text[start:end] for start, end in q.spans] for q in questions]
         rows = {text: row for row, text in enumerate(dict.fromkeys(text for mine in texts for text in mine))}
@@ -107,12 +107,12 @@ class OwlAnnotator:
         pixels = torch.stack([image.pixels for image in images])
         return Batch(_Inputs(pixels, dict(encoded), queries), tuple(images), tuple(questions))
 
-    def annotate(self, batch: Batch) -> list[Annotations]:
+    def annotate(self, batch: Batch) -> list[RegionPredictions]:
         """One forward pass for all, or one a half when memory runs out."""
-        return self._halving(batch)
+        return self._run_batch(batch)
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch) -> list[Annotations]:
+    def _forward(self, batch: Batch) -> list[RegionPredictions]:
         inputs: _Inputs = batch.inputs
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
             grid, _ = self._model.image_embedder(
@@ -123,7 +123,7 @@ class OwlAnnotator:
         grid = grid.float()
         patches = grid.flatten(1, 2)
         boxes = self._model.box_predictor(patches, grid, self._other_side)
-        parts: list[list[Annotations]] = [[] for _ in batch.images]
+        parts: list[list[RegionPredictions]] = [[] for _ in batch.images]
         most = max((len(mine) for mine in inputs.queries), default=0)
         for start in range(0, max(most, 1), QUERIES_AT_ONCE):
             queries = [mine[start : start + QUERIES_AT_ONCE] for mine in inputs.queries]
@@ -132,7 +132,7 @@ class OwlAnnotator:
             for i, mine in enumerate(queries):
                 phrases = batch.questions[i].phrases[start : start + QUERIES_AT_ONCE]
                 parts[i].append(self._regions(logits[i, :, : len(mine)], boxes[i], batch.images[i].size, phrases))
-        return [Annotations.joined(mine) for mine in parts]
+        return [RegionPredictions.joined(mine) for mine in parts]
 
     def _encoded(self, texts: dict[str, Tensor]) -> Tensor:
         """(texts, D) embeddings of unit length."""
@@ -142,12 +142,14 @@ class OwlAnnotator:
             parts.append(self._model.base_model.get_text_features(**part).pooler_output)
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
-    def _regions(self, logits: Tensor, boxes: Tensor, size: tuple[int, int], phrases: Sequence[int]) -> Annotations:
+    def _regions(
+        self, logits: Tensor, boxes: Tensor, size: tuple[int, int], phrases: Sequence[int]
+    ) -> RegionPredictions:
         height, width = (max(size), max(size)) if self._padded else size
         scores = logits.float().sigmoid()
         box, phrase, boxes = choose(scores, corners(boxes, width, height), size, self._config)
         score = scores[box, phrase].cpu().numpy()
-        return Annotations(
+        return RegionPredictions(
             phrase=np.asarray(phrases, np.int64)[phrase.cpu().numpy()],
             boxes=boxes[box].cpu().numpy(),
             score=score,

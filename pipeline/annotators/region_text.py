@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.oom import Fitting
+from pipeline.annotators.oom import OomRetryBatcher
 from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import RescoreConfig
 from pipeline.errors import InputError
@@ -42,8 +42,12 @@ class RegionText:
         self._device = torch.device(device)
         self._model, processor = load_parts(folder, AutoModel, device)
         self.name = self._model.config.model_type
-        self._embed_crops = Fitting(lambda i: self._embed(self._model.get_image_features, i), _count, _part, "crops")
-        self._embed_texts = Fitting(lambda i: self._embed(self._model.get_text_features, i), _count, _part, "texts")
+        self._embed_crops = OomRetryBatcher(
+            lambda i: self._embed(self._model.get_image_features, i), _count, _part, "crops"
+        )
+        self._embed_texts = OomRetryBatcher(
+            lambda i: self._embed(self._model.get_text_features, i), _count, _part, "texts"
+        )
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.text_config.max_position_embeddings
         if config.similarity == "sigmoid" and getattr(self._model, "logit_bias", None) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.annotators.base import Question
+from pipeline.annotators.base import TextQuery
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 
@@ -15,7 +15,7 @@ Word = tuple[int, int, int]
 
 def caption_questions(
     caption: str, spans: Sequence[Span], words: Sequence[Word], limit: int, specials: int = 2
-) -> tuple[list[Question], list[int]]:
+) -> tuple[list[TextQuery], list[int]]:
     """Questions about a caption, and the phrases longer than the limit.
 
     A caption that fits is one question. Of a longer one, every phrase is asked for in the window in which it has most
@@ -28,7 +28,7 @@ def caption_questions(
     """
     total = sum(n for *_, n in words)
     if total + specials <= limit:
-        return [Question(caption, tuple(spans), tuple(range(len(spans))), total + specials)], []
+        return [TextQuery(caption, tuple(spans), tuple(range(len(spans))), total + specials)], []
     room = limit - specials
     before = [0]
     for *_, n in words:
@@ -51,7 +51,7 @@ def caption_questions(
         start = min([starts[first], *(spans[i][0] for i in phrases)])
         end = max([ends[last - 1], *(spans[i][1] for i in phrases)])
         moved = tuple((spans[i][0] - start, spans[i][1] - start) for i in phrases)
-        questions.append(Question(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
+        questions.append(TextQuery(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
     return questions, missing
 
 
@@ -85,7 +85,7 @@ def _context(before: Sequence[int], window: tuple[int, int], first: int, last: i
 
 def class_questions(
     names: Sequence[str], token_count: Callable[[str], int], limit: int, separator: str, specials: int = 2
-) -> Iterator[Question]:
+) -> Iterator[TextQuery]:
     """As few texts "person. traffic light" as hold all class names in order.
 
     Raises:
@@ -100,7 +100,7 @@ def class_questions(
         if cost > room:
             raise InputError(f"class name {name!r} alone takes {cost} tokens; the text limit is {room}")
         if used + cost > room:
-            yield Question(text, tuple(spans), tuple(phrases), used + specials)
+            yield TextQuery(text, tuple(spans), tuple(phrases), used + specials)
             text, spans, phrases, used = "", [], [], 0
         text += separator if text else ""
         spans.append((len(text), len(text) + len(name)))
@@ -108,4 +108,4 @@ def class_questions(
         text += name
         used += cost
     if phrases:
-        yield Question(text, tuple(spans), tuple(phrases), used + specials)
+        yield TextQuery(text, tuple(spans), tuple(phrases), used + specials)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pipeline.errors import InputError, RunError
 from pipeline.execution.reports import StageReport
 from pipeline.io.atomic import write_json
-from pipeline.system.parent_watch import follow_starter
+from pipeline.system.parent_watch import exit_with_parent
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]
             **arguments: Any,
         ) -> None:
             setup_logging(verbose)
-            follow_starter()
+            exit_with_parent()
             with one_line_errors(settings.get("name", section)):
                 report = function(config=load_section(section, recipe, changes), **arguments)
                 if isinstance(report, StageReport):

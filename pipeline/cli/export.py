@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.cli.common import FILE, one_line_errors, setup_logging, tell, terminal
-from pipeline.system.parent_watch import follow_starter
+from pipeline.system.parent_watch import exit_with_parent
 from pipeline.writers.registry import DATASET, WRITTEN
 
 
@@ -58,7 +58,7 @@ def export_labels(
     Example: export-labels store/labels --phrases store/phrases --shards 'crawl/{00000..00099}.tar' --to fiftyone --out fo
     """
     setup_logging(verbose)
-    follow_starter()
+    exit_with_parent()
     with one_line_errors("export-labels"):
         from pipeline.io.atomic import write_json
         from pipeline.stages import export as stage

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.common import FILE, MAX_FAILED, WORKERS, expand, one_line_errors, setup_logging, tell, terminal
-from pipeline.system.parent_watch import follow_starter
+from pipeline.system.parent_watch import exit_with_parent
 
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 
@@ -49,7 +49,7 @@ def inspect(
              inspect labels --phrases phrases --shards crawl --html labels.html
     """
     setup_logging(verbose)
-    follow_starter()
+    exit_with_parent()
     with one_line_errors("inspect"):
         from pipeline.inspection.summary import inspect_shards
         from pipeline.inspection.terminal import lines
@@ -131,7 +131,7 @@ def dedup(
     Example: dedup 'crawl/{00000..00099}.tar' --against 'lvis=train/lvis_minival-*.tar' --against flickr30k/test --out dedup
     """
     setup_logging(verbose)
-    follow_starter()
+    exit_with_parent()
     with one_line_errors("dedup"):
         from pipeline.dedup.image_sets import read_image_set
         from pipeline.dedup.search import Rules

@@ -18,7 +18,7 @@ from pipeline.config import ModelConfig, TrainConfig
 from pipeline.config.recipes import build
 from pipeline.errors import InputError
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.system.parent_watch import follow_starter
+from pipeline.system.parent_watch import exit_with_parent
 
 DATA_WORKERS = click.option(
     "--data-workers", type=click.IntRange(0), default=0,
@@ -104,7 +104,7 @@ def main(
 ) -> None:
     """Train one model from settings in files."""
     setup_logging(verbose=False)
-    follow_starter()
+    exit_with_parent()
     with one_line_errors("train"):
         settings = build(TrainConfig, _read(config), where=config)
         network = build(ModelConfig, _read(model_file), where=model_file) if model_file else None

@@ -11,7 +11,7 @@ from pipeline.io.tables import read_table
 
 
 @dataclass(frozen=True)
-class Asked:
+class CaptionPhrases:
     """What is asked about one image: its caption, and for each phrase its row in the phrases file, span and root."""
 
     caption: str
@@ -25,7 +25,7 @@ class Asked:
         return [self.caption[start:end] for start, end in self.spans]
 
 
-def read_asked(path: str | Path) -> dict[str, Asked]:
+def read_caption_phrases(path: str | Path) -> dict[str, CaptionPhrases]:
     """key -> what is asked about it, from a phrases file, in the shard's order.
 
     Raises:
@@ -37,5 +37,5 @@ def read_asked(path: str | Path) -> dict[str, Asked]:
     for key, group in groupby(enumerate(zip(*columns, strict=True)), key=lambda row: row[1][0]):
         places, rows = zip(*group, strict=True)
         _, captions, starts, ends, roots = zip(*rows, strict=True)
-        found[key] = Asked(captions[0], places, tuple(zip(starts, ends, strict=True)), roots)
+        found[key] = CaptionPhrases(captions[0], places, tuple(zip(starts, ends, strict=True)), roots)
     return found

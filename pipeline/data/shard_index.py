@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.remote_shards import tar_stream
 from pipeline.errors import InputError
-from pipeline.io.file_cache import Mark, mark_of, recall, remember
+from pipeline.io.file_cache import Mark, cache_get, cache_put, mark_of
 from pipeline.io.paths import is_url
 
 log = logging.getLogger("glip_self_train")
@@ -94,14 +94,14 @@ def index_shard(shard: str, mark: Mark | None = None) -> ShardIndex:
     mark = mark or mark_of(shard)
     if mark is None:
         return read_headers(shard)
-    known = recall("indexes", shard, mark)
+    known = cache_get("indexes", shard, mark)
     if known is not None:
         try:
             return ShardIndex.from_bytes(known)
         except ValueError as error:
             log.info("%s: its remembered index is of no use (%s); made anew", shard, error)
     made = read_headers(shard)
-    remember("indexes", shard, mark, made.to_bytes())
+    cache_put("indexes", shard, mark, made.to_bytes())
     return made
 
 

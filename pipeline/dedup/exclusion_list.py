@@ -46,11 +46,11 @@ class Without:
         """The keys of one shard, by its name."""
         return self.samples.get(shard, frozenset())
 
-    def mark(self, shard: str) -> dict[str, str]:
+    def fingerprint_of(self, shard: str) -> dict[str, str]:
         """For the fingerprint of what is made of a shard: nothing if the list has none of it, so that it stays as it is."""
         return {"without": digest_json(sorted(self.of(shard)))} if self.of(shard) else {}
 
-    def warn_of_strangers(self, path: str, shards: Sequence[str]) -> None:
+    def warn_of_unknown_ids(self, path: str, shards: Sequence[str]) -> None:
         """Tell if a list names samples, but none of these shards: it was probably made of others."""
         if self.samples and not any(stem(shard) in self.samples for shard in shards):
             log.warning("%s names samples of %s, none of these shards", path, ", ".join(sorted(self.samples)[:3]))

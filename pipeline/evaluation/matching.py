@@ -58,9 +58,9 @@ def match_pair(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> tuple
     """
     hit = np.zeros((len(boxes), len(IOUS)), bool)
     ignored = np.zeros_like(hit)
-    finder = np.full(len(gold), -1)
+    matched_dt = np.full(len(gold), -1)
     if not len(boxes) or not len(gold):
-        return hit, ignored, finder
+        return hit, ignored, matched_dt
     overlap = coco_mask.iou(_xywh(boxes), _xywh(gold), ignore.astype(np.uint8))
     wanted = np.minimum(IOUS, 1 - 1e-10)[:, None]
     free = np.ones((len(IOUS), len(gold)), bool)
@@ -72,9 +72,9 @@ def match_pair(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> tuple
         hit[i] = counted[rows, best] >= 0
         free[rows[hit[i]], best[hit[i]]] = False
         if hit[i, 0]:
-            finder[best[0]] = i
+            matched_dt[best[0]] = i
         ignored[i] = ~hit[i] & (fits & ignore).any(axis=1)
-    return hit, ignored, finder
+    return hit, ignored, matched_dt
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:
@@ -108,9 +108,9 @@ def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, f
         found = np.full(len(r.gold_labels), np.nan)
         for label in known:
             mine, theirs = np.flatnonzero(labels == label), np.flatnonzero(r.gold_labels == label)
-            hit[mine], ignored[mine], finder = match_pair(boxes[mine], r.gold_boxes[theirs], r.gold_ignore[theirs])
-            took = finder >= 0
-            found[theirs[took]] = scores[mine[finder[took]]]
+            hit[mine], ignored[mine], matched_dt = match_pair(boxes[mine], r.gold_boxes[theirs], r.gold_ignore[theirs])
+            took = matched_dt >= 0
+            found[theirs[took]] = scores[mine[matched_dt[took]]]
         if federated and len(r.not_exhaustive):
             ignored |= ~hit & np.isin(labels, r.not_exhaustive)[:, None]
         parts.append(

@@ -8,19 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-from pipeline.annotators.base import Annotations, Annotator, Batch, Prepared, load_annotator
+from pipeline.annotators.base import Annotator, Batch, Prepared, RegionPredictions, load_annotator
 from pipeline.annotators.batches import Item, batches
 from pipeline.config import EvaluateConfig
 from pipeline.data.images import ImageError, image_size, open_image
 from pipeline.data.training_shards import ShardSet
 from pipeline.evaluation.predictions import PREDICTIONS, predictions_table
 from pipeline.evaluation.protocols import SetSpec, best, class_chunks, joined, named_phrases
-from pipeline.execution.prefetch import Ahead
+from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport, Tally
-from pipeline.execution.worker import Desk, ShardJob
+from pipeline.execution.worker import ShardJob, WorkQueue
 from pipeline.io.paths import join
 from pipeline.io.tables import write_table
-from pipeline.system.devices import is_gone
+from pipeline.system.devices import is_device_lost
 
 STAGE = "evaluate"
 VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's boxes end behind their last pixel
@@ -32,7 +32,7 @@ Ready = tuple[list[Item], list[Prepared], Batch | None]
 
 @dataclass(frozen=True)
 class DetectShards:
-    """A worker (:data:`pipeline.execution.worker.Worker`): predictions of the desk's shards, by one copy of the model.
+    """A worker (:data:`pipeline.execution.worker.Worker`): predictions of the queue's shards, by one copy of the model.
 
     specs: the set of each job, by the job's name. out: folder or URL. decoders: threads that decode. threads: torch's
     own, on the CPU; None leaves them.
@@ -46,13 +46,13 @@ class DetectShards:
     decoders: int = 1
     threads: int | None = None
 
-    def __call__(self, desk: Desk) -> None:
-        """Until the desk has no more shards. The model is loaded when there is one.
+    def __call__(self, queue: WorkQueue) -> None:
+        """Until the queue has no more shards. The model is loaded when there is one.
 
         Raises:
             InputError: no usable model. torch's AcceleratorError: a GPU broke down; the process must end.
         """
-        while (job := desk.take()) is not None:
+        while (job := queue.take()) is not None:
             if self.threads is not None:
                 import torch
 
@@ -60,27 +60,27 @@ class DetectShards:
             spec = self.specs[job.name]
             try:
                 annotator = load_annotator(self.model, spec.label_config(self.config), self.device)
-                report = self._shard(job, spec, annotator, desk)
+                report = self._shard(job, spec, annotator, queue)
             except Exception as error:
-                desk.failed(job, error)
-                if is_gone(error):
+                queue.failed(job, error)
+                if is_device_lost(error):
                     raise
             else:
-                desk.done(job, report)
+                queue.done(job, report)
 
-    def _shard(self, job: ShardJob, spec: SetSpec, annotator: Annotator, desk: Desk) -> ShardReport:
+    def _shard(self, job: ShardJob, spec: SetSpec, annotator: Annotator, queue: WorkQueue) -> ShardReport:
         shard = _Shard(job, spec, annotator, self.config)
         with ThreadPoolExecutor(self.decoders, "decode") as pool:
-            with Ahead(self._batches(shard, pool, desk), self.decoders + 1, "plan") as steps:
+            with Prefetcher(self._batches(shard, pool, queue), self.decoders + 1, "plan") as steps:
                 for step in steps:
                     started = time.monotonic()
                     items, images, first = step.result()
-                    desk.spent("wait", time.monotonic() - started)
+                    queue.spent("wait", time.monotonic() - started)
                     started = time.monotonic()
                     if first is not None:
                         shard.ask(items, images, first)
-                    desk.spent("model", time.monotonic() - started)
-                    desk.advance(len(items), "images")
+                    queue.spent("model", time.monotonic() - started)
+                    queue.advance(len(items), "images")
         name = f"{job.name}.parquet"
         footer = {
             "stage": STAGE, "fingerprint": job.fingerprint, "version": str(VERSION), "protocol": spec.protocol,
@@ -89,13 +89,13 @@ class DetectShards:
         output = write_table(join(self.out, name), predictions_table(shard.finish()), PREDICTIONS, footer)
         return job.report(STAGE, {name: output}, shard.tallies, notes=shard.notes)
 
-    def _batches(self, shard: _Shard, pool: ThreadPoolExecutor, desk: Desk) -> Iterator[Future[Ready]]:
+    def _batches(self, shard: _Shard, pool: ThreadPoolExecutor, queue: WorkQueue) -> Iterator[Future[Ready]]:
         for items in shard.windows():
             for batch in batches(items, self.config.batch_size):
-                yield pool.submit(self._decode, shard, batch, desk)
+                yield pool.submit(self._decode, shard, batch, queue)
 
     @staticmethod
-    def _decode(shard: _Shard, items: Sequence[Item], desk: Desk) -> Ready:
+    def _decode(shard: _Shard, items: Sequence[Item], queue: WorkQueue) -> Ready:
         started = time.monotonic()
         whole, images = [], []
         for item in items:
@@ -105,7 +105,7 @@ class DetectShards:
             except ImageError as error:
                 shard.lose(item.place, item.key, error)
         first = shard.annotator.collate(images, [item.question for item in whole]) if whole else None
-        desk.spent("decode", time.monotonic() - started)
+        queue.spent("decode", time.monotonic() - started)
         return whole, images, first
 
 
@@ -116,7 +116,7 @@ class _Shard:
         self.spec, self.annotator, self.config = spec, annotator, config
         self._records = ShardSet([job.path])
         self._chunks = [] if spec.captions else class_chunks(spec, annotator, config)
-        self._found: list[list[Annotations]] = [[] for _ in range(self._records.counts[0])]
+        self._found: list[list[RegionPredictions]] = [[] for _ in range(self._records.counts[0])]
         self._lost: dict[int, tuple[str, ImageError]] = {}
         self.tallies = {"phrases": Tally()} if spec.captions else {}
         self.notes: list[str] = []
@@ -158,18 +158,20 @@ class _Shard:
             return
         further = [question for chunk in self._chunks for question in chunk][1:]
         collated = (self.annotator.collate(images, [question] * len(items)) for question in further)
-        with Ahead(collated, 1, "collate") as following:
+        with Prefetcher(collated, 1, "collate") as following:
             batches = chain([first], following)
             for chunk in self._chunks:
                 answers = [self.annotator.annotate(next(batches)) for _ in chunk]
                 self._keep(items, answers, self.config.chunk_detections if self.spec.protocol == "lvis" else None)
 
-    def _keep(self, items: Sequence[Item], answers: Sequence[Sequence[Annotations]], limit: int | None = None) -> None:
+    def _keep(
+        self, items: Sequence[Item], answers: Sequence[Sequence[RegionPredictions]], limit: int | None = None
+    ) -> None:
         for item, *parts in zip(items, *answers, strict=True):
-            found = Annotations.joined(parts)
+            found = RegionPredictions.joined(parts)
             self._found[item.place].append(found if limit is None else best(found, limit))
 
-    def finish(self) -> list[Annotations]:
+    def finish(self) -> list[RegionPredictions]:
         """Each record's detections, the best first; fills the tallies."""
         images = self.tallies["images"] = Tally()
         images.keep(len(self._found) - len(self._lost))

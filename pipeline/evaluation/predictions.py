@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.annotators.base import Annotations
+from pipeline.annotators.base import RegionPredictions
 from pipeline.evaluation.metrics import ImageResult
 from pipeline.io.atomic import HashingFile
 from pipeline.io.tables import read_table
@@ -36,7 +36,7 @@ class Found:
     scores: np.ndarray
 
 
-def predictions_table(rows: Sequence[Annotations]) -> pa.Table:
+def predictions_table(rows: Sequence[RegionPredictions]) -> pa.Table:
     """One image's detections after the other's."""
     sizes = [len(r.score) for r in rows]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes.reshape(-1, 4) for r in rows)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.annotators.base import Annotations, Annotator, Question
+from pipeline.annotators.base import Annotator, RegionPredictions, TextQuery
 from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
 from pipeline.data.records import GroundingRecord, Span
 from pipeline.errors import InputError
@@ -53,8 +53,8 @@ class SetSpec:
         )
 
 
-def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) -> list[list[Question]]:
-    """Questions for all class names, by chunk; ``Question.phrases`` index the set's names.
+def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) -> list[list[TextQuery]]:
+    """Questions for all class names, by chunk; ``TextQuery.phrases`` index the set's names.
 
     Raises:
         InputError: a name that no text can hold.
@@ -97,15 +97,15 @@ def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list
     return [Named(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
 
 
-def best(found: Annotations, limit: int | None) -> Annotations:
+def best(found: RegionPredictions, limit: int | None) -> RegionPredictions:
     """The detections by falling score, at most ``limit``; of equal scores the earlier stand first."""
     order = np.argsort(-found.score, kind="stable")[:limit]
-    return Annotations(**{name: getattr(found, name)[order] for name in Annotations.__dataclass_fields__})
+    return RegionPredictions(**{name: getattr(found, name)[order] for name in RegionPredictions.__dataclass_fields__})
 
 
-def joined(parts: Sequence[Annotations]) -> Annotations:
+def joined(parts: Sequence[RegionPredictions]) -> RegionPredictions:
     """Regions of several questions about an image, or of none."""
     if parts:
-        return Annotations.joined(parts)
+        return RegionPredictions.joined(parts)
     empty = np.zeros(0, np.float32)
-    return Annotations(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), empty, empty, empty, empty, empty)
+    return RegionPredictions(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), empty, empty, empty, empty, empty)

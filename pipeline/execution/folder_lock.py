@@ -17,7 +17,7 @@ LOOK_AGAIN = 1.0
 
 
 @dataclass(frozen=True)
-class Held:
+class FolderLock:
     """A folder that this process has for itself."""
 
     folder: Path
@@ -37,14 +37,14 @@ class Held:
             )
 
 
-_HELD: dict[tuple[Path, str], Held] = {}
+_HELD: dict[tuple[Path, str], FolderLock] = {}
 """What this process has: a round is a flow of its own, and a part of a run, too."""
 
 
 @contextmanager
-def alone_in(
+def folder_lock(
     folder: Path, waiting: Callable[[str], None], patience: float | None = None, *, name: str = "run"
-) -> Iterator[Held]:
+) -> Iterator[FolderLock]:
     """Hold a folder, made if it is not there. ``waiting`` is told once who has it; a holder that died loses it.
 
     Args:
@@ -59,7 +59,7 @@ def alone_in(
         yield _HELD[folder, name]
         return
     folder.mkdir(parents=True, exist_ok=True)
-    held = Held(folder, name, Claims(folder))
+    held = FolderLock(folder, name, Claims(folder))
     try:
         deadline, told = time.monotonic() + patience, False
         while not held.claims.take(name):

@@ -11,7 +11,7 @@ T = TypeVar("T")
 _LOOK = 0.1
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Iterates ``source`` in a thread of its own, at most ``depth`` items ahead. Close it, or use it in ``with``.
 
     What ``source`` raises is raised where the items are taken. Closing stops it at its next item.
@@ -58,7 +58,7 @@ class Ahead(Generic[T]):
         """Stop, and let whoever takes or gives go."""
         self._closed.set()
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> Prefetcher[T]:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Workers in processes of their own: the ledger stays with the parent, shards and reports go through pipes."""
+"""Workers in processes of their own: the scheduler stays with the parent, shards and reports go through pipes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.reports import ShardReport
-from pipeline.execution.scheduler import LOOK_AGAIN, WAIT, Ledger
+from pipeline.execution.scheduler import LOOK_AGAIN, WAIT, ShardScheduler
 from pipeline.execution.worker import ShardJob, Worker
 
 log = logging.getLogger("glip_self_train")
 
 
 class _FarDesk:
-    """The parent's ledger as a child sees it. Usable from any thread of the child.
+    """The parent's scheduler as a child sees it. Usable from any thread of the child.
 
     Asking for a shard waits for an answer, which may take the digest of a large file; telling does not wait, so the one
     who reads ahead never holds up the one who labels.
@@ -66,25 +66,25 @@ class _FarDesk:
 def _child(worker: Worker, asks: Connection, tells: Connection, level: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(level)
-    desk = _FarDesk(asks, tells)
+    queue = _FarDesk(asks, tells)
     try:
-        worker(desk)
+        worker(queue)
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone: what is not committed will be made again
     except Exception as error:
         log.debug("worker ended", exc_info=True)
-        desk.broken(str(error) if isinstance(error, InputError | RunError) else f"{type(error).__name__}: {error}")
+        queue.broken(str(error) if isinstance(error, InputError | RunError) else f"{type(error).__name__}: {error}")
 
 
-def run_in_processes(workers: Sequence[Worker], ledger: Ledger) -> None:
-    """Each worker in a spawned process, until the ledger has no more shards.
+def run_in_processes(workers: Sequence[Worker], scheduler: ShardScheduler) -> None:
+    """Each worker in a spawned process, until the scheduler has no more shards.
 
     A process that dies (out of memory, a crash in a library) fails the shards that it held; the others go on with the rest.
 
     Raises:
         RunError: every process broke down, so shards may be left over.
     """
-    children = [_Child(worker, ledger) for worker in workers]
+    children = [_Child(worker, scheduler) for worker in workers]
     for child in children:
         child.wait()
     reasons = [child.reason for child in children if child.reason]
@@ -95,9 +95,9 @@ def run_in_processes(workers: Sequence[Worker], ledger: Ledger) -> None:
 class _Child:
     """One process, and the two threads that answer it and listen to it."""
 
-    def __init__(self, worker: Worker, ledger: Ledger) -> None:
+    def __init__(self, worker: Worker, scheduler: ShardScheduler) -> None:
         self.reason: str | None = None
-        self._ledger = ledger
+        self._scheduler = scheduler
         self._held: dict[str, ShardJob] = {}
         context = get_context("spawn")
         self._asks, theirs = context.Pipe()
@@ -116,7 +116,7 @@ class _Child:
         with self._until_its_end():
             while True:
                 self._asks.recv()
-                given = self._ledger.offer()
+                given = self._scheduler.offer()
                 if isinstance(given, ShardJob):
                     self._held[given.name] = given
                 self._asks.send(given)
@@ -128,7 +128,7 @@ class _Child:
                 if name == "broken":
                     (self.reason,) = arguments
                     continue
-                getattr(self._ledger, name)(*arguments)
+                getattr(self._scheduler, name)(*arguments)
                 if name in {"done", "failed"}:
                     self._held.pop(arguments[0].name, None)
 
@@ -140,8 +140,8 @@ class _Child:
         except (EOFError, ConnectionError):
             pass
         except Exception as error:
-            self.reason = f"its ledger failed: {type(error).__name__}: {error}"
-            log.exception("worker ended, as its ledger failed")
+            self.reason = f"its scheduler failed: {type(error).__name__}: {error}"
+            log.exception("worker ended, as its scheduler failed")
             self._process.terminate()
 
     def wait(self) -> None:
@@ -152,4 +152,4 @@ class _Child:
         if self._process.exitcode and self.reason is None:
             self.reason = f"its process ended with code {self._process.exitcode}"
         for job in self._held.values():
-            self._ledger.failed(job, self.reason or "its process ended before it was done")
+            self._scheduler.failed(job, self.reason or "its process ended before it was done")

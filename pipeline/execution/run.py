@@ -21,7 +21,7 @@ def run_shards(
     out: str | Path,
     work: Work,
     *,
-    mark: Callable[[ShardJob], str] | None = None,
+    fingerprint_of: Callable[[ShardJob], str] | None = None,
     progress: Progress | None = None,
     workers: int = 1,
     max_failed: int = 0,
@@ -36,7 +36,13 @@ def run_shards(
     """
     workers = max(1, min(workers, len(jobs)))
     return run_workers(
-        stage, jobs, out, [EachShard(work)] * workers, mark=mark, progress=progress, max_failed=max_failed
+        stage,
+        jobs,
+        out,
+        [EachShard(work)] * workers,
+        fingerprint_of=fingerprint_of,
+        progress=progress,
+        max_failed=max_failed,
     )
 
 
@@ -46,7 +52,7 @@ def run_workers(
     out: str | Path,
     workers: Sequence[Worker],
     *,
-    mark: Callable[[ShardJob], str] | None = None,
+    fingerprint_of: Callable[[ShardJob], str] | None = None,
     progress: Progress | None = None,
     max_failed: int = 0,
     limit: int | None = None,
@@ -55,23 +61,25 @@ def run_workers(
     """Share the shards among workers, each in a process of its own (a single one in this process).
 
     Args:
-        mark: a job's fingerprint, asked for when its turn comes. limit: make at most so many shards now.
+        fingerprint_of: a job's fingerprint, asked for when its turn comes. limit: make at most so many shards now.
         price: of a device-hour, for the report's costs.
 
     Raises:
         RunError: as :func:`run_shards`.
     """
     from pipeline.execution.processes import run_in_processes
-    from pipeline.execution.scheduler import Ledger
+    from pipeline.execution.scheduler import ShardScheduler
 
-    ledger = Ledger(stage, jobs, out, mark=mark, progress=progress or Silent(), limit=limit)
+    scheduler = ShardScheduler(
+        stage, jobs, out, fingerprint_of=fingerprint_of, progress=progress or Silent(), limit=limit
+    )
     started = time.monotonic()
     try:
         if len(workers) == 1:
-            workers[0](ledger)
+            workers[0](scheduler)
         else:
-            run_in_processes(workers, ledger)
+            run_in_processes(workers, scheduler)
     finally:
-        ledger.rates.device_seconds = (time.monotonic() - started) * len(workers)
-        report = ledger.close(devices=len(workers), price=price, max_failed=max_failed)
+        scheduler.rates.device_seconds = (time.monotonic() - started) * len(workers)
+        report = scheduler.close(devices=len(workers), price=price, max_failed=max_failed)
     return report

@@ -29,7 +29,7 @@ WAIT = "wait"
 """Nothing to hand out now, but there may be later."""
 
 
-class Ledger:
+class ShardScheduler:
     """Hands out the shards that are not done, commits what comes back. Usable from any thread.
 
     A shard that is committed for its fingerprint is skipped; one that another run has claimed is left to it, and looked
@@ -42,11 +42,11 @@ class Ledger:
         jobs: Sequence[ShardJob],
         out: str | Path,
         *,
-        mark: Callable[[ShardJob], str] | None = None,
+        fingerprint_of: Callable[[ShardJob], str] | None = None,
         progress: Progress,
         limit: int | None = None,
     ) -> None:
-        self.stage, self._out, self._mark, self._progress = stage, str(out), mark, progress
+        self.stage, self._out, self._fingerprint_of, self._progress = stage, str(out), fingerprint_of, progress
         self._pending: deque[ShardJob] = deque(jobs)
         self._busy: deque[ShardJob] = deque()
         self._looked_at = 0
@@ -102,8 +102,8 @@ class Ledger:
         """Skip it, put it back, or claim it."""
         try:
             if not job.fingerprint:
-                assert self._mark is not None
-                job = replace(job, fingerprint=self._mark(job))
+                assert self._fingerprint_of is not None
+                job = replace(job, fingerprint=self._fingerprint_of(job))
             if self._done_before(job):
                 return None
             with self._lock:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.io.atomic import OutputFile
-from pipeline.system.devices import is_gone
+from pipeline.system.devices import is_device_lost
 
 if TYPE_CHECKING:
     from pipeline.io.tars import TarProblems  # webdataset brings torch along, which filter-boxes does without
@@ -20,7 +20,7 @@ MAX_NOTES = 10
 class ShardJob:
     """One shard to make: where it comes from, its name, and the fingerprint its output will carry.
 
-    An empty fingerprint is worked out when the shard's turn comes (``mark`` of :func:`run_shards`): it takes a look at
+    An empty fingerprint is worked out when the shard's turn comes (``fingerprint_of`` of :func:`run_shards`): it takes a look at
     the inputs, which may be terabytes.
     """
 
@@ -51,7 +51,7 @@ class ShardJob:
         )
 
 
-class Desk(Protocol):
+class WorkQueue(Protocol):
     """Where a worker gets its shards and hands in what became of them; in this process or another."""
 
     def take(self) -> ShardJob | None:
@@ -75,8 +75,8 @@ class Desk(Protocol):
         ...
 
 
-Worker = Callable[[Desk], None]
-"""Works on the desk's shards until it has no more."""
+Worker = Callable[[WorkQueue], None]
+"""Works on the queue's shards until it has no more."""
 Work = Callable[[ShardJob], ShardReport]
 """Makes a shard's outputs, each atomically, and returns its report (not yet committed)."""
 
@@ -87,13 +87,13 @@ class EachShard:
 
     work: Work
 
-    def __call__(self, desk: Desk) -> None:
-        while (job := desk.take()) is not None:
+    def __call__(self, queue: WorkQueue) -> None:
+        while (job := queue.take()) is not None:
             try:
                 report = self.work(job)
             except Exception as error:
-                desk.failed(job, error)
-                if is_gone(error):
+                queue.failed(job, error)
+                if is_device_lost(error):
                     raise
             else:
-                desk.done(job, report)
+                queue.done(job, report)

@@ -20,9 +20,9 @@ OUTSIDE = 1.0
 
 @dataclass(frozen=True)
 class Picture:
-    """A sample that may be drawn. lot: what decides whether it is. image: its bytes, None if they have yet to be fetched."""
+    """A sample that may be drawn. rank: what decides whether it is. image: its bytes, None if they have yet to be fetched."""
 
-    lot: tuple[bool, int]
+    rank: tuple[bool, int]
     shard: str
     key: str
     record: GroundingRecord
@@ -34,16 +34,16 @@ class Pictures:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._heap: list[tuple[tuple[bool, int], int, Picture]] = []  # the highest lot, negated, on top
+        self._heap: list[tuple[tuple[bool, int], int, Picture]] = []  # the highest rank, negated, on top
 
-    def wants(self, lot: tuple[bool, int]) -> bool:
-        """Whether a sample of this lot would be among them."""
-        return self._limit > 0 and (len(self._heap) < self._limit or _negated(lot) > self._heap[0][0])
+    def wants(self, rank: tuple[bool, int]) -> bool:
+        """Whether a sample of this rank would be among them."""
+        return self._limit > 0 and (len(self._heap) < self._limit or _negated(rank) > self._heap[0][0])
 
     def add(self, picture: Picture) -> None:
         """Take a picture if it is wanted."""
-        if self.wants(picture.lot):
-            item = (_negated(picture.lot), len(self._heap), picture)
+        if self.wants(picture.rank):
+            item = (_negated(picture.rank), len(self._heap), picture)
             (heappush if len(self._heap) < self._limit else heapreplace)(self._heap, item)
 
     def chosen(self) -> list[Picture]:
@@ -51,12 +51,12 @@ class Pictures:
         return sorted((p for _, _, p in self._heap), key=lambda p: (p.shard, p.key))
 
 
-def _negated(lot: tuple[bool, int]) -> tuple[bool, int]:
-    return not lot[0], -lot[1]
+def _negated(rank: tuple[bool, int]) -> tuple[bool, int]:
+    return not rank[0], -rank[1]
 
 
-def lot_of(shard: str, key: str, has_boxes: bool) -> tuple[bool, int]:
-    """A sample's own lot: the same in any run, whatever else there is."""
+def sample_rank(shard: str, key: str, has_boxes: bool) -> tuple[bool, int]:
+    """A sample's own rank: the same in any run, whatever else there is."""
     return not has_boxes, int.from_bytes(blake2b(f"{shard}/{key}".encode(), digest_size=8).digest(), "big")
 
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import BuildShardsConfig
-from pipeline.data.caption_phrases import Asked, read_asked
+from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.records import LABELS, REGIONS
 from pipeline.filtering.store import BOX
 from pipeline.inspection.bins import BINS
-from pipeline.inspection.counts import OUTSIDE, Counts, Picture, Pictures, key_hash, lot_of
+from pipeline.inspection.counts import OUTSIDE, Counts, Picture, Pictures, key_hash, sample_rank
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import read_tar
@@ -32,7 +32,7 @@ def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) 
     """
     counts, name = Counts(), stem(path)
     table, teacher = read_table(path, LABELS if status else REGIONS), footer(path).get("teacher") or None
-    asked = read_asked(join(phrases, f"{name}.parquet")) if phrases else {}
+    asked = read_caption_phrases(join(phrases, f"{name}.parquet")) if phrases else {}
     kept = table.filter(pc.equal(table["status"].cast(pa.string()), "keep")) if status else table
     keys = list(dict.fromkeys([*asked, *table["key"].unique().to_pylist()]))
     per_image = _value_counts(kept["key"])
@@ -86,7 +86,7 @@ def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
     counts.sizes(list(zip(first_rows["height_first"].to_pylist(), first_rows["width_first"].to_pylist(), strict=True)))
 
 
-def _spans(counts: Counts, table: pa.Table, asked: Mapping[str, Asked], name: str) -> None:
+def _spans(counts: Counts, table: pa.Table, asked: Mapping[str, CaptionPhrases], name: str) -> None:
     columns = (table[c].to_pylist() for c in ("key", "phrase", "start", "end"))
     for key, phrase, start, end in zip(*columns, strict=True):
         if key not in asked:
@@ -99,27 +99,27 @@ def _spans(counts: Counts, table: pa.Table, asked: Mapping[str, Asked], name: st
 
 def _pictures(
     table: pa.Table,
-    asked: Mapping[str, Asked],
+    asked: Mapping[str, CaptionPhrases],
     per_image: Mapping[str, int],
     name: str,
     limit: int,
     teacher: str | None,
 ) -> list[Picture]:
     """The chosen samples with their boxes; of regions, which are many, the best one of each phrase."""
-    lots = sorted((lot_of(name, key, True), key) for key in per_image if key in asked)[:limit]
-    rows = table.filter(pc.is_in(table["key"], pa.array([key for _, key in lots], pa.string())))
+    ranks = sorted((sample_rank(name, key, True), key) for key in per_image if key in asked)[:limit]
+    rows = table.filter(pc.is_in(table["key"], pa.array([key for _, key in ranks], pa.string())))
     if "status" not in rows.column_names:
         rows = rows.filter(pc.equal(rows["rank"], 0)).append_column("status", pa.array(["keep"] * _best(rows)))
     by_key: dict[str, list[dict]] = {}
     for row in rows.to_pylist():
         by_key.setdefault(row["key"], []).append(row)
     chosen = Pictures(limit)
-    for lot, key in lots:
+    for rank, key in ranks:
         mine = [row for row in by_key.get(key, ()) if row["phrase_row"] in asked[key].rows]
         if mine:
             size = (mine[0]["height"], mine[0]["width"])
             record = make_record(key, "labels", size, asked[key], mine, teacher, BuildShardsConfig())
-            chosen.add(Picture(lot, name, key, record, None))
+            chosen.add(Picture(rank, name, key, record, None))
     return chosen.chosen()
 
 

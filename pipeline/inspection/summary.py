@@ -129,7 +129,7 @@ def inspect_shards(
     chosen, failed = Pictures(pictures), list[FailedShard]()
     progress.begin("inspect", len(shards))
     one = partial(count_shard, kind=kind, phrases=phrases, pictures=pictures)
-    for counts in _counted(one, shards, workers or _worth(shards)):
+    for counts in _counted(one, shards, workers or default_workers(shards)):
         if isinstance(counts, FailedShard):
             failed.append(counts)
         else:
@@ -165,7 +165,7 @@ def count_shard(shard: str, *, kind: Kind, phrases: str | None, pictures: int) -
         return FailedShard(shard=stem(shard), error=str(error))
 
 
-def _worth(shards: Sequence[str]) -> int:
+def default_workers(shards: Sequence[str]) -> int:
     size = 0
     for shard in shards:
         size += file_size(shard) or 0

@@ -13,7 +13,7 @@ from pipeline.data.image_links import LinkReader
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError
-from pipeline.inspection.counts import Counts, Picture, Pictures, beyond, key_hash, lot_of
+from pipeline.inspection.counts import Counts, Picture, Pictures, beyond, key_hash, sample_rank
 from pipeline.io.paths import stem
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
@@ -91,9 +91,9 @@ class _Tar:
         drawable = self._image(sample, record)
         self._record(record, where)
         named = any(not r.ignore for r in record.regions)
-        lot = lot_of(self._name, sample.key, named)
-        if drawable and self._pictures.wants(lot) and (data := self._bytes(sample, where)) is not None:
-            self._pictures.add(Picture(lot, self._name, sample.key, record, data))
+        rank = sample_rank(self._name, sample.key, named)
+        if drawable and self._pictures.wants(rank) and (data := self._bytes(sample, where)) is not None:
+            self._pictures.add(Picture(rank, self._name, sample.key, record, data))
         return record.dataset
 
     def _bytes(self, sample: TarSample, where: str) -> bytes | None:
@@ -162,14 +162,14 @@ class _Tar:
         if caption is None:
             self.counts.problem(reason or "no_caption", f"{self._name}/{sample.key}: {reason}")
         self._caption(caption)
-        lot = lot_of(self._name, sample.key, False)
-        if self._image(sample, None) and self._pictures.wants(lot) and (found := image_of(sample)) is not None:
+        rank = sample_rank(self._name, sample.key, False)
+        if self._image(sample, None) and self._pictures.wants(rank) and (found := image_of(sample)) is not None:
             size = self._sizes[-1]
             record = GroundingRecord(
                 key=sample.key, dataset="crawl", kind="grounding" if caption else "detection", image_size=size,
                 caption=caption or None,
             )  # fmt: skip
-            self._pictures.add(Picture(lot, self._name, sample.key, record, found[1]))
+            self._pictures.add(Picture(rank, self._name, sample.key, record, found[1]))
         return ""
 
 

@@ -21,7 +21,7 @@ from pipeline.io.paths import is_url
 
 Kind = Literal["digests", "indexes"]
 REMEMBERED_FROM = 4 << 20
-"""Bytes of a local file from which on it costs less to remember than to find out."""
+"""Bytes of a local file from which on it costs less to cache_put than to find out."""
 SETTLED_NS = 2_000_000_000
 TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
 
@@ -57,7 +57,7 @@ def mark_of(path: str) -> Mark | None:
     return Mark(f"{stat.st_size} {stat.st_mtime_ns}", stat.st_size >= REMEMBERED_FROM, stat.st_mtime_ns)
 
 
-def recall(kind: Kind, path: str, mark: Mark) -> bytes | None:
+def cache_get(kind: Kind, path: str, mark: Mark) -> bytes | None:
     """What was remembered of a file with this mark; None if nothing was."""
     if not mark.large:
         return None
@@ -69,7 +69,7 @@ def recall(kind: Kind, path: str, mark: Mark) -> bytes | None:
     return None
 
 
-def remember(kind: Kind, path: str, mark: Mark, found: bytes) -> None:
+def cache_put(kind: Kind, path: str, mark: Mark, found: bytes) -> None:
     """Keep what was found out about a file that had this mark before. Without a place to keep it nothing happens."""
     if not mark.large:
         return

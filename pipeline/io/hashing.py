@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.io.file_cache import Mark, mark_of, recall, remember
+from pipeline.io.file_cache import Mark, cache_get, cache_put, mark_of
 from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
 
@@ -39,11 +39,11 @@ def digest_file(path: str | Path) -> str:
 
 @lru_cache(maxsize=8192)
 def _digest_local(path: str, mark: Mark) -> str:
-    known = recall("digests", path, mark)
+    known = cache_get("digests", path, mark)
     if known is not None and len(known) == 64 and known.isalnum():
         return known.decode()
     found = _digest_stream(path)
-    remember("digests", path, mark, found.encode())
+    cache_put("digests", path, mark, found.encode())
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from pipeline.config import BuildShardsConfig
-from pipeline.data.caption_phrases import Asked, read_asked
+from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.keys import fitting_key
@@ -37,7 +37,7 @@ class ShardLabels:
 
     def __init__(
         self,
-        asked: Mapping[str, Asked],
+        asked: Mapping[str, CaptionPhrases],
         rows: Mapping[str, Sequence[Row]],
         annotator: str | None,
         dataset: str,
@@ -62,7 +62,7 @@ class ShardLabels:
         Raises:
             InputError: no such file, or not one that parse-phrases and filter-boxes wrote.
         """
-        asked, rows = read_asked(phrases), dict[str, list[Row]]()
+        asked, rows = read_caption_phrases(phrases), dict[str, list[Row]]()
         for row in read_table(labels, LABELS).to_pylist():
             rows.setdefault(row["key"], []).append(row)
         return cls(asked, rows, footer(labels).get("teacher") or None, dataset, config, without)
@@ -144,7 +144,7 @@ def make_record(
     key: str,
     dataset: str,
     size: tuple[int, int],
-    asked: Asked,
+    asked: CaptionPhrases,
     rows: Sequence[Row],
     annotator: str | None,
     config: BuildShardsConfig,

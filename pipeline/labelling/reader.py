@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from pipeline.annotators.base import Annotator
 from pipeline.annotators.batches import Item
-from pipeline.data.caption_phrases import read_asked
+from pipeline.data.caption_phrases import read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, image_size
-from pipeline.execution.worker import Desk
+from pipeline.execution.worker import WorkQueue
 from pipeline.io.paths import join
 from pipeline.io.tars import TarSample, read_tar
-from pipeline.labelling.region_table import Shard
+from pipeline.labelling.region_table import ShardResult
 
 WINDOW_SAMPLES = 1024
 WINDOW_BYTES = 128 << 20
@@ -28,16 +28,18 @@ SHARDS_IN_HAND = 2
 class Window:
     """Some of a shard's questions; ``last`` if no more come."""
 
-    shard: Shard
+    shard: ShardResult
     items: list[Item] = field(default_factory=list)
     last: bool = False
 
 
 class Reader:
-    """Takes shards from the desk and gives their windows, one after the other. A shard that cannot be read ends with its error."""
+    """Takes shards from the queue and gives their windows, one after the other. A shard that cannot be read ends with its error."""
 
-    def __init__(self, desk: Desk, annotator: Annotator, phrases: str, spent: Callable[[str, float], None]) -> None:
-        self._desk, self._annotator, self._phrases, self._spent = desk, annotator, phrases, spent
+    def __init__(
+        self, queue: WorkQueue, annotator: Annotator, phrases: str, spent: Callable[[str, float], None]
+    ) -> None:
+        self._desk, self._annotator, self._phrases, self._spent = queue, annotator, phrases, spent
         self._room = threading.Semaphore(SHARDS_IN_HAND)
 
     def through(self) -> None:
@@ -50,16 +52,16 @@ class Reader:
             job = self._desk.take()
             if job is None:
                 return
-            shard = Shard(job)
+            shard = ShardResult(job)
             try:
                 yield from self._windows(shard)
             except Exception as error:
                 shard.error = error
             yield Window(shard, last=True)
 
-    def _windows(self, shard: Shard) -> Iterator[Window]:
+    def _windows(self, shard: ShardResult) -> Iterator[Window]:
         started = time.monotonic()
-        shard.asked = read_asked(join(self._phrases, f"{shard.job.name}.parquet"))
+        shard.asked = read_caption_phrases(join(self._phrases, f"{shard.job.name}.parquet"))
         window, samples, size = Window(shard), 0, 0
         for place, sample in enumerate(read_tar(shard.job.path, shard.problems)):
             if shard.error is not None:  # a batch of it failed: the rest is in vain
@@ -82,7 +84,7 @@ class Reader:
         if window.items:
             yield window
 
-    def _items(self, shard: Shard, place: int, sample: TarSample) -> list[Item]:
+    def _items(self, shard: ShardResult, place: int, sample: TarSample) -> list[Item]:
         found = image_of(sample)
         if found is None:
             raise ImageError("no_image", "the sample has a caption but no image")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.annotators.base import Annotations
+from pipeline.annotators.base import RegionPredictions
 from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.caption_phrases import Asked
+from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
 from pipeline.data.records import REGIONS
 from pipeline.execution.reports import Tally
@@ -21,7 +21,7 @@ from pipeline.io.tars import TarProblems
 _FLOATS = ("score", "token_mean", "token_min", "token_max", "centerness")
 
 
-class Shard:
+class ShardResult:
     """One shard on its way through a labelling process.
 
     ``sizes`` and ``found`` are by place of the sample in the shard. The reading thread, the decoding ones and the teacher's
@@ -30,12 +30,12 @@ class Shard:
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
-        self.asked: dict[str, Asked] = {}
+        self.asked: dict[str, CaptionPhrases] = {}
         self.keys: dict[int, str] = {}
         self.problems = TarProblems()
         self.sizes: dict[int, tuple[int, int]] = {}
         self.beyond_limit: dict[int, int] = {}
-        self.found: dict[int, list[Annotations]] = {}
+        self.found: dict[int, list[RegionPredictions]] = {}
         self.error: BaseException | None = None
         self._lost: dict[int, ImageError] = {}
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class Shard:
         with self._lock:
             self._lost.setdefault(place, error)
 
-    def answer(self, items: Sequence[Item], annotations: Sequence[Annotations]) -> None:
+    def answer(self, items: Sequence[Item], annotations: Sequence[RegionPredictions]) -> None:
         """The regions of a batch's questions."""
         for item, found in zip(items, annotations, strict=True):
             self.found.setdefault(item.place, []).append(found)
@@ -72,7 +72,7 @@ class Shard:
                 samples.drop("phrase_beyond_text_limit")
                 continue
             samples.keep()
-            rows, phrase = image_rows(Annotations.joined(self.found[place]), config.max_regions_per_phrase)
+            rows, phrase = image_rows(RegionPredictions.joined(self.found[place]), config.max_regions_per_phrase)
             with_region = len(np.unique(phrase))
             phrases.keep(with_region)
             phrases.drop("no_region", len(asked.rows) - beyond - with_region)
@@ -81,7 +81,7 @@ class Shard:
         return _table(parts), {"samples": samples, "phrases": phrases}, notes
 
 
-def image_rows(found: Annotations, most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def image_rows(found: RegionPredictions, most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(columns of an image's regions, phrase of each), by phrase and falling score, at most ``most`` a phrase."""
     order = np.lexsort((np.arange(len(found.score)), -found.score, found.phrase))
     phrase = found.phrase[order]
@@ -97,7 +97,7 @@ def image_rows(found: Annotations, most: int) -> tuple[dict[str, np.ndarray], np
 
 
 def _columns(
-    key: str, asked: Asked, size: tuple[int, int], phrase: np.ndarray, rows: dict[str, np.ndarray]
+    key: str, asked: CaptionPhrases, size: tuple[int, int], phrase: np.ndarray, rows: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray | pa.Array]:
     spans = np.asarray(asked.spans, np.int32)
     n = len(phrase)

@@ -1,4 +1,4 @@
-"""One labelling process: shards from a desk go through reading, decoding, the teacher and writing, all at a time.
+"""One labelling process: shards from a queue go through reading, decoding, the teacher and writing, all at a time.
 
 Threads do all but the forward pass: reading tars waits for disks and networks, PIL decodes and resizes without Python's
 lock, and so does Parquet's writer. The teacher runs on the thread that called, and should never wait.
@@ -18,14 +18,14 @@ from pipeline.config import PseudoLabelConfig
 from pipeline.data.images import ImageError, open_image
 from pipeline.data.records import REGIONS, STORE_VERSION
 from pipeline.errors import RunError
-from pipeline.execution.prefetch import Ahead
+from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport
-from pipeline.execution.worker import Desk
+from pipeline.execution.worker import WorkQueue
 from pipeline.io.paths import join
 from pipeline.io.tables import write_table
 from pipeline.labelling.reader import Reader, Window
-from pipeline.labelling.region_table import Shard
-from pipeline.system.devices import is_gone
+from pipeline.labelling.region_table import ShardResult
+from pipeline.system.devices import is_device_lost
 
 STAGE = "pseudo-label"
 READY = 2
@@ -36,7 +36,7 @@ Ready = tuple[list[Item], Batch | None]
 
 @dataclass(frozen=True)
 class LabelShards:
-    """A worker (:data:`pipeline.execution.worker.Worker`): labels the desk's shards with one copy of the teacher.
+    """A worker (:data:`pipeline.execution.worker.Worker`): labels the queue's shards with one copy of the teacher.
 
     phrases, out: folders or URLs. device: torch's name of it. decoders: threads that decode. threads: torch's own, on
     the CPU; None leaves them.
@@ -50,8 +50,8 @@ class LabelShards:
     decoders: int
     threads: int | None = None
 
-    def __call__(self, desk: Desk) -> None:
-        """Until the desk has no more shards.
+    def __call__(self, queue: WorkQueue) -> None:
+        """Until the queue has no more shards.
 
         Raises:
             InputError: no usable teacher. RuntimeError: the device broke down.
@@ -62,15 +62,15 @@ class LabelShards:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         annotator = load_annotator(self.teacher, self.config, self.device)
-        desk.spent("load", time.monotonic() - started)
-        Line(self, annotator, desk).run()
+        queue.spent("load", time.monotonic() - started)
+        LabellingPipeline(self, annotator, queue).run()
 
 
-class Line:
+class LabellingPipeline:
     """The line that shards go down, from reading to writing."""
 
-    def __init__(self, settings: LabelShards, annotator: Annotator, desk: Desk) -> None:
-        self._settings, self._annotator, self._desk = settings, annotator, desk
+    def __init__(self, settings: LabelShards, annotator: Annotator, queue: WorkQueue) -> None:
+        self._settings, self._annotator, self._desk = settings, annotator, queue
         self._scaled = settings.config.decode == "scaled"
 
     def run(self) -> None:
@@ -79,8 +79,10 @@ class Line:
             pool = stack.enter_context(ThreadPoolExecutor(self._settings.decoders, "decode"))
             writer = stack.enter_context(ThreadPoolExecutor(1, "write"))
             reader = Reader(self._desk, self._annotator, self._settings.phrases, self._desk.spent)
-            windows = stack.enter_context(Ahead(reader, 1, "read"))
-            steps = stack.enter_context(Ahead(self._decoding(windows, pool), self._settings.decoders + READY, "plan"))
+            windows = stack.enter_context(Prefetcher(reader, 1, "read"))
+            steps = stack.enter_context(
+                Prefetcher(self._decoding(windows, pool), self._settings.decoders + READY, "plan")
+            )
             writing: Future[None] | None = None
             waited = time.monotonic()
             for shard, step in steps:
@@ -96,8 +98,8 @@ class Line:
                 writing.result()
 
     def _decoding(
-        self, windows: Ahead[Window], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Shard, Future[Ready] | None]]:
+        self, windows: Prefetcher[Window], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[ShardResult, Future[Ready] | None]]:
         """A window's batches, each decoding already, then None for a shard's end."""
         for window in windows:
             for items in batches(window.items, self._settings.config.batch_size):
@@ -105,7 +107,7 @@ class Line:
             if window.last:
                 yield window.shard, None
 
-    def _ready(self, shard: Shard, items: list[Item]) -> Ready:
+    def _ready(self, shard: ShardResult, items: list[Item]) -> Ready:
         """Decode, resize and collate a batch; images that turn out broken are left out of it."""
         if shard.error is not None:
             return [], None
@@ -123,7 +125,7 @@ class Line:
         self._desk.spent("decode", time.monotonic() - started)
         return whole, batch
 
-    def _label(self, shard: Shard, step: Future[Ready], waited: float) -> None:
+    def _label(self, shard: ShardResult, step: Future[Ready], waited: float) -> None:
         try:
             items, batch = step.result()
             started = time.monotonic()
@@ -132,7 +134,7 @@ class Line:
                 return
             shard.answer(items, self._annotator.annotate(batch))
         except Exception as error:
-            if is_gone(error):
+            if is_device_lost(error):
                 self._desk.failed(shard.job, error)
                 raise
             shard.error = error
@@ -140,7 +142,7 @@ class Line:
         self._desk.spent("model", time.monotonic() - started)
         self._desk.advance(len(items), "images")
 
-    def _finish(self, shard: Shard) -> None:
+    def _finish(self, shard: ShardResult) -> None:
         """Write a shard's table and hand in its report."""
         started = time.monotonic()
         try:
@@ -153,7 +155,7 @@ class Line:
         self._desk.spent("write", time.monotonic() - started)
         self._desk.done(shard.job, report)
 
-    def _write(self, shard: Shard) -> ShardReport:
+    def _write(self, shard: ShardResult) -> ShardReport:
         job, config = shard.job, self._settings.config
         table, tallies, notes = shard.finish(config)
         samples = tallies["samples"]

@@ -134,7 +134,7 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     index = Filling(path, files.annotations)
     try:
         index.finish(format_.fill(files, index))
-        index.refuse_strangers()
+        index.refuse_unknown_ids()
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder in a file's place, or a file in a folder's
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
@@ -168,7 +168,7 @@ def read_set(format_: Format, files: SetFiles) -> LabelledSet:
                 format_.kind,
                 tuple(images),
                 None if space is None else tuple(space),
-                {**index.header.get("lost", {}), **index.homeless()},
+                {**index.header.get("lost", {}), **index.orphan_annotations()},
             )
         finally:
             index.close()

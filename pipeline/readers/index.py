@@ -94,7 +94,7 @@ class Filling:
         self._flush()
         self._db.execute("INSERT INTO images SELECT DISTINCT image, ?, NULL FROM rows", (_bytes(None),))
 
-    def forget_homeless(self) -> None:
+    def forget_orphan_annotations(self) -> None:
         """Remove the rows of images that are not there."""
         self._flush()
         self._db.execute("DELETE FROM rows WHERE image NOT IN (SELECT id FROM images)")
@@ -123,11 +123,11 @@ class Filling:
             query = "SELECT id FROM images GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1"
             (twice,) = self._db.execute(query).fetchone()
             raise InputError(f"{self.about}: image id {twice} is there twice") from None
-        self._refuse_twin_keys()
+        self._refuse_duplicate_keys()
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
 
-    def _refuse_twin_keys(self) -> None:
+    def _refuse_duplicate_keys(self) -> None:
         """Ids that are all numbers, or all texts, have as many keys as they are, and cost nothing here."""
         if len(self._key_kinds) < 2 and type(None) not in self._key_kinds:
             return
@@ -138,7 +138,7 @@ class Filling:
             key, one, other = again
             raise InputError(f"{self.about}: two images have the key {key!r}: those of the ids {one!r} and {other!r}")
 
-    def refuse_strangers(self) -> None:
+    def refuse_unknown_ids(self) -> None:
         """Of a finished index: every annotation of images that are not there means that the ids are not the images'.
 
         Some of them are no wonder: a list of images that was cut to a split often stands with all annotations.
@@ -198,7 +198,7 @@ class Index:
         """How many images there are."""
         return int(self._db.execute("SELECT count(*) FROM images").fetchone()[0])
 
-    def homeless(self) -> dict[str, int]:
+    def orphan_annotations(self) -> dict[str, int]:
         """How many annotations belong to no image of the set: ``unknown_image``, or ``bad_image_id`` where what they name is of
         another kind (a text among numbers, nothing, a list), as no image of the whole set is called so."""
         kinds = "typeof(image) NOT IN (SELECT DISTINCT typeof(id) FROM images)"

@@ -39,7 +39,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin"
         ):
             index.row(image, (label, confidence not in ("0", "0.0")))
-        index.forget_homeless()  # labels of images that are not in this set
+        index.forget_orphan_annotations()  # labels of images that are not in this set
     below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}
     return {
         "names": names,

@@ -47,7 +47,7 @@ def stage_folder(layout: RunLayout, stage: str, round_: int) -> Path:
     }[stage]
 
 
-def note_set_aside(layout: RunLayout, stage: str, round_: int, failed: Sequence[FailedShard]) -> None:
+def note_excluded(layout: RunLayout, stage: str, round_: int, failed: Sequence[FailedShard]) -> None:
     """Write ``set-aside/STAGE.json``: each failed shard with its reason and the fingerprint of what it gave before, if anything.
 
     Without a failed shard there is no such file.
@@ -65,14 +65,14 @@ def shards_of_set(layout: RunLayout, name: str) -> list[str]:
     Raises:
         InputError: not one.
     """
-    out = _set_aside(layout, "ingest", 1)
+    out = _excluded(layout, "ingest", 1)
     shards = [s for s in expand_shards(str(layout.train / f"{name}-{'[0-9]' * 6}.tar")) if stem(s) not in out]
     if not shards:
         raise InputError(f"{layout.train}: every shard of {name} was set aside; see {layout.aside('ingest')}")
     return shards
 
 
-def come_through(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int) -> dict[str, ShardReport]:
+def surviving_shards(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int) -> dict[str, ShardReport]:
     """The crawl's shards that the stage has committed, each with its report; without those set aside there or in a stage before.
 
     Raises:
@@ -80,7 +80,7 @@ def come_through(config: SelfTrainConfig, layout: RunLayout, stage: str, round_:
     """
     out: set[str] = set()
     for earlier in STAGES[: STAGES.index(stage) + 1]:
-        out |= _set_aside(layout, earlier, round_)
+        out |= _excluded(layout, earlier, round_)
     folder, shards = stage_folder(layout, stage, round_), crawl_shards(config, layout)
     found = {s: committed(folder, stem(s)) for s in shards if stem(s) not in out}
     there = {shard: report for shard, report in found.items() if report is not None}
@@ -93,13 +93,15 @@ def files_of(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int
     """The stage's files of the shards that have come through it.
 
     Raises:
-        InputError: as :func:`come_through`.
+        InputError: as :func:`surviving_shards`.
     """
     folder = stage_folder(layout, stage, round_)
-    return [join(folder, n) for r in come_through(config, layout, stage, round_).values() for n in sorted(r.outputs)]
+    return [
+        join(folder, n) for r in surviving_shards(config, layout, stage, round_).values() for n in sorted(r.outputs)
+    ]
 
 
-def _set_aside(layout: RunLayout, stage: str, round_: int) -> set[str]:
+def _excluded(layout: RunLayout, stage: str, round_: int) -> set[str]:
     """Names of the shards whose notes hold."""
     data = read_bytes(layout.aside(stage_title(stage, round_)))
     notes: dict[str, dict[str, Any]] = {} if data is None else json.loads(data)

@@ -48,21 +48,28 @@ def run(
         name = f"{stem(shard)}.parquet"
         return {"crawl": shard, "phrases": join(phrases, name), "labels": join(labels, name)}
 
-    def mark(job: ShardJob) -> str:
+    def fingerprint_of(job: ShardJob) -> str:
         found = {what: digest_file(path) for what, path in inputs(job.path).items()}
         return fingerprint(
-            STAGE, version=RECORD_VERSION, config=config, inputs=found, dataset=dataset, **unwanted.mark(job.name)
+            STAGE,
+            version=RECORD_VERSION,
+            config=config,
+            inputs=found,
+            dataset=dataset,
+            **unwanted.fingerprint_of(job.name),
         )
 
     unwanted = Without({}) if without is None else Without.read(without)
-    unwanted.warn_of_strangers(str(without), shards)
+    unwanted.warn_of_unknown_ids(str(without), shards)
     require_files(path for shard in shards for path in inputs(shard).values())
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     work = partial(
         _build_shard, config=config, out=str(out), phrases=str(phrases), labels=str(labels), dataset=dataset,
         without=unwanted,
     )  # fmt: skip
-    report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
+    report = run_shards(
+        STAGE, jobs, out, work, fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed
+    )
     write_json(join(out, f"{dataset}.dataset.json"), card_of(dataset).model_dump(mode="json", exclude_none=True))
     return report
 

@@ -47,8 +47,10 @@ def run(
     require_files(shards)
     work = partial(_drop, out=str(out), without=without, reason=reason)
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
-    mark = partial(_mark, without=without, reason=reason)
-    report = run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
+    mark = partial(_fingerprint_of, without=without, reason=reason)
+    report = run_shards(
+        STAGE, jobs, out, work, fingerprint_of=mark, progress=progress, workers=workers, max_failed=max_failed
+    )
     ours = {job.name for job in jobs} | set(failed)
     for shard in remove_stale(STAGE, out, lambda shard: shard not in ours):
         log.warning("%s: removed %s.tar of an earlier run; that shard is not among these", out, shard)
@@ -58,10 +60,10 @@ def run(
     return report
 
 
-def _mark(job: ShardJob, *, without: Without, reason: str) -> str:
+def _fingerprint_of(job: ShardJob, *, without: Without, reason: str) -> str:
     inputs = {"shard": digest_file(job.path)}
     return fingerprint(
-        STAGE, version=RECORD_VERSION, config={"reason": reason}, inputs=inputs, **without.mark(job.name)
+        STAGE, version=RECORD_VERSION, config={"reason": reason}, inputs=inputs, **without.fingerprint_of(job.name)
     )
 
 

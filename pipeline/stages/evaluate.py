@@ -87,7 +87,7 @@ def run(
     metrics_file = out / "metrics.json"
     if metrics_file.is_file():
         saved = json.loads(metrics_file.read_text())
-        if saved.get("fingerprint") == plan.mark():
+        if saved.get("fingerprint") == plan.fingerprint_of():
             return saved["sets"]
     _detect(plan, out / "predictions", device, processes, decoders, progress or Silent())
     found: Metrics = {}
@@ -97,7 +97,7 @@ def run(
         found[name], evidence[name] = _measure(plan, one, out)
         log.info("%s: %s", name, ", ".join(f"{k} {v:.1f}" for k, v in found[name].items()))
     document = {
-        "fingerprint": plan.mark(),
+        "fingerprint": plan.fingerprint_of(),
         "model": plan.revision,
         "sets": found,
         "protocols": {s.spec.name: s.spec.protocol for s in sets},
@@ -119,7 +119,7 @@ class _Plan:
     sets: Sequence[EvaluationSet]
     abouts: Mapping[str, Frequencies]
 
-    def mark(self) -> str:
+    def fingerprint_of(self) -> str:
         """Of the metrics."""
         inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
         inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
@@ -168,7 +168,7 @@ def _detect(
     ]  # fmt: skip
     report = run_workers(
         STAGE, [job for job, _ in jobs.values()], out, workers,
-        mark=lambda job: plan.shard_mark(jobs[job.name][1], job.path), progress=progress,
+        fingerprint_of=lambda job: plan.shard_mark(jobs[job.name][1], job.path), progress=progress,
     )  # fmt: skip
     for unit, tally in report.tallies.items():
         for reason, n in tally.dropped.items():

@@ -26,7 +26,7 @@ from pipeline.io.paths import is_url, join, stem
 from pipeline.io.temporaries import clear_temporaries
 from pipeline.readers.image_headers import read_header
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.base import ClassNames, Desk, Item, Target
+from pipeline.writers.base import ClassNames, ExportContext, Item, Target
 from pipeline.writers.parallel_files import in_order, writers
 from pipeline.writers.registry import DATASET, load_target
 from pipeline.writers.sources import Found, Sample, Source, find_source
@@ -96,22 +96,22 @@ def run(
     report = StageReport(stage=STAGE)
     try:
         with Sink(out) as sink, Names() as names:
-            desk, found = Desk(sink, names, cards, class_names), Found()
-            target = make(desk)
+            context, found = ExportContext(sink, names, cards, class_names), Found()
+            target = make(context)
             work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
-            samples = _samples(source, found, desk, drop_empty, out, target.folder, mark, progress)
-            notes = _write(target, desk, in_order(work, samples, writers(out)), progress)
-            desk.samples.add(found.samples)
-            desk.regions.add(found.regions)
-            _refuse_nothing(desk, f"{', '.join(dirs)}: no record to write as {to}")
+            samples = _samples(source, found, context, drop_empty, out, target.folder, mark, progress)
+            notes = _write(target, context, in_order(work, samples, writers(out)), progress)
+            context.samples.add(found.samples)
+            context.regions.add(found.regions)
+            _refuse_nothing(context, f"{', '.join(dirs)}: no record to write as {to}")
             settle(out)
             outputs = sink.commit()
         if to != "coco":
-            desk.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())
-        numbers = found.problems.counts | desk.numbers
+            context.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())
+        numbers = found.problems.counts | context.numbers
         shard = ShardReport(
             stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,
-            tallies={"samples": desk.samples, "regions": desk.regions},
+            tallies={"samples": context.samples, "regions": context.regions},
             numbers={name: float(n) for name, n in sorted(numbers.items()) if n},
             notes=[*found.problems.notes, *notes][:MAX_NOTES],
         )  # fmt: skip
@@ -129,18 +129,20 @@ def run(
     return Exported(report, tuple(target.hints(out)))
 
 
-def _write(target: Target, desk: Desk, ready: Iterable[tuple[_Ready, _Copied]], progress: Progress) -> list[str]:
+def _write(
+    target: Target, context: ExportContext, ready: Iterable[tuple[_Ready, _Copied]], progress: Progress
+) -> list[str]:
     """Hand the records to the target, count what their images are like, and return the first few notes on those."""
     notes: list[str] = []
     for n, (one, copied) in enumerate(ready, 1):
-        before = desk.samples.kept
+        before = context.samples.kept
         target.add(one.item, copied.data if target.takes_images else None)
         if (
-            desk.samples.kept > before or not target.takes_images
+            context.samples.kept > before or not target.takes_images
         ):  # else the image of a record that it turned away is nowhere
-            desk.numbers["images_copied"] += copied.data is not None
+            context.numbers["images_copied"] += copied.data is not None
             if copied.trouble:
-                desk.numbers[copied.trouble] += 1
+                context.numbers[copied.trouble] += 1
             if copied.note and len(notes) < MAX_NOTES:
                 notes.append(f"{one.item.file}: {copied.note}")
         if n % _STEP == 0:
@@ -149,9 +151,9 @@ def _write(target: Target, desk: Desk, ready: Iterable[tuple[_Ready, _Copied]], 
     return notes
 
 
-def _refuse_nothing(desk: Desk, words: str) -> None:
-    if not desk.samples.kept:
-        dropped = desk.samples.dropped
+def _refuse_nothing(context: ExportContext, words: str) -> None:
+    if not context.samples.kept:
+        dropped = context.samples.dropped
         why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.items()) or "there are none"
         advice = "; GLIP reads detection sets as COCO JSON: --to coco" if "detection_record" in dropped else ""
         raise InputError(f"{words} ({why}){advice}")
@@ -199,15 +201,22 @@ class _Ready:
 
 
 def _samples(
-    source: Source, found: Found, desk: Desk, drop_empty: bool, out: str, folder: str, mark: str, progress: Progress
+    source: Source,
+    found: Found,
+    context: ExportContext,
+    drop_empty: bool,
+    out: str,
+    folder: str,
+    mark: str,
+    progress: Progress,
 ) -> Iterator[_Ready]:
     for number, name in enumerate(source.names):
         if not is_url(out):
             clear_temporaries(join(out, f"{folder}/{name}"))
         for sample in source.read(number, found):
             if drop_empty and not any(not region.ignore for region in sample.record.regions):
-                desk.samples.drop("no_region")
-                desk.regions.drop("no_region", len(sample.record.regions))
+                context.samples.drop("no_region")
+                context.regions.drop("no_region", len(sample.record.regions))
                 continue
             yield _Ready(Item(sample.record, f"{folder}/{name}/{sample.key}.{sample.extension}"), sample)
         progress.shard(ShardReport(stage=STAGE, shard=name, fingerprint=mark), skipped=False)

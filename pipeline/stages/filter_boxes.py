@@ -61,13 +61,15 @@ def run(
         )
     tables = digests(thresholds, counts)
 
-    def mark(job: ShardJob) -> str:
+    def fingerprint_of(job: ShardJob) -> str:
         inputs = {"regions": digest_file(job.path), **tables}
         return fingerprint(STAGE, version=STORE_VERSION, config=config.effective(), inputs=inputs)
 
     work = partial(_filter_shard, config=config, out=str(out), thresholds=thresholds, counts=counts)
     jobs = [ShardJob(path, stem(path)) for path in regions]
-    return run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, workers=workers, max_failed=max_failed)
+    return run_shards(
+        STAGE, jobs, out, work, fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed
+    )
 
 
 def _filter_shard(

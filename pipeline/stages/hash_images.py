@@ -16,7 +16,7 @@ from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASH_VERSION, HASHES, p
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_workers
-from pipeline.execution.worker import Desk, EachShard, ShardJob
+from pipeline.execution.worker import EachShard, ShardJob, WorkQueue
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import join
 from pipeline.io.tables import write_table
@@ -43,11 +43,17 @@ def run(
     jobs = [ShardJob(images.path(part), part) for part in images.parts]
     crew = [HashImages(images, str(out))] * max(1, min(workers, len(jobs)))
     return run_workers(
-        STAGE, jobs, out, crew, mark=partial(_mark, images=images), progress=progress, max_failed=max_failed
+        STAGE,
+        jobs,
+        out,
+        crew,
+        fingerprint_of=partial(_fingerprint_of, images=images),
+        progress=progress,
+        max_failed=max_failed,
     )
 
 
-def _mark(job: ShardJob, *, images: ImageSet) -> str:
+def _fingerprint_of(job: ShardJob, *, images: ImageSet) -> str:
     return fingerprint(STAGE, version=HASH_VERSION, config={}, inputs={"images": images.digest(job.name)})
 
 
@@ -58,10 +64,10 @@ class HashImages:
     images: ImageSet
     out: str
 
-    def __call__(self, desk: Desk) -> None:
-        EachShard(partial(self.part, desk=desk))(desk)
+    def __call__(self, queue: WorkQueue) -> None:
+        EachShard(partial(self.part, queue=queue))(queue)
 
-    def part(self, job: ShardJob, *, desk: Desk) -> ShardReport:
+    def part(self, job: ShardJob, *, queue: WorkQueue) -> ShardReport:
         """Write the hashes of one part."""
         problems, samples, seen = TarProblems(), Tally(), 0
         before: tuple[bytes | None, tuple[Any, ...]] = (None, ())
@@ -69,7 +75,7 @@ class HashImages:
         for found in self.images.images(job.name, problems):
             seen += 1
             if seen % TELL_EVERY == 0:
-                desk.advance(TELL_EVERY, "images")
+                queue.advance(TELL_EVERY, "images")
             try:
                 # the captions of an image lie side by side
                 same = found.data is not None and found.data == before[0]
@@ -83,7 +89,7 @@ class HashImages:
             before = found.data, values
             for column, value in zip(rows.values(), (found.key, *values, found.offset, found.size), strict=True):
                 column.append(value)
-        desk.advance(seen % TELL_EVERY, "images")
+        queue.advance(seen % TELL_EVERY, "images")
         name = f"{job.name}.parquet"
         footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(HASH_VERSION)}
         output = write_table(join(self.out, name), pa.table(rows, schema=HASHES), HASHES, footer)

@@ -131,13 +131,13 @@ def _ingest_set(
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
-        mark = partial(_mark, work=work, settings=settings)
+        fingerprint_of = partial(_fingerprint_of, work=work, settings=settings)
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
         report = run_shards(
             STAGE, jobs, out, partial(_ingest_shard, work=work),
-            mark=mark, progress=progress, workers=workers, max_failed=max_failed,
+            fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed,
         )  # fmt: skip
-        lost = {**index.header.get("lost", {}), **index.homeless()}
+        lost = {**index.header.get("lost", {}), **index.orphan_annotations()}
         header = index.header
         index.close()
         _index.cache_clear()
@@ -209,7 +209,7 @@ def _number(job: ShardJob) -> int:
     return int(job.name.rsplit("-", 1)[1])
 
 
-def _mark(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
+def _fingerprint_of(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
     """The fingerprint of a shard, when its turn comes.
 
     Sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it. Objects behind

@@ -15,7 +15,7 @@ from pipeline.data.records import PHRASES, STORE_VERSION
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_workers
-from pipeline.execution.worker import Desk, EachShard, ShardJob
+from pipeline.execution.worker import EachShard, ShardJob, WorkQueue
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
@@ -52,12 +52,12 @@ def run(
     require_files(shards)
     jobs = [ShardJob(str(shard), stem(shard)) for shard in shards]
     worker = ParseShards(config, str(out))
-    mark = partial(_mark, config=config, parser=parser)
+    fingerprint_of = partial(_fingerprint_of, config=config, parser=parser)
     crew = [worker] * max(1, min(workers, len(jobs)))
-    return run_workers(STAGE, jobs, out, crew, mark=mark, progress=progress, max_failed=max_failed)
+    return run_workers(STAGE, jobs, out, crew, fingerprint_of=fingerprint_of, progress=progress, max_failed=max_failed)
 
 
-def _mark(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:
+def _fingerprint_of(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:
     inputs = {"crawl": digest_file(job.path)}
     return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, parser=parser, rules=RULES)
 
@@ -69,14 +69,14 @@ class ParseShards:
     config: ParsePhrasesConfig
     out: str
 
-    def __call__(self, desk: Desk) -> None:
-        EachShard(partial(self.shard, desk=desk))(desk)
+    def __call__(self, queue: WorkQueue) -> None:
+        EachShard(partial(self.shard, queue=queue))(queue)
 
-    def shard(self, job: ShardJob, *, desk: Desk) -> ShardReport:
+    def shard(self, job: ShardJob, *, queue: WorkQueue) -> ShardReport:
         """Write the phrases of one shard."""
         problems, samples, phrases = TarProblems(), Tally(), Tally()
         captions, cut = self._captions(job.path, problems, samples)
-        parsed = self._parsed(captions, desk)
+        parsed = self._parsed(captions, queue)
         rows: dict[str, list[str | int]] = {name: [] for name in PHRASES.names}
         keys, texts, words, roots, starts, ends = rows.values()
         for key, caption in captions:
@@ -121,14 +121,14 @@ class ParseShards:
                 found.append((sample.key, caption[:longest]))
         return found, cut
 
-    def _parsed(self, captions: Sequence[tuple[str, str]], desk: Desk) -> dict[str, Parsed]:
+    def _parsed(self, captions: Sequence[tuple[str, str]], queue: WorkQueue) -> dict[str, Parsed]:
         """What each distinct caption holds: the same text is parsed once a shard."""
         distinct = list(dict.fromkeys(caption for _, caption in captions))
         parsed: dict[str, Parsed] = {}
         for caption, found in zip(distinct, find_phrases(distinct, self.config), strict=True):
             parsed[caption] = found
             if len(parsed) % TELL_EVERY == 0:
-                desk.advance(TELL_EVERY, "captions")
+                queue.advance(TELL_EVERY, "captions")
         if rest := len(parsed) % TELL_EVERY:
-            desk.advance(rest, "captions")
+            queue.advance(rest, "captions")
         return parsed

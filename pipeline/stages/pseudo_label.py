@@ -54,7 +54,7 @@ def run(
     def asked(shard: str) -> str:
         return join(phrases, f"{stem(shard)}.parquet")
 
-    def mark(job: ShardJob) -> str:
+    def fingerprint_of(job: ShardJob) -> str:
         inputs = {"crawl": digest_file(job.path), "phrases": digest_file(asked(job.path))}
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, teacher=revision)
 
@@ -73,7 +73,7 @@ def run(
         [ShardJob(shard, stem(shard)) for shard in shards],
         out,
         workers,
-        mark=mark,
+        fingerprint_of=fingerprint_of,
         progress=progress,
         max_failed=max_failed,
         limit=limit,

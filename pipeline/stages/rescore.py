@@ -60,7 +60,7 @@ def run(
     revision = model_revision(scorer)
     load_region_text(scorer, config, device)  # a wrong folder is told before any shard
 
-    def mark(job: ShardJob) -> str:
+    def fingerprint_of(job: ShardJob) -> str:
         inputs = {"crawl": digest_file(job.path), "regions": digest_file(join(regions, f"{job.name}.parquet"))}
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, scorer=revision)
 
@@ -70,7 +70,7 @@ def run(
         _rescore_shard, config=config, out=out, regions=regions, scorer=scorer, device=device, progress=progress
     )
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
-    return run_shards(STAGE, jobs, out, work, mark=mark, progress=progress, max_failed=max_failed)
+    return run_shards(STAGE, jobs, out, work, fingerprint_of=fingerprint_of, progress=progress, max_failed=max_failed)
 
 
 @dataclass

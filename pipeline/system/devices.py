@@ -17,7 +17,7 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def is_gone(error: BaseException) -> bool:
+def is_device_lost(error: BaseException) -> bool:
     """Whether a GPU broke down, so that nothing else can go through this process. To go on would fail all that is left, quickly."""
     torch = sys.modules.get("torch")  # an error of torch's comes from where it was imported
     return (

@@ -24,7 +24,7 @@ LEAVE_SECONDS = 20.0
 """What a program of somebody else's may take to end in order when its starter is gone."""
 
 
-def follow_starter() -> None:
+def exit_with_parent() -> None:
     """From now on end this process when its standard input ends, if the starter asked for that."""
     if os.environ.get(LIFELINE) == "stdin":
         _follow(end_at_once)

@@ -30,7 +30,7 @@ from pipeline.training.dataloader_workers import prepare_worker
 from pipeline.training.image_batch import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.sampling import Mixture, Remembered, SourceOrder, generator
-from pipeline.training.shared_memory import Filled, Slots, slots_for
+from pipeline.training.shared_memory import Filled, SharedBuffers, slots_for
 
 log = logging.getLogger("glip_self_train")
 TRIES = 20
@@ -102,14 +102,14 @@ class TrainingData:
         )  # fmt: skip
         return _unpacked(iter(loader), slots)
 
-    def _slots(self, images: int, workers: int) -> Slots | None:
+    def _slots(self, images: int, workers: int) -> SharedBuffers | None:
         """Places for all the batches that are under way or in use, of any size that images may come to."""
         multiple = self.processor.image_processor.pad_to_multiple
         longest = (max(self.config.max_image_size, *self.config.image_sizes) // multiple + 1) * multiple
         in_use = 2 * self.config.accumulate  # the step's, and the last step's until they are replaced
         return slots_for(workers, AHEAD + 1 + -(-in_use // max(workers, 1)), images * longest * longest * 3)
 
-    def _collate_packed(self, slots: Slots | None, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _collate_packed(self, slots: SharedBuffers | None, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         filled: Filled | None = None
 
         def room(shape: tuple[int, ...]) -> np.ndarray:
@@ -295,7 +295,7 @@ class _Steps(Sampler[list[int]]):
         return len(self._steps) * self._pieces
 
 
-def _unpacked(batches: Iterator[dict[str, Any]], slots: Slots | None) -> Iterator[dict[str, Any]]:
+def _unpacked(batches: Iterator[dict[str, Any]], slots: SharedBuffers | None) -> Iterator[dict[str, Any]]:
     """Batches as they were collated; a worker's InputError or RunError without the traceback that torch wraps around it.
 
     Between processes every tensor is a file descriptor sent over a socket, which costs more than the few numbers in most of them;

@@ -20,12 +20,12 @@ def finished(out: Path, identity: Identity) -> TrainReport | None:
     return report if done else None
 
 
-def find_beginning(out: Path, identity: Identity) -> tuple[Path, int] | None:
+def find_checkpoint(out: Path, identity: Identity) -> tuple[Path, int] | None:
     """The checkpoint to go on from, and its step; None: begin anew (the log says why, if something was there).
 
     Checkpoints of other trainings are never removed here. Changed data (new pseudo-labels, a new teacher) make a new training, and the old
     one's checkpoints step aside until it has finished. A setting that a person has changed may be a slip that would cost days.
-    For one process alone (:func:`pipeline.execution.folder_lock.alone_in`): it renames folders.
+    For one process alone (:func:`pipeline.execution.folder_lock.folder_lock`): it renames folders.
 
     Raises:
         RunError: who had the folder before us has finished this training.

@@ -20,10 +20,10 @@ from torch.utils.data import get_worker_info
 
 Shape = tuple[int, ...]
 _NUMBERS = itertools.count()
-_OF_THIS_PROCESS: weakref.WeakValueDictionary[int, Slots] = weakref.WeakValueDictionary()
+_OF_THIS_PROCESS: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.WeakValueDictionary()
 
 
-class Slots:
+class SharedBuffers:
     """``each`` places of ``size`` bytes for every worker of one loader; only what is written to takes memory."""
 
     def __init__(self, workers: int, each: int, size: int) -> None:
@@ -77,12 +77,12 @@ class Filled:
         return self.tensor().pin_memory()
 
 
-def slots_for(workers: int, each: int, size: int) -> Slots | None:
+def slots_for(workers: int, each: int, size: int) -> SharedBuffers | None:
     """Places for a loader, or None where memory cannot be shared so: without workers, or with such that are not forked."""
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if workers == 0 or method != "fork":
         return None
     try:
-        return Slots(workers, each, size)
+        return SharedBuffers(workers, each, size)
     except (OSError, ValueError, OverflowError):  # more than this machine promises to anyone
         return None

@@ -31,7 +31,7 @@ def check_tracker(name: str | None) -> None:
         raise InputError(f"--log-with {name}: not installed; `pip install {name}` adds it")
 
 
-class Board:
+class TrackerHub:
     """Figures and pictures of one run, written by the main process alone; the others' calls do nothing."""
 
     def __init__(

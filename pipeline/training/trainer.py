@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
-from pipeline.execution.folder_lock import Held, alone_in
+from pipeline.execution.folder_lock import FolderLock, folder_lock
 from pipeline.execution.progress import Progress
 from pipeline.io.atomic import write_json
 from pipeline.training import state_dict as state
@@ -30,11 +30,11 @@ from pipeline.training.model_factory import build_model
 from pipeline.training.nonfinite import write_batch
 from pipeline.training.optim import make_optimizer, set_rates
 from pipeline.training.report import REPORT, TRAINER, Resumed, TrainReport
-from pipeline.training.resume import find_beginning
+from pipeline.training.resume import find_checkpoint
 from pipeline.training.run_identity import Identity
 from pipeline.training.sample_images import predictions_beside_targets
 from pipeline.training.sampling import generator
-from pipeline.training.trackers import Board
+from pipeline.training.trackers import TrackerHub
 
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
@@ -47,7 +47,7 @@ class Trainer:
     ``held`` keeps other trainings out of the folder until it is closed.
     """
 
-    folder: Held
+    folder: FolderLock
     """Of the main process: ``out``, asked whether it is still ours before anything is saved."""
 
     def __init__(
@@ -102,13 +102,13 @@ class Trainer:
             self._resume(*found)
 
     def _find_beginning(self, held: ExitStack) -> tuple[Path, int] | None:
-        """The main process's findings, which all of them go by; see :func:`pipeline.training.resume.find_beginning`."""
+        """The main process's findings, which all of them go by; see :func:`pipeline.training.resume.find_checkpoint`."""
         found: tuple[Path, int] | None = None
         refused: InputError | RunError | None = None
         if self.processes.main:
             try:
-                self.folder = held.enter_context(alone_in(self.out, log.warning, name="training"))
-                found = find_beginning(self.out, self.identity)
+                self.folder = held.enter_context(folder_lock(self.out, log.warning, name="training"))
+                found = find_checkpoint(self.out, self.identity)
             except (InputError, RunError) as error:
                 refused = error
         found, refused = self.processes.from_main((found, refused))
@@ -137,7 +137,7 @@ class Trainer:
         config = self.config
         self.progress.begin("train", config.steps, unit="steps", before=self.first)
         self.model.train()
-        board = Board(
+        board = TrackerHub(
             self.accelerator, self.out, first=self.first, settings=config.model_dump(mode="json"), tracker=self.tracker
         )
         loader = self.data.loader(
@@ -245,7 +245,7 @@ class Trainer:
             raise RunError(message)
         log.warning("%s; left out, %d of %d allowed", message, self.skipped, self.config.max_skipped_steps)
 
-    def _tell(self, done: int, rate: float, wait: float, left: float, board: Board) -> None:
+    def _tell(self, done: int, rate: float, wait: float, left: float, board: TrackerHub) -> None:
         means = {name: total / self.counted for name, total in self.sums.items()} if self.counted else {}
         self.sums, self.counted = {}, 0
         self.curve.append({"step": done, **{k: round(v, 6) for k, v in means.items()}})
@@ -261,7 +261,7 @@ class Trainer:
         }
         board.scalars({**means, **rates}, done)
 
-    def _draw(self, done: int, batch: dict[str, Any], board: Board) -> None:
+    def _draw(self, done: int, batch: dict[str, Any], board: TrackerHub) -> None:
         batch = batch | self._inputs(batch)
         for i, image in enumerate(predictions_beside_targets(self.network, self.processor, batch)):
             board.picture(f"predictions_and_targets/{i}", image, done)

@@ -27,7 +27,7 @@ class Item:
 
 
 @dataclass
-class Desk:
+class ExportContext:
     """What a target works with: where its files go, what the sets are, and where it counts.
 
     numbers: ``lost_X``: so many X are not in the output; ``extra_X``: they are, in a field that the format's own
@@ -44,7 +44,7 @@ class Desk:
 
 
 class Target(Protocol):
-    """A format in the making. Files that it opens in the desk's sink appear when the stage commits them, together."""
+    """A format in the making. Files that it opens in the context's sink appear when the stage commits them, together."""
 
     folder: str
     """Where its images go, below the export's folder."""

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.io.paths import is_url
 from pipeline.writers.atomic_files import Rows, pour
-from pipeline.writers.base import Desk, Item, count_extra, count_lost, json_bytes, origin, own_phrase, xywh
+from pipeline.writers.base import ExportContext, Item, count_extra, count_lost, json_bytes, origin, own_phrase, xywh
 from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
 
 
@@ -21,8 +21,8 @@ class Coco:
 
     folder, takes_images = "images", False
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._sets = desk, SetNames()
+    def __init__(self, context: ExportContext) -> None:
+        self._desk, self._sets = context, SetNames()
         self._files: dict[str, _File] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
@@ -54,10 +54,10 @@ class _File(ABC):
 
     kind = format = ""
 
-    def __init__(self, desk: Desk, name: str, dataset: str) -> None:
-        self._desk, self._name, self.dataset = desk, name, dataset
-        self._file, self._spool = desk.sink.open(f"{name}.json"), desk.sink.spool()
-        card = desk.cards.get(dataset)
+    def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
+        self._desk, self._name, self.dataset = context, name, dataset
+        self._file, self._spool = context.sink.open(f"{name}.json"), context.sink.spool()
+        card = context.cards.get(dataset)
         head = {"description": dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
         licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
@@ -69,9 +69,9 @@ class _File(ABC):
         return card
 
     def add(self, item: Item) -> None:
-        record, desk = item.record, self._desk
-        name = desk.names.take(self._name, record.key)
-        desk.numbers["renamed_duplicate_keys"] += name.renamed
+        record, context = item.record, self._desk
+        name = context.names.take(self._name, record.key)
+        context.numbers["renamed_duplicate_keys"] += name.renamed
         height, width = record.image_size
         image = {"id": name.number, "file_name": item.file, "height": height, "width": width, "key": name.key}
         self._images.add(json_bytes(image | self._of_image(record)))
@@ -86,10 +86,10 @@ class _File(ABC):
                 "iscrowd": int(region.ignore),
                 **({"ignore": 1} if region.ignore else {}),  # LVIS' readers look at this alone
             }
-            count_extra(desk.numbers, region)
+            count_extra(context.numbers, region)
             self._annotations.add(json_bytes(row | self._of_region(record, region) | origin(region)))
-        desk.samples.keep()
-        desk.regions.keep(len(record.regions))
+        context.samples.keep()
+        context.regions.keep(len(record.regions))
 
     @abstractmethod
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]: ...
@@ -119,8 +119,8 @@ class _Detection(_File):
 
     kind, format = "detection", "coco"
 
-    def __init__(self, desk: Desk, name: str, dataset: str) -> None:
-        super().__init__(desk, name, dataset)
+    def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
+        super().__init__(context, name, dataset)
         self._federated = self._open = 0
 
     def _category(self, region: Region) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.writers.atomic_files import Rows
-from pipeline.writers.base import Desk, Item, json_bytes
+from pipeline.writers.base import ExportContext, Item, json_bytes
 
 
 class FiftyOne:
@@ -19,10 +19,10 @@ class FiftyOne:
 
     folder, takes_images = "data", False
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._head = desk.sink.open("metadata.json")  # the first file appears last
-        self._file = desk.sink.open("samples.json")
+    def __init__(self, context: ExportContext) -> None:
+        self._desk = context
+        self._head = context.sink.open("metadata.json")  # the first file appears last
+        self._file = context.sink.open("samples.json")
         self._file.write(b'{"samples":[')
         self._rows = Rows(self._file)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.records import Box
 from pipeline.io.atomic import HashingFile
-from pipeline.writers.base import Desk, Item, count_lost, json_bytes
+from pipeline.writers.base import ExportContext, Item, count_lost, json_bytes
 from pipeline.writers.manifest import SetNames, write_manifest
 
 
@@ -20,28 +20,28 @@ class Glip:
 
     folder, takes_images = "images", True
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._sets = desk, SetNames()
+    def __init__(self, context: ExportContext) -> None:
+        self._desk, self._sets = context, SetNames()
         self._labels: dict[str, _Tsv] = {}
         self._images: dict[str, _Tsv] = {}
         self._datasets: dict[str, str] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write a line of each file; detection records and ignore regions are counted instead."""
-        record, desk = item.record, self._desk
+        record, context = item.record, self._desk
         if record.kind == "detection":
-            desk.samples.drop("detection_record")
-            desk.regions.drop("detection_record", len(record.regions))
+            context.samples.drop("detection_record")
+            context.regions.drop("detection_record", len(record.regions))
             return
         name = self._sets.of(record)
         if name not in self._labels:
-            self._labels[name] = _Tsv(desk, f"{name}.label")
+            self._labels[name] = _Tsv(context, f"{name}.label")
             self._datasets[name] = record.dataset
-        called = desk.names.take(name, record.key)
-        desk.numbers["renamed_duplicate_keys"] += called.renamed
-        count_lost(desk.numbers, record, "uncertain", "verified_absent", "annotator", "root")
+        called = context.names.take(name, record.key)
+        context.numbers["renamed_duplicate_keys"] += called.renamed
+        count_lost(context.numbers, record, "uncertain", "verified_absent", "annotator", "root")
         kept = [region for region in record.regions if not region.ignore]
-        desk.numbers["made_score_1"] += sum(region.score is None for region in kept)
+        context.numbers["made_score_1"] += sum(region.score is None for region in kept)
         height, width = record.image_size
         labels = {
             "img_h": height,
@@ -55,11 +55,11 @@ class Glip:
         self._labels[name].add(key, json_bytes(labels))
         if image is not None:
             if name not in self._images:
-                self._images[name] = _Tsv(desk, f"{name}.img")
+                self._images[name] = _Tsv(context, f"{name}.img")
             self._images[name].add(key, base64.b64encode(image))
-        desk.samples.keep()
-        desk.regions.keep(len(kept))
-        desk.regions.drop("ignore_region", len(record.regions) - len(kept))
+        context.samples.keep()
+        context.regions.keep(len(kept))
+        context.regions.drop("ignore_region", len(record.regions) - len(kept))
 
     def finish(self) -> None:
         """Write the manifest, where there are images: labels alone do not say in which shard each one's lies."""
@@ -93,9 +93,9 @@ def last_pixel(box: Box) -> Box:
 class _Tsv:
     """Lines of a key and a value, and the byte at which each begins."""
 
-    def __init__(self, desk: Desk, name: str) -> None:
-        self._file: HashingFile = desk.sink.open(f"{name}.tsv")
-        self._index: HashingFile = desk.sink.open(f"{name}.lineidx")
+    def __init__(self, context: ExportContext, name: str) -> None:
+        self._file: HashingFile = context.sink.open(f"{name}.tsv")
+        self._index: HashingFile = context.sink.open(f"{name}.lineidx")
 
     def add(self, key: bytes, value: bytes) -> None:
         self._index.write(b"%d\n" % self._file.tell())

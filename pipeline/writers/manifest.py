@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.data.records import DatasetCard, GroundingRecord
-from pipeline.writers.base import Desk
+from pipeline.writers.base import ExportContext
 
 MANIFEST = "manifest.yaml"
 
@@ -30,15 +30,15 @@ class SetNames:
         return self._names[which]
 
 
-def write_manifest(desk: Desk, sets: dict[str, tuple[str, dict[str, Any]]], folder: str) -> None:
+def write_manifest(context: ExportContext, sets: dict[str, tuple[str, dict[str, Any]]], folder: str) -> None:
     """``manifest.yaml``: ingest makes training shards of the export again. ``sets``: name -> (dataset, fields)."""
     rows = {}
     for name, (dataset, fields) in sets.items():
-        card = desk.cards.get(dataset)
+        card = context.cards.get(dataset)
         about = {"licence": card.licence, "source": card.source} if card is not None else {}
         rows[name] = {**fields, "images_folder": folder, **{k: v for k, v in about.items() if v}}
     text = yaml.safe_dump({"sets": rows}, sort_keys=False, allow_unicode=True, width=1000)
-    desk.sink.open(MANIFEST).write(f"# ingest {MANIFEST} --out train\n{text}".encode())
+    context.sink.open(MANIFEST).write(f"# ingest {MANIFEST} --out train\n{text}".encode())
 
 
 class ClassIds:

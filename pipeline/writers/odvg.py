@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.atomic import HashingFile
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.base import Desk, Item, count_extra, count_lost, json_bytes, origin
+from pipeline.writers.base import ExportContext, Item, count_extra, count_lost, json_bytes, origin
 from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
 
 
@@ -22,33 +22,33 @@ class Odvg:
 
     folder, takes_images = "images", False
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._sets = desk, SetNames()
+    def __init__(self, context: ExportContext) -> None:
+        self._desk, self._sets = context, SetNames()
         self._files: dict[str, HashingFile] = {}
         self._datasets: dict[str, GroundingRecord] = {}
         self._classes: dict[str, ClassIds] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write a line."""
-        record, desk = item.record, self._desk
+        record, context = item.record, self._desk
         name = self._sets.of(record)
         if name not in self._files:
-            self._files[name] = desk.sink.open(f"{name}.jsonl")
+            self._files[name] = context.sink.open(f"{name}.jsonl")
             self._datasets[name] = record.model_copy(update={"regions": ()})
             if record.kind == "detection":
-                self._classes[name] = ClassIds(desk.cards.get(record.dataset))
-        called = desk.names.take(name, record.key)
-        desk.numbers["renamed_duplicate_keys"] += called.renamed
+                self._classes[name] = ClassIds(context.cards.get(record.dataset))
+        called = context.names.take(name, record.key)
+        context.numbers["renamed_duplicate_keys"] += called.renamed
         height, width = record.image_size
         part = self._detection(record, self._classes[name]) if record.kind == "detection" else self._grounding(record)
         line = {"filename": item.file, "height": height, "width": width, "key": called.key, record.kind: part}
         self._files[name].write(json_bytes(line) + b"\n")
         for region in record.regions:
-            count_extra(desk.numbers, region)
-            desk.numbers["extra_ignore"] += region.ignore
-        desk.numbers["lines_without_a_region"] += not any(not r.ignore for r in record.regions)
-        desk.samples.keep()
-        desk.regions.keep(len(record.regions))
+            count_extra(context.numbers, region)
+            context.numbers["extra_ignore"] += region.ignore
+        context.numbers["lines_without_a_region"] += not any(not r.ignore for r in record.regions)
+        context.samples.keep()
+        context.regions.keep(len(record.regions))
 
     def _detection(self, record: GroundingRecord, classes: ClassIds) -> dict[str, Any]:
         count_lost(self._desk.numbers, record, "caption", "uncertain", "spans")

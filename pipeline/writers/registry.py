@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.writers.base import Desk, Target
+    from pipeline.writers.base import ExportContext, Target
 
 _TARGETS: Mapping[str, str] = {
     "coco": "coco.Coco",
@@ -23,7 +23,7 @@ DATASET = "pseudo"
 """What the set of a label store's records is called, if not named."""
 
 
-def load_target(name: str) -> Callable[[Desk], Target]:
+def load_target(name: str) -> Callable[[ExportContext], Target]:
     """What makes a target of a format of WRITTEN.
 
     Raises:
@@ -32,5 +32,5 @@ def load_target(name: str) -> Callable[[Desk], Target]:
     if name not in _TARGETS:
         raise InputError(f"--to {name}: want one of {', '.join(WRITTEN)}")
     module, attribute = _TARGETS[name].split(".")
-    found: Callable[[Desk], Target] = getattr(import_module(f"pipeline.writers.{module}"), attribute)
+    found: Callable[[ExportContext], Target] = getattr(import_module(f"pipeline.writers.{module}"), attribute)
     return found

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import yaml
 
 from pipeline.data.records import GroundingRecord, Region
-from pipeline.writers.base import Desk, Item, count_lost
+from pipeline.writers.base import ExportContext, Item, count_lost
 from pipeline.writers.manifest import ClassIds
 from pipeline.writers.parallel_files import Files
 
@@ -24,28 +24,28 @@ class Yolo:
 
     folder, takes_images = "images", False
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._head = desk.sink.open("data.yaml")
-        self._files = Files(desk.sink.out)
+    def __init__(self, context: ExportContext) -> None:
+        self._desk = context
+        self._head = context.sink.open("data.yaml")
+        self._files = Files(context.sink.out)
         self._classes, self._sets = ClassIds(), set[str]()
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write an image's label file; one without labels has an empty file, and is background."""
-        record, desk = item.record, self._desk
+        record, context = item.record, self._desk
         count_lost(
-            desk.numbers, record, "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans"
+            context.numbers, record, "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans"
         )
         if record.dataset not in self._sets:
             self._sets.add(record.dataset)
-            card = desk.cards.get(record.dataset)
+            card = context.cards.get(record.dataset)
             for name in (card.label_space or ()) if card is not None else ():
                 self._classes[name]
         stem, _, extension = item.file.rpartition(".")
-        desk.numbers["images_that_yolo_does_not_read"] += extension not in READ
+        context.numbers["images_that_yolo_does_not_read"] += extension not in READ
         lines = b"".join(self._lines(record))
         self._files.put(f"labels/{stem.removeprefix('images/')}.txt", lines)
-        desk.samples.keep()
+        context.samples.keep()
 
     def _lines(self, record: GroundingRecord) -> Iterator[bytes]:
         height, width = record.image_size

@@ -20,7 +20,7 @@ from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.gpu_leases import gpus_here, limit_name, taken
-from flows.job_builder import stager
+from flows.job_builder import job_builder
 from flows.jobs import run_jobs
 from flows.subprocess_jobs import VISIBLE, Job, launch_command
 from pipeline.config.recipes import load_recipe
@@ -231,7 +231,9 @@ def test_a_job_that_waits_for_a_gpu_says_so_on_its_page(server, monkeypatch, tmp
 
 def jobs_of(tmp_path: Path, *changes: str) -> tuple[Job, Job]:
     """A run's labelling of two chunks, and its training."""
-    maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.chunk_shards=1", *changes]))
+    maker = job_builder(
+        str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.chunk_shards=1", *changes])
+    )
     labelling = maker.chunked("label", "pseudo-label", "--shards", ["0.tar", "1.tar"], on_device=True)
     training = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
     return labelling[0], training

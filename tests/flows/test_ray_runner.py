@@ -218,13 +218,13 @@ on_ray.dismiss_keepers()
 
 @pytest.mark.slow
 def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
-    from flows.job_builder import Stager, stager
+    from flows.job_builder import JobBuilder, job_builder
 
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", [*changes, "resources.cluster=local"])
     shards = sorted(str(p) for p in crawl.glob("*.tar"))
     parse_phrases.run(config.parse_phrases, shards, layout.phrases)
-    maker: Stager = stager(str(layout.root), config)
+    maker: JobBuilder = job_builder(str(layout.root), config)
     jobs = maker.chunked(
         "label", "pseudo-label", "--shards", shards, "--phrases", str(layout.phrases),
         "--teacher", str(layout.teacher_of(1)), "--device", "cpu", "--out", str(layout.regions(1)), kept=True,

@@ -12,7 +12,7 @@ from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import stages
-from flows.job_builder import chunks, stager
+from flows.job_builder import chunks, job_builder
 from flows.local_server import LocalServer
 from flows.preflight import check_files, check_inputs, check_machine, check_sets
 from flows.rounds import one_round
@@ -114,17 +114,19 @@ def test_more_gpus_than_there_are_and_a_cluster_without_a_server_are_refused_bef
 def test_the_demo_is_not_run_in_the_folder_of_a_run_on_real_data(tmp_path):
     """A forgotten recipe is the demo's, and would train its teacher in the place of the other."""
     real = load_recipe("demo", ["demo=null", "data.manifest=m.yaml", "data.crawl=[crawl]"])
-    stager(str(tmp_path / "run"), real)
+    job_builder(str(tmp_path / "run"), real)
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(
         InputError, match=r"run: a run on real data lies there, and this recipe is the demo's; want .*config\.yaml"
     ):
-        stager(str(tmp_path / "run"), load_recipe("demo"))
+        job_builder(str(tmp_path / "run"), load_recipe("demo"))
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    stager(str(tmp_path / "run"), load_recipe("demo", ["demo=null", "data.manifest=other.yaml", "data.crawl=[more]"]))
-    stager(str(tmp_path / "demo"), load_recipe("demo"))
+    job_builder(
+        str(tmp_path / "run"), load_recipe("demo", ["demo=null", "data.manifest=other.yaml", "data.crawl=[more]"])
+    )
+    job_builder(str(tmp_path / "demo"), load_recipe("demo"))
     with pytest.raises(InputError, match=r"demo: a run on the demo lies there, and this recipe is real data's"):
-        stager(str(tmp_path / "demo"), real)
+        job_builder(str(tmp_path / "demo"), real)
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
@@ -143,12 +145,12 @@ def test_a_round_of_its_own_asks_for_the_same(tmp_path):
 def test_a_run_in_a_bucket_is_refused_and_no_folder_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^s3://bucket/run: a run wants a folder on a disk"):
-        stager("s3://bucket/run", load_recipe("demo"))
+        job_builder("s3://bucket/run", load_recipe("demo"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_of_its_own_does_not_change_the_settings_of_a_run_that_goes_on(tmp_path, monkeypatch):
-    stager(str(tmp_path / "run"), load_recipe("demo"))
+    job_builder(str(tmp_path / "run"), load_recipe("demo"))
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     monkeypatch.setattr(alone, "PATIENCE", 1)
     with holding(tmp_path / "run") as pid, disable_run_logger():
@@ -191,7 +193,7 @@ def test_a_server_for_all_addresses_is_told_of_by_name_and_found_by_loopback(tmp
 
 def test_settings_written_with_a_run_load_as_they_were(tmp_path):
     config = load_recipe("demo", ["rounds=2"])
-    stager(str(tmp_path), config)
+    job_builder(str(tmp_path), config)
     assert load_recipe(str(tmp_path / "config.yaml")) == config
     assert isinstance(config, SelfTrainConfig)
 
@@ -211,7 +213,7 @@ def test_settings_written_with_a_run_load_as_they_were(tmp_path):
 def test_a_trainings_processes_have_others_read_for_them(changes, workers, tmp_path, monkeypatch):
     monkeypatch.setenv(VISIBLE, "0,1,2,3")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(23)), raising=False)
-    maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", *changes]))
+    maker = job_builder(str(tmp_path), load_recipe("demo", ["resources.device=cuda", *changes]))
     train = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
     at = train.command.index("--data-workers") if workers else None
     assert int(train.command[at + 1]) == workers if at else "--data-workers" not in train.command
@@ -222,7 +224,7 @@ def test_a_trainings_processes_have_others_read_for_them(changes, workers, tmp_p
 def test_trainings_at_a_time_share_the_cores_among_their_readers(tmp_path, monkeypatch):
     monkeypatch.setenv(VISIBLE, "0,1")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
-    maker = stager(str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.parallel=2"]))
+    maker = job_builder(str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.parallel=2"]))
     jobs = [
         maker.training(n, "train-student", maker.config.student, {"a": ["0.tar"]}, tmp_path / n, init=None, together=2)
         for n in ("student", "control")

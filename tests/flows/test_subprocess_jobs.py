@@ -48,7 +48,7 @@ def test_a_failing_child_is_told_with_its_last_words(tmp_path, code, kind):
 
 
 def test_a_child_ends_with_its_killed_starter(tmp_path):
-    child = "import time, os; from pipeline.system.parent_watch import follow_starter; follow_starter(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = "import time, os; from pipeline.system.parent_watch import exit_with_parent; exit_with_parent(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     pid_file = tmp_path / "pid"
     starter = f"""
         import sys

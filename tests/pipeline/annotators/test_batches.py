@@ -5,14 +5,14 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.annotators.base import Question
+from pipeline.annotators.base import TextQuery
 from pipeline.annotators.batches import Item, batches
 
 shapes = st.tuples(st.integers(32, 1333), st.integers(32, 1333))
 
 
 def item(place: int, shape: tuple[int, int], tokens: int) -> Item:
-    return Item(place, f"{place:09d}", b"", shape, shape, Question("a dog", ((2, 5),), (0,), tokens))
+    return Item(place, f"{place:09d}", b"", shape, shape, TextQuery("a dog", ((2, 5),), (0,), tokens))
 
 
 @given(st.lists(st.tuples(shapes, st.integers(3, 256)), max_size=60), st.integers(1, 16))

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from pipeline.annotators import owl
-from pipeline.annotators.base import FAMILIES, Annotations, ask, load_annotator
+from pipeline.annotators.base import FAMILIES, RegionPredictions, ask, load_annotator
 from pipeline.annotators.grounding_dino import closed
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import InputError
@@ -36,7 +36,7 @@ def one_question(annotator, caption=CAPTION, spans=SPANS):
     return question
 
 
-def same(a: Annotations, b: Annotations, tolerance: float = 2e-3) -> None:
+def same(a: RegionPredictions, b: RegionPredictions, tolerance: float = 2e-3) -> None:
     """The same regions in any order, up to rounding: each of ``a`` has one of ``b`` of its own."""
     assert len(a.score) == len(b.score) > 0
     columns = [

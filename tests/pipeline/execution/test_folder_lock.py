@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.execution.folder_lock import alone_in
+from pipeline.execution.folder_lock import folder_lock
 from tests.fixtures.alone import process_in
 
 
@@ -19,7 +19,7 @@ def holder(tmp_path):
 def test_a_living_run_is_named_and_not_joined(holder, tmp_path):
     said: list[str] = []
     words = rf"run: another run works there \(process {holder.pid} on \S+\)"
-    with pytest.raises(InputError, match=words + "; wait for its end"), alone_in(tmp_path / "run", said.append, 1.5):
+    with pytest.raises(InputError, match=words + "; wait for its end"), folder_lock(tmp_path / "run", said.append, 1.5):
         pass
     assert len(said) == 1 and said[0].endswith("waiting up to 2 s for its end")
     assert (tmp_path / "run" / ".run.claim").is_file()
@@ -30,7 +30,7 @@ def test_a_run_that_ends_meanwhile_is_followed(holder, tmp_path):
         holder.stdin.write("\n")
         holder.stdin.flush()
 
-    with alone_in(tmp_path / "run", leave, 30):
+    with folder_lock(tmp_path / "run", leave, 30):
         pass
     assert holder.wait(10) == 0
     assert not list((tmp_path / "run").iterdir())
@@ -39,14 +39,14 @@ def test_a_run_that_ends_meanwhile_is_followed(holder, tmp_path):
 def test_a_killed_run_is_not_waited_for(holder, tmp_path):
     holder.kill()
     holder.wait()
-    with alone_in(tmp_path / "run", pytest.fail, 0):
+    with folder_lock(tmp_path / "run", pytest.fail, 0):
         pass
 
 
 def test_a_round_is_a_part_of_its_run(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
-    with alone_in(tmp_path / "run", pytest.fail, 0):
-        with alone_in(tmp_path / "link", pytest.fail, 0):
+    with folder_lock(tmp_path / "run", pytest.fail, 0):
+        with folder_lock(tmp_path / "link", pytest.fail, 0):
             pass
         assert (tmp_path / "run" / ".run.claim").is_file()  # still the run's
     assert not (tmp_path / "run" / ".run.claim").exists()

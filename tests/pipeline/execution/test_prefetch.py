@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.execution.prefetch import Ahead
+from pipeline.execution.prefetch import Prefetcher
 
 
 def test_items_come_in_order_and_at_most_so_many_ahead():
@@ -16,7 +16,7 @@ def test_items_come_in_order_and_at_most_so_many_ahead():
             furthest.append(i - len(taken))
             yield i
 
-    with Ahead(source(), 3, "test") as ahead:
+    with Prefetcher(source(), 3, "test") as ahead:
         for item in ahead:
             time.sleep(0.001)
             taken.append(item)
@@ -30,7 +30,7 @@ def test_an_error_arrives_after_what_came_before_it():
         raise KeyError("no more")
 
     taken = []
-    with pytest.raises(KeyError, match="no more"), Ahead(source(), 4, "test") as ahead:
+    with pytest.raises(KeyError, match="no more"), Prefetcher(source(), 4, "test") as ahead:
         for item in ahead:
             taken.append(item)
     assert taken == [1]
@@ -45,6 +45,6 @@ def test_closing_stops_a_maker_that_waits_for_room():
         finally:
             ended.set()
 
-    with Ahead(source(), 1, "test") as ahead:
+    with Prefetcher(source(), 1, "test") as ahead:
         assert next(iter(ahead)) == 0
     assert ended.wait(5)

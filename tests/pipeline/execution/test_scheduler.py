@@ -17,8 +17,8 @@ from pipeline.execution.claims import Claims
 from pipeline.execution.progress import Silent
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.run import run_shards, run_workers
-from pipeline.execution.scheduler import Ledger
-from pipeline.execution.worker import Desk, EachShard, ShardJob
+from pipeline.execution.scheduler import ShardScheduler
+from pipeline.execution.worker import EachShard, ShardJob, WorkQueue
 from pipeline.io.atomic import write_atomic
 
 
@@ -61,7 +61,7 @@ class OnGpu:
 class Broken:
     """A worker that cannot begin."""
 
-    def __call__(self, desk: Desk) -> None:
+    def __call__(self, queue: WorkQueue) -> None:
         raise InputError("no GPU here")
 
 
@@ -82,7 +82,7 @@ def names(out: Path) -> list[str]:
     return sorted(p.stem for p in out.glob("*.txt"))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.fingerprint_of.parametrize("workers", [1, 3])
 def test_every_shard_is_made_once_and_then_skipped(tmp_path, workers):
     report = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), workers=workers)
     assert (report.done, report.skipped, len(names(tmp_path))) == (20, 0, 20)
@@ -92,7 +92,7 @@ def test_every_shard_is_made_once_and_then_skipped(tmp_path, workers):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.fingerprint_of.parametrize("workers", [1, 2])
 def test_a_failed_shard_is_set_aside_and_tried_again_next_time(tmp_path, workers):
     report = run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), workers=workers, max_failed=1)
     assert report.done == 5 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
@@ -138,19 +138,19 @@ def test_when_every_worker_breaks_down_the_run_says_why(tmp_path):
 def test_fingerprints_are_asked_for_when_a_shards_turn_comes(tmp_path):
     asked: list[str] = []
 
-    def mark(job: ShardJob) -> str:
+    def fingerprint_of(job: ShardJob) -> str:
         asked.append(job.name)
         if job.name == "00001":
             raise InputError(f"{job.path}: cannot be read")
-        return f"mark {job.name}"
+        return f"fingerprint_of {job.name}"
 
-    def worker(desk: Desk) -> None:
-        job = desk.take()
-        assert job is not None and job.fingerprint == "mark 00000" and asked == ["00000"]
-        desk.done(job, Write(str(tmp_path))(job))
-        EachShard(Write(str(tmp_path)))(desk)
+    def worker(queue: WorkQueue) -> None:
+        job = queue.take()
+        assert job is not None and job.fingerprint == "fingerprint_of 00000" and asked == ["00000"]
+        queue.done(job, Write(str(tmp_path))(job))
+        EachShard(Write(str(tmp_path)))(queue)
 
-    report = run_workers("write", jobs(3, ""), tmp_path, [worker], mark=mark, max_failed=1)
+    report = run_workers("write", jobs(3, ""), tmp_path, [worker], fingerprint_of=fingerprint_of, max_failed=1)
     assert report.done == 2 and asked == ["00000", "00001", "00002"]
     assert report.failed[0].error == "crawl/00001.tar: cannot be read"
 
@@ -163,10 +163,10 @@ def test_a_pilot_makes_a_few_and_tells_what_is_left(tmp_path):
         path.write_bytes(bytes(1000))
         inputs.append(ShardJob(str(path), path.stem, "f"))
 
-    def worker(desk: Desk) -> None:
-        while (job := desk.take()) is not None:
-            desk.advance(2, "images")
-            desk.done(job, Write(str(tmp_path / "out"))(job))
+    def worker(queue: WorkQueue) -> None:
+        while (job := queue.take()) is not None:
+            queue.advance(2, "images")
+            queue.done(job, Write(str(tmp_path / "out"))(job))
 
     first = run_workers("write", inputs, tmp_path / "out", [worker], limit=2, price=3.0)
     assert first.done == 2 and names(tmp_path / "out") == ["00000", "00001"]
@@ -208,28 +208,28 @@ def test_workers_stay_while_what_is_left_is_another_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pipeline.execution.scheduler.Claims", Slow)
     monkeypatch.setattr("pipeline.execution.scheduler.LOOK_AGAIN", 0.01)
-    ledger = Ledger("write", jobs(4), tmp_path, progress=Silent())
+    scheduler = ShardScheduler("write", jobs(4), tmp_path, progress=Silent())
     begun, done = Barrier(4, timeout=30), []
 
     def work() -> None:
-        if (job := ledger.take()) is not None:
+        if (job := scheduler.take()) is not None:
             begun.wait()  # all four have one at the same time
-            ledger.done(job, Write(str(tmp_path))(job))
+            scheduler.done(job, Write(str(tmp_path))(job))
             done.append(job.name)
 
     at_once(4, work)
-    assert len(done) == 4 and ledger.close(devices=1, price=None, max_failed=0).done == 4
+    assert len(done) == 4 and scheduler.close(devices=1, price=None, max_failed=0).done == 4
 
 
 def test_a_shard_that_fails_before_it_is_claimed_keeps_the_claim_of_its_owner(tmp_path):
     other = Claims(tmp_path)
     assert other.take("00000")
 
-    def mark(job: ShardJob) -> str:
+    def fingerprint_of(job: ShardJob) -> str:
         raise InputError(f"{job.path}: cannot be read")
 
     with pytest.raises(RunError, match="cannot be read"):
-        run_workers("write", jobs(1, ""), tmp_path, [EachShard(Write(str(tmp_path)))], mark=mark)
+        run_workers("write", jobs(1, ""), tmp_path, [EachShard(Write(str(tmp_path)))], fingerprint_of=fingerprint_of)
     assert other.holds("00000")
     other.close()
 
@@ -244,7 +244,7 @@ class Unheard(Silent):
         raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.fingerprint_of.parametrize("workers", [1, 2])
 def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
     for done, skipped in ((4, 0), (0, 4)):
         report = run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=workers, progress=Unheard())
@@ -252,7 +252,7 @@ def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
     assert "write: progress not told: OSError: [Errno 28]" in caplog.text and "still holds" not in caplog.text
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.fingerprint_of.parametrize("workers", [1, 2])
 def test_a_claim_that_cannot_be_given_up_costs_nothing(tmp_path, workers, monkeypatch, caplog):
     def release(self: Claims, name: str) -> None:
         raise ConnectionError("the bucket is away")
@@ -265,11 +265,11 @@ def test_a_claim_that_cannot_be_given_up_costs_nothing(tmp_path, workers, monkey
 
 
 def test_a_ledger_that_fails_ends_its_processes_and_says_so(tmp_path, monkeypatch):
-    def done(self: Ledger, job: ShardJob, report: ShardReport) -> None:
+    def done(self: ShardScheduler, job: ShardJob, report: ShardReport) -> None:
         raise MemoryError("none left")
 
-    monkeypatch.setattr(Ledger, "done", done)
-    with pytest.raises(RunError, match="its ledger failed: MemoryError: none left"):
+    monkeypatch.setattr(ShardScheduler, "done", done)
+    with pytest.raises(RunError, match="its scheduler failed: MemoryError: none left"):
         run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=2)
 
 
@@ -282,22 +282,22 @@ def test_a_limit_holds_for_threads_that_ask_at_the_same_time(tmp_path, monkeypat
             return super().take(name)
 
     monkeypatch.setattr("pipeline.execution.scheduler.Claims", Slow)
-    ledger, given = Ledger("write", jobs(20), tmp_path, progress=Silent(), limit=4), []
+    scheduler, given = ShardScheduler("write", jobs(20), tmp_path, progress=Silent(), limit=4), []
 
     def work() -> None:
         begun.wait()
-        if (job := ledger.take()) is not None:
+        if (job := scheduler.take()) is not None:
             given.append(job.name)
 
     at_once(8, work)
     assert len(given) == 4
-    ledger.close(devices=1, price=None, max_failed=0)
+    scheduler.close(devices=1, price=None, max_failed=0)
 
 
 def test_a_shard_of_another_run_costs_a_limit_nothing(tmp_path, monkeypatch):
     other = Claims(tmp_path)
     assert other.take("00000")
-    ledger = Ledger("write", jobs(3), tmp_path, progress=Silent(), limit=2)
-    assert [ledger.offer().name, ledger.offer().name] == ["00001", "00002"]
+    scheduler = ShardScheduler("write", jobs(3), tmp_path, progress=Silent(), limit=2)
+    assert [scheduler.offer().name, scheduler.offer().name] == ["00001", "00002"]
     other.close()
-    ledger.close(devices=1, price=None, max_failed=0)
+    scheduler.close(devices=1, price=None, max_failed=0)

@@ -4,21 +4,21 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.annotators.base import Annotations, Question
+from pipeline.annotators.base import RegionPredictions, TextQuery
 from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.caption_phrases import Asked
+from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
 from pipeline.data.records import REGIONS
 from pipeline.execution.worker import ShardJob
-from pipeline.labelling.region_table import Shard, image_rows
+from pipeline.labelling.region_table import ShardResult, image_rows
 
 
-def annotations(phrase: list[int], score: list[float]) -> Annotations:
+def annotations(phrase: list[int], score: list[float]) -> RegionPredictions:
     n, scores = len(phrase), np.asarray(score, np.float32)
     boxes = np.stack([np.arange(n), np.arange(n), np.arange(n) + 5, np.arange(n) + 9], 1).astype(np.float32)
     none = np.full(n, np.nan, np.float32)
-    return Annotations(np.asarray(phrase, np.int64), boxes.reshape(n, 4), scores, scores, scores, scores, none)
+    return RegionPredictions(np.asarray(phrase, np.int64), boxes.reshape(n, 4), scores, scores, scores, scores, none)
 
 
 rows = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.1, 0.2, 0.5, 0.9])), max_size=40)
@@ -35,17 +35,17 @@ def test_each_phrase_keeps_its_best_in_falling_score(found, most):
     assert (np.diff(phrase) >= 0).all()
 
 
-def question(asked: Asked, phrases: tuple[int, ...]) -> Question:
-    return Question(asked.caption, tuple(asked.spans[p] for p in phrases), phrases, 10)
+def question(asked: CaptionPhrases, phrases: tuple[int, ...]) -> TextQuery:
+    return TextQuery(asked.caption, tuple(asked.spans[p] for p in phrases), phrases, 10)
 
 
 def test_windows_of_a_caption_come_together_and_losses_are_counted():
     caption = "a dog and a cat and a bird"
-    asked = Asked(caption, (0, 1, 2), ((2, 5), (12, 15), (22, 26)), ("dog", "cat", "bird"))
-    lost = Asked(caption, (3,), ((2, 5),), ("dog",))
-    gone = Asked(caption, (4, 5), ((2, 5), (12, 15)), ("dog", "cat"))
-    shard = Shard(ShardJob("crawl/00000.tar", "00000", "f"))
-    shard.asked = {"k0": asked, "k1": lost, "k2": gone, "k3": Asked(caption, (6,), ((2, 5),), ("dog",))}
+    asked = CaptionPhrases(caption, (0, 1, 2), ((2, 5), (12, 15), (22, 26)), ("dog", "cat", "bird"))
+    lost = CaptionPhrases(caption, (3,), ((2, 5),), ("dog",))
+    gone = CaptionPhrases(caption, (4, 5), ((2, 5), (12, 15)), ("dog", "cat"))
+    shard = ShardResult(ShardJob("crawl/00000.tar", "00000", "f"))
+    shard.asked = {"k0": asked, "k1": lost, "k2": gone, "k3": CaptionPhrases(caption, (6,), ((2, 5),), ("dog",))}
     shard.keys, shard.sizes = {0: "k0", 1: "k1", 3: "k3"}, {0: (50, 60), 1: (5, 5), 3: (5, 5)}
     shard.beyond_limit = {0: 1, 1: 0, 3: 1}
     first, second = question(asked, (0,)), question(asked, (1,))

@@ -102,7 +102,7 @@ def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, 
         str(number): [row for n, row in rows if n == i] for i, number in enumerate(ids)
     }
     assert index.images == len(entries) == len(ids) and index.header == {"of": "it"}
-    assert sum(index.homeless().values()) == sum(n >= len(ids) for n, _ in rows)
+    assert sum(index.orphan_annotations().values()) == sum(n >= len(ids) for n, _ in rows)
 
 
 def test_annotations_of_images_that_are_not_listed_take_no_memory(tmp_path):

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.execution.commit import commit_report
 from pipeline.execution.reports import FailedShard, ShardReport
 from pipeline.io.atomic import write_atomic
-from pipeline.runs.excluded_shards import STAGES, come_through, files_of, note_set_aside, shards_of_set, stage_folder
+from pipeline.runs.excluded_shards import STAGES, files_of, note_excluded, shards_of_set, stage_folder, surviving_shards
 from pipeline.runs.layout import RunLayout
 
 SUFFIX = dict.fromkeys(STAGES[:3], "{}.parquet") | {"build-shards": "pseudo-{}.tar"}
@@ -26,11 +26,11 @@ def commit(layout: RunLayout, stage: str, shard: str, settings: str) -> None:
 
 
 def fail(layout: RunLayout, stage: str, *shards: str) -> None:
-    note_set_aside(layout, stage, 1, [FailedShard(shard=s, error=f"{s} is broken") for s in shards])
+    note_excluded(layout, stage, 1, [FailedShard(shard=s, error=f"{s} is broken") for s in shards])
 
 
 def through(config: SelfTrainConfig, layout: RunLayout, stage: str) -> str:
-    return "".join(Path(shard).stem for shard in come_through(config, layout, stage, 1))
+    return "".join(Path(shard).stem for shard in surviving_shards(config, layout, stage, 1))
 
 
 @pytest.fixture
@@ -89,15 +89,15 @@ def test_nothing_left_is_an_error_that_names_the_stage(config, layout):
     with pytest.raises(
         InputError, match=r"labels/round-1: filter-boxes has finished none of the crawl's 3 shards here"
     ):
-        come_through(config, layout, "filter-boxes", 1)
+        surviving_shards(config, layout, "filter-boxes", 1)
 
 
 def test_sets_do_not_take_each_others_shards(layout):
     for name in ("cars-000000", "cars-000001", "cars-old-000000"):
         write_atomic(layout.train / f"{name}.tar", name)
     assert [Path(s).stem for s in shards_of_set(layout, "cars")] == ["cars-000000", "cars-000001"]
-    note_set_aside(layout, "ingest", 1, [FailedShard(shard="cars-000001", error="broken")])
+    note_excluded(layout, "ingest", 1, [FailedShard(shard="cars-000001", error="broken")])
     assert [Path(s).stem for s in shards_of_set(layout, "cars")] == ["cars-000000"]
-    note_set_aside(layout, "ingest", 1, [FailedShard(shard=f"cars-00000{i}", error="broken") for i in (0, 1)])
+    note_excluded(layout, "ingest", 1, [FailedShard(shard=f"cars-00000{i}", error="broken") for i in (0, 1)])
     with pytest.raises(InputError, match=r"every shard of cars was set aside; see .*set-aside/ingest\.json"):
         shards_of_set(layout, "cars")

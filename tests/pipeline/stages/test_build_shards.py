@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
-from pipeline.data.caption_phrases import Asked
+from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.keys import fitting_key
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import RunError
@@ -126,7 +126,7 @@ def test_images_without_a_label_are_counted(store, tmp_path):
 
 def test_a_box_of_which_rounding_leaves_nothing_is_no_region():
     """In a crawl of millions some box ends within a hundredth of a pixel of the edge; it may not cost its shard."""
-    asked = Asked("a dog", (0,), ((2, 5),), ("dog",))
+    asked = CaptionPhrases("a dog", (0,), ((2, 5),), ("dog",))
 
     def row(*box: float) -> dict:
         return {

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.system.devices import cores, is_gone
+from pipeline.system.devices import cores, is_device_lost
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot say which cores a process has")
@@ -19,5 +19,7 @@ def test_cores_are_those_that_a_scheduler_left_us():
 def test_a_gpu_is_gone_but_not_for_want_of_memory():
     import torch
 
-    assert is_gone(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
-    assert not is_gone(torch.OutOfMemoryError("CUDA out of memory")) and not is_gone(RuntimeError("other"))
+    assert is_device_lost(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    assert not is_device_lost(torch.OutOfMemoryError("CUDA out of memory")) and not is_device_lost(
+        RuntimeError("other")
+    )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from pipeline.training.dataloader_workers import prepare_worker
-from pipeline.training.shared_memory import Slots, slots_for
+from pipeline.training.shared_memory import SharedBuffers, slots_for
 from tests.pipeline.training.test_dataset import data
 
 SHAPE = (2, 4, 5, 3)
@@ -27,7 +27,7 @@ def as_worker(monkeypatch):
 
 
 def test_a_place_is_free_again_when_the_last_tensor_on_it_is_gone(as_worker):
-    slots = Slots(workers=2, each=2, size=1000)
+    slots = SharedBuffers(workers=2, each=2, size=1000)
     first, second = slots.take(SHAPE), slots.take(SHAPE)
     assert {first.place, second.place} == {2, 3}  # its own, not those of worker 0
     assert slots.take(SHAPE) is None
@@ -46,16 +46,16 @@ def test_a_place_is_free_again_when_the_last_tensor_on_it_is_gone(as_worker):
 
 
 def test_what_is_too_large_for_a_place_gets_none(as_worker):
-    slots = Slots(workers=2, each=1, size=1000)
+    slots = SharedBuffers(workers=2, each=1, size=1000)
     assert slots.take((1, 100, 100, 3)) is None and slots.take((10, 10, 10, 3)) is not None
 
 
 def test_outside_of_a_worker_there_is_none():
-    assert Slots(workers=1, each=1, size=1000).take(SHAPE) is None
+    assert SharedBuffers(workers=1, each=1, size=1000).take(SHAPE) is None
 
 
 def test_a_tensor_outlives_its_loader(as_worker):
-    slots = Slots(workers=2, each=1, size=1000)
+    slots = SharedBuffers(workers=2, each=1, size=1000)
     filled = slots.take(SHAPE)
     filled.array()[:] = 3
     tensor = filled.tensor()
@@ -121,7 +121,7 @@ def test_training_batches_are_the_same_in_places_anew_and_beyond_them(sources):
 def test_page_locked_batches_leave_their_places_at_once(as_worker, monkeypatch):
     """As the loader's thread does it; without an accelerator torch refuses to lock pages, so the copy is a plain one here."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    slots = Slots(workers=2, each=1, size=1000)
+    slots = SharedBuffers(workers=2, each=1, size=1000)
     filled = slots.take(SHAPE)
     filled.array()[:] = 5
     locked = pin_memory({"pixels": filled, "names": ["a"]})
