@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,18 @@ from pipeline.annotators.base import Annotator, Batch, load_annotator
 from pipeline.annotators.batches import Item, batches
 from pipeline.config import ModelConfig, ParsePhrasesConfig, PseudoLabelConfig
 from pipeline.config.recipes import load_recipe
+from pipeline.data.caption_phrases import read_caption_phrases
 from pipeline.data.images import open_image
 from pipeline.demo.manifest import load_manifest, package_file
+from pipeline.execution.inference import run_inference
 from pipeline.execution.progress import Silent
 from pipeline.execution.scheduler import ShardScheduler
 from pipeline.execution.worker import ShardJob
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
-from pipeline.labelling.reader import Reader
-from pipeline.labelling.worker import LabellingPipeline, LabelShards
+from pipeline.labelling.reader import read_windows
+from pipeline.labelling.region_table import ShardResult
+from pipeline.labelling.worker import LabellingShard, LabelShards
 from pipeline.stages import parse_phrases
 from pipeline.training.model_factory import MINILM_PACKAGE, build_model
 
@@ -136,15 +140,12 @@ class Bench:
         self.annotator: Annotator = load_annotator(teacher, self.config)
 
     def items(self) -> list[list[Item]]:
-        """The questions of every window, as the stage reads them."""
-        scheduler = self._scheduler(self.root / "unused")
-        reader, found = Reader(scheduler, self.annotator, self.phrases, lambda *_: None), []
-        for window in reader:
-            found.append(window.items)
-            if window.last:
-                reader.through()
-        scheduler.close(devices=1, price=None, max_failed=0)
-        return [items for items in found if items]
+        """The queries of every window, as the stage reads them."""
+        found = []
+        for path in self.crawl:
+            phrases = read_caption_phrases(f"{self.phrases}/{Path(path).stem}.parquet")
+            found += read_windows(path, ShardResult(phrases), self.annotator)
+        return found
 
     def _scheduler(self, out: Path) -> ShardScheduler:
         jobs = [ShardJob(path, Path(path).stem, "benchmark") for path in self.crawl]
@@ -155,14 +156,14 @@ class Bench:
         made = []
         for group in groups:
             images = [self.annotator.prepare(open_image(i.data, at_least=i.shape), i.size) for i in group]
-            made.append(self.annotator.collate(images, [i.question for i in group]))
+            made.append(self.annotator.collate(images, [i.query for i in group]))
         return made
 
     def bare(self, ready: Sequence[Batch]) -> float:
         """Seconds of the forward passes alone."""
         started = time.perf_counter()
         for batch in ready:
-            self.annotator.annotate(batch)
+            self.annotator.predict(batch)
         return time.perf_counter() - started
 
     def stage(self) -> tuple[float, dict[str, float]]:
@@ -171,7 +172,8 @@ class Bench:
             scheduler = self._scheduler(Path(out))
             settings = LabelShards(self.config, self.phrases, self.teacher, out, "cpu", decoders=1)
             started = time.perf_counter()
-            LabellingPipeline(settings, self.annotator, scheduler).run()
+            open_shard = partial(LabellingShard, settings, self.annotator)
+            run_inference(scheduler, iter(scheduler.take, None), open_shard, decoders=1)
             report = scheduler.close(devices=1, price=None, max_failed=0)
             took = time.perf_counter() - started
         assert report.done == len(self.crawl) and report.rates is not None

@@ -1,6 +1,6 @@
 """What a teacher is to the stages: images, captions and spans in; boxes with their evidence out.
 
-The work is cut so that only the forward pass needs the teacher's own thread: questions, images and batches are made
+The work is cut so that only the forward pass needs the teacher's own thread: queries, images and batches are made
 ready by any other.
 """
 
@@ -39,7 +39,7 @@ class TextQuery:
 
 @dataclass(frozen=True)
 class RegionPredictions:
-    """The regions of one question's phrases, in no stated order.
+    """The regions of one query's phrases, in no stated order.
 
     phrase (n,) int64: index as in ``TextQuery.phrases``. boxes (n, 4) float32: xyxy in pixels of the image as it is
     stored. score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1; centerness is NaN for teachers that
@@ -56,7 +56,7 @@ class RegionPredictions:
 
     @classmethod
     def joined(cls, parts: Sequence[RegionPredictions]) -> RegionPredictions:
-        """Several questions' regions about one image as one."""
+        """Several queries' regions about one image as one."""
         if len(parts) == 1:
             return parts[0]
         names = cls.__dataclass_fields__
@@ -77,20 +77,20 @@ class Batch:
 
     inputs: Any
     images: tuple[Prepared, ...]
-    questions: tuple[TextQuery, ...]
+    queries: tuple[TextQuery, ...]
 
 
 class Annotator(Protocol):
-    """A loaded teacher; ``revision`` names its weights. All but :meth:`annotate` may be called from any thread."""
+    """A loaded teacher; ``revision`` names its weights. All but :meth:`predict` may be called from any thread."""
 
     name: str
     revision: str
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
+    def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
         """What to ask so that each phrase is asked for once, and the phrases that no text can hold."""
         ...
 
-    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
+    def class_queries(self, names: Sequence[str]) -> list[TextQuery]:
         """What to ask for boxes of classes; each name is a phrase.
 
         Raises:
@@ -106,12 +106,12 @@ class Annotator(Protocol):
         """An RGB image, perhaps decoded smaller than its stored ``size`` (height, width), resized as the teacher wants it."""
         ...
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
-        """One question about each image, as the network's inputs."""
+    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
+        """One query about each image, as the network's inputs."""
         ...
 
-    def annotate(self, batch: Batch) -> list[RegionPredictions]:
-        """The forward pass: the regions of every question. A batch too large for the memory is halved."""
+    def predict(self, batch: Batch) -> list[RegionPredictions]:
+        """The forward pass: the regions of every query. A batch too large for the memory is halved."""
         ...
 
 
@@ -146,7 +146,9 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
     return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
 
 
-def ask(annotator: Annotator, images: Sequence[Image.Image], questions: Sequence[TextQuery]) -> list[RegionPredictions]:
-    """One question about each image, here and now."""
+def predict_images(
+    annotator: Annotator, images: Sequence[Image.Image], queries: Sequence[TextQuery]
+) -> list[RegionPredictions]:
+    """One query about each image, here and now."""
     prepared = [annotator.prepare(image, (image.height, image.width)) for image in images]
-    return annotator.annotate(annotator.collate(prepared, questions))
+    return annotator.predict(annotator.collate(prepared, queries))

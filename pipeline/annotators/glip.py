@@ -14,7 +14,7 @@ from model.image_processing_glip import resized_size
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.oom import retry_in_halves
 from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
-from pipeline.annotators.windows import caption_questions, class_questions
+from pipeline.annotators.windows import caption_queries, class_queries
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import Span
 from pipeline.io.model_folder import check_glip_folder
@@ -49,15 +49,15 @@ class GlipAnnotator:
             self._size["longest_edge"] = config.max_image_size
         self._run_batch = retry_in_halves(self, self._forward)
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
+    def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
         """The caption, or windows of it."""
         words = tokenizer_words(self._processor.tokenizer, caption)
-        return caption_questions(caption, spans, words, self._processor.max_text_length)
+        return caption_queries(caption, spans, words, self._processor.max_text_length)
 
-    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
+    def class_queries(self, names: Sequence[str]) -> list[TextQuery]:
         """ "person. traffic light", as few texts as hold all names."""
         clean = [clean_name(name).strip() for name in names]
-        return list(class_questions(clean, self._token_count, self._processor.max_text_length, SEPARATOR))
+        return list(class_queries(clean, self._token_count, self._processor.max_text_length, SEPARATOR))
 
     def _token_count(self, text: str) -> int:
         return token_counts(self._processor.tokenizer, [text])[0]
@@ -71,14 +71,14 @@ class GlipAnnotator:
         height, width = self.shape(size[1], size[0])
         return Prepared(image.resize((width, height), Image.Resampling.BILINEAR), size)
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
+    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """Padded to the largest image and the longest text of the batch."""
         inputs = self._processor(images=[image.pixels for image in images], do_resize=False)
         with tokenizer_lock(self._processor.tokenizer):
-            inputs.update(self._processor.tokenize([q.text for q in questions]))
-        return Batch(inputs, tuple(images), tuple(questions))
+            inputs.update(self._processor.tokenize([q.text for q in queries]))
+        return Batch(inputs, tuple(images), tuple(queries))
 
-    def annotate(self, batch: Batch) -> list[RegionPredictions]:
+    def predict(self, batch: Batch) -> list[RegionPredictions]:
         """One forward pass for all, or one a half when memory runs out."""
         return self._run_batch(batch)
 
@@ -90,14 +90,13 @@ class GlipAnnotator:
             outputs = self._model(**{n: v.to(self._device) for n, v in batch.inputs.items() if n != "offset_mapping"})
         found = self._processor.post_process_grounded_object_detection(
             outputs,
-            phrases=[[[span] for span in q.spans] for q in batch.questions],
+            phrases=[[[span] for span in q.spans] for q in batch.queries],
             threshold=self._config.floor,
             target_sizes=[image.size for image in batch.images],
             nms_threshold=self._config.nms_threshold,
             score_agg=self._config.score_agg,
             # a bound of the store, not of the method: each phrase is cut to its own best later
-            max_detections=self._config.max_regions_per_phrase
-            * max((len(q.spans) for q in batch.questions), default=1),
+            max_detections=self._config.max_regions_per_phrase * max((len(q.spans) for q in batch.queries), default=1),
             offset_mapping=batch.inputs["offset_mapping"],
         )
         for one, image in zip(found, batch.images, strict=True):
@@ -110,5 +109,5 @@ class GlipAnnotator:
                 phrase=np.asarray(q.phrases, np.int64)[f["labels"].cpu().numpy()],
                 **{ours: f[theirs].float().cpu().numpy() for ours, theirs in names.items()},
             )
-            for q, f in zip(batch.questions, found, strict=True)
+            for q, f in zip(batch.queries, found, strict=True)
         ]

@@ -66,6 +66,6 @@ def retry_in_halves(
     """An OomRetryBatcher of a teacher's batches; the parts of a batch are collated anew."""
 
     def part(batch: Batch, of: slice) -> Batch:
-        return annotator.collate(batch.images[of], batch.questions[of])
+        return annotator.collate(batch.images[of], batch.queries[of])
 
     return OomRetryBatcher(forward, lambda batch: len(batch.images), part, "images")

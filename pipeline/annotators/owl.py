@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -25,17 +26,17 @@ from pipeline.data.records import Span
 from pipeline.errors import InputError
 
 SPECIALS = 2
-QUERIES_AT_ONCE = 128
+PHRASES_AT_ONCE = 128
 """Query texts that are encoded, and scored against all boxes, together: a thousand class names do not fit at once."""
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Pixels (B, 3, S, S); the batch's distinct query texts, tokenized; and for each question its queries' rows in them."""
+    """Pixels (B, 3, S, S); the batch's distinct phrases, tokenized; and for each image its phrases' rows in them."""
 
     pixels: Tensor
     texts: dict[str, Tensor]
-    queries: list[Tensor]
+    rows: list[Tensor]
 
 
 class OwlAnnotator:
@@ -64,8 +65,8 @@ class OwlAnnotator:
             raise InputError(f"image_size: {wanted} pixels are less than one patch of the teacher's, {patch}")
         return side, side != vision
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
-        """One question with a query a phrase; phrases beyond the queries' text limit are missing."""
+    def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
+        """One query with a query a phrase; phrases beyond the queries' text limit are missing."""
         counts = token_counts(self._tokenizer, [caption[start:end] for start, end in spans])
         fits = [i for i, n in enumerate(counts) if 0 < n <= self._limit - SPECIALS]
         missing = sorted(set(range(len(spans))) - set(fits))
@@ -73,8 +74,8 @@ class OwlAnnotator:
             return [], missing
         return [TextQuery(caption, tuple(spans[i] for i in fits), tuple(fits), self._limit * len(fits))], missing
 
-    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
-        """One question with a query a name."""
+    def class_queries(self, names: Sequence[str]) -> list[TextQuery]:
+        """One query with a query a name."""
         clean = [clean_name(name).strip() for name in names]
         for name, n in zip(clean, token_counts(self._tokenizer, clean), strict=True):
             if not 0 < n <= self._limit - SPECIALS:
@@ -95,19 +96,19 @@ class OwlAnnotator:
         made = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
         return Prepared(made["pixel_values"][0], size)
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
+    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """Every distinct query text once."""
-        texts = [[q.text[start:end] for start, end in q.spans] for q in questions]
-        rows = {text: row for row, text in enumerate(dict.fromkeys(text for mine in texts for text in mine))}
+        texts = [[q.text[start:end] for start, end in q.spans] for q in queries]
+        rows = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
         with tokenizer_lock(self._tokenizer):
             encoded = self._tokenizer(
                 list(rows) or [""], padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
             )
-        queries = [torch.tensor([rows[text] for text in mine], dtype=torch.long) for mine in texts]
+        of_image = [torch.tensor([rows[text] for text in phrases], dtype=torch.long) for phrases in texts]
         pixels = torch.stack([image.pixels for image in images])
-        return Batch(_Inputs(pixels, dict(encoded), queries), tuple(images), tuple(questions))
+        return Batch(_Inputs(pixels, dict(encoded), of_image), tuple(images), tuple(queries))
 
-    def annotate(self, batch: Batch) -> list[RegionPredictions]:
+    def predict(self, batch: Batch) -> list[RegionPredictions]:
         """One forward pass for all, or one a half when memory runs out."""
         return self._run_batch(batch)
 
@@ -124,21 +125,21 @@ class OwlAnnotator:
         patches = grid.flatten(1, 2)
         boxes = self._model.box_predictor(patches, grid, self._other_side)
         parts: list[list[RegionPredictions]] = [[] for _ in batch.images]
-        most = max((len(mine) for mine in inputs.queries), default=0)
-        for start in range(0, max(most, 1), QUERIES_AT_ONCE):
-            queries = [mine[start : start + QUERIES_AT_ONCE] for mine in inputs.queries]
-            asked = torch.nn.utils.rnn.pad_sequence(queries, batch_first=True).to(self._device)
-            logits, _ = self._model.class_predictor(patches, texts[asked])
-            for i, mine in enumerate(queries):
-                phrases = batch.questions[i].phrases[start : start + QUERIES_AT_ONCE]
-                parts[i].append(self._regions(logits[i, :, : len(mine)], boxes[i], batch.images[i].size, phrases))
-        return [RegionPredictions.joined(mine) for mine in parts]
+        most = max(map(len, inputs.rows), default=0)
+        for start in range(0, max(most, 1), PHRASES_AT_ONCE):
+            rows = [of_image[start : start + PHRASES_AT_ONCE] for of_image in inputs.rows]
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._device)
+            logits, _ = self._model.class_predictor(patches, texts[padded])
+            for i, of_image in enumerate(rows):
+                phrases = batch.queries[i].phrases[start : start + PHRASES_AT_ONCE]
+                parts[i].append(self._regions(logits[i, :, : len(of_image)], boxes[i], batch.images[i].size, phrases))
+        return [RegionPredictions.joined(of_image) for of_image in parts]
 
     def _encoded(self, texts: dict[str, Tensor]) -> Tensor:
         """(texts, D) embeddings of unit length."""
         parts = []
-        for start in range(0, len(texts["input_ids"]), QUERIES_AT_ONCE):
-            part = {name: value[start : start + QUERIES_AT_ONCE].to(self._device) for name, value in texts.items()}
+        for start in range(0, len(texts["input_ids"]), PHRASES_AT_ONCE):
+            part = {name: value[start : start + PHRASES_AT_ONCE].to(self._device) for name, value in texts.items()}
             parts.append(self._model.base_model.get_text_features(**part).pooler_output)
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 

@@ -50,25 +50,26 @@ class RegionText:
         )
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.text_config.max_position_embeddings
-        if config.similarity == "sigmoid" and getattr(self._model, "logit_bias", None) is None:
-            raise InputError(f"similarity: sigmoid is SigLIP's own; {folder} holds a {self.name}: want cosine")
 
-    @torch.inference_mode()
-    def texts(self, phrases: Sequence[str]) -> tuple[Tensor, int]:
-        """(phrases, D) embeddings of unit length, and how many phrases were cut at the text limit."""
-        asked = [self._config.template.replace("{}", phrase) for phrase in phrases]
+    def tokenize(self, phrases: Sequence[str]) -> tuple[list[dict[str, Tensor]], int]:
+        """(the network's inputs for the phrases, some at a time; how many phrases were cut at the text limit)."""
+        texts = [self._config.template.replace("{}", phrase) for phrase in phrases]
         parts, cut = [], 0
-        for start in range(0, len(asked), TEXTS_AT_ONCE):
-            part = asked[start : start + TEXTS_AT_ONCE]
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[start : start + TEXTS_AT_ONCE]
             with tokenizer_lock(self._tokenizer):
                 whole = self._tokenizer(part, truncation=False, padding=False, verbose=False)["input_ids"]
-                made = self._tokenizer(  # SigLIP saw texts of one length in training
+                inputs = self._tokenizer(  # SigLIP saw texts of one length in training
                     part, padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
                 )
             cut += sum(len(ids) > self._limit for ids in whole)
-            inputs = {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
-            parts += self._embed_texts(inputs)
-        return torch.cat(parts) if parts else torch.zeros(0, 0, device=self._device), cut
+            parts.append({name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs})
+        return parts, cut
+
+    @torch.inference_mode()
+    def embed_texts(self, parts: Sequence[Inputs]) -> Tensor:
+        """(phrases, D) embeddings of unit length; ``parts`` as :meth:`tokenize` gives them, at least one."""
+        return torch.cat([embedding for part in parts for embedding in self._embed_texts(part)])
 
     def crops(self, image: Image.Image, boxes: np.ndarray) -> tuple[list[dict[str, Tensor]], np.ndarray]:
         """The distinct crops of boxes (n, 4), xyxy in the image's pixels, as the judge sees them; and each box's crop (n,).
@@ -124,14 +125,26 @@ def _part(inputs: Inputs, of: slice) -> Inputs:
     return {name: value[of] for name, value in inputs.items()}
 
 
-@lru_cache(maxsize=1)
-def _load(folder: str, revision: str, settings: str, device: str) -> RegionText:
+def check_region_text(folder: str | Path, config: RescoreConfig) -> None:
+    """Check that a model folder holds a scorer, before it is loaded.
+
+    Raises:
+        InputError: of a family that is not known, or that lacks the wanted similarity.
+    """
     model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
     if model_type not in FAMILIES:
         raise InputError(
             f"{folder}/config.json: model_type {model_type!r} cannot score regions; known: {', '.join(FAMILIES)}"
         )
-    return RegionText(folder, revision, RescoreConfig.model_validate_json(settings), device)
+    if config.similarity == "sigmoid" and model_type == "clip":
+        raise InputError(f"similarity: sigmoid is SigLIP's own; {folder} holds a {model_type}: want cosine")
+
+
+@lru_cache(maxsize=1)
+def _load(folder: str, revision: str, settings: str, device: str) -> RegionText:
+    config = RescoreConfig.model_validate_json(settings)
+    check_region_text(folder, config)
+    return RegionText(folder, revision, config, device)
 
 
 def load_region_text(folder: str | Path, config: RescoreConfig, device: str = "cpu") -> RegionText:

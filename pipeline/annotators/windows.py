@@ -13,12 +13,12 @@ Word = tuple[int, int, int]
 """A word's start and end in characters, and its tokens. Texts are cut between words only: tokens stay what they are."""
 
 
-def caption_questions(
+def caption_queries(
     caption: str, spans: Sequence[Span], words: Sequence[Word], limit: int, specials: int = 2
 ) -> tuple[list[TextQuery], list[int]]:
-    """Questions about a caption, and the phrases longer than the limit.
+    """Queries about a caption, and the phrases longer than the limit.
 
-    A caption that fits is one question. Of a longer one, every phrase is asked for in the window in which it has most
+    A caption that fits is one query. Of a longer one, every phrase is asked for in the window in which it has most
     context on its poorer side; windows half a limit apart see to it that a phrase of up to half the limit has a whole
     window, and a longer phrase gets a window of its own.
 
@@ -45,14 +45,14 @@ def caption_questions(
         around = [w for w in windows if w[0] <= first and last <= w[1]] or [_around(before, first, last, room)]
         best = max(around, key=lambda w: (_context(before, w, first, last), -w[0]))
         asked.setdefault(best, []).append(i)
-    questions = []
+    queries = []
     for (first, last), phrases in sorted(asked.items()):
         # a phrase may begin before its first word: at a character that no token holds
         start = min([starts[first], *(spans[i][0] for i in phrases)])
         end = max([ends[last - 1], *(spans[i][1] for i in phrases)])
         moved = tuple((spans[i][0] - start, spans[i][1] - start) for i in phrases)
-        questions.append(TextQuery(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
-    return questions, missing
+        queries.append(TextQuery(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
+    return queries, missing
 
 
 def _windows(before: Sequence[int], room: int) -> list[tuple[int, int]]:
@@ -83,7 +83,7 @@ def _context(before: Sequence[int], window: tuple[int, int], first: int, last: i
     return min(left, right)
 
 
-def class_questions(
+def class_queries(
     names: Sequence[str], token_count: Callable[[str], int], limit: int, separator: str, specials: int = 2
 ) -> Iterator[TextQuery]:
     """As few texts "person. traffic light" as hold all class names in order.

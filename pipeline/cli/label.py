@@ -167,9 +167,27 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
 @click.option("--scorer", required=True, help="Model folder of a CLIP, SigLIP or SigLIP2.")
 @OUT
 @DEVICE
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Copies of the scorer, each in a process of its own.  [default: one a GPU; 1 on the CPU]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads of each process that decode images ahead.  [default: its share of the cores, 8 at most]",
+)
 @MAX_FAILED
 def rescore(
-    config: Any, shards: tuple[str, ...], regions: str, scorer: str, out: str, device: str, max_failed: int
+    config: Any,
+    shards: tuple[str, ...],
+    regions: str,
+    scorer: str,
+    out: str,
+    device: str,
+    processes: int | None,
+    workers: int | None,
+    max_failed: int,
 ) -> StageReport:
     """Compare the crop of every stored region with its phrase; the result is one more column, region_text.
 
@@ -182,5 +200,6 @@ def rescore(
     paths = expand(shards)
     model_revision(scorer)  # a wrong folder is told before anything is loaded
     return stage.run(
-        config, paths, out, regions=regions, scorer=scorer, device=device, progress=terminal(), max_failed=max_failed
-    )
+        config, paths, out, regions=regions, scorer=scorer, device=device, processes=processes, decoders=workers,
+        progress=terminal(), max_failed=max_failed,
+    )  # fmt: skip

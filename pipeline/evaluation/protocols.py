@@ -1,4 +1,4 @@
-"""How a set is measured: which questions are asked, how many answers count, which metrics come of them (GLIP spec 13)."""
+"""How a set is measured: which queries are asked, how many answers count, which metrics come of them (GLIP spec 13)."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class SetSpec:
 
 
 def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) -> list[list[TextQuery]]:
-    """Questions for all class names, by chunk; ``TextQuery.phrases`` index the set's names.
+    """Queries for all class names, by chunk; ``TextQuery.phrases`` index the set's names.
 
     Raises:
         InputError: a name that no text can hold.
     """
     chunks = []
     for places in spec.chunks(config):
-        questions = annotator.class_questions([spec.names[i] for i in places])
-        chunks.append([replace(q, phrases=tuple(p + places.start for p in q.phrases)) for q in questions])
+        queries = annotator.class_queries([spec.names[i] for i in places])
+        chunks.append([replace(q, phrases=tuple(p + places.start for p in q.phrases)) for q in queries])
     return chunks
 
 
@@ -104,7 +104,7 @@ def best(found: RegionPredictions, limit: int | None) -> RegionPredictions:
 
 
 def joined(parts: Sequence[RegionPredictions]) -> RegionPredictions:
-    """Regions of several questions about an image, or of none."""
+    """Regions of several queries about an image, or of none."""
     if parts:
         return RegionPredictions.joined(parts)
     empty = np.zeros(0, np.float32)

@@ -62,3 +62,11 @@ def core_share(devices: Sequence[str]) -> tuple[int, int | None]:
 
 
 MAX_DECODERS = 8
+
+
+def limit_torch_threads(threads: int | None) -> None:
+    """Set the CPU threads of torch's operators in this process; None leaves them."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
