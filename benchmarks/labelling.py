@@ -52,7 +52,7 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
 from pipeline.labelling.reader import read_windows
 from pipeline.labelling.region_table import ShardResult
-from pipeline.labelling.worker import LabellingShard, LabelShards
+from pipeline.labelling.worker import LabellingShard
 from pipeline.stages import parse_phrases
 from pipeline.training.model_factory import MINILM_PACKAGE, build_model
 
@@ -170,9 +170,8 @@ class Bench:
         """Seconds of the stage with the teacher loaded, and where they went."""
         with tempfile.TemporaryDirectory() as out:
             scheduler = self._scheduler(Path(out))
-            settings = LabelShards(self.config, self.phrases, self.teacher, out, "cpu", decoders=1)
             started = time.perf_counter()
-            open_shard = partial(LabellingShard, settings, self.annotator)
+            open_shard = partial(LabellingShard, self.config, self.phrases, out, self.annotator)
             run_inference(scheduler, iter(scheduler.take, None), open_shard, decoders=1)
             report = scheduler.close(devices=1, price=None, max_failed=0)
             took = time.perf_counter() - started

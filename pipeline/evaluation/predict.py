@@ -32,8 +32,8 @@ WINDOW = 512
 class DetectShards:
     """A worker (:data:`pipeline.execution.worker.Worker`): predictions of the queue's shards, by one copy of the model.
 
-    specs: the set of each job, by the job's name. out: folder or URL. device: a torch device.
-    decoders: decoding threads. threads: torch's own, on the CPU; None leaves them.
+    specs: the set of each job, by the job's name. out: folder or URL. The rest is as of
+    :class:`pipeline.execution.inference.InferenceWorker`.
     """
 
     config: EvaluateConfig
@@ -41,8 +41,8 @@ class DetectShards:
     specs: Mapping[str, SetSpec]
     out: str
     device: str
-    decoders: int = 1
-    threads: int | None = None
+    decoders: int
+    threads: int | None
 
     def __call__(self, queue: WorkQueue) -> None:
         """Predict until the queue has no more shards. The model is loaded anew for shards that want other settings.
@@ -137,7 +137,7 @@ class DetectionShard:
         return items, images, first
 
     def collate(self, ready: tuple[list[Item], list[Prepared], list[Batch]] | None) -> Iterator[_Queries]:
-        """One caption's query about each image, or all class names'; each further one while the one before is predicted."""
+        """A caption's query about each image, or all class names'. Each is collated while the one before is predicted."""
         if ready is None or not ready[0]:
             return
         items, images, (first,) = ready

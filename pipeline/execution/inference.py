@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.errors import RunError
 from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport, Tally
-from pipeline.execution.worker import ShardJob, WorkQueue
-from pipeline.system.devices import is_device_lost
+from pipeline.execution.worker import ShardJob, Worker, WorkQueue
+from pipeline.system.devices import MAX_DECODERS, core_share, devices_of, is_device_lost, limit_torch_threads
 
 SHARDS_IN_HAND = 2
 """One with the model, one being read: a process that is killed loses little, and leaves the others their share."""
 
 T = TypeVar("T")
+Model = TypeVar("Model")
 Unit = TypeVar("Unit")
 Ready = TypeVar("Ready")
 Batch = TypeVar("Batch")
@@ -34,44 +37,60 @@ class InferenceShard(Protocol[Unit, Ready, Batch]):
 
     def windows(self) -> Iterator[Sequence[Unit]]:
         """Read the shard, a bounded part at a time, as units to decode. Called from the reading thread."""
-        ...
 
     def prepare(self, unit: Unit) -> Ready:
         """Decode a unit. Called from several threads, in any order."""
-        ...
 
     def collate(self, ready: Ready | None) -> Iterable[Batch]:
         """The batches that a unit completes; for None, those that the shard's end completes.
 
         Called from one thread, in the order of the units.
         """
-        ...
 
     def predict(self, batch: Batch) -> int:
         """Run the model on a batch. Returns how many images are done with it."""
-        ...
 
     def finish(self) -> ShardReport:
         """Write the outputs, after the last batch. Called from the writing thread."""
-        ...
 
 
-def run_inference(
-    queue: WorkQueue,
-    jobs: Iterator[ShardJob],
-    open_shard: Callable[[ShardJob], InferenceShard[Unit, Ready, Batch]],
-    decoders: int,
-) -> None:
-    """Run the model on every shard, in order; reports, failures, progress and times go to the queue.
+@dataclass(frozen=True)
+class InferenceWorker(Generic[Model]):
+    """A worker (:data:`pipeline.execution.worker.Worker`): runs the queue's shards through one copy of a model.
 
-    Args:
-        jobs: advanced in the reading thread when there is room for another shard.
-        open_shard: called in the reading thread. decoders: number of decoding threads.
+    load: the model, on a torch device. open_shard: called in the reading thread. decoders: decoding
+    threads. threads: torch's own, on the CPU; None leaves them.
+    """
+
+    load: Callable[[str], Model]
+    open_shard: Callable[[Model, ShardJob], InferenceShard[Any, Any, Any]]
+    device: str
+    decoders: int
+    threads: int | None
+
+    def __call__(self, queue: WorkQueue) -> None:
+        """Work until the queue has no more shards.
+
+        Raises:
+            InputError: no usable model. torch.AcceleratorError: the device is lost.
+        """
+        with timed(queue, "load"):
+            limit_torch_threads(self.threads)
+            model = self.load(self.device)
+        run_inference(queue, iter(queue.take, None), partial(self.open_shard, model), self.decoders)
+
+
+def inference_workers(
+    make: Callable[[str, int, int | None], Worker], device: str, processes: int | None, decoders: int | None, jobs: int
+) -> list[Worker]:
+    """A worker for each process that there is work for; ``make`` gets its device, decoding threads and torch's threads.
 
     Raises:
-        torch.AcceleratorError: the device is lost; the process must end.
+        InputError: no GPU for ``cuda``.
     """
-    _Loop(queue, jobs, open_shard, decoders).run()
+    devices = devices_of(device, processes)
+    share, threads = core_share(devices)
+    return [make(name, decoders or min(MAX_DECODERS, share), threads) for name in devices[: max(1, jobs)]]
 
 
 @contextmanager
@@ -93,87 +112,72 @@ def check_losses(job: ShardJob, unit: str, tally: Tally, allowed: float) -> None
         raise RunError(f"{job.path}: {lost} of {tally.seen} {unit} lost ({tally.dropped}); allowed share: {allowed}")
 
 
+def run_inference(
+    queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], InferenceShard[Any, Any, Any]],
+    decoders: int,
+) -> None:  # fmt: skip
+    """Run the model on every shard, in order; reports, failures, progress and times go to the queue.
+
+    Raises:
+        torch.AcceleratorError: the device is lost; the process must end.
+    """
+    loop = _Loop(queue, jobs, open_shard)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(decoders, "decode"))
+        writer = stack.enter_context(ThreadPoolExecutor(1, "write"))
+        windows = stack.enter_context(Prefetcher(loop.windows(), 1, "read"))
+        units = stack.enter_context(Prefetcher(loop.units(windows, pool), decoders, "plan"))
+        batches = stack.enter_context(Prefetcher(loop.batches(units), 1, "collate"))
+        writing: Future[None] = writer.submit(lambda: None)
+        waited = time.monotonic()
+        for running, batch in batches:
+            queue.spent("wait", time.monotonic() - waited)
+            if batch is not None:
+                loop.predict(running, batch)
+            else:
+                loop.room.release()
+                writing.result()  # one shard's results wait to be written, never more
+                writing = writer.submit(loop.finish, running)
+            waited = time.monotonic()
+        writing.result()
+
+
+@dataclass
 class _Running:
     """A shard in the loop. Once it has an error, the rest of its work is skipped."""
 
-    def __init__(self, job: ShardJob) -> None:
-        self.job = job
-        self.shard: InferenceShard[Any, Any, Any]
-        self.error: Exception | None = None
-
-    def guarded(self, source: Iterator[T]) -> Iterator[T]:
-        """Yield from ``source``; an error in it becomes the shard's, and ends it."""
-        while self.error is None:
-            try:
-                item = next(source)
-            except StopIteration:
-                return
-            except Exception as error:
-                self.error = error
-                return
-            yield item
+    job: ShardJob
+    shard: Any = None
+    error: Exception | None = None
 
 
 Steps = Iterable[tuple[_Running, T | None]]
-"""Parts of shards, and None at each shard's end."""
+"""Parts of shards in order, and None at each shard's end."""
 
 
 class _Loop:
-    def __init__(
-        self,
-        queue: WorkQueue,
-        jobs: Iterator[ShardJob],
-        open_shard: Callable[[ShardJob], InferenceShard[Any, Any, Any]],
-        decoders: int,
-    ) -> None:
-        self._queue, self._jobs, self._open_shard, self._decoders = queue, jobs, open_shard, decoders
-        self._room = threading.Semaphore(SHARDS_IN_HAND)
+    def __init__(self, queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], Any]) -> None:
+        self._queue, self._jobs, self._open_shard = queue, jobs, open_shard
+        self.room = threading.Semaphore(SHARDS_IN_HAND)
 
-    def run(self) -> None:
-        with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(self._decoders, "decode"))
-            writer = stack.enter_context(ThreadPoolExecutor(1, "write"))
-            windows = stack.enter_context(Prefetcher(self._windows(), 1, "read"))
-            units = stack.enter_context(Prefetcher(self._units(windows, pool), self._decoders, "plan"))
-            batches = stack.enter_context(Prefetcher(self._batches(units), 1, "collate"))
-            writing: Future[None] | None = None
-            waited = time.monotonic()
-            for running, batch in batches:
-                self._queue.spent("wait", time.monotonic() - waited)
-                if batch is not None:
-                    self._predict(running, batch)
-                else:
-                    self._room.release()
-                    if writing is not None:
-                        writing.result()  # one shard's results wait to be written, never more
-                    writing = writer.submit(self._finish, running)
-                waited = time.monotonic()
-            if writing is not None:
-                writing.result()
-
-    def _windows(self) -> Steps[Sequence[Any]]:
-        while True:
-            self._room.acquire()
-            job = next(self._jobs, None)
-            if job is None:
-                return
+    def windows(self) -> Steps[Sequence[Any]]:
+        while self.room.acquire() and (job := next(self._jobs, None)) is not None:
             running = _Running(job)
-            for window in running.guarded(self._read(running)):
-                yield running, window
+            try:
+                with timed(self._queue, "read"):
+                    running.shard = self._open_shard(job)
+                windows = running.shard.windows()
+                while running.error is None:
+                    with timed(self._queue, "read"):
+                        window = next(windows, None)
+                    if window is None:
+                        break
+                    yield running, window
+            except Exception as error:
+                running.error = error
             yield running, None
 
-    def _read(self, running: _Running) -> Iterator[Sequence[Any]]:
-        with timed(self._queue, "read"):
-            running.shard = self._open_shard(running.job)
-            windows = running.shard.windows()
-        while True:
-            with timed(self._queue, "read"):
-                window = next(windows, None)
-            if window is None:
-                return
-            yield window
-
-    def _units(self, windows: Steps[Sequence[Any]], pool: ThreadPoolExecutor) -> Steps[Future[Any]]:
+    def units(self, windows: Steps[Sequence[Any]], pool: ThreadPoolExecutor) -> Steps[Future[Any]]:
         for running, window in windows:
             for unit in window or ():
                 yield running, pool.submit(self._prepare, running, unit)
@@ -185,18 +189,18 @@ class _Loop:
             with timed(self._queue, "decode"):
                 return running.shard.prepare(unit)
 
-    def _batches(self, units: Steps[Future[Any]]) -> Steps[Any]:
+    def batches(self, units: Steps[Future[Any]]) -> Steps[Any]:
         for running, unit in units:
-            for batch in running.guarded(self._collate(running, unit)):
-                yield running, batch
+            try:
+                ready = None if unit is None else unit.result()
+                for batch in running.shard.collate(ready) if running.error is None else ():
+                    yield running, batch
+            except Exception as error:
+                running.error = error
             if unit is None:
                 yield running, None
 
-    @staticmethod
-    def _collate(running: _Running, unit: Future[Any] | None) -> Iterator[Any]:
-        yield from running.shard.collate(None if unit is None else unit.result())
-
-    def _predict(self, running: _Running, batch: Any) -> None:
+    def predict(self, running: _Running, batch: Any) -> None:
         if running.error is not None:
             return
         try:
@@ -210,7 +214,7 @@ class _Loop:
         else:
             self._queue.advance(images, "images")
 
-    def _finish(self, running: _Running) -> None:
+    def finish(self, running: _Running) -> None:
         try:
             if running.error is not None:
                 raise running.error

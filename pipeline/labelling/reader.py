@@ -13,7 +13,7 @@ from pipeline.labelling.region_table import ShardResult
 
 WINDOW_SAMPLES = 1024
 WINDOW_BYTES = 128 << 20
-"""A window ends at the sample that fills one of these. Queries are sorted within it, so it depends on the shard alone."""
+"""A window ends at the sample that fills one of these, so it depends on the shard alone, as the batches in it do."""
 
 
 def read_windows(crawl: str, result: ShardResult, annotator: Annotator) -> Iterator[list[Item]]:

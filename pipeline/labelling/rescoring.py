@@ -1,81 +1,48 @@
-"""rescore's worker: CLIP or SigLIP compares the crop of every stored region with its phrase."""
+"""rescore's part of the inference loop: CLIP or SigLIP compares the crop of every stored region with its phrase."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pipeline.annotators.region_text import RegionText, load_region_text
+from pipeline.annotators.region_text import RegionText
 from pipeline.config import RescoreConfig
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, open_image
 from pipeline.data.records import REGIONS, RESCORED, STORE_VERSION
-from pipeline.execution.inference import check_losses, run_inference, timed
+from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport, Tally
-from pipeline.execution.worker import ShardJob, WorkQueue
+from pipeline.execution.worker import ShardJob
 from pipeline.io.paths import join
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
-from pipeline.system.devices import limit_torch_threads
 
 STAGE = "rescore"
 REGIONS_AT_ONCE = 32
 """Images are decoded together up to so many regions: enough to be worth a thread's turn, few enough to be held."""
 
 
-@dataclass(frozen=True)
-class RescoreShards:
-    """A worker (:data:`pipeline.execution.worker.Worker`): scores the queue's shards with one copy of the scorer.
-
-    regions, out: folders or URLs. device: a torch device. decoders: decoding threads.
-    threads: torch's own, on the CPU; None leaves them.
-    """
-
-    config: RescoreConfig
-    regions: str
-    scorer: str
-    out: str
-    device: str
-    decoders: int
-    threads: int | None = None
-
-    def __call__(self, queue: WorkQueue) -> None:
-        """Score until the queue has no more shards.
-
-        Raises:
-            InputError: no usable scorer. torch.AcceleratorError: the device is lost.
-        """
-        with timed(queue, "load"):
-            limit_torch_threads(self.threads)
-            scorer = load_region_text(self.scorer, self.config, self.device)
-        run_inference(queue, iter(queue.take, None), partial(RescoringShard, self, scorer), self.decoders)
-
-
 @dataclass
 class _Image:
-    """A sample with regions: their rows in the table; once decoded its crops and each region's, or why there are none.
+    """A sample, the rows of its regions in the table, and the notes on the shard before it.
 
-    notes_before: notes on the shard when it was read.
+    Once decoded, its crops and the crop of each region, or the error.
     """
 
     sample: TarSample
     rows: np.ndarray
     notes_before: int
-    crops: list[dict[str, Tensor]] = field(default_factory=list)
-    crop_of: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    error: ImageError | None = None
+    crops: tuple[list[dict[str, Tensor]], np.ndarray] | ImageError | None = None
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Stacked crops; the row in the table of each of their regions, and its crop; images begun since the last batch."""
+    """Stacked crops; for each of their regions its row in the table and its crop; images since the last batch."""
 
     crops: dict[str, Tensor]
     rows: np.ndarray
@@ -84,11 +51,11 @@ class _Batch:
 
 
 class RescoringShard:
-    """A shard being rescored (:class:`pipeline.execution.inference.InferenceShard`)."""
+    """A shard being rescored (:class:`pipeline.execution.inference.InferenceShard`). regions, out: folders or URLs."""
 
-    def __init__(self, worker: RescoreShards, scorer: RegionText, job: ShardJob) -> None:
-        self._worker, self._scorer, self._job = worker, scorer, job
-        self._path = join(worker.regions, f"{job.name}.parquet")
+    def __init__(self, config: RescoreConfig, regions: str, out: str, scorer: RegionText, job: ShardJob) -> None:
+        self._config, self._out, self._scorer, self._job = config, out, scorer, job
+        self._path = join(regions, f"{job.name}.parquet")
         self._table = table = read_table(self._path, REGIONS)
         self._boxes = np.stack([table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
         self._sizes = np.stack([table[name].to_numpy() for name in ("height", "width")], 1)
@@ -98,50 +65,56 @@ class RescoringShard:
         self._embedded: Tensor | None = None
         self._scores = np.full(len(table), np.nan, np.float32)
         self._unseen = _rows_of_keys(table)
-        self._crops: list[dict[str, Tensor]] = []
-        self._crop_rows: list[np.ndarray] = []
+        self._crops: list[tuple[dict[str, Tensor], np.ndarray]] = []
         self._images = 0
         self._problems = TarProblems()
         self._lost: list[tuple[int, str]] = []
         self._tallies = {"samples": Tally(), "scores": Tally()}
 
     def windows(self) -> Iterator[list[list[_Image]]]:
-        """The samples with regions, some at a time."""
+        """The samples that have regions, a few at a time."""
         images: list[_Image] = []
         for sample in read_tar(self._job.path, self._problems):
-            rows = self._unseen.pop(sample.key, None)
-            if rows is not None:
+            if (rows := self._unseen.pop(sample.key, None)) is not None:
                 images.append(_Image(sample, rows, len(self._problems.notes)))
-            if sum(len(image.rows) for image in images) >= REGIONS_AT_ONCE:
-                yield [images]
-                images = []
+                if sum(len(image.rows) for image in images) >= REGIONS_AT_ONCE:
+                    yield [images]
+                    images = []
         yield [images]
 
     def prepare(self, unit: list[_Image]) -> list[_Image]:
         """Decode the images and crop their regions."""
         for image in unit:
             try:
-                decoded = _decode(image.sample, tuple(self._sizes[image.rows[0]]))
+                image.crops = self._crop(image)
             except ImageError as error:
-                image.error = error
-            else:
-                image.crops, image.crop_of = self._scorer.crops(decoded, self._boxes[image.rows])
+                image.crops = error
         return unit
+
+    def _crop(self, image: _Image) -> tuple[list[dict[str, Tensor]], np.ndarray]:
+        stored, (height, width) = image_of(image.sample), self._sizes[image.rows[0]]
+        if stored is None:
+            raise ImageError("no_image", "the shard holds no image for its regions")
+        decoded = open_image(stored[1])
+        if (decoded.height, decoded.width) != (height, width):
+            found = f"{decoded.height} x {decoded.width} pixels"
+            raise ImageError("image_changed", f"{found}, its regions were found in {height} x {width}")
+        return self._scorer.crops(decoded, self._boxes[image.rows])
 
     def collate(self, ready: list[_Image] | None) -> Iterator[_Batch]:
         """Batches of ``batch_size`` crops in the shard's order, and a last one of fewer."""
-        size = self._worker.config.batch_size
         for image in ready or ():
-            if image.error is not None:
-                self._lose(image.sample.key, image.rows, image.error.reason, str(image.error), image.notes_before)
+            assert image.crops is not None
+            if isinstance(image.crops, ImageError):
+                self._lose(image.sample.key, image.rows, image.crops.reason, str(image.crops), image.notes_before)
                 continue
-            self._crops += image.crops
-            self._crop_rows += [image.rows[image.crop_of == i] for i in range(len(image.crops))]
+            crops, crop_of = image.crops
+            self._crops += [(crop, image.rows[crop_of == i]) for i, crop in enumerate(crops)]
             self._images += 1
             self._tallies["samples"].keep()
             self._tallies["scores"].keep(len(image.rows))
-            while len(self._crops) >= size:
-                yield self._batch(size)
+            while len(self._crops) >= self._config.batch_size:
+                yield self._batch(self._config.batch_size)
         if ready is None:
             if self._crops:
                 yield self._batch(len(self._crops))
@@ -151,11 +124,13 @@ class RescoringShard:
 
     def _batch(self, count: int) -> _Batch:
         """Take the first ``count`` crops."""
-        crops, rows, images = self._crops[:count], self._crop_rows[:count], self._images
-        del self._crops[:count], self._crop_rows[:count]
-        self._images = 0
+        crops, rows = zip(*self._crops[:count], strict=True)
         stacked = {name: torch.stack([crop[name] for crop in crops]) for name in crops[0]}
-        return _Batch(stacked, np.concatenate(rows), np.repeat(np.arange(count), [len(r) for r in rows]), images)
+        crop_of = np.repeat(np.arange(count), [len(r) for r in rows])
+        batch = _Batch(stacked, np.concatenate(rows), crop_of, self._images)
+        del self._crops[:count]
+        self._images = 0
+        return batch
 
     def _lose(self, key: str, rows: np.ndarray, reason: str, note: str, notes_before: int) -> None:
         """Count an image that cannot be looked at: its regions stay, without a score."""
@@ -177,22 +152,18 @@ class RescoringShard:
         Raises:
             RunError: more than ``max_lost_share`` of the images are lost.
         """
-        job, config, problems = self._job, self._worker.config, self._problems
+        job, config, problems = self._job, self._config, self._problems
         check_losses(job, "images", self._tallies["samples"], config.max_lost_share)
         for notes_before, note in reversed(self._lost):
-            problems.notes.insert(notes_before, note)  # all notes in the shard's order
-        name = f"{job.name}.parquet"
+            problems.notes.insert(notes_before, note)  # among the tar's own, in the shard's order
+        about = footer(self._path) | {
+            "stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION),
+            "scorer": f"{self._scorer.name}@{self._scorer.revision}", "rescore": config.model_dump_json(),
+        }  # fmt: skip
         column = pa.array(self._scores, pa.float32(), mask=np.isnan(self._scores))
-        about = {
-            "stage": STAGE,
-            "fingerprint": job.fingerprint,
-            "version": str(STORE_VERSION),
-            "scorer": f"{self._scorer.name}@{self._scorer.revision}",
-            "rescore": config.model_dump_json(),
-        }
         table = self._table.append_column(RESCORED.field("region_text"), column)
-        output = write_table(join(self._worker.out, name), table, RESCORED, footer(self._path) | about)
-        numbers = {"phrases_cut": float(self._cut)}
+        name, numbers = f"{job.name}.parquet", {"phrases_cut": float(self._cut)}
+        output = write_table(join(self._out, name), table, RESCORED, about)
         return job.report(STAGE, {name: output}, self._tallies, numbers=numbers, problems=problems)
 
 
@@ -201,17 +172,5 @@ def _rows_of_keys(table: pa.Table) -> dict[str, np.ndarray]:
     keys = table["key"].combine_chunks().dictionary_encode()
     codes = keys.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
-    groups: Sequence[np.ndarray] = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
+    groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
     return dict(zip(keys.dictionary.to_pylist(), groups, strict=True))
-
-
-def _decode(sample: TarSample, size: tuple[int, int]) -> Image.Image:
-    stored = image_of(sample)
-    if stored is None:
-        raise ImageError("no_image", "the shard holds no image for its regions")
-    image = open_image(stored[1])
-    if (image.height, image.width) != size:
-        raise ImageError(
-            "image_changed", f"{image.height} x {image.width} pixels, its regions were found in {size[0]} x {size[1]}"
-        )
-    return image

@@ -7,10 +7,13 @@ Batches are formed inside a shard as a function of that shard alone, so a restar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from pipeline.annotators.base import load_annotator
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import STORE_VERSION
+from pipeline.execution.inference import InferenceWorker, inference_workers
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
 from pipeline.execution.run import run_workers
@@ -19,8 +22,7 @@ from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
-from pipeline.labelling.worker import STAGE, LabelShards
-from pipeline.system.devices import MAX_DECODERS, core_share, devices_of
+from pipeline.labelling.worker import STAGE, LabellingShard
 
 
 def run(
@@ -59,15 +61,11 @@ def run(
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, teacher=revision)
 
     require_files(p for shard in shards for p in (shard, asked(shard)))
-    devices = devices_of(device, processes)
-    share, threads = core_share(devices)
-    workers = [
-        LabelShards(
-            config, str(phrases), str(teacher), str(out), name,
-            decoders=decoders or min(MAX_DECODERS, share), threads=threads,
-        )
-        for name in devices[: max(1, len(shards))]
-    ]  # fmt: skip
+    labelling = partial(
+        InferenceWorker, partial(load_annotator, str(teacher), config),
+        partial(LabellingShard, config, str(phrases), str(out)),
+    )  # fmt: skip
+    workers = inference_workers(labelling, device, processes, decoders, len(shards))
     return run_workers(
         STAGE,
         [ShardJob(shard, stem(shard)) for shard in shards],

@@ -6,11 +6,13 @@ One row in, one row out, in the same order, with one column more; filter-boxes r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from pipeline.annotators.region_text import check_region_text
+from pipeline.annotators.region_text import check_region_text, load_region_text
 from pipeline.config import RescoreConfig
 from pipeline.data.records import STORE_VERSION
+from pipeline.execution.inference import InferenceWorker, inference_workers
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
 from pipeline.execution.run import run_workers
@@ -19,8 +21,7 @@ from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
-from pipeline.labelling.rescoring import STAGE, RescoreShards
-from pipeline.system.devices import MAX_DECODERS, core_share, devices_of
+from pipeline.labelling.rescoring import STAGE, RescoringShard
 
 
 def run(
@@ -60,23 +61,13 @@ def run(
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, scorer=revision)
 
     require_files(path for shard in shards for path in (shard, regions_of(shard)))
-    devices = devices_of(device, processes)
-    share, threads = core_share(devices)
-    workers = [
-        RescoreShards(
-            config, str(regions), str(scorer), str(out), name,
-            decoders=decoders or min(MAX_DECODERS, share), threads=threads,
-        )
-        for name in devices[: max(1, len(shards))]
-    ]  # fmt: skip
+    scoring = partial(
+        InferenceWorker, partial(load_region_text, str(scorer), config),
+        partial(RescoringShard, config, str(regions), str(out)),
+    )  # fmt: skip
+    workers = inference_workers(scoring, device, processes, decoders, len(shards))
+    jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     return run_workers(
-        STAGE,
-        [ShardJob(shard, stem(shard)) for shard in shards],
-        out,
-        workers,
-        fingerprint_of=fingerprint_of,
-        progress=progress,
-        max_failed=max_failed,
-        limit=limit,
-        price=price,
-    )
+        STAGE, jobs, out, workers, fingerprint_of=fingerprint_of, progress=progress, max_failed=max_failed,
+        limit=limit, price=price,
+    )  # fmt: skip

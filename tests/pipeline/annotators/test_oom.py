@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.annotators.base import load_annotator
-from pipeline.annotators.oom import out_of_memory, retry_in_halves
+from pipeline.annotators.oom import out_of_memory
 from tests.pipeline.annotators.conftest import ALL, CAPTION, SPANS, picture
 
 
@@ -101,7 +101,8 @@ def test_every_family_halves(folders, name, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(of)
 
-    monkeypatch.setattr(annotator, "_run_batch", retry_in_halves(annotator, limited))
+    monkeypatch.setattr(annotator, "_forward", limited)
+    monkeypatch.setattr(annotator._in_halves, "_most", None)
     found = annotator.predict(batch(annotator, images, queries))
     assert tried == [5, 2, 2, 1]
     for a, b in zip(found, wanted, strict=True):

@@ -249,7 +249,7 @@ def test_phrases_are_queries_as_the_processor_makes_them(folders, load, name):
     query = one_query(annotator, *spaced(words))
     batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [query])
     theirs = AutoProcessor.from_pretrained(folders[name])(text=[words], return_tensors="pt")["input_ids"]
-    assert torch.equal(batch.inputs.texts["input_ids"][batch.inputs.queries[0]], theirs)
+    assert torch.equal(batch.inputs.texts["input_ids"][batch.inputs.rows[0]], theirs)
 
 
 @pytest.mark.parametrize("name", DINOS)
