@@ -11,6 +11,20 @@ from pipeline.cli.common import DEVICE, MAX_FAILED, OUT, SHARDS, WORKERS, expand
 if TYPE_CHECKING:
     from pipeline.execution.reports import StageReport
 
+DECODERS = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads of each process that decode images ahead.  [default: its share of the cores, 8 at most]",
+)
+
+
+def _processes(model: str) -> Any:
+    return click.option(
+        "--processes",
+        type=click.IntRange(1),
+        help=f"Copies of the {model}, each in a process of its own.  [default: one a GPU; 1 on the CPU]",
+    )
+
 
 @stage_command("pseudo_label", name="pseudo-label")
 @SHARDS
@@ -24,16 +38,8 @@ if TYPE_CHECKING:
 )
 @OUT
 @DEVICE
-@click.option(
-    "--processes",
-    type=click.IntRange(1),
-    help="Copies of the teacher, each in a process of its own.  [default: one a GPU; 1 on the CPU]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Threads of each process that decode images ahead.  [default: its share of the cores, 8 at most]",
-)
+@_processes("teacher")
+@DECODERS
 @click.option("--limit", type=click.IntRange(1), help="Label at most so many shards now, and tell what the rest takes.")
 @click.option("--price-per-hour", "price", type=click.FloatRange(0), help="Of one device; the report then tells costs.")
 @MAX_FAILED
@@ -167,16 +173,8 @@ def parse_phrases(config: Any, shards: tuple[str, ...], out: str, workers: int, 
 @click.option("--scorer", required=True, help="Model folder of a CLIP, SigLIP or SigLIP2.")
 @OUT
 @DEVICE
-@click.option(
-    "--processes",
-    type=click.IntRange(1),
-    help="Copies of the scorer, each in a process of its own.  [default: one a GPU; 1 on the CPU]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Threads of each process that decode images ahead.  [default: its share of the cores, 8 at most]",
-)
+@_processes("scorer")
+@DECODERS
 @MAX_FAILED
 def rescore(
     config: Any,

@@ -77,7 +77,7 @@ def run(
 def _build_shard(
     job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str, without: Without
 ) -> ShardReport:
-    store = ShardLabels.read(
+    store = ShardLabels(
         join(phrases, f"{job.name}.parquet"), join(labels, f"{job.name}.parquet"), dataset, config, without.of(job.name)
     )
     problems = TarProblems()

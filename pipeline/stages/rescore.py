@@ -1,4 +1,4 @@
-"""rescore: a second score of stored regions. The crop of every box is compared with its phrase by CLIP or SigLIP.
+"""rescore: a second score of stored regions, by CLIP or SigLIP, which compare the crop of a box with its phrase.
 
 One row in, one row out, in the same order, with one column more; filter-boxes reads both kinds.
 """
