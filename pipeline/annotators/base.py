@@ -141,11 +141,3 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
         InputError: not a model folder, or of a family that is not known.
     """
     return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
-
-
-def predict_images(
-    annotator: Annotator, images: Sequence[Image.Image], queries: Sequence[TextQuery]
-) -> list[RegionPredictions]:
-    """Prepare, collate and predict one query about each image, in this thread."""
-    prepared = [annotator.prepare(image, (image.height, image.width)) for image in images]
-    return annotator.predict(annotator.collate(prepared, queries))

@@ -47,7 +47,7 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 def decode(
-    annotator: Annotator, items: Sequence[Item], lose: Callable[[Item, ImageError], None], *, scaled: bool = False
+    annotator: Annotator, items: Sequence[Item], lose: Callable[[Item, ImageError], object], *, scaled: bool = False
 ) -> tuple[list[Item], list[Prepared]]:
     """Decode and resize a batch's images; those that turn out broken go to ``lose`` and are left out.
 

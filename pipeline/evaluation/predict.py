@@ -92,12 +92,8 @@ class DetectionShard:
         self._class_queries = [(query, query is chunk[-1]) for chunk in chunks for query in chunk]
         self._predictions: list[list[RegionPredictions]] = [[] for _ in range(self._records.counts[0])]
         self._chunk: list[list[RegionPredictions]] = []
-        self._lost: dict[int, tuple[str, ImageError]] = {}
+        self._lost: dict[int, tuple[str, ImageError]] = {}  # images without predictions: their gold counts as missed
         self._phrases = Tally()
-
-    def _lose(self, row: int, key: str, error: ImageError) -> None:
-        """Record an image that gives no predictions; its gold counts as missed."""
-        self._lost.setdefault(row, (key, error))
 
     def windows(self) -> Iterator[list[list[Item]]]:
         """The batches of some images at a time.
@@ -110,7 +106,7 @@ class DetectionShard:
             try:
                 size = image_size(data)
             except ImageError as error:
-                self._lose(row, record.key, error)
+                self._lost[row] = (record.key, error)
                 continue
             if self._spec.captions:
                 spans = [n.span for n in named_phrases(record, self._spec.protocol)]
@@ -132,12 +128,14 @@ class DetectionShard:
 
     def prepare(self, unit: list[Item]) -> tuple[list[Item], list[Prepared], list[Batch]]:
         """Decode a batch's images and collate the first query about them, unless all are broken."""
-        items, images = batches.decode(self._annotator, unit, lambda item, e: self._lose(item.index, item.key, e))
+        items, images = batches.decode(
+            self._annotator, unit, lambda item, error: self._lost.setdefault(item.index, (item.key, error))
+        )
         first = [self._annotator.collate(images, [item.query for item in items])] if items else []
         return items, images, first
 
     def collate(self, ready: tuple[list[Item], list[Prepared], list[Batch]] | None) -> Iterator[_Queries]:
-        """A caption's query about each image, or all class names'. Each is collated while the one before is predicted."""
+        """A caption's query about each image, or those of all class names, each collated while the last is predicted."""
         if ready is None or not ready[0]:
             return
         items, images, (first,) = ready

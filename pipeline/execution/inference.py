@@ -7,6 +7,7 @@ should never wait.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +21,11 @@ from pipeline.errors import RunError
 from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob, Worker, WorkQueue
-from pipeline.system.devices import MAX_DECODERS, core_share, devices_of, is_device_lost, limit_torch_threads
+from pipeline.system.devices import cores, devices_of, is_device_lost, limit_torch_threads
 
 SHARDS_IN_HAND = 2
 """One with the model, one being read: a process that is killed loses little, and leaves the others their share."""
+MAX_DECODERS = 8
 
 T = TypeVar("T")
 Model = TypeVar("Model")
@@ -89,7 +91,8 @@ def inference_workers(
         InputError: no GPU for ``cuda``.
     """
     devices = devices_of(device, processes)
-    share, threads = core_share(devices)
+    share = max(1, cores() // len(devices))
+    threads = share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None
     return [make(name, decoders or min(MAX_DECODERS, share), threads) for name in devices[: max(1, jobs)]]
 
 

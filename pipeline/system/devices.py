@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from pipeline.errors import InputError
 
@@ -53,15 +52,6 @@ def devices_of(device: str, processes: int | None) -> list[str]:
         return [device] * (processes or 1)
     count = gpus()
     return [f"cuda:{i % count}" for i in range(processes or count)]
-
-
-def core_share(devices: Sequence[str]) -> tuple[int, int | None]:
-    """(cores of each process where one runs on each device, torch's threads in it or None for those that torch takes)."""
-    share = max(1, cores() // len(devices))
-    return share, share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None
-
-
-MAX_DECODERS = 8
 
 
 def limit_torch_threads(threads: int | None) -> None:

@@ -18,10 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from pipeline.annotators import owl
-from pipeline.annotators.base import FAMILIES, RegionPredictions, load_annotator, predict_images
+from pipeline.annotators.base import FAMILIES, RegionPredictions, load_annotator
 from pipeline.annotators.grounding_dino import closed
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import InputError
+from tests.fixtures.annotators import predict_images
 from tests.pipeline.annotators.conftest import ALL, CAPTION, MAKERS, SPANS, picture
 
 OTHERS = sorted(MAKERS)

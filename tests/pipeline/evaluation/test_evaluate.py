@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from pipeline.annotators.base import load_annotator, predict_images
+from pipeline.annotators.base import load_annotator
 from pipeline.cli import app as cli
 from pipeline.config import EvaluateConfig
 from pipeline.data.images import open_image
@@ -22,6 +22,7 @@ from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
 from pipeline.stages import evaluate
+from tests.fixtures.annotators import predict_images
 from tests.fixtures.crawl import jpeg
 
 NAMES = ("car", "tree", "traffic light", "dog", "umbrella")

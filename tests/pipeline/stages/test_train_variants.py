@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.annotators.base import load_annotator, predict_images
+from pipeline.annotators.base import load_annotator
 from pipeline.config import PseudoLabelConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.generate import generate_demo
 from pipeline.demo.manifest import MANIFEST
 from pipeline.stages import ingest, train
+from tests.fixtures.annotators import predict_images
 from tests.flows.tiny import SCENES
 
 pytestmark = pytest.mark.slow
