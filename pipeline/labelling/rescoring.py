@@ -97,8 +97,8 @@ class RescoringShard:
             raise ImageError("no_image", "the shard holds no image for its regions")
         decoded = open_image(stored[1])
         if (decoded.height, decoded.width) != (height, width):
-            found = f"{decoded.height} x {decoded.width} pixels"
-            raise ImageError("image_changed", f"{found}, its regions were found in {height} x {width}")
+            size = f"{decoded.height} x {decoded.width} pixels"
+            raise ImageError("image_changed", f"{size}, its regions were found in {height} x {width}")
         return self._scorer.crops(decoded, self._boxes[image.rows])
 
     def collate(self, ready: list[_Image] | None) -> Iterator[_Batch]:
