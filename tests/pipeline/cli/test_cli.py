@@ -155,7 +155,7 @@ def test_pseudo_label_parses_by_itself_where_no_phrases_are_given(crawl, teacher
             ["--regions", "x", "--out", "y", "--set", "preset=glib"],
             "preset: Input should be 'glip', 'owl_st'",
         ),
-        ("train_teacher", ["--source", "a", "--out", "y"], "want --init MODEL"),
+        ("train_teacher", ["--source", "a=b", "--out", "y"], "want --init MODEL"),
         ("train_teacher", ["--source", "a", "--out", "y", "--recipe", "demo"], "want NAME=SHARDS"),
     ],
 )

@@ -21,7 +21,7 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.stages import evaluate
+from pipeline.stages.jobs import Evaluate
 from tests.fixtures.crawl import jpeg
 
 NAMES = ("car", "tree", "traffic light", "dog", "umbrella")
@@ -72,7 +72,7 @@ def shards(tmp_path_factory) -> dict[str, list[str]]:
 
 
 def run(shards, out, teacher, config=CONFIG, **options):
-    return evaluate.run(config, str(teacher), shards, out, **options)
+    return Evaluate(settings=config, model=str(teacher), sets=shards, out=out, **options).run()
 
 
 def files(folder: Path) -> dict[str, str]:

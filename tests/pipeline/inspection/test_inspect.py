@@ -19,7 +19,7 @@ from pipeline.inspection.summary import Summary, inspect_shards
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
 from pipeline.io.tars import write_tar
-from pipeline.stages import build_shards, filter_boxes, parse_phrases
+from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases
 from tests.fixtures.crawl import jpeg, write_crawl
 from tests.pipeline.report.test_report import parse
 from tests.pipeline.stages.test_labelling import label
@@ -206,13 +206,21 @@ def test_a_crawl_has_captions_and_broken_members(tmp_path):
 def store(tmp_path_factory, teacher):
     root = tmp_path_factory.mktemp("store")
     crawl = write_crawl(root / "crawl")
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
     label(crawl, root, teacher)
     regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
-    filter_boxes.run(FilterConfig(threshold=0.02, best_per_phrase=1, ignore_above=0.01), regions, root / "labels")
-    build_shards.run(
-        BuildShardsConfig(link=True), crawl, root / "train", phrases=root / "phrases", labels=root / "labels"
-    )
+    FilterBoxes(
+        settings=FilterConfig(threshold=0.02, best_per_phrase=1, ignore_above=0.01),
+        regions=regions,
+        out=root / "labels",
+    ).run()
+    BuildShards(
+        settings=BuildShardsConfig(link=True),
+        shards=crawl,
+        out=root / "train",
+        phrases=root / "phrases",
+        labels=root / "labels",
+    ).run()
     return root
 
 
@@ -233,7 +241,7 @@ def test_labels_and_the_shards_built_of_them_count_the_same(store):
     assert labels.phrases == built.phrases and labels.tables["annotators"] == built.tables["annotators"]
     assert labels.problems == built.problems == {}
     assert {p.key: p.image for p in drawn} == {p.key: p.image for p in linked if p.record.regions} and drawn
-    assert [p.record.regions for p in drawn] == [p.record.regions for p in linked if not p.sample_rank[0]]
+    assert [p.record.regions for p in drawn] == [p.record.regions for p in linked if not p.rank[0]]
 
 
 def test_regions_are_counted_whole_and_drawn_best_first(store, tmp_path):

@@ -10,7 +10,7 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord
 from pipeline.io.tars import read_tar
 from pipeline.readers.registry import READ, load_format
-from pipeline.stages import ingest
+from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers import layouts as L
 from tests.pipeline.readers.layouts import put
@@ -156,7 +156,7 @@ def run(root: Path, name: str, found: Set, config: IngestConfig = CONFIG, **more
         "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
         "companions": {role: str(p) for role, p in companions.items()}, **more,
     }  # fmt: skip
-    return ingest.run(config, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
+    return Ingest(settings=config, manifest=put(root / "m.yaml", {"sets": {"s": entry}}), out=root / "out").run()
 
 
 def put_images(root: Path) -> None:

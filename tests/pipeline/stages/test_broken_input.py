@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig
 from pipeline.data.keys import fitting_key
 from pipeline.data.training_shards import ShardSet
-from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
+from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
 
 CAPTION = b"a red car next to a small green tree"
@@ -134,15 +134,21 @@ def write_corpus(folder: Path) -> list[str]:
 def run(tmp_path_factory, teacher):
     root = tmp_path_factory.mktemp("corpus")
     crawl = write_corpus(root / "crawl")
-    parsed = parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases", max_failed=2)
+    parsed = ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases", max_failed=2).run()
     usable = [p for p in crawl if (root / "phrases" / f"{Path(p).stem}.parquet").exists()]
     config = PseudoLabelConfig(floor=0.01, batch_size=4, score_agg="max")
-    labelled = pseudo_label.run(config, usable, root / "regions", phrases=root / "phrases", teacher=teacher)
+    labelled = PseudoLabel(
+        settings=config, shards=usable, out=root / "regions", phrases=root / "phrases", teacher=teacher
+    ).run()
     regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
-    filter_boxes.run(FilterConfig(threshold=0.01), regions, root / "labels")
-    built = build_shards.run(
-        BuildShardsConfig(), usable, root / "train", phrases=root / "phrases", labels=root / "labels"
-    )
+    FilterBoxes(settings=FilterConfig(threshold=0.01), regions=regions, out=root / "labels").run()
+    built = BuildShards(
+        settings=BuildShardsConfig(),
+        shards=usable,
+        out=root / "train",
+        phrases=root / "phrases",
+        labels=root / "labels",
+    ).run()
     return root, parsed, labelled, built
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.io.tars import write_tar
-from pipeline.stages import parse_phrases, pseudo_label
+from pipeline.stages.jobs import ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.forkserver import ForkServer
 from tests.pipeline.stages.test_labelling import LABEL, digests
@@ -46,8 +46,8 @@ def world(tmp_path_factory, teacher):
         ]  # fmt: skip
         write_tar(root / "crawl" / f"{shard:05d}.tar", samples)
     crawl = [str(p) for p in sorted((root / "crawl").glob("*.tar"))]
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
-    pseudo_label.run(LABEL, crawl, root / "undisturbed", phrases=root / "phrases", teacher=teacher)
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
+    PseudoLabel(settings=LABEL, shards=crawl, out=root / "undisturbed", phrases=root / "phrases", teacher=teacher).run()
     return root, crawl, teacher
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from model import GlipForObjectDetection
 from pipeline.config import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
-from pipeline.stages.train import TrainReport
+from pipeline.training.report import TrainReport
 from tests.conftest import tiny_model
 from tests.fixtures import training
 from tests.fixtures.forkserver import ForkServer
@@ -195,9 +195,7 @@ def test_a_tracker_ends_after_the_model_is_written_and_takes_no_process_with_it(
     (packages / "trackio-0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 0.0\n")
     (packages / "trackio.py").write_text(f"OUT = {str(out)!r}\n{TRACKIO}")
     config = CALM.model_copy(update={"steps": 2, "batch_size": 2, "ema": None})
-    training.launch(
-        out, config, sources, model=without_dropout(), processes=2, options=("--log-with", "trackio"), packages=packages
-    )
+    training.launch(out, config, sources, model=without_dropout(), processes=2, tracker="trackio", packages=packages)
     rows = (out / "tracked.txt").read_text().splitlines()
     assert rows[0].startswith("1 [") and "train/loss" in rows[0] and len(rows) == 3
     assert rows[-1] == "finished, model there: True"
