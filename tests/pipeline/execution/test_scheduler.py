@@ -82,7 +82,7 @@ def names(out: Path) -> list[str]:
     return sorted(p.stem for p in out.glob("*.txt"))
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_every_shard_is_made_once_and_then_skipped(tmp_path, workers):
     report = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), workers=workers)
     assert (report.done, report.skipped, len(names(tmp_path))) == (20, 0, 20)
@@ -92,7 +92,7 @@ def test_every_shard_is_made_once_and_then_skipped(tmp_path, workers):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_shard_is_set_aside_and_tried_again_next_time(tmp_path, workers):
     report = run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), workers=workers, max_failed=1)
     assert report.done == 5 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
@@ -244,7 +244,7 @@ class Unheard(Silent):
         raise OSError(28, "No space left on device")
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
     for done, skipped in ((4, 0), (0, 4)):
         report = run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=workers, progress=Unheard())
@@ -252,7 +252,7 @@ def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
     assert "write: progress not told: OSError: [Errno 28]" in caplog.text and "still holds" not in caplog.text
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_claim_that_cannot_be_given_up_costs_nothing(tmp_path, workers, monkeypatch, caplog):
     def release(self: Claims, name: str) -> None:
         raise ConnectionError("the bucket is away")
