@@ -11,11 +11,12 @@ import pytest
 
 from tests.fixtures.crawl import write_crawl
 
-# two files at a time, each on one thread: what tests wait for (servers, child processes) then costs no time. And another number of
-# threads rounds otherwise, where tests compare bytes
+# two files at a time, each on one thread: what tests wait for (servers, child processes) then costs no time. And
+# another number of threads rounds otherwise, where tests compare bytes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# a shell that starts tests in the background has them ignore Ctrl-C, and nohup a closed terminal: so would every command that a test interrupts
+# a shell that starts tests in the background has them ignore Ctrl-C, and nohup a closed terminal: so would every
+# command that a test interrupts
 for sign, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(sign) == signal.SIG_IGN:
         signal.signal(sign, usual)

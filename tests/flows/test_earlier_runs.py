@@ -1,8 +1,9 @@
 """A run folder that commit b88d672 made, in today's hands: read, left as it is, and continued with the same outputs.
 
-tests/fixtures/README.md describes how it was made. The weights, and the boxes that a teacher draws, depend on how the machine rounds,
-so they are compared with a tolerance, and everything else byte for byte. With SAME_BYTES=1 in the environment all of it is compared
-byte for byte: for a machine that rounds as the one that made the run did.
+tests/fixtures/README.md describes how it was made. The weights, and the boxes that a teacher draws,
+depend on how the machine rounds, so they are compared with a tolerance, and everything else byte
+for byte. With SAME_BYTES=1 in the environment all of it is compared byte for byte: for a machine
+that rounds as the one that made the run did.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def outputs(run: Path) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """What is in the archive: ``bert`` (a text encoder that the settings name by this relative path), ``run``, ``interrupted``."""
+    """What is in the archive: ``bert`` (a text encoder that the settings name by this relative
+    path), ``run``, ``interrupted``."""
     with tarfile.open(RUN) as archive:
         archive.extractall(tmp_path, filter="data")
     yield tmp_path
@@ -62,7 +64,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def command(folder: Path, name: str, *arguments: str) -> str:
-    """One of the project's commands, as its script would run it, in the folder that the settings' paths are relative to."""
+    """One of the project's commands, as its script would run it, in the folder that the settings'
+    paths are relative to."""
     env = environment(
         folder / "prefect",
         OMP_NUM_THREADS="1",
@@ -184,7 +187,8 @@ def test_labels_and_shards_made_anew_are_the_same(folder):
     )
     command(folder, "filter-boxes", *recipe, "--regions", "run/regions/round-1", "--out", "anew/labels/round-1")
     command(
-        folder, "build-shards", *recipe, *crawl, "--phrases", "anew/phrases", "--labels", "anew/labels/round-1", "--out", "anew/pseudo/round-1",
+        folder, "build-shards", *recipe, *crawl, "--phrases", "anew/phrases", "--labels", "anew/labels/round-1",
+        "--out", "anew/pseudo/round-1",
     )  # fmt: skip
     found = outputs(folder / "anew")
     wanted = {n: d for n, d in MADE["sha256"].items() if n.startswith(("phrases/", "regions/", "labels/", "pseudo/"))}

@@ -1,4 +1,5 @@
-"""The whole loop with real processes: deployed on a real server with a worker; interrupted and killed on the way, with its server or without.
+"""The whole loop with real processes: deployed on a real server with a worker; interrupted and
+killed on the way, with its server or without.
 
 All ways must leave the same bytes, for what is written depends on data and settings alone.
 """
@@ -185,7 +186,8 @@ def started(out: Path, home: Path, log: Path) -> Iterator[subprocess.Popen[bytes
 
 
 def interrupt(out: Path, home: Path, sign: signal.Signals, child: str) -> None:
-    """Run the loop until a ``child`` works, send a signal to all that a terminal would send it to, and see it end in order."""
+    """Run the loop until a ``child`` works, send a signal to all that a terminal would send it to,
+    and see it end in order."""
     log = home / "run.log"
     with started(out, home / "prefect", log) as run:
         wait_until(lambda: children_of(out, child), 420, child, run)
@@ -205,7 +207,8 @@ def interrupt(out: Path, home: Path, sign: signal.Signals, child: str) -> None:
 
 
 def kill_in_the_middle(out: Path, home: Path, folder: Path) -> dict[Path, int]:
-    """Run the loop and SIGKILL it as soon as ``folder`` has two finished shards; returns what was finished, by mtime."""
+    """Run the loop and SIGKILL it as soon as ``folder`` has two finished shards; returns what was
+    finished, by mtime."""
     log = home / "run.log"
     with started(out, home / "prefect", log) as run:
         wait_until(lambda: len(list(folder.glob("*.report.json"))) >= 2, 420, f"shards in {folder}", run)

@@ -1,4 +1,5 @@
-"""The evaluate stage on real shards with a small real network: every protocol, resumed, in processes, and the commands on top."""
+"""The evaluate stage on real shards with a small real network: every protocol, resumed, in
+processes, and the commands on top."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def shards(tmp_path_factory) -> dict[str, list[str]]:
         card = DatasetCard(name=name, kind="detection", label_space=NAMES)
         (folder / f"{name}.dataset.json").write_text(card.model_dump_json())
     return {
-        "val": [write("val-0", range(4), lambda i: detection(i, "val")), write("val-1", range(4, 7), lambda i: detection(i, "val"))],
+        "val": [write("val-0", range(4), lambda i: detection(i, "val")),
+                write("val-1", range(4, 7), lambda i: detection(i, "val"))],
         "federated": [write("federated-0", range(5), lambda i: detection(i, "federated"))],
         "captions": [write("captions-0", range(5), caption)],
     }  # fmt: skip

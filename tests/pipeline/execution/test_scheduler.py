@@ -1,4 +1,5 @@
-"""A stage's shards shared by workers, in this process and in others: each once, failures set aside, the rest projected."""
+"""A stage's shards shared by workers, in this process and in others: each once, failures set aside,
+the rest projected."""
 
 from __future__ import annotations
 
