@@ -236,7 +236,7 @@ def test_labels_and_the_shards_built_of_them_count_the_same(store):
     assert labels.phrases == built.phrases and labels.tables["annotators"] == built.tables["annotators"]
     assert labels.problems == built.problems == {}
     assert {p.key: p.image for p in drawn} == {p.key: p.image for p in linked if p.record.regions} and drawn
-    assert [p.record.regions for p in drawn] == [p.record.regions for p in linked if not p.lot[0]]
+    assert [p.record.regions for p in drawn] == [p.record.regions for p in linked if not p.sample_rank[0]]
 
 
 def test_regions_are_counted_whole_and_drawn_best_first(store, tmp_path):
