@@ -153,7 +153,8 @@ class KillAtShard(Silent):
         raise Killed
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards, teacher, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_an_undisturbed_one(shards, teacher, tmp_path, processes):
     sets = {"val": shards["val"], "captions": shards["captions"]}
     got = run(sets, tmp_path / "whole", teacher)
     with pytest.raises(Killed):
@@ -161,7 +162,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards
     there = list((tmp_path / "killed" / "predictions").glob("*.parquet"))
     assert len(there) == 1 and not (tmp_path / "killed" / "metrics.json").exists()
     before = there[0].stat().st_mtime_ns
-    assert run(sets, tmp_path / "killed", teacher, processes=2) == got
+    assert run(sets, tmp_path / "killed", teacher, processes=processes) == got
     assert there[0].stat().st_mtime_ns == before
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
