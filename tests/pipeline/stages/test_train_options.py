@@ -155,6 +155,7 @@ def test_a_new_networks_paths_are_asked_for():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
 def test_without_a_gpu_a_training_for_one_ends_in_one_line(sources, tmp_path):
     (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
     arguments = [f"--source={name}={shards[0]}" for name, shards in sources.items()]

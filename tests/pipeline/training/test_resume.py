@@ -229,6 +229,7 @@ run(json.loads(sys.argv[1]), Path(sys.argv[2]), progress=Waits())
 """
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_elsewhere_is_not_joined_and_its_end_is_noticed(sources, tmp_path, told, monkeypatch):
     command = [sys.executable, "-c", ELSEWHERE, json.dumps(sources), str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
