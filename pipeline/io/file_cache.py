@@ -21,7 +21,7 @@ from pipeline.io.paths import is_url
 
 Kind = Literal["digests", "indexes"]
 REMEMBERED_FROM = 4 << 20
-"""Bytes of a local file from which on it costs less to cache_put than to find out."""
+"""Bytes of a local file from which on it costs less to remember than to find out."""
 SETTLED_NS = 2_000_000_000
 TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
 

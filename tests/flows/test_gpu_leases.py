@@ -122,7 +122,8 @@ stage()
 
 @pytest.mark.slow
 def test_two_runs_of_three_jobs_each_never_share_a_gpu(server, tmp_path):
-    env = os.environ | {VISIBLE: "0,1", "PREFECT_API_URL": str(get_current_settings().api.url), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # fmt: skip
+    api = str(get_current_settings().api.url)
+    env = os.environ | {VISIBLE: "0,1", "PREFECT_API_URL": api, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
     runs = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -265,10 +266,14 @@ def test_the_launcher_starts_as_many_processes_as_asked_and_the_users_own_config
     own = tmp_path / "hf" / "accelerate" / "default_config.yaml"
     own.parent.mkdir(parents=True)
     own.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_offload_params: true}\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\n"
+        "fsdp_config: {fsdp_version: 1, fsdp_offload_params: true}\n"
         "mixed_precision: bf16\nnum_machines: 1\nnum_processes: 8\ngpu_ids: '0'\nuse_cpu: false\ndebug: false\n"
     )
-    code = "import json, os; open(os.environ['SAID'] + os.environ.get('RANK', '0'), 'w').write(json.dumps(dict(os.environ)))"
+    code = (
+        "import json, os\n"
+        "open(os.environ['SAID'] + os.environ.get('RANK', '0'), 'w').write(json.dumps(dict(os.environ)))"
+    )
     (tmp_path / "says.py").write_text(code)
     for name, options in {
         "two": {"processes": 2},

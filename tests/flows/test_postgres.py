@@ -45,7 +45,8 @@ from flows.stages import parse_phrases
 from pipeline.config.recipes import load_recipe
 out, *shards = sys.argv[1:]
 config = load_recipe("demo", [
-    "demo=null", f"data.crawl={json.dumps(shards)}", "resources.chunk_shards=1", "resources.parallel=2", "resources.threads=1",
+    "demo=null", f"data.crawl={json.dumps(shards)}",
+    "resources.chunk_shards=1", "resources.parallel=2", "resources.threads=1",
 ])
 print(parse_phrases(out, config).model_dump_json())
 """

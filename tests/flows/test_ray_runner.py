@@ -106,7 +106,8 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def cluster(stack: ExitStack, tmp_path: Path, machines: int) -> tuple[int, dict[str, str], list[subprocess.Popen]]:
-    """A head without cores and machines of one core: the port, what a flow must have in its environment, and the machines."""
+    """A head without cores and machines of one core: the port, what a flow must have in its
+    environment, and the machines."""
     port, log = free_port(), tmp_path / "ray.log"
     # Ray's processes listen on all addresses: only who knows the token may ask anything of them
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}

@@ -48,13 +48,17 @@ def test_a_failing_child_is_told_with_its_last_words(tmp_path, code, kind):
 
 
 def test_a_child_ends_with_its_killed_starter(tmp_path):
-    child = "import time, os; from pipeline.system.parent_watch import exit_with_parent; exit_with_parent(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     pid_file = tmp_path / "pid"
+    child = (
+        "import time, os; from pipeline.system.parent_watch import exit_with_parent; exit_with_parent(); "
+        f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
     starter = f"""
         import sys
         from pathlib import Path
         from flows.subprocess_jobs import ChildJob, run_child
-        run_child(ChildJob(name="a", stage="s", command=(sys.executable, "-c", {child.format(str(pid_file))!r}), logs=Path({str(tmp_path)!r})))
+        command = (sys.executable, "-c", {child!r})
+        run_child(ChildJob(name="a", stage="s", command=command, logs=Path({str(tmp_path)!r})))
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(starter)], cwd=ROOT)
     try:

@@ -44,7 +44,8 @@ def record(key: str, image: Image.Image) -> bytes:
 
 @pytest.fixture
 def world(tmp_path):
-    """A crawl of three shards with copies of two evaluation images; an evaluation set as a folder, and as a training shard."""
+    """A crawl of three shards with copies of two evaluation images; an evaluation set as a folder,
+    and as a training shard."""
     (tmp_path / "crawl").mkdir()
     (tmp_path / "images" / "deep").mkdir(parents=True)
     for i, name in enumerate(EVALUATED):
@@ -56,7 +57,8 @@ def world(tmp_path):
     (tmp_path / "images" / "notes.txt").write_text("not an image")
     mirrored = photos()["coffee"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     shards = [
-        {"000000000": encoded(photos()["china"]), "000000001": CHANGES["quality_50"](photos()["chelsea"]), "000000002": blank},
+        {"000000000": encoded(photos()["china"]), "000000001": CHANGES["quality_50"](photos()["chelsea"]),
+         "000000002": blank},
         {"000010000": CHANGES["half_size"](photos()["astronaut"]), "000010001": CHANGES["grey"](photos()["chelsea"])},
         {"000020000": encoded(mirrored), "000020001": encoded(photos()["camera"]), "000020002": jpeg(1)[:150]},
     ]  # fmt: skip

@@ -262,7 +262,10 @@ def test_a_lock_is_free_again_although_a_process_was_forked_under_it(tmp_path, m
     with held(tmp_path):
         fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
         fork.start()
-    code = "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    code = (
+        "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY);"
+        "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
     path = next((tmp_path / "locks").glob("*"), tmp_path) if (tmp_path / "locks").exists() else tmp_path
     try:
         subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)

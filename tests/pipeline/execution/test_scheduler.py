@@ -1,4 +1,5 @@
-"""A stage's shards shared by workers, in this process and in others: each once, failures set aside, the rest projected."""
+"""A stage's shards shared by workers, in this process and in others: each once, failures set aside,
+the rest projected."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
-import torch
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.claims import Claims
@@ -52,6 +52,8 @@ class OnGpu:
 
     def __call__(self, job: ShardJob) -> ShardReport:
         if job.name == self.last or _broken_gpus:
+            import torch  # not on top: every child process of these tests imports this module
+
             _broken_gpus.append(job.name)
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         time.sleep(0.05)

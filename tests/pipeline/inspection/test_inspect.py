@@ -104,17 +104,20 @@ def test_it_counts_what_was_written(train):
     summary, _ = inspect_shards(train)
     assert (summary.kind, summary.shards) == ("training", 2)
     assert summary.numbers == {
-        "samples": 15, "refused": 4, "with_boxes": 6, "without_boxes": 5, "captions": 10, "boxes": 9, "ignore_regions": 1,
-        "uncertain_phrases": 1, "samples_with_verified_absent": 1,
+        "samples": 15, "refused": 4, "with_boxes": 6, "without_boxes": 5, "captions": 10, "boxes": 9,
+        "ignore_regions": 1, "uncertain_phrases": 1, "samples_with_verified_absent": 1,
     }  # fmt: skip
     assert summary.tables == {
-        "annotators": {"t@1": 5, "human": 4}, "datasets": {"pseudo": 10, "coco": 1}, "kinds": {"grounding": 10, "detection": 1},
+        "annotators": {"t@1": 5, "human": 4}, "datasets": {"pseudo": 10, "coco": 1},
+        "kinds": {"grounding": 10, "detection": 1},
     }  # fmt: skip
     counts = {name: h.counts for name, h in summary.histograms.items()}
     assert counts["boxes_per_image"] == {"0": 5, "1": 4, "2": 1, "3": 1}
     # 10 x 12, 31 x 33 twice, 22 x 20; 80 x 60, 40 x 40; 390 x 280, 96 x 96, 100 x 96
     assert counts["coco_sizes"] == {"small (< 32²)": 4, "medium (< 96²)": 2, "large": 3}
-    assert counts["box_sides"] == {"8 to 16": 1, "16 to 32": 3, "32 to 64": 1, "64 to 96": 1, "96 to 192": 2, "192 to 384": 1}  # fmt: skip
+    assert counts["box_sides"] == {
+        "8 to 16": 1, "16 to 32": 3, "32 to 64": 1, "64 to 96": 1, "96 to 192": 2, "192 to 384": 1
+    }  # fmt: skip
     assert counts["box_shares"] == {
         "0.1 to 1 %": 4, "1 to 4 %": 0, "4 to 10 %": 3, "10 to 25 %": 0, "25 to 50 %": 1, "50 to 90 %": 0, "90 %+": 1,
     }  # fmt: skip

@@ -101,6 +101,7 @@ def test_a_missing_shard_is_named_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_does_and_done_shards_are_left_alone(tmp_path):
     crawl = write_crawl(tmp_path / "crawl")
     crawl.append(shard(tmp_path / "crawl", CAPTIONS, "00002"))

@@ -1,4 +1,5 @@
-"""A corpus of everything that can be wrong with a crawl: all counted under a reason, nothing fatal to its neighbours."""
+"""A corpus of everything that can be wrong with a crawl: all counted under a reason, nothing fatal
+to its neighbours."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def write_corpus(folder: Path) -> list[str]:
     with tarfile.open(folder / "00001.tar", "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
         for key, caption in {
             "latin1": "a café table".encode("latin-1"), "first": CAPTION,
-            "emoji": "a 🐈‍⬛ cat and a naïve dog".encode(), "nul": b"a red car\0with a nul", "bom": b"\xef\xbb\xbfa red car",
+            "emoji": "a 🐈‍⬛ cat and a naïve dog".encode(), "nul": b"a red car\0with a nul",
+            "bom": b"\xef\xbb\xbfa red car",
         }.items():  # fmt: skip
             add(tar, f"{key}.jpg", jpeg(4, SIZE))
             add(tar, f"{key}.txt", caption)

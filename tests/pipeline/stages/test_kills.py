@@ -41,7 +41,8 @@ def world(tmp_path_factory, teacher):
     for shard in range(SHARDS):
         names = [f"{shard:05d}{i:04d}" for i in range(IMAGES)]
         samples = [
-            (name, {"jpg": jpeg(shard * IMAGES + i, (60 + 8 * (i % 5), 64)), "txt": f"a red car and {i} green cups".encode()})
+            (name, {"jpg": jpeg(shard * IMAGES + i, (60 + 8 * (i % 5), 64)),
+                    "txt": f"a red car and {i} green cups".encode()})
             for i, name in enumerate(names)
         ]  # fmt: skip
         write_tar(root / "crawl" / f"{shard:05d}.tar", samples)

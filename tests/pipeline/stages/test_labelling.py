@@ -1,4 +1,5 @@
-"""The labelling stages on shards with every kind of trouble: all counted, neighbours unharmed, restarts byte for byte."""
+"""The labelling stages on shards with every kind of trouble: all counted, neighbours unharmed,
+restarts byte for byte."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def test_shards_in_the_store_are_fetched_once_and_then_a_record_at_a_time(store,
     upload(local / "train", "s3://indexed/train")
     shards = expand_shards("s3://indexed/train")
     code = (
-        "import os, sys; from pipeline.data import shard_index, training_shards as shards; read = []; whole = shard_index.tar_stream;"
+        "import os, sys; from pipeline.data import shard_index, training_shards as shards;"
+        "read = []; whole = shard_index.tar_stream;"
         "shard_index.tar_stream = lambda url: (read.append(url), whole(url))[1];"
         "s = shards.ShardSet(sys.argv[1:]); print(s.counts, len(read), s.record(0, 0).key, len(s.image(0, 0)[0:9]),"
         "os.listdir(os.environ['TMPDIR']))"

@@ -53,19 +53,27 @@ class KillAt(Silent):
             raise Killed
 
 
-def test_a_killed_training_ends_as_an_undisturbed_one(sources, tmp_path):
-    whole = run(sources, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Sources, and the report and the folder of a training on them that nothing disturbed; not to be changed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    sources = write_sources(root / "train")
+    return sources, run(sources, root / "whole"), root / "whole"
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+    sources, whole, folder = undisturbed
     with pytest.raises(Killed):
         run(sources, tmp_path / "killed", progress=KillAt(3))
     assert sorted(p.name for p in (tmp_path / "killed").glob("step-*")) == ["step-00000002"]
     again = run(sources, tmp_path / "killed")
     assert again == whole and len(whole.curve) == 5
-    assert files(tmp_path / "killed" / "final") == files(tmp_path / "whole" / "final")
-    assert not list((tmp_path / "whole").glob("step-*"))
+    assert files(tmp_path / "killed" / "final") == files(folder / "final")
+    assert not list(folder.glob("step-*"))
 
 
-def test_a_damaged_checkpoint_is_left_aside(sources, tmp_path):
-    whole = run(sources, tmp_path / "whole")
+def test_a_damaged_checkpoint_is_left_aside(undisturbed, tmp_path):
+    sources, whole, folder = undisturbed
     with pytest.raises(Killed):
         run(sources, tmp_path / "killed", progress=KillAt(4))
     newest = tmp_path / "killed" / "step-00000004" if (tmp_path / "killed" / "step-00000004").exists() else None
@@ -73,7 +81,7 @@ def test_a_damaged_checkpoint_is_left_aside(sources, tmp_path):
     model = next(newest.rglob("*.safetensors"))
     model.write_bytes(model.read_bytes()[:-10])
     assert run(sources, tmp_path / "killed") == whole
-    assert files(tmp_path / "killed" / "final") == files(tmp_path / "whole" / "final")
+    assert files(tmp_path / "killed" / "final") == files(folder / "final")
 
 
 def test_done_is_done_and_other_settings_train_anew(sources, tmp_path):

@@ -1,7 +1,8 @@
 """``accelerate launch``: killed at random steps, on one process and on two, DDP and FSDP2.
 
-Most trainings are forked from a process that has the imports (the fixture ``launch``). One of each kind (one process, DDP,
-FSDP2) is started by the real launcher (``training.launch``), and goes on with, or is compared with, what a forked one wrote.
+Most trainings are forked from a process that has the imports (the fixture ``launch``). One of each
+kind (one process, DDP, FSDP2) is started by the real launcher (``training.launch``), and goes on
+with, or is compared with, what a forked one wrote.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def test_fsdp2_trains_and_goes_on_as_one_process(launch, alone, sources, tmp_pat
 def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(launch, sources, tmp_path, teacher):
     """accelerate's own policy would round boxes and gradients to bf16, and its CPU processes compute in float32.
 
-    From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat otherwise. At a size at which the boxes
-    have more digits than bf16 holds.
+    From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat
+    otherwise. At a size at which the boxes have more digits than bf16 holds.
     """
     changes = {"precision": "bf16", "steps": 2, "accumulate": 2, "freeze_text_layers": 1, "image_sizes": (73,)}
     config = CALM.model_copy(update=changes)

@@ -158,6 +158,7 @@ def test_a_new_networks_paths_are_asked_for():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
 def test_without_a_gpu_a_training_for_one_ends_in_one_line(sources, tmp_path):
     job = TrainModel(settings=CONFIG, sources=sources, out=tmp_path / "o", device="cuda")
     write_job(tmp_path / "job.json", job)

@@ -1,4 +1,5 @@
-"""What a training does with what lies in its folder: it goes on, begins anew, or asks; and loses no checkpoint of another."""
+"""What a training does with what lies in its folder: it goes on, begins anew, or asks; and loses no
+checkpoint of another."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def stop(sources, out: Path, config: TrainConfig = CONFIG, after: int = 3) -> No
 
 
 def swapped(sources: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The same sources with other pseudo-labels, as a new teacher would make them: a shard of the same name, once more in it."""
+    """The same sources with other pseudo-labels, as a new teacher would make them: a shard of the
+    same name, once more in it."""
     folder = Path(sources["pseudo"][0]).parents[1] / "other"
     folder.mkdir(exist_ok=True)
     shutil.copy(sources["pseudo"][0], folder / "pseudo-000001.tar")
@@ -229,6 +231,7 @@ run(json.loads(sys.argv[1]), Path(sys.argv[2]), progress=Waits())
 """
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_elsewhere_is_not_joined_and_its_end_is_noticed(sources, tmp_path, told, monkeypatch):
     command = [sys.executable, "-c", ELSEWHERE, json.dumps(sources), str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

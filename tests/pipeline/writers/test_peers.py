@@ -1,4 +1,5 @@
-"""What others' own readers make of an export: pycocotools, HF datasets, and the layouts that FiftyOne, GLIP and YOLO document."""
+"""What others' own readers make of an export: pycocotools, HF datasets, and the layouts that
+FiftyOne, GLIP and YOLO document."""
 
 from __future__ import annotations
 
