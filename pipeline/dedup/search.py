@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dedup.hash_index import BandedIndex
-from pipeline.dedup.perceptual_hash import HASHES, MIRROR, WORDS, differing
+from pipeline.dedup.perceptual_hash import MIRROR, WORDS, differing
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table
 
@@ -21,7 +21,9 @@ WORD_COLUMNS = [f"hash_{i}" for i in range(WORDS)]
 
 @dataclass(frozen=True)
 class Rules:
-    """distance: differing bits of the first 64 at most. details: of all 256. mirrored: images mirrored left to right count, too."""
+    """distance: differing bits of the first 64 at most. details: of all 256. mirrored: images
+    mirrored left to right count, too.
+    """
 
     distance: int = 11
     details: int = 72
@@ -30,8 +32,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Records to look for: words (n, WORDS) and digests (n,) of their images, keys (n,), and which part of which set each is of
-    (n,), into ``parts``."""
+    """Records to look for: words (n, WORDS) and digests (n,) of their images, keys (n,), and which
+    part of which set each is of (n,), into ``parts``.
+    """
 
     words: np.ndarray
     images: np.ndarray
@@ -47,7 +50,7 @@ class Wanted:
         images = [np.zeros(0, np.uint64)]
         for name, folder, names in folders:
             for part in names:
-                table = read_table(join(folder, f"{part}.parquet"), HASHES, ["key", *WORD_COLUMNS, "image"])
+                table = read_table(join(folder, f"{part}.parquet"), ["key", *WORD_COLUMNS, "image"])
                 numbers.append(np.full(table.num_rows, len(parts)))
                 parts.append((name, part))
                 words.append(words_of(table))
@@ -71,8 +74,9 @@ def words_of(table: pa.Table) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairs:
-    """row (p,) of the images searched in, and the wanted (p,) that each is like; differing bits of 64 and of 256; candidates:
-    how many there were within the distance, by the first 64 bits alone."""
+    """row (p,) of the images searched in, and the wanted (p,) that each is like; differing bits of
+    64 and of 256; candidates: how many there were within the distance, by the first 64 bits alone.
+    """
 
     row: np.ndarray
     wanted: np.ndarray
@@ -89,7 +93,9 @@ def blocks(wanted: Wanted, rules: Rules) -> Iterator[Block]:
 
 
 class Block:
-    """Some of the wanted images, indexed. words (n, WORDS); ``first``: the number of the first of them."""
+    """Some of the wanted images, indexed. words (n, WORDS); ``first``: the number of the first of
+    them.
+    """
 
     def __init__(self, words: np.ndarray, first: int, rules: Rules) -> None:
         self._n, self._first, self._rules = len(words), first, rules
@@ -97,7 +103,9 @@ class Block:
         self._index = BandedIndex(self._words[:, 0], rules.distance)
 
     def search(self, words: np.ndarray) -> Pairs:
-        """Pairs of hashes (m, WORDS) with wanted ones, by rising row and number; one that is alike both ways comes once."""
+        """Pairs of hashes (m, WORDS) with wanted ones, by rising row and number; one that is alike
+        both ways comes once.
+        """
         row, place = self._index.search(words[:, 0])
         details = differing(words[row], self._words[place])
         close = np.flatnonzero(details <= self._rules.details)

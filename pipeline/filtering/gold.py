@@ -1,4 +1,6 @@
-"""Labels against gold boxes of the same captions: which gold phrase a label names, and whether its box fits."""
+"""Labels against gold boxes of the same captions: which gold phrase a label names, and whether its
+box fits.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
 from pipeline.filtering.nms import pair_iou, runs, within
 from pipeline.filtering.store import BOX
-from pipeline.io.files import open_file
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.tables import read_table
 
 GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
 
@@ -45,16 +45,7 @@ def read_gold(path: str | Path) -> Gold:
     Raises:
         InputError: no such file, not Parquet, or GOLD_COLUMNS are not all there.
     """
-    try:
-        with open_file(path) as file:
-            table = pq.read_table(file)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file ({error})") from None
-    missing = [c for c in GOLD_COLUMNS if c not in table.column_names]
-    if missing:
-        raise InputError(f"{path}: gold columns missing: {', '.join(missing)}")
+    table = read_table(path, GOLD_COLUMNS)
     numbers = {
         c: table[c].combine_chunks().to_numpy(zero_copy_only=False) for c in GOLD_COLUMNS if c not in ("key", "phrase")
     }
@@ -76,10 +67,11 @@ def gold_tables(folder: str | Path) -> dict[str, str]:
 def match(
     gold: Gold, codes: np.ndarray, keys: pa.Array, start: np.ndarray, end: np.ndarray, boxes: np.ndarray, iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each label the row of its gold phrase (-1: it names none), and whether its box fits that phrase's.
+    """For each label the row of its gold phrase (-1: it names none), and whether its box fits that
+    phrase's.
 
-    A label's gold phrase is the one of the same caption that it shares most characters with, the first of equals. A box
-    fits with an IoU of at least ``iou``.
+    A label's gold phrase is the one of the same caption that it shares most characters with, the
+    first of equals. A box fits with an IoU of at least ``iou``.
 
     Args:
         codes: (n,) into ``keys``, the images. start, end: (n,) characters. boxes: (n, 4) xyxy.

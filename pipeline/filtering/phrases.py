@@ -1,4 +1,6 @@
-"""Phrase texts of a whole store: distinct ones, and how often each is mentioned and boxed, in bounded memory."""
+"""Phrase texts of a whole store: distinct ones, and how often each is mentioned and boxed, in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ COUNTS = pa.schema(
         pa.field("kept", pa.int64(), nullable=False),
     ]
 )
-"""Phrase texts in lower case: ``mentions`` counts captions' phrases with a region, ``kept`` regions that the rules keep."""
+"""Phrase texts in lower case: ``mentions`` counts captions' phrases with a region, ``kept`` regions
+that the rules keep.
+"""
 
 
 def text_hashes(texts: pa.Array) -> np.ndarray:
@@ -61,7 +65,9 @@ class DistinctTexts:
 
 @dataclass(frozen=True)
 class PhraseCounts:
-    """What count-phrases wrote, ready to be asked. ``hashes`` (n,) sorted; texts rarer than its limit are not in it."""
+    """What count-phrases wrote, ready to be asked. ``hashes`` (n,) sorted; texts rarer than its
+    limit are not in it.
+    """
 
     hashes: np.ndarray
     mentions: np.ndarray
@@ -90,7 +96,8 @@ def read_counts(path: str | Path) -> PhraseCounts:
 
 @lru_cache(maxsize=1)
 def _read_counts(path: str, digest: str) -> PhraseCounts:
-    table, notes = read_table(path, COUNTS), footer(path)
+    table = read_table(path, COUNTS)
+    notes = footer(table.schema)
     if "min_count" not in notes:
         raise InputError(f"{path}: want the file that count-phrases wrote")
     hashes = text_hashes(table["phrase"])
@@ -100,7 +107,9 @@ def _read_counts(path: str, digest: str) -> PhraseCounts:
 
 
 def uniform(name: str, phrase_row: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(n,) in [0, 1): a region's own lot, a function of its shard's name, phrase row and rank (splitmix64's mixing)."""
+    """(n,) in [0, 1): a region's own lot, a function of its shard's name, phrase row and rank
+    (splitmix64's mixing).
+    """
     seed = np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u8")[0]
     x = seed + (phrase_row.astype(np.uint64) << np.uint64(16)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,25 +1,26 @@
-"""A regions file whose columns are read when a rule asks for them, and kept only for the rows still in question."""
+"""A regions file whose columns are read when a rule asks for them, and kept only for the rows still
+in question.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.io.files import read_bytes
-from pipeline.io.paths import is_url, stem
+from pipeline.io.paths import stem
+from pipeline.io.tables import footer, open_parquet
 
 BOX = ("x1", "y1", "x2", "y2")
 STRINGS = ["key", "phrase"]
 
 
 class RegionShard:
-    """The regions of one shard. Rows that :meth:`restrict` leaves out are counted in ``total`` and read no further.
+    """The regions of one shard. Rows that :meth:`restrict` leaves out are counted in ``total`` and
+    read no further.
 
     Raises:
         InputError: no such file, not Parquet, or (when it is asked for) a column that is not there.
@@ -27,13 +28,11 @@ class RegionShard:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.name = str(path), stem(path)
-        self._file = _open(str(path))
+        self._file = open_parquet(path, STRINGS)
         self.total = self.size = int(self._file.metadata.num_rows)
         schema = self._file.schema_arrow
         self.columns: list[str] = schema.names
-        self.footer = {
-            k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if not k.startswith(b"ARROW:")
-        }
+        self.footer = footer(schema)
         self._mask: pa.Array | None = None
         self._columns: dict[str, pa.Array] = {}
         self._numbers: dict[str, np.ndarray] = {}
@@ -41,7 +40,9 @@ class RegionShard:
         self._images = 0
 
     def restrict(self, stays: np.ndarray) -> None:
-        """Read only these rows from now on. ``stays`` (total,) of bool; once, before the columns it is to spare."""
+        """Read only these rows from now on. ``stays`` (total,) of bool; once, before the columns it
+        is to spare.
+        """
         assert self._mask is None
         if not stays.all():
             self._mask = pa.array(stays)
@@ -82,7 +83,9 @@ class RegionShard:
         return self._images
 
     def texts(self) -> tuple[np.ndarray, pa.Array]:
-        """(size,) codes of the phrase texts in lower case and the texts they stand for (not all of them occur)."""
+        """(size,) codes of the phrase texts in lower case and the texts they stand for (not all of
+        them occur).
+        """
         if "phrase" not in self._codes:
             self._codes["phrase"] = folded(self.column("phrase"))
         return self._codes["phrase"]
@@ -103,7 +106,9 @@ class RegionShard:
         return values if self._mask is None else values.filter(self._mask)
 
     def table(self, stays: np.ndarray, schema: pa.Schema) -> pa.Table:
-        """The columns of ``schema`` for the rows where ``stays`` (size,); one that may be null and is not there is null."""
+        """The columns of ``schema`` for the rows where ``stays`` (size,); one that may be null and
+        is not there is null.
+        """
         mask = None if stays.all() else pa.array(stays)
         columns = []
         for field in schema:
@@ -121,17 +126,3 @@ def folded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
     low = pc.utf8_lower(column.dictionary).dictionary_encode()
     codes = column.indices.to_numpy()
     return (low.indices.to_numpy()[codes] if len(codes) else codes), low.dictionary
-
-
-def _open(path: str) -> Any:
-    try:
-        if is_url(path):
-            data = read_bytes(path)
-            if data is None:
-                raise FileNotFoundError(path)
-            return pq.ParquetFile(pa.BufferReader(data), read_dictionary=STRINGS)
-        return pq.ParquetFile(path, read_dictionary=STRINGS)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file ({error})") from None

@@ -23,15 +23,18 @@ from pipeline.labelling.label_records import make_record
 
 
 def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) -> Counts:
-    """Everything in one file of labels (with a ``status``) or regions; ``phrases``: the folder that parse-phrases wrote.
+    """Everything in one file of labels (with a ``status``) or regions; ``phrases``: the folder that
+    parse-phrases wrote.
 
-    Pictures are chosen without their images (:func:`with_images`), and only with phrases: the captions are theirs.
+    Pictures are chosen without their images (:func:`with_images`), and only with phrases: the
+    captions are theirs.
 
     Raises:
         InputError: a file is missing, or is not of the store.
     """
     counts, name = Counts(), stem(path)
-    table, teacher = read_table(path, LABELS if status else REGIONS), footer(path).get("teacher") or None
+    table = read_table(path, LABELS if status else REGIONS)
+    teacher = footer(table.schema).get("teacher") or None
     asked = read_caption_phrases(join(phrases, f"{name}.parquet")) if phrases else {}
     kept = table.filter(pc.equal(table["status"].cast(pa.string()), "keep")) if status else table
     keys = list(dict.fromkeys([*asked, *table["key"].unique().to_pylist()]))
@@ -63,7 +66,9 @@ def _numbers(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
-    """Sizes, phrases and scores of the kept boxes; problems of all; sizes of the images that have any."""
+    """Sizes, phrases and scores of the kept boxes; problems of all; sizes of the images that have
+    any.
+    """
     boxes, images = _numbers(table, BOX), _numbers(table, ("height", "width"))
     empty = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     limits = np.concatenate([images[:, ::-1], images[:, ::-1]], 1)
@@ -128,7 +133,8 @@ def _best(rows: pa.Table) -> int:
 
 
 def with_images(pictures: Sequence[Picture], shards: Mapping[str, str]) -> list[Picture]:
-    """Pictures with their images from the crawl; a shard is read as far as its last one. Without, where there is none.
+    """Pictures with their images from the crawl; a shard is read as far as its last one. Without,
+    where there is none.
 
     shards: name -> tar.
     """

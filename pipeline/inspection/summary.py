@@ -21,7 +21,7 @@ from pipeline.inspection.counts import Counts, Picture, Pictures
 from pipeline.inspection.phrase_counts import TextCounts
 from pipeline.io.files import file_size
 from pipeline.io.paths import stem
-from pipeline.io.tables import column_names
+from pipeline.io.tables import open_parquet
 from pipeline.system.devices import cores
 
 Kind = Literal["training", "crawl", "labels", "regions"]
@@ -39,8 +39,9 @@ class Histogram(BaseModel):
 
 
 class Summary(BaseModel):
-    """What is in some shards. extent: the smallest and the largest image, (height, width). phrases: the most frequent, and
-    their boxes. problems: by reason; notes: the first in words."""
+    """What is in some shards. extent: the smallest and the largest image, (height, width). phrases:
+    the most frequent, and their boxes. problems: by reason; notes: the first in words.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +59,8 @@ class Summary(BaseModel):
 
 
 def kind_of(shards: Sequence[str]) -> Kind:
-    """What the shards are, by the first of them that has a sample; tars that have none are a crawl's.
+    """What the shards are, by the first of them that has a sample; tars that have none are a
+    crawl's.
 
     One that cannot be read tells nothing of the others; it will be among the failed.
 
@@ -82,7 +84,7 @@ def kind_of(shards: Sequence[str]) -> Kind:
 
 
 def _kind_of_table(path: str) -> Kind:
-    columns = column_names(path)
+    columns = open_parquet(path).schema_arrow.names
     if "score" not in columns:
         raise InputError(f"{path}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
     return "labels" if "status" in columns else "regions"
@@ -107,17 +109,21 @@ def inspect_shards(
 ) -> tuple[Summary, list[Picture]]:
     """Count what is in shards, each read once.
 
-    Memory holds 16 bytes a distinct phrase (50 at the peak) and a sample, and the pictures; not the shards.
+    Memory holds 16 bytes a distinct phrase (50 at the peak) and a sample, and the pictures; not the
+    shards.
 
     Args:
-        phrases, crawl: for a label store: the folder of parse-phrases, and the crawl's shards for the pictures.
+        phrases, crawl: for a label store: the folder of parse-phrases, and the crawl's shards for
+            the pictures.
         workers: processes. Default: as many as there are cores, where there is enough to read.
 
     Returns:
-        The summary, and the pictures by shard and key. A shard that cannot be read is among ``failed``.
+        The summary, and the pictures by shard and key. A shard that cannot be read is among
+        ``failed``.
 
     Raises:
-        InputError: no shard can be told to be one, none can be read, or there is nothing that ``phrases`` or ``crawl`` are for. RunError: a process broke down.
+        InputError: no shard can be told to be one, none can be read, or there is nothing that
+            ``phrases`` or ``crawl`` are for. RunError: a process broke down.
     """
     kind, progress = kind_of(shards), progress or Silent()
     if kind in {"training", "crawl"} and (phrases or crawl):

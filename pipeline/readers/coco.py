@@ -1,8 +1,9 @@
 """COCO's detection JSON (COCO, Objects365, ODinW, LVIS): boxes with class names.
 
-LVIS (arXiv 1908.03195) is federated: ``neg_category_ids`` of an image are verified absent, and nothing is known of most
-other classes; ``not_exhaustive_category_ids`` are present, with more of them than are boxed. ``key`` of an image, and
-``score``, ``annotator`` and ``root`` of an annotation, are what our own export adds.
+LVIS (arXiv 1908.03195) is federated: ``neg_category_ids`` of an image are verified absent, and
+nothing is known of most other classes; ``not_exhaustive_category_ids`` are present, with more of
+them than are boxed. ``key`` of an image, and ``score``, ``annotator`` and ``root`` of an
+annotation, are what our own export adds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
 
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.data.records import Region
 from pipeline.errors import InputError
 from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, origin_of, size_of, want, xywh_box
@@ -25,7 +26,8 @@ WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations
 
 
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Ids of one name are one class: a labelling tool writes each set's first class twice, once as the parent of all.
+    """Ids of one name are one class: a labelling tool writes each set's first class twice, once as
+    the parent of all.
 
     Raises:
         InputError: not COCO's layout, two categories or images of one id; each named.
@@ -39,7 +41,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             number = want(row, "id", f"{path}: images")
             absent = row.get("neg_category_ids")
             federated |= absent is not None
-            key = own_key(row)
+            key = row_key(row)
             open_ = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
             index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent, open_, key), key)
         elif part == "annotations":
@@ -83,7 +85,9 @@ def _parts(files: SetFiles) -> int:
 
 
 def fill_lvis(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """As :func:`fill`. Raises InputError, too: COCO's own file, by which every class without a box would be taken for absent."""
+    """As :func:`fill`. Raises InputError, too: COCO's own file, by which every class without a box
+    would be taken for absent.
+    """
     header = fill(files, index)
     if not header["federated"]:
         raise InputError(
@@ -104,9 +108,11 @@ def place(number: Any, image: Any) -> Place:
 
 
 def labelled(entry: Entry, header: Header) -> Labelled:
-    """``iscrowd`` regions become ignore regions; images without annotations are kept, as they teach absence.
+    """``iscrowd`` regions become ignore regions; images without annotations are kept, as they teach
+    absence.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or
+    ``unknown_category``.
     """
     file, size, absent, open_, key = entry.image
     names = header["names"]

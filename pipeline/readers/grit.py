@@ -1,7 +1,8 @@
-"""GRIT (Kosmos-2, arXiv 2306.14824): captions whose noun chunks or expressions have boxes, drawn by a GLIP.
+"""GRIT (Kosmos-2, arXiv 2306.14824): captions whose noun chunks or expressions have boxes, drawn by
+a GLIP.
 
-Read from img2dataset's output: shards whose ``KEY.json`` has GRIT's columns, or its ``.parquet`` tables beside a folder of
-``00000/KEY.jpg``; JSON Lines with the same fields are read as tables are.
+Read from img2dataset's output: shards whose ``KEY.json`` has GRIT's columns, or its ``.parquet``
+tables beside a folder of ``00000/KEY.jpg``; JSON Lines with the same fields are read as tables are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.keys import image_key
 from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
-from pipeline.io.files import listing, open_file
+from pipeline.io.files import listing
 from pipeline.io.paths import is_url
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, read_tar
@@ -34,7 +35,8 @@ _Where = tuple[str, str, int, int]
 
 
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """A row that is none costs itself, in a crawl of millions; they are counted as ``bad_labels``, and a tar's faults by their names.
+    """A row that is none costs itself, in a crawl of millions; they are counted as ``bad_labels``,
+    and a tar's faults by their names.
 
     Raises:
         InputError: not GRIT's layout: none of the first rows is.
@@ -111,21 +113,14 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
                 row = "no JSON"
             yield row, (sample.key, path, sample.offsets[extension], len(sample.files[extension]))
     elif path.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from pipeline.io.tables import open_parquet  # imports pyarrow
 
-        with open_file(path) as file:
-            try:
-                table = pq.ParquetFile(file)
-                wanted = [
-                    n for n in ("key", "caption", "noun_chunks", "ref_exps", "status") if n in table.schema_arrow.names
-                ]
-                for batch in table.iter_batches(1000, columns=wanted):
-                    for row in batch.to_pylist():
-                        if row.pop("status", "success") == "success":
-                            yield row, None
-            except pa.ArrowInvalid:
-                raise refuse(path, WANTED) from None
+        file = open_parquet(path)
+        columns = [n for n in ("key", "caption", "noun_chunks", "ref_exps", "status") if n in file.schema_arrow.names]
+        for batch in file.iter_batches(1000, columns=columns):
+            for row in batch.to_pylist():
+                if row.pop("status", "success") == "success":
+                    yield row, None
     else:
         for _, row in stream_lines(path, WANTED):
             yield row, None
@@ -148,7 +143,8 @@ def place(number: Any, image: Any) -> Place:
 def labelled(entry: Entry, header: Header) -> Labelled:
     """Chunks are [start, end, x1, y1, x2, y2, score], the box in shares of the image.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``span_outside_caption``.
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or
+    ``span_outside_caption``.
     """
     _, caption, chunks = entry.image
     regions: list[Region] = []

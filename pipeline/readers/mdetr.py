@@ -1,11 +1,13 @@
-"""MDETR's grounding JSON (GoldG: Flickr30k, mixed; GQA; RefCOCO/+/g): boxes with spans of a caption."""
+"""MDETR's grounding JSON (GoldG: Flickr30k, mixed; GQA; RefCOCO/+/g): boxes with spans of a
+caption.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.base import (
@@ -29,7 +31,9 @@ WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captio
 
 
 def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not MDETR's layout, an image without a caption, or two images of one id; each named."""
+    """Raises InputError: not MDETR's layout, an image without a caption, or two images of one id;
+    each named.
+    """
     path = files.annotations
     for part, row in stream_object(path, ("images", "annotations"), WANTED):
         if part == "images":
@@ -38,7 +42,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             if not isinstance(caption, str):
                 raise InputError(f"{path}: image {number}: caption {caption!r} is no text")
             file = str(want(row, "file_name", f"{path}: image {number}"))
-            key = own_key(row)
+            key = row_key(row)
             kept = (file, size_of(row), caption, row.get("data_source"), key, row.get("uncertain"))
             index.image(number, kept, key)
         else:
@@ -57,12 +61,13 @@ def place(number: Any, image: Any) -> Place:
 def labelled(entry: Entry, header: Header) -> Labelled | None:
     """The spans are taken as they stand, never searched again.
 
-    An image without annotations is left out, as MDETR and GLIP do (GLIP spec 9.3): every word of its caption would be taught
-    as absent. Not so one that export wrote, where its record stood like this.
+    An image without annotations is left out, as MDETR and GLIP do (GLIP spec 9.3): every word of
+    its caption would be taught as absent. Not so one that export wrote, where its record stood like
+    this.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no ``tokens_positive``) or
-    ``span_outside_caption``. A region goes whole: box and spans together; the spans of one whose box is of no use are
-    uncertain. An ignore region needs no spans.
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` (no
+    ``tokens_positive``) or ``span_outside_caption``. A region goes whole: box and spans together;
+    the spans of one whose box is of no use are uncertain. An ignore region needs no spans.
     """
     _, size, caption, _, key, unsure = entry.image
     if not entry.rows and key is None:

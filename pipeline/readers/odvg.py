@@ -1,6 +1,7 @@
 """ODVG JSON Lines (Open-GroundingDino, MM-Grounding-DINO): a line an image, detection or grounding.
 
-Grounding lines must have ``tokens_positive``: a phrase alone may stand in a caption twice, and is never searched for.
+Grounding lines must have ``tokens_positive``: a phrase alone may stand in a caption twice, and is
+never searched for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.base import (
@@ -38,11 +39,13 @@ def _rows(files: SetFiles, part: str) -> Any:
         if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
             found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
             raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {found}")
-        yield line, row["filename"], size_of(row), own_key(row), row[part]
+        yield line, row["filename"], size_of(row), row_key(row), row[part]
 
 
 def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
-    """(is it an ignore region, row) of a line's boxes; ``ignore`` is what our own export puts beside the labels."""
+    """(is it an ignore region, row) of a line's boxes; ``ignore`` is what our own export puts
+    beside the labels.
+    """
     yield from ((False, row) for row in part.get(name) or ())
     yield from ((True, row) for row in part.get("ignore") or ())
 
@@ -85,7 +88,9 @@ def place(number: Any, image: Any) -> Place:
 
 
 def labelled_detection(entry: Entry, header: Header) -> Labelled:
-    """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
+    """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or
+    ``unknown_category``.
+    """
     file, size, rows, key, absent, more = entry.image
     regions: list[Region] = []
     boxless: list[str] = []
@@ -110,7 +115,8 @@ def _names(value: Any) -> tuple[str, ...] | None:
 def labelled_grounding(entry: Entry, header: Header) -> Labelled:
     """A phrase's ``bbox`` is one box or a list of them.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``.
+    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or
+    ``span_outside_caption``.
     """
     file, size, caption, rows, key, unsure = entry.image
     regions: list[Region] = []

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.dedup.exclusion_list import Without
 from pipeline.dedup.image_sets import ImageSet, shard_set
-from pipeline.dedup.perceptual_hash import HASH_VERSION, HASHES
+from pipeline.dedup.perceptual_hash import HASH_VERSION
 from pipeline.dedup.report import DedupReport, SetMatches, markdown
 from pipeline.dedup.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
 from pipeline.errors import InputError
@@ -117,7 +117,7 @@ def _search(
     progress.begin("search", len(parts) * max(1, -(-len(wanted.words) // BLOCK)))
     for block in blocks(wanted, rules):
         for number, part in enumerate(parts):
-            hashes = read_table(join(folder, f"{part}.parquet"), HASHES, WORD_COLUMNS)
+            hashes = read_table(join(folder, f"{part}.parquet"), WORD_COLUMNS)
             some = block.search(words_of(hashes))
             pairs.keep(len(some.row))
             pairs.drop("other_details", some.candidates - len(some.row))
@@ -132,7 +132,7 @@ def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[s
     rows: list[tuple[int, int, int]] = []
     values: dict[tuple[int, int, int], dict[str, Any]] = {}
     for number in sorted({number for number, _ in found}):
-        table = read_table(join(folder, f"{parts[number]}.parquet"), HASHES, ["key", "image"])
+        table = read_table(join(folder, f"{parts[number]}.parquet"), ["key", "image"])
         keys, images = table["key"], table["image"].to_numpy()
         for some in (pairs for n, pairs in found if n == number):
             set_keys = wanted.keys.take(pa.array(some.wanted)).to_pylist()

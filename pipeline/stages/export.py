@@ -19,7 +19,7 @@ from pipeline.execution.commit import commit_report, committed, read_report, rep
 from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.execution.worker import MAX_NOTES
-from pipeline.io.atomic import settle, write_atomic
+from pipeline.io.atomic import sync_all, write_atomic
 from pipeline.io.files import file_size, listing, listing_below, read_bytes, remove
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join, stem
@@ -104,7 +104,7 @@ def run(
             context.samples.add(found.samples)
             context.regions.add(found.regions)
             _refuse_nothing(context, f"{', '.join(dirs)}: no record to write as {to}")
-            settle(out)
+            sync_all(out)
             outputs = sink.commit()
         if to != "coco":
             context.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())

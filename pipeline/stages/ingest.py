@@ -30,7 +30,7 @@ from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
-from pipeline.io.paths import is_url, join, located
+from pipeline.io.paths import is_url, join, resolve_path
 from pipeline.io.tars import write_tar
 from pipeline.readers.base import CUT, LEFT_OUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
 from pipeline.readers.image_headers import ImageHeader, read_header, upright
@@ -113,8 +113,8 @@ def _ingest_set(
         )
     files = SetFiles(
         name,
-        located(base, entry.annotations),
-        {role: located(base, path) for role, path in entry.companions.items()},
+        resolve_path(base, entry.annotations),
+        {role: resolve_path(base, path) for role, path in entry.companions.items()},
         entry.options,
     )
     format_ = load_format(entry.format)
@@ -188,9 +188,9 @@ def _remove_beyond(count: int, name: str, out: str) -> None:
 def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
     found: tuple[str, ...] | dict[str, str]
     if isinstance(folder, dict):
-        found = {name: located(base, path) for name, path in folder.items()}
+        found = {name: resolve_path(base, path) for name, path in folder.items()}
     else:
-        found = tuple(located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+        found = tuple(resolve_path(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
     paths = [*found.values()] if isinstance(found, dict) else found
     if not any(is_url(path) or Path(path).is_dir() for path in paths):
         raise InputError(

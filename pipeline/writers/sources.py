@@ -1,4 +1,6 @@
-"""What an export reads: training shards, or a label store with the crawl that it labels. One shard at a time."""
+"""What an export reads: training shards, or a label store with the crawl that it labels. One shard
+at a time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from pipeline.data.crawl import image_of
 from pipeline.data.dataset_cards import read_cards
 from pipeline.data.image_links import LinkReader
 from pipeline.data.images import IMAGE_EXTENSIONS
-from pipeline.data.records import LABELS, DatasetCard, GroundingRecord, ImageLink
+from pipeline.data.records import DatasetCard, GroundingRecord, ImageLink
 from pipeline.errors import InputError
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import MAX_NOTES
@@ -33,7 +35,9 @@ WANTED = "want training shards (*.tar of ingest or build-shards) or labels (*.pa
 
 @dataclass
 class Found:
-    """What reading came upon, beside the records: lost ones by reason, and the first few problems in words."""
+    """What reading came upon, beside the records: lost ones by reason, and the first few problems
+    in words.
+    """
 
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
@@ -55,7 +59,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Sample:
-    """A record, the key and extension of its image in the shard, and how to get its bytes, if they are to be had."""
+    """A record, the key and extension of its image in the shard, and how to get its bytes, if they
+    are to be had.
+    """
 
     record: GroundingRecord
     key: str
@@ -88,7 +94,8 @@ def find_source(
     """What the folders, patterns or files hold.
 
     Args:
-        phrases, crawl: of a label store; its phrases are looked for beside it. images: as asked for; None: where there are any.
+        phrases, crawl: of a label store; its phrases are looked for beside it. images: as asked
+            for; None: where there are any.
 
     Raises:
         InputError: nothing there, not both kinds at a time, or options that are for the other kind.
@@ -126,7 +133,9 @@ def _kind(path: str) -> str:
 
 
 class TrainingShards:
-    """The shards that ingest and build-shards write, and others of the same record; images in them or linked."""
+    """The shards that ingest and build-shards write, and others of the same record; images in them
+    or linked.
+    """
 
     images = True
 
@@ -135,7 +144,9 @@ class TrainingShards:
         self.names = [stem(path) for path in paths]
 
     def digests(self) -> dict[str, str]:
-        """By the reports beside the shards, where they fit: digesting terabytes would cost as much as exporting them."""
+        """By the reports beside the shards, where they fit: digesting terabytes would cost as much
+        as exporting them.
+        """
         known: dict[str, tuple[int, str]] = {}
         for folder in sorted({parent(path) for path in self._paths if not is_url(path)}):
             for path in listing(folder, ".report.json"):
@@ -155,10 +166,12 @@ class TrainingShards:
         return {card.name: card for _, card in read_cards(self._paths)}
 
     def read(self, number: int, found: Found) -> Iterator[Sample]:
-        """Records that are none are counted as ``no_record``, ``bad_record``, ``bad_link`` or ``no_image``.
+        """Records that are none are counted as ``no_record``, ``bad_record``, ``bad_link`` or
+        ``no_image``.
 
         Raises:
-            InputError: no tar archive, one that is cut off or damaged, or one without a single record.
+            InputError: no tar archive, one that is cut off or damaged, or one without a single
+                record.
         """
         path, good, problems = self._paths[number], 0, TarProblems()
         for sample in read_tar(path, problems):
@@ -208,7 +221,9 @@ def _same(data: bytes) -> bytes:
 
 
 class LabelStore:
-    """What filter-boxes wrote, as build-shards would make records of it; with the crawl, its images too."""
+    """What filter-boxes wrote, as build-shards would make records of it; with the crawl, its images
+    too.
+    """
 
     def __init__(self, labels: list[str], phrases: str | None, crawl: list[str], dataset: str) -> None:
         self._labels, self._dataset = labels, dataset
@@ -223,7 +238,7 @@ class LabelStore:
         self._crawl = [by_stem[name] for name in self.names] if crawl else []
         require_files([*labels, *self._phrases])
         try:
-            read_table(labels[0], LABELS, ["key", "status"])
+            read_table(labels[0], ["key", "status"])
         except InputError as error:
             raise InputError(f"{error}; want the folder that filter-boxes wrote") from None
 

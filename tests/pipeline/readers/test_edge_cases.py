@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
-from pipeline.data.keys import fitting_key
+from pipeline.data.keys import shard_key
 from pipeline.data.manifests import read_manifest
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
@@ -325,7 +325,7 @@ def test_sets_of_one_name_are_not_mixed(tmp_path):
 
 @given(st.lists(st.text("ab/._%~é", min_size=1, max_size=6), unique=True, max_size=6))
 def test_keys_that_fit_are_as_many_as_there_were(keys):
-    fitting = [fitting_key(key) for key in keys]
+    fitting = [shard_key(key) for key in keys]
     assert len(set(fitting)) == len(keys) and not any({"/", "."} & set(key) for key in fitting)
     assert all(fit == key for fit, key in zip(fitting, keys, strict=True) if not {"/", ".", "%"} & set(key))
 
@@ -367,7 +367,7 @@ def test_a_wrong_option_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sets:\n  a: {kind: detection}\n  b: {}\n  a: {}\n", r"m\.yaml: line 4: .*'a' is there twice"),
+        ("sets:\n  a: {kind: detection}\n  b: {}\n  a: {}\n", r"m\.yaml: line 4: .*duplicate key 'a'"),
         ("sets:\n  a: [\n", r"m\.yaml: line 3: not YAML"),
         (
             "sets:\n  a: {kind: detection, format: coco, anotations: x}\n",

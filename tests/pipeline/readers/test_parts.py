@@ -14,7 +14,7 @@ from PIL import Image
 
 from model.grounding import TokenLookup, phrase_tokens, positive_map
 from pipeline.data.images import ImageError, image_size
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.errors import InputError
 from pipeline.readers import json_stream
 from pipeline.readers.flickr30k import parse_sentence
@@ -130,8 +130,8 @@ def test_keys_are_unique_and_fit_for_tars(ids):
 
 def test_a_cut_key_is_like_no_whole_one():
     cut = image_key("x" * 300)
-    assert len(cut) <= 180 and cut == own_key({"key": "x" * 300}) and image_key(cut) != cut
-    assert own_key({"key": "a-b"}) == "a-b" and own_key({"key": ""}) is None
+    assert len(cut) <= 180 and cut == row_key({"key": "x" * 300}) and image_key(cut) != cut
+    assert row_key({"key": "a-b"}) == "a-b" and row_key({"key": ""}) is None
 
 
 @settings(max_examples=60, deadline=None)

@@ -47,7 +47,7 @@ def test_labels_are_the_kept_regions_untouched(store, tmp_path):
 def test_the_footer_holds_the_rules_as_they_apply(store, tmp_path):
     filter_boxes.run(FilterConfig.model_validate({"preset": "grit", "min_box_side": 2}), store, tmp_path / "a")
     filter_boxes.run(FilterConfig(preset="grit"), store, tmp_path / "b")
-    a, b = (footer(tmp_path / n / "00000.parquet") for n in "ab")
+    a, b = (footer(pq.read_schema(tmp_path / n / "00000.parquet")) for n in "ab")
     assert (a["preset"], b["preset"], a["teacher"]) == ("", "grit", "glip@0123456789ab")
     rules = json.loads(a["rules"])
     assert (rules["threshold"], rules["cross_phrase_iou"], rules["min_box_side"]) == (0.65, 0.6, 2)
@@ -62,7 +62,7 @@ def test_what_the_tables_say_is_part_of_the_fingerprint(store, tmp_path):
     for n in (1, 2):
         count_phrases(config, store, tmp_path / f"{n}.parquet", min_count=n)
         filter_boxes.run(config, store, tmp_path / str(n), counts=tmp_path / f"{n}.parquet")
-        marks.add(footer(tmp_path / str(n) / "00000.parquet")["fingerprint"])
+        marks.add(footer(pq.read_schema(tmp_path / str(n) / "00000.parquet"))["fingerprint"])
     assert len(marks) == 2
 
 
