@@ -32,10 +32,20 @@ from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
 from pipeline.io.paths import is_url, join, resolve_path
 from pipeline.io.tars import write_tar
-from pipeline.readers.base import CUT, LEFT_OUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
-from pipeline.readers.image_headers import ImageHeader, read_header, upright
+from pipeline.readers.base import (
+    CUT,
+    LEFT_OUT,
+    UNREADABLE,
+    Kind,
+    LabelledImage,
+    SetFiles,
+    build_index,
+    presence_of,
+    uncertain_spans,
+)
+from pipeline.readers.image_headers import ImageHeader, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
-from pipeline.readers.index import Index, Part
+from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READ, load_format
 from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
 
@@ -57,7 +67,7 @@ class SetWork:
     index: str
     images: ImageStore
     orientation: Literal["upright", "stored"]
-    parts: tuple[Part, ...]
+    parts: tuple[IdRange, ...]
     out: str
 
 
@@ -122,12 +132,12 @@ def _ingest_set(
         path = str(Path(folder) / "index")
         log.log(_loudness(files.annotations), "%s: reading %s", name, files.annotations)
         build_index(format_, files, path)
-        index = Index(path)
+        index = IndexReader(path)
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
             name, entry.format, format_.kind, config, path, ImageStore(_folders(base, entry.images_folder)), entry.orientation,
-            tuple(index.parts(config.samples_per_shard)), out,
+            tuple(index.ranges(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
@@ -200,9 +210,9 @@ def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tupl
 
 
 @lru_cache(maxsize=2)
-def _index(path: str) -> Index:
+def _index(path: str) -> IndexReader:
     """Opened once a process."""
-    return Index(path)
+    return IndexReader(path)
 
 
 def _number(job: ShardJob) -> int:
@@ -252,7 +262,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     format_, index = load_format(work.format), _index(work.index)
     samples, regions, notes = Counts(), Counts(), list[str]()
 
-    def items() -> Iterator[Labelled]:
+    def items() -> Iterator[LabelledImage]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
                 item = format_.labelled(entry, index.header)
@@ -280,7 +290,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
 
 def _sample(
-    item: Labelled, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
+    item: LabelledImage, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
     outside: Counter[str] = (
@@ -298,11 +308,11 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept, gone = upright(item, header, work.orientation, outside)
-        absent, more = known_of(item, gone)
+        kept, gone = upright_regions(item, header, work.orientation, outside)
+        absent, more = presence_of(item, gone)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
-            regions=tuple(kept), uncertain=unsure_of(item, kept, gone), verified_absent=absent,
+            regions=tuple(kept), uncertain=uncertain_spans(item, kept, gone), verified_absent=absent,
             not_exhaustive=more,
         )  # fmt: skip
         text = record.to_json()

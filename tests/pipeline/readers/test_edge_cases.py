@@ -131,7 +131,7 @@ def listed_twice(name: str, root: Path) -> Set:
 @pytest.mark.parametrize("name", [n for n in READ if not n.startswith(("odvg", "grit", "glip", "openimages"))])
 def test_an_image_that_is_there_twice_is_named(tmp_path, name):
     path, companions, options = listed_twice(name, tmp_path)
-    with pytest.raises(InputError, match=r"image id \S+ is there twice"):
+    with pytest.raises(InputError, match=r"duplicate image id \S+"):
         read(name, path, companions, **options)
 
 
@@ -250,7 +250,7 @@ def test_ids_of_one_name_are_one_class_and_it_is_told(tmp_path, caplog):
     assert [r.phrase for r in found.images[0].regions] == ["fish", "fish", "ray"]
     assert found.label_space == ("fish", "ray") and "category 'fish' has several ids" in caplog.text
     categories[1] = {"id": 0, "name": "shark"}
-    with pytest.raises(InputError, match="category 0 is there twice, as 'fish' and 'shark'"):
+    with pytest.raises(InputError, match="duplicate category 0: 'fish' and 'shark'"):
         read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
 
 
@@ -338,7 +338,7 @@ def coco_of(root: Path, file: str, **more: object):
 
 def test_a_wrong_path_is_told_with_the_path(tmp_path):
     with pytest.raises(
-        RunError, match=r"1 of 1 images lost .*; the first: .*images/wrong/1\.jpg: not there \(more in .*s-000000"
+        RunError, match=r"1 of 1 images lost .*; the first: .*images/wrong/1\.jpg: no such file \(more in .*s-000000"
     ):
         coco_of(tmp_path, "wrong/1.jpg")
     with pytest.raises(InputError, match=r"images_folder: .*/imags: no such folder"):
