@@ -225,9 +225,9 @@ def _fingerprint_of(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]
     Sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it. Objects behind
     URLs are taken by their names, as a request for each would cost as much too.
     """
-    place, sizes = load_format(work.format).place, {}
+    location_of, sizes = load_format(work.format).location, {}
     for number, image in _index(work.index).images_of(work.parts[_number(job)]):
-        where = place(number, image)
+        where = location_of(number, image)
         sizes[f"{where.file} {where.offset}"] = work.images.size(where)
     inputs = {"images": digest_json(sizes)}
     return fingerprint(
@@ -277,7 +277,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         ones, twins = tee(items())
-        for item, read in zip(ones, work.images.reading(item.place for item in twins)):
+        for item, read in zip(ones, work.images.reading(item.location for item in twins)):
             made = _sample(item, read, work, samples, regions, notes)
             if made is not None:
                 yield item.key, made
@@ -301,7 +301,7 @@ def _sample(
         regions.dropped.update(lost)
         if not item.regions and UNREADABLE & lost.keys():  # without any, it would teach that what is there is absent
             samples.dropped["no_usable_region"] += 1
-            notes.append(f"{item.place.file}: none of its regions can be used ({lost})")
+            notes.append(f"{item.location.file}: none of its regions can be used ({lost})")
             return None
     try:
         data = read()
@@ -320,13 +320,13 @@ def _sample(
         reason = error.reason if isinstance(error, ImageError) else "bad_record"
         samples.dropped[reason] += 1
         regions.dropped["image_lost"] += len(item.regions)
-        notes.append(f"{item.place.file}: {str(error).splitlines()[0]}")
+        notes.append(f"{item.location.file}: {str(error).splitlines()[0]}")
         return None
     samples.kept += 1
     regions.kept += len(kept)
     regions.cut += item.lost.get(CUT, 0) + outside.pop(CUT, 0)
     regions.dropped.update(outside)
-    return {_extension(item.place.file, header): data, "json": text}
+    return {_extension(item.location.file, header): data, "json": text}
 
 
 def _extension(file: str, header: ImageHeader) -> str:
