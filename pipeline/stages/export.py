@@ -27,10 +27,10 @@ from pipeline.io.temporaries import clear_temporaries
 from pipeline.readers.image_headers import read_header
 from pipeline.writers.atomic_files import Sink
 from pipeline.writers.base import ClassNames, ExportContext, Item, Target
-from pipeline.writers.parallel_files import in_order, writers
+from pipeline.writers.parallel_files import ordered_map, writer_threads
 from pipeline.writers.registry import DATASET, load_target
-from pipeline.writers.sources import Found, Sample, Source, find_source
-from pipeline.writers.unique_keys import Names
+from pipeline.writers.sources import ReadLosses, Sample, Source, find_source
+from pipeline.writers.unique_keys import UniqueNames
 
 STAGE = "export"
 VERSION = 1
@@ -95,12 +95,12 @@ def run(
     progress.begin(STAGE, len(source.names))
     report = StageReport(stage=STAGE)
     try:
-        with Sink(out) as sink, Names() as names:
-            context, found = ExportContext(sink, names, cards, class_names), Found()
+        with Sink(out) as sink, UniqueNames() as names:
+            context, found = ExportContext(sink, names, cards, class_names), ReadLosses()
             target = make(context)
             work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
             samples = _samples(source, found, context, drop_empty, out, target.folder, mark, progress)
-            notes = _write(target, context, in_order(work, samples, writers(out)), progress)
+            notes = _write(target, context, ordered_map(work, samples, writer_threads(out)), progress)
             context.samples.add(found.samples)
             context.regions.add(found.regions)
             _refuse_nothing(context, f"{', '.join(dirs)}: no record to write as {to}")
@@ -202,7 +202,7 @@ class _Ready:
 
 def _samples(
     source: Source,
-    found: Found,
+    found: ReadLosses,
     context: ExportContext,
     drop_empty: bool,
     out: str,
