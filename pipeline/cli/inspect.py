@@ -134,13 +134,13 @@ def dedup(
     exit_with_parent()
     with one_line_errors("dedup"):
         from pipeline.dedup.image_sets import read_image_set
-        from pipeline.dedup.search import Rules
+        from pipeline.dedup.search import MatchRules
         from pipeline.io.atomic import write_json
         from pipeline.stages import dedup as stage
 
         report, dropped = stage.run(
             expand(shards), [read_image_set(option) for option in against], out,
-            rules=Rules(distance, details, mirrored), drop=drop, pictures=pictures, progress=terminal(),
+            rules=MatchRules(distance, details, mirrored), drop=drop, pictures=pictures, progress=terminal(),
             workers=workers, max_failed=max_failed,
         )  # fmt: skip
         for line in report.lines():

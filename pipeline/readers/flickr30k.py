@@ -21,7 +21,7 @@ from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
 from pipeline.readers.xml_files import corners, listed_names, read_xml, stated_size
 
-WANTED = "Flickr30k Entities' RegionPredictions (XML with root <annotation> and entities' numbers in <name>)"
+WANTED = "Flickr30k Entities' Annotations (XML with root <annotation> and entities' numbers in <name>)"
 WANTED_SENTENCES = "Flickr30k Entities' Sentences ([/EN#1/people Two men] in [/EN#2/scene a park] .)"
 _OPEN = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ")
 _NOT_VISUAL = "0"

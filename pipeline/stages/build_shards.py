@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.records import RECORD_VERSION
-from pipeline.dedup.exclusion_list import Without
+from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.execution.run import run_shards
@@ -41,7 +41,7 @@ def run(
     Args:
         phrases, labels: folders that parse-phrases and filter-boxes wrote; joined on (shard, key).
         dataset: name of the set in the records and in the files' names.
-        without: list of samples to leave out (:class:`pipeline.dedup.exclusion_list.Without`), counted as near_duplicate.
+        without: list of samples to leave out (:class:`pipeline.dedup.exclusion_list.ExclusionList`), counted as near_duplicate.
     """
 
     def inputs(shard: str) -> dict[str, str]:
@@ -59,7 +59,7 @@ def run(
             **unwanted.fingerprint_of(job.name),
         )
 
-    unwanted = Without({}) if without is None else Without.read(without)
+    unwanted = ExclusionList({}) if without is None else ExclusionList.read(without)
     unwanted.warn_of_unknown_ids(str(without), shards)
     require_files(path for shard in shards for path in inputs(shard).values())
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
@@ -75,7 +75,14 @@ def run(
 
 
 def _build_shard(
-    job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str, without: Without
+    job: ShardJob,
+    *,
+    config: BuildShardsConfig,
+    out: str,
+    phrases: str,
+    labels: str,
+    dataset: str,
+    without: ExclusionList,
 ) -> ShardReport:
     store = ShardLabels.read(
         join(phrases, f"{job.name}.parquet"), join(labels, f"{job.name}.parquet"), dataset, config, without.of(job.name)

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dedup.exclusion_list import Without
+from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.dedup.image_sets import ImageSet, shard_set
 from pipeline.dedup.perceptual_hash import HASH_VERSION
 from pipeline.dedup.report import DedupReport, SetMatches, markdown
-from pipeline.dedup.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
+from pipeline.dedup.search import BLOCK, WORD_COLUMNS, MatchRules, Pairs, QueryImages, blocks, words_of
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import StageReport, Tally
@@ -51,7 +51,7 @@ def run(
     against: Sequence[ImageSet],
     out: str | Path,
     *,
-    rules: Rules = Rules(),
+    rules: MatchRules = MatchRules(),
     drop: bool = False,
     pictures: int = 24,
     progress: Progress | None = None,
@@ -87,7 +87,9 @@ def run(
     folder = join(out, "hashes/shards")
     searched = hash_images.run(training, folder, progress=progress, workers=workers, max_failed=max_failed)
     failed = {name: {f.shard for f in report.failed} for name, report in hashed.items()}
-    wanted = Wanted.read([(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against])
+    wanted = QueryImages.read(
+        [(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against]
+    )
     lost = {f.shard for f in searched.failed}
     parts = [p for p in training.parts if p not in lost]
     matches, pairs = _search(wanted, parts, folder, rules, progress)
@@ -102,14 +104,14 @@ def run(
     dropped = None
     if drop:
         dropped = drop_samples.run(
-            [training.shards[p] for p in parts], join(out, "shards"), without=Without.of_table(matches), reason=REASON,
+            [training.shards[p] for p in parts], join(out, "shards"), without=ExclusionList.of_table(matches), reason=REASON,
             failed=lost, progress=progress, workers=workers, max_failed=max_failed,
         )  # fmt: skip
     return report, dropped
 
 
 def _search(
-    wanted: Wanted, parts: Sequence[str], folder: str, rules: Rules, progress: Progress
+    wanted: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
 ) -> tuple[pa.Table, Tally]:
     """The matches, by shard, row and wanted image, and the tally of the pairs that the first 64 bits proposed."""
     found: list[tuple[int, Pairs]] = []
@@ -128,7 +130,7 @@ def _search(
     return _table(found, wanted, parts, folder), pairs
 
 
-def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[str], folder: str) -> pa.Table:
+def _table(found: Sequence[tuple[int, Pairs]], wanted: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
     rows: list[tuple[int, int, int]] = []
     values: dict[tuple[int, int, int], dict[str, Any]] = {}
     for number in sorted({number for number, _ in found}):
@@ -154,7 +156,7 @@ def _summary(
     searched: StageReport,
     hashed: dict[str, StageReport],
     distinct: dict[str, int],
-    rules: Rules,
+    rules: MatchRules,
 ) -> DedupReport:
     sets = {}
     for name, report in hashed.items():

@@ -110,7 +110,7 @@ def test_list_and_show():
     assert done.exit_code == 0 and all(name in done.output for name in WANTED)
     assert {row["name"] for row in json.loads(call("datasets", "list", "--json").output)} >= WANTED
     shown = call("datasets", "show", "pascal-voc").output
-    assert "md5 c52e279531787c972589f7e41ab4ae64" in shown and "VOCdevkit/VOC2007/RegionPredictions" in shown
+    assert "md5 c52e279531787c972589f7e41ab4ae64" in shown and "VOCdevkit/VOC2007/Annotations" in shown
     shown = call("datasets", "show", "lvis-v1").output
     assert "checked, counts: 19,809 less the 15,000" in shown and "not checked, licence: from memory" in shown
     assert "8 x goldg_flickr30k_train" in call("datasets", "show", "glip-l").output

@@ -25,7 +25,7 @@ from pipeline.data.class_names import LabelSpaces
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.data.training_shards import ShardSet
 from pipeline.dedup.image_sets import read_image_set
-from pipeline.dedup.search import Rules
+from pipeline.dedup.search import MatchRules
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.stages import build_shards as build_stage
@@ -129,7 +129,7 @@ def test_an_image_with_several_captions_is_one_image(world):
 
 
 def test_mirrored_copies_are_found_if_asked_for(world):
-    run(world, str(world / "images"), rules=Rules(mirrored=True))
+    run(world, str(world / "images"), rules=MatchRules(mirrored=True))
     rows = pq.read_table(world / "out" / "matches.parquet").to_pylist()
     assert [(r["key"], r["set_key"]) for r in rows if r["mirrored"]] == [("000020000", "coffee.png")]
     assert len(rows) == 4
@@ -260,7 +260,7 @@ def test_a_list_of_other_shards_is_told(store, tmp_path, caplog):
     pq.write_table(table, tmp_path / "list.parquet")
     with caplog.at_level("WARNING", "glip_self_train"):
         build(store, tmp_path / "out", tmp_path / "list.parquet")
-    assert "list.parquet names samples of elsewhere, none of these shards" in caplog.text
+    assert "list.parquet lists samples of elsewhere, none of these shards" in caplog.text
     pq.write_table(table.rename_columns(["shard", "name"]), tmp_path / "wrong.parquet")
     with pytest.raises(InputError, match=r"wrong\.parquet: has no column key"):
         build(store, tmp_path / "out", tmp_path / "wrong.parquet")

@@ -360,7 +360,7 @@ def test_a_cut_xml_is_told_as_that(tmp_path):
 
 def test_a_wrong_option_is_named(tmp_path):
     path, companions, _ = coco(tmp_path, [BOXES["good"]])
-    with pytest.raises(InputError, match=r"options\.name_parts 'two': want a number"):
+    with pytest.raises(InputError, match=r"options\.name_parts 'two': want an integer"):
         read("coco", path, companions, name_parts="two")
 
 

@@ -110,8 +110,8 @@ def test_visual_genome_descriptions_have_the_spans_where_they_were_put(tmp_path,
 
 
 def test_voc_counts_pixels_from_one_and_ignores_what_is_difficult(tmp_path):
-    put(tmp_path / "RegionPredictions" / "2007_000027.xml", L.VOC)
-    found = read("voc", tmp_path / "RegionPredictions")
+    put(tmp_path / "Annotations" / "2007_000027.xml", L.VOC)
+    found = read("voc", tmp_path / "Annotations")
     (image,) = found.images
     assert image.location.file == "2007_000027.jpg" and image.size == (64, 80)
     assert [(r.phrase, r.box, r.ignore) for r in image.regions] == [
@@ -119,7 +119,7 @@ def test_voc_counts_pixels_from_one_and_ignores_what_is_difficult(tmp_path):
     ]  # fmt: skip
     assert found.label_space == ("cat", "dog", "person") and lost(found) == {"bad_box": 1}
     ids = put(tmp_path / "train.txt", "2007_000027  1\n2007_000032 -1\n")
-    assert len(read("voc", tmp_path / "RegionPredictions", {"ids": ids}).images) == 1
+    assert len(read("voc", tmp_path / "Annotations", {"ids": ids}).images) == 1
 
 
 def test_imagenet_boxes_count_from_nought_and_synsets_have_names(tmp_path):
@@ -170,9 +170,9 @@ def test_imagenet_boxes_are_of_the_stated_size_and_words_stand_for_synsets(tmp_p
 
 
 def test_flickr30k_spans_come_from_the_markup(tmp_path):
-    put(tmp_path / "RegionPredictions" / "1000092795.xml", L.FLICKR_XML)
+    put(tmp_path / "Annotations" / "1000092795.xml", L.FLICKR_XML)
     put(tmp_path / "Sentences" / "1000092795.txt", L.FLICKR_SENTENCES)
-    first, second = read("flickr30k", tmp_path / "RegionPredictions", {"sentences": tmp_path / "Sentences"}).images
+    first, second = read("flickr30k", tmp_path / "Annotations", {"sentences": tmp_path / "Sentences"}).images
     assert first.caption == "Two young guys with shaggy hair look at their hands ."
     assert [(r.phrase, r.box) for r in first.regions] == [
         ("Two young guys", (0, 0, 40, 60)), ("their hands", (4, 4, 9, 9))

@@ -23,8 +23,8 @@ from tests.pipeline.readers.layouts import put, read
 
 def folder_of(name: str, text: str) -> Callable[[Path], Path]:
     def write(root: Path) -> Path:
-        put(root / "RegionPredictions" / name, text)
-        return root / "RegionPredictions"
+        put(root / "Annotations" / name, text)
+        return root / "Annotations"
 
     return write
 
@@ -67,8 +67,8 @@ def crawl_tar(root: Path) -> Path:
 
 
 def empty_folder(root: Path) -> Path:
-    (root / "RegionPredictions").mkdir(parents=True)
-    return root / "RegionPredictions"
+    (root / "Annotations").mkdir(parents=True)
+    return root / "Annotations"
 
 
 FILES: dict[str, Callable[[Path], Path]] = {
