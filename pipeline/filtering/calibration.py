@@ -1,4 +1,6 @@
-"""calibrate: the lowest threshold that reaches a precision on gold boxes, for each band of phrase frequency."""
+"""calibrate: the lowest threshold that reaches a precision on gold boxes, for each band of phrase
+frequency.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import numpy as np
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.filtering.fitted import Fitted, load_fitted
+from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import gold_tables, match, read_gold
-from pipeline.filtering.rules import judge, open_regions, scores
-from pipeline.filtering.thresholds import LEFT_OUT, Band, Fit, Thresholds, band_of
+from pipeline.filtering.rules import apply_rules, open_regions, scores
+from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, Thresholds, band_of
 from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, digest_json
@@ -27,7 +29,9 @@ Z = 1.959963984540054
 
 
 def wilson(correct: Any, n: Any) -> tuple[Any, Any]:
-    """Wilson's score interval (Wilson 1927) of ``correct`` of ``n``, at 95 %; numbers or arrays, n > 0."""
+    """Wilson's score interval (Wilson 1927) of ``correct`` of ``n``, at 95 %; numbers or arrays, n
+    > 0.
+    """
     share = correct / n
     middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
@@ -36,7 +40,9 @@ def wilson(correct: Any, n: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Labels in images with gold: score, whether they fit, the gold box they name (-1: none), band; and gold's bands."""
+    """Labels in images with gold: score, whether they fit, the gold box they name (-1: none), band;
+    and gold's bands.
+    """
 
     score: np.ndarray
     correct: np.ndarray
@@ -59,23 +65,28 @@ def calibrate(
     iou: float = 0.5,
     progress: Progress | None = None,
 ) -> Thresholds:
-    """Fit thresholds on a labelled sample that went through the same path, and write them to ``out``.
+    """Fit thresholds on a labelled sample that went through the same path, and write them to
+    ``out``.
 
-    The rules on regions are applied as set, without the threshold, caps and the rules on whole images; they keep the same
-    regions whatever the threshold above them. Only images with rows in the gold tables count.
+    The rules on regions are applied as set, without the threshold, caps and the rules on whole
+    images; they keep the same regions whatever the threshold above them. Only images with rows in
+    the gold tables count.
 
     Args:
-        precision: 0..1, share of kept labels that fit. counts: what count-phrases wrote; without it there is one band.
+        precision: 0..1, share of kept labels that fit. counts: what count-phrases wrote; without it
+            there is one band.
         bands: mentions at which the second and later bands begin.
-        by: the precision that has to be reached, of the sample or the lower end of its Wilson interval.
-        min_labels: a threshold must keep so many labels of the sample to be believed; a band with fewer takes the
-            threshold of all bands together.
+        by: the precision that has to be reached, of the sample or the lower end of its Wilson
+            interval.
+        min_labels: a threshold must keep so many labels of the sample to be believed; a band with
+            fewer takes the threshold of all bands together.
 
     Raises:
-        InputError: an input is missing, or no shard has gold. RunError: no band reaches the precision.
+        InputError: an input is missing, or no shard has gold. RunError: no band reaches the
+            precision.
     """
     require_files(regions)
-    fitted = load_fitted(None, counts)
+    fitted = load_tables(None, counts)
     starts = [0, *sorted(bands)] if counts is not None else [0]
     if fitted.counts is not None and len(starts) > 1 and starts[1] < fitted.counts.min_count:
         raise InputError(
@@ -87,7 +98,7 @@ def calibrate(
         raise InputError(f"{gold}: has no gold table of the name of any of the shards")
     progress = progress or Silent()
     progress.begin("calibrate", len(golds), "shards")
-    rules = config.model_copy(update=LEFT_OUT)
+    rules = config.model_copy(update=CALIBRATION_OVERRIDES)
     parts, boxes = [], 0
     for path in regions:
         if stem(path) in golds:
@@ -106,11 +117,11 @@ def calibrate(
 
 
 def _sample(
-    path: str, gold: str, config: FilterConfig, fitted: Fitted, starts: list[int], iou: float, offset: int
+    path: str, gold: str, config: FilterConfig, fitted: FilterTables, starts: list[int], iou: float, offset: int
 ) -> Sample:
     shard, truth = open_regions(path, config), read_gold(gold)
     codes, keys = shard.keys()
-    mine = judge(shard, config).keeps & truth.has(keys)[codes]
+    mine = apply_rules(shard, config).keeps & truth.has(keys)[codes]
     text_codes, texts = shard.texts()
     matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
     if fitted.counts is None:

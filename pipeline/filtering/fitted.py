@@ -1,4 +1,6 @@
-"""The tables that decide beside the settings: thresholds fitted on gold, and counts of a store's phrases."""
+"""The tables that decide beside the settings: thresholds fitted on gold, and counts of a store's
+phrases.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ from pipeline.io.hashing import digest_file, digest_json
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """Tables beside the settings that decide, too: fitted thresholds and phrase counts. ``digest`` of their contents."""
+class FilterTables:
+    """Tables beside the settings that decide, too: fitted thresholds and phrase counts. ``digest``
+    of their contents.
+    """
 
     thresholds: Thresholds | None = None
     counts: PhraseCounts | None = None
@@ -28,11 +32,12 @@ def digests(thresholds: str | Path | None, counts: str | Path | None) -> dict[st
     return {name: digest_file(path) for name, path in given.items() if path is not None}
 
 
-def load_fitted(thresholds: str | Path | None, counts: str | Path | None) -> Fitted:
+def load_tables(thresholds: str | Path | None, counts: str | Path | None) -> FilterTables:
     """Read the tables; they are remembered by content.
 
     Raises:
-        InputError: a file is missing or of another kind, or bands are given without the counts that tell them apart.
+        InputError: a file is missing or of another kind, or bands are given without the counts that
+            tell them apart.
     """
     found = digests(thresholds, counts)
     return _load(
@@ -41,8 +46,8 @@ def load_fitted(thresholds: str | Path | None, counts: str | Path | None) -> Fit
 
 
 @lru_cache(maxsize=2)
-def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> Fitted:
-    fitted = Fitted(
+def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> FilterTables:
+    fitted = FilterTables(
         read_thresholds(thresholds) if thresholds else None,
         read_counts(counts) if counts else None,
         digest,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.filtering.nms import pair_iou, runs, within
+from pipeline.filtering.nms import concatenated_ranges, pair_iou, run_lengths
 from pipeline.filtering.store import BOX
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
@@ -79,11 +79,11 @@ def match(
     order, first, size = _by_image(gold, keys)
     sizes = size[codes]
     label = np.repeat(np.arange(len(codes)), sizes)
-    candidate = order[np.repeat(first[codes], sizes) + within(sizes)]
+    candidate = order[np.repeat(first[codes], sizes) + concatenated_ranges(sizes)]
     shared = np.minimum(end[label], gold.end[candidate]) - np.maximum(start[label], gold.start[candidate])
     matched = np.full(len(codes), -1)
     if len(label):
-        starts, lengths = runs(label)
+        starts, lengths = run_lengths(label)
         best = np.repeat(np.maximum.reduceat(shared, starts), lengths)
         hit = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # backwards: the first of equals is written last
         matched[label[hit]] = candidate[hit]

@@ -1,8 +1,8 @@
 """The rules: which regions of a shard become labels, and for what one reason each other one goes.
 
-A rule is a function from the pool of regions to a column of booleans, True for those that it would drop; None where its
-setting is off. They are applied in the order of RULES, which is that of FilterConfig's fields; rules between regions look
-only at those that are still in.
+A rule is a function from the pool of regions to a column of booleans, True for those that it would
+drop; None where its setting is off. They are applied in the order of RULES, which is that of
+FilterConfig's fields; rules between regions look only at those that are still in.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from pipeline.config import FilterConfig
 from pipeline.config.filter_presets import PRESETS
 from pipeline.errors import InputError
-from pipeline.filtering.fitted import Fitted
-from pipeline.filtering.nms import beyond, suppressed
+from pipeline.filtering.fitted import FilterTables
+from pipeline.filtering.nms import over_limit, suppress
 from pipeline.filtering.phrases import uniform
 from pipeline.filtering.store import RegionShard
 from pipeline.io.hashing import digest_json
 
 
-def check(config: FilterConfig, fitted: Fitted) -> None:
+def check(config: FilterConfig, fitted: FilterTables) -> None:
     """Raises:
     InputError: the settings need tables that are not given, or that were counted by other rules.
     """
@@ -45,7 +45,9 @@ def check(config: FilterConfig, fitted: Fitted) -> None:
 
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
-    """The rules that kept regions are counted by, as one digest: a count is no guide to what other rules keep."""
+    """The rules that kept regions are counted by, as one digest: a count is no guide to what other
+    rules keep.
+    """
     return digest_json(
         {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
     )
@@ -57,8 +59,10 @@ def preset_of(config: FilterConfig) -> str:
     return next((name for name in PRESETS if FilterConfig(preset=name).effective() == rules), "")
 
 
-def open_regions(path: str | Path, config: FilterConfig, fitted: Fitted = Fitted()) -> RegionShard:
-    """A shard, already without the regions that score too low for any use; columns are not read for them."""
+def open_regions(path: str | Path, config: FilterConfig, fitted: FilterTables = FilterTables()) -> RegionShard:
+    """A shard, already without the regions that score too low for any use; columns are not read for
+    them.
+    """
     shard = RegionShard(path)
     low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
     low = min(low, low if config.ignore_above is None else config.ignore_above)
@@ -80,10 +84,12 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
     return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
 
 
-class Pool:
-    """A shard's regions and which of them are still in. All arrays (size,) unless they say otherwise."""
+class RegionPool:
+    """A shard's regions and which of them are still in. All arrays (size,) unless they say
+    otherwise.
+    """
 
-    def __init__(self, shard: RegionShard, config: FilterConfig, fitted: Fitted) -> None:
+    def __init__(self, shard: RegionShard, config: FilterConfig, fitted: FilterTables) -> None:
         self.shard, self.config, self.fitted = shard, config, fitted
         self.score = scores(shard, config)
         self.reason = np.zeros(shard.size, np.uint8)
@@ -117,10 +123,10 @@ class Pool:
         return bad
 
 
-Rule = Callable[[Pool], "np.ndarray | None"]
+Rule = Callable[[RegionPool], "np.ndarray | None"]
 
 
-def below_threshold(pool: Pool) -> np.ndarray:
+def below_threshold(pool: RegionPool) -> np.ndarray:
     fitted = pool.fitted.thresholds
     if fitted is not None:
         codes, texts = pool.shard.texts()
@@ -130,20 +136,20 @@ def below_threshold(pool: Pool) -> np.ndarray:
     return ~above
 
 
-def no_area(pool: Pool) -> np.ndarray:
+def no_area(pool: RegionPool) -> np.ndarray:
     width, height = pool.sides()
     return ~((width > 0) & (height > 0))
 
 
-def not_best_of_phrase(pool: Pool) -> np.ndarray | None:
+def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
     limit = pool.config.best_per_phrase
     if limit is None:
         return None
     phrase = pool.shard.numbers("phrase_row")
-    return pool.among_alive(lambda rows: beyond(pool.score[rows], phrase[rows], limit))
+    return pool.among_alive(lambda rows: over_limit(pool.score[rows], phrase[rows], limit))
 
 
-def too_small(pool: Pool) -> np.ndarray | None:
+def too_small(pool: RegionPool) -> np.ndarray | None:
     bad = None
     if pool.config.min_box_side > 0:
         bad = np.minimum(*pool.sides()) < pool.config.min_box_side
@@ -153,11 +159,11 @@ def too_small(pool: Pool) -> np.ndarray | None:
     return bad
 
 
-def too_large(pool: Pool) -> np.ndarray | None:
+def too_large(pool: RegionPool) -> np.ndarray | None:
     return pool.area_share() > pool.config.max_area_share if pool.config.max_area_share < 1 else None
 
 
-def aspect(pool: Pool) -> np.ndarray | None:
+def aspect(pool: RegionPool) -> np.ndarray | None:
     if pool.config.max_aspect is None:
         return None
     width, height = pool.sides()
@@ -165,7 +171,7 @@ def aspect(pool: Pool) -> np.ndarray | None:
         return np.maximum(width / height, height / width) > pool.config.max_aspect
 
 
-def same_text_overlap(pool: Pool) -> np.ndarray | None:
+def same_text_overlap(pool: RegionPool) -> np.ndarray | None:
     if pool.config.same_text_iou is None:
         return None
     codes, texts = pool.shard.texts()
@@ -173,32 +179,32 @@ def same_text_overlap(pool: Pool) -> np.ndarray | None:
     return _overlap(pool, group, pool.config.same_text_iou)
 
 
-def cross_phrase_overlap(pool: Pool) -> np.ndarray | None:
+def cross_phrase_overlap(pool: RegionPool) -> np.ndarray | None:
     iou = pool.config.cross_phrase_iou
     return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou)
 
 
-def near_identical(pool: Pool) -> np.ndarray | None:
+def near_identical(pool: RegionPool) -> np.ndarray | None:
     iou = pool.config.near_identical_iou
     return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou, pool.shard.numbers("phrase_row"))
 
 
-def _overlap(pool: Pool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
+def _overlap(pool: RegionPool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
     boxes = pool.shard.boxes()
     return pool.among_alive(
-        lambda rows: suppressed(
+        lambda rows: suppress(
             boxes[rows], pool.score[rows], group[rows], iou, spare=None if spare is None else spare[rows]
         )
     )
 
 
-def image_below_threshold(pool: Pool) -> np.ndarray | None:
+def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
     if pool.config.image_threshold is None:
         return None
     return pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))[pool.shard.keys()[0]] < 1
 
 
-def image_score_low(pool: Pool) -> np.ndarray | None:
+def image_score_low(pool: RegionPool) -> np.ndarray | None:
     if pool.config.min_image_score is None:
         return None
     value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
@@ -206,16 +212,18 @@ def image_score_low(pool: Pool) -> np.ndarray | None:
     return ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
 
 
-def phrase_cap(pool: Pool) -> np.ndarray | None:
+def phrase_cap(pool: RegionPool) -> np.ndarray | None:
     limit = pool.config.max_per_phrase_text
     if limit is None:
         return None
     codes, _ = pool.shard.texts()
-    return pool.among_alive(lambda rows: beyond(pool.score[rows], codes[rows], limit))
+    return pool.among_alive(lambda rows: over_limit(pool.score[rows], codes[rows], limit))
 
 
-def balanced_away(pool: Pool) -> np.ndarray | None:
-    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): of a text with n > t entries each stays with probability t / n."""
+def balanced_away(pool: RegionPool) -> np.ndarray | None:
+    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): of a text with n > t entries each stays
+    with probability t / n.
+    """
     if pool.config.balance_to is None:
         return None
     assert pool.fitted.counts is not None
@@ -225,7 +233,7 @@ def balanced_away(pool: Pool) -> np.ndarray | None:
     return uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank")) >= share[codes]
 
 
-def too_few_regions(pool: Pool) -> np.ndarray | None:
+def too_few_regions(pool: RegionPool) -> np.ndarray | None:
     return pool.per_image()[pool.shard.keys()[0]] < pool.config.min_regions if pool.config.min_regions > 0 else None
 
 
@@ -240,8 +248,10 @@ KEEP, IGNORE, BELOW = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of a shard's regions. ``reason`` (size,) indexes REASONS; the ``unread`` others score too low."""
+class FilterResult:
+    """What becomes of a shard's regions. ``reason`` (size,) indexes REASONS; the ``unread`` others
+    score too low.
+    """
 
     reason: np.ndarray
     unread: int
@@ -263,14 +273,15 @@ class Verdict:
         return {REASONS[i]: int(n) for i, n in enumerate(found) if n}
 
 
-def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -> Verdict:
-    """Apply the rules to a shard that :func:`open_regions` opened for them (or for lower thresholds).
+def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables = FilterTables()) -> FilterResult:
+    """Apply the rules to a shard that :func:`open_regions` opened for them (or for lower
+    thresholds).
 
     Raises:
         InputError: the shard lacks a column that a rule needs.
     """
     check(config, fitted)
-    pool = Pool(shard, config, fitted)
+    pool = RegionPool(shard, config, fitted)
     for number, rule in enumerate(RULES, start=BELOW):
         bad = rule(pool)
         if bad is not None:
@@ -278,4 +289,4 @@ def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -
     if config.ignore_above is not None:
         unsure = (pool.reason == BELOW) & (pool.score > config.ignore_above) & ~no_area(pool)
         pool.reason[unsure & (pool.per_image()[shard.keys()[0]] > 0)] = IGNORE
-    return Verdict(pool.reason, shard.total - shard.size)
+    return FilterResult(pool.reason, shard.total - shard.size)

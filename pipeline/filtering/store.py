@@ -87,7 +87,7 @@ class RegionShard:
         them occur).
         """
         if "phrase" not in self._codes:
-            self._codes["phrase"] = folded(self.column("phrase"))
+            self._codes["phrase"] = lower_case_codes(self.column("phrase"))
         return self._codes["phrase"]
 
     def whole(self, name: str) -> pa.Array:
@@ -121,7 +121,7 @@ class RegionShard:
         return pa.table(columns, names=schema.names)
 
 
-def folded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+def lower_case_codes(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Codes of a dictionary column's texts in lower case, and the texts."""
     low = pc.utf8_lower(column.dictionary).dictionary_encode()
     codes = column.indices.to_numpy()

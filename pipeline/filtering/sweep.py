@@ -12,10 +12,10 @@ import pyarrow as pa
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.filtering.fitted import Fitted, load_fitted
+from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
-from pipeline.filtering.rules import judge, open_regions
+from pipeline.filtering.rules import apply_rules, open_regions
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
 
@@ -32,16 +32,17 @@ def sweep(
     iou: float = 0.5,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What each threshold keeps, the other rules as set. Every column is read once, for all thresholds.
+    """What each threshold keeps, the other rules as set. Every column is read once, for all
+    thresholds.
 
     Args:
-        grid: thresholds, at most 64. gold: folder of gold tables; precision and recall are measured on the images that
-            have rows there.
+        grid: thresholds, at most 64. gold: folder of gold tables; precision and recall are measured
+            on the images that have rows there.
 
     Returns:
-        "regions", "images", "shards": what the store has; "gold_boxes"; "rules"; "thresholds": for each its "images",
-        "boxes" and "phrases" (distinct texts), and with gold "labels" (kept ones in images with gold), "correct",
-        "found", "precision" and "recall" in percent.
+        "regions", "images", "shards": what the store has; "gold_boxes"; "rules"; "thresholds": for
+        each its "images", "boxes" and "phrases" (distinct texts), and with gold "labels" (kept ones
+        in images with gold), "correct", "found", "precision" and "recall" in percent.
     """
     require_files(regions)
     grid = sorted(set(grid))
@@ -52,7 +53,7 @@ def sweep(
             "balance_to: phrases are counted for one threshold, so --sweep cannot apply it; sweep without it (--set balance_to=null), "
             "then count-phrases with the threshold that you choose"
         )
-    fitted = load_fitted(None, None)
+    fitted = load_tables(None, None)
     configs = [config.model_copy(update={"threshold": t, "ignore_above": None}) for t in grid]
     golds = {} if gold is None else gold_tables(gold)
     total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found
@@ -86,7 +87,7 @@ def sweep(
 def _of_shard(
     shard: RegionShard,
     configs: Sequence[FilterConfig],
-    fitted: Fitted,
+    fitted: FilterTables,
     distinct: DistinctTexts,
     truth: Gold | None,
     iou: float,
@@ -99,7 +100,7 @@ def _of_shard(
         measured = truth.has(keys)[codes]
         matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
     for i, config in enumerate(configs):
-        kept = judge(shard, config, fitted).keeps
+        kept = apply_rules(shard, config, fitted).keeps
         total[i, :2] = len(np.unique(codes[kept])), kept.sum()
         bits[np.unique(text_codes[kept])] |= np.uint64(1 << i)
         if truth is not None:

@@ -1,4 +1,6 @@
-"""Thresholds fitted on gold, one a band of phrase frequency: the file between calibrate and filter-boxes."""
+"""Thresholds fitted on gold, one a band of phrase frequency: the file between calibrate and
+filter-boxes.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import InputError
 from pipeline.io.files import read_bytes
 
-LEFT_OUT: dict[str, Any] = {
+CALIBRATION_OVERRIDES: dict[str, Any] = {
     "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
     "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
 }  # fmt: skip
-"""Settings while thresholds are fitted: what depends on the threshold, or on other images, is off."""
+"""Settings while thresholds are fitted: what depends on the threshold, or on other images, is off.
+"""
 Status = Literal["fitted", "pooled", "closed"]
 
 
 class Fit(BaseModel):
-    """What was found for a set of labels. ``threshold`` None: no threshold reaches the precision, nothing is kept."""
+    """What was found for a set of labels. ``threshold`` None: no threshold reaches the precision,
+    nothing is kept.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,10 +43,11 @@ class Fit(BaseModel):
 
 
 class Band(Fit):
-    """Phrases mentioned at least ``from_mentions`` times (and less often than the next band begins).
+    """Phrases mentioned at least ``from_mentions`` times (and less often than the next band
+    begins).
 
-    ``status`` "fitted": the band's own threshold; "pooled": too few labels, so all bands' common one; "closed": no
-    threshold reaches the precision, so nothing is kept.
+    ``status`` "fitted": the band's own threshold; "pooled": too few labels, so all bands' common
+    one; "closed": no threshold reaches the precision, so nothing is kept.
     """
 
     from_mentions: int
@@ -71,8 +77,10 @@ class Thresholds(BaseModel):
         return self
 
     def differing(self, rules: dict[str, Any]) -> list[str]:
-        """How rules differ from those it was fitted with, as words; they keep other regions than the sample's."""
-        fitted, here = self.rules | LEFT_OUT, rules | LEFT_OUT
+        """How rules differ from those it was fitted with, as words; they keep other regions than
+        the sample's.
+        """
+        fitted, here = self.rules | CALIBRATION_OVERRIDES, rules | CALIBRATION_OVERRIDES
         return [
             f"{name}: {fitted.get(name)}, here {value}" for name, value in here.items() if fitted.get(name) != value
         ]
@@ -83,7 +91,9 @@ class Thresholds(BaseModel):
         return min((b.threshold for b in self.bands if b.threshold is not None), default=1.0)
 
     def of(self, mentions: np.ndarray) -> np.ndarray:
-        """(n,) float32 thresholds of phrases by how often they are mentioned; inf where nothing is kept."""
+        """(n,) float32 thresholds of phrases by how often they are mentioned; inf where nothing is
+        kept.
+        """
         values = [np.inf if b.threshold is None else b.threshold for b in self.bands]
         return np.array(values, np.float32)[self.band(mentions)]
 

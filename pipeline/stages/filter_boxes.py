@@ -20,8 +20,8 @@ from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
-from pipeline.filtering.fitted import digests, load_fitted
-from pipeline.filtering.rules import check, judge, open_regions, preset_of
+from pipeline.filtering.fitted import digests, load_tables
+from pipeline.filtering.rules import apply_rules, check, open_regions, preset_of
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
@@ -53,7 +53,7 @@ def run(
         InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
     """
     require_files(regions)
-    fitted = load_fitted(thresholds, counts)
+    fitted = load_tables(thresholds, counts)
     check(config, fitted)
     if fitted.thresholds is not None and (other := fitted.thresholds.differing(config.effective())):
         log.warning(
@@ -75,9 +75,9 @@ def run(
 def _filter_shard(
     job: ShardJob, *, config: FilterConfig, out: str, thresholds: str | Path | None, counts: str | Path | None
 ) -> ShardReport:
-    fitted = load_fitted(thresholds, counts)
+    fitted = load_tables(thresholds, counts)
     shard = open_regions(job.path, config, fitted)
-    verdict = judge(shard, config, fitted)
+    verdict = apply_rules(shard, config, fitted)
     regions, images = Tally(), Tally()
     for reason, n in verdict.counts().items():
         if reason == "keep":
