@@ -1,8 +1,8 @@
-"""The rules: which regions of a shard become labels, and for what one reason each other one goes.
+"""Filtering rules: which regions of a shard become labels, and the reason for each dropped one.
 
-A rule is a function from the pool of regions to a column of booleans, True for those that it would
-drop; None where its setting is off. They are applied in the order of RULES, which is that of
-FilterConfig's fields; rules between regions look only at those that are still in.
+A rule is a function from a pool of regions to a boolean array, True for regions to drop, or None if
+its setting is off. Rules are applied in the order of RULES, which is that of FilterConfig's fields.
+Rules that compare regions only consider those that are not dropped yet.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from pipeline.io.hashing import digest_json
 
 
 def check(config: FilterConfig, fitted: FilterTables) -> None:
-    """Raises:
-    InputError: the settings need tables that are not given, or that were counted by other rules.
+    """Check that the tables suit the settings.
+
+    Raises:
+        InputError: required phrase counts are missing, or were made with other rules.
     """
     if config.balance_to is None:
         return
     if fitted.counts is None:
         raise InputError(
-            "balance_to needs phrase counts: run count-phrases with the same settings, then give --counts FILE"
+            "balance_to needs phrase counts: run count-phrases with the same settings, and pass its output as --counts"
         )
     if fitted.counts.rules != rules_of(config, fitted.thresholds_digest):
         raise InputError(
@@ -45,8 +47,8 @@ def check(config: FilterConfig, fitted: FilterTables) -> None:
 
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
-    """The rules that kept regions are counted by, as one digest: a count is no guide to what other
-    rules keep.
+    """Digest of the rules with which kept regions are counted, as counts are only valid for the
+    same rules.
     """
     return digest_json(
         {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
@@ -54,15 +56,13 @@ def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
 
 
 def preset_of(config: FilterConfig) -> str:
-    """The published set of rules that these are, by name; "" if they are none."""
+    """Name of the preset with the same rules; "" if there is none."""
     rules = config.effective()
     return next((name for name in PRESETS if FilterConfig(preset=name).effective() == rules), "")
 
 
 def open_regions(path: str | Path, config: FilterConfig, fitted: FilterTables = FilterTables()) -> RegionShard:
-    """A shard, already without the regions that score too low for any use; columns are not read for
-    them.
-    """
+    """Open a shard, restricted to regions that score high enough to be kept or ignored."""
     shard = RegionShard(path)
     low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
     low = min(low, low if config.ignore_above is None else config.ignore_above)
@@ -71,21 +71,26 @@ def open_regions(path: str | Path, config: FilterConfig, fitted: FilterTables = 
 
 
 def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
-    """(size,) float32: what the rules go by."""
+    """(size,) float32 scores as selected by ``score_by``.
+
+    Raises:
+        InputError: the shard has no region-text scores.
+    """
     if config.score_by == "score":
         return shard.numbers("score")
     if "region_text" not in shard.columns:
         raise InputError(
-            f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the store, "
-            "or set score_by=score"
+            f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the "
+            "store, or set score_by=score"
         )
     if config.score_by == "region_text":
         return shard.numbers("region_text")
-    return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
+    geometric: np.ndarray = np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
+    return geometric
 
 
 class RegionPool:
-    """A shard's regions and which of them are still in. All arrays (size,) unless they say
+    """Regions of a shard, and the reasons of those dropped so far. Arrays are (size,) unless stated
     otherwise.
     """
 
@@ -94,8 +99,8 @@ class RegionPool:
         self.score = scores(shard, config)
         self.reason = np.zeros(shard.size, np.uint8)
 
-    def alive(self) -> np.ndarray:
-        """Rows that are still in."""
+    def remaining(self) -> np.ndarray:
+        """Rows that are not dropped."""
         return np.flatnonzero(self.reason == KEEP)
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
@@ -107,17 +112,18 @@ class RegionPool:
         """Share of the image, 0..1."""
         width, height = self.sides()
         image = self.shard.numbers("height").astype(np.float64) * self.shard.numbers("width")
-        return width * height / image
+        share: np.ndarray = width * height / image
+        return share
 
     def per_image(self, values: np.ndarray | None = None) -> np.ndarray:
-        """(images,) how many regions of each image are still in, or the sum of their ``values``."""
+        """(images,) number of remaining regions of each image, or the sum of their ``values``."""
         codes, keys = self.shard.keys()
-        rows = self.alive()
+        rows = self.remaining()
         return np.bincount(codes[rows], None if values is None else values[rows], minlength=len(keys))
 
-    def among_alive(self, rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """A rule between regions that are still in: it gets their rows."""
-        rows = self.alive()
+    def among_remaining(self, rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Apply a rule that maps the remaining rows to booleans."""
+        rows = self.remaining()
         bad = np.zeros(self.shard.size, bool)
         bad[rows] = rule(rows)
         return bad
@@ -132,8 +138,8 @@ def below_threshold(pool: RegionPool) -> np.ndarray:
         codes, texts = pool.shard.texts()
         mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
         return ~(pool.score > fitted.of(mentions)[codes])
-    above = pool.score >= pool.config.threshold if pool.config.include_equal else pool.score > pool.config.threshold
-    return ~above
+    above: np.ndarray = pool.score > pool.config.threshold
+    return ~((pool.score >= pool.config.threshold) if pool.config.include_equal else above)
 
 
 def no_area(pool: RegionPool) -> np.ndarray:
@@ -146,7 +152,7 @@ def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
     if limit is None:
         return None
     phrase = pool.shard.numbers("phrase_row")
-    return pool.among_alive(lambda rows: over_limit(pool.score[rows], phrase[rows], limit))
+    return pool.among_remaining(lambda rows: over_limit(pool.score[rows], phrase[rows], limit))
 
 
 def too_small(pool: RegionPool) -> np.ndarray | None:
@@ -160,7 +166,10 @@ def too_small(pool: RegionPool) -> np.ndarray | None:
 
 
 def too_large(pool: RegionPool) -> np.ndarray | None:
-    return pool.area_share() > pool.config.max_area_share if pool.config.max_area_share < 1 else None
+    if pool.config.max_area_share >= 1:
+        return None
+    large: np.ndarray = pool.area_share() > pool.config.max_area_share
+    return large
 
 
 def aspect(pool: RegionPool) -> np.ndarray | None:
@@ -191,7 +200,7 @@ def near_identical(pool: RegionPool) -> np.ndarray | None:
 
 def _overlap(pool: RegionPool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
     boxes = pool.shard.boxes()
-    return pool.among_alive(
+    return pool.among_remaining(
         lambda rows: suppress(
             boxes[rows], pool.score[rows], group[rows], iou, spare=None if spare is None else spare[rows]
         )
@@ -217,11 +226,11 @@ def phrase_cap(pool: RegionPool) -> np.ndarray | None:
     if limit is None:
         return None
     codes, _ = pool.shard.texts()
-    return pool.among_alive(lambda rows: over_limit(pool.score[rows], codes[rows], limit))
+    return pool.among_remaining(lambda rows: over_limit(pool.score[rows], codes[rows], limit))
 
 
 def balanced_away(pool: RegionPool) -> np.ndarray | None:
-    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): of a text with n > t entries each stays
+    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): each of a text's n > t entries is kept
     with probability t / n.
     """
     if pool.config.balance_to is None:
@@ -242,15 +251,17 @@ RULES: tuple[Rule, ...] = (
     same_text_overlap, cross_phrase_overlap, near_identical,
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip
-"""In the order they are applied; a rule's name is the reason that its regions are counted under."""
+"""Rules in the order of application; a rule's name is the reason under which its regions are
+counted.
+"""
 REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
 KEEP, IGNORE, BELOW = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class FilterResult:
-    """What becomes of a shard's regions. ``reason`` (size,) indexes REASONS; the ``unread`` others
-    score too low.
+    """Result for a shard. ``reason``: (size,) indices into REASONS. ``unread``: number of regions
+    with too low scores.
     """
 
     reason: np.ndarray
@@ -267,18 +278,18 @@ class FilterResult:
         return self.reason <= IGNORE
 
     def counts(self) -> dict[str, int]:
-        """Regions by reason, "keep" among them; they add up to the shard's."""
-        found = np.bincount(self.reason, minlength=len(REASONS))
-        found[BELOW] += self.unread
-        return {REASONS[i]: int(n) for i, n in enumerate(found) if n}
+        """Number of regions by reason, including "keep"; the sum is the shard's number of regions."""
+        counts = np.bincount(self.reason, minlength=len(REASONS))
+        counts[BELOW] += self.unread
+        return {REASONS[i]: int(n) for i, n in enumerate(counts) if n}
 
 
 def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables = FilterTables()) -> FilterResult:
-    """Apply the rules to a shard that :func:`open_regions` opened for them (or for lower
-    thresholds).
+    """Apply the rules to a shard opened by :func:`open_regions` for the same rules, or for lower
+    thresholds.
 
     Raises:
-        InputError: the shard lacks a column that a rule needs.
+        InputError: the shard lacks a column that a rule needs, or as :func:`check`.
     """
     check(config, fitted)
     pool = RegionPool(shard, config, fitted)
