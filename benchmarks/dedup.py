@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.data.crawl import image_of
 from pipeline.data.images import open_image
 from pipeline.dedup.image_sets import shard_set
-from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASHES, WORDS, perceive
-from pipeline.dedup.search import Block, Rules, words_of
+from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASHES, WORDS, hash_image
+from pipeline.dedup.search import Block, MatchRules, words_of
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table, write_table
 from pipeline.io.tars import read_tar, write_tar
@@ -102,7 +102,7 @@ def wanted_words(n: int) -> np.ndarray:
 
 def searching(folder: Path, shards: int, wanted: int) -> dict[str, Any]:
     """Seconds and memory of searching the first so many tables, in a process of its own."""
-    block = Block(wanted_words(wanted), 0, Rules())
+    block = Block(wanted_words(wanted), 0, MatchRules())
     started, pairs = time.perf_counter(), 0
     for shard in range(shards):
         pairs += len(block.search(words_of(read_table(join(folder, f"{shard:05d}.parquet"), HASHES))).row)
@@ -115,20 +115,20 @@ def brute_force(wanted: int, queries: int) -> float:
     words, some = wanted_words(wanted)[:, 0].copy(), wanted_words(queries)[:, 1].copy()
     started = time.perf_counter()
     for one in some:
-        np.flatnonzero(np.bitwise_count(words ^ one) <= Rules().distance)
+        np.flatnonzero(np.bitwise_count(words ^ one) <= MatchRules().distance)
     return time.perf_counter() - started
 
 
 def found_shares() -> dict[str, float]:
     """Of each change the share of copies that the default settings find."""
-    rules, originals = Rules(), pictures()
-    hashes = [perceive(open_image(encoded(i, 95), at_least=(DECODED_SIDE,) * 2)) for i in originals]
+    rules, originals = MatchRules(), pictures()
+    hashes = [hash_image(open_image(encoded(i, 95), at_least=(DECODED_SIDE,) * 2)) for i in originals]
     shares = {}
     for name, change in CHANGES.items():
         hits = []
         for image, known in zip(originals, hashes, strict=True):
             if not known.flat:
-                far = known.words ^ perceive(open_image(change(image), at_least=(DECODED_SIDE,) * 2)).words
+                far = known.words ^ hash_image(open_image(change(image), at_least=(DECODED_SIDE,) * 2)).words
                 bits = np.bitwise_count(far)
                 hits.append(bits[0] <= rules.distance and bits.sum() <= rules.details)
         shares[name] = round(float(np.mean(hits)), 3)

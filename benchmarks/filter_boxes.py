@@ -40,7 +40,7 @@ from pipeline.data.records import LABELS, REGIONS, STORE_VERSION
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
-from pipeline.filtering.rules import judge
+from pipeline.filtering.rules import apply_rules
 from pipeline.filtering.store import BOX, RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.tables import write_table
@@ -156,7 +156,7 @@ def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
             shard.column(name)
         started = time.perf_counter()
         shard.restrict(shard.numbers("score") >= GLIP.threshold)
-        judge(shard, GLIP)
+        apply_rules(shard, GLIP)
         alone.append(time.perf_counter() - started)
     total = rows * len(paths)
     (clock, cpu), (old_clock, old_cpu) = (np.min(seconds[k][1:], axis=0).tolist() for k in ("ours", "previous"))

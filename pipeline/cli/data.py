@@ -126,7 +126,7 @@ def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
         states: Counter[str] = Counter()
         for found in check_files(sets, root, sizes_only=sizes_only):
             states[found.state] += 1
-            click.echo(f"{found.state:<8}  {found.path or found.name}: {found.words}")
+            click.echo(f"{found.state:<8}  {found.path or found.name}: {found.detail}")
         if not states:
             raise InputError(f"{name}: names no files to check")
         click.echo(", ".join(f"{n} {state}" for state, n in sorted(states.items())))

@@ -10,7 +10,7 @@ from pipeline.config import BuildShardsConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, image_size
-from pipeline.data.keys import fitting_key
+from pipeline.data.keys import shard_key
 from pipeline.data.records import LABELS, DatasetCard, GroundingRecord, ImageLink, Region
 from pipeline.errors import InputError
 from pipeline.execution.reports import Tally
@@ -63,9 +63,10 @@ class ShardLabels:
             InputError: no such file, or not one that parse-phrases and filter-boxes wrote.
         """
         asked, rows = read_caption_phrases(phrases), dict[str, list[Row]]()
-        for row in read_table(labels, LABELS).to_pylist():
+        table = read_table(labels, LABELS)
+        for row in table.to_pylist():
             rows.setdefault(row["key"], []).append(row)
-        return cls(asked, rows, footer(labels).get("teacher") or None, dataset, config, without)
+        return cls(asked, rows, footer(table.schema).get("teacher") or None, dataset, config, without)
 
     def alone(self) -> Iterator[tuple[str, GroundingRecord]]:
         """(key in the crawl, record) of every labelled image, without a look at the crawl."""
@@ -183,7 +184,7 @@ def make_record(
         )
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
     return GroundingRecord(
-        key=fitting_key(key),
+        key=shard_key(key),
         dataset=dataset,
         kind="grounding",
         image_size=size,

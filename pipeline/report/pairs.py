@@ -10,7 +10,6 @@ from PIL import Image
 
 from pipeline.data.images import ImageError, open_image
 from pipeline.dedup.image_sets import ImageSet
-from pipeline.dedup.perceptual_hash import HASHES
 from pipeline.dedup.report import DedupReport
 from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
@@ -43,7 +42,7 @@ def write_pairs(
 
 
 def _places(folder: str, part: str) -> dict[str, tuple[int | None, int | None]]:
-    table = read_table(join(folder, f"{part}.parquet"), HASHES, ["key", "offset", "bytes"])
+    table = read_table(join(folder, f"{part}.parquet"), ["key", "offset", "bytes"])
     key, offset, size = (table[name].to_pylist() for name in table.column_names)
     return dict(zip(key, zip(offset, size, strict=True), strict=True))
 

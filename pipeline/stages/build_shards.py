@@ -6,7 +6,7 @@ from functools import partial
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.records import RECORD_VERSION
-from pipeline.dedup.exclusion_list import Without
+from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
@@ -26,7 +26,7 @@ def run(job: BuildShards) -> StageReport:
     """Write ``out/<dataset>-<shard>.tar`` for every crawl shard: its labelled images, untouched, each with its record.
 
     Phrases and labels are joined on (shard, key). Samples listed in ``without``
-    (:class:`pipeline.dedup.exclusion_list.Without`) are left out and counted as near_duplicate.
+    (:class:`pipeline.dedup.exclusion_list.ExclusionList`) are left out and counted as near_duplicate.
 
     Raises:
         InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
@@ -47,7 +47,7 @@ def run(job: BuildShards) -> StageReport:
         )
 
     shards = expand_shards(job.shards)
-    unwanted = Without({}) if job.without is None else Without.read(job.without)
+    unwanted = ExclusionList({}) if job.without is None else ExclusionList.read(job.without)
     unwanted.warn_of_unknown_ids(str(job.without), shards)
     require_files(path for shard in shards for path in inputs(shard).values())
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
@@ -62,7 +62,14 @@ def run(job: BuildShards) -> StageReport:
 
 
 def _build_shard(
-    job: ShardJob, *, config: BuildShardsConfig, out: str, phrases: str, labels: str, dataset: str, without: Without
+    job: ShardJob,
+    *,
+    config: BuildShardsConfig,
+    out: str,
+    phrases: str,
+    labels: str,
+    dataset: str,
+    without: ExclusionList,
 ) -> ShardReport:
     store = ShardLabels.read(
         join(phrases, f"{job.name}.parquet"), join(labels, f"{job.name}.parquet"), dataset, config, without.of(job.name)

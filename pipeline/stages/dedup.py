@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dedup.exclusion_list import Without
+from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.dedup.image_sets import read_image_set, shard_set
-from pipeline.dedup.perceptual_hash import HASH_VERSION, HASHES
+from pipeline.dedup.perceptual_hash import HASH_VERSION
 from pipeline.dedup.report import DedupReport, SetMatches, markdown
-from pipeline.dedup.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
+from pipeline.dedup.search import BLOCK, WORD_COLUMNS, MatchRules, Pairs, QueryImages, blocks, words_of
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport, Tally
@@ -61,7 +61,7 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
             side failed.
     """
     out, progress = job.out, job.progress
-    rules = Rules(job.distance, job.details, job.mirrored)
+    rules = MatchRules(job.distance, job.details, job.mirrored)
     against = [read_image_set(option) for option in job.against]
     names = [images.name for images in against]
     if len(set(names)) < len(names):
@@ -74,7 +74,9 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     folder = join(out, "hashes/shards")
     searched = hash_images.run(training, folder, job)
     failed = {name: {f.shard for f in report.failed} for name, report in hashed.items()}
-    wanted = Wanted.read([(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against])
+    wanted = QueryImages.read(
+        [(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against]
+    )
     lost = {f.shard for f in searched.failed}
     parts = [p for p in training.parts if p not in lost]
     matches, pairs = _search(wanted, parts, folder, rules, progress)
@@ -89,14 +91,14 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     dropped = None
     if job.drop:
         dropped = drop_samples.run(
-            [training.shards[p] for p in parts], join(out, "shards"), without=Without.of_table(matches), reason=REASON,
+            [training.shards[p] for p in parts], join(out, "shards"), without=ExclusionList.of_table(matches), reason=REASON,
             failed=lost, options=job,
         )  # fmt: skip
     return report, dropped
 
 
 def _search(
-    wanted: Wanted, parts: Sequence[str], folder: str, rules: Rules, progress: Progress
+    wanted: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
 ) -> tuple[pa.Table, Tally]:
     """The matches, by shard, row and wanted image, and the tally of the pairs that the first 64 bits proposed."""
     found: list[tuple[int, Pairs]] = []
@@ -104,7 +106,7 @@ def _search(
     progress.begin("search", len(parts) * max(1, -(-len(wanted.words) // BLOCK)))
     for block in blocks(wanted, rules):
         for number, part in enumerate(parts):
-            hashes = read_table(join(folder, f"{part}.parquet"), HASHES, WORD_COLUMNS)
+            hashes = read_table(join(folder, f"{part}.parquet"), WORD_COLUMNS)
             some = block.search(words_of(hashes))
             pairs.keep(len(some.row))
             pairs.drop("other_details", some.candidates - len(some.row))
@@ -115,11 +117,11 @@ def _search(
     return _table(found, wanted, parts, folder), pairs
 
 
-def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[str], folder: str) -> pa.Table:
+def _table(found: Sequence[tuple[int, Pairs]], wanted: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
     rows: list[tuple[int, int, int]] = []
     values: dict[tuple[int, int, int], dict[str, Any]] = {}
     for number in sorted({number for number, _ in found}):
-        table = read_table(join(folder, f"{parts[number]}.parquet"), HASHES, ["key", "image"])
+        table = read_table(join(folder, f"{parts[number]}.parquet"), ["key", "image"])
         keys, images = table["key"], table["image"].to_numpy()
         for some in (pairs for n, pairs in found if n == number):
             set_keys = wanted.keys.take(pa.array(some.wanted)).to_pylist()
@@ -141,7 +143,7 @@ def _summary(
     searched: StageReport,
     hashed: dict[str, StageReport],
     distinct: dict[str, int],
-    rules: Rules,
+    rules: MatchRules,
 ) -> DedupReport:
     sets = {}
     for name, report in hashed.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.data.image_links import linked_path
 from pipeline.data.records import RECORD_VERSION, ImageLink
-from pipeline.dedup.exclusion_list import Without
+from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.errors import InputError
 from pipeline.execution.options import ShardOptions
 from pipeline.execution.reports import ShardReport, StageReport, Tally
@@ -31,7 +31,7 @@ def run(
     shards: Sequence[str],
     out: str | Path,
     *,
-    without: Without,
+    without: ExclusionList,
     reason: str,
     failed: Collection[str] = (),
     options: ShardOptions = ShardOptions(),
@@ -56,14 +56,14 @@ def run(
     return report
 
 
-def _fingerprint_of(job: ShardJob, *, without: Without, reason: str) -> str:
+def _fingerprint_of(job: ShardJob, *, without: ExclusionList, reason: str) -> str:
     inputs = {"shard": digest_file(job.path)}
     return fingerprint(
         STAGE, version=RECORD_VERSION, config={"reason": reason}, inputs=inputs, **without.fingerprint_of(job.name)
     )
 
 
-def _drop(job: ShardJob, *, out: str, without: Without, reason: str) -> ShardReport:
+def _drop(job: ShardJob, *, out: str, without: ExclusionList, reason: str) -> ShardReport:
     samples, problems, unwanted = Tally(), TarProblems(), without.of(job.name)
 
     def kept() -> Iterator[tuple[str, Mapping[str, bytes]]]:

@@ -19,7 +19,7 @@ from pipeline.execution.options import WorkLeft
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.execution.worker import MAX_NOTES
-from pipeline.io.atomic import settle, write_atomic
+from pipeline.io.atomic import sync_all, write_atomic
 from pipeline.io.files import file_size, listing, listing_below, read_bytes, remove
 from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join, stem
@@ -28,10 +28,10 @@ from pipeline.readers.image_headers import read_header
 from pipeline.stages.jobs import ExportLabels
 from pipeline.writers.atomic_files import Sink
 from pipeline.writers.base import ExportContext, Item, Target
-from pipeline.writers.parallel_files import in_order, writers
+from pipeline.writers.parallel_files import ordered_map, writer_threads
 from pipeline.writers.registry import DATASET, load_target
-from pipeline.writers.sources import Found, Sample, Source, find_source
-from pipeline.writers.unique_keys import Names
+from pipeline.writers.sources import ReadLosses, Sample, Source, find_source
+from pipeline.writers.unique_keys import UniqueNames
 
 STAGE = "export"
 VERSION = 1
@@ -86,16 +86,16 @@ def run(job: ExportLabels) -> Exported:
     progress.begin(STAGE, len(source.names))
     report = StageReport(stage=STAGE)
     try:
-        with Sink(out) as sink, Names() as names:
-            context, found = ExportContext(sink, names, cards, class_names), Found()
+        with Sink(out) as sink, UniqueNames() as names:
+            context, found = ExportContext(sink, names, cards, class_names), ReadLosses()
             target = make(context)
             work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
             samples = _samples(source, found, context, drop_empty, out, target.folder, mark, progress)
-            notes = _write(target, context, in_order(work, samples, writers(out)), progress)
+            notes = _write(target, context, ordered_map(work, samples, writer_threads(out)), progress)
             context.samples.add(found.samples)
             context.regions.add(found.regions)
             _refuse_nothing(context, f"{', '.join(job.dirs)}: no record to write as {to}")
-            settle(out)
+            sync_all(out)
             outputs = sink.commit()
         if to != "coco":
             context.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())
@@ -193,7 +193,7 @@ class _Ready:
 
 def _samples(
     source: Source,
-    found: Found,
+    found: ReadLosses,
     context: ExportContext,
     drop_empty: bool,
     out: str,

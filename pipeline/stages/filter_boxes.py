@@ -17,8 +17,8 @@ from pipeline.data.records import LABELS, STORE_VERSION
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
-from pipeline.filtering.fitted import digests, load_fitted
-from pipeline.filtering.rules import check, judge, open_regions, preset_of
+from pipeline.filtering.fitted import digests, load_tables
+from pipeline.filtering.rules import apply_rules, check, open_regions, preset_of
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
@@ -37,7 +37,7 @@ def run(job: FilterBoxes) -> StageReport:
         InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
     """
     config, thresholds, counts = job.settings, job.thresholds, job.counts
-    fitted = load_fitted(thresholds, counts)
+    fitted = load_tables(thresholds, counts)
     check(config, fitted)
     if fitted.thresholds is not None and (other := fitted.thresholds.differing(config.effective())):
         log.warning(
@@ -57,9 +57,9 @@ def run(job: FilterBoxes) -> StageReport:
 def _filter_shard(
     job: ShardJob, *, config: FilterConfig, out: str, thresholds: str | None, counts: str | None
 ) -> ShardReport:
-    fitted = load_fitted(thresholds, counts)
+    fitted = load_tables(thresholds, counts)
     shard = open_regions(job.path, config, fitted)
-    verdict = judge(shard, config, fitted)
+    verdict = apply_rules(shard, config, fitted)
     regions, images = Tally(), Tally()
     for reason, n in verdict.counts().items():
         if reason == "keep":

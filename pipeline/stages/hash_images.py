@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.data.images import ImageError, open_image
-from pipeline.dedup.image_sets import Found, ImageSet
-from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASH_VERSION, HASHES, perceive
+from pipeline.dedup.image_sets import ImageSet, SetImage
+from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASH_VERSION, HASHES, hash_image
 from pipeline.execution.options import ShardOptions
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_workers
@@ -81,7 +81,7 @@ class HashImages:
         return job.report(STAGE, {name: output}, {"samples": samples}, problems=problems)
 
 
-def _hashed(found: Found) -> tuple[Any, ...]:
+def _hashed(found: SetImage) -> tuple[Any, ...]:
     """The words of an image's hash and its digest.
 
     Raises:
@@ -90,7 +90,7 @@ def _hashed(found: Found) -> tuple[Any, ...]:
     if found.data is None:
         assert found.problem is not None
         raise found.problem
-    perceived = perceive(open_image(found.data, at_least=(DECODED_SIDE, DECODED_SIDE)))
+    perceived = hash_image(open_image(found.data, at_least=(DECODED_SIDE, DECODED_SIDE)))
     if perceived.flat:
         raise ImageError("flat_image", "one colour, or little more")
     digest = int.from_bytes(hashlib.blake2b(found.data, digest_size=8).digest(), "big")

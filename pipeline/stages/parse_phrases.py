@@ -19,9 +19,9 @@ from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
 from pipeline.io.tars import TarProblems, read_tar
-from pipeline.phrases.captions import useless
+from pipeline.phrases.captions import skip_reason
 from pipeline.phrases.find import RULES, find_phrases
-from pipeline.phrases.parsed import Parsed
+from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import model_version
 from pipeline.stages.jobs import ParsePhrases
 
@@ -100,7 +100,7 @@ class ParseShards:
                 samples.drop(reason or "no_caption")
             elif image_of(sample) is None:
                 samples.drop("no_image")
-            elif self.config.drop_boilerplate and (why := useless(caption)):
+            elif self.config.drop_boilerplate and (why := skip_reason(caption)):
                 samples.drop(why)
             elif not caption.strip():
                 samples.drop("empty_caption")
@@ -109,10 +109,10 @@ class ParseShards:
                 found.append((sample.key, caption[:longest]))
         return found, cut
 
-    def _parsed(self, captions: Sequence[tuple[str, str]], queue: WorkQueue) -> dict[str, Parsed]:
+    def _parsed(self, captions: Sequence[tuple[str, str]], queue: WorkQueue) -> dict[str, CaptionPhraseSpans]:
         """What each distinct caption holds: the same text is parsed once a shard."""
         distinct = list(dict.fromkeys(caption for _, caption in captions))
-        parsed: dict[str, Parsed] = {}
+        parsed: dict[str, CaptionPhraseSpans] = {}
         for caption, found in zip(distinct, find_phrases(distinct, self.config), strict=True):
             parsed[caption] = found
             if len(parsed) % TELL_EVERY == 0:

@@ -146,7 +146,10 @@ def _rescore_shard(
         "rescore": config.model_dump_json(),
     }
     output = write_table(
-        join(out, name), table.append_column(RESCORED.field("region_text"), column), RESCORED, footer(path) | about
+        join(out, name),
+        table.append_column(RESCORED.field("region_text"), column),
+        RESCORED,
+        footer(table.schema) | about,
     )
     tallies = {"samples": shard.samples, "scores": shard.scores}
     return job.report(STAGE, {name: output}, tallies, numbers={"phrases_cut": float(cut)}, problems=shard.problems)

@@ -1,4 +1,4 @@
-"""Which device a process computes on; torch is imported only when a GPU is asked for."""
+"""Assignment of CPU cores and GPUs to processes. Imports torch only when a GPU is requested."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 from pipeline.errors import InputError
 
+MAX_DECODERS = 8
+"""Upper bound of the default number of image-decoding threads per process."""
+
 
 def cores() -> int:
-    """How many cores this process may use, which under Slurm or taskset are fewer than the machine has."""
+    """Number of cores available to this process; under Slurm or taskset fewer than the machine has."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
@@ -18,8 +21,10 @@ def cores() -> int:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether a GPU broke down, so that nothing else can go through this process. To go on would fail all that is left, quickly."""
-    torch = sys.modules.get("torch")  # an error of torch's comes from where it was imported
+    """Whether the GPU has failed, so that this process must exit: every further shard would fail at
+    once.
+    """
+    torch = sys.modules.get("torch")  # the error is torch's only if torch is imported
     return (
         torch is not None
         and isinstance(error, torch.AcceleratorError)
@@ -28,10 +33,10 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def gpus() -> int:
-    """How many GPUs torch finds here.
+    """Number of GPUs visible to torch.
 
     Raises:
-        InputError: none.
+        InputError: no GPU is visible.
     """
     import torch
 
@@ -44,10 +49,11 @@ def gpus() -> int:
 
 
 def devices_of(device: str, processes: int | None) -> list[str]:
-    """The device of each process: GPUs in turn, or the CPU.
+    """Device of each process; GPUs are assigned round-robin. Default: one process a GPU, or one on
+    the CPU.
 
     Raises:
-        InputError: no GPU for ``cuda``.
+        InputError: ``device`` is "cuda" and no GPU is visible.
     """
     if device != "cuda":
         return [device] * (processes or 1)
@@ -56,9 +62,9 @@ def devices_of(device: str, processes: int | None) -> list[str]:
 
 
 def core_share(devices: Sequence[str]) -> tuple[int, int | None]:
-    """(cores of each process where one runs on each device, torch's threads in it or None for those that torch takes)."""
+    """(cores per process, torch threads per process) with one process on each device.
+
+    Threads are None, for torch's own default, if there is one process or OMP_NUM_THREADS is set.
+    """
     share = max(1, cores() // len(devices))
     return share, share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None
-
-
-MAX_DECODERS = 8

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.shard_index import index_shard
-from pipeline.data.training_shards import own_order
+from pipeline.data.training_shards import rank_order
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
-from pipeline.io.file_cache import mark_of
+from pipeline.io.file_cache import file_version
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import is_url
 
@@ -27,17 +27,17 @@ def look_through(shards: Sequence[str], progress: Progress) -> None:
         InputError, RunError: as :func:`index_shard`.
     """
     remote = [s for s in shards if is_url(s)]
-    large = [s for s in shards if not is_url(s) and (mark := mark_of(s)) is not None and mark.large]
+    large = [s for s in shards if not is_url(s) and (mark := file_version(s)) is not None and mark.large]
     if not large and not remote:
         return
     progress.begin("look through shards", len(large) + len(remote))
-    for shard in own_order(large):
+    for shard in rank_order(large):
         digest_file(shard)
         index_shard(shard)
         progress.advance(1, "shards")
     pool = ThreadPoolExecutor(STREAMS)
     try:
-        for _ in pool.map(_look_into, own_order(remote)):
+        for _ in pool.map(_look_into, rank_order(remote)):
             progress.advance(1, "shards")
     finally:
         pool.shutdown(cancel_futures=True)
@@ -45,6 +45,6 @@ def look_through(shards: Sequence[str], progress: Progress) -> None:
 
 
 def _look_into(shard: str) -> None:
-    mark = mark_of(shard)
+    mark = file_version(shard)
     if mark is not None:  # else nothing could be remembered
         index_shard(shard, mark)

@@ -73,7 +73,8 @@ class Average:
         if self.updates:
             self._blend(mine, now, self.updates)
         else:
-            torch._foreach_copy_(mine, now)
+            for average, value in zip(mine, now):
+                average.copy_(value)
         self.updates += 1
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def test_a_round_of_its_own_asks_for_the_same(tmp_path):
 
 def test_a_run_in_a_bucket_is_refused_and_no_folder_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"^s3://bucket/run: a run wants a folder on a disk"):
+    with pytest.raises(InputError, match=r"^s3://bucket/run: a run wants a folder on a file system"):
         job_builder("s3://bucket/run", load_recipe("demo"))
     assert not list(tmp_path.iterdir())
 

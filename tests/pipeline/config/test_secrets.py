@@ -51,7 +51,7 @@ def test_a_secret_is_refused_and_not_repeated(address):
         (f"data.frequencies={{lvis: '{address}'}}", r"data\.frequencies\.lvis"),
     ):
         with pytest.raises(
-            InputError, match=rf"^{where}: want an address without .* environment of the worker"
+            InputError, match=rf"^{where}: want an address without .* the worker's environment"
         ) as error:
             load_recipe("demo", [setting])
         assert "TOKEN" not in str(error.value) and error.value.__cause__ is None

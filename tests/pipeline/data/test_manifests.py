@@ -10,7 +10,14 @@ import yaml
 from click.testing import CliRunner
 
 from pipeline.cli import app as cli
-from pipeline.data.manifests import FOLDER_VARIABLE, OURS, SetManifest, load_manifest, manifest_names, read_manifest
+from pipeline.data.manifests import (
+    BUILTIN_FOLDER,
+    FOLDER_VARIABLE,
+    SetManifest,
+    load_manifest,
+    manifest_names,
+    read_manifest,
+)
 from pipeline.errors import InputError
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
@@ -26,7 +33,7 @@ WANTED = {
 
 
 def test_all_the_sets_are_there():
-    assert {path.stem for path in OURS.glob("*.yaml")} >= WANTED
+    assert {path.stem for path in BUILTIN_FOLDER.glob("*.yaml")} >= WANTED
 
 
 @pytest.mark.parametrize("name", sorted(WANTED - {"demo"}))
@@ -171,4 +178,4 @@ def test_wrong_manifests_are_named(tmp_path, text, message):
 def test_the_published_ones_use_no_unknown_key():
     known = {"title", "source", "licence", "note", "checked", "unchecked", "sets", "mixture"}
     for name in WANTED - {"demo"}:
-        assert set(yaml.safe_load(Path(OURS, f"{name}.yaml").read_text())) <= known
+        assert set(yaml.safe_load(Path(BUILTIN_FOLDER, f"{name}.yaml").read_text())) <= known

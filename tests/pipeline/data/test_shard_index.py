@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.shard_index import IMAGES, ShardIndex, index_shard, read_headers
-from pipeline.data.training_shards import ShardSet, own_order
+from pipeline.data.training_shards import ShardSet, rank_order
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Silent
 from pipeline.io import files
@@ -148,11 +148,11 @@ def test_without_a_place_to_remember_it_works_all_the_same(tmp_path, monkeypatch
 def test_shards_are_read_in_any_order_and_stand_in_their_own(tmp_path, monkeypatch):
     paths = [str(large(tmp_path / f"{n}.tar", records=n)) for n in range(6)]
     monkeypatch.setenv("RANK", "3")
-    assert own_order(paths) != paths and sorted(own_order(paths)) == paths
+    assert rank_order(paths) != paths and sorted(rank_order(paths)) == paths
     records = ShardSet(paths)
     assert records.counts == [n + 1 for n in range(6)] and records.name(4, 2) == "4/4-2"
     monkeypatch.setenv("RANK", "0")
-    assert own_order(paths) == paths and ShardSet(paths).counts == records.counts
+    assert rank_order(paths) == paths and ShardSet(paths).counts == records.counts
 
 
 @pytest.fixture

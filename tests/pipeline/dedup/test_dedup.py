@@ -268,7 +268,7 @@ def test_a_list_of_other_shards_is_told(store, tmp_path, caplog):
     pq.write_table(table, tmp_path / "list.parquet")
     with caplog.at_level("WARNING", "glip_self_train"):
         build(store, tmp_path / "out", tmp_path / "list.parquet")
-    assert "list.parquet names samples of elsewhere, none of these shards" in caplog.text
+    assert "list.parquet lists samples of elsewhere, none of these shards" in caplog.text
     pq.write_table(table.rename_columns(["shard", "name"]), tmp_path / "wrong.parquet")
     with pytest.raises(InputError, match=r"wrong\.parquet: has no column key"):
         build(store, tmp_path / "out", tmp_path / "wrong.parquet")

@@ -267,14 +267,14 @@ def test_one_band_needs_no_counts_and_several_do(store, tmp_path):
     calibrate(
         FilterConfig(), store, gold, tmp_path / "two.json", counts=counts, bands=[10], precision=0.3, min_labels=5
     )
-    with pytest.raises(InputError, match="2 bands of phrase frequency; give the phrase counts"):
+    with pytest.raises(InputError, match="2 bands of phrase frequency; want the phrase counts"):
         FilterBoxes(
             settings=FilterConfig(), regions=store, out=tmp_path / "labels", thresholds=tmp_path / "two.json"
         ).run()
     data = json.loads((tmp_path / "two.json").read_text())
     data["bands"].reverse()
     (tmp_path / "wrong.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match="want rising numbers from 0"):
+    with pytest.raises(InputError, match="want ascending numbers from 0"):
         FilterBoxes(
             settings=FilterConfig(),
             regions=store,

@@ -12,14 +12,14 @@ import pytest
 from pipeline.config import FilterConfig
 from pipeline.data.records import REGIONS
 from pipeline.errors import InputError
-from pipeline.filtering.rules import REASONS, judge, open_regions, preset_of
+from pipeline.filtering.rules import REASONS, apply_rules, open_regions, preset_of
 from tests.fixtures.regions import random_rows, region, table_of, write
 
 
 def reasons(tmp_path, rows, config, **more):
     """Of every row its reason."""
     shard = open_regions(write(tmp_path / "00000.parquet", table_of(rows, **more)), config)
-    verdict = judge(shard, config)
+    verdict = apply_rules(shard, config)
     assert sum(verdict.counts().values()) == len(rows)
     out = np.full(len(rows), "below_threshold", object)
     mask = np.ones(len(rows), bool) if shard._mask is None else shard._mask.to_numpy(zero_copy_only=False)
@@ -167,16 +167,19 @@ def test_all_together_are_a_plain_loop_over_regions(seed, tmp_path):
 def test_odd_shards(tmp_path):
     config = FilterConfig(preset="grit", ignore_above=0.1, max_per_phrase_text=3)
     empty = open_regions(write(tmp_path / "empty.parquet", table_of([])), config)
-    assert judge(empty, config).counts() == {} and empty.images == 0
+    assert apply_rules(empty, config).counts() == {} and empty.images == 0
     rows = random_rows(1, 60)
     whole, cut = tmp_path / "00000.parquet", tmp_path / "cut" / "00000.parquet"
     one = open_regions(write(whole, table_of(rows)), config)
     cut.parent.mkdir()
     pq.write_table(pq.read_table(whole), cut, row_group_size=7)  # many row groups, each with a dictionary of its own
     many = open_regions(cut, config)
-    assert judge(many, config).reason.tolist() == judge(one, config).reason.tolist() and many.images == one.images
-    stays = judge(one, config).stays
-    judge(many, config)
+    assert (
+        apply_rules(many, config).reason.tolist() == apply_rules(one, config).reason.tolist()
+        and many.images == one.images
+    )
+    stays = apply_rules(one, config).stays
+    apply_rules(many, config)
     assert one.table(stays, REGIONS).cast(REGIONS).equals(many.table(stays, REGIONS).cast(REGIONS))
 
 

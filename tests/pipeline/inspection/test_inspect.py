@@ -148,7 +148,7 @@ def test_shards_are_what_the_first_with_a_sample_is(tmp_path, train):
 
 @pytest.mark.parametrize("options", [{"phrases": "phrases"}, {"crawl": ["0.tar"]}])
 def test_options_of_a_label_store_are_refused_for_what_holds_its_own_texts(train, options):
-    with pytest.raises(InputError, match=r"go with labels or regions; these are shards of training records"):
+    with pytest.raises(InputError, match=r"are for labels or regions; these are training shards"):
         inspect_shards(train, **options)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.phrases.captions import parts, useless
+from pipeline.phrases.captions import find_boilerplate, skip_reason
 from tests.pipeline.phrases.captions import captions
 
 
@@ -31,7 +31,7 @@ from tests.pipeline.phrases.captions import captions
     ],
 )
 def test_whole_captions(caption, reason):
-    assert useless(caption) == reason
+    assert skip_reason(caption) == reason
 
 
 @pytest.mark.parametrize(
@@ -48,18 +48,18 @@ def test_whole_captions(caption, reason):
     ],
 )  # fmt: skip
 def test_parts(caption, found):
-    assert [(caption[p.start : p.end], p.reason) for p in parts(caption)] == found
+    assert [(caption[p.start : p.end], p.reason) for p in find_boilerplate(caption)] == found
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(max_size=200), captions(30)))
 def test_parts_are_in_order_and_apart(caption):
     last = 0
-    for part in parts(caption):
+    for part in find_boilerplate(caption):
         assert last <= part.start < part.end <= len(caption)
         assert part.reason in {"address", "file_name", "price", "shop_talk"}
         last = part.end
-    useless(caption)
+    skip_reason(caption)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,6 @@ def test_parts_are_in_order_and_apart(caption):
 )
 def test_no_caption_takes_long(unit):
     started = time.perf_counter()
-    useless(unit * 2000 + "!")
-    parts(unit * 2000 + "5")
+    skip_reason(unit * 2000 + "!")
+    find_boilerplate(unit * 2000 + "5")
     assert time.perf_counter() - started < 0.5  # it was exponential in underscores once

@@ -3,6 +3,7 @@
 import json
 import uuid
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import ParsePhrasesConfig
@@ -49,7 +50,7 @@ def test_rows_are_what_stands_in_the_caption(changes, tmp_path):
     samples = report.tallies["samples"]
     assert samples.seen == len(CAPTIONS) and samples.kept == len({row["key"] for row in rows})
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
-    assert footer(tmp_path / "out" / "00000.parquet")["stage"] == "parse-phrases"
+    assert footer(pq.read_schema(tmp_path / "out" / "00000.parquet"))["stage"] == "parse-phrases"
 
 
 def test_captions_without_a_usable_phrase_are_counted(tmp_path):

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.readers.base import LabelledSet, SetFiles, read_set
+from pipeline.readers.base import SetFiles
 from pipeline.readers.registry import load_format
 from tests.fixtures.crawl import jpeg
+from tests.fixtures.labelled_sets import LabelledSet, read_set
 
 
 def read(name: str, path: Path, companions: dict[str, Path] | None = None, **options: Any) -> LabelledSet:

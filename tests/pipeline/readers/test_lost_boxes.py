@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.readers.base import Labelled, Place, known_of
+from pipeline.readers.base import ImageLocation, LabelledImage, presence_of
 from pipeline.readers.registry import READ
 from pipeline.stages.jobs import ExportLabels, Ingest
 from tests.pipeline.readers import layouts as L
@@ -130,7 +130,7 @@ def test_what_lost_its_box_comes_back_from_an_export(tmp_path, to):
 
 
 def test_a_federated_image_whose_box_was_of_no_use_no_longer_says_that_its_class_is_absent():
-    item = Labelled("a", Place("a.jpg"), boxless_names=("dog",), verified_absent=("cat", "dog"))
-    assert known_of(item) == (("cat",), None)  # what the set does not say of others stays unsaid
-    assert known_of(item._replace(not_exhaustive=("cow",))) == (("cat",), ("cow", "dog"))
-    assert known_of(item._replace(boxless_names=())) == (("cat", "dog"), None)
+    item = LabelledImage("a", ImageLocation("a.jpg"), boxless_names=("dog",), verified_absent=("cat", "dog"))
+    assert presence_of(item) == (("cat",), None)  # what the set does not say of others stays unsaid
+    assert presence_of(item._replace(not_exhaustive=("cow",))) == (("cat",), ("cow", "dog"))
+    assert presence_of(item._replace(boxless_names=())) == (("cat", "dog"), None)

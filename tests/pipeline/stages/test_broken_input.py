@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig
-from pipeline.data.keys import fitting_key
+from pipeline.data.keys import shard_key
 from pipeline.data.training_shards import ShardSet
 from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
@@ -187,7 +187,7 @@ def test_what_stood_before_the_damage_is_labelled(run):
 def test_every_good_image_became_a_record_of_its_own_size(run):
     root, _, _, built = run
     records = every_record(root, "pseudo-00000.tar")
-    assert {r.key for r in records} == {fitting_key(key) for key in GOOD}
+    assert {r.key for r in records} == {shard_key(key) for key in GOOD}
     assert all(r.image_size == (SIZE[1], SIZE[0]) for r in records)
     assert built.tallies["samples"].dropped.get("image_changed", 0) == 0
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
 from pipeline.data.caption_phrases import CaptionPhrases
-from pipeline.data.keys import fitting_key
+from pipeline.data.keys import shard_key
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import RunError
 from pipeline.io.tars import read_tar, write_tars
@@ -82,7 +82,7 @@ def test_a_crawl_shard_that_changed_is_told(store, tmp_path):
     ):
         ShardSet(shards.shards).image(0, 0)
     (tmp_path / "crawl" / "00000.tar").unlink()
-    with pytest.raises(RunError, match="is gone"):
+    with pytest.raises(RunError, match="is missing"):
         ShardSet(shards.shards).image(0, 0)
 
 
@@ -177,5 +177,5 @@ def test_a_crawl_packed_with_folders_becomes_shards(teacher, tmp_path):
     found = records(tmp_path / "train")
     assert set(found) <= {"v1%2E0%2F0001", "a%2F1", "a_1"} and len(found) >= 2
     for name, sample in zip(names, samples, strict=True):
-        if fitting_key(name) in found:
-            assert found[fitting_key(name)][1] == sample.files["jpg"]
+        if shard_key(name) in found:
+            assert found[shard_key(name)][1] == sample.files["jpg"]

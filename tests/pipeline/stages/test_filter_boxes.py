@@ -49,7 +49,7 @@ def test_the_footer_holds_the_rules_as_they_apply(store, tmp_path):
         settings=FilterConfig.model_validate({"preset": "grit", "min_box_side": 2}), regions=store, out=tmp_path / "a"
     ).run()
     FilterBoxes(settings=FilterConfig(preset="grit"), regions=store, out=tmp_path / "b").run()
-    a, b = (footer(tmp_path / n / "00000.parquet") for n in "ab")
+    a, b = (footer(pq.read_schema(tmp_path / n / "00000.parquet")) for n in "ab")
     assert (a["preset"], b["preset"], a["teacher"]) == ("", "grit", "glip@0123456789ab")
     rules = json.loads(a["rules"])
     assert (rules["threshold"], rules["cross_phrase_iou"], rules["min_box_side"]) == (0.65, 0.6, 2)
@@ -64,7 +64,7 @@ def test_what_the_tables_say_is_part_of_the_fingerprint(store, tmp_path):
     for n in (1, 2):
         count_phrases(config, store, tmp_path / f"{n}.parquet", min_count=n)
         FilterBoxes(settings=config, regions=store, out=tmp_path / str(n), counts=tmp_path / f"{n}.parquet").run()
-        marks.add(footer(tmp_path / str(n) / "00000.parquet")["fingerprint"])
+        marks.add(footer(pq.read_schema(tmp_path / str(n) / "00000.parquet"))["fingerprint"])
     assert len(marks) == 2
 
 

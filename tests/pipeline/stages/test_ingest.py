@@ -18,10 +18,11 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.readers.base import SetFiles, read_set
+from pipeline.readers.base import SetFiles
 from pipeline.readers.registry import load_format
 from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
+from tests.fixtures.labelled_sets import read_set
 from tests.pipeline.readers import layouts
 from tests.pipeline.readers.layouts import coco_of
 
@@ -207,9 +208,8 @@ def test_wrong_label_files_are_named(tmp_path):
         ('{"images": [{"id": 1, "file_na', "want JSON; found none .cut off"),
         ('{"images": []}', "`annotations`"),
         (
-            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
-            '"annotations": [], "categories": []}',
-            "image id 1 is there twice",
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [], "categories": []}',
+            "duplicate image id 1",
         ),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "want `file_name`; found `id`"),
     ]:

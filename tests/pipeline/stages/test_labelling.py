@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig
@@ -84,7 +85,7 @@ def test_labelling_counts_every_image_and_phrase(run):
     assert labelled.tallies["phrases"].seen == parsed.tallies["phrases"].kept
     table = read_table(root / "regions" / "00000.parquet", REGIONS).to_pylist()
     assert len({r["key"] for r in table}) == 4 and all(0 <= r["x1"] <= r["x2"] <= 80 for r in table)
-    assert footer(root / "regions" / "00000.parquet")["teacher"].startswith("glip@")
+    assert footer(pq.read_schema(root / "regions" / "00000.parquet"))["teacher"].startswith("glip@")
 
 
 def test_regions_hold_their_phrases_in_falling_score(run):

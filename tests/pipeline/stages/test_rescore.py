@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -157,7 +158,7 @@ def test_a_second_run_does_nothing_and_another_gives_the_same_bytes(scorers, sto
     assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
     assert all(digest_file(tmp_path / "a" / n) == digest_file(tmp_path / "b" / n) for n in names)
     assert score(store, scorers["siglip"], tmp_path / "a").done == 2  # another scorer
-    about = footer(tmp_path / "a" / "00000.parquet")
+    about = footer(pq.read_schema(tmp_path / "a" / "00000.parquet"))
     assert (
         about["scorer"].startswith("siglip@") and about["teacher"].startswith("glip@") and about["stage"] == "rescore"
     )
@@ -200,7 +201,7 @@ def test_the_store_has_no_centerness_of_teachers_without(store, scorers, tmp_pat
     assert report.tallies["phrases"].kept > 10
     table = read_table(tmp_path / "regions" / "00000.parquet", REGIONS)
     assert table.num_rows > 10 and table["centerness"].null_count == table.num_rows
-    assert footer(tmp_path / "regions" / "00000.parquet")["teacher"].startswith(f"{name}@")
+    assert footer(pq.read_schema(tmp_path / "regions" / "00000.parquet"))["teacher"].startswith(f"{name}@")
     regions = [str(p) for p in sorted((tmp_path / "regions").glob("*.parquet"))]
     kept = (
         FilterBoxes(settings=FilterConfig(threshold=0.002), regions=regions, out=tmp_path / "labels")

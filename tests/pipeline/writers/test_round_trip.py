@@ -15,11 +15,12 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
 from pipeline.io.tars import read_tar
-from pipeline.readers.base import SetFiles, phrase_of, read_set, xywh_box
+from pipeline.readers.base import SetFiles, phrase_of, xywh_box
 from pipeline.readers.registry import load_format
 from pipeline.stages.jobs import ExportLabels, Ingest
 from pipeline.writers.base import xywh
 from tests.fixtures import exports
+from tests.fixtures.labelled_sets import read_set
 from tests.pipeline.readers import layouts
 from tests.pipeline.stages.test_ingest import CONFIG, write_sets
 

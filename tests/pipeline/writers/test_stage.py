@@ -21,7 +21,7 @@ from pipeline.io.tars import write_tar
 from pipeline.stages import export
 from pipeline.stages.jobs import ExportLabels
 from pipeline.writers.registry import WRITTEN
-from pipeline.writers.unique_keys import Names
+from pipeline.writers.unique_keys import UniqueNames
 from tests.fixtures import exports
 from tests.fixtures.crawl import jpeg, write_crawl
 from tests.fixtures.store import Store
@@ -148,7 +148,7 @@ def test_images_that_lie_on_their_side_are_told(tmp_path):
 
 
 def test_names_are_unique_and_numbered_as_their_keys():
-    with Names() as names:
+    with UniqueNames() as names:
         assert [tuple(names.take("s", k)) for k in ("000000042", "000000042", "1234567890", "a")] == [
             ("000000042", 42, False), ("000000042~2", 10**12 + 2, True), ("1234567890", 1234567890, False),
             ("a", 10**12 + 4, False),
@@ -271,15 +271,15 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
         ([tmp_path / "text"], "a.tar: not a tar archive"),
         ([crawl], "00000.tar: no record in it (000000000: "),
         ([mixed, store / "labels"], "export them one after the other"),
-        ([mixed, "--shards", crawl], "go with a label store"),
+        ([mixed, "--shards", crawl], "are for a label store"),
         ([mixed, "--dataset", "mine"], "--dataset names the set of a label store"),
         ([mixed, "--classes", "root"], "--classes is of yolo"),
-        ([mixed / "det.dataset.json"], "found a file called otherwise"),
+        ([mixed / "det.dataset.json"], "found a file with another suffix"),
         ([mixed / "*-9.tar"], "matches no file"),
         ([store / "phrases", "--phrases", store / "phrases"], "want the folder that filter-boxes wrote"),
         ([store / "labels", "--images", "copy"], "wants --shards"),
         ([store / "labels", "--phrases", tmp_path / "empty"], "00000.parquet: no such file"),
-        ([store / "labels", "--shards", mixed], "no shard called 00000"),
+        ([store / "labels", "--shards", mixed], "no shard named 00000"),
         ([other / "labels"], "are both of one run?"),
     ]
     for arguments, words in wrong:
