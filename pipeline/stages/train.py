@@ -1,9 +1,9 @@
 """Train a teacher or a student on any mixture of human and pseudo labels.
 
-One optimiser step is a function of (configuration, shards, initial weights, step): the order of records is
-arithmetic (pipeline/training/sampling.py), rates are stateless, and checkpoints are atomic. A run that was killed goes on
-from its newest whole checkpoint; where the data have changed it starts anew, and where a setting has, it asks
-(pipeline/training/resume.py).
+One optimiser step is a function of (configuration, shards, initial weights, step): the order of
+records is arithmetic (pipeline/training/sampling.py), rates are stateless, and checkpoints are atomic. A
+killed run resumes from its newest intact checkpoint. If the data have changed, it starts from the
+beginning; if a setting has, it is refused (pipeline/training/resume.py).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.execution.progress import Progress, Silent
 from pipeline.io.paths import local_folder
 from pipeline.training.checkpoints import read_state
 from pipeline.training.distributed import check_device
-from pipeline.training.index_shards import look_through
+from pipeline.training.index_shards import index_shards
 from pipeline.training.report import TrainReport
-from pipeline.training.resume import finished
+from pipeline.training.resume import finished_report
 from pipeline.training.run_identity import Identity
 from pipeline.training.trackers import check_tracker
 from pipeline.training.trainer import Trainer
@@ -49,13 +49,13 @@ def run(
         sources: name -> training shards; the names are those of ``config.mixture``.
         model: what to build when starting from nothing; needed if ``init`` is absent.
         init: model folder to start from (the teacher of a warm-started student, a converted release).
-        data_workers: processes that read and decode ahead, for each training process; 0: in the training process itself.
+        data_workers: DataLoader workers for each training process; 0: load in the training process.
         tracker: "wandb" or "trackio", beside TensorBoard.
 
     Raises:
-        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings,
-            or one that goes on in other processes.
-        RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
+        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an
+            unfinished training with other settings, or one that is running in other processes.
+        RunError: the loss is not finite; the message names the step, the records and the batch's file.
     """
     out = local_folder(out, "a training")
     check_tracker(tracker)
@@ -66,18 +66,18 @@ def run(
         raise InputError(
             f"{init}: the training would write over the model it starts from; want an --out beside it, not {out}"
         )
-    look_through([s for shards in sources.values() for s in shards], progress or Silent())
+    index_shards([s for shards in sources.values() for s in shards], progress or Silent())
     identity = Identity.of(config, sources, model=model or ModelConfig(), init=init)
-    report = finished(out, identity)
+    report = finished_report(out, identity)
     if report is not None:
         log.info("%s: already trained for %d steps", out, report.steps)
         return report
     if (out / "final").is_dir() and not (out / "report.json").is_file() and read_state(out / "final") is None:
         raise InputError(f"{out}/final: no training of ours made it; want another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    with ExitStack() as exit_stack:
         trainer = Trainer(
             config, sources, out, identity, model=model or ModelConfig(), init=init, device=device,
-            data_workers=data_workers, tracker=tracker, progress=progress or Silent(), held=held,
+            data_workers=data_workers, tracker=tracker, progress=progress or Silent(), exit_stack=exit_stack,
         )  # fmt: skip
         return trainer.train()
