@@ -64,7 +64,7 @@ def evaluate(
     """
     from pipeline.cli.train import named_sources
     from pipeline.evaluation.compare import Evaluated
-    from pipeline.evaluation.report import cell
+    from pipeline.evaluation.report import format_metric
     from pipeline.stages import evaluate as stage
 
     metrics = stage.run(
@@ -73,7 +73,7 @@ def evaluate(
     )  # fmt: skip
     protocols = Evaluated.read(out).protocols
     for name, values in metrics.items():
-        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {cell(k, v)}" for k, v in values.items()))
+        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {format_metric(k, v)}" for k, v in values.items()))
     if model_card:
         from pipeline.evaluation.model_card import write_card
 
