@@ -1,4 +1,4 @@
-"""What Markdown for the dashboard is made of: pictures inside URLs, and addresses of files that ``self-train up`` serves."""
+"""URLs in pages and Markdown: embedded images, and files that ``self-train up`` serves."""
 
 from __future__ import annotations
 
@@ -10,29 +10,39 @@ from pathlib import Path
 from PIL import Image
 
 FILES, BOARD = "GLIP_SELF_TRAIN_FILES", "GLIP_SELF_TRAIN_BOARD"
-"""Environment, set by ``self-train up``: "URL FOLDER" of a server of files, and the address of TensorBoard."""
-PICTURE_WIDTH = 1200
+"""Environment variables of ``self-train up``: "URL FOLDER" of its file server, and TensorBoard's
+URL."""
+THUMBNAIL_WIDTH = 1200
 
 
-def address_of(path: Path) -> str | None:
-    """The file's address, if ``self-train up`` serves the folder it lies in."""
+def link(text: str, path: Path) -> str:
+    """Markdown link to a file if ``self-train up`` serves it, else its path."""
     url, _, root = os.environ.get(FILES, "").partition(" ")
-    try:
-        return f"{url}/{path.resolve().relative_to(root).as_posix()}" if root else None
-    except ValueError:
-        return None
+    if root and path.resolve().is_relative_to(root):
+        return f"[{text}]({url}/{path.resolve().relative_to(root).as_posix()})"
+    return f"{text}: `{path}`"
 
 
-def jpeg_url(path: Path) -> str:
-    """A picture inside a URL, small enough for a database row."""
+def data_url(data: bytes, media_type: str) -> str:
+    """A file's content as a URL."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def jpeg_url(image: Image.Image, quality: int) -> str:
+    """The image as a JPEG data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return data_url(buffer.getvalue(), "image/jpeg")
+
+
+def png_url(path: str | Path) -> str:
+    """A PNG file as a data URL."""
+    return data_url(Path(path).read_bytes(), "image/png")
+
+
+def thumbnail_url(path: Path) -> str:
+    """An image file as a JPEG data URL, small enough for a database row."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    image.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def svg_url(svg: str) -> str:
-    """A plot inside a URL."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    image.thumbnail((THUMBNAIL_WIDTH, 4 * THUMBNAIL_WIDTH))
+    return jpeg_url(image, quality=82)

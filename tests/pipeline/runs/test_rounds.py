@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.evaluation.match_tables import write_evidence
+from pipeline.evaluation.match_tables import write_match_tables
 from pipeline.evaluation.metrics import coco_ap, recall_at_k
 from pipeline.io.atomic import write_json
 from pipeline.report.round import write_round
@@ -25,7 +25,7 @@ def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
     for name, quality in qualities.items():
         results = random_results(0, images=60, quality=quality)
         sets[name] = {"images": 60.0, **recall_at_k(results), **coco_ap(results, NAMES)}
-        write_evidence(layout.evaluation(model) / "evidence", name, evidence_of(results))
+        write_match_tables(layout.evaluation(model) / "evidence", name, evidence_of(results))
     write_json(
         layout.evaluation(model) / "metrics.json",
         {
@@ -91,7 +91,7 @@ def test_rounds_stop_when_they_no_longer_pay(tmp_path):
     assert decide(config, layout, 1).go_on
     last = decide(config, layout, 2)
     assert last.teacher == "student-1" and last.promoted and not last.go_on
-    assert "under promotion.least_gain 8" in last.why and best_model([last]) == "student-2"
+    assert "below promotion.least_gain 8" in last.why and best_model([last]) == "student-2"
 
 
 def test_the_summary_has_what_the_protocols_have(tmp_path):
