@@ -1,7 +1,7 @@
 """Gain of self-training on the demo's data over several seeds: student against control and teacher.
 
-    python benchmarks/self_training_gain.py --json gain.json python benchmarks/self_training_gain.py
-    --json gain.json --scratch     # also students trained from scratch
+    python benchmarks/self_training_gain.py --json gain.json
+    python benchmarks/self_training_gain.py --json gain.json --scratch     # also from scratch
 
 Scenes, initial weights and data order depend on the seed. Keys, means over seeds in points:
 ``novel_gain_over_control``, ``novel_gain_over_teacher`` (NOVEL recall@1), ``base_recall_change``

@@ -1,5 +1,4 @@
-"""A training step of GLIP-T (forward and backward): ours against the literal path, the original's
-arithmetic.
+"""A training step of GLIP-T (forward and backward): ours against the original's arithmetic.
 
     python benchmarks/train_step.py --json train_step.json
 

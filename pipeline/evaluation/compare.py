@@ -114,7 +114,7 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
         "protocols": protocols,
         "sets": sets,
         "lacking": [models[0].missing_from(m) for m in models[1:]],
-        "unlike": {name: values for name in names if (values := _differing([m.settings[name] for m in models]))},
+        "unlike": {name: differing for name in names if (differing := _differing([m.settings[name] for m in models]))},
     }
 
 

@@ -79,7 +79,7 @@ def queries_of(results: Sequence[ImageResult], iou: float = 0.5) -> Queries:
             merged = np.concatenate([gold[:, :2].min(axis=0), gold[:, 2:].max(axis=0)])[None]
             detected = result.labels == label
             best = result.boxes[detected][np.argsort(-result.scores[detected], kind="stable")]
-            first, first_merged = (_first((iou_matrix(best, g) >= iou).any(axis=1)) for g in (gold, merged))
+            first, first_merged = (_first(iou_matrix(best, g).max(axis=1) >= iou) for g in (gold, merged))
             rows.append((number, int(label), len(gold), first, first_merged))
     return Queries(*np.array(rows, np.int64).reshape(-1, 5).T)
 

@@ -208,7 +208,7 @@ def test_micro_batches_may_change_on_the_way_and_it_is_told(sources, tmp_path, t
 def test_a_report_that_cannot_be_read_is_no_end(sources, tmp_path, told):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text('{"steps": 1}')
-    assert run(sources, tmp_path / "out").steps == 5 and "not a training's report" in told.text
+    assert run(sources, tmp_path / "out").steps == 5 and "not a training report" in told.text
 
 
 ELSEWHERE = """
