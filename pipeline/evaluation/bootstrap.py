@@ -162,7 +162,7 @@ def centred(samples: np.ndarray) -> np.ndarray:
     return shifted
 
 
-def interval(values: np.ndarray, share: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of resampled values (Efron and Tibshirani 1993, chapter 13)."""
-    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled values (Efron and Tibshirani 1993, chapter 13)."""
+    low, high = np.quantile(values, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)

@@ -20,7 +20,7 @@ def is_judged(matches: Matches) -> np.ndarray:
     return judged
 
 
-def score_bands(matches: Matches, bands: int = BANDS) -> list[dict[str, float]]:
+def score_bands(matches: Matches) -> list[dict[str, float]]:
     """Detections of :func:`is_judged` in bands of score, without empty bands.
 
     Returns:
@@ -30,13 +30,13 @@ def score_bands(matches: Matches, bands: int = BANDS) -> list[dict[str, float]]:
     """
     judged = is_judged(matches)
     score, tp = np.asarray(matches.score[judged], np.float64), matches.tp[judged, 0]
-    band = np.clip((score * bands).astype(int), 0, bands - 1)
-    n = np.bincount(band, minlength=bands)
-    correct = np.bincount(band, tp, minlength=bands)
-    total = np.bincount(band, score, minlength=bands)
+    band = np.clip((score * BANDS).astype(int), 0, BANDS - 1)
+    n = np.bincount(band, minlength=BANDS)
+    correct = np.bincount(band, tp, minlength=BANDS)
+    total = np.bincount(band, score, minlength=BANDS)
     return [
         {
-            "from": i / bands, "to": (i + 1) / bands, "score": float(total[i] / n[i]), "detections": int(n[i]),
+            "from": i / BANDS, "to": (i + 1) / BANDS, "score": float(total[i] / n[i]), "detections": int(n[i]),
             "right": int(correct[i]), "precision": 100.0 * float(correct[i] / n[i]),
         }
         for i in np.flatnonzero(n)

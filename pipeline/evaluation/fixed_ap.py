@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluation.matching import IOUS, Matches, class_curves, match
+from pipeline.evaluation.matching import IOUS, Matches, class_curves, rank_in_class
 from pipeline.evaluation.metrics import ImageResult
 
 GROUPS = ("rare", "common", "frequent")
@@ -29,11 +29,9 @@ def best_of_each_class(results: Sequence[ImageResult], most: int) -> list[ImageR
         return []
     labels = np.concatenate([r.labels for r in results])
     scores = np.concatenate([r.scores for r in results])
-    order = np.lexsort((np.arange(len(labels)), -scores, labels))
-    ordered = labels[order]
-    rank = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    order = np.argsort(-scores, kind="stable")
     keep = np.zeros(len(labels), bool)
-    keep[order[rank < most]] = True
+    keep[order[rank_in_class(labels[order]) < most]] = True
     ends = np.cumsum([len(r.labels) for r in results])
     return [
         replace(r, boxes=r.boxes[m], labels=r.labels[m], scores=r.scores[m])
@@ -41,15 +39,11 @@ def best_of_each_class(results: Sequence[ImageResult], most: int) -> list[ImageR
     ]
 
 
-def fixed_matches(results: Sequence[ImageResult], most: int = 10_000) -> Matches:
-    """The set's matches for fixed AP; limits classes before it drops unverified ones."""
-    return match(best_of_each_class(results, most), federated=True)
-
-
 def fixed_ap(matches: Matches, names: Sequence[str], groups: Mapping[str, str] | None = None) -> dict[str, float]:
     """ap, ap50, ap75 in percent; with frequency ``groups`` also ap_rare, ap_common, ap_frequent.
 
-    Means over classes with gold boxes; groups without such classes are omitted.
+    Means over classes with gold boxes; groups without such classes are omitted. ``matches``: of
+    :func:`best_of_each_class`, by federated rules.
     """
     curves = class_curves(matches)
     if not curves:

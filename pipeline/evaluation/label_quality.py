@@ -73,7 +73,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
         bands[:, 0] += np.bincount(band, minlength=len(bands))
         bands[:, 1] += np.bincount(band[correct], minlength=len(bands))
     return {
-        **{name: _group(*(int(v) for v in counts)) for name, counts in groups.items()},
+        **{name: _group(*counts.tolist()) for name, counts in groups.items()},
         "phrases_not_gold": not_gold,
         "by_score": [
             {"from": BANDS[i], "to": BANDS[i + 1], "labels": int(n), "correct": int(c)}
@@ -83,11 +83,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
 
 
 def _group(labels: int, correct: int, gold: int, found: int) -> dict[str, float]:
-    return {
-        "labels": labels,
-        "correct": correct,
-        "gold": gold,
-        "found": found,
-        "precision": round(100 * correct / labels, 2) if labels else 0.0,
-        "recall": round(100 * found / gold, 2) if gold else 0.0,
-    }
+    precision = round(100 * correct / labels, 2) if labels else 0.0
+    recall = round(100 * found / gold, 2) if gold else 0.0
+    counts = {"labels": labels, "correct": correct, "gold": gold, "found": found}
+    return counts | {"precision": precision, "recall": recall}

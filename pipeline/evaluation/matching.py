@@ -104,7 +104,7 @@ def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, f
         if federated:
             order = order[(absent | present)[order]]
         if max_per_class is not None:
-            order = order[_rank_in_class(r.labels[order]) < max_per_class]
+            order = order[rank_in_class(r.labels[order]) < max_per_class]
         labels, boxes, scores = r.labels[order], r.boxes[order], r.scores[order]
         tp = np.zeros((len(order), len(IOUS)), bool)
         ignored = np.zeros_like(tp)
@@ -138,7 +138,7 @@ def _area(boxes: np.ndarray) -> np.ndarray:
     return area
 
 
-def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
     """(n,) number of earlier elements with the same label."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
@@ -151,7 +151,7 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 def by_class(matches: Matches) -> list[tuple[int, np.ndarray, int]]:
     """(label, its detections by falling score, number of its gold boxes) of every label with
     gold."""
-    order = np.lexsort((np.arange(len(matches.score)), -matches.score, matches.label))
+    order = np.lexsort((-matches.score, matches.label))
     ordered = matches.label[order]
     labels, counts = np.unique(matches.gold_label, return_counts=True)
     low, high = np.searchsorted(ordered, labels), np.searchsorted(ordered, labels, side="right")

@@ -66,11 +66,11 @@ SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 """Ranges of area in COCOeval, in pixels, inclusive."""
 
 
-def queries_of(results: Sequence[ImageResult], iou: float = 0.5) -> Queries:
+def queries_of(results: Sequence[ImageResult]) -> Queries:
     """Rank detections by Flickr30k Entities' two protocols, any-box and merged-boxes in MDETR.
 
     A detection matches if its IoU with any gold box of the name, or with the box around all of
-    them, is at least ``iou``. Names without gold in the image are no queries.
+    them, is at least 0.5. Names without gold in the image are no queries.
     """
     rows: list[tuple[int, int, int, int, int]] = []
     for number, result in enumerate(results):
@@ -79,7 +79,7 @@ def queries_of(results: Sequence[ImageResult], iou: float = 0.5) -> Queries:
             merged = np.concatenate([gold[:, :2].min(axis=0), gold[:, 2:].max(axis=0)])[None]
             detected = result.labels == label
             best = result.boxes[detected][np.argsort(-result.scores[detected], kind="stable")]
-            first, first_merged = (_first(iou_matrix(best, g).max(axis=1) >= iou) for g in (gold, merged))
+            first, first_merged = (_first(iou_matrix(best, g).max(axis=1) >= 0.5) for g in (gold, merged))
             rows.append((number, int(label), len(gold), first, first_merged))
     return Queries(*np.array(rows, np.int64).reshape(-1, 5).T)
 
@@ -88,12 +88,9 @@ def _first(matched: np.ndarray) -> int:
     return min(int(np.argmax(matched)), NEVER - 1) if matched.any() else NEVER
 
 
-def recall_at_k(results: Sequence[ImageResult], ks: Sequence[int] = (1, 5, 10), iou: float = 0.5) -> dict[str, float]:
-    """Percent of queries (:func:`queries_of`) with a match to a gold box among the ``k`` best
-    boxes."""
-    queries = queries_of(results, iou)
-    total = len(queries.image)
-    return {f"recall_at_{k}": 100.0 * float((queries.first < k).sum()) / max(total, 1) for k in ks} | {"queries": total}
+def _xywh(box: np.ndarray) -> list[float]:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:
@@ -111,27 +108,16 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
     detections: list[dict[str, Any]] = []
     for image_id, result in enumerate(results, start=1):
         for box, label, ignore in zip(result.gold_boxes, result.gold_labels, result.gold_ignore, strict=True):
-            x1, y1, x2, y2 = (float(v) for v in box)
+            *_, width, height = bbox = _xywh(box)
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(ignore),
+                    "id": len(annotations) + 1, "image_id": image_id, "category_id": int(label) + 1, "bbox": bbox,
+                    "area": width * height, "iscrowd": int(ignore),
                 }
-            )
+            )  # fmt: skip
         for box, label, score in zip(result.boxes, result.labels, result.scores, strict=True):
-            x1, y1, x2, y2 = (float(v) for v in box)
-            detections.append(
-                {
-                    "image_id": image_id,
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                }
-            )
+            row = {"image_id": image_id, "category_id": int(label) + 1, "bbox": _xywh(box), "score": float(score)}
+            detections.append(row)
     if not annotations or not detections:
         areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
         sizes = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]

@@ -15,15 +15,8 @@ from pipeline.io.atomic import HashingFile
 from pipeline.io.tables import read_table
 
 PREDICTIONS = pa.schema(
-    [
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("x1", pa.float32(), nullable=False),
-        pa.field("y1", pa.float32(), nullable=False),
-        pa.field("x2", pa.float32(), nullable=False),
-        pa.field("y2", pa.float32(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-    ]
+    [pa.field(name, pa.int32(), nullable=False) for name in ("row", "label")]
+    + [pa.field(name, pa.float32(), nullable=False) for name in ("x1", "y1", "x2", "y2", "score")]
 )
 """row: of the record in its shard. label: index of the class name, or in
 protocols.named_phrases."""

@@ -26,6 +26,9 @@ TITLES = {
     **{f"precision_at_{k}": f"P@{k}" for k in (1, 5, 10)},
 }  # fmt: skip
 COUNTS = {"images", "queries", "sets"}
+EXTREMES = 5
+"""Number of best and of worst names that the report lists."""
+
 PROTOCOLS = {
     "detection": "class names; COCO AP, and recall of the best boxes of names present in the image",
     "coco": "COCO", "lvis": "LVIS, fixed AP", "odinw": "ODinW", "flickr": "Flickr30k Entities", "refcoco": "RefCOCO",
@@ -97,10 +100,10 @@ def _plots(out: Path, name: str, tables: MatchTables) -> list[str]:
     return lines
 
 
-def _extremes(tables: MatchTables, most: int = 5) -> list[str]:
+def _extremes(tables: MatchTables) -> list[str]:
     metric, values = name_values(tables)
     if len(values) <= 1:
         return []
     ordered = [f"{n} {v:.1f}" for n, v in sorted(values.items(), key=lambda item: (item[1], item[0]))]
-    best, worst = ", ".join(ordered[::-1][:most]), ", ".join(ordered[:most])
+    best, worst = ", ".join(ordered[::-1][:EXTREMES]), ", ".join(ordered[:EXTREMES])
     return ["", f"Best names by {metric}: {best}.", "", f"Worst: {worst}."]

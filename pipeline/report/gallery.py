@@ -19,22 +19,22 @@ from pipeline.report.urls import jpeg_url
 Piece = tuple[str, Colour | None, bool]
 """Text of a caption, the colour of its phrase, and whether its phrase is uncertain."""
 
+WIDTH = 360
+"""Of drawn images, in pixels."""
 
-def write_gallery(
-    shards: Sequence[str], out: str | Path, *, limit: int = 24, title: str, note: str = "", width: int = 360
-) -> int:
+
+def write_gallery(shards: Sequence[str], out: str | Path, *, limit: int, title: str, note: str = "") -> int:
     """Write a page of up to ``limit`` records of training shards; returns their number."""
-    items = [figure(image, record, width) for image, record in pick(shards, limit)]
+    items = [figure(image, record) for image, record in pick(shards, limit)]
     write_atomic(out, render("gallery.html", title=title, note=note, items=items))
     return len(items)
 
 
-def figure(image: Image.Image, record: GroundingRecord, width: int) -> dict[str, Any]:
-    """An item of figures.html: the image drawn ``width`` pixels wide, its caption and its
-    regions."""
+def figure(image: Image.Image, record: GroundingRecord) -> dict[str, Any]:
+    """An item of figures.html: the drawn image, its caption and its regions."""
     return {
         "key": record.key,
-        "image": jpeg_url(draw_regions(image, record, width=width), quality=88),
+        "image": jpeg_url(draw_regions(image, record, width=WIDTH), quality=88),
         "caption": caption_pieces(record),
         "regions": [r for r in record.regions if not r.ignore],
     }

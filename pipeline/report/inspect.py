@@ -15,8 +15,6 @@ from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import figure
 from pipeline.report.templates import render
 
-WIDTH = 360
-
 
 def write_page(summary: Summary, pictures: Sequence[Picture], out: str | Path, *, title: str) -> None:
     """Write the page; images that cannot be decoded are added to the problems of ``summary``."""
@@ -45,7 +43,7 @@ def _figures(summary: Summary, pictures: Sequence[Picture]) -> list[dict[str, An
         except ImageError as error:
             _problem(summary, "undecodable_when_drawn", f"{where}: {error}")
             continue
-        items.append({**figure(image, picture.record, WIDTH), "key": where})
+        items.append({**figure(image, picture.record), "key": where})
     return items
 
 

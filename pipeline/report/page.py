@@ -26,7 +26,6 @@ def write_report(
     summary: Mapping[str, Any],
     out: str | Path,
     *,
-    title: str = "GLIP self-training",
     pictures: Mapping[str, str | Path] | None = None,
     links: Mapping[str, str] | None = None,
     curves: Mapping[str, Any] | None = None,
@@ -41,7 +40,7 @@ def write_report(
     quality = summary.get("pseudo_labels")
     page = render(
         "page.html",
-        title=title,
+        title="GLIP self-training",
         summary=summary,
         table=comparison(summary),
         metrics=METRICS,

@@ -55,11 +55,10 @@ def _tenths(step: int, steps: int, milestones: Sequence[float]) -> float:
     return 0.1 ** sum(step >= round(share * steps) for share in milestones)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
-    """Set every group's rate and decay for ``step``; returns the rate's factor. Stateless."""
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
+    """Set every group's rate and decay for ``step``, without state of a scheduler."""
     factor = rate_factor(step, config)
     decay = _tenths(step, config.steps, config.weight_decay_milestones)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
         group["weight_decay"] = group["base_decay"] * decay
-    return factor

@@ -38,12 +38,11 @@ def find_checkpoint(out: Path, identity: Identity) -> tuple[Path, int] | None:
     if finished_report(out, identity) is not None:
         raise RunError(f"{out}: this training was finished by other processes just now; start again for its report")
     recover(out)
-    checkpoint = latest_checkpoint(out, identity.fingerprint)
-    if checkpoint is None:
-        checkpoint = latest_checkpoint(out, identity.fingerprint, aside=True)
+    fingerprint = identity.fingerprint
+    checkpoint = latest_checkpoint(out, fingerprint) or latest_checkpoint(out, fingerprint, aside=True)
     if checkpoint is None:
         _check_restart(out, identity)
-    activate_run(out, identity.fingerprint)
+    activate_run(out, fingerprint)
     return None if checkpoint is None else (out / f"step-{checkpoint[1]:08d}", checkpoint[1])
 
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import _recalls_reached, centred, class_aps, draw_weights, estimates, interval
 from pipeline.evaluation.compare import _cells
-from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
+from pipeline.evaluation.fixed_ap import fixed_ap
 from pipeline.evaluation.match_tables import MatchTables, absent_images, read_match_tables, write_match_tables
 from pipeline.evaluation.matching import RECALLS, class_curves, match
-from pipeline.evaluation.metrics import coco_ap, queries_of, recall_at_k
+from pipeline.evaluation.metrics import coco_ap, queries_of
 from pipeline.evaluation.promotion import DEFAULT_GATES, judge, parse_gates
-from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, image
+from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, fixed_matches, image
+from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 
 @st.composite

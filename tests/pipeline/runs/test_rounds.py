@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.evaluation.match_tables import write_match_tables
-from pipeline.evaluation.metrics import coco_ap, recall_at_k
+from pipeline.evaluation.metrics import coco_ap
 from pipeline.io.atomic import write_json
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
@@ -17,6 +17,7 @@ from pipeline.runs.rounds import best_model, check_promotion, decide
 from pipeline.runs.summary import model_metrics
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
 from tests.pipeline.evaluation.test_matching import NAMES
+from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 
 def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
