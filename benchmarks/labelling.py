@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,18 @@ from pipeline.annotators.base import Annotator, Batch, load_annotator
 from pipeline.annotators.batches import Item, batches
 from pipeline.config import ModelConfig, ParsePhrasesConfig, PseudoLabelConfig
 from pipeline.config.recipes import load_recipe
+from pipeline.data.caption_phrases import read_caption_phrases
 from pipeline.data.images import open_image
 from pipeline.demo.manifest import load_manifest, package_file
+from pipeline.execution.inference import run_inference
 from pipeline.execution.progress import Silent
 from pipeline.execution.scheduler import ShardScheduler
 from pipeline.execution.worker import ShardJob
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
-from pipeline.labelling.reader import Reader
-from pipeline.labelling.worker import LabellingPipeline, LabelShards
+from pipeline.labelling.reader import read_windows
+from pipeline.labelling.region_table import ShardResult
+from pipeline.labelling.worker import LabellingShard
 from pipeline.stages.jobs import ParsePhrases
 from pipeline.training.model_factory import MINILM_PACKAGE, build_model
 
@@ -138,15 +142,12 @@ class Bench:
         self.annotator: Annotator = load_annotator(teacher, self.config)
 
     def items(self) -> list[list[Item]]:
-        """The items of every window, as the stage reads them."""
-        scheduler = self._scheduler(self.root / "unused")
-        reader, windows = Reader(scheduler, self.annotator, self.phrases, lambda *_: None), []
-        for window in reader:
-            windows.append(window.items)
-            if window.last:
-                reader.through()
-        scheduler.close(devices=1, price=None, max_failed=0)
-        return [items for items in windows if items]
+        """The queries of every window, as the stage reads them."""
+        found = []
+        for path in self.crawl:
+            phrases = read_caption_phrases(f"{self.phrases}/{Path(path).stem}.parquet")
+            found += read_windows(path, ShardResult(phrases), self.annotator)
+        return found
 
     def _scheduler(self, out: Path) -> ShardScheduler:
         jobs = [ShardJob(path, Path(path).stem, "benchmark") for path in self.crawl]
@@ -157,23 +158,23 @@ class Bench:
         ready = []
         for group in groups:
             images = [self.annotator.prepare(open_image(i.data, at_least=i.shape), i.size) for i in group]
-            ready.append(self.annotator.collate(images, [i.question for i in group]))
+            ready.append(self.annotator.collate(images, [i.query for i in group]))
         return ready
 
     def bare(self, ready: Sequence[Batch]) -> float:
         """Seconds of the forward passes alone."""
         started = time.perf_counter()
         for batch in ready:
-            self.annotator.annotate(batch)
+            self.annotator.predict(batch)
         return time.perf_counter() - started
 
     def stage(self) -> tuple[float, dict[str, float]]:
         """Seconds of the stage with a loaded teacher, in total and by part."""
         with tempfile.TemporaryDirectory() as out:
             scheduler = self._scheduler(Path(out))
-            settings = LabelShards(self.config, self.phrases, self.teacher, out, "cpu", decoders=1)
             started = time.perf_counter()
-            LabellingPipeline(settings, self.annotator, scheduler).run()
+            open_shard = partial(LabellingShard, self.config, self.phrases, out, self.annotator)
+            run_inference(scheduler, iter(scheduler.take, None), open_shard, decoders=1)
             report = scheduler.close(devices=1, price=None, max_failed=0)
             seconds = time.perf_counter() - started
         assert report.done == len(self.crawl) and report.rates is not None

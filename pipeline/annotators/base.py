@@ -1,7 +1,6 @@
-"""What a teacher is to the stages: images, captions and spans in; boxes with their evidence out.
+"""The interface of a teacher: images, captions and spans in; boxes with their evidence out.
 
-The work is cut so that only the forward pass needs the teacher's own thread: questions, images and batches are made
-ready by any other.
+Only the forward pass needs the teacher's own thread: any other prepares queries, images and batches.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from pipeline.io.model_folder import model_revision
 
 @dataclass(frozen=True)
 class TextQuery:
-    """One text of one forward pass about one image.
+    """One text for one image in one forward pass.
 
-    text: a caption, or the stretch of a long one that fits the text limit. spans: ``[start, end)`` characters of
-    ``text``, a phrase each. phrases: the index of each in what was asked for. tokens: the text's length to the teacher.
+    text: a caption, or a stretch of a long one that fits the text limit. spans: ``[start, end)``
+    characters of ``text``, a phrase each. phrases: the index of each among the caption's spans, or
+    among the class names. tokens: the text's length to the teacher.
     """
 
     text: str
@@ -39,11 +39,11 @@ class TextQuery:
 
 @dataclass(frozen=True)
 class RegionPredictions:
-    """The regions of one question's phrases, in no stated order.
+    """The regions of one query's phrases, in no stated order.
 
-    phrase (n,) int64: index as in ``TextQuery.phrases``. boxes (n, 4) float32: xyxy in pixels of the image as it is
-    stored. score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1; centerness is NaN for teachers that
-    have none.
+    phrase (n,) int64: index as in ``TextQuery.phrases``. boxes (n, 4) float32: xyxy in pixels of the
+    stored image. score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1;
+    centerness is NaN for teachers that have none.
     """
 
     phrase: np.ndarray
@@ -56,7 +56,7 @@ class RegionPredictions:
 
     @classmethod
     def joined(cls, parts: Sequence[RegionPredictions]) -> RegionPredictions:
-        """Several questions' regions about one image as one."""
+        """Concatenate the regions of several queries about one image."""
         if len(parts) == 1:
             return parts[0]
         names = cls.__dataclass_fields__
@@ -65,7 +65,7 @@ class RegionPredictions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the teacher wants it (its own type), and its stored (height, width)."""
+    """An image as the teacher's network takes it (its own type), and its stored (height, width)."""
 
     pixels: Any
     size: tuple[int, int]
@@ -73,46 +73,40 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one forward pass; what they were made of stays at hand, to be cut in half when memory runs out."""
+    """Inputs of one forward pass, and their images and queries, to collate halves of them when memory runs out."""
 
     inputs: Any
     images: tuple[Prepared, ...]
-    questions: tuple[TextQuery, ...]
+    queries: tuple[TextQuery, ...]
 
 
 class Annotator(Protocol):
-    """A loaded teacher; ``revision`` names its weights. All but :meth:`annotate` may be called from any thread."""
+    """A loaded teacher; ``revision`` names its weights. All but :meth:`predict` may be called from any thread."""
 
     name: str
     revision: str
 
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
-        """What to ask so that each phrase is asked for once, and the phrases that no text can hold."""
-        ...
+    def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
+        """(queries that hold each phrase once, indices of the phrases that no text can hold)."""
 
-    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
-        """What to ask for boxes of classes; each name is a phrase.
+    def class_queries(self, names: Sequence[str]) -> list[TextQuery]:
+        """Queries for boxes of classes; each name is a phrase.
 
         Raises:
             InputError: a name that no text can hold.
         """
-        ...
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) at which the network will see an image of this size."""
-        ...
 
     def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
-        """An RGB image, perhaps decoded smaller than its stored ``size`` (height, width), resized as the teacher wants it."""
-        ...
+        """Resize an RGB image for the network; it may be decoded smaller than its stored ``size`` (height, width)."""
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
-        """One question about each image, as the network's inputs."""
-        ...
+    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
+        """The network's inputs for one query about each image."""
 
-    def annotate(self, batch: Batch) -> list[RegionPredictions]:
-        """The forward pass: the regions of every question. A batch too large for the memory is halved."""
-        ...
+    def predict(self, batch: Batch) -> list[RegionPredictions]:
+        """Run the network: the regions of every query. A batch too large for the memory is halved."""
 
 
 FAMILIES = {
@@ -134,7 +128,10 @@ def _load(folder: str, revision: str, settings: str, device: str) -> Annotator:
             f"{folder}/config.json: model_type {model_type!r} is no known teacher; known: {', '.join(sorted(FAMILIES))}"
         )
     module, name = FAMILIES[model_type]
-    return getattr(import_module(f"pipeline.annotators.{module}"), name)(folder, revision, config, device)
+    annotator: Annotator = getattr(import_module(f"pipeline.annotators.{module}"), name)(
+        folder, revision, config, device
+    )
+    return annotator
 
 
 def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = "cpu") -> Annotator:
@@ -144,9 +141,3 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
         InputError: not a model folder, or of a family that is not known.
     """
     return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
-
-
-def ask(annotator: Annotator, images: Sequence[Image.Image], questions: Sequence[TextQuery]) -> list[RegionPredictions]:
-    """One question about each image, here and now."""
-    prepared = [annotator.prepare(image, (image.height, image.width)) for image in images]
-    return annotator.annotate(annotator.collate(prepared, questions))

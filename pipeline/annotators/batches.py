@@ -1,12 +1,13 @@
-"""Which questions go through the teacher together: those of like image shape and text length, so that little is padding."""
+"""Queries that share a forward pass: of like image shape and text length, so that little is padding."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.annotators.base import TextQuery
+from pipeline.annotators.base import Annotator, Prepared, TextQuery
+from pipeline.data.images import ImageError, open_image
 
 BUCKETS_PER_OCTAVE = 6
 """Images whose aspect ratios differ by less than about 12 % may share a batch at little cost."""
@@ -14,34 +15,52 @@ BUCKETS_PER_OCTAVE = 6
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one image. place: of its sample in the shard. data: the image as it is stored, encoded.
+    """One query about one image.
 
-    size: (height, width) of the stored image; shape: at which the network will see it.
+    index: of its sample in the shard. data: the image as it is stored, encoded.
+    size: (height, width) of the stored image. shape: (height, width) at which the network will see it.
     """
 
-    place: int
+    index: int
     key: str
     data: bytes
     size: tuple[int, int]
     shape: tuple[int, int]
-    question: TextQuery
+    query: TextQuery
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
     """Cut a window of a shard into batches; the same window is always cut the same way.
 
-    Images are ordered by aspect ratio and, of nearly the same one, by text length: up in one bucket, down in the next,
-    so that a batch across their border holds like texts too.
+    Images are ordered by aspect ratio and, of nearly the same one, by text length: rising in one
+    bucket, falling in the next, so that a batch across their border holds like texts too.
     """
 
-    def bucket(item: Item) -> int:
-        height, width = item.shape
-        return round(BUCKETS_PER_OCTAVE * math.log2(width / height))
-
     def order(item: Item) -> tuple[int, int, int]:
-        at = bucket(item)
-        return at, item.question.tokens * (1 if at % 2 else -1), item.place
+        height, width = item.shape
+        bucket = round(BUCKETS_PER_OCTAVE * math.log2(width / height))
+        return bucket, item.query.tokens * (1 if bucket % 2 else -1), item.index
 
     ordered = sorted(items, key=order)
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
+
+
+def decode(
+    annotator: Annotator, items: Sequence[Item], lose: Callable[[Item, ImageError], object], *, scaled: bool = False
+) -> tuple[list[Item], list[Prepared]]:
+    """Decode and resize a batch's images; those that turn out broken go to ``lose`` and are left out.
+
+    Args:
+        scaled: decode large JPEGs at a fraction of their size, never below the network's.
+    """
+    whole: list[Item] = []
+    images: list[Prepared] = []
+    for item in items:
+        try:
+            image = open_image(item.data, at_least=item.shape if scaled else None)
+            images.append(annotator.prepare(image, item.size))
+            whole.append(item)
+        except ImageError as error:
+            lose(item, error)
+    return whole, images

@@ -1,6 +1,7 @@
 """GroundingDINO and MM-GroundingDINO as teachers, by transformers' own classes.
 
-Both score a box against every token of a text (arXiv 2303.05499, section 3.4), so a phrase's score comes from its tokens'.
+Both score a box against every token of a text (arXiv 2303.05499, section 3.4), so a phrase's score
+comes from its tokens'.
 """
 
 from __future__ import annotations
@@ -15,58 +16,40 @@ from torch import Tensor
 from transformers import AutoModelForZeroShotObjectDetection
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from model.grounding import SEPARATOR, clean_name, phrase_tokens
+from model.grounding import phrase_tokens
 from model.post_processing import phrase_scores
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.oom import retry_in_halves
+from pipeline.annotators.network import NetworkAnnotator
 from pipeline.annotators.region_selection import choose, corners, token_evidence
-from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
-from pipeline.annotators.windows import caption_questions, class_questions
+from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import Span
-
-SPECIALS = 3
-"""[CLS], the full stop that ends every text, and [SEP]."""
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The network's arguments, and for each question the tokens of each phrase."""
+    """The network's arguments, and for each query the tokens of each phrase."""
 
     network: dict[str, Tensor]
     tokens: list[list[list[int]]]
 
 
-class GroundingDinoAnnotator:
-    """See :class:`pipeline.annotators.base.Annotator`.
+class GroundingDinoAnnotator(NetworkAnnotator):
+    """An annotator (:class:`pipeline.annotators.base.Annotator`).
 
-    Texts are lower-cased by the checkpoint's own tokenizer, whose offsets stay those of the text as it was given.
+    The checkpoint's own tokenizer lower-cases texts; its offsets are those of the original text.
     """
 
+    _specials = 3  # [CLS], the full stop that ends every text, and [SEP]
+
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
-        self.revision = revision
-        self._config = config
-        self._device = torch.device(device)
+        super().__init__(revision, config, device)
         self._model, processor = load_parts(folder, AutoModelForZeroShotObjectDetection, device)
         self.name = self._model.config.model_type
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.max_text_len
         self._shortest = config.image_size or self._images.size.shortest_edge
         self._longest = config.max_image_size or self._images.size.longest_edge
-        self._run_batch = retry_in_halves(self, self._forward)
-
-    def questions(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
-        """The caption, or windows of it."""
-        return caption_questions(caption, spans, tokenizer_words(self._tokenizer, caption), self._limit, SPECIALS)
-
-    def class_questions(self, names: Sequence[str]) -> list[TextQuery]:
-        """ "person. traffic light", as few texts as hold all names."""
-        clean = [clean_name(name).strip() for name in names]
-        return list(class_questions(clean, self._token_count, self._limit, SEPARATOR))
-
-    def _token_count(self, text: str) -> int:
-        return token_counts(self._tokenizer, [text])[0]
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """DETR's resize: the shorter side to one length, the longer at most another."""
@@ -82,47 +65,43 @@ class GroundingDinoAnnotator:
         )  # fmt: skip
         return Prepared(resized["pixel_values"][0], size)
 
-    def collate(self, images: Sequence[Prepared], questions: Sequence[TextQuery]) -> Batch:
+    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """Padded to the largest image and the longest text of the batch."""
         pixels = self._images(
             [image.pixels for image in images], do_resize=False, input_data_format="channels_first", return_tensors="pt"
         )
         with tokenizer_lock(self._tokenizer):
             text = self._tokenizer(
-                [closed(q.text) for q in questions], padding=True, truncation=True, max_length=self._limit,
+                [closed(q.text) for q in queries], padding=True, truncation=True, max_length=self._limit,
                 return_offsets_mapping=True, return_tensors="pt",
             )  # fmt: skip
         offsets = text.pop("offset_mapping")
-        tokens = [phrase_tokens(o, [[span] for span in q.spans])[0] for o, q in zip(offsets, questions, strict=True)]
-        return Batch(_Inputs({**pixels, **text}, tokens), tuple(images), tuple(questions))
-
-    def annotate(self, batch: Batch) -> list[RegionPredictions]:
-        """One forward pass for all, or one a half when memory runs out."""
-        return self._run_batch(batch)
+        tokens = [phrase_tokens(o, [[span] for span in q.spans])[0] for o, q in zip(offsets, queries, strict=True)]
+        return Batch(_Inputs({**pixels, **text}, tokens), tuple(images), tuple(queries))
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[RegionPredictions]:
         inputs: _Inputs = batch.inputs
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+        with self._autocast():
             outputs = self._model(**{name: value.to(self._device) for name, value in inputs.network.items()})
         return [
-            self._regions(logits.float(), boxes, tokens, image.size, question)
-            for logits, boxes, tokens, image, question in zip(
-                outputs.logits, outputs.pred_boxes, inputs.tokens, batch.images, batch.questions, strict=True
+            self._regions(logits.float(), boxes, tokens, image.size, query)
+            for logits, boxes, tokens, image, query in zip(
+                outputs.logits, outputs.pred_boxes, inputs.tokens, batch.images, batch.queries, strict=True
             )
         ]
 
     def _regions(
-        self, logits: Tensor, boxes: Tensor, tokens: list[list[int]], size: tuple[int, int], question: TextQuery
+        self, logits: Tensor, boxes: Tensor, tokens: list[list[int]], size: tuple[int, int], query: TextQuery
     ) -> RegionPredictions:
         scores = phrase_scores(logits, tokens, self._config.score_agg)
         box, phrase, boxes = choose(scores, corners(boxes, size[1], size[0]), size, self._config)
-        found = {"boxes": boxes[box], "score": scores[box, phrase]}
-        found |= token_evidence(logits[box].sigmoid(), tokens, phrase)
+        columns = {"boxes": boxes[box], "score": scores[box, phrase]}
+        columns |= token_evidence(logits[box].sigmoid(), tokens, phrase)
         return RegionPredictions(
-            phrase=np.asarray(question.phrases, np.int64)[phrase.cpu().numpy()],
+            phrase=np.asarray(query.phrases, np.int64)[phrase.cpu().numpy()],
             centerness=np.full(len(phrase), np.nan, np.float32),
-            **{name: value.float().cpu().numpy() for name, value in found.items()},
+            **{name: value.float().cpu().numpy() for name, value in columns.items()},
         )
 
 

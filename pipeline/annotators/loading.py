@@ -1,4 +1,4 @@
-"""The parts of a model folder of transformers' own families."""
+"""Load network and processor of transformers' own families."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from transformers import AutoProcessor
 
 from pipeline.errors import InputError
 
+PROCESSOR: Any = AutoProcessor  # its methods have no types
+
 
 def load_parts(folder: str, auto: Any, device: str) -> tuple[Any, Any]:
     """(network in evaluation mode on the device, float32; processor).
@@ -18,10 +20,11 @@ def load_parts(folder: str, auto: Any, device: str) -> tuple[Any, Any]:
     """
     try:
         network = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        processor = PROCESSOR.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        words = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{folder}: cannot be loaded; want a model folder with its processor, as save_pretrained writes them ({words})"
+            f"{folder}: cannot be loaded; want a model folder with its processor, as save_pretrained writes them "
+            f"({reason})"
         ) from None
     return network.eval().to(torch.device(device)), processor

@@ -1,4 +1,4 @@
-"""A batch that does not fit the memory is halved, and larger ones of its kind are not tried again."""
+"""Halve a batch that does not fit the memory, and try no larger one of its kind again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
-
-from pipeline.annotators.base import Annotator, Batch, RegionPredictions
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -27,20 +25,16 @@ class OomRetryBatcher(Generic[In, Out]):
     """Runs a forward pass on a batch, or on its halves if it does not fit; remembers how many of its ``unit`` did."""
 
     def __init__(
-        self,
-        forward: Callable[[In], list[Out]],
-        count: Callable[[In], int],
-        part: Callable[[In, slice], In],
-        unit: str,
+        self, forward: Callable[[In], list[Out]], count: Callable[[In], int], part: Callable[[In, slice], In], unit: str
     ) -> None:
         self._forward, self._count, self._part, self._unit = forward, count, part, unit
         self._most: int | None = None
 
     def __call__(self, batch: In) -> list[Out]:
-        """What the forward pass gives for the batch, or for its parts in order.
+        """The forward pass's results for the batch, or for its parts in order.
 
         Raises:
-            what the forward pass raises when a single one does not fit.
+            Exception: of the forward pass, when a single one does not fit.
         """
         count = self._count(batch)
         if self._most is None or count <= self._most:
@@ -53,19 +47,8 @@ class OomRetryBatcher(Generic[In, Out]):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             log.warning("out of memory with %d %s in a batch: going on with %d", count, self._unit, self._most)
-        found: list[Out] = []
+        results: list[Out] = []
         step = self._most  # a part may not fit either, and lower it
         for start in range(0, count, step):
-            found += self(self._part(batch, slice(start, start + step)))
-        return found
-
-
-def retry_in_halves(
-    annotator: Annotator, forward: Callable[[Batch], list[RegionPredictions]]
-) -> OomRetryBatcher[Batch, RegionPredictions]:
-    """An OomRetryBatcher of a teacher's batches; the parts of a batch are collated anew."""
-
-    def part(batch: Batch, of: slice) -> Batch:
-        return annotator.collate(batch.images[of], batch.questions[of])
-
-    return OomRetryBatcher(forward, lambda batch: len(batch.images), part, "images")
+            results += self(self._part(batch, slice(start, start + step)))
+        return results

@@ -1,4 +1,4 @@
-"""From scores of boxes and phrases to regions: floor, NMS per phrase, the best of each."""
+"""Select regions by the scores of boxes and phrases: floor, NMS per phrase, the best of each."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def corners(boxes: Tensor, width: float, height: float) -> Tensor:
 def choose(
     scores: Tensor, boxes: Tensor, size: tuple[int, int], config: PseudoLabelConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which boxes are stored for which phrases: above the floor, after NMS per phrase, at most so many of a phrase.
+    """Choose the boxes to store for each phrase: above the floor, after NMS, at most ``max_regions_per_phrase``.
 
     Args:
         scores: (n, phrases). boxes: (n, 4) xyxy in pixels of the stored image, whose (height, width) is ``size``.
 
     Returns:
-        box (k,) and phrase (k,), indices, by phrase and falling score; and the boxes (n, 4) cut at the image's edges.
-        A box of which nothing lies in the image is never chosen.
+        box (k,) and phrase (k,), indices, by phrase and falling score; and the boxes (n, 4) clipped to the
+        image. A box wholly outside the image is never chosen.
     """
     height, width = size
     boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], -1).flatten(1)
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     box, phrase = ((scores > config.floor) & inside[:, None]).nonzero(as_tuple=True)
-    # in double: batched_nms moves each phrase's boxes to a place of their own, far from the others
+    # in double: batched_nms offsets each phrase's boxes by a multiple of the largest coordinate
     kept = batched_nms(boxes[box].double(), scores[box, phrase].double(), phrase, config.nms_threshold)
     kept = kept[phrase[kept].sort(stable=True).indices]
     box, phrase = box[kept], phrase[kept]

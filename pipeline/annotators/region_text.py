@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP2 as judges of regions: how well does the crop of a box suit its phrase?
+"""CLIP, SigLIP and SigLIP2 as scorers of regions, by the similarity of a box's crop and its phrase.
 
 The rule is YOLO-World's (arXiv 2401.17270, appendix B): crop the box, embed crop and phrase, compare.
 """
@@ -30,11 +30,11 @@ TEXTS_AT_ONCE = 256
 CROPS_AT_ONCE = 8
 """Crops of one image that are held at full size."""
 LONGEST = 4
-"""A crop longer than so many times its width is cut to its middle if the judge looks at the middle square alone anyway."""
+"""A crop longer than so many times its width is cut to its middle, if the scorer takes the middle square alone."""
 
 
 class RegionText:
-    """A judge. :meth:`crops` may be called from any thread."""
+    """A scorer. :meth:`crops` and :meth:`tokenize` may be called from any thread."""
 
     def __init__(self, folder: str, revision: str, config: RescoreConfig, device: str) -> None:
         self.revision = revision
@@ -50,30 +50,33 @@ class RegionText:
         )
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.text_config.max_position_embeddings
-        if config.similarity == "sigmoid" and getattr(self._model, "logit_bias", None) is None:
-            raise InputError(f"similarity: sigmoid is SigLIP's own; {folder} holds a {self.name}: want cosine")
 
-    @torch.inference_mode()
-    def texts(self, phrases: Sequence[str]) -> tuple[Tensor, int]:
-        """(phrases, D) embeddings of unit length, and how many phrases were cut at the text limit."""
-        asked = [self._config.template.replace("{}", phrase) for phrase in phrases]
+    def tokenize(self, phrases: Sequence[str]) -> tuple[list[dict[str, Tensor]], int]:
+        """(the network's inputs for the phrases, some at a time; how many phrases were cut at the text limit)."""
+        texts = [self._config.template.replace("{}", phrase) for phrase in phrases]
         parts, cut = [], 0
-        for start in range(0, len(asked), TEXTS_AT_ONCE):
-            part = asked[start : start + TEXTS_AT_ONCE]
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[start : start + TEXTS_AT_ONCE]
             with tokenizer_lock(self._tokenizer):
                 whole = self._tokenizer(part, truncation=False, padding=False, verbose=False)["input_ids"]
-                made = self._tokenizer(  # SigLIP saw texts of one length in training
+                inputs = self._tokenizer(  # SigLIP saw texts of one length in training
                     part, padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
                 )
             cut += sum(len(ids) > self._limit for ids in whole)
-            inputs = {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
-            parts += self._embed_texts(inputs)
-        return torch.cat(parts) if parts else torch.zeros(0, 0, device=self._device), cut
+            parts.append({name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs})
+        return parts, cut
+
+    @torch.inference_mode()
+    def embed_texts(self, parts: Sequence[Inputs]) -> Tensor:
+        """(phrases, D) embeddings of unit length; ``parts`` as :meth:`tokenize` gives them, at least one."""
+        return torch.cat([embedding for part in parts for embedding in self._embed_texts(part)])
 
     def crops(self, image: Image.Image, boxes: np.ndarray) -> tuple[list[dict[str, Tensor]], np.ndarray]:
-        """The distinct crops of boxes (n, 4), xyxy in the image's pixels, as the judge sees them; and each box's crop (n,).
+        """(the distinct crops as the network takes them, index of each box's crop (n,)).
 
-        A crop holds every pixel that its box touches, and one pixel at least.
+        Args:
+            boxes: (n, 4), xyxy in the image's pixels. A crop holds every pixel that its box touches,
+                and one pixel at least.
         """
         limit = np.array([image.width, image.height] * 2)
         low = np.minimum(np.floor(boxes[:, :2]).clip(0), limit[:2] - 1)
@@ -82,12 +85,12 @@ class RegionText:
         crops = []
         for start in range(0, len(edges), CROPS_AT_ONCE):
             cut = [image.crop(self._middle(*map(int, e))) for e in edges[start : start + CROPS_AT_ONCE]]
-            made = self._images(cut, return_tensors="pt")
-            crops += [{name: value[i] for name, value in made.items()} for i in range(len(cut))]
+            inputs = self._images(cut, return_tensors="pt")
+            crops += [{name: value[i] for name, value in inputs.items()} for i in range(len(cut))]
         return crops, which.reshape(-1)
 
     def _middle(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
-        """A very long crop would take gigabytes once its short side has the judge's size."""
+        """The crop, or the middle of a very long one, which would take gigabytes at the network's size."""
         width, height = right - left, bottom - top
         if getattr(self._images, "do_center_crop", False):
             if width > LONGEST * height:
@@ -100,20 +103,24 @@ class RegionText:
 
     @torch.inference_mode()
     def scores(self, crops: Mapping[str, Tensor], which: np.ndarray, texts: Tensor) -> np.ndarray:
-        """(n,) float32 in 0..1: crops (m, ...), stacked; the crop of each region ``which`` (n,); its text (n, D)."""
-        seen = torch.cat(self._embed_crops(crops))
-        cosine = (seen[torch.from_numpy(which).to(self._device)] * texts).sum(-1)
+        """Similarity of regions and their phrases (n,), float32 in 0..1.
+
+        Args:
+            crops: (m, ...), stacked. which: (n,), each region's crop. texts: (n, D), its phrase's embedding.
+        """
+        embeddings = torch.cat(self._embed_crops(crops))
+        cosine = (embeddings[torch.from_numpy(which).to(self._device)] * texts).sum(-1)
         if self._config.similarity == "sigmoid":
-            found = (cosine * self._model.logit_scale.exp() + self._model.logit_bias).sigmoid()
+            scores = (cosine * self._model.logit_scale.exp() + self._model.logit_bias).sigmoid()
         else:
-            found = cosine.clamp(min=0, max=1)
-        return found.float().cpu().numpy()
+            scores = cosine.clamp(min=0, max=1)
+        return np.asarray(scores.float().cpu().numpy())
 
     def _embed(self, features: Any, inputs: Inputs) -> list[Tensor]:
-        """(n, D) of unit length."""
+        """Embeddings (n, D) of unit length."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
-            found = features(**{name: value.to(self._device) for name, value in inputs.items()})
-        return [torch.nn.functional.normalize(found.pooler_output.float(), dim=-1)]
+            outputs = features(**{name: value.to(self._device) for name, value in inputs.items()})
+        return [torch.nn.functional.normalize(outputs.pooler_output.float(), dim=-1)]
 
 
 def _count(inputs: Inputs) -> int:
@@ -124,20 +131,32 @@ def _part(inputs: Inputs, of: slice) -> Inputs:
     return {name: value[of] for name, value in inputs.items()}
 
 
-@lru_cache(maxsize=1)
-def _load(folder: str, revision: str, settings: str, device: str) -> RegionText:
+def check_region_text(folder: str | Path, config: RescoreConfig) -> None:
+    """Check that a model folder holds a scorer, before it is loaded.
+
+    Raises:
+        InputError: of a family that is not known, or that lacks the wanted similarity.
+    """
     model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
     if model_type not in FAMILIES:
         raise InputError(
             f"{folder}/config.json: model_type {model_type!r} cannot score regions; known: {', '.join(FAMILIES)}"
         )
-    return RegionText(folder, revision, RescoreConfig.model_validate_json(settings), device)
+    if config.similarity == "sigmoid" and model_type == "clip":
+        raise InputError(f"similarity: sigmoid is SigLIP's own; {folder} holds a {model_type}: want cosine")
+
+
+@lru_cache(maxsize=1)
+def _load(folder: str, revision: str, settings: str, device: str) -> RegionText:
+    config = RescoreConfig.model_validate_json(settings)
+    check_region_text(folder, config)
+    return RegionText(folder, revision, config, device)
 
 
 def load_region_text(folder: str | Path, config: RescoreConfig, device: str = "cpu") -> RegionText:
-    """The judge in a model folder, loaded once a process.
+    """The scorer in a model folder, loaded once a process.
 
     Raises:
-        InputError: not a model folder, of a family that is not known, or one that has not the wanted similarity.
+        InputError: not a model folder, or as :func:`check_region_text`.
     """
     return _load(str(folder), model_revision(folder), config.model_dump_json(), device)

@@ -1,4 +1,4 @@
-"""Captions as a fast tokenizer of transformers sees them, from any thread."""
+"""Thread-safe calls of transformers' fast tokenizers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LOCKS_LOCK = Lock()
 
 
 def tokenizer_lock(tokenizer: Any) -> Lock:
-    """The one lock of a tokenizer, to be held while it is called.
+    """The lock of a tokenizer, to be held while it is called.
 
-    A call that pads or truncates otherwise than the one before changes the tokenizer itself, which raises "Already
-    borrowed" while another thread is in it, or, worse, cuts that thread's text.
+    A call with other padding or truncation than the one before changes the tokenizer itself, which
+    raises "Already borrowed" while another thread uses it, or truncates that thread's text.
     """
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(tokenizer, Lock())
 
 
 def tokenizer_words(tokenizer: Any, caption: str) -> list[Word]:
-    """(start, end, tokens) of every word, in order. A word is what the tokenizer never merges with its neighbours."""
+    """(start, end, tokens) of every word, in order. The tokenizer never merges a word with its neighbours."""
     with tokenizer_lock(tokenizer):
         encoded = tokenizer(
             caption, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True

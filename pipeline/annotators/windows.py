@@ -1,4 +1,4 @@
-"""Long captions: overlapping windows, each within the text limit, so that every phrase is asked for once."""
+"""Queries of captions and class names: texts within the text limit that hold every phrase once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pipeline.data.records import Span
 from pipeline.errors import InputError
 
 Word = tuple[int, int, int]
-"""A word's start and end in characters, and its tokens. Texts are cut between words only: tokens stay what they are."""
+"""A word's start and end in characters, and its number of tokens. Texts are cut between words only, so tokens stay."""
 
 
-def caption_questions(
+def caption_queries(
     caption: str, spans: Sequence[Span], words: Sequence[Word], limit: int, specials: int = 2
 ) -> tuple[list[TextQuery], list[int]]:
-    """Questions about a caption, and the phrases longer than the limit.
+    """(queries of a caption, phrases longer than the limit).
 
-    A caption that fits is one question. Of a longer one, every phrase is asked for in the window in which it has most
-    context on its poorer side; windows half a limit apart see to it that a phrase of up to half the limit has a whole
-    window, and a longer phrase gets a window of its own.
+    A caption that fits is one query. In a longer one, every phrase belongs to the window that gives
+    it most context on its poorer side. Windows are half a limit apart, so that one holds any phrase
+    of up to half the limit; a longer phrase gets a window of its own.
 
     Args:
-        words: the caption's words in order, with their tokens; together they are what the tokenizer makes of it.
+        words: all of the caption's words in order, with their tokens.
         limit: tokens of one text at most, ``specials`` included.
     """
     total = sum(n for *_, n in words)
@@ -35,7 +35,7 @@ def caption_questions(
         before.append(before[-1] + n)
     starts, ends = [w[0] for w in words], [w[1] for w in words]
     windows = _windows(before, room)
-    asked: dict[tuple[int, int], list[int]] = {}
+    phrases_of: dict[tuple[int, int], list[int]] = {}
     missing = []
     for i, (start, end) in enumerate(spans):
         first, last = bisect_right(ends, start), bisect_left(starts, end)  # the words it touches: [first, last)
@@ -44,27 +44,27 @@ def caption_questions(
             continue
         around = [w for w in windows if w[0] <= first and last <= w[1]] or [_around(before, first, last, room)]
         best = max(around, key=lambda w: (_context(before, w, first, last), -w[0]))
-        asked.setdefault(best, []).append(i)
-    questions = []
-    for (first, last), phrases in sorted(asked.items()):
-        # a phrase may begin before its first word: at a character that no token holds
+        phrases_of.setdefault(best, []).append(i)
+    queries = []
+    for (first, last), phrases in sorted(phrases_of.items()):
+        # a phrase may begin before its first word, at a character that belongs to no token
         start = min([starts[first], *(spans[i][0] for i in phrases)])
         end = max([ends[last - 1], *(spans[i][1] for i in phrases)])
         moved = tuple((spans[i][0] - start, spans[i][1] - start) for i in phrases)
-        questions.append(TextQuery(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
-    return questions, missing
+        queries.append(TextQuery(caption[start:end], moved, tuple(phrases), before[last] - before[first] + specials))
+    return queries, missing
 
 
 def _windows(before: Sequence[int], room: int) -> list[tuple[int, int]]:
     """[first, last) words of windows of at most ``room`` tokens, each starting half a window after the one before."""
     words = len(before) - 1
-    found: list[tuple[int, int]] = []
+    windows: list[tuple[int, int]] = []
     first = 0
     while True:
         last = bisect_right(before, before[first] + room) - 1
-        found.append((first, max(last, first + 1)))
+        windows.append((first, max(last, first + 1)))
         if last >= words:
-            return found
+            return windows
         first = max(first + 1, bisect_left(before, before[first] + room // 2))
 
 
@@ -83,7 +83,7 @@ def _context(before: Sequence[int], window: tuple[int, int], first: int, last: i
     return min(left, right)
 
 
-def class_questions(
+def class_queries(
     names: Sequence[str], token_count: Callable[[str], int], limit: int, separator: str, specials: int = 2
 ) -> Iterator[TextQuery]:
     """As few texts "person. traffic light" as hold all class names in order.

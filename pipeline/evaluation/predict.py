@@ -1,41 +1,39 @@
-"""Predictions of a model on shards of records, through the annotator that labels: like shapes together, decoding ahead."""
+"""evaluate's worker: predictions of a model on shards of records, through the annotator that labels."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import groupby
 
+from pipeline.annotators import batches
 from pipeline.annotators.base import Annotator, Batch, Prepared, RegionPredictions, load_annotator
-from pipeline.annotators.batches import Item, batches
-from pipeline.config import EvaluateConfig
-from pipeline.data.images import ImageError, image_size, open_image
+from pipeline.annotators.batches import Item
+from pipeline.config import EvaluateConfig, PseudoLabelConfig
+from pipeline.data.images import ImageError, image_size
 from pipeline.data.training_shards import ShardSet
 from pipeline.evaluation.predictions import PREDICTIONS, predictions_table
 from pipeline.evaluation.protocols import SetSpec, best, class_chunks, joined, named_phrases
-from pipeline.execution.prefetch import Prefetcher
+from pipeline.execution.inference import run_inference, timed
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob, WorkQueue
 from pipeline.io.paths import join
 from pipeline.io.tables import write_table
-from pipeline.system.devices import is_device_lost
+from pipeline.system.devices import is_device_lost, limit_torch_threads
 
 STAGE = "evaluate"
 VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's boxes end behind their last pixel
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
 
-Ready = tuple[list[Item], list[Prepared], Batch | None]
-
 
 @dataclass(frozen=True)
 class DetectShards:
     """A worker (:data:`pipeline.execution.worker.Worker`): predictions of the queue's shards, by one copy of the model.
 
-    specs: the set of each job, by the job's name. out: folder or URL. decoders: threads that decode. threads: torch's
-    own, on the CPU; None leaves them.
+    specs: the set of each job, by the job's name. out: folder or URL. The rest is as of
+    :class:`pipeline.execution.inference.InferenceWorker`.
     """
 
     config: EvaluateConfig
@@ -43,140 +41,137 @@ class DetectShards:
     specs: Mapping[str, SetSpec]
     out: str
     device: str
-    decoders: int = 1
-    threads: int | None = None
+    decoders: int
+    threads: int | None
 
     def __call__(self, queue: WorkQueue) -> None:
-        """Until the queue has no more shards. The model is loaded when there is one.
+        """Predict until the queue has no more shards. The model is loaded anew for shards that want other settings.
 
         Raises:
-            InputError: no usable model. torch's AcceleratorError: a GPU broke down; the process must end.
+            torch.AcceleratorError: the device is lost; the process must end.
         """
-        while (job := queue.take()) is not None:
-            if self.threads is not None:
-                import torch
+        every = iter(queue.take, None)
+        for settings, jobs in groupby(every, lambda job: self.specs[job.name].label_config(self.config)):
+            self._run(queue, settings, jobs)
 
-                torch.set_num_threads(self.threads)
-            spec = self.specs[job.name]
-            try:
-                annotator = load_annotator(self.model, spec.label_config(self.config), self.device)
-                report = self._shard(job, spec, annotator, queue)
-            except Exception as error:
+    def _run(self, queue: WorkQueue, settings: PseudoLabelConfig, jobs: Iterator[ShardJob]) -> None:
+        try:
+            with timed(queue, "load"):
+                limit_torch_threads(self.threads)
+                annotator = load_annotator(self.model, settings, self.device)
+        except Exception as error:
+            for job in jobs:
                 queue.failed(job, error)
                 if is_device_lost(error):
                     raise
-            else:
-                queue.done(job, report)
-
-    def _shard(self, job: ShardJob, spec: SetSpec, annotator: Annotator, queue: WorkQueue) -> ShardReport:
-        shard = _Shard(job, spec, annotator, self.config)
-        with ThreadPoolExecutor(self.decoders, "decode") as pool:
-            with Prefetcher(self._batches(shard, pool, queue), self.decoders + 1, "plan") as steps:
-                for step in steps:
-                    started = time.monotonic()
-                    items, images, first = step.result()
-                    queue.spent("wait", time.monotonic() - started)
-                    started = time.monotonic()
-                    if first is not None:
-                        shard.ask(items, images, first)
-                    queue.spent("model", time.monotonic() - started)
-                    queue.advance(len(items), "images")
-        name = f"{job.name}.parquet"
-        footer = {
-            "stage": STAGE, "fingerprint": job.fingerprint, "version": str(VERSION), "protocol": spec.protocol,
-            "model": f"{annotator.name}@{annotator.revision}",
-        }  # fmt: skip
-        output = write_table(join(self.out, name), predictions_table(shard.finish()), PREDICTIONS, footer)
-        return job.report(STAGE, {name: output}, shard.tallies, notes=shard.notes)
-
-    def _batches(self, shard: _Shard, pool: ThreadPoolExecutor, queue: WorkQueue) -> Iterator[Future[Ready]]:
-        for items in shard.windows():
-            for batch in batches(items, self.config.batch_size):
-                yield pool.submit(self._decode, shard, batch, queue)
-
-    @staticmethod
-    def _decode(shard: _Shard, items: Sequence[Item], queue: WorkQueue) -> Ready:
-        started = time.monotonic()
-        whole, images = [], []
-        for item in items:
-            try:
-                images.append(shard.annotator.prepare(open_image(item.data), item.size))
-                whole.append(item)
-            except ImageError as error:
-                shard.lose(item.place, item.key, error)
-        first = shard.annotator.collate(images, [item.question for item in whole]) if whole else None
-        queue.spent("decode", time.monotonic() - started)
-        return whole, images, first
+        else:
+            run_inference(queue, jobs, partial(DetectionShard, self, annotator), self.decoders)
 
 
-class _Shard:
-    """A shard's records, what is asked about them, and the answers as they come."""
+@dataclass(frozen=True)
+class _Queries:
+    """One query about each of some images, collated.
 
-    def __init__(self, job: ShardJob, spec: SetSpec, annotator: Annotator, config: EvaluateConfig) -> None:
-        self.spec, self.annotator, self.config = spec, annotator, config
+    ends_chunk: the last query of a chunk of class names. done: images to which no further query comes.
+    """
+
+    items: list[Item]
+    inputs: Batch
+    ends_chunk: bool = True
+    done: int = 0
+
+
+class DetectionShard:
+    """A shard being evaluated (:class:`pipeline.execution.inference.InferenceShard`)."""
+
+    def __init__(self, worker: DetectShards, annotator: Annotator, job: ShardJob) -> None:
+        self._worker, self._annotator, self._job = worker, annotator, job
+        self._spec = spec = worker.specs[job.name]
         self._records = ShardSet([job.path])
-        self._chunks = [] if spec.captions else class_chunks(spec, annotator, config)
-        self._found: list[list[RegionPredictions]] = [[] for _ in range(self._records.counts[0])]
-        self._lost: dict[int, tuple[str, ImageError]] = {}
-        self.tallies = {"phrases": Tally()} if spec.captions else {}
-        self.notes: list[str] = []
+        chunks = [] if spec.captions else class_chunks(spec, annotator, worker.config)
+        self._class_queries = [(query, query is chunk[-1]) for chunk in chunks for query in chunk]
+        self._predictions: list[list[RegionPredictions]] = [[] for _ in range(self._records.counts[0])]
+        self._chunk: list[list[RegionPredictions]] = []
+        self._lost: dict[int, tuple[str, ImageError]] = {}  # images without predictions: their gold counts as missed
+        self._phrases = Tally()
 
-    def lose(self, place: int, key: str, error: ImageError) -> None:
-        """An image that gives no answer; its gold counts as missed."""
-        self._lost.setdefault(place, (key, error))
+    def windows(self) -> Iterator[list[list[Item]]]:
+        """The batches of some images at a time.
 
-    def windows(self) -> Iterator[list[Item]]:
-        """The questions about some images at a time. Of class names only the first is planned: all have the same length."""
+        Of class names only the first query is planned: all have about the same length.
+        """
         items: list[Item] = []
-        for row in range(len(self._found)):
+        for row in range(len(self._predictions)):
             record, data = self._records.record(0, row), self._records.image(0, row)
             try:
                 size = image_size(data)
             except ImageError as error:
-                self.lose(row, record.key, error)
+                self._lost[row] = (record.key, error)
                 continue
-            if self.spec.captions:
-                spans = [n.span for n in named_phrases(record, self.spec.protocol)]
-                questions, missing = self.annotator.questions(record.caption or "", spans)
-                self.tallies["phrases"].keep(len(spans) - len(missing))
-                self.tallies["phrases"].drop("phrase_beyond_text_limit", len(missing))
-                questions = questions if spans else []
+            if self._spec.captions:
+                spans = [n.span for n in named_phrases(record, self._spec.protocol)]
+                queries, missing = self._annotator.queries(record.caption or "", spans)
+                self._phrases.keep(len(spans) - len(missing))
+                self._phrases.drop("phrase_beyond_text_limit", len(missing))
+                queries = queries if spans else []
             else:
-                questions = self._chunks[0][:1] if self._chunks else []
-            shape = self.annotator.shape(size[1], size[0])
-            items += [Item(row, record.key, data, size, shape, q) for q in questions]
+                queries = [query for query, _ in self._class_queries[:1]]
+            shape = self._annotator.shape(size[1], size[0])
+            items += [Item(row, record.key, data, size, shape, q) for q in queries]
             if (row + 1) % WINDOW == 0:
-                yield items
+                yield self._batches(items)
                 items = []
-        if items:
-            yield items
+        yield self._batches(items)
 
-    def ask(self, items: Sequence[Item], images: Sequence[Prepared], first: Batch) -> None:
-        """One caption's question each, or all class names of each. ``first``: the first question of each, collated."""
-        if self.spec.captions:
-            self._keep(items, [self.annotator.annotate(first)])
+    def _batches(self, items: list[Item]) -> list[list[Item]]:
+        return list(batches.batches(items, self._worker.config.batch_size))
+
+    def prepare(self, unit: list[Item]) -> tuple[list[Item], list[Prepared], list[Batch]]:
+        """Decode a batch's images and collate the first query about them, unless all are broken."""
+        items, images = batches.decode(
+            self._annotator, unit, lambda item, error: self._lost.setdefault(item.index, (item.key, error))
+        )
+        first = [self._annotator.collate(images, [item.query for item in items])] if items else []
+        return items, images, first
+
+    def collate(self, ready: tuple[list[Item], list[Prepared], list[Batch]] | None) -> Iterator[_Queries]:
+        """A caption's query about each image, or those of all class names, each collated while the last is predicted."""
+        if ready is None or not ready[0]:
             return
-        further = [question for chunk in self._chunks for question in chunk][1:]
-        collated = (self.annotator.collate(images, [question] * len(items)) for question in further)
-        with Prefetcher(collated, 1, "collate") as following:
-            batches = chain([first], following)
-            for chunk in self._chunks:
-                answers = [self.annotator.annotate(next(batches)) for _ in chunk]
-                self._keep(items, answers, self.config.chunk_detections if self.spec.protocol == "lvis" else None)
+        items, images, (first,) = ready
+        last = len(self._class_queries) - 1
+        if self._spec.captions:
+            yield _Queries(items, first, done=len(items))
+        for i, (query, ends_chunk) in enumerate(self._class_queries):
+            inputs = self._annotator.collate(images, [query] * len(items)) if i else first
+            yield _Queries(items, inputs, ends_chunk, len(items) if i == last else 0)
 
-    def _keep(
-        self, items: Sequence[Item], answers: Sequence[Sequence[RegionPredictions]], limit: int | None = None
-    ) -> None:
-        for item, *parts in zip(items, *answers, strict=True):
-            found = RegionPredictions.joined(parts)
-            self._found[item.place].append(found if limit is None else best(found, limit))
+    def predict(self, batch: _Queries) -> int:
+        """Store a query's predictions; of class names, the best of each chunk."""
+        self._chunk.append(self._annotator.predict(batch.inputs))
+        if batch.ends_chunk:
+            limit = self._worker.config.chunk_detections if self._spec.protocol == "lvis" else None
+            for item, *parts in zip(batch.items, *self._chunk, strict=True):
+                found = RegionPredictions.joined(parts)
+                self._predictions[item.index].append(found if limit is None else best(found, limit))
+            self._chunk = []
+        return batch.done
 
-    def finish(self) -> list[RegionPredictions]:
-        """Each record's detections, the best first; fills the tallies."""
-        images = self.tallies["images"] = Tally()
-        images.keep(len(self._found) - len(self._lost))
-        for place, (key, error) in sorted(self._lost.items()):
+    def finish(self) -> ShardReport:
+        """Write each record's predictions, the best first."""
+        job, spec, notes = self._job, self._spec, []
+        images = Tally()
+        images.keep(len(self._predictions) - len(self._lost))
+        for row, (key, error) in sorted(self._lost.items()):
             images.drop(error.reason)
-            self._found[place] = []
-            self.notes.append(f"{key}: {error}")
-        return [best(joined(parts), self.spec.limit(self.config)) for parts in self._found]
+            self._predictions[row] = []
+            notes.append(f"{key}: {error}")
+        rows = [best(joined(parts), spec.limit(self._worker.config)) for parts in self._predictions]
+        name = f"{job.name}.parquet"
+        footer = {
+            "stage": STAGE, "fingerprint": job.fingerprint, "version": str(VERSION), "protocol": spec.protocol,
+            "model": f"{self._annotator.name}@{self._annotator.revision}",
+        }  # fmt: skip
+        output = write_table(join(self._worker.out, name), predictions_table(rows), PREDICTIONS, footer)
+        tallies = ({"phrases": self._phrases} if spec.captions else {}) | {"images": images}
+        return job.report(STAGE, {name: output}, tallies, notes=notes)

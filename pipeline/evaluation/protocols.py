@@ -62,7 +62,7 @@ def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) ->
     """
     chunks = []
     for indices in spec.chunks(config):
-        queries = annotator.class_questions([spec.names[i] for i in indices])
+        queries = annotator.class_queries([spec.names[i] for i in indices])
         chunks.append([replace(q, phrases=tuple(p + indices.start for p in q.phrases)) for q in queries])
     return chunks
 

@@ -1,4 +1,4 @@
-"""Work that runs ahead of the one who waits for it, by a stated number of steps."""
+"""Prefetch an iterator in a background thread, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-_LOOK = 0.1
+_POLL = 0.1
+"""Seconds between looks at whether the prefetcher was closed."""
 
 
 class Prefetcher(Generic[T]):
     """Iterates ``source`` in a thread of its own, at most ``depth`` items ahead. Close it, or use it in ``with``.
 
-    What ``source`` raises is raised where the items are taken. Closing stops it at its next item.
+    An error of ``source`` is raised to the consumer, after the items before it. Closing stops
+    ``source`` at its next item.
     """
 
     def __init__(self, source: Iterable[T], depth: int, name: str) -> None:
@@ -35,7 +37,7 @@ class Prefetcher(Generic[T]):
     def _put(self, kind: str, item: T | BaseException | None) -> bool:
         while not self._closed.is_set():
             try:
-                self._items.put((kind, item), timeout=_LOOK)
+                self._items.put((kind, item), timeout=_POLL)
                 return True
             except queue.Full:
                 continue
@@ -44,7 +46,7 @@ class Prefetcher(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while not self._closed.is_set():
             try:
-                kind, item = self._items.get(timeout=_LOOK)
+                kind, item = self._items.get(timeout=_POLL)
             except queue.Empty:
                 continue
             if kind == "end":
@@ -55,7 +57,7 @@ class Prefetcher(Generic[T]):
             yield item  # type: ignore[misc]
 
     def close(self) -> None:
-        """Stop, and let whoever takes or gives go."""
+        """Stop the thread, and a consumer that waits."""
         self._closed.set()
 
     def __enter__(self) -> Prefetcher[T]:

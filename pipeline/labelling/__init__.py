@@ -1,1 +1,1 @@
-"""One process that labels: reading, decoding, the teacher and writing, each beside the others."""
+"""Labels of a crawl: regions of its phrases, their second scores, and training records of both."""

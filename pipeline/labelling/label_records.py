@@ -1,4 +1,4 @@
-"""Training records from a shard's labels: regions, texts, and images copied or linked."""
+"""Make training records of a shard's labels: regions, texts, and images copied or linked."""
 
 from __future__ import annotations
 
@@ -23,53 +23,38 @@ Row = Mapping[str, Any]
 
 
 def card_of(dataset: str) -> DatasetCard:
-    """What a set of pseudo-labels says of itself."""
+    """The dataset card of a set of pseudo-labels."""
     return DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
 
 
 class ShardLabels:
-    """The labels of one crawl shard, as records. ``samples`` and ``regions`` count what became of them.
+    """The labels of one crawl shard, as records; ``samples`` and ``regions`` are tallies of the records given.
 
     Args:
-        asked: what parse-phrases found, by key. rows: of filter-boxes' file, by key.
-        without: keys of images that are left out, counted as ``near_duplicate``.
+        phrases: file that parse-phrases wrote. labels: file that filter-boxes wrote.
+        without: keys of images to leave out, counted as ``near_duplicate``.
+
+    Raises:
+        InputError: no such file, or not one that these stages wrote.
     """
 
     def __init__(
-        self,
-        asked: Mapping[str, CaptionPhrases],
-        rows: Mapping[str, Sequence[Row]],
-        annotator: str | None,
-        dataset: str,
-        config: BuildShardsConfig,
-        without: Set[str] = frozenset(),
+        self, phrases: str, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
     ) -> None:
-        self._asked, self._annotator = asked, annotator
-        self._rows = {key: mine for key, mine in rows.items() if key not in without}
+        self._phrases, rows = read_caption_phrases(phrases), dict[str, list[Row]]()
+        for row in read_table(labels, LABELS).to_pylist():
+            rows.setdefault(row["key"], []).append(row)
+        self._annotator = footer(labels).get("teacher") or None
+        self._rows = {key: of_image for key, of_image in rows.items() if key not in without}
         self._dataset, self._config = dataset, config
         self.samples, self.regions = Tally(), Tally()
-        self.samples.drop("no_label", sum(key not in rows for key in asked))
+        self.samples.drop("no_label", sum(key not in rows for key in self._phrases))
         for key in without & rows.keys():
             self.samples.drop("near_duplicate")
             self.regions.drop("near_duplicate", len(rows[key]))
 
-    @classmethod
-    def read(
-        cls, phrases: str, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
-    ) -> ShardLabels:
-        """From a shard's phrases file and labels file.
-
-        Raises:
-            InputError: no such file, or not one that parse-phrases and filter-boxes wrote.
-        """
-        asked, rows = read_caption_phrases(phrases), dict[str, list[Row]]()
-        table = read_table(labels, LABELS)
-        for row in table.to_pylist():
-            rows.setdefault(row["key"], []).append(row)
-        return cls(asked, rows, footer(table.schema).get("teacher") or None, dataset, config, without)
-
     def alone(self) -> Iterator[tuple[str, GroundingRecord]]:
-        """(key in the crawl, record) of every labelled image, without a look at the crawl."""
+        """(key in the crawl, record) of every labelled image, without reading the crawl."""
         for key, rows in self._rows.items():
             yield key, self._record(key, rows)
 
@@ -79,7 +64,11 @@ class ShardLabels:
         image_as: Callable[[TarSample], tuple[dict[str, bytes], tuple[int, int]]],
         problems: TarProblems,
     ) -> Iterator[tuple[str, GroundingRecord, dict[str, bytes]]]:
-        """(key in the crawl, record, files that go with it) in the order of the crawl shard; ``image_as`` gives files and (height, width)."""
+        """(key in the crawl, record, image files) in the order of the crawl shard.
+
+        Args:
+            image_as: (image files, (height, width)) of a sample.
+        """
         waiting = set(self._rows)
         for sample in read_tar(crawl, problems):
             if sample.key not in waiting:
@@ -101,10 +90,10 @@ class ShardLabels:
             self.regions.drop("image_lost", len(self._rows[key]))
 
     def _record(self, key: str, rows: Sequence[Row]) -> GroundingRecord:
-        size, asked = (rows[0]["height"], rows[0]["width"]), self._asked.get(key)
-        if asked is None or not {row["phrase_row"] for row in rows} <= set(asked.rows):
+        size, phrases = (rows[0]["height"], rows[0]["width"]), self._phrases.get(key)
+        if phrases is None or not {row["phrase_row"] for row in rows} <= set(phrases.rows):
             raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
-        record = make_record(key, self._dataset, size, asked, rows, self._annotator, self._config)
+        record = make_record(key, self._dataset, size, phrases, rows, self._annotator, self._config)
         self.samples.keep()
         self.regions.keep(len(record.regions))
         self.regions.drop("outside_image", len(rows) - len(record.regions))
@@ -112,16 +101,16 @@ class ShardLabels:
 
 
 def copied_image(sample: TarSample) -> tuple[dict[str, bytes], tuple[int, int]]:
-    """The image as it is, and its (height, width). That it is whole was seen when it was labelled."""
-    found = image_of(sample)
-    if found is None:
+    """(the stored image file, its (height, width)). It is not decoded: labelling has done so."""
+    image = image_of(sample)
+    if image is None:
         raise ImageError("no_image", "the sample has labels but no image")
-    extension, data = found
+    extension, data = image
     return {extension: data}, image_size(data)
 
 
 class LinkedImages:
-    """Instead of an image, where it lies in its crawl shard (:class:`pipeline.data.records.ImageLink`)."""
+    """Gives links into a crawl shard (:class:`pipeline.data.records.ImageLink`) instead of images."""
 
     def __init__(self, shard: str, out: str) -> None:
         self._shard = shard if is_url(shard) or is_url(out) else os.path.relpath(shard, out)
@@ -142,22 +131,18 @@ class LinkedImages:
 
 
 def make_record(
-    key: str,
-    dataset: str,
-    size: tuple[int, int],
-    asked: CaptionPhrases,
-    rows: Sequence[Row],
-    annotator: str | None,
-    config: BuildShardsConfig,
-) -> GroundingRecord:
-    """The grounding record of one image. ``size`` (height, width); boxes are clipped to it, and to a hundredth of a pixel; of what has no
-    area then there is no region.
+    key: str, dataset: str, size: tuple[int, int], phrases: CaptionPhrases, rows: Sequence[Row],
+    annotator: str | None, config: BuildShardsConfig,
+) -> GroundingRecord:  # fmt: skip
+    """The grounding record of one image of ``size`` (height, width).
 
-    Phrases without a kept region become ``uncertain``: the teacher's silence is no proof of absence.
+    Boxes are clipped to the image and rounded to a hundredth of a pixel; those without area are left
+    out. Phrases without a kept region become ``uncertain``: that the teacher finds nothing does not
+    prove absence.
     """
     height, width = size
-    span_of = dict(zip(asked.rows, asked.spans, strict=True))
-    root_of = dict(zip(asked.rows, asked.roots, strict=True))
+    span_of = dict(zip(phrases.rows, phrases.spans, strict=True))
+    root_of = dict(zip(phrases.rows, phrases.roots, strict=True))
     regions, sure = [], set()
     for row in rows:
         edges = (
@@ -171,24 +156,12 @@ def make_record(
         ignore = row["status"] == "ignore"
         if not ignore:
             sure.add(row["phrase_row"])
-        regions.append(
-            Region(
-                box=box,
-                phrase=asked.caption[slice(*span)],
-                tokens_positive=(span,),
-                score=round(float(row["score"]), 4),
-                annotator=annotator,
-                root=root_of[row["phrase_row"]],
-                ignore=ignore,
-            )
-        )
+        regions.append(Region(
+            box=box, phrase=phrases.caption[slice(*span)], tokens_positive=(span,), score=round(float(row["score"]), 4),
+            annotator=annotator, root=root_of[row["phrase_row"]], ignore=ignore,
+        ))  # fmt: skip
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
     return GroundingRecord(
-        key=shard_key(key),
-        dataset=dataset,
-        kind="grounding",
-        image_size=size,
-        caption=asked.caption,
-        regions=tuple(regions),
-        uncertain=uncertain,
-    )
+        key=shard_key(key), dataset=dataset, kind="grounding", image_size=size, caption=phrases.caption,
+        regions=tuple(regions), uncertain=uncertain,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A shard's answers as they come in, in any order, and the table they become."""
+"""Collect a shard's regions, in any order, and make a table of them."""
 
 from __future__ import annotations
 
@@ -15,96 +15,98 @@ from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
 from pipeline.data.records import REGIONS
 from pipeline.execution.reports import Tally
-from pipeline.execution.worker import ShardJob
 from pipeline.io.tars import TarProblems
 
 _FLOATS = ("score", "token_mean", "token_min", "token_max", "centerness")
 
 
 class ShardResult:
-    """One shard on its way through a labelling process.
+    """A shard's samples, by their index in it: keys, sizes, regions and losses.
 
-    ``sizes`` and ``found`` are by place of the sample in the shard. The reading thread, the decoding ones and the teacher's
-    write to different fields, ``lost`` apart, which has a lock.
+    The reading thread, the decoding ones and the teacher's write to different fields, apart from
+    the losses, which have a lock.
+
+    Args:
+        phrases: the phrases to label, by sample key.
     """
 
-    def __init__(self, job: ShardJob) -> None:
-        self.job = job
-        self.asked: dict[str, CaptionPhrases] = {}
+    def __init__(self, phrases: Mapping[str, CaptionPhrases]) -> None:
+        self.phrases = phrases
         self.keys: dict[int, str] = {}
         self.problems = TarProblems()
         self.sizes: dict[int, tuple[int, int]] = {}
         self.beyond_limit: dict[int, int] = {}
-        self.found: dict[int, list[RegionPredictions]] = {}
-        self.error: BaseException | None = None
+        self._regions: dict[int, list[RegionPredictions]] = {}
         self._lost: dict[int, ImageError] = {}
         self._lock = threading.Lock()
 
-    def lose(self, place: int, error: ImageError) -> None:
-        """An image that gives no answer, and why."""
+    def lose(self, index: int, error: ImageError) -> None:
+        """Record that a sample's image gives no regions, and why."""
         with self._lock:
-            self._lost.setdefault(place, error)
+            self._lost.setdefault(index, error)
 
-    def answer(self, items: Sequence[Item], annotations: Sequence[RegionPredictions]) -> None:
-        """The regions of a batch's questions."""
-        for item, found in zip(items, annotations, strict=True):
-            self.found.setdefault(item.place, []).append(found)
+    def add(self, items: Sequence[Item], predictions: Sequence[RegionPredictions]) -> None:
+        """Add the regions of a batch's queries."""
+        for item, regions in zip(items, predictions, strict=True):
+            self._regions.setdefault(item.index, []).append(regions)
 
     def finish(self, config: PseudoLabelConfig) -> tuple[pa.Table, dict[str, Tally], list[str]]:
-        """(rows of REGIONS, tallies of samples and phrases, notes on lost images). Every sample and phrase is counted once."""
+        """(rows of REGIONS, tallies of samples and phrases, notes on lost images).
+
+        Every sample and phrase is counted once.
+        """
         samples, phrases, notes = Tally(), Tally(), []
-        for place, error in sorted(self._lost.items()):
-            self.found.pop(place, None)
+        for index, error in sorted(self._lost.items()):
             samples.drop(error.reason)
-            phrases.drop("image_lost", len(self.asked[self.keys[place]].rows))
-            notes.append(f"{self.keys[place]}: {error}")
+            phrases.drop("image_lost", len(self.phrases[self.keys[index]].rows))
+            notes.append(f"{self.keys[index]}: {error}")
         seen = set(self.keys.values())
-        for key, asked in self.asked.items():
+        for key, of_image in self.phrases.items():
             if key not in seen:
                 samples.drop("not_in_shard")
-                phrases.drop("image_lost", len(asked.rows))
+                phrases.drop("image_lost", len(of_image.rows))
         parts = []
-        for place in sorted(set(self.keys) - set(self._lost)):
-            asked = self.asked[self.keys[place]]
-            beyond = self.beyond_limit.get(place, 0)
+        for index in sorted(set(self.keys) - set(self._lost)):
+            of_image = self.phrases[self.keys[index]]
+            beyond = self.beyond_limit.get(index, 0)
             phrases.drop("phrase_beyond_text_limit", beyond)
-            if place not in self.found:
+            if index not in self._regions:
                 samples.drop("phrase_beyond_text_limit")
                 continue
             samples.keep()
-            rows, phrase = image_rows(RegionPredictions.joined(self.found[place]), config.max_regions_per_phrase)
+            rows, phrase = image_rows(RegionPredictions.joined(self._regions[index]), config.max_regions_per_phrase)
             with_region = len(np.unique(phrase))
             phrases.keep(with_region)
-            phrases.drop("no_region", len(asked.rows) - beyond - with_region)
+            phrases.drop("no_region", len(of_image.rows) - beyond - with_region)
             if len(phrase):
-                parts.append(_columns(self.keys[place], asked, self.sizes[place], phrase, rows))
+                parts.append(_columns(self.keys[index], of_image, self.sizes[index], phrase, rows))
         return _table(parts), {"samples": samples, "phrases": phrases}, notes
 
 
-def image_rows(found: RegionPredictions, most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def image_rows(regions: RegionPredictions, most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(columns of an image's regions, phrase of each), by phrase and falling score, at most ``most`` a phrase."""
-    order = np.lexsort((np.arange(len(found.score)), -found.score, found.phrase))
-    phrase = found.phrase[order]
+    order = np.lexsort((np.arange(len(regions.score)), -regions.score, regions.phrase))
+    phrase = regions.phrase[order]
     first = np.concatenate([[True], phrase[1:] != phrase[:-1]]) if len(phrase) else np.zeros(0, bool)
     starts = np.maximum.accumulate(np.where(first, np.arange(len(phrase)), 0))
     rank = np.arange(len(phrase)) - starts
-    stays = rank < most
-    order, phrase = order[stays], phrase[stays]
-    columns = {name: getattr(found, name)[order] for name in _FLOATS}
-    columns |= dict(zip(("x1", "y1", "x2", "y2"), found.boxes[order].T, strict=True))
-    columns["rank"] = rank[stays].astype(np.int16)
+    kept = rank < most
+    order, phrase = order[kept], phrase[kept]
+    columns = {name: getattr(regions, name)[order] for name in _FLOATS}
+    columns |= dict(zip(("x1", "y1", "x2", "y2"), regions.boxes[order].T, strict=True))
+    columns["rank"] = rank[kept].astype(np.int16)
     return columns, phrase
 
 
 def _columns(
-    key: str, asked: CaptionPhrases, size: tuple[int, int], phrase: np.ndarray, rows: dict[str, np.ndarray]
+    key: str, phrases: CaptionPhrases, size: tuple[int, int], phrase: np.ndarray, rows: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray | pa.Array]:
-    spans = np.asarray(asked.spans, np.int32)
+    spans = np.asarray(phrases.spans, np.int32)
     n = len(phrase)
     return rows | {
         "key": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([key])).cast(pa.string()),
-        "phrase_row": np.asarray(asked.rows, np.int32)[phrase],
-        "phrase": pa.array(asked.phrases).take(pa.array(phrase)),
+        "phrase_row": np.asarray(phrases.rows, np.int32)[phrase],
+        "phrase": pa.array(phrases.phrases).take(pa.array(phrase)),
         "start": spans[phrase, 0],
         "end": spans[phrase, 1],
         "height": np.full(n, size[0], np.int32),

@@ -71,7 +71,7 @@ def _build_shard(
     dataset: str,
     without: ExclusionList,
 ) -> ShardReport:
-    store = ShardLabels.read(
+    store = ShardLabels(
         join(phrases, f"{job.name}.parquet"), join(labels, f"{job.name}.parquet"), dataset, config, without.of(job.name)
     )
     problems = TarProblems()

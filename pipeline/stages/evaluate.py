@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
 from pipeline.evaluation.report import write_report
+from pipeline.execution.inference import inference_workers
 from pipeline.execution.options import DeviceOptions, WorkLeft
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
@@ -36,7 +38,6 @@ from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, local_folder
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import Evaluate
-from pipeline.system.devices import MAX_DECODERS, core_share, devices_of
 
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]
@@ -144,15 +145,9 @@ def _detect(plan: _Plan, out: Path, options: DeviceOptions) -> None:
         for s in sorted(plan.sets, key=lambda s: s.spec.protocol == "lvis")  # each kind's model is loaded once
         for name, path in zip(s.job_names, s.shards, strict=True)
     }
-    devices = devices_of(options.device, options.processes)
-    share, threads = core_share(devices)
-    workers = [
-        DetectShards(
-            plan.config, plan.model, {name: spec for name, (_, spec) in jobs.items()}, str(out), name,
-            decoders=options.decoders or min(MAX_DECODERS, share), threads=threads,
-        )
-        for name in devices[: len(jobs)]
-    ]  # fmt: skip
+    specs = {name: spec for name, (_, spec) in jobs.items()}
+    detecting = partial(DetectShards, plan.config, plan.model, specs, str(out))
+    workers = inference_workers(detecting, options, len(jobs))
     report = run_workers(
         STAGE, [job for job, _ in jobs.values()], out, workers, options,
         fingerprint_of=lambda job: plan.shard_mark(jobs[job.name][1], job.path),

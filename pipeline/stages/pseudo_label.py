@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
+from pipeline.annotators.base import load_annotator
 from pipeline.data.records import STORE_VERSION
+from pipeline.execution.inference import InferenceWorker, inference_workers
 from pipeline.execution.reports import StageReport
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
@@ -18,9 +21,9 @@ from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, parent, stem
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.labelling.worker import STAGE, LabelShards
+from pipeline.labelling.worker import STAGE, LabellingShard
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
-from pipeline.system.devices import MAX_DECODERS, core_share, cores, devices_of
+from pipeline.system.devices import cores
 
 log = logging.getLogger("glip_self_train")
 
@@ -47,15 +50,11 @@ def run(job: PseudoLabel) -> StageReport:
         return fingerprint(STAGE, version=STORE_VERSION, config=job.settings, inputs=inputs, teacher=revision)
 
     require_files(path for shard in shards for path in (shard, phrases_of(shard)))
-    devices = devices_of(job.device, job.processes)
-    share, threads = core_share(devices)
-    workers = [
-        LabelShards(
-            job.settings, phrases, job.teacher, job.out, name,
-            decoders=job.decoders or min(MAX_DECODERS, share), threads=threads,
-        )
-        for name in devices[: max(1, len(shards))]
-    ]  # fmt: skip
+    labelling = partial(
+        InferenceWorker, partial(load_annotator, job.teacher, job.settings),
+        partial(LabellingShard, job.settings, phrases, job.out),
+    )  # fmt: skip
+    workers = inference_workers(labelling, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     report = run_workers(STAGE, jobs, job.out, workers, job, fingerprint_of=fingerprint_of)
     if report.rates is not None:

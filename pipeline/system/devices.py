@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from pipeline.errors import InputError
 
@@ -61,10 +60,9 @@ def devices_of(device: str, processes: int | None) -> list[str]:
     return [f"cuda:{i % count}" for i in range(processes or count)]
 
 
-def core_share(devices: Sequence[str]) -> tuple[int, int | None]:
-    """(cores per process, torch threads per process) with one process on each device.
+def limit_torch_threads(threads: int | None) -> None:
+    """Set the CPU threads of torch's operators in this process; None leaves them."""
+    if threads is not None:
+        import torch
 
-    Threads are None, for torch's own default, if there is one process or OMP_NUM_THREADS is set.
-    """
-    share = max(1, cores() // len(devices))
-    return share, share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None
+        torch.set_num_threads(threads)

@@ -269,7 +269,7 @@ class LabelStore:
                 different runs.
         """
         config = BuildShardsConfig()
-        store = ShardLabels.read(self._phrases[number], self._labels[number], self._dataset, config)
+        store = ShardLabels(self._phrases[number], self._labels[number], self._dataset, config)
         problems = TarProblems()
         if self._crawl:
             for key, record, files in store.joined(self._crawl[number], copied_image, problems):

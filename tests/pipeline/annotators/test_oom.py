@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.annotators.base import load_annotator
-from pipeline.annotators.oom import out_of_memory, retry_in_halves
+from pipeline.annotators.oom import out_of_memory
 from tests.pipeline.annotators.conftest import ALL, CAPTION, SPANS, picture
 
 
@@ -30,19 +30,19 @@ class Small(torch.nn.Module):
 
 @pytest.fixture
 def asked(folders):
-    """A teacher of its own (what is done to it stays in the test), and seven questions about seven images."""
+    """A teacher of its own (what is done to it stays in the test), and seven queries about seven images."""
     load_annotator.__globals__["_load"].cache_clear()
     annotator = load_annotator(folders["grounding-dino"], ALL)
     yield (
         annotator,
         [picture(i) for i in range(7)],
-        [annotator.questions(CAPTION, SPANS[i % 2 :])[0][0] for i in range(7)],
+        [annotator.queries(CAPTION, SPANS[i % 2 :])[0][0] for i in range(7)],
     )
     load_annotator.__globals__["_load"].cache_clear()
 
 
-def batch(annotator, images, questions):
-    return annotator.collate([annotator.prepare(i, (i.height, i.width)) for i in images], questions)
+def batch(annotator, images, queries):
+    return annotator.collate([annotator.prepare(i, (i.height, i.width)) for i in images], queries)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 6])
@@ -54,11 +54,11 @@ def batch(annotator, images, questions):
     ],
 )
 def test_halves_answer_as_the_whole_did_and_in_order(asked, caplog, most, error, words):
-    annotator, images, questions = asked
-    wanted = annotator.annotate(batch(annotator, images, questions))
+    annotator, images, queries = asked
+    wanted = annotator.predict(batch(annotator, images, queries))
     small = annotator._model = Small(annotator._model, most, error, words)
     with caplog.at_level(logging.WARNING, "glip_self_train"):
-        found = annotator.annotate(batch(annotator, images, questions))
+        found = annotator.predict(batch(annotator, images, queries))
     assert "out of memory with 7 images in a batch: going on with 3" in caplog.text
     assert len(found) == len(wanted) == 7
     for a, b in zip(found, wanted, strict=True):
@@ -67,23 +67,23 @@ def test_halves_answer_as_the_whole_did_and_in_order(asked, caplog, most, error,
         np.testing.assert_allclose(a.score, b.score, atol=1e-5)
     assert sum(n for n in small.seen if n <= most) == 7
     tries = len(small.seen)
-    annotator.annotate(batch(annotator, images, questions))
+    annotator.predict(batch(annotator, images, queries))
     assert max(small.seen[tries:]) <= most, "a size that did not fit is not tried again"
 
 
 def test_an_image_that_does_not_fit_alone_is_an_error(asked):
-    annotator, images, questions = asked
+    annotator, images, queries = asked
     annotator._model = Small(annotator._model, 0, torch.OutOfMemoryError, "CUDA out of memory")
     with pytest.raises(torch.OutOfMemoryError):
-        annotator.annotate(batch(annotator, images, questions))
+        annotator.predict(batch(annotator, images, queries))
     assert annotator._model.seen == [7, 3, 1]
 
 
 def test_other_errors_are_not_memory(asked):
-    annotator, images, questions = asked
+    annotator, images, queries = asked
     annotator._model = Small(annotator._model, 2, RuntimeError, "shape mismatch")
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        annotator.annotate(batch(annotator, images, questions))
+        annotator.predict(batch(annotator, images, queries))
     assert annotator._model.seen == [7] and not out_of_memory(RuntimeError("shape mismatch"))
 
 
@@ -91,8 +91,8 @@ def test_other_errors_are_not_memory(asked):
 def test_every_family_halves(folders, name, monkeypatch):
     annotator = load_annotator(folders[name], ALL)
     images = [picture(i) for i in range(5)]
-    questions = [annotator.questions(CAPTION, SPANS)[0][0]] * 5
-    wanted = annotator.annotate(batch(annotator, images, questions))
+    queries = [annotator.queries(CAPTION, SPANS)[0][0]] * 5
+    wanted = annotator.predict(batch(annotator, images, queries))
     forward, tried = annotator._forward, []
 
     def limited(of):
@@ -101,8 +101,9 @@ def test_every_family_halves(folders, name, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(of)
 
-    monkeypatch.setattr(annotator, "_run_batch", retry_in_halves(annotator, limited))
-    found = annotator.annotate(batch(annotator, images, questions))
+    monkeypatch.setattr(annotator, "_forward", limited)
+    monkeypatch.setattr(annotator._in_halves, "_most", None)
+    found = annotator.predict(batch(annotator, images, queries))
     assert tried == [5, 2, 2, 1]
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(np.sort(a.score), np.sort(b.score), atol=1e-5)

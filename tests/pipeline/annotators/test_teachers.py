@@ -18,10 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from pipeline.annotators import owl
-from pipeline.annotators.base import FAMILIES, RegionPredictions, ask, load_annotator
+from pipeline.annotators.base import FAMILIES, RegionPredictions, load_annotator
 from pipeline.annotators.grounding_dino import closed
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import InputError
+from tests.fixtures.annotators import predict_images
 from tests.pipeline.annotators.conftest import ALL, CAPTION, MAKERS, SPANS, picture
 
 OTHERS = sorted(MAKERS)
@@ -30,10 +31,10 @@ OWLS = ["owlv2", "owlvit"]
 EVERY = ["glip", *OTHERS]
 
 
-def one_question(annotator, caption=CAPTION, spans=SPANS):
-    (question,), missing = annotator.questions(caption, spans)
+def one_query(annotator, caption=CAPTION, spans=SPANS):
+    (query,), missing = annotator.queries(caption, spans)
     assert missing == []
-    return question
+    return query
 
 
 def same(a: RegionPredictions, b: RegionPredictions, tolerance: float = 2e-3) -> None:
@@ -57,28 +58,28 @@ def test_every_family_is_here(folders):
 def test_a_batch_is_answered_as_its_images_are_one_by_one(load, name):
     annotator = load(name)
     asked = [("two dogs", [(0, 8), (4, 8)]), (CAPTION, SPANS), ("a blue bicycle near the old house", [(2, 14)])]
-    questions = [one_question(annotator, *a) for a in asked]
+    queries = [one_query(annotator, *a) for a in asked]
     images = [picture(i) for i in range(3)]
-    together = ask(annotator, images, questions)
-    for image, question, found in zip(images, questions, together, strict=True):
-        assert set(found.phrase.tolist()) <= set(question.phrases)
-        same(found, ask(annotator, [image], [question])[0])
+    together = predict_images(annotator, images, queries)
+    for image, query, found in zip(images, queries, together, strict=True):
+        assert set(found.phrase.tolist()) <= set(query.phrases)
+        same(found, predict_images(annotator, [image], [query])[0])
 
 
 @pytest.mark.parametrize("name", OWLS)
 def test_images_of_any_shape_share_a_batch(load, name):
     annotator = load(name)
     images = [picture(0, (120, 40)), picture(1, (40, 70)), picture(2, (33, 33))]
-    question = one_question(annotator)
-    for image, found in zip(images, ask(annotator, images, [question] * 3), strict=True):
-        same(found, ask(annotator, [image], [question])[0])
+    query = one_query(annotator)
+    for image, found in zip(images, predict_images(annotator, images, [query] * 3), strict=True):
+        same(found, predict_images(annotator, [image], [query])[0])
 
 
 @pytest.mark.parametrize("name", DINOS)
 def test_grounding_dino_scores_as_its_own_processor(folders, name):
     annotator = load_annotator(folders[name], ALL.model_copy(update={"score_agg": "max"}))
     image = picture(3, (100, 60))
-    ours = ask(annotator, [image], [one_question(annotator, CAPTION, [(0, len(CAPTION))])])[0]
+    ours = predict_images(annotator, [image], [one_query(annotator, CAPTION, [(0, len(CAPTION))])])[0]
     network = AutoModelForZeroShotObjectDetection.from_pretrained(folders[name]).eval()
     processor = AutoProcessor.from_pretrained(folders[name])
     inputs = processor(images=image, text=[CAPTION.lower()], return_tensors="pt")
@@ -100,7 +101,7 @@ def test_grounding_dino_scores_as_its_own_processor(folders, name):
 @pytest.mark.parametrize("size", [(100, 60), (50, 90), (64, 64)])
 def test_owl_scores_as_its_own_processor(folders, load, name, size):
     annotator, image = load(name), picture(3, size)
-    ours = ask(annotator, [image], [one_question(annotator)])[0]
+    ours = predict_images(annotator, [image], [one_query(annotator)])[0]
     network = AutoModelForZeroShotObjectDetection.from_pretrained(folders[name]).eval()
     processor = AutoProcessor.from_pretrained(folders[name])
     texts = [CAPTION[start:end] for start, end in SPANS]
@@ -123,13 +124,13 @@ def test_owl_scores_as_its_own_processor(folders, load, name, size):
 @pytest.mark.parametrize("size", [(120, 40), (40, 120), (77, 53)])
 def test_boxes_are_in_pixels_of_the_stored_image(load, name, size):
     annotator, (width, height) = load(name), size
-    image, question = picture(5, size), one_question(annotator)
-    found = ask(annotator, [image], [question])[0]
+    image, query = picture(5, size), one_query(annotator)
+    found = predict_images(annotator, [image], [query])[0]
     assert (found.boxes[:, 0] < found.boxes[:, 2]).all() and (found.boxes[:, 1] < found.boxes[:, 3]).all()
     assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all()
     # a JPEG decoded at half its size, told the size as it is stored
     twice = annotator.prepare(image, (2 * height, 2 * width))
-    large = annotator.annotate(annotator.collate([twice], [question]))[0]
+    large = annotator.predict(annotator.collate([twice], [query]))[0]
     if annotator.shape(width, height) == annotator.shape(2 * width, 2 * height):  # the same pixels, then
         expected = 2 * found.boxes
         if name == "glip":  # it names the last pixel of an image of twice the pixels, too
@@ -151,7 +152,7 @@ def test_the_network_sees_images_at_the_stated_shape(load, name, size):
 @pytest.mark.parametrize("name", OTHERS)
 def test_pixels_are_those_of_the_processor(folders, load, name):
     annotator, image = load(name), picture(0, (100, 60))
-    batch = annotator.collate([annotator.prepare(image, (60, 100))], [one_question(annotator)])
+    batch = annotator.collate([annotator.prepare(image, (60, 100))], [one_query(annotator)])
     pixels = batch.inputs.network["pixel_values"] if name in DINOS else batch.inputs.pixels
     theirs = AutoProcessor.from_pretrained(folders[name]).image_processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, theirs)
@@ -167,10 +168,10 @@ def test_a_huge_image_is_reduced_before_owlv2_pads_it(folders, load):
 @pytest.mark.parametrize("name", OTHERS)
 def test_nothing_below_the_floor_and_all_above_it(load, name):
     annotator = load(name)
-    everything = ask(annotator, [picture(0)], [one_question(annotator)])[0]
+    everything = predict_images(annotator, [picture(0)], [one_query(annotator)])[0]
     floor = float(np.median(everything.score))
     strict = load(name, ALL.model_copy(update={"floor": floor}))
-    found = ask(strict, [picture(0)], [one_question(strict)])[0]
+    found = predict_images(strict, [picture(0)], [one_query(strict)])[0]
     assert (found.score > floor).all() and len(found.score) == (everything.score > np.float32(floor)).sum() > 0
 
 
@@ -178,11 +179,11 @@ def test_nothing_below_the_floor_and_all_above_it(load, name):
 def test_regions_of_a_phrase_overlap_little_and_are_few(load, name):
     from torchvision.ops import box_iou
 
-    everything = ask(load(name), [picture(0)], [one_question(load(name))])[0]
+    everything = predict_images(load(name), [picture(0)], [one_query(load(name))])[0]
     annotator = load(name, ALL.model_copy(update={"nms_threshold": 0.2}))
-    found = ask(annotator, [picture(0)], [one_question(annotator)])[0]
+    found = predict_images(annotator, [picture(0)], [one_query(annotator)])[0]
     few = load(name, ALL.model_copy(update={"nms_threshold": 0.2, "max_regions_per_phrase": 2}))
-    cut = ask(few, [picture(0)], [one_question(few)])[0]
+    cut = predict_images(few, [picture(0)], [one_query(few)])[0]
     for phrase in range(len(SPANS)):
         mine = found.phrase == phrase
         overlaps = box_iou(*[torch.from_numpy(found.boxes[mine])] * 2).triu(1)
@@ -196,7 +197,7 @@ def test_regions_of_a_phrase_overlap_little_and_are_few(load, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_evidence_is_what_the_teacher_has(load, name):
     annotator = load(name)
-    found = ask(annotator, [picture(0)], [one_question(annotator)])[0]
+    found = predict_images(annotator, [picture(0)], [one_query(annotator)])[0]
     assert np.isnan(found.centerness).all() and found.score.dtype == found.centerness.dtype == np.float32
     assert (found.token_min <= found.token_mean + 1e-6).all() and (found.token_mean <= found.token_max + 1e-6).all()
     np.testing.assert_allclose(found.score, found.token_mean, atol=1e-6)  # score_agg: mean
@@ -210,7 +211,7 @@ def test_evidence_is_what_the_teacher_has(load, name):
 @pytest.mark.parametrize(("agg", "column"), [("max", "token_max"), ("mean", "token_mean")])
 def test_score_agg_says_how_tokens_make_a_score(load, name, agg, column):
     annotator = load(name, ALL.model_copy(update={"score_agg": agg}))
-    found = ask(annotator, [picture(0)], [one_question(annotator)])[0]
+    found = predict_images(annotator, [picture(0)], [one_query(annotator)])[0]
     np.testing.assert_allclose(found.score, getattr(found, column), atol=1e-6)
 
 
@@ -233,13 +234,13 @@ def test_spans_of_unicode_captions_reach_their_tokens(folders, name, words):
     """Lower-casing changes the length of İ and ẞ; accents, ligatures and full-width letters are rewritten."""
     annotator = load_annotator(folders[name], ALL)
     tokenizer = annotator._tokenizer
-    questions, missing = annotator.questions(*spaced(words))
+    queries, missing = annotator.queries(*spaced(words))
     assert not missing
-    for question in questions:
-        batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [question])
+    for query in queries:
+        batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [query])
         ids = batch.inputs.network["input_ids"][0]
-        for phrase, (a, b), tokens in zip(question.phrases, question.spans, batch.inputs.tokens[0], strict=True):
-            assert question.text[a:b] == words[phrase]
+        for phrase, (a, b), tokens in zip(query.phrases, query.spans, batch.inputs.tokens[0], strict=True):
+            assert query.text[a:b] == words[phrase]
             assert ids[tokens].tolist() == tokenizer(words[phrase], add_special_tokens=False)["input_ids"]
 
 
@@ -247,20 +248,20 @@ def test_spans_of_unicode_captions_reach_their_tokens(folders, name, words):
 def test_phrases_are_queries_as_the_processor_makes_them(folders, load, name):
     annotator = load(name)
     words = [w for w in TRICKY if len(w.encode()) < 12]
-    question = one_question(annotator, *spaced(words))
-    batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [question])
+    query = one_query(annotator, *spaced(words))
+    batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [query])
     theirs = AutoProcessor.from_pretrained(folders[name])(text=[words], return_tensors="pt")["input_ids"]
-    assert torch.equal(batch.inputs.texts["input_ids"][batch.inputs.queries[0]], theirs)
+    assert torch.equal(batch.inputs.texts["input_ids"][batch.inputs.rows[0]], theirs)
 
 
 @pytest.mark.parametrize("name", DINOS)
 def test_a_class_list_is_asked_as_the_processor_writes_it(folders, load, name):
     annotator, names = load(name), ["Red Car", "traffic light", "dog"]
-    (question,) = annotator.class_questions(names)
-    batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [question])
+    (query,) = annotator.class_queries(names)
+    batch = annotator.collate([annotator.prepare(picture(0), (60, 90))], [query])
     theirs = AutoProcessor.from_pretrained(folders[name])(text=[names], images=picture(0), return_tensors="pt")
     assert torch.equal(batch.inputs.network["input_ids"], theirs["input_ids"])
-    assert [question.text[a:b] for a, b in question.spans] == names
+    assert [query.text[a:b] for a, b in query.spans] == names
 
 
 @pytest.mark.parametrize(
@@ -278,18 +279,18 @@ def test_long_captions_are_asked_in_windows(load, name):
     for i in range(40):
         spans.append((len(caption) + 4, len(caption) + 4 + len(nouns[i % 4])))
         caption += f"the {nouns[i % 4]} and "
-    questions, missing = annotator.questions(caption, spans)
+    queries, missing = annotator.queries(caption, spans)
     limit = 32 if name in DINOS else 64
-    assert missing == [] and len(questions) > 3
-    asked = [p for q in questions for p in q.phrases]
+    assert missing == [] and len(queries) > 3
+    asked = [p for q in queries for p in q.phrases]
     assert sorted(asked) == list(range(40))
-    for question in questions:
-        assert question.tokens <= limit
-        for phrase, (a, b) in zip(question.phrases, question.spans, strict=True):
-            assert question.text[a:b] == caption[slice(*spans[phrase])]
-    found = [ask(annotator, [picture(0)], [q])[0] for q in questions]
+    for query in queries:
+        assert query.tokens <= limit
+        for phrase, (a, b) in zip(query.phrases, query.spans, strict=True):
+            assert query.text[a:b] == caption[slice(*spans[phrase])]
+    found = [predict_images(annotator, [picture(0)], [q])[0] for q in queries]
     if name in DINOS:  # no text was cut: every phrase has its tokens, and boxes
-        batches = [annotator.collate([annotator.prepare(picture(0), (60, 90))], [q]) for q in questions]
+        batches = [annotator.collate([annotator.prepare(picture(0), (60, 90))], [q]) for q in queries]
         assert all(b.inputs.network["input_ids"].shape[1] <= limit for b in batches)
         assert all(tokens for b in batches for tokens in b.inputs.tokens[0])
         assert set(np.concatenate([f.phrase for f in found]).tolist()) == set(range(40))
@@ -300,23 +301,23 @@ def test_phrases_beyond_the_query_limit_are_missing(load, name):
     annotator = load(name)
     caption = "a red car near " + "incomprehensible " * 2 + "dog   "
     spans = [(2, 9), (15, 48), (0, 5), (caption.index("dog") + 4, len(caption))]  # the last: spaces alone
-    (question,), missing = annotator.questions(caption, spans)
-    assert missing == [1, 3] and question.phrases == (0, 2) and question.spans == ((2, 9), (0, 5))
-    assert annotator.questions(caption, spans[1:2]) == ([], [0])
-    assert set(ask(annotator, [picture(0)], [question])[0].phrase.tolist()) == {0, 2}
+    (query,), missing = annotator.queries(caption, spans)
+    assert missing == [1, 3] and query.phrases == (0, 2) and query.spans == ((2, 9), (0, 5))
+    assert annotator.queries(caption, spans[1:2]) == ([], [0])
+    assert set(predict_images(annotator, [picture(0)], [query])[0].phrase.tolist()) == {0, 2}
     with pytest.raises(InputError, match=r"incomprehensible.* tokens"):
-        annotator.class_questions(["dog", "incomprehensible thing"])
+        annotator.class_queries(["dog", "incomprehensible thing"])
 
 
 @pytest.mark.parametrize("name", OWLS)
 def test_many_queries_go_in_parts_without_a_trace(load, name, monkeypatch):
     annotator = load(name)
     names = ["red car", "tree", "dog", "cat", "old house", "tree", "umbrella"]
-    (question,) = annotator.class_questions(names)
-    (short,) = annotator.class_questions(names[:3])
-    whole = ask(annotator, [picture(0), picture(1)], [question, short])
-    monkeypatch.setattr(owl, "QUERIES_AT_ONCE", 2)
-    for parts, once in zip(ask(annotator, [picture(0), picture(1)], [question, short]), whole, strict=True):
+    (query,) = annotator.class_queries(names)
+    (short,) = annotator.class_queries(names[:3])
+    whole = predict_images(annotator, [picture(0), picture(1)], [query, short])
+    monkeypatch.setattr(owl, "PHRASES_AT_ONCE", 2)
+    for parts, once in zip(predict_images(annotator, [picture(0), picture(1)], [query, short]), whole, strict=True):
         same(parts, once, 1e-4)
     assert set(whole[0].phrase.tolist()) == set(range(7)) and set(whole[1].phrase.tolist()) == {0, 1, 2}
 
@@ -324,16 +325,16 @@ def test_many_queries_go_in_parts_without_a_trace(load, name, monkeypatch):
 @pytest.mark.parametrize("name", EVERY)
 def test_no_phrases_no_regions(load, name):
     annotator = load(name)
-    questions, _ = annotator.questions("nothing here", [])
-    for question in questions:
-        assert len(ask(annotator, [picture(0)], [question])[0].score) == 0
+    queries, _ = annotator.queries("nothing here", [])
+    for query in queries:
+        assert len(predict_images(annotator, [picture(0)], [query])[0].score) == 0
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_bf16_moves_scores_a_little(load, name):
-    exact = ask(load(name), [picture(0)], [one_question(load(name))])[0]
+    exact = predict_images(load(name), [picture(0)], [one_query(load(name))])[0]
     annotator = load(name, ALL.model_copy(update={"precision": "bf16"}))
-    half = ask(annotator, [picture(0)], [one_question(annotator)])[0]
+    half = predict_images(annotator, [picture(0)], [one_query(annotator)])[0]
     assert len(half.score) == len(exact.score)
     assert np.abs(np.sort(half.score) - np.sort(exact.score)).mean() < 0.06
     assert not np.array_equal(np.sort(half.score), np.sort(exact.score))
@@ -345,7 +346,7 @@ def test_image_size_is_a_setting(load):
     for name in OWLS:
         annotator = load(name, ALL.model_copy(update={"image_size": 50}))  # a multiple of the patch, 8, at most
         assert annotator.shape(200, 100) == (48, 48)
-        found = ask(annotator, [picture(0, (100, 60))], [one_question(annotator)])[0]
+        found = predict_images(annotator, [picture(0, (100, 60))], [one_query(annotator)])[0]
         assert len(found.score) > 0 and (found.boxes[:, 3] <= 60).all()
         with pytest.raises(InputError, match="less than one patch"):
             load(name, ALL.model_copy(update={"image_size": 7}))
@@ -367,19 +368,19 @@ def test_any_thread_may_make_batches_ready(load, name, restless_threads):
 
     def work(i: int) -> tuple:
         text = texts[i % len(texts)]
-        questions, missing = annotator.questions(text, [(2, 8)])
-        classes = annotator.class_questions([f"dog {i % 5}", "tree"])
+        queries, missing = annotator.queries(text, [(2, 8)])
+        classes = annotator.class_queries([f"dog {i % 5}", "tree"])
         image = picture(i, (60 + i % 7, 50))
         ready = annotator.prepare(image, (50, image.width))
-        made = annotator.collate([ready] * (1 + i % 3), [questions[0]] * (1 + i % 3))
-        return text, questions, missing, classes, made
+        made = annotator.collate([ready] * (1 + i % 3), [queries[0]] * (1 + i % 3))
+        return text, queries, missing, classes, made
 
     with ThreadPoolExecutor(8) as pool:
         hammered = list(pool.map(work, range(64)))
     for i in range(0, 64, 5):
-        _, questions, missing, classes, made = work(i)
-        assert hammered[i][1:4] == (questions, missing, classes)
-        a, b = annotator.annotate(hammered[i][4]), annotator.annotate(made)
+        _, queries, missing, classes, made = work(i)
+        assert hammered[i][1:4] == (queries, missing, classes)
+        a, b = annotator.predict(hammered[i][4]), annotator.predict(made)
         assert len(a) == len(b)
         for one, other in zip(a, b, strict=True):
             np.testing.assert_array_equal(one.boxes, other.boxes)
@@ -404,5 +405,5 @@ def test_wrong_folders_are_named(folders, tmp_path):
 def test_images_of_any_shape_are_images(load, name):
     annotator = load(name)
     for size in ((1, 1), (1, 500), (500, 2)):
-        found = ask(annotator, [Image.new("RGB", size)], [one_question(annotator)])[0]
+        found = predict_images(annotator, [Image.new("RGB", size)], [one_query(annotator)])[0]
         assert (found.boxes[:, 2] <= size[0]).all() and (found.boxes[:, 3] <= size[1]).all()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotators.windows import caption_questions, class_questions
+from pipeline.annotators.windows import caption_queries, class_queries
 from pipeline.errors import InputError
 
 
@@ -31,34 +31,34 @@ def asked(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]], list[tuple[int, 
 @given(asked())
 def test_every_phrase_is_asked_once_or_missing(case):
     caption, spans, words, limit, specials = case
-    questions, missing = caption_questions(caption, spans, words, limit, specials)
-    placed = sorted([p for q in questions for p in q.phrases] + missing)
+    queries, missing = caption_queries(caption, spans, words, limit, specials)
+    placed = sorted([p for q in queries for p in q.phrases] + missing)
     assert placed == list(range(len(spans)))
     whole = sum(n for *_, n in words) + specials <= limit
     assert not (whole and missing)
-    for question in questions:
-        assert len(question.spans) == len(question.phrases)
-        for (start, end), phrase in zip(question.spans, question.phrases, strict=True):
-            assert 0 <= start <= end <= len(question.text)
-            assert question.text[start:end] == caption[slice(*spans[phrase])]
+    for query in queries:
+        assert len(query.spans) == len(query.phrases)
+        for (start, end), phrase in zip(query.spans, query.phrases, strict=True):
+            assert 0 <= start <= end <= len(query.text)
+            assert query.text[start:end] == caption[slice(*spans[phrase])]
 
 
 @settings(max_examples=300, deadline=None)
 @given(asked())
 def test_every_text_is_within_the_limit_and_cut_between_words(case):
     caption, spans, words, limit, specials = case
-    questions, missing = caption_questions(caption, spans, words, limit, specials)
-    for question in questions:
-        places = [i for i in range(len(caption)) if caption.startswith(question.text, i)] or [0]
+    queries, missing = caption_queries(caption, spans, words, limit, specials)
+    for query in queries:
+        places = [i for i in range(len(caption)) if caption.startswith(query.text, i)] or [0]
 
-        def tokens(place: int, text: str = question.text) -> int | None:
+        def tokens(place: int, text: str = query.text) -> int | None:
             """Of the words in the text, if it begins here; None if that would cut a word."""
             touched = [w for w in words if w[0] < place + len(text) and w[1] > place]
             cut = any(w[0] < place or w[1] > place + len(text) for w in touched)
             return None if cut else sum(n for *_, n in touched)
 
-        assert question.tokens <= limit
-        assert question.tokens - specials in [tokens(place) for place in places]
+        assert query.tokens <= limit
+        assert query.tokens - specials in [tokens(place) for place in places]
     for phrase in missing:
         start, end = spans[phrase]
         touched = [n for a, b, n in words if a < end and b > start]
@@ -69,12 +69,12 @@ def test_a_phrase_has_context_on_both_sides():
     words = [(3 * i, 3 * i + 2, 1) for i in range(60)]
     caption = " ".join(f"{i:02d}" for i in range(60))
     spans = [(w[0], w[1]) for w in words]
-    questions, missing = caption_questions(caption, spans, words, 22)
-    assert missing == [] and len(questions) <= 6
-    for question in questions:
-        for (start, end), phrase in zip(question.spans, question.phrases, strict=True):
-            before = len(question.text[:start].split())
-            after = len(question.text[end:].split())
+    queries, missing = caption_queries(caption, spans, words, 22)
+    assert missing == [] and len(queries) <= 6
+    for query in queries:
+        for (start, end), phrase in zip(query.spans, query.phrases, strict=True):
+            before = len(query.text[:start].split())
+            after = len(query.text[end:].split())
             assert before >= min(phrase, 5) and after >= min(59 - phrase, 4)
 
 
@@ -85,15 +85,15 @@ def test_class_lists_are_asked_in_order_in_few_texts(names, limit):
         return len(text.split()) + text.count(".")
 
     room = limit - 2
-    questions = list(class_questions(names, count, limit, ". "))
-    assert [p for q in questions for p in q.phrases] == list(range(len(names)))
-    for question in questions:
-        assert [question.text[a:b] for a, b in question.spans] == [names[p] for p in question.phrases]
-        assert sum(count(names[p] + ". ") for p in question.phrases) <= room
-    for left, right in pairwise(questions):  # the next name did not fit any more
+    queries = list(class_queries(names, count, limit, ". "))
+    assert [p for q in queries for p in q.phrases] == list(range(len(names)))
+    for query in queries:
+        assert [query.text[a:b] for a, b in query.spans] == [names[p] for p in query.phrases]
+        assert sum(count(names[p] + ". ") for p in query.phrases) <= room
+    for left, right in pairwise(queries):  # the next name did not fit any more
         assert sum(count(names[p] + ". ") for p in (*left.phrases, right.phrases[0])) > room
 
 
 def test_a_name_beyond_the_limit_is_an_error():
     with pytest.raises(InputError, match=r"'a b c d e f g' alone takes 8 tokens; the text limit is 6"):
-        list(class_questions(["x", "a b c d e f g"], lambda t: len(t.split()) + t.count("."), 8, ". "))
+        list(class_queries(["x", "a b c d e f g"], lambda t: len(t.split()) + t.count("."), 8, ". "))

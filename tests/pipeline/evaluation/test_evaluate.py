@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from pipeline.annotators.base import ask, load_annotator
+from pipeline.annotators.base import load_annotator
 from pipeline.cli import app as cli
 from pipeline.config import EvaluateConfig
 from pipeline.data.images import open_image
@@ -23,6 +23,7 @@ from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
 from pipeline.stages.jobs import Evaluate
+from tests.fixtures.annotators import predict_images
 from tests.fixtures.crawl import jpeg
 
 NAMES = ("car", "tree", "traffic light", "dog", "umbrella")
@@ -117,9 +118,9 @@ def test_captions_are_asked_as_the_labelling_stage_asks_them(shards, teacher, tm
     annotator = load_annotator(str(teacher), SetSpec("captions", "flickr", ()).label_config(CONFIG))
     records = ShardSet(shards["captions"])
     found = read_predictions(str(tmp_path / "e" / "predictions" / "captions--captions-0.parquet"), 5)
-    (question,), _ = annotator.questions(CAPTION, [(0, 9), (18, 36)])
+    (query,), _ = annotator.queries(CAPTION, [(0, 9), (18, 36)])
     for row, one in enumerate(found):
-        (alone,) = ask(annotator, [open_image(records.image(0, row))], [question])
+        (alone,) = predict_images(annotator, [open_image(records.image(0, row))], [query])
         order = np.argsort(-alone.score, kind="stable")[:100]
         np.testing.assert_allclose(one.scores, alone.score[order], atol=1e-5)
         assert len(one.scores) and (np.diff(one.scores) <= 0).all()

@@ -10,7 +10,6 @@ from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
 from pipeline.data.records import REGIONS
-from pipeline.execution.worker import ShardJob
 from pipeline.labelling.region_table import ShardResult, image_rows
 
 
@@ -35,22 +34,22 @@ def test_each_phrase_keeps_its_best_in_falling_score(found, most):
     assert (np.diff(phrase) >= 0).all()
 
 
-def question(asked: CaptionPhrases, phrases: tuple[int, ...]) -> TextQuery:
-    return TextQuery(asked.caption, tuple(asked.spans[p] for p in phrases), phrases, 10)
+def query(of_image: CaptionPhrases, phrases: tuple[int, ...]) -> TextQuery:
+    return TextQuery(of_image.caption, tuple(of_image.spans[p] for p in phrases), phrases, 10)
 
 
 def test_windows_of_a_caption_come_together_and_losses_are_counted():
     caption = "a dog and a cat and a bird"
-    asked = CaptionPhrases(caption, (0, 1, 2), ((2, 5), (12, 15), (22, 26)), ("dog", "cat", "bird"))
+    whole = CaptionPhrases(caption, (0, 1, 2), ((2, 5), (12, 15), (22, 26)), ("dog", "cat", "bird"))
     lost = CaptionPhrases(caption, (3,), ((2, 5),), ("dog",))
     gone = CaptionPhrases(caption, (4, 5), ((2, 5), (12, 15)), ("dog", "cat"))
-    shard = ShardResult(ShardJob("crawl/00000.tar", "00000", "f"))
-    shard.asked = {"k0": asked, "k1": lost, "k2": gone, "k3": CaptionPhrases(caption, (6,), ((2, 5),), ("dog",))}
+    long = CaptionPhrases(caption, (6,), ((2, 5),), ("dog",))
+    shard = ShardResult({"k0": whole, "k1": lost, "k2": gone, "k3": long})
     shard.keys, shard.sizes = {0: "k0", 1: "k1", 3: "k3"}, {0: (50, 60), 1: (5, 5), 3: (5, 5)}
     shard.beyond_limit = {0: 1, 1: 0, 3: 1}
-    first, second = question(asked, (0,)), question(asked, (1,))
-    shard.answer([Item(0, "k0", b"", (50, 60), (50, 60), second)], [annotations([1, 1], [0.3, 0.8])])
-    shard.answer([Item(0, "k0", b"", (50, 60), (50, 60), first)], [annotations([], [])])
+    first, second = query(whole, (0,)), query(whole, (1,))
+    shard.add([Item(0, "k0", b"", (50, 60), (50, 60), second)], [annotations([1, 1], [0.3, 0.8])])
+    shard.add([Item(0, "k0", b"", (50, 60), (50, 60), first)], [annotations([], [])])
     shard.lose(1, ImageError("broken_image", "no end"))
     table, tallies, notes = shard.finish(PseudoLabelConfig())
     assert table.schema == REGIONS and table["phrase"].to_pylist() == ["cat", "cat"]

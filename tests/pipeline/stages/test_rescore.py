@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +56,9 @@ def crawl_of(root: Path) -> list[str]:
     return [str(p) for p in sorted((root / "crawl").glob("*.tar"))]
 
 
-def score(root: Path, scorer: Path, out: Path, config: RescoreConfig = CONFIG, max_failed: int = 0):
+def score(root: Path, scorer: Path, out: Path, config: RescoreConfig = CONFIG, **options):
     return Rescore(
-        settings=config, shards=crawl_of(root), out=out, regions=root / "regions", scorer=scorer, max_failed=max_failed
+        settings=config, shards=crawl_of(root), out=out, regions=root / "regions", scorer=scorer, **options
     ).run()
 
 
@@ -162,6 +165,42 @@ def test_a_second_run_does_nothing_and_another_gives_the_same_bytes(scorers, sto
     assert (
         about["scorer"].startswith("siglip@") and about["teacher"].startswith("glip@") and about["stage"] == "rescore"
     )
+
+
+def test_processes_and_decoding_threads_give_the_same_bytes_and_a_rate(scorers, store, tmp_path):
+    reports = [
+        score(store, scorers["siglip2"], tmp_path / "a", decoders=1),
+        score(store, scorers["siglip2"], tmp_path / "b", decoders=3),
+        score(store, scorers["siglip2"], tmp_path / "c", processes=2, price=2.0),
+    ]
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    for out in "bc":
+        assert names == sorted(p.name for p in (tmp_path / out).iterdir())
+        assert all(digest_file(tmp_path / "a" / n) == digest_file(tmp_path / out / n) for n in names)
+    for report, devices in zip(reports, (1, 1, 2), strict=True):
+        assert report.rates.devices == devices and report.rates.samples == report.tallies["samples"].kept
+        assert set(report.rates.parts) == {"load", "read", "decode", "wait", "model", "write"}
+    assert "images/s on 2 devices" in "".join(reports[2].lines())
+    limited = score(store, scorers["siglip2"], tmp_path / "d", limit=1)
+    assert limited.done == 1 and limited.rates.shards_left == 1
+
+
+def test_notes_stand_in_the_order_of_the_shard(scorers, store, tmp_path):
+    """Images are decoded in other threads than the tar is read in."""
+    (tmp_path / "crawl").mkdir()
+    shutil.copytree(store / "regions", tmp_path / "regions")
+    samples = list(read_tar(crawl_of(store)[0]))[:4]
+    with tarfile.open(tmp_path / "crawl" / "00000.tar", "w") as tar:
+        for i, sample in enumerate(samples[:3]):
+            for name, data in ((f"{sample.key}.jpg", sample.files["jpg"][:200]), (f"odd-{i}", b"")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    score(tmp_path, scorers["clip"], tmp_path / "out", RescoreConfig(max_lost_share=1), decoders=2)
+    notes = json.loads((tmp_path / "out" / "00000.report.json").read_text())["notes"]
+    keys = [s.key for s in samples]
+    begins = ["odd-0", keys[0], "odd-1", keys[1], "odd-2", keys[2], keys[3]]
+    assert [note.split(":")[0] for note in notes] == begins
 
 
 def test_a_shard_without_readable_regions_fails_and_the_rest_go_on(scorers, store, tmp_path):
@@ -278,8 +317,10 @@ def test_a_batch_of_crops_that_does_not_fit_is_halved(scorers, store, tmp_path, 
 
 def test_the_command(scorers, store, tmp_path):
     arguments = ["--shards", str(store / "crawl"), "--regions", str(store / "regions"), "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli.rescore, [*arguments, "--scorer", str(scorers["clip"]), "--set", "batch_size=7"])
+    options = ["--set", "batch_size=7", "--processes", "1", "--workers", "2"]
+    done = CliRunner().invoke(cli.rescore, [*arguments, "--scorer", str(scorers["clip"]), *options])
     assert done.exit_code == 0 and "2 shards done" in done.output and "scores:" in done.output
+    assert "images/s on 1 device" in done.output
     assert read_table(tmp_path / "out" / "00001.parquet", RESCORED)["region_text"].null_count == 0
     done = CliRunner().invoke(cli.rescore, [*arguments, "--scorer", str(tmp_path)])
     assert done.exit_code == 2 and "no config.json in it" in done.output

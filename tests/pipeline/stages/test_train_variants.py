@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.annotators.base import ask, load_annotator
+from pipeline.annotators.base import load_annotator
 from pipeline.config import PseudoLabelConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.generate import generate_demo
 from pipeline.demo.manifest import MANIFEST
 from pipeline.stages.jobs import Ingest, TrainModel
+from tests.fixtures.annotators import predict_images
 from tests.flows.tiny import SCENES
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,6 @@ def test_the_demo_recipe_trains_with(name: str, sources: dict[str, list[str]], t
     assert len(losses) == 6 and np.isfinite(losses).all()
     annotator = load_annotator(str(tmp_path / report.final), PseudoLabelConfig(floor=0.0001), "cpu")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8))
-    (found,) = ask(annotator, [image], annotator.questions("a red fish", [(2, 10)])[0])
+    (found,) = predict_images(annotator, [image], annotator.queries("a red fish", [(2, 10)])[0])
     assert len(found.score) > 0 and ((found.score > 0) & (found.score <= 1)).all()
     assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
