@@ -100,9 +100,12 @@ class Job(RunOptions):
         return getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
 
     def finished(self) -> Any:
-        """Return the report if every output is there already, else None; no output is made."""
-        if self.written_last and file_size(join(dict(self)["out"], self.written_last)) is None:
+        """Return the report if every output is there already, so that nothing is to be made; else None."""
+        if not self.written_last or file_size(join(dict(self)["out"], self.written_last)) is None:
             return None
+        return self._check()
+
+    def _check(self) -> Any:
         try:
             return self.model_copy(update={"check_only": True}).run()
         except WorkLeft:
@@ -125,7 +128,8 @@ class PerShardJob(Job):
         shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix) if self.shards_field else []
         if any(file_size(report_path(self.out, stem(shard))) is None for shard in shards):
             return None
-        return super().finished()
+        report: StageReport | None = self._check()
+        return report
 
 
 class Ingest(PerShardJob, ShardOptions):
@@ -308,7 +312,7 @@ class Evaluate(Job, DeviceOptions):
 class ExportLabels(Job):
     """Labels in a format that others' trainers and viewers read."""
 
-    stage, entry = "export-labels", "export"
+    stage, entry, written_last = "export-labels", "export", "export.report.json"
     max_failed: Literal[0] = Field(0, exclude=True)
     dirs: Annotated[Paths, Cli("dirs", "DIR...")]
     to: str = Field(description="The format to write.")
