@@ -18,8 +18,8 @@ from prefect.states import Cancelled
 
 from flows.local_server import UP
 from flows.subprocess_jobs import ENDING
-from pipeline.system.parent_watch import end_at_once, end_in_order
-from pipeline.system.process_identity import started
+from pipeline.system.parent_watch import exit_immediately, terminate
+from pipeline.system.process_identity import process_start
 
 LOOK_SECONDS = 10.0
 PATIENCE = 4
@@ -39,19 +39,19 @@ def end_unwanted() -> None:
 
 def _watch(run: UUID) -> None:
     up, cancelled = int(os.environ.get(UP, "0")), 0
-    since = started(up) if up else None
+    since = process_start(up) if up else None
     while True:
         time.sleep(LOOK_SECONDS)
         if ENDING.is_set():
             continue  # somebody sees to it
         # no word of either in the log: the first to write to a dead worker's pipe is ended by rich (SystemExit)
-        if since is not None and started(up) != since:
-            end_in_order()
+        if since is not None and process_start(up) != since:
+            terminate()
         cancelled = cancelled + 1 if _cancelling(run) else 0
         if cancelled >= PATIENCE:
             with suppress(Exception), get_client(sync_client=True) as client:
                 client.set_flow_run_state(run, Cancelled(message="by itself, as its worker is gone"), force=True)
-            end_at_once()  # and its children, which see their lifeline end
+            exit_immediately()  # and its children, which see their lifeline end
 
 
 def _cancelling(run: UUID) -> bool:

@@ -1,4 +1,4 @@
-"""Errors that a command shows as one line. Exit code 2: the input is wrong; 1: the run failed."""
+"""Errors that the command line reports as one line. Exit code 2: invalid input; 1: the run failed."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """A path, file, key or setting given by the user is wrong. The message says what and what would be right."""
+    """Invalid path, file, key or setting given by the user. The message states what is wrong and
+    what is accepted.
+    """
 
     exit_code = 2
 
 
 class RunError(Exception):
-    """The inputs were fine but the work could not be finished (too many losses, a diverged training)."""
+    """Failure of a run with valid inputs, such as too many failed samples or a diverged training."""
 
     exit_code = 1
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean X?)`` for a name that is like a known one, else `` (known: X, Y)``, or nothing where nothing is known."""
+    """`` (did you mean X?)`` if ``name`` resembles a known name, else `` (known: X, Y)``; "" if
+    ``known`` is empty.
+    """
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names)})" if names else ""

@@ -1,7 +1,9 @@
-"""Settings of every stage: frozen, typed, refused when misspelt. Imports neither torch nor spaCy.
+"""Settings of every stage: immutable, typed, without unknown fields. Imports neither torch nor
+spaCy.
 
-A field's description is the help that the run form in Prefect's page shows. Settings decide what an output is,
-so they enter its fingerprint; paths, devices and worker counts do not, and are arguments of the stages.
+A field's description is shown as help in Prefect's run form. Settings determine an output, so they
+are part of its fingerprint; paths, devices and worker counts do not, and are arguments of the
+stages.
 """
 
 from __future__ import annotations

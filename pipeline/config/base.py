@@ -1,4 +1,4 @@
-"""What all settings are: frozen, typed, refused when misspelt."""
+"""Base class of all settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Base of all settings: immutable, unknown names refused."""
+    """Immutable settings that refuse unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

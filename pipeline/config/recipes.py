@@ -1,4 +1,6 @@
-"""Named recipes (``pipeline/configs/*.yaml``) and changes to them (``--set teacher.steps=200``)."""
+"""Named recipes (``pipeline/configs/*.yaml``) and overrides of their settings (``--set
+teacher.steps=200``).
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def recipe_names() -> list[str]:
-    """Recipes that come with the project."""
+    """Names of the recipes in this package."""
     return sorted(
         p.name.removesuffix(".yaml") for p in resources.files("pipeline.configs").iterdir() if p.name.endswith(".yaml")
     )
 
 
 def load_recipe(name_or_file: str = "demo", changes: Sequence[str] = ()) -> SelfTrainConfig:
-    """A recipe by name or file, with ``a.b=value`` changes (values are YAML) applied.
+    """Load a recipe by name or file, with overrides such as ``a.b=value`` (values are YAML).
 
     Raises:
-        InputError: no such recipe, not YAML, a setting that does not exist or has a wrong value; each named.
+        InputError: no such recipe, not YAML, or an unknown setting or invalid value.
     """
     path = Path(name_or_file)
     if path.suffix in {".yaml", ".yml"}:
@@ -44,24 +46,22 @@ def load_recipe(name_or_file: str = "demo", changes: Sequence[str] = ()) -> Self
 
 
 def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, where: str = "settings") -> C:
-    """Validate ``data`` with ``a.b=value`` changes applied as a ``kind``; errors name the field."""
-    for change in sorted(changes, key=lambda c: _last_name(c) != "preset"):  # what stands beside a preset wins
+    """Validate ``data``, with overrides, as a ``kind``.
+
+    Raises:
+        InputError: invalid override or setting; names the field.
+    """
+    # presets first, as other settings override them
+    for change in sorted(changes, key=lambda c: c.partition("=")[0].rpartition(".")[2] != "preset"):
         _apply(data, change)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         lines = []
         for item in error.errors():
-            place = ".".join(str(p) for p in item["loc"])
-            hint = ""
-            if item["type"] == "extra_forbidden":
-                hint = _field_meant(kind, item["loc"])
-            lines.append(f"{where}: {place}: {item['msg']}{hint}")
+            hint = _suggestion(kind, item["loc"]) if item["type"] == "extra_forbidden" else ""
+            lines.append(f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}{hint}")
         raise InputError("\n".join(lines)) from None
-
-
-def _last_name(change: str) -> str:
-    return change.partition("=")[0].rpartition(".")[2]
 
 
 def _apply(data: dict[str, Any], change: str) -> None:
@@ -69,21 +69,22 @@ def _apply(data: dict[str, Any], change: str) -> None:
     if not equals or not path:
         raise InputError(f"--set {change!r}: want NAME=VALUE, such as teacher.steps=200")
     *parents, last = path.split(".")
-    place = data
+    group = data
     for name in parents:
-        below = place.setdefault(name, {})
-        if not isinstance(below, dict):
+        subgroup = group.setdefault(name, {})
+        if not isinstance(subgroup, dict):
             raise InputError(f"--set {change!r}: {name} is a value, not a group of settings")
-        place = below
+        group = subgroup
     if last == "preset":
-        place.clear()  # a preset is a whole set of settings: a resolved recipe's would hide it
+        group.clear()  # the resolved settings of a recipe would override the preset
     try:
-        place[last] = yaml.safe_load(value)
+        group[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"--set {change!r}: the value is not YAML: {error}") from None
 
 
-def _field_meant(kind: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+def _suggestion(kind: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """Hint for an unknown field, from the fields of the settings group it is in."""
     model: Any = kind
     for name in loc[:-1]:
         field = getattr(model, "model_fields", {}).get(name)

@@ -21,21 +21,23 @@ from pipeline.config.training import ModelConfig, TrainConfig
 
 
 class SelfTrainConfig(Config):
-    """The whole recipe: teacher, labels, student, and the control it is measured against."""
+    """Settings of teacher, labels, student and control."""
 
     seed: int = Field(0, description="seed of data order, initial weights and the demo's scenes")
     rounds: int = Field(
         1,
         ge=1,
-        description="teacher -> labels -> student, so many times at most; a promoted student teaches the next round",
+        description="maximum rounds of teacher -> labels -> student; a promoted student is the next round's teacher",
     )
-    student_init: Literal["teacher", "scratch"] = Field("teacher", description="where the student starts from")
-    control: bool = Field(True, description="also train the teacher on as many steps of human labels alone")
+    student_init: Literal["teacher", "scratch"] = Field("teacher", description="initial weights of the student")
+    control: bool = Field(
+        True, description="also train a control: the teacher, for the student's number of steps, on human labels only"
+    )
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()
     parse_phrases: ParsePhrasesConfig = ParsePhrasesConfig()
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
-    rescore: RescoreConfig = Field(RescoreConfig(), description="of the rescore command; self-train does not run it")
+    rescore: RescoreConfig = Field(RescoreConfig(), description="used only by the rescore command, not by self-train")
     filter_boxes: FilterConfig = FilterConfig()
     build_shards: BuildShardsConfig = BuildShardsConfig()
     teacher: TrainConfig = TrainConfig()
@@ -44,4 +46,4 @@ class SelfTrainConfig(Config):
     promotion: PromotionConfig = PromotionConfig()
     data: DataConfig = DataConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    demo: dict[str, Any] | None = Field(None, description="settings of the demo's data generator; absent for real data")
+    demo: dict[str, Any] | None = Field(None, description="settings of the demo data generator; absent for real data")

@@ -1,4 +1,6 @@
-"""Addresses in settings hold no secrets: settings are stored with a run and shown on its page, for all to read."""
+"""Check that addresses in settings have no secrets: settings are stored with a run and shown on its
+page.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +15,30 @@ from pipeline.errors import InputError
 _LOCAL = r"(?:[^:]|:(?:/?:)*(?:[^:/]|/[^:/]))*(?::(?:/?:)*/?)?"
 """Anything without ``://``."""
 _HOST = r"(?:[^/?#@:\[\]]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?"
-"""Or a bucket. No ``@``, and after a colon only a port: what stands before an ``@`` is a name, a password or a token."""
+"""Host or bucket, without ``@`` (credentials) and with nothing but a port after a colon."""
 _PATH = r"(?:/(?:[^?&#]|[?&#][^=/]*/)*(?:[?&#][^=/]*)?)?"
-"""No ``?name=value``, which is what signed URLs have (and what no shard's address needs); ``?`` alone is a glob's."""
+"""Path without ``?name=value``, as in signed URLs; ``?`` alone is a glob's."""
 PATTERN = rf"^(?:{_LOCAL}|[A-Za-z][A-Za-z0-9+.-]*://{_HOST}{_PATH})$"
-"""A path or a URL without a secret. The same for Rust's regex (pydantic), Python's (the API, by JSON Schema) and JavaScript's (the run
-form), so without look-around."""
+"""Path or URL without a secret. Valid for the regular expressions of Rust (pydantic), Python (the
+API, by JSON Schema) and JavaScript (the run form), hence without look-around.
+"""
 
 Address = Annotated[str, Field(pattern=PATTERN)]
 
 
 def refuse_secrets(where: str, value: Any) -> None:
-    """Look through a setting of addresses: one, a sequence, or a mapping to them.
+    """Check a setting: an address, a sequence of addresses, or a mapping to addresses.
 
     Raises:
-        InputError: one that may hold a secret. Not a ValueError, as pydantic would repeat the value.
+        InputError: an address may contain a secret. Not a ValueError, as pydantic would print the
+            value.
     """
     if isinstance(value, str) and not re.search(PATTERN, value):
         raise InputError(
-            f"{where}: want an address without anything before an @ and without ?name=value (a password, a token, a signed URL): it "
-            "would stand in parameters, logs and files for all to read. Give the secret by the environment of the worker, or by a "
-            "block of Prefect's (docs/labelling.md, buckets and web servers)"
+            f"{where}: want an address without anything before an @ and without ?name=value (a password, a token, a "
+            "signed URL), which would be visible in parameters, logs and files. Provide secrets in the worker's "
+            "environment or in a Prefect block (docs/labelling.md, buckets and web servers)"
         )
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for name, part in parts:
-        refuse_secrets(f"{where}.{name}", part)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, item in items:
+        refuse_secrets(f"{where}.{name}", item)

@@ -10,107 +10,119 @@ from pipeline.config.base import Config
 
 
 class PromptConfig(Config):
-    """How class names become a prompt when a detection record is loaded (GLIP spec 9.2)."""
+    """Construction of prompts from class names when a detection record is loaded (GLIP spec 9.2)."""
 
-    max_negatives: int = Field(85, ge=0, description="absent class names in a prompt at most")
+    max_negatives: int = Field(85, ge=0, description="maximum absent class names per prompt")
     full_negatives_share: float = Field(
-        0.5, ge=0, le=1, description="share of prompts with all max_negatives; else 1..max"
+        0.5, ge=0, le=1, description="share of prompts with max_negatives; the others have a random number from 1"
     )
-    background_class: bool = Field(False, description='the original\'s fault: " background " is sometimes a negative')
+    background_class: bool = Field(
+        False, description='reproduce a bug of the original code: " background " is sometimes a negative'
+    )
     discard_after_drawing: bool = Field(
         False,
-        description="the original's fault: negatives are drawn from all names, then positives among them discarded",
+        description="reproduce a bug of the original code: negatives are drawn from all names, and positives among "
+        "them discarded",
     )
 
 
 class NoisyLabelConfig(Config):
-    """How the student treats pseudo-labels."""
+    """Treatment of pseudo-labels in the student's training."""
 
-    score_weight: bool = Field(False, description="a pseudo box's losses are weighted by its score")
-    regress_above: float = Field(0.0, ge=0, le=1, description="no box regression from pseudo boxes scoring below this")
-    ignore_uncertain: bool = Field(
-        True, description="tokens of phrases without a confident box are left out of the loss"
-    )
+    score_weight: bool = Field(False, description="weight the losses of pseudo-labelled boxes by their score")
+    regress_above: float = Field(0.0, ge=0, le=1, description="no box regression from pseudo-labels with a lower score")
+    ignore_uncertain: bool = Field(True, description="exclude tokens of phrases without a confident box from the loss")
     names_share: float = Field(
-        0.0, ge=0, le=1,
-        description="share of pseudo-labelled images that are prompted with the head nouns of their phrases, without the "
-        "caption, and with other images' as negatives (as a detection set is)",
-    )  # fmt: skip
-    caption_negatives: float = Field(0.0, ge=0, le=1, description="share of captions packed with others as negatives")
-    max_caption_negatives: int = Field(19, ge=1, description="captions packed into one prompt at most")
+        0.0,
+        ge=0,
+        le=1,
+        description="share of pseudo-labelled images whose prompt is made of their phrases' head nouns, with those of "
+        "other images as negatives, instead of the caption (as for a detection set)",
+    )
+    caption_negatives: float = Field(
+        0.0, ge=0, le=1, description="share of captions that are concatenated with other captions as negatives"
+    )
+    max_caption_negatives: int = Field(19, ge=1, description="maximum negative captions per prompt")
     full_caption_share: float = Field(
-        0.0, ge=0, le=1, description="share of packed prompts with all max_caption_negatives; else 1..max"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of such prompts with max_caption_negatives; the others have a random number from 1",
     )
 
 
 class TrainConfig(Config):
-    """One training run. Defaults are the released recipe's (GLIP spec 11)."""
+    """Settings of one training. Defaults are those of the released recipe (GLIP spec 11)."""
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1, description="images per optimiser step, over all processes")
-    accumulate: int = Field(
-        1, ge=1, description="micro-batches that a process's share of a step is cut into, to fit its memory"
-    )
+    accumulate: int = Field(1, ge=1, description="gradient accumulation: micro-batches per step in each process")
     gradient_checkpointing: bool = Field(
-        False, description="compute the fusion blocks again in the backward pass: less memory, the same numbers"
+        False, description="recompute the fusion blocks in the backward pass: less memory, the same results"
     )
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW's rate")
-    text_learning_rate: float = Field(1e-5, ge=0, description="the rate of the language backbone")
-    weight_decay: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW")
+    text_learning_rate: float = Field(1e-5, ge=0, description="learning rate of the text encoder")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay of AdamW")
     weight_decay_milestones: tuple[float, ...] = Field(
-        (), description="shares of the steps at which the weight decay falls to a tenth (GLIP-L)"
+        (), description="fractions of the steps at which the weight decay is divided by ten (GLIP-L)"
     )
     bias_rate_factor: float = Field(
-        2.0, gt=0, description='parameters with "bias" in their names: this times the rate, no decay'
+        2.0,
+        gt=0,
+        description='factor of the learning rate of parameters with "bias" in their names; they have no decay',
     )
-    warmup_steps: int = Field(2000, ge=0, description="linear warm-up from 0.001 of the rate")
-    schedule: Literal["step", "cosine", "constant"] = "step"
+    warmup_steps: int = Field(2000, ge=0, description="steps of linear warm-up from 0.001 of the learning rate")
+    schedule: Literal["step", "cosine", "constant"] = Field("step", description="learning rate schedule")
     milestones: tuple[float, ...] = Field(
-        (0.67, 0.89), description="shares of the steps at which the rate falls to a tenth"
+        (0.67, 0.89), description="step schedule: fractions of the steps at which the learning rate is divided by ten"
     )
-    clip_grad_norm: float = Field(1.0, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average, saved beside them")
-    image_sizes: tuple[int, ...] = Field((480, 560, 640, 720, 800), description="shorter sides, drawn per image")
-    max_image_size: int = Field(1333, description="longer side at most")
-    flip: float = Field(0.5, ge=0, le=1, description="share of images mirrored")
+    clip_grad_norm: float = Field(1.0, gt=0, description="maximum norm of the gradient")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an exponential moving average of the weights, saved with the checkpoint"
+    )
+    image_sizes: tuple[int, ...] = Field(
+        (480, 560, 640, 720, 800), description="shorter sides in pixels, one chosen at random per image"
+    )
+    max_image_size: int = Field(1333, description="maximum longer side in pixels")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     freeze_text_layers: int = Field(
-        0, ge=0, description="embeddings and so many first layers of the text encoder stay as they are"
+        0, ge=0, description="freeze the text encoder's embeddings and this number of its first layers"
     )
-    freeze_backbone_stages: int = Field(0, ge=0)
+    freeze_backbone_stages: int = Field(0, ge=0, description="freeze this number of the image backbone's first stages")
     mixture: dict[str, float] = Field(
         default_factory=dict,
-        description="share of each source in the batches, by name (detection, grounding, pseudo)",
+        description="source (detection, grounding, pseudo, ...) -> its share of the batches",
     )
     mixture_unit: Literal["shares", "copies"] = Field(
         "shares",
-        description="shares: of the batches; copies: how often a source stands in one concatenated set, so that its share "
-        "is copies times records",
+        description="unit of mixture. shares: of the batches; copies: repetitions of a source in one concatenated set, "
+        "so that its share is proportional to copies times records",
     )
     first_steps: int = Field(
-        0, ge=0, description="steps at the beginning that read first_mixture instead: a curriculum"
+        0, ge=0, description="number of first steps that use first_mixture instead of mixture: a curriculum"
     )
-    first_mixture: dict[str, float] = Field(default_factory=dict, description="shares of sources in the first steps")
+    first_mixture: dict[str, float] = Field(default_factory=dict, description="mixture of the first steps")
     prompt: PromptConfig = PromptConfig()
     noisy: NoisyLabelConfig = NoisyLabelConfig()
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="precision of the computation")
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(20, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="number of latest checkpoints to keep")
+    log_every: int = Field(20, ge=1, description="steps between log entries")
     draw_every: int = Field(
-        0, ge=0, description="steps between pictures of predictions beside targets in TensorBoard; 0: none"
+        0, ge=0, description="steps between images of predictions and targets in TensorBoard; 0: none"
     )
-    max_skipped_steps: int = Field(
-        0, ge=0, description="steps with a loss that is not finite that may be left out before the run stops"
-    )
-    seed: int = 0
+    max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss to skip before the run stops")
+    seed: int = Field(0, description="seed of the training")
 
 
 class ModelConfig(Config):
-    """Which network to train from scratch."""
+    """Model to train from scratch."""
 
-    settings: dict[str, Any] = Field(default_factory=dict, description="GlipConfig's own arguments")
-    text_encoder: str | None = Field(None, description='a BERT folder, or "minilm" for the small one make installs')
-    text_layers: int | None = Field(None, ge=1, description="use only so many first layers of the text encoder")
-    text_dropout: float | None = Field(None, ge=0, lt=1, description="the text encoder's dropout; default: its own")
-    backbone: str | None = Field(None, description="an ImageNet Swin checkpoint file")
-    image_processor: dict[str, Any] = Field(default_factory=dict, description="GlipImageProcessor's own arguments")
+    settings: dict[str, Any] = Field(default_factory=dict, description="arguments of GlipConfig")
+    text_encoder: str | None = Field(
+        None, description='folder of a BERT model, or "minilm" for the small model that make installs'
+    )
+    text_layers: int | None = Field(None, ge=1, description="use only this number of the text encoder's first layers")
+    text_dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the text encoder; default: its own")
+    backbone: str | None = Field(None, description="checkpoint file of a Swin pre-trained on ImageNet")
+    image_processor: dict[str, Any] = Field(default_factory=dict, description="arguments of GlipImageProcessor")

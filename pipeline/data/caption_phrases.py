@@ -1,4 +1,4 @@
-"""What is asked about each image of a shard: the caption and its phrases, as parse-phrases found them."""
+"""Caption and phrases of each image of a shard, as written by parse-phrases."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from pipeline.data.records import PHRASES, Span
+from pipeline.data.records import Span
 from pipeline.io.tables import read_table
 
 
 @dataclass(frozen=True)
 class CaptionPhrases:
-    """What is asked about one image: its caption, and for each phrase its row in the phrases file, span and root."""
+    """One image's caption, and for each phrase its row number in the phrases file, its span and its
+    root.
+    """
 
     caption: str
     rows: tuple[int, ...]
@@ -21,21 +23,21 @@ class CaptionPhrases:
 
     @property
     def phrases(self) -> list[str]:
-        """The phrases' texts."""
+        """Texts of the phrases."""
         return [self.caption[start:end] for start, end in self.spans]
 
 
 def read_caption_phrases(path: str | Path) -> dict[str, CaptionPhrases]:
-    """key -> what is asked about it, from a phrases file, in the shard's order.
+    """Read a phrases file: sample key -> caption and phrases, in the shard's order.
 
     Raises:
-        InputError: no such file, or not one that parse-phrases wrote.
+        InputError: no such file, or not written by parse-phrases.
     """
-    table = read_table(path, PHRASES, ["key", "caption", "start", "end", "root"])
+    table = read_table(path, ["key", "caption", "start", "end", "root"])
     columns = (table[name].to_pylist() for name in table.column_names)
-    found = {}
+    images = {}
     for key, group in groupby(enumerate(zip(*columns, strict=True)), key=lambda row: row[1][0]):
-        places, rows = zip(*group, strict=True)
+        numbers, rows = zip(*group, strict=True)
         _, captions, starts, ends, roots = zip(*rows, strict=True)
-        found[key] = CaptionPhrases(captions[0], places, tuple(zip(starts, ends, strict=True)), roots)
-    return found
+        images[key] = CaptionPhrases(captions[0], numbers, tuple(zip(starts, ends, strict=True)), roots)
+    return images

@@ -1,4 +1,4 @@
-"""Reading crawl shards as the labelling stages do: img2dataset's members, one way of judging them."""
+"""Image and caption of a sample of a crawl shard, in img2dataset's layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.io.tars import TarSample
 
 
 def image_of(sample: TarSample) -> tuple[str, bytes] | None:
-    """(extension, bytes) of the sample's image, or None."""
+    """(extension, content) of a sample's image, or None."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample.files:
             return extension, sample.files[extension]
@@ -17,7 +17,9 @@ def image_of(sample: TarSample) -> tuple[str, bytes] | None:
 
 
 def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
-    """(caption, None) or (None, reason): from ``key.txt``, else ``caption`` of ``key.json``."""
+    """Caption from ``key.txt``, else from ``caption`` of ``key.json``: (caption, None) or (None,
+    reason).
+    """
     if "txt" in sample.files:
         try:
             return sample.files["txt"].decode("utf-8"), None
@@ -30,7 +32,7 @@ def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
             return None, "bad_json"
         if isinstance(caption, str):
             try:
-                caption.encode()  # JSON can hold half a surrogate pair, which no file can
+                caption.encode()  # JSON may escape a lone surrogate, which UTF-8 cannot encode
             except UnicodeEncodeError:
                 return None, "caption_not_utf8"
             return caption, None

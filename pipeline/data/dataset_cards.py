@@ -1,4 +1,4 @@
-"""The ``*dataset.json`` that lie beside training shards: what is true of a whole set."""
+"""Readers of the ``*dataset.json`` files beside training shards, which describe a whole data set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger("glip_self_train")
 
 
 def read_cards(shards: Sequence[str]) -> Iterator[tuple[str, DatasetCard]]:
-    """(folder, card) of the cards in the folders of ``shards``, local or behind a URL, folder by folder.
+    """(folder, card) of all cards in the folders of ``shards``, local or remote.
 
-    A store that does not list its folders to us has none here; :func:`card_of` asks for one by its name.
+    Folders that a store refuses to list are skipped; :func:`card_of` reads a single card there.
 
     Raises:
-        InputError: a dataset.json is not one.
+        InputError: a dataset.json is invalid.
     """
     for folder in sorted({parent(shard) for shard in shards}):
         try:
@@ -29,17 +29,17 @@ def read_cards(shards: Sequence[str]) -> Iterator[tuple[str, DatasetCard]]:
         except InputError as error:
             if not is_url(folder):
                 raise
-            log.info("%s: not listed to us (%s)", folder, error)
+            log.info("%s: folder cannot be listed (%s)", folder, error)
             continue
         for path in paths:
             yield folder, _card(path, read_bytes(path) or b"")
 
 
 def card_of(shard: str, dataset: str) -> DatasetCard | None:
-    """The card ``DATASET.dataset.json`` beside a shard; None if there is none.
+    """Read the card ``DATASET.dataset.json`` beside a shard; None if there is none.
 
     Raises:
-        InputError: it is no card, or access to it is refused.
+        InputError: the card is invalid, or access is denied.
     """
     path = join(parent(shard), f"{dataset}.dataset.json")
     data = read_bytes(path)

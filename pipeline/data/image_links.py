@@ -1,4 +1,4 @@
-"""Images that a training shard links to instead of holding them (:class:`pipeline.data.records.ImageLink`)."""
+"""Reader of images that training shards link to (:class:`pipeline.data.records.ImageLink`)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from pipeline.io.paths import is_url
 
 
 class LinkReader:
-    """Reads linked images, and sees that the shards they lie in are those that they were. Asks for each one's size once."""
+    """Reads linked images, and checks that the linked shards are unchanged by their size, once
+    each.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[str, int | None] = {}
 
     def read(self, shard: str, data: bytes) -> tuple[str, bytes]:
-        """(extension, encoded image) of a ``KEY.link`` in ``shard``.
+        """(extension, encoded image) of a link.
+
+        Args:
+            shard: path of the shard that contains the link.
+            data: content of its ``KEY.link``.
 
         Raises:
-            InputError: no link, or its shard is gone, or is another than it was.
+            InputError: invalid link, or the linked shard is missing or has changed.
         """
         try:
             link = ImageLink.model_validate_json(data)
@@ -31,21 +37,21 @@ class LinkReader:
         return link.extension, self.image(shard, link)
 
     def image(self, shard: str, link: ImageLink) -> bytes:
-        """The encoded image that a sample of ``shard`` links to.
+        """Encoded image that a sample of ``shard`` links to.
 
         Raises:
-            InputError: its shard is gone, or is another than it was.
+            InputError: the linked shard is missing or has changed.
         """
         path = linked_path(shard, link)
         if path not in self._sizes:
             self._sizes[path] = file_size(path)
         size = self._sizes[path]
         if size != link.shard_bytes:
-            state = "is gone" if size is None else f"has {size:,} bytes now and had {link.shard_bytes:,}"
-            raise InputError(f"{shard}: the crawl shard it links to, {path}, {state}; build the labels anew")
+            state = "is missing" if size is None else f"has {size:,} bytes now and had {link.shard_bytes:,}"
+            raise InputError(f"{shard}: the crawl shard it links to, {path}, {state}; run build-shards again")
         return read_range(path, link.offset, link.bytes)
 
 
 def linked_path(shard: str, link: ImageLink) -> str:
-    """Where the shard that ``shard`` links to lies: relative paths are relative to its folder."""
+    """Path of the linked shard; a relative path in a link is relative to the folder of ``shard``."""
     return link.shard if is_url(link.shard) else os.path.join(os.path.dirname(shard), link.shard)

@@ -1,4 +1,4 @@
-"""What a sample is called in its set: by what its row calls it, or by its image's id."""
+"""Sample keys, made from image ids, from annotation rows or from crawl keys."""
 
 from __future__ import annotations
 
@@ -8,38 +8,46 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-LONGEST, BEGINNING = 180, 150
-"""Bytes: a file system takes 255, and an extension and what marks a file that is being written come on top."""
+MAX_LENGTH, KEPT_LENGTH = 180, 150
+"""Bytes. Keys become file names, with an extension and a temporary suffix, and file systems allow
+255.
+"""
 
 
 def image_key(image_id: Any) -> str:
-    """A sample's key from an image's id: unique in the set, and free of what tar keys cannot have.
+    """Sample key of an image id, valid as a tar member's base name.
 
-    Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that no two ids share a key. A number
-    and a text may: the index looks for that. Of a long one its beginning stays, and a digest of it: keys become names of files.
+    Everything but ASCII letters, digits, "-", "_" and "~" is percent-encoded, so that different
+    strings have different keys (a number and a string may collide, which the index checks). A long
+    key is cut and a digest is appended.
     """
     if isinstance(image_id, int):
         return f"{image_id:09d}"
-    key = quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%"
-    return _cut(key)
+    return _shorten(quote(str(image_id), safe="", errors="surrogatepass").replace(".", "%2E") or "%")
 
 
-def own_key(row: Mapping[str, Any]) -> str | None:
-    """The key that a row names beside its id, as export writes it; made fit for a tar where it is not."""
+def row_key(row: Mapping[str, Any]) -> str | None:
+    """Value of ``key`` of an annotation row, as export-labels writes it; encoded if invalid as a
+    key.
+    """
     key = row.get("key")
     if not isinstance(key, str) or not key:
         return None
-    return _cut(key) if _KEY.fullmatch(key) else image_key(key)
+    return _shorten(key) if _KEY.fullmatch(key) else image_key(key)
 
 
-def fitting_key(key: str) -> str:
-    """A crawl's key as a key of our shards: as it is, but where it names a folder or has a dot; no two keys become one."""
+def shard_key(key: str) -> str:
+    """Key for a training shard from a crawl key: encoded if it has a slash, dot or percent sign,
+    else unchanged.
+    """
     return image_key(key) if {"/", ".", "%"} & set(key) else key
 
 
-def _cut(key: str) -> str:
-    """``%~`` stands in no encoded text, so that no whole key is like a cut one."""
-    return key if len(key) <= LONGEST else f"{key[:BEGINNING]}%~{sha256(key.encode()).hexdigest()[:16]}"
+def _shorten(key: str) -> str:
+    """Limit the length. ``%~`` cannot occur in an encoded key, so no full key equals a shortened
+    one.
+    """
+    return key if len(key) <= MAX_LENGTH else f"{key[:KEPT_LENGTH]}%~{sha256(key.encode()).hexdigest()[:16]}"
 
 
 _KEY = re.compile(r"[A-Za-z0-9_~%-]+")

@@ -1,4 +1,6 @@
-"""``data_manifests/*.yaml``: which sets there are, where their files lie, in which format and under which licence."""
+"""Readers of ``data_manifests/*.yaml``: data sets with their files, formats and licences, and
+mixtures of sets.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,22 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.io.strict_yaml import read_yaml
 
 FOLDER_VARIABLE = "GLIP_SELF_TRAIN_MANIFESTS"
-"""A folder of one's own manifests, looked at first."""
-OURS = Path(__file__).resolve().parents[2] / "data_manifests"
-"""Beside the packages, in a checkout as where they are installed."""
+"""Environment variable: a folder of the user's manifests, searched first."""
+BUILTIN_FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
+"""Manifests of this project, beside the packages both in a checkout and in an installation."""
 LABELLED_KINDS = ("detection", "grounding", "evaluation")
 
 FormatName = Literal[
-    "coco", "lvis", "mdetr", "refcoco", "openimages", "visual_genome_objects", "visual_genome_regions", "voc", "flickr30k",
-    "odvg_detection", "odvg_grounding", "grit", "glip_captions", "img2dataset", "parquet",
+    "coco", "lvis", "mdetr", "refcoco", "openimages", "visual_genome_objects", "visual_genome_regions", "voc",
+    "flickr30k", "odvg_detection", "odvg_grounding", "grit", "glip_captions", "img2dataset", "parquet",
 ]  # fmt: skip
 
 
 Topic = Literal["page", "licence", "files", "checksums", "layout", "counts", "copies"]
-"""What of a manifest can be compared with what its owners say: addresses of pages; terms; names and addresses of files; their sizes
-and sums; where they lie and how they are read; numbers of images and boxes; a mixture's multiplicities."""
+"""Parts of a manifest that can be verified against its publisher's statements: URLs of pages;
+licence terms; names and URLs of files; sizes and checksums; folder layout and format; numbers of
+images and boxes; copies in a mixture.
+"""
 
 
 class _Strict(BaseModel):
@@ -34,58 +38,63 @@ class _Strict(BaseModel):
 
 
 class ExpectedFile(_Strict):
-    """A file as its owners publish it; size and checksum only where they, or a library that fetches it, publish them."""
+    """A published file; size and checksum only if published by its owner or by a library that
+    downloads it.
+    """
 
     name: str
     url: str | None = None
-    path: str | None = Field(
-        None, description="where it lies, if not under its name in the root or beside the set's files"
-    )
+    path: str | None = Field(None, description="location, if not under its name in the root or beside the set's files")
     bytes: int | None = Field(None, ge=0)
     md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    checksum_source: str | None = Field(None, description="where size and checksum are published")
+    checksum_source: str | None = Field(None, description="publication of the size and checksum")
 
 
 class SetManifest(_Strict):
-    """One set of a manifest. Paths are relative to the root that the manifest is read with, absolute, or URLs."""
+    """One data set of a manifest. Paths are absolute, URLs, or relative to the root given on the
+    command line.
+    """
 
     kind: Literal["detection", "grounding", "evaluation", "crawl", "gold"]
     format: FormatName
     path: str | None = None
-    split: str | None = Field(None, description="train, val or test, as its owners call it")
-    annotations: str | None = Field(None, description="the label file of a labelled set, or the folder of them")
-    companions: dict[str, str] = Field(default_factory=dict, description="further label files, by role (see `reads`)")
-    options: dict[str, Any] = Field(default_factory=dict, description="the format's own options")
+    split: str | None = Field(None, description="train, val or test, as its publisher calls it")
+    annotations: str | None = Field(None, description="annotation file of a labelled set, or folder of such files")
+    companions: dict[str, str] = Field(default_factory=dict, description="further annotation files, by role")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the format")
     images_folder: str | list[str] | dict[str, str] | None = Field(
-        None, description="folder that the file names are relative to; several to look in; or by the name rows give"
+        None, description="image folder; a list of folders to search; or folders by the name used in annotations"
     )
     orientation: Literal["upright", "stored"] = Field(
         "upright",
-        description="what boxes of an image with an EXIF orientation are drawn on, where the stated size does not tell",
+        description="image that boxes refer to if it has an EXIF orientation and its stated size does not decide: "
+        "upright, with the orientation applied; or as stored",
     )
-    prompts: str | None = Field(None, description="what an evaluation set is asked")
-    shards_pattern: str | None = Field(None, description="a crawl's shards")
+    prompts: str | None = Field(None, description="prompts of an evaluation set")
+    shards_pattern: str | None = Field(None, description="shards of a crawl")
     tables_pattern: str | None = Field(None, description="gold tables")
     licence: str | None = None
-    source: str | None = Field(None, description="the page that offers the set")
+    source: str | None = Field(None, description="URL of the set's page")
     nouns: str | None = None
     counts: dict[str, int] = Field(default_factory=dict)
-    counts_source: str | None = Field(None, description="the paper or page that the counts are from")
-    files: list[ExpectedFile] = Field(default_factory=list, description="what to fetch")
-    checked: dict[Topic, str] = Field(default_factory=dict, description="what of this set was compared, and with what")
-    unchecked: dict[Topic, str] = Field(default_factory=dict, description="what was not, and why")
+    counts_source: str | None = Field(None, description="paper or page that states the counts")
+    files: list[ExpectedFile] = Field(default_factory=list, description="files to download")
+    checked: dict[Topic, str] = Field(default_factory=dict, description="parts verified, and their source")
+    unchecked: dict[Topic, str] = Field(default_factory=dict, description="parts not verified, and the reason")
     note: str | None = None
     sha256: str | None = None
 
     @property
     def labelled(self) -> bool:
-        """Whether ingest makes training shards of it."""
+        """Whether ingest converts this set to training shards."""
         return self.kind in LABELLED_KINDS
 
 
-class Share(_Strict):
-    """A set in a mixture: so many copies of it go into an epoch. ``images``: how many one copy has, in thousands or exactly."""
+class MixtureEntry(_Strict):
+    """A set of a mixture, and its copies in an epoch. ``images``: number in one copy, exact or in
+    thousands.
+    """
 
     manifest: str
     set: str
@@ -95,7 +104,9 @@ class Share(_Strict):
 
 
 class Manifest(BaseModel):
-    """A file of ``data_manifests``: sets, or a mixture of other files' sets. Further fields are the owner's own."""
+    """A manifest file: data sets, or a mixture of sets of other manifests. Unknown fields are
+    ignored.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -105,56 +116,50 @@ class Manifest(BaseModel):
     source: str | None = None
     licence: str | None = None
     note: str | None = None
-    checked: dict[Topic, str] = Field(default_factory=dict, description="of all sets, unless one says otherwise")
+    checked: dict[Topic, str] = Field(default_factory=dict, description="default of the sets' `checked`")
     unchecked: dict[Topic, str] = Field(default_factory=dict)
     sets: dict[str, SetManifest] = Field(default_factory=dict)
-    mixture: list[Share] = Field(default_factory=list)
-
-
-def _meant(error: Any) -> str:
-    """Of a field that does not exist, which one may have been meant."""
-    if error["type"] != "extra_forbidden":
-        return ""
-    return did_you_mean(str(error["loc"][-1]), SetManifest.model_fields)
+    mixture: list[MixtureEntry] = Field(default_factory=list)
 
 
 def find_manifest(name: str | Path) -> Path:
-    """The file of a manifest, from its path or its name.
+    """Path of a manifest given by path or name.
 
-    A name is looked for in the folder that GLIP_SELF_TRAIN_MANIFESTS names, in ``./data_manifests``, and among ours.
+    Names are searched in the folder $GLIP_SELF_TRAIN_MANIFESTS, in ``./data_manifests`` and among
+    this project's.
 
     Raises:
-        InputError: no such file, or no manifest of that name.
+        InputError: no manifest of that name.
     """
-    text = str(name)
-    if text.endswith((".yaml", ".yml")) or "/" in text:
+    if not is_name(name):
         return Path(name)
     for folder in _folders():
-        if (folder / f"{text}.yaml").is_file():
-            return folder / f"{text}.yaml"
-    raise InputError(f"{text}: no manifest of that name; there are {', '.join(manifest_names())}, or give a YAML file")
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise InputError(f"{name}: no manifest of that name; there are {', '.join(manifest_names())}, or give a YAML file")
 
 
 def _folders() -> list[Path]:
     own = os.environ.get(FOLDER_VARIABLE)
-    return [*([Path(own)] if own else []), Path("data_manifests"), OURS]
+    return [*([Path(own)] if own else []), Path("data_manifests"), BUILTIN_FOLDER]
 
 
 def manifest_names() -> list[str]:
-    """Names of all manifests that :func:`find_manifest` finds."""
+    """Names of all manifests known to :func:`find_manifest`."""
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
 
 
 def is_name(manifest: str | Path) -> bool:
-    """Whether a manifest is given by its name, and not as a file."""
+    """Whether a manifest is given by name rather than by path."""
     return not (str(manifest).endswith((".yaml", ".yml")) or "/" in str(manifest))
 
 
 def load_manifest(name: str | Path) -> Manifest:
-    """A manifest by path or name.
+    """Load a manifest by path or name.
 
     Raises:
-        InputError: no such file, not YAML, neither sets nor mixture, or a wrong or unknown field of a set; each named.
+        InputError: no such file, not YAML, neither sets nor mixture, or an invalid or unknown field
+            of a set.
     """
     path = find_manifest(name)
     try:
@@ -169,21 +174,25 @@ def load_manifest(name: str | Path) -> Manifest:
     if not (isinstance(sets, dict) and sets) and not (isinstance(mixture, list) and mixture):
         raise InputError(f"{path}: want a mapping `sets` of names to sets, or a list `mixture`")
     try:
-        found = Manifest.model_validate({"name": path.stem, **data, "path": path, "sets": sets or {}})
+        manifest = Manifest.model_validate({"name": path.stem, **data, "path": path, "sets": sets or {}})
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}{_meant(e)}" for e in error.errors()]
+        lines = []
+        for item in error.errors():
+            unknown = item["type"] == "extra_forbidden"
+            hint = did_you_mean(str(item["loc"][-1]), SetManifest.model_fields) if unknown else ""
+            lines.append(f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}{hint}")
         raise InputError("\n".join(lines)) from None
-    for name in found.sets:
+    for name in manifest.sets:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise InputError(f"{path}: sets.{name}: want a name of letters, digits, - and _: shards are called by it")
-    return found
+            raise InputError(f"{path}: sets.{name}: want a name of letters, digits, - and _, as shards are named by it")
+    return manifest
 
 
 def read_manifest(path: str | Path) -> dict[str, SetManifest]:
-    """The sets of a manifest, by name; of a mixture the sets that it mixes.
+    """Sets of a manifest by name, including the sets of its mixture.
 
     Raises:
-        InputError: as :func:`load_manifest`, or a mixture names a set that is not there.
+        InputError: as :func:`load_manifest`, or a mixture refers to a missing set.
     """
     manifest = load_manifest(path)
     sets = dict(manifest.sets)
@@ -193,6 +202,7 @@ def read_manifest(path: str | Path) -> dict[str, SetManifest]:
             raise InputError(f"{manifest.path}: no set {share.set!r} in {share.manifest}; it has {', '.join(others)}")
         if sets.setdefault(share.set, others[share.set]) != others[share.set]:
             raise InputError(
-                f"{manifest.path}: two sets {share.set!r}, one of them in {share.manifest}; their shards would have the same names: rename one"
+                f"{manifest.path}: two sets {share.set!r}, one of them in {share.manifest}; rename one, as their "
+                "shards would have the same names"
             )
     return sets

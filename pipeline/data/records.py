@@ -1,33 +1,25 @@
-"""The one record that human labels and pseudo-labels share, and the Arrow schemas of the label store.
+"""Record of one image's labels, for human labels and pseudo-labels alike, and Arrow schemas of the
+label store.
 
-``boxes`` are absolute xyxy in pixels of the stored image; ``tokens_positive`` are ``[start, end)`` character spans
-of the caption (code points); ``image_size`` is (height, width).
+Boxes are absolute xyxy in pixels of the stored image. Spans are ``[start, end)`` character
+positions (code points) in the caption. Image sizes are (height, width).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.system.library_internals import json_chunks
+
 RECORD_VERSION = 2  # 2: regions have a root
-STORE_VERSION = (
-    4  # 2: a phrase's root has its compounds; 3: centerness may be absent; 4: GLIP's boxes end behind their last pixel
-)
+# 2: a phrase's root includes its compounds; 3: centerness may be absent; 4: the x2, y2 of GLIP's boxes are exclusive
+STORE_VERSION = 4
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-if c_make_encoder is not None:
-    # JSONEncoder.encode makes such a function anew for every record, which costs as much as half of the record
-    _PARTS = c_make_encoder(None, _ENCODER.default, encode_basestring, None, ":", ",", True, False, True)
-else:  # an interpreter without it
-
-    def _PARTS(value: Any, _: int) -> Iterable[str]:
-        return (_ENCODER.encode(value),)
-
+_json_chunks = json_chunks(json.JSONEncoder().default)
 
 Box = tuple[float, float, float, float]
 Span = tuple[int, int]
@@ -38,19 +30,20 @@ class _Strict(BaseModel):
 
 
 class Region(_Strict):
-    """One box and what it is called.
+    """One labelled box.
 
-    In a grounding record ``tokens_positive`` says which characters of the caption name the box. In a detection
-    record it is empty and ``phrase`` is a class name of the record's dataset (see :class:`DatasetCard`).
+    In a grounding record ``tokens_positive`` are the caption spans that name the box. In a
+    detection record it is empty, and ``phrase`` is a class name of the record's data set
+    (:class:`DatasetCard`).
     """
 
     box: Box
     phrase: str
     tokens_positive: tuple[Span, ...] = ()
-    score: float | None = Field(None, description="teacher's confidence 0..1; absent for human labels")
-    annotator: str | None = Field(None, description="who drew it: absent for humans, else teacher@revision")
-    root: str | None = Field(None, description="head noun of the phrase, a class name for it; of parsed phrases")
-    ignore: bool = Field(False, description="neither a positive nor a negative (crowd, or an uncertain pseudo box)")
+    score: float | None = Field(None, description="the teacher's confidence, 0..1; absent for human labels")
+    annotator: str | None = Field(None, description="teacher@revision; absent for human labels")
+    root: str | None = Field(None, description="head noun of a parsed phrase, usable as its class name")
+    ignore: bool = Field(False, description="neither a positive nor a negative (crowd, or an uncertain pseudo-label)")
 
     @model_validator(mode="after")
     def _box_is_ordered(self) -> Region:
@@ -61,11 +54,11 @@ class Region(_Strict):
 
 
 class GroundingRecord(_Strict):
-    """One image's labels: the ``key.json`` beside ``key.jpg`` in every training shard.
+    """Labels of one image: ``key.json`` beside ``key.jpg`` in a training shard.
 
-    ``kind`` "grounding": ``caption`` with regions on its characters. ``kind`` "detection": regions by class name,
-    turned into a prompt at load time. ``uncertain`` are caption spans a teacher could not box with confidence: they
-    are named in the caption but must not be taught as absent.
+    A "grounding" record has a caption whose spans name its regions. A "detection" record has
+    regions with class names, from which a prompt is made at load time. ``uncertain``: caption spans
+    that the teacher could not localise with confidence, which must not be trained as absent.
     """
 
     version: Literal[1, 2] = 2
@@ -78,12 +71,12 @@ class GroundingRecord(_Strict):
     uncertain: tuple[Span, ...] = ()
     verified_absent: tuple[str, ...] | None = Field(
         None,
-        description="federated sets: only these class names are known to be absent; None: all others are",
+        description="federated sets: the class names verified as absent; None: all unlabelled classes are absent",
     )
     not_exhaustive: tuple[str, ...] | None = Field(
         None,
-        description="class names of which there are more than are boxed: as federated sets tell, and of others where a box was "
-        "of no use; None: not known",
+        description="class names with more instances than boxes, as federated sets state, or because an invalid box "
+        "was dropped; None: not known",
     )
 
     @model_validator(mode="after")
@@ -94,26 +87,29 @@ class GroundingRecord(_Strict):
             spans = [s for r in self.regions for s in r.tokens_positive] + list(self.uncertain)
             for start, end in spans:
                 if not 0 <= start < end <= len(self.caption):
+                    length = len(self.caption)
                     raise ValueError(
-                        f"record {self.key}: span [{start}, {end}) is outside the caption of {len(self.caption)} characters"
+                        f"record {self.key}: span [{start}, {end}) is outside the caption of {length} characters"
                     )
             if any(not r.tokens_positive and not r.ignore for r in self.regions):
                 raise ValueError(f"record {self.key}: a region of a grounding record needs tokens_positive")
         return self
 
     def to_json(self) -> bytes:
-        """Compact JSON with sorted keys and without absent fields: the same record is always the same bytes."""
-        # the fields are plain values already; model_dump would look at each of them again
+        """Deterministic compact JSON, with sorted keys and without absent fields."""
+        # not model_dump: the fields are plain values already, and it would visit each of them
         data = {name: value for name, value in self.__dict__.items() if value is not None}
         data["regions"] = [{n: v for n, v in region.__dict__.items() if v is not None} for region in self.regions]
-        return "".join(_PARTS(data, 0)).encode()
+        return "".join(_json_chunks(data, 0)).encode()
 
 
 class ImageLink(_Strict):
-    """``KEY.link`` of a shard that holds labels only: where in an uncompressed tar the image lies.
+    """``KEY.link`` in a shard without images: the byte range of an image in another, uncompressed
+    tar.
 
-    shard: a URL, or a path relative to the linking shard's folder. shard_bytes: its size when the link was made; another
-    size means that it was written anew, and that the offsets hold no longer.
+    shard: URL, or path relative to the linking shard's folder. shard_bytes: size of the linked
+    shard when the link was made; a different size means that it was rewritten and the offset is
+    invalid. offset, bytes: of the image.
     """
 
     shard: str
@@ -124,18 +120,18 @@ class ImageLink(_Strict):
 
 
 class DatasetCard(_Strict):
-    """``<dataset>.dataset.json`` beside its training shards: what the records' ``dataset`` means."""
+    """Description of a data set: ``<dataset>.dataset.json`` beside its training shards."""
 
     name: str
     kind: Literal["grounding", "detection"]
-    label_space: tuple[str, ...] | None = Field(None, description="class names, in id order, of a detection set")
+    label_space: tuple[str, ...] | None = Field(None, description="class names of a detection set, in id order")
     frequency: dict[str, str] | None = Field(None, description="LVIS: class name -> r, c or f (rare, common, frequent)")
     licence: str | None = None
     source: str | None = None
 
 
-# --- Arrow schemas of the label store. Rows are in the order of the crawl shard; ``phrase_row`` is the row number in
-# the shard's phrases file, so that a region belongs to exactly one phrase of one caption.
+# Arrow schemas of the label store. Rows are in the order of the crawl shard; ``phrase_row`` is the phrase's row number
+# in the shard's phrases file.
 
 PHRASES = pa.schema(
     [
@@ -147,7 +143,7 @@ PHRASES = pa.schema(
         pa.field("end", pa.int32(), nullable=False),
     ]
 )
-"""``root`` is the phrase's head noun, in its dictionary form and after its compounds: "traffic light"."""
+"""``root``: lemma of the phrase's head noun, with its compounds: "traffic light"."""
 
 REGIONS = pa.schema(
     [
@@ -170,11 +166,14 @@ REGIONS = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
     ]
 )
-"""``rank`` counts a phrase's regions from 0 by falling score; ``height``/``width`` are the image's pixels; ``centerness``
-is null where the teacher has none."""
+"""``rank``: index among the phrase's regions, from 0, by descending score. ``height``, ``width``:
+of the image, in pixels. ``centerness``: null if the teacher has none.
+"""
 
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
-"""Regions with another model's word on them: how well the crop suits its phrase, 0..1; null where the image was lost."""
+"""Regions with a second model's similarity of crop and phrase, 0..1; null if the image could not be
+read.
+"""
 
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
-"""Regions that stay: ``status`` is "keep", or "ignore" for those that travel along as ignore regions."""
+"""Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""

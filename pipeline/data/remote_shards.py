@@ -1,21 +1,22 @@
-"""Training shards behind a URL: read by ranges, a record at a time, so that a set may be larger than any disk and leaves nothing on one."""
+"""Remote training shards, read by byte ranges, a record at a time, without local copies."""
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import IO
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.files import open_file, read_range
 
-STEP = 1 << 20
-"""Bytes taken at a time of a shard that is read from end to end."""
+CHUNK_BYTES = 1 << 20
+"""Size of a read when a shard is read sequentially."""
 
 
 @contextmanager
-def _answers(url: str) -> Iterator[None]:
-    """A store's last failure, when it was asked again for long enough, as an error that names the shard."""
+def _run_errors(url: str) -> Iterator[None]:
+    """Convert a store's error that remains after all retries to a RunError that names the shard."""
     try:
         yield
     except (InputError, RunError):
@@ -25,45 +26,50 @@ def _answers(url: str) -> Iterator[None]:
         raise RunError(f"{url}: no answer from its store ({first})") from error
 
 
-def read_place(url: str, offset: int, size: int) -> bytes:
-    """Exactly these bytes of an object.
+def read_exactly(url: str, offset: int, size: int) -> bytes:
+    """Read exactly ``size`` bytes of a remote object from ``offset`` on.
 
     Raises:
-        RunError: it is gone, access is refused, it gives other than so many bytes, or its store does not answer. No InputError: a training
-            would count the record as unusable and take another, and be another training.
+        RunError: the object is missing, access is denied, the number of bytes differs, or the store
+            does not answer. Not an InputError, for which a training would replace the record by
+            another and no longer be reproducible.
     """
     try:
-        with _answers(url):
+        with _run_errors(url):
             data = read_range(url, offset, size) if size else b""
     except InputError as error:
         raise RunError(str(error)) from None
     if len(data) != size:
         raise RunError(
-            f"{url}: {len(data)} bytes from byte {offset} on, want {size}; has it been replaced since the start, or does its server "
-            "give no parts of files?"
+            f"{url}: {len(data)} bytes from byte {offset} on, want {size}; has it been replaced since the start, or "
+            "does its server not support range requests?"
         )
     return data
 
 
 @contextmanager
 def tar_stream(url: str) -> Iterator[tarfile.TarFile]:
-    """An object as a tar that is read once, from its beginning to its end; what is skipped is fetched too, and kept nowhere.
+    """Open a remote tar for one sequential pass, which downloads all of it.
 
     Raises:
-        InputError, RunError: as :func:`read_place`. TarError: no tar, or it ends too early.
+        InputError: the object is missing, or access is denied.
+        RunError: the store does not answer.
+        TarError: not a tar, or truncated.
     """
-    with _answers(url):
+    with _run_errors(url):
         source = open_file(url)
-    with closing(source), tarfile.open(fileobj=_Named(url, source), mode="r|", bufsize=STEP) as tar:  # type: ignore[call-overload]
-        yield tar
+    with closing(source):
+        file = _RunErrorFile(url, source)
+        with tarfile.open(fileobj=file, mode="r|", bufsize=CHUNK_BYTES) as tar:  # type: ignore[call-overload]
+            yield tar
 
 
-class _Named:
-    """A remote file whose errors are no tar's."""
+class _RunErrorFile:
+    """Remote file whose read errors are RunErrors, to tell them from damage of the tar."""
 
-    def __init__(self, url: str, file: object) -> None:
+    def __init__(self, url: str, file: IO[bytes]) -> None:
         self._url, self._file = url, file
 
     def read(self, size: int) -> bytes:
-        with _answers(self._url):
-            return self._file.read(size)  # type: ignore[attr-defined]
+        with _run_errors(self._url):
+            return self._file.read(size)

@@ -1,4 +1,6 @@
-"""Where the records of a training shard lie in it: made from its tar headers once, remembered while the shard stays as it is."""
+"""Index of the records in a training shard: built from its tar headers once, and cached while the
+shard is unchanged.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +13,34 @@ import numpy as np
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.remote_shards import tar_stream
 from pipeline.errors import InputError
-from pipeline.io.file_cache import Mark, cache_get, cache_put, mark_of
+from pipeline.io.file_cache import FileVersion, cache_get, cache_put, file_version
 from pipeline.io.paths import is_url
+from pipeline.system.library_internals import forget_members
 
 log = logging.getLogger("glip_self_train")
 
-Place = tuple[int, int]
-"""(offset, size) of a file in the tar, in bytes."""
+ByteRange = tuple[int, int]
+"""(offset, size) of a member's content in the tar, in bytes."""
 
 LINK = "link"
 IMAGES = (LINK, *IMAGE_EXTENSIONS)
-"""What may hold a record's image, the first that is there."""
+"""Extensions of the member that has a record's image; the first that exists is used."""
 
 ROW = np.dtype(
     [("json", "<u8"), ("json_size", "<u8"), ("image", "<u8"), ("image_size", "<u8"), ("kind", "u1"), ("key_end", "<u4")]
 )
-"""37 bytes a record; its key ends at ``key_end`` of all keys, one after another, and begins where the one before it ends."""
+"""One record, 37 bytes. ``kind``: index in IMAGES. ``key_end``: end of its key in the concatenation
+of all keys.
+"""
 
 FORMAT = b"shard index 1 " + ",".join(IMAGES).encode() + b"\n"
 
 
 class ShardIndex:
-    """The keys of a shard's records, in their order, and the places of each one's files.
+    """Keys of a shard's records in order, and the byte ranges of their files.
 
-    It is two blocks of memory however many records there are: 27 million as Python objects would be 16 GB in every process.
+    It is two blocks of memory: as Python objects, 27 million records would take 16 GB in every
+    process.
     """
 
     def __init__(self, rows: np.ndarray, keys: bytes) -> None:
@@ -45,34 +51,34 @@ class ShardIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, but for a few hundred."""
+        """Memory in bytes, without the object's overhead."""
         return self._rows.nbytes + len(self._keys)
 
     def key(self, row: int) -> str:
-        """The key of a record."""
+        """Key of a record."""
         start = int(self._rows["key_end"][row - 1]) if row else 0
         return self._keys[start : int(self._rows["key_end"][row])].decode(errors="surrogateescape")
 
-    def record(self, row: int) -> Place:
-        """Where the labels of a record lie."""
+    def record(self, row: int) -> ByteRange:
+        """Byte range of a record's labels."""
         return int(self._rows["json"][row]), int(self._rows["json_size"][row])
 
-    def image(self, row: int) -> tuple[str, Place]:
-        """The extension of a record's image, or LINK, and where it lies."""
-        place = int(self._rows["image"][row]), int(self._rows["image_size"][row])
-        return IMAGES[self._rows["kind"][row]], place
+    def image(self, row: int) -> tuple[str, ByteRange]:
+        """Extension of a record's image, or LINK, and its byte range."""
+        content = int(self._rows["image"][row]), int(self._rows["image_size"][row])
+        return IMAGES[self._rows["kind"][row]], content
 
     def to_bytes(self) -> bytes:
-        """As it is remembered, with a checksum."""
+        """Serialise with a checksum."""
         body = b"%d\n%s%s" % (len(self._rows), self._rows.tobytes(), self._keys)
         return FORMAT + b"%08x\n" % zlib.crc32(body) + body
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ShardIndex:
-        """What :meth:`to_bytes` wrote.
+        """Deserialise the output of :meth:`to_bytes`.
 
         Raises:
-            ValueError: it is of another format, or damaged.
+            ValueError: another format, or damaged.
         """
         if not data.startswith(FORMAT):
             raise ValueError("another format")
@@ -82,45 +88,47 @@ class ShardIndex:
             raise ValueError("damaged")
         line = data.index(b"\n", start) + 1
         keys = line + int(data[start:line]) * ROW.itemsize
-        return cls(np.frombuffer(data[line:keys], ROW), data[keys:])  # copies, or each would keep the whole
+        return cls(np.frombuffer(data[line:keys], ROW), data[keys:])  # slices are copies, so `data` can be freed
 
 
-def index_shard(shard: str, mark: Mark | None = None) -> ShardIndex:
-    """The index of a training shard: remembered, or read from its tar headers. ``mark``: the shard's, if it is known already.
+def index_shard(shard: str, version: FileVersion | None = None) -> ShardIndex:
+    """Index of a training shard, from the cache or from its tar headers.
+
+    Args:
+        version: version of the shard, if already known.
 
     Raises:
         InputError, RunError: as :func:`read_headers`.
     """
-    mark = mark or mark_of(shard)
-    if mark is None:
+    version = version or file_version(shard)
+    if version is None:
         return read_headers(shard)
-    known = cache_get("indexes", shard, mark)
-    if known is not None:
+    cached = cache_get("indexes", shard, version)
+    if cached is not None:
         try:
-            return ShardIndex.from_bytes(known)
+            return ShardIndex.from_bytes(cached)
         except ValueError as error:
-            log.info("%s: its remembered index is of no use (%s); made anew", shard, error)
-    made = read_headers(shard)
-    cache_put("indexes", shard, mark, made.to_bytes())
-    return made
+            log.info("%s: invalid cached index (%s); building it again", shard, error)
+    index = read_headers(shard)
+    cache_put("indexes", shard, version, index.to_bytes())
+    return index
 
 
 def read_headers(shard: str) -> ShardIndex:
-    """The index of a training shard from the headers of its members.
+    """Build the index of a training shard from its tar headers.
 
     Raises:
-        InputError: missing or damaged file, or a sample without image or record; training shards are our own, so
-            damage here is not a crawl's noise but a fault to be told at once. RunError: the store behind a URL does not answer.
+        InputError: the shard is missing or damaged, or a sample has no image or no record. Unlike
+            crawl shards, training shards are written by this project, so damage is an error.
+        RunError: the store of a remote shard does not answer.
     """
-    from webdataset.tariterators import (
-        base_plus_ext,  # brings torch along, which those who only look at a run do without
-    )
+    from webdataset.tariterators import base_plus_ext  # imports torch, which viewing a run does not need
 
-    entries: dict[str, dict[str, Place]] = {}
+    entries: dict[str, dict[str, ByteRange]] = {}
     try:
         with tar_stream(shard) if is_url(shard) else tarfile.open(shard, "r:") as tar:
             for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                forget_members(tar)
                 key, extension = base_plus_ext(info.name)
                 if key is not None:
                     entries.setdefault(key, {})[extension] = (info.offset_data, info.size)

@@ -1,4 +1,4 @@
-"""Random access to the records of training shards, by their indexes."""
+"""Random access to the records of training shards."""
 
 from __future__ import annotations
 
@@ -12,67 +12,71 @@ from pydantic import ValidationError
 
 from pipeline.data.image_links import LinkReader
 from pipeline.data.records import GroundingRecord
-from pipeline.data.remote_shards import read_place
-from pipeline.data.shard_index import LINK, Place, index_shard
+from pipeline.data.remote_shards import read_exactly
+from pipeline.data.shard_index import LINK, ByteRange, index_shard
 from pipeline.errors import InputError, RunError
 from pipeline.io.paths import is_url, stem
 
 T = TypeVar("T")
 
 
-def own_order(items: Sequence[T]) -> list[T]:
-    """``items`` in an order of this process among those of a training that is started by a launcher.
+def rank_order(items: Sequence[T]) -> list[T]:
+    """``items`` in an order that depends on this process's RANK in a distributed training.
 
-    What one finds out about a shard and remembers, the others need not. They wait for nothing, and seldom do the same at once.
+    The processes share a cache: in different orders they seldom index the same shard at once,
+    without waiting.
     """
-    mixed, rank = list(items), int(os.environ.get("RANK") or 0)
+    order, rank = list(items), int(os.environ.get("RANK") or 0)
     if rank:
-        random.Random(rank).shuffle(mixed)
-    return mixed
+        random.Random(rank).shuffle(order)
+    return order
 
 
 class ShardSet:
-    """The records of a list of shards, read by (shard, row). Keeps a bounded number of files open; behind a URL it asks for ranges."""
+    """Records of a list of shards, addressed by (shard number, row). Local files stay open, at most
+    ``max_open``.
+    """
 
     def __init__(self, shards: Sequence[str], max_open: int = 32) -> None:
         self.shards = list(shards)
-        made = {number: index_shard(self.shards[number]) for number in own_order(range(len(self.shards)))}
-        self._index = [made[number] for number in range(len(self.shards))]
+        indexes = {number: index_shard(self.shards[number]) for number in rank_order(range(len(self.shards)))}
+        self._index = [indexes[number] for number in range(len(self.shards))]
         self._open: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._max_open = max_open
         self._links = LinkReader()
 
     @property
     def counts(self) -> list[int]:
-        """Records in each shard."""
-        return [len(entries) for entries in self._index]
+        """Number of records in each shard."""
+        return [len(index) for index in self._index]
 
     def name(self, shard: int, row: int) -> str:
         """``stem/key`` of a record, for messages."""
         return f"{stem(self.shards[shard])}/{self._index[shard].key(row)}"
 
     def record(self, shard: int, row: int) -> GroundingRecord:
-        """The labels of a record, without its image.
+        """Labels of a record, without its image.
 
         Raises:
-            InputError: the json is not a record; the message names shard, key and field.
+            InputError: the JSON is not a valid record; the message names shard, key and field.
         """
         data = self._read(shard, self._index[shard].record(row))
         try:
             return GroundingRecord.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(p) for p in first["loc"])
-            raise InputError(f"{self.name(shard, row)}: {place}: {first['msg']}") from None
+            field = ".".join(str(p) for p in first["loc"])
+            raise InputError(f"{self.name(shard, row)}: {field}: {first['msg']}") from None
 
     def image(self, shard: int, row: int) -> bytes:
-        """The encoded image of a record, from the shard itself or the crawl shard that it links to.
+        """Encoded image of a record, from its shard or from the crawl shard that it links to.
 
         Raises:
-            RunError: the shard, or the crawl shard that it links to, is gone, or is another than it was. It is no one record's fault.
+            RunError: the shard or the linked crawl shard is missing or has changed (not an
+                InputError, as the fault is not a single record's).
         """
-        kind, place = self._index[shard].image(row)
-        data = self._read(shard, place)
+        kind, content = self._index[shard].image(row)
+        data = self._read(shard, content)
         if kind != LINK:
             return data
         try:
@@ -80,10 +84,10 @@ class ShardSet:
         except InputError as error:
             raise RunError(str(error)) from None
 
-    def _read(self, shard: int, place: Place) -> bytes:
-        path = self.shards[shard]
+    def _read(self, shard: int, content: ByteRange) -> bytes:
+        path, (offset, size) = self.shards[shard], content
         if is_url(path):
-            return read_place(path, *place)
+            return read_exactly(path, offset, size)
         file = self._open.pop(shard, None)
         if file is None:
             try:
@@ -93,16 +97,18 @@ class ShardSet:
             while len(self._open) >= self._max_open:
                 self._open.popitem(last=False)[1].close()
         self._open[shard] = file
-        file.seek(place[0])
-        data = file.read(place[1])
-        if len(data) != place[1]:
+        file.seek(offset)
+        data = file.read(size)
+        if len(data) != size:
             raise RunError(
-                f"{path}: {len(data)} bytes from byte {place[0]} on, want {place[1]}; has it been replaced since the start?"
+                f"{path}: {len(data)} bytes from byte {offset} on, want {size}; has it been replaced since the start?"
             )
         return data
 
     def forget_open_files(self) -> None:
-        """Open files anew from here on: a forked process shares its parent's file positions."""
+        """Reopen files on the next read, in a forked process: it shares its parent's file
+        positions.
+        """
         self._open = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""Near-duplicates: a hash of how an image looks, an index of hashes, and lists of what is alike."""
+"""Near-duplicate search: perceptual hashes, an index of hashes, and lists of matches."""

@@ -1,4 +1,4 @@
-"""Where images to hash lie: crawl shards, training shards, or a folder of image files."""
+"""Sets of images to hash: crawl shards, training shards, or a folder of image files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from pipeline.io.paths import is_url, join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
-FILES_TOGETHER = 2000
-"""Image files of a folder whose hashes lie in one table."""
+FILES_PER_PART = 2000
+"""Number of image files whose hashes form one table."""
 _FILES = tuple(f".{e}" for e in (*IMAGE_EXTENSIONS, "tif", "tiff"))
 _NAMED = re.compile(r"(\w[\w.-]*)=(.+)")
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image, or why there is none. offset, size: where its bytes lie in the file that it was read from, if it is part of one."""
+class SetImage:
+    """An image, or the problem in reading it. offset, size: its byte range in the shard; None for a
+    file of its own.
+    """
 
     key: str
     data: bytes | None = None
@@ -36,9 +38,9 @@ class Found:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to hash, in parts that are hashed one by one.
+    """Images to hash, divided into parts.
 
-    shards: part -> tar. files: part -> image files below ``folder``.
+    shards: part -> tar. files: part -> image files relative to ``folder``.
     """
 
     name: str
@@ -52,35 +54,36 @@ class ImageSet:
         return sorted([*self.shards, *self.files])
 
     def path(self, part: str) -> str:
-        """The tar, or the folder of the files."""
+        """Path of a part's tar, or of the folder of image files."""
         return self.shards.get(part, self.folder)
 
     def digest(self, part: str) -> str:
-        """Of a shard; of files their names and sizes, as there may be a million."""
+        """Digest of a part; of image files only names and sizes, as there may be a million."""
         if part in self.shards:
             return digest_file(self.shards[part])
         return digest_json({name: file_size(join(self.folder, name)) for name in self.files[part]})
 
     def fetch(self, part: str, key: str, offset: int | None, size: int | None) -> bytes:
-        """One image again; the shard is read up to it where its place is not known (it is compressed).
+        """Read one image. Without ``offset`` and ``size`` (a compressed shard) the shard is read up
+        to it.
 
         Raises:
-            InputError, OSError: it is not there any more.
+            InputError, OSError: the image is missing.
         """
         if part in self.files:
             with open_file(join(self.folder, key)) as file:
                 return file.read()
         shard = self.shards[part]
         if offset is None or size is None:
-            found = next((f for f in self.images(part, TarProblems()) if f.key == key and f.data), None)
-            if found is None or found.data is None:
+            image = next((i for i in self.images(part, TarProblems()) if i.key == key and i.data), None)
+            if image is None or image.data is None:
                 raise InputError(f"{shard}: has no image {key} any more")
-            return found.data
+            return image.data
         data = read_range(shard, offset, size)
-        return LinkReader().read(shard, data)[1] if data.startswith(b"{") else data  # no image begins like JSON
+        return LinkReader().read(shard, data)[1] if data.startswith(b"{") else data  # a link is JSON
 
-    def images(self, part: str, problems: TarProblems) -> Iterator[Found]:
-        """The images of a part, in order."""
+    def images(self, part: str, problems: TarProblems) -> Iterator[SetImage]:
+        """Images of a part, in order."""
         if part in self.shards:
             links = LinkReader()
             for sample in read_tar(self.shards[part], problems):
@@ -89,33 +92,33 @@ class ImageSet:
         for name in self.files[part]:
             try:
                 with open_file(join(self.folder, name)) as file:
-                    yield Found(name, file.read())
+                    yield SetImage(name, file.read())
             except OSError as error:
-                yield Found(name, problem=ImageError("unreadable_file", f"{type(error).__name__}: {error.strerror}"))
+                yield SetImage(name, problem=ImageError("unreadable_file", f"{type(error).__name__}: {error.strerror}"))
 
 
-def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> Found:
-    if (found := image_of(sample)) is not None:
-        extension, data = found
-        return Found(sample.key, data, offset=sample.offsets.get(extension), size=len(data))
+def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> SetImage:
+    if (image := image_of(sample)) is not None:
+        extension, data = image
+        return SetImage(sample.key, data, offset=sample.offsets.get(extension), size=len(data))
     if "link" not in sample.files:
-        return Found(sample.key, problem=ImageError("no_image", "the sample has no image"))
+        return SetImage(sample.key, problem=ImageError("no_image", "the sample has no image"))
     offset, size = sample.offsets.get("link"), len(sample.files["link"])
-    return Found(sample.key, links.read(shard, sample.files["link"])[1], offset=offset, size=size)
+    return SetImage(sample.key, links.read(shard, sample.files["link"])[1], offset=offset, size=size)
 
 
 def shard_set(name: str, shards: Sequence[str]) -> ImageSet:
-    """A set of tars, a part each."""
+    """Image set of tars, with a part per tar."""
     return ImageSet(name, shards={stem(shard): shard for shard in shards})
 
 
 def read_image_set(option: str) -> ImageSet:
-    """``[NAME=]SHARDS`` or ``[NAME=]FOLDER``: a folder with tars in it is taken for shards, one without for image files.
+    """Parse ``[NAME=]SHARDS`` or ``[NAME=]FOLDER``; the folder has either tars or image files.
 
-    Without a name a set is called as its folder, or as its shards without their numbers.
+    The default name is that of the folder, or of the shards without their numbers.
 
     Raises:
-        InputError: nothing is there, or a folder holds neither.
+        InputError: no such shards, or the folder has neither tars nor images.
     """
     named = _NAMED.fullmatch(option)
     name, path = (named[1], named[2]) if named else (None, option)
@@ -134,6 +137,6 @@ def _folder(name: str, folder: str) -> ImageSet:
     )
     if not images:
         raise InputError(f"{folder}: neither *.tar shards nor image files ({', '.join(_FILES)}) in this folder")
-    starts = range(0, len(images), FILES_TOGETHER)
-    files = {f"files-{i:05d}": tuple(images[s : s + FILES_TOGETHER]) for i, s in enumerate(starts)}
+    starts = range(0, len(images), FILES_PER_PART)
+    files = {f"files-{i:05d}": tuple(images[s : s + FILES_PER_PART]) for i, s in enumerate(starts)}
     return ImageSet(name, folder=folder, files=files)

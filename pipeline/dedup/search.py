@@ -1,4 +1,6 @@
-"""Which of many hashed images are near-duplicates of a few: pairs, judged twice."""
+"""Search of hashed images for near-duplicates of query images, by the first 64 bits and then by all
+256.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,23 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dedup.hash_index import BandedIndex
-from pipeline.dedup.perceptual_hash import HASHES, MIRROR, WORDS, differing
+from pipeline.dedup.perceptual_hash import MIRROR, WORDS, hamming
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table
 
 BLOCK = 100_000
-"""Images that are looked for at a time: bounds the index, at distance 11 to 0.2 GiB."""
+"""Query images in one index, which bounds its memory, at distance 11 to 0.2 GiB."""
 
 WORD_COLUMNS = [f"hash_{i}" for i in range(WORDS)]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """distance: differing bits of the first 64 at most. details: of all 256. mirrored: images mirrored left to right count, too."""
+class MatchRules:
+    """Criteria of a match.
+
+    distance: maximum Hamming distance of the first 64 bits. details: of all 256 bits. mirrored:
+    horizontally mirrored images match too.
+    """
 
     distance: int = 11
     details: int = 72
@@ -29,9 +35,12 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Records to look for: words (n, WORDS) and digests (n,) of their images, keys (n,), and which part of which set each is of
-    (n,), into ``parts``."""
+class QueryImages:
+    """Records to search for.
+
+    words: hashes (n, WORDS). images: digests of the encoded images (n,). keys: (n,). part: index
+    into parts (n,). parts: (set, part).
+    """
 
     words: np.ndarray
     images: np.ndarray
@@ -40,14 +49,14 @@ class Wanted:
     parts: Sequence[tuple[str, str]]
 
     @classmethod
-    def read(cls, folders: Sequence[tuple[str, str, Sequence[str]]]) -> Wanted:
-        """folders: (set, folder of its hashes, parts)."""
+    def read(cls, folders: Sequence[tuple[str, str, Sequence[str]]]) -> QueryImages:
+        """Read the hashes of sets. folders: (set, folder of its hashes, parts)."""
         parts: list[tuple[str, str]] = []
         words, keys, numbers = [np.zeros((0, WORDS), np.uint64)], [pa.array([], pa.string())], []
         images = [np.zeros(0, np.uint64)]
         for name, folder, names in folders:
             for part in names:
-                table = read_table(join(folder, f"{part}.parquet"), HASHES, ["key", *WORD_COLUMNS, "image"])
+                table = read_table(join(folder, f"{part}.parquet"), ["key", *WORD_COLUMNS, "image"])
                 numbers.append(np.full(table.num_rows, len(parts)))
                 parts.append((name, part))
                 words.append(words_of(table))
@@ -57,22 +66,30 @@ class Wanted:
         return cls(np.concatenate(words), np.concatenate(images), pa.chunked_array(keys), number, parts)
 
     def distinct(self) -> dict[str, int]:
-        """How many different images each set has."""
+        """Number of distinct images by set."""
         numbers: dict[str, list[int]] = {}
         for number, (name, _) in enumerate(self.parts):
             numbers.setdefault(name, []).append(number)
-        return {name: len(np.unique(self.images[np.isin(self.part, mine)])) for name, mine in numbers.items()}
+        return {name: len(np.unique(self.images[np.isin(self.part, parts)])) for name, parts in numbers.items()}
 
 
 def words_of(table: pa.Table) -> np.ndarray:
-    """(n, WORDS) uint64 of a table of hashes."""
+    """Hashes (n, WORDS) uint64 of a table with the columns of HASHES."""
     return np.stack([table[name].to_numpy() for name in WORD_COLUMNS], 1)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """row (p,) of the images searched in, and the wanted (p,) that each is like; differing bits of 64 and of 256; candidates:
-    how many there were within the distance, by the first 64 bits alone."""
+    """Matches, one an index of each array.
+
+    Attributes:
+        row: (p,) rows of the searched hashes.
+        wanted: (p,) numbers of the matching query images.
+        distance: (p,) Hamming distances of the first 64 bits.
+        details: (p,) of all 256 bits.
+        mirrored: (p,) whether the match is with the mirrored query.
+        candidates: number of pairs within the distance by the first 64 bits.
+    """
 
     row: np.ndarray
     wanted: np.ndarray
@@ -82,30 +99,35 @@ class Pairs:
     candidates: int
 
 
-def blocks(wanted: Wanted, rules: Rules) -> Iterator[Block]:
-    """The wanted images, some at a time."""
+def blocks(wanted: QueryImages, rules: MatchRules) -> Iterator[Block]:
+    """Divide the query images into indexed blocks."""
     for start in range(0, len(wanted.words), BLOCK):
         yield Block(wanted.words[start : start + BLOCK], start, rules)
 
 
 class Block:
-    """Some of the wanted images, indexed. words (n, WORDS); ``first``: the number of the first of them."""
+    """Index of some of the query images.
 
-    def __init__(self, words: np.ndarray, first: int, rules: Rules) -> None:
+    words: their hashes (n, WORDS). first: number of the first of them.
+    """
+
+    def __init__(self, words: np.ndarray, first: int, rules: MatchRules) -> None:
         self._n, self._first, self._rules = len(words), first, rules
         self._words = np.concatenate([words, words ^ MIRROR]) if rules.mirrored else words
         self._index = BandedIndex(self._words[:, 0], rules.distance)
 
     def search(self, words: np.ndarray) -> Pairs:
-        """Pairs of hashes (m, WORDS) with wanted ones, by rising row and number; one that is alike both ways comes once."""
-        row, place = self._index.search(words[:, 0])
-        details = differing(words[row], self._words[place])
+        """Matches of hashes (m, WORDS), sorted by row and query number; one that matches both
+        upright and mirrored is given once.
+        """
+        row, query = self._index.search(words[:, 0])
+        details = hamming(words[row], self._words[query])
         close = np.flatnonzero(details <= self._rules.details)
-        order = close[np.lexsort((place[close] >= self._n, details[close], place[close] % self._n, row[close]))]
-        pair = row[order] * self._n + place[order] % self._n
+        order = close[np.lexsort((query[close] >= self._n, details[close], query[close] % self._n, row[close]))]
+        pair = row[order] * self._n + query[order] % self._n
         best = order[np.flatnonzero(np.diff(pair, prepend=-1))]
-        row, at = row[best], place[best]
+        row, query = row[best], query[best]
         return Pairs(
-            row, at % self._n + self._first, differing(words[row, 0], self._words[at, 0]), details[best], at >= self._n,
-            len(details),
+            row, query % self._n + self._first, hamming(words[row, 0], self._words[query, 0]), details[best],
+            query >= self._n, len(details),
         )  # fmt: skip

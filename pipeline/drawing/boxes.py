@@ -1,14 +1,16 @@
-"""Boxes and phrases drawn on images."""
+"""Drawing of regions and their phrases on images."""
 
 from __future__ import annotations
 
 import colorsys
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.data.images import open_image
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.data.training_shards import ShardSet
 from pipeline.io.atomic import atomic_file
@@ -17,18 +19,20 @@ Colour = tuple[int, int, int]
 
 
 def colour_of(number: int) -> Colour:
-    """A strong colour for the ``number``-th phrase of an image; neighbours differ."""
+    """Saturated colour of an image's ``number``-th phrase; consecutive numbers have distinct hues."""
     red, green, blue = colorsys.hsv_to_rgb((0.58 + number * 0.382) % 1.0, 0.9, 0.78)
     return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def phrase_colours(record: GroundingRecord) -> dict[str, Colour]:
-    """One colour a distinct phrase, in the order of the regions."""
+    """Colour of each distinct phrase, in the order of the regions."""
     return {p: colour_of(i) for i, p in enumerate(dict.fromkeys(r.phrase for r in record.regions if not r.ignore))}
 
 
 def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> Image.Image:
-    """The image enlarged or shrunk to ``width`` pixels, its regions outlined and named; ignore regions dashed grey."""
+    """Resize an image to ``width`` pixels and draw its regions with their phrases; ignore regions
+    are thin and grey.
+    """
     scale = width / image.width
     canvas = image.convert("RGB").resize((width, max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
@@ -38,23 +42,23 @@ def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> 
     for region in record.regions:
         if region.ignore:
             draw.rectangle(_scaled(region, scale, canvas, 1), outline=(128, 128, 128), width=1)
-    named = [r for r in record.regions if not r.ignore]
-    for region in named:
+    labelled = [r for r in record.regions if not r.ignore]
+    for region in labelled:
         draw.rectangle(_scaled(region, scale, canvas, line), outline=colours[region.phrase], width=line)
-    for region in named:  # names last, so that no box crosses them
-        _name(draw, region, _scaled(region, scale, canvas, line), colours[region.phrase], font, canvas.size)
+    for region in labelled:  # phrases last, so that boxes do not cover them
+        _draw_phrase(draw, region, _scaled(region, scale, canvas, line), colours[region.phrase], font, canvas.size)
     return canvas
 
 
 def _scaled(region: Region, scale: float, canvas: Image.Image, line: int) -> tuple[float, float, float, float]:
-    """On the canvas, and at least ``line`` pixels wide and high where it has them: a thin box at its edge moves inside."""
+    """Box in pixels of the canvas, inside it and at least ``line`` pixels wide and high."""
     x1, y1, x2, y2 = (v * scale for v in region.box)
     right, bottom = canvas.width - 1, canvas.height - 1
     x1, y1 = max(0, min(x1, right - line)), max(0, min(y1, bottom - line))
     return x1, y1, min(right, max(x2, x1 + line)), min(bottom, max(y2, y1 + line))
 
 
-def _name(
+def _draw_phrase(
     draw: ImageDraw.ImageDraw,
     region: Region,
     box: tuple[float, float, float, float],
@@ -72,26 +76,27 @@ def _name(
 
 
 def pick(shards: Sequence[str], limit: int) -> list[tuple[Image.Image, GroundingRecord]]:
-    """Up to ``limit`` records with kept regions, spread evenly over the shards, with their images."""
-    from pipeline.data.images import open_image
-
+    """Choose up to ``limit`` records with labelled regions, evenly spaced over the shards; with
+    their images.
+    """
     records = ShardSet(shards)
-    places = [(s, r) for s, n in enumerate(records.counts) for r in range(n)]
-    step = max(1, len(places) // max(limit, 1))
-    found = []
-    for place in places[::step]:
-        record = records.record(*place)
+    rows = [(s, r) for s, n in enumerate(records.counts) for r in range(n)]
+    picked: list[tuple[Image.Image, GroundingRecord]] = []
+    for shard, row in rows[:: max(1, len(rows) // max(limit, 1))]:
+        record = records.record(shard, row)
         if any(not r.ignore for r in record.regions):
-            found.append((open_image(records.image(*place)), record))
-        if len(found) == limit:
+            picked.append((open_image(records.image(shard, row)), record))
+        if len(picked) == limit:
             break
-    return found
+    return picked
 
 
 def write_montage(
     shards: Sequence[str], out: str | Path, *, limit: int = 8, columns: int = 4, width: int = 288
 ) -> None:
-    """A PNG of drawn records in rows of ``columns``, each under its caption."""
+    """Write a PNG of drawn records in rows of ``columns``, each with its caption below; none
+    without records.
+    """
     tiles = [_tile(image, record, width) for image, record in pick(shards, limit)]
     if not tiles:
         return
@@ -111,8 +116,6 @@ def write_montage(
 
 
 def _tile(image: Image.Image, record: GroundingRecord, width: int) -> Image.Image:
-    import textwrap
-
     drawn = draw_regions(image, record, width=width)
     font = ImageFont.load_default(size=13)
     lines = textwrap.wrap(record.caption or "", width=max(10, width // 7))[:3] or [""]

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.io.atomic import write_atomic
-from pipeline.io.files import filesystem, listing, named_errors, patiently, read_bytes, remove
+from pipeline.io.files import filesystem, listing, read_bytes, remove, store_errors, with_retries
 from pipeline.io.paths import is_url, join
 from pipeline.io.temporaries import temporary_beside
-from pipeline.system.process_identity import here, started
+from pipeline.system.process_identity import host_identity, process_start
 
 log = logging.getLogger("glip_self_train")
 
@@ -36,9 +36,9 @@ def _alive(claim: bytes) -> bool | None:
     """Whether a claim's owner, a process of this machine, is there; None: it is another machine's, or no claim of ours."""
     try:
         owner: dict[str, Any] = json.loads(claim)
-        if owner.get("host") != here():
+        if owner.get("host") != host_identity():
             return None
-        now = started(int(owner.get("pid", -1)))
+        now = process_start(int(owner.get("pid", -1)))
         if now == "" and owner.get("started"):
             return None  # hidden from us (another user's, under hidepid): it, or another that has its number now
         return now == owner.get("started")
@@ -62,7 +62,13 @@ class Claims:
         return join(self._out, f".{name}.claim")
 
     def _text(self, beat: int) -> bytes:
-        me = {"host": here(), "pid": os.getpid(), "started": started(os.getpid()), "by": self._by, "beat": beat}
+        me = {
+            "host": host_identity(),
+            "pid": os.getpid(),
+            "started": process_start(os.getpid()),
+            "by": self._by,
+            "beat": beat,
+        }
         return json.dumps(me, sort_keys=True).encode()
 
     def _ours(self, claim: bytes | None) -> bool:
@@ -191,8 +197,8 @@ def create_exclusively(path: str | Path, data: bytes) -> bool:
                 raise
             return True
 
-        with named_errors(str(path)):
-            return patiently(str(path), create)
+        with store_errors(str(path)):
+            return with_retries(str(path), create)
     path = Path(path)
     temporary = temporary_beside(path)
     temporary.write_bytes(data)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.errors import RunError
+from pipeline.execution.options import DeviceOptions
 from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob, Worker, WorkQueue
@@ -83,17 +84,17 @@ class InferenceWorker(Generic[Model]):
 
 
 def inference_workers(
-    make: Callable[[str, int, int | None], Worker], device: str, processes: int | None, decoders: int | None, jobs: int
+    make: Callable[[str, int, int | None], Worker], options: DeviceOptions, jobs: int
 ) -> list[Worker]:
     """A worker for each process that there is work for; ``make`` gets its device, decoding threads and torch's threads.
 
     Raises:
         InputError: no GPU for ``cuda``.
     """
-    devices = devices_of(device, processes)
+    devices = devices_of(options.device, options.processes)
     share = max(1, cores() // len(devices))
     threads = share if len(devices) > 1 and "OMP_NUM_THREADS" not in os.environ else None
-    return [make(name, decoders or min(MAX_DECODERS, share), threads) for name in devices[: max(1, jobs)]]
+    return [make(name, options.decoders or min(MAX_DECODERS, share), threads) for name in devices[: max(1, jobs)]]
 
 
 @contextmanager

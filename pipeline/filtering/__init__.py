@@ -1,1 +1,3 @@
-"""Which stored regions become labels: rules, their named sets, thresholds fitted on gold, and what a grid of them keeps."""
+"""Selection of stored regions as labels: rules, calibrated thresholds, phrase counts, threshold
+sweeps.
+"""

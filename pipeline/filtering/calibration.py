@@ -1,4 +1,6 @@
-"""calibrate: the lowest threshold that reaches a precision on gold boxes, for each band of phrase frequency."""
+"""calibrate: finds the lowest threshold that reaches a precision on gold boxes, for each band of
+phrase frequency.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import numpy as np
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.filtering.fitted import Fitted, load_fitted
+from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import gold_tables, match, read_gold
-from pipeline.filtering.rules import judge, open_regions, scores
-from pipeline.filtering.thresholds import LEFT_OUT, Band, Fit, Thresholds, band_of
+from pipeline.filtering.rules import apply_rules, open_regions, scores
+from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, Thresholds, band_of
 from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, digest_json
@@ -23,11 +25,11 @@ from pipeline.io.paths import stem
 
 BANDS = (100, 1000, 10000)
 Z = 1.959963984540054
-"""95 %, two-sided."""
+"""Quantile of the normal distribution for a two-sided 95 % interval."""
 
 
 def wilson(correct: Any, n: Any) -> tuple[Any, Any]:
-    """Wilson's score interval (Wilson 1927) of ``correct`` of ``n``, at 95 %; numbers or arrays, n > 0."""
+    """95 % Wilson score interval (Wilson 1927) of ``correct`` out of ``n`` > 0; numbers or arrays."""
     share = correct / n
     middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
@@ -36,7 +38,15 @@ def wilson(correct: Any, n: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Labels in images with gold: score, whether they fit, the gold box they name (-1: none), band; and gold's bands."""
+    """Labels in images with gold boxes.
+
+    Attributes:
+        score: (n,) scores of the labels.
+        correct: (n,) whether they match their gold box.
+        gold: (n,) indices of their gold boxes, -1 for none.
+        band: (n,) their frequency bands.
+        gold_band: (m,) frequency bands of the gold boxes.
+    """
 
     score: np.ndarray
     correct: np.ndarray
@@ -59,43 +69,46 @@ def calibrate(
     iou: float = 0.5,
     progress: Progress | None = None,
 ) -> Thresholds:
-    """Fit thresholds on a labelled sample that went through the same path, and write them to ``out``.
+    """Find thresholds on a sample of regions with gold boxes, and write them to ``out``.
 
-    The rules on regions are applied as set, without the threshold, caps and the rules on whole images; they keep the same
-    regions whatever the threshold above them. Only images with rows in the gold tables count.
+    Rules for single regions are applied as configured; the threshold, caps and rules for whole
+    images are disabled. Only images with rows in the gold tables count.
 
     Args:
-        precision: 0..1, share of kept labels that fit. counts: what count-phrases wrote; without it there is one band.
-        bands: mentions at which the second and later bands begin.
-        by: the precision that has to be reached, of the sample or the lower end of its Wilson interval.
-        min_labels: a threshold must keep so many labels of the sample to be believed; a band with fewer takes the
+        precision: required share of correct labels, 0..1.
+        counts: output of count-phrases; without it there is one band.
+        bands: numbers of mentions at which the second and later bands begin.
+        by: "estimate": the sample's precision must reach ``precision``; "lower": the lower end of
+            its Wilson interval.
+        min_labels: minimum number of labels kept by a threshold; a band with fewer uses the
             threshold of all bands together.
+        iou: minimum IoU of a correct label with its gold box.
 
     Raises:
-        InputError: an input is missing, or no shard has gold. RunError: no band reaches the precision.
+        InputError: an input is missing, or no shard has gold boxes.
+        RunError: no band reaches the precision.
     """
     require_files(regions)
-    fitted = load_fitted(None, counts)
+    fitted = load_tables(None, counts)
     starts = [0, *sorted(bands)] if counts is not None else [0]
     if fitted.counts is not None and len(starts) > 1 and starts[1] < fitted.counts.min_count:
         raise InputError(
-            f"{counts}: holds phrases from {fitted.counts.min_count} mentions on, but the second band begins at {starts[1]}; "
-            f"run count-phrases --min-count {starts[1]}"
+            f"{counts}: has phrases from {fitted.counts.min_count} mentions on, but the second band begins at "
+            f"{starts[1]}; run count-phrases --min-count {starts[1]}"
         )
     golds = {name: path for name, path in gold_tables(gold).items() if name in {stem(p) for p in regions}}
     if not golds:
-        raise InputError(f"{gold}: has no gold table of the name of any of the shards")
+        raise InputError(f"{gold}: has no gold table with the name of a shard")
     progress = progress or Silent()
     progress.begin("calibrate", len(golds), "shards")
-    rules = config.model_copy(update=LEFT_OUT)
-    parts, boxes = [], 0
+    rules = config.model_copy(update=CALIBRATION_OVERRIDES)
+    samples, boxes = [], 0
     for path in regions:
         if stem(path) in golds:
-            part = _sample(path, golds[stem(path)], rules, fitted, starts, iou, boxes)
-            parts.append(part)
-            boxes += len(part.gold_band)
+            samples.append(_sample(path, golds[stem(path)], rules, fitted, starts, iou, boxes))
+            boxes += len(samples[-1].gold_band)
             progress.advance(1, "shards")
-    sample = Sample(*(np.concatenate([getattr(p, f) for p in parts]) for f in Sample.__dataclass_fields__))
+    sample = Sample(*(np.concatenate([getattr(s, f) for s in samples]) for f in Sample.__dataclass_fields__))
     inputs = {
         "regions": digest_json({stem(p): digest_file(p) for p in regions if stem(p) in golds}),
         "gold": digest_json({name: digest_file(p) for name, p in golds.items()}),
@@ -106,11 +119,11 @@ def calibrate(
 
 
 def _sample(
-    path: str, gold: str, config: FilterConfig, fitted: Fitted, starts: list[int], iou: float, offset: int
+    path: str, gold: str, config: FilterConfig, fitted: FilterTables, starts: list[int], iou: float, offset: int
 ) -> Sample:
     shard, truth = open_regions(path, config), read_gold(gold)
     codes, keys = shard.keys()
-    mine = judge(shard, config).keeps & truth.has(keys)[codes]
+    labels = apply_rules(shard, config).keeps & truth.has(keys)[codes]
     text_codes, texts = shard.texts()
     matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
     if fitted.counts is None:
@@ -119,10 +132,10 @@ def _sample(
         band = band_of(starts, fitted.counts.of(texts)[0])
         gold_band = band_of(starts, fitted.counts.of(truth.phrases)[0])
     return Sample(
-        scores(shard, config)[mine],
-        correct[mine],
-        np.where(matched < 0, -1, matched + offset)[mine],
-        band[text_codes][mine],
+        scores(shard, config)[labels],
+        correct[labels],
+        np.where(matched < 0, -1, matched + offset)[labels],
+        band[text_codes][labels],
         gold_band,
     )
 
@@ -138,65 +151,71 @@ def fit(
     rules: dict[str, Any],
     inputs: dict[str, str],
 ) -> Thresholds:
-    """The thresholds of all bands; see :func:`calibrate`."""
-    everything = np.ones(len(sample.score), bool)
-    pooled = _fit(sample, everything, len(sample.gold_band), precision, by, min_labels)
+    """Find the thresholds of all bands; arguments as of :func:`calibrate`."""
+    all_labels = np.ones(len(sample.score), bool)
+    pooled = _fit(sample, all_labels, len(sample.gold_band), precision, by, min_labels)
     bands = []
     for number, start in enumerate(starts):
-        mine = sample.band == number
+        in_band = sample.band == number
         n_gold = int((sample.gold_band == number).sum())
-        own = _fit(sample, mine, n_gold, precision, by, min_labels)
+        own = _fit(sample, in_band, n_gold, precision, by, min_labels)
         status: Literal["fitted", "pooled", "closed"] = "fitted" if own.threshold is not None else "closed"
         if own.labels < min_labels and pooled.threshold is not None:
             status = "pooled"
-            own = _at(sample, mine, n_gold, pooled.threshold)
+            own = _at(sample, in_band, n_gold, pooled.threshold)
         bands.append(Band(**own.model_dump(), from_mentions=start, status=status))
     if all(b.threshold is None for b in bands):
-        best = (
-            ""
-            if pooled.best_precision is None
-            else f"; the best that {min_labels} labels or more reach is {pooled.best_precision:.3f}"
-        )
+        best = ""
+        if pooled.best_precision is not None:
+            best = f"; the best that {min_labels} labels or more reach is {pooled.best_precision:.3f}"
         raise RunError(
             f"calibrate: no threshold reaches precision {precision} ({pooled.labels} labels in images with gold, "
-            f"{pooled.correct} correct{best}); ask for less, or for fewer --min-labels"
+            f"{pooled.correct} correct{best}); want a lower precision or --min-labels"
         )
     return Thresholds(
-        precision=precision, by=by, min_labels=min_labels, iou=iou, rules=rules, inputs=inputs, pooled=pooled, bands=tuple(bands)
-    )  # fmt: skip
+        precision=precision,
+        by=by,
+        min_labels=min_labels,
+        iou=iou,
+        rules=rules,
+        inputs=inputs,
+        pooled=pooled,
+        bands=tuple(bands),
+    )
 
 
 def _fit(
-    sample: Sample, mine: np.ndarray, gold: int, precision: float, by: Literal["estimate", "lower"], min_labels: int
+    sample: Sample, selected: np.ndarray, gold: int, precision: float, by: Literal["estimate", "lower"], min_labels: int
 ) -> Fit:
-    """The lowest threshold whose labels reach the precision; None if there is none."""
-    rows = np.flatnonzero(mine)
+    """Find the lowest threshold at which the selected labels reach the precision."""
+    rows = np.flatnonzero(selected)
     order = rows[np.argsort(-sample.score[rows], kind="stable")]
-    score, right = sample.score[order], np.cumsum(sample.correct[order])
+    score, correct = sample.score[order], np.cumsum(sample.correct[order])
     kept = np.arange(1, len(order) + 1)
-    ends = np.append(score[1:] != score[:-1], True) if len(order) else np.zeros(0, bool)  # equal scores go together
+    # a threshold keeps all or none of the labels with equal scores
+    ends = np.append(score[1:] != score[:-1], True) if len(order) else np.zeros(0, bool)
     ends &= kept >= min_labels
-    n, k = kept[ends], right[ends]
+    n, k = kept[ends], correct[ends]
+    none = Fit(labels=len(rows), correct=int(sample.correct[rows].sum()), gold=gold, threshold=None)
     if not len(n):
-        return Fit(labels=len(rows), correct=int(sample.correct[rows].sum()), gold=gold, threshold=None)
-    shares = k / n
-    good = np.flatnonzero((shares if by == "estimate" else wilson(k, n)[0]) >= precision)
-    best = round(float(shares.max()), 6)
-    if not len(good):
-        found = Fit(labels=len(rows), correct=int(sample.correct[rows].sum()), gold=gold, threshold=None)
-        return found.model_copy(update={"best_precision": best})
-    last = int(n[good[-1]])  # the highest score that is left out is the threshold: scores above it are kept
+        return none
+    reached = np.flatnonzero((k / n if by == "estimate" else wilson(k, n)[0]) >= precision)
+    best = {"best_precision": round(float((k / n).max()), 6)}
+    if not len(reached):
+        return none.model_copy(update=best)
+    last = int(n[reached[-1]])  # the threshold is the highest dropped score, as scores above it are kept
     threshold = float(score[last]) if last < len(score) else 0.0
-    return _at(sample, mine, gold, threshold).model_copy(update={"best_precision": best})
+    return _at(sample, selected, gold, threshold).model_copy(update=best)
 
 
-def _at(sample: Sample, mine: np.ndarray, gold: int, threshold: float) -> Fit:
-    kept = mine & (sample.score > np.float32(threshold))
+def _at(sample: Sample, selected: np.ndarray, gold: int, threshold: float) -> Fit:
+    """Result of a given threshold."""
+    kept = selected & (sample.score > np.float32(threshold))
     n, k = int(kept.sum()), int((kept & sample.correct).sum())
     low, high = wilson(k, n) if n else (None, None)
     return Fit(
-        labels=int(mine.sum()),
-        correct=int((mine & sample.correct).sum()),
+        labels=int(selected.sum()),
+        correct=int((selected & sample.correct).sum()),
         gold=gold,
         threshold=threshold,
         kept=n,
@@ -209,10 +228,9 @@ def _at(sample: Sample, mine: np.ndarray, gold: int, threshold: float) -> Fit:
 
 
 def lines(result: Thresholds) -> list[str]:
-    """The bands as a table for a terminal."""
-    out = [
-        f"{'mentions':>9}  {'labels':>7}  {'threshold':>9}  {'kept':>7}  {'precision':>9}  {'95 %':>15}  {'recall':>6}  how"
-    ]
+    """Table of the bands for a terminal."""
+    head = f"{'mentions':>9}  {'labels':>7}  {'threshold':>9}  {'kept':>7}  {'precision':>9}"
+    out = [f"{head}  {'95 %':>15}  {'recall':>6}  how"]
     for band in result.bands:
         numbers = ["-", "0", "-", "-", "-"]
         if band.threshold is not None:

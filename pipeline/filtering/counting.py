@@ -1,4 +1,4 @@
-"""count-phrases: the pass over a store that balancing and frequency bands need first."""
+"""count-phrases: counts phrase texts in a store, as balancing and frequency bands require."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.config import FilterConfig
 from pipeline.data.records import STORE_VERSION
 from pipeline.execution.progress import Progress, Silent
-from pipeline.filtering.fitted import load_fitted
+from pipeline.filtering.fitted import load_tables
 from pipeline.filtering.phrases import COUNTS, text_hashes
-from pipeline.filtering.rules import judge, open_regions, rules_of
+from pipeline.filtering.rules import apply_rules, open_regions, rules_of
 from pipeline.filtering.store import RegionShard
 from pipeline.io.atomic import OutputFile
 from pipeline.io.files import require_files
@@ -33,17 +33,19 @@ def count_phrases(
     min_count: int = 10,
     progress: Progress | None = None,
 ) -> tuple[int, OutputFile]:
-    """Write how often each phrase text is mentioned and, by the rules without ``balance_to``, kept.
+    """Count mentions of each phrase text, and regions kept by the rules (without ``balance_to``),
+    and write them.
 
-    Two passes over the store: the first adds up in hashed buckets, so that memory does not grow with the number of distinct
-    texts (256 MiB); the second counts exactly those texts whose bucket reached ``min_count``.
+    Two passes over the store: the first counts in hash buckets, so that memory (256 MiB) does not
+    grow with the number of distinct texts; the second counts exactly the texts whose bucket reached
+    ``min_count``.
 
     Returns:
-        How many texts are in the file, and the file.
+        Number of texts in the file, and its size and digest.
     """
     require_files(regions)
     config = config.model_copy(update={"balance_to": None})
-    fitted = load_fitted(thresholds, counts)
+    fitted = load_tables(thresholds, counts)
     progress = progress or Silent()
     progress.begin("count-phrases", 2 * len(regions), "shards")
     buckets = np.zeros(BUCKETS, np.uint32)
@@ -58,9 +60,9 @@ def count_phrases(
         _, first = np.unique(shard.numbers("phrase_row"), return_index=True)
         mentions = np.bincount(codes[first], minlength=len(texts))
         frequent = np.flatnonzero(buckets[_bucket(text_hashes(texts))] >= min_count)
-        judged = open_regions(path, config, fitted)
-        kept_codes, kept_texts = judged.texts()
-        kept = np.bincount(kept_codes[judge(judged, config, fitted).keeps], minlength=len(kept_texts))
+        candidates = open_regions(path, config, fitted)
+        kept_codes, kept_texts = candidates.texts()
+        kept = np.bincount(kept_codes[apply_rules(candidates, config, fitted).keeps], minlength=len(kept_texts))
         kept_of = dict(zip(kept_texts.to_pylist(), kept.tolist(), strict=True))
         for text, n in zip(texts.take(pa.array(frequent)).to_pylist(), mentions[frequent].tolist(), strict=True):
             total = totals.setdefault(text, [0, 0])

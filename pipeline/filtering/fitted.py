@@ -1,4 +1,4 @@
-"""The tables that decide beside the settings: thresholds fitted on gold, and counts of a store's phrases."""
+"""Input tables of filtering besides the settings: calibrated thresholds and phrase counts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.io.hashing import digest_file, digest_json
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """Tables beside the settings that decide, too: fitted thresholds and phrase counts. ``digest`` of their contents."""
+class FilterTables:
+    """Calibrated thresholds and phrase counts. ``digest``: of both files' contents."""
 
     thresholds: Thresholds | None = None
     counts: PhraseCounts | None = None
@@ -23,26 +23,26 @@ class Fitted:
 
 
 def digests(thresholds: str | Path | None, counts: str | Path | None) -> dict[str, str]:
-    """The contents of the tables, for a fingerprint; without those that there are none of."""
+    """Digests of the given files, for a fingerprint."""
     given = {"thresholds": thresholds, "counts": counts}
     return {name: digest_file(path) for name, path in given.items() if path is not None}
 
 
-def load_fitted(thresholds: str | Path | None, counts: str | Path | None) -> Fitted:
-    """Read the tables; they are remembered by content.
+def load_tables(thresholds: str | Path | None, counts: str | Path | None) -> FilterTables:
+    """Read the tables; cached by content.
 
     Raises:
-        InputError: a file is missing or of another kind, or bands are given without the counts that tell them apart.
+        InputError: a file is missing or of another kind, or thresholds with bands are given without
+            suitable counts.
     """
-    found = digests(thresholds, counts)
-    return _load(
-        str(thresholds or ""), str(counts or ""), found.get("thresholds", ""), digest_json(found) if found else ""
-    )
+    by_name = digests(thresholds, counts)
+    digest = digest_json(by_name) if by_name else ""
+    return _load(str(thresholds or ""), str(counts or ""), by_name.get("thresholds", ""), digest)
 
 
 @lru_cache(maxsize=2)
-def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> Fitted:
-    fitted = Fitted(
+def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> FilterTables:
+    fitted = FilterTables(
         read_thresholds(thresholds) if thresholds else None,
         read_counts(counts) if counts else None,
         digest,
@@ -51,13 +51,13 @@ def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> 
     if fitted.thresholds is not None and len(fitted.thresholds.bands) > 1:
         if fitted.counts is None:
             raise InputError(
-                f"{thresholds}: has {len(fitted.thresholds.bands)} bands of phrase frequency; give the phrase counts, too "
-                "(--counts, a file of count-phrases)"
+                f"{thresholds}: has {len(fitted.thresholds.bands)} bands of phrase frequency; want the phrase counts "
+                "too (--counts, a file of count-phrases)"
             )
         second = fitted.thresholds.bands[1].from_mentions
         if second < fitted.counts.min_count:
             raise InputError(
-                f"{counts}: holds phrases from {fitted.counts.min_count} mentions on, but the second band of {thresholds} "
-                f"begins at {second}; run count-phrases --min-count {second}"
+                f"{counts}: has phrases from {fitted.counts.min_count} mentions on, but the second band of "
+                f"{thresholds} begins at {second}; run count-phrases --min-count {second}"
             )
     return fitted

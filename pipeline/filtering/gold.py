@@ -1,4 +1,4 @@
-"""Labels against gold boxes of the same captions: which gold phrase a label names, and whether its box fits."""
+"""Matching of labels with gold boxes of the same captions."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
-from pipeline.filtering.nms import pair_iou, runs, within
+from pipeline.filtering.nms import concatenated_ranges, pair_iou, run_lengths
 from pipeline.filtering.store import BOX
-from pipeline.io.files import open_file
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.tables import read_table
 
 GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
 
 
 @dataclass(frozen=True)
 class Gold:
-    """A shard's gold boxes, a row a phrase of a caption. ``boxes`` (n, 4) absolute xyxy."""
+    """Gold boxes of a shard, one per phrase of a caption. ``boxes``: (n, 4) absolute xyxy."""
 
     keys: pa.Array
     phrases: pa.Array
@@ -35,26 +33,18 @@ class Gold:
         return len(self.novel)
 
     def has(self, keys: pa.Array) -> np.ndarray:
-        """(n,) True for images with gold boxes."""
-        return pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
+        """(n,) True for keys of images with gold boxes."""
+        has_gold: np.ndarray = pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
+        return has_gold
 
 
 def read_gold(path: str | Path) -> Gold:
     """Read a gold table (docs/formats.md).
 
     Raises:
-        InputError: no such file, not Parquet, or GOLD_COLUMNS are not all there.
+        InputError: no such file, not Parquet, or one of GOLD_COLUMNS is missing.
     """
-    try:
-        with open_file(path) as file:
-            table = pq.read_table(file)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file ({error})") from None
-    missing = [c for c in GOLD_COLUMNS if c not in table.column_names]
-    if missing:
-        raise InputError(f"{path}: gold columns missing: {', '.join(missing)}")
+    table = read_table(path, GOLD_COLUMNS)
     numbers = {
         c: table[c].combine_chunks().to_numpy(zero_copy_only=False) for c in GOLD_COLUMNS if c not in ("key", "phrase")
     }
@@ -69,40 +59,48 @@ def read_gold(path: str | Path) -> Gold:
 
 
 def gold_tables(folder: str | Path) -> dict[str, str]:
-    """Shard name -> its gold table."""
+    """Shard name -> path of its gold table."""
     return {stem(p): p for p in expand_shards(str(folder), suffix=".parquet")}
 
 
 def match(
     gold: Gold, codes: np.ndarray, keys: pa.Array, start: np.ndarray, end: np.ndarray, boxes: np.ndarray, iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each label the row of its gold phrase (-1: it names none), and whether its box fits that phrase's.
+    """Match labels with gold phrases.
 
-    A label's gold phrase is the one of the same caption that it shares most characters with, the first of equals. A box
-    fits with an IoU of at least ``iou``.
+    A label's gold phrase is the one of the same caption with the most characters in common, the
+    first of equals. The label is correct if the IoU of the boxes is at least ``iou``.
 
     Args:
-        codes: (n,) into ``keys``, the images. start, end: (n,) characters. boxes: (n, 4) xyxy.
+        codes: (n,) indices of the labels' images in ``keys``.
+        start: (n,) start of the labels' spans.
+        end: (n,) end of the labels' spans.
+        boxes: (n, 4) xyxy.
+
+    Returns:
+        (n,) rows of the gold phrases, -1 for none, and (n,) whether the label is correct.
     """
     order, first, size = _by_image(gold, keys)
     sizes = size[codes]
     label = np.repeat(np.arange(len(codes)), sizes)
-    candidate = order[np.repeat(first[codes], sizes) + within(sizes)]
+    candidate = order[np.repeat(first[codes], sizes) + concatenated_ranges(sizes)]
     shared = np.minimum(end[label], gold.end[candidate]) - np.maximum(start[label], gold.start[candidate])
     matched = np.full(len(codes), -1)
     if len(label):
-        starts, lengths = runs(label)
+        starts, lengths = run_lengths(label)
         best = np.repeat(np.maximum.reduceat(shared, starts), lengths)
-        hit = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # backwards: the first of equals is written last
-        matched[label[hit]] = candidate[hit]
-    named = np.flatnonzero(matched >= 0)
+        pairs = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # reversed, so that the first of equals is used
+        matched[label[pairs]] = candidate[pairs]
+    rows = np.flatnonzero(matched >= 0)
     correct = np.zeros(len(codes), bool)
-    correct[named] = pair_iou(boxes[named].astype(np.float64), gold.boxes[matched[named]]) >= iou
+    correct[rows] = pair_iou(boxes[rows].astype(np.float64), gold.boxes[matched[rows]]) >= iou
     return matched, correct
 
 
 def _by_image(gold: Gold, keys: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gold rows ordered by image, and for each of ``keys`` the first of them and their number."""
+    """Gold rows ordered by image, and for each of ``keys`` its first position in this order and its
+    number of rows.
+    """
     image = pc.fill_null(pc.index_in(gold.keys, value_set=keys), -1).to_numpy(zero_copy_only=False)
     order = np.argsort(image, kind="stable")
     size = np.bincount(image[image >= 0], minlength=len(keys))

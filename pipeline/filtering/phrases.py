@@ -1,4 +1,4 @@
-"""Phrase texts of a whole store: distinct ones, and how often each is mentioned and boxed, in bounded memory."""
+"""Distinct phrase texts of a store, and their counts, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,47 +21,53 @@ COUNTS = pa.schema(
         pa.field("kept", pa.int64(), nullable=False),
     ]
 )
-"""Phrase texts in lower case: ``mentions`` counts captions' phrases with a region, ``kept`` regions that the rules keep."""
+"""``phrase``: text in lower case. ``mentions``: phrases of captions that have a region. ``kept``:
+regions kept by the rules.
+"""
 
 
 def text_hashes(texts: pa.Array) -> np.ndarray:
-    """(n,) uint64 of texts, the same on every machine; of 60 million texts hardly two share one."""
+    """(n,) uint64 hashes of texts, portable; collisions are unlikely even among 60 million texts."""
     return np.frombuffer(b"".join(blake2b(t.encode(), digest_size=8).digest() for t in texts.to_pylist()), "<u8")
 
 
 class DistinctTexts:
-    """Which of up to 64 filters each distinct text passed; some 30 bytes a text at the peak."""
+    """Tracks which of up to 64 filters each distinct text passed; about 30 bytes per text at the
+    peak.
+    """
 
     def __init__(self) -> None:
         self._hashes, self._bits = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
-        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._rows = 0
 
     def add(self, hashes: np.ndarray, bits: np.ndarray) -> None:
-        """Texts by hash and, bit by bit, the filters they passed; (n,) uint64 both."""
-        self._waiting.append((hashes, bits))
+        """Add texts: hashes (n,) uint64, and the filters they passed as bits (n,) uint64."""
+        self._pending.append((hashes, bits))
         self._rows += len(hashes)
         if self._rows > max(len(self._hashes), 1 << 20):
             self._merge()
 
     def _merge(self) -> None:
-        hashes = np.concatenate([self._hashes, *(h for h, _ in self._waiting)])
-        bits = np.concatenate([self._bits, *(b for _, b in self._waiting)])
-        self._waiting, self._rows = [], 0
+        hashes = np.concatenate([self._hashes, *(h for h, _ in self._pending)])
+        bits = np.concatenate([self._bits, *(b for _, b in self._pending)])
+        self._pending, self._rows = [], 0
         order = np.argsort(hashes, kind="stable")
         hashes, bits = hashes[order], bits[order]
         starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])) if len(hashes) else order
         self._hashes, self._bits = hashes[starts], np.bitwise_or.reduceat(bits, starts) if len(starts) else bits
 
     def counts(self, filters: int) -> list[int]:
-        """How many distinct texts passed each of the first ``filters`` filters."""
+        """Number of distinct texts that passed each of the first ``filters`` filters."""
         self._merge()
         return [int(((self._bits >> np.uint64(i)) & np.uint64(1)).sum()) for i in range(filters)]
 
 
 @dataclass(frozen=True)
 class PhraseCounts:
-    """What count-phrases wrote, ready to be asked. ``hashes`` (n,) sorted; texts rarer than its limit are not in it."""
+    """Output of count-phrases. ``hashes``: (n,) of the texts, sorted, without those below
+    ``min_count``.
+    """
 
     hashes: np.ndarray
     mentions: np.ndarray
@@ -70,27 +76,30 @@ class PhraseCounts:
     rules: str
 
     def of(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) mentions and kept regions of texts in lower case; 0 for those that are not counted."""
+        """(n,) mentions and (n,) kept regions of texts in lower case; 0 for texts below
+        ``min_count``.
+        """
         hashes = text_hashes(texts)
         if not len(self.hashes):
             return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.int64)
-        place = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
-        found = self.hashes[place] == hashes
-        return np.where(found, self.mentions[place], 0), np.where(found, self.kept[place], 0)
+        rows = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        counted = self.hashes[rows] == hashes
+        return np.where(counted, self.mentions[rows], 0), np.where(counted, self.kept[rows], 0)
 
 
 def read_counts(path: str | Path) -> PhraseCounts:
-    """Read a file of phrase counts; remembered as long as its content is the same.
+    """Read a file of phrase counts; cached by content.
 
     Raises:
-        InputError: no such file, or not one that count-phrases wrote.
+        InputError: no such file, or not written by count-phrases.
     """
     return _read_counts(str(path), digest_file(path))
 
 
 @lru_cache(maxsize=1)
 def _read_counts(path: str, digest: str) -> PhraseCounts:
-    table, notes = read_table(path, COUNTS), footer(path)
+    table = read_table(path, COUNTS)
+    notes = footer(table.schema)
     if "min_count" not in notes:
         raise InputError(f"{path}: want the file that count-phrases wrote")
     hashes = text_hashes(table["phrase"])
@@ -100,9 +109,12 @@ def _read_counts(path: str, digest: str) -> PhraseCounts:
 
 
 def uniform(name: str, phrase_row: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(n,) in [0, 1): a region's own lot, a function of its shard's name, phrase row and rank (splitmix64's mixing)."""
+    """(n,) pseudo-random numbers in [0, 1), functions of a region's shard name, phrase row and rank
+    (splitmix64's mixing).
+    """
     seed = np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u8")[0]
     x = seed + (phrase_row.astype(np.uint64) << np.uint64(16)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    numbers: np.ndarray = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers

@@ -1,8 +1,8 @@
-"""The rules: which regions of a shard become labels, and for what one reason each other one goes.
+"""Filtering rules: which regions of a shard become labels, and the reason for each dropped one.
 
-A rule is a function from the pool of regions to a column of booleans, True for those that it would drop; None where its
-setting is off. They are applied in the order of RULES, which is that of FilterConfig's fields; rules between regions look
-only at those that are still in.
+A rule is a function from a pool of regions to a boolean array, True for regions to drop, or None if
+its setting is off. Rules are applied in the order of RULES, which is that of FilterConfig's fields.
+Rules that compare regions only consider those that are not dropped yet.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ import numpy as np
 from pipeline.config import FilterConfig
 from pipeline.config.filter_presets import PRESETS
 from pipeline.errors import InputError
-from pipeline.filtering.fitted import Fitted
-from pipeline.filtering.nms import beyond, suppressed
+from pipeline.filtering.fitted import FilterTables
+from pipeline.filtering.nms import over_limit, suppress
 from pipeline.filtering.phrases import uniform
 from pipeline.filtering.store import RegionShard
 from pipeline.io.hashing import digest_json
 
 
-def check(config: FilterConfig, fitted: Fitted) -> None:
-    """Raises:
-    InputError: the settings need tables that are not given, or that were counted by other rules.
+def check(config: FilterConfig, fitted: FilterTables) -> None:
+    """Check that the tables suit the settings.
+
+    Raises:
+        InputError: required phrase counts are missing, or were made with other rules.
     """
     if config.balance_to is None:
         return
     if fitted.counts is None:
         raise InputError(
-            "balance_to needs phrase counts: run count-phrases with the same settings, then give --counts FILE"
+            "balance_to needs phrase counts: run count-phrases with the same settings, and pass its output as --counts"
         )
     if fitted.counts.rules != rules_of(config, fitted.thresholds_digest):
         raise InputError(
@@ -45,20 +47,22 @@ def check(config: FilterConfig, fitted: Fitted) -> None:
 
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
-    """The rules that kept regions are counted by, as one digest: a count is no guide to what other rules keep."""
+    """Digest of the rules with which kept regions are counted, as counts are only valid for the
+    same rules.
+    """
     return digest_json(
         {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
     )
 
 
 def preset_of(config: FilterConfig) -> str:
-    """The published set of rules that these are, by name; "" if they are none."""
+    """Name of the preset with the same rules; "" if there is none."""
     rules = config.effective()
     return next((name for name in PRESETS if FilterConfig(preset=name).effective() == rules), "")
 
 
-def open_regions(path: str | Path, config: FilterConfig, fitted: Fitted = Fitted()) -> RegionShard:
-    """A shard, already without the regions that score too low for any use; columns are not read for them."""
+def open_regions(path: str | Path, config: FilterConfig, fitted: FilterTables = FilterTables()) -> RegionShard:
+    """Open a shard, restricted to regions that score high enough to be kept or ignored."""
     shard = RegionShard(path)
     low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
     low = min(low, low if config.ignore_above is None else config.ignore_above)
@@ -67,29 +71,36 @@ def open_regions(path: str | Path, config: FilterConfig, fitted: Fitted = Fitted
 
 
 def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
-    """(size,) float32: what the rules go by."""
+    """(size,) float32 scores as selected by ``score_by``.
+
+    Raises:
+        InputError: the shard has no region-text scores.
+    """
     if config.score_by == "score":
         return shard.numbers("score")
     if "region_text" not in shard.columns:
         raise InputError(
-            f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the store, "
-            "or set score_by=score"
+            f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the "
+            "store, or set score_by=score"
         )
     if config.score_by == "region_text":
         return shard.numbers("region_text")
-    return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
+    geometric: np.ndarray = np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
+    return geometric
 
 
-class Pool:
-    """A shard's regions and which of them are still in. All arrays (size,) unless they say otherwise."""
+class RegionPool:
+    """Regions of a shard, and the reasons of those dropped so far. Arrays are (size,) unless stated
+    otherwise.
+    """
 
-    def __init__(self, shard: RegionShard, config: FilterConfig, fitted: Fitted) -> None:
+    def __init__(self, shard: RegionShard, config: FilterConfig, fitted: FilterTables) -> None:
         self.shard, self.config, self.fitted = shard, config, fitted
         self.score = scores(shard, config)
         self.reason = np.zeros(shard.size, np.uint8)
 
-    def alive(self) -> np.ndarray:
-        """Rows that are still in."""
+    def remaining(self) -> np.ndarray:
+        """Rows that are not dropped."""
         return np.flatnonzero(self.reason == KEEP)
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
@@ -101,49 +112,50 @@ class Pool:
         """Share of the image, 0..1."""
         width, height = self.sides()
         image = self.shard.numbers("height").astype(np.float64) * self.shard.numbers("width")
-        return width * height / image
+        share: np.ndarray = width * height / image
+        return share
 
     def per_image(self, values: np.ndarray | None = None) -> np.ndarray:
-        """(images,) how many regions of each image are still in, or the sum of their ``values``."""
+        """(images,) number of remaining regions of each image, or the sum of their ``values``."""
         codes, keys = self.shard.keys()
-        rows = self.alive()
+        rows = self.remaining()
         return np.bincount(codes[rows], None if values is None else values[rows], minlength=len(keys))
 
-    def among_alive(self, rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """A rule between regions that are still in: it gets their rows."""
-        rows = self.alive()
+    def among_remaining(self, rule: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Apply a rule that maps the remaining rows to booleans."""
+        rows = self.remaining()
         bad = np.zeros(self.shard.size, bool)
         bad[rows] = rule(rows)
         return bad
 
 
-Rule = Callable[[Pool], "np.ndarray | None"]
+Rule = Callable[[RegionPool], "np.ndarray | None"]
 
 
-def below_threshold(pool: Pool) -> np.ndarray:
+def below_threshold(pool: RegionPool) -> np.ndarray:
     fitted = pool.fitted.thresholds
     if fitted is not None:
         codes, texts = pool.shard.texts()
         mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
         return ~(pool.score > fitted.of(mentions)[codes])
-    above = pool.score >= pool.config.threshold if pool.config.include_equal else pool.score > pool.config.threshold
-    return ~above
+    above: np.ndarray = pool.score > pool.config.threshold
+    return ~((pool.score >= pool.config.threshold) if pool.config.include_equal else above)
 
 
-def no_area(pool: Pool) -> np.ndarray:
+def no_area(pool: RegionPool) -> np.ndarray:
     width, height = pool.sides()
     return ~((width > 0) & (height > 0))
 
 
-def not_best_of_phrase(pool: Pool) -> np.ndarray | None:
+def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
     limit = pool.config.best_per_phrase
     if limit is None:
         return None
     phrase = pool.shard.numbers("phrase_row")
-    return pool.among_alive(lambda rows: beyond(pool.score[rows], phrase[rows], limit))
+    return pool.among_remaining(lambda rows: over_limit(pool.score[rows], phrase[rows], limit))
 
 
-def too_small(pool: Pool) -> np.ndarray | None:
+def too_small(pool: RegionPool) -> np.ndarray | None:
     bad = None
     if pool.config.min_box_side > 0:
         bad = np.minimum(*pool.sides()) < pool.config.min_box_side
@@ -153,11 +165,14 @@ def too_small(pool: Pool) -> np.ndarray | None:
     return bad
 
 
-def too_large(pool: Pool) -> np.ndarray | None:
-    return pool.area_share() > pool.config.max_area_share if pool.config.max_area_share < 1 else None
+def too_large(pool: RegionPool) -> np.ndarray | None:
+    if pool.config.max_area_share >= 1:
+        return None
+    large: np.ndarray = pool.area_share() > pool.config.max_area_share
+    return large
 
 
-def aspect(pool: Pool) -> np.ndarray | None:
+def aspect(pool: RegionPool) -> np.ndarray | None:
     if pool.config.max_aspect is None:
         return None
     width, height = pool.sides()
@@ -165,7 +180,7 @@ def aspect(pool: Pool) -> np.ndarray | None:
         return np.maximum(width / height, height / width) > pool.config.max_aspect
 
 
-def same_text_overlap(pool: Pool) -> np.ndarray | None:
+def same_text_overlap(pool: RegionPool) -> np.ndarray | None:
     if pool.config.same_text_iou is None:
         return None
     codes, texts = pool.shard.texts()
@@ -173,32 +188,32 @@ def same_text_overlap(pool: Pool) -> np.ndarray | None:
     return _overlap(pool, group, pool.config.same_text_iou)
 
 
-def cross_phrase_overlap(pool: Pool) -> np.ndarray | None:
+def cross_phrase_overlap(pool: RegionPool) -> np.ndarray | None:
     iou = pool.config.cross_phrase_iou
     return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou)
 
 
-def near_identical(pool: Pool) -> np.ndarray | None:
+def near_identical(pool: RegionPool) -> np.ndarray | None:
     iou = pool.config.near_identical_iou
     return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou, pool.shard.numbers("phrase_row"))
 
 
-def _overlap(pool: Pool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
+def _overlap(pool: RegionPool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
     boxes = pool.shard.boxes()
-    return pool.among_alive(
-        lambda rows: suppressed(
+    return pool.among_remaining(
+        lambda rows: suppress(
             boxes[rows], pool.score[rows], group[rows], iou, spare=None if spare is None else spare[rows]
         )
     )
 
 
-def image_below_threshold(pool: Pool) -> np.ndarray | None:
+def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
     if pool.config.image_threshold is None:
         return None
     return pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))[pool.shard.keys()[0]] < 1
 
 
-def image_score_low(pool: Pool) -> np.ndarray | None:
+def image_score_low(pool: RegionPool) -> np.ndarray | None:
     if pool.config.min_image_score is None:
         return None
     value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
@@ -206,16 +221,18 @@ def image_score_low(pool: Pool) -> np.ndarray | None:
     return ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
 
 
-def phrase_cap(pool: Pool) -> np.ndarray | None:
+def phrase_cap(pool: RegionPool) -> np.ndarray | None:
     limit = pool.config.max_per_phrase_text
     if limit is None:
         return None
     codes, _ = pool.shard.texts()
-    return pool.among_alive(lambda rows: beyond(pool.score[rows], codes[rows], limit))
+    return pool.among_remaining(lambda rows: over_limit(pool.score[rows], codes[rows], limit))
 
 
-def balanced_away(pool: Pool) -> np.ndarray | None:
-    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): of a text with n > t entries each stays with probability t / n."""
+def balanced_away(pool: RegionPool) -> np.ndarray | None:
+    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): each of a text's n > t entries is kept
+    with probability t / n.
+    """
     if pool.config.balance_to is None:
         return None
     assert pool.fitted.counts is not None
@@ -225,7 +242,7 @@ def balanced_away(pool: Pool) -> np.ndarray | None:
     return uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank")) >= share[codes]
 
 
-def too_few_regions(pool: Pool) -> np.ndarray | None:
+def too_few_regions(pool: RegionPool) -> np.ndarray | None:
     return pool.per_image()[pool.shard.keys()[0]] < pool.config.min_regions if pool.config.min_regions > 0 else None
 
 
@@ -234,14 +251,18 @@ RULES: tuple[Rule, ...] = (
     same_text_overlap, cross_phrase_overlap, near_identical,
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip
-"""In the order they are applied; a rule's name is the reason that its regions are counted under."""
+"""Rules in the order of application; a rule's name is the reason under which its regions are
+counted.
+"""
 REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
 KEEP, IGNORE, BELOW = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of a shard's regions. ``reason`` (size,) indexes REASONS; the ``unread`` others score too low."""
+class FilterResult:
+    """Result for a shard. ``reason``: (size,) indices into REASONS. ``unread``: number of regions
+    with too low scores.
+    """
 
     reason: np.ndarray
     unread: int
@@ -257,20 +278,21 @@ class Verdict:
         return self.reason <= IGNORE
 
     def counts(self) -> dict[str, int]:
-        """Regions by reason, "keep" among them; they add up to the shard's."""
-        found = np.bincount(self.reason, minlength=len(REASONS))
-        found[BELOW] += self.unread
-        return {REASONS[i]: int(n) for i, n in enumerate(found) if n}
+        """Number of regions by reason, including "keep"; the sum is the shard's number of regions."""
+        counts = np.bincount(self.reason, minlength=len(REASONS))
+        counts[BELOW] += self.unread
+        return {REASONS[i]: int(n) for i, n in enumerate(counts) if n}
 
 
-def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -> Verdict:
-    """Apply the rules to a shard that :func:`open_regions` opened for them (or for lower thresholds).
+def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables = FilterTables()) -> FilterResult:
+    """Apply the rules to a shard opened by :func:`open_regions` for the same rules, or for lower
+    thresholds.
 
     Raises:
-        InputError: the shard lacks a column that a rule needs.
+        InputError: the shard lacks a column that a rule needs, or as :func:`check`.
     """
     check(config, fitted)
-    pool = Pool(shard, config, fitted)
+    pool = RegionPool(shard, config, fitted)
     for number, rule in enumerate(RULES, start=BELOW):
         bad = rule(pool)
         if bad is not None:
@@ -278,4 +300,4 @@ def judge(shard: RegionShard, config: FilterConfig, fitted: Fitted = Fitted()) -
     if config.ignore_above is not None:
         unsure = (pool.reason == BELOW) & (pool.score > config.ignore_above) & ~no_area(pool)
         pool.reason[unsure & (pool.per_image()[shard.keys()[0]] > 0)] = IGNORE
-    return Verdict(pool.reason, shard.total - shard.size)
+    return FilterResult(pool.reason, shard.total - shard.size)

@@ -1,62 +1,61 @@
-"""A regions file whose columns are read when a rule asks for them, and kept only for the rows still in question."""
+"""Lazy reader of a regions file: columns are read on demand, and only selected rows are kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.io.files import read_bytes
-from pipeline.io.paths import is_url, stem
+from pipeline.io.paths import stem
+from pipeline.io.tables import footer, open_parquet
 
 BOX = ("x1", "y1", "x2", "y2")
 STRINGS = ["key", "phrase"]
 
 
 class RegionShard:
-    """The regions of one shard. Rows that :meth:`restrict` leaves out are counted in ``total`` and read no further.
+    """Regions of one shard.
+
+    Attributes:
+        total: number of rows of the file. size: number of rows selected by :meth:`restrict`.
 
     Raises:
-        InputError: no such file, not Parquet, or (when it is asked for) a column that is not there.
+        InputError: no such file, not Parquet or, on access, a missing column.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.name = str(path), stem(path)
-        self._file = _open(str(path))
+        self._file = open_parquet(path, STRINGS)
         self.total = self.size = int(self._file.metadata.num_rows)
         schema = self._file.schema_arrow
         self.columns: list[str] = schema.names
-        self.footer = {
-            k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if not k.startswith(b"ARROW:")
-        }
+        self.footer = footer(schema)
         self._mask: pa.Array | None = None
         self._columns: dict[str, pa.Array] = {}
         self._numbers: dict[str, np.ndarray] = {}
         self._codes: dict[str, tuple[np.ndarray, pa.Array]] = {}
         self._images = 0
 
-    def restrict(self, stays: np.ndarray) -> None:
-        """Read only these rows from now on. ``stays`` (total,) of bool; once, before the columns it is to spare."""
+    def restrict(self, selected: np.ndarray) -> None:
+        """Select rows, once. ``selected``: (total,) bool."""
         assert self._mask is None
-        if not stays.all():
-            self._mask = pa.array(stays)
-            self.size = int(stays.sum())
-            self._columns = {name: self._spare(values) for name, values in self._columns.items()}
+        if not selected.all():
+            self._mask = pa.array(selected)
+            self.size = int(selected.sum())
+            self._columns = {name: self._select(values) for name, values in self._columns.items()}
             self._numbers, self._codes = {}, {}
 
     def column(self, name: str) -> pa.Array:
-        """(size,) of Arrow values; strings as dictionaries."""
+        """(size,) Arrow array; strings are dictionary-encoded."""
         if name not in self._columns:
-            self._columns[name] = self._spare(self.whole(name))
+            self._columns[name] = self._select(self.whole(name))
         return self._columns[name]
 
     def numbers(self, name: str) -> np.ndarray:
-        """(size,) of a numeric column; nulls are nan."""
+        """(size,) values of a numeric column; nulls are nan."""
         if name not in self._numbers:
             self._numbers[name] = self.column(name).to_numpy(zero_copy_only=False)
         return self._numbers[name]
@@ -66,29 +65,32 @@ class RegionShard:
         return np.stack([self.numbers(c) for c in BOX], 1).astype(np.float64)
 
     def keys(self) -> tuple[np.ndarray, pa.Array]:
-        """(size,) codes of the images and the keys they stand for."""
+        """(size,) codes of the images, and the keys that the codes index."""
         if "key" not in self._codes:
             whole = self.whole("key")
             present = np.bincount(whole.indices.to_numpy(), minlength=len(whole.dictionary)) > 0
             self._images = int(present.sum())
-            mine = self._columns.setdefault("key", self._spare(whole))
-            self._codes["key"] = mine.indices.to_numpy(), mine.dictionary
+            selected = self._columns.setdefault("key", self._select(whole))
+            self._codes["key"] = selected.indices.to_numpy(), selected.dictionary
         return self._codes["key"]
 
     @property
     def images(self) -> int:
-        """Distinct images of the whole shard."""
+        """Number of distinct images in the whole shard."""
         self.keys()
         return self._images
 
     def texts(self) -> tuple[np.ndarray, pa.Array]:
-        """(size,) codes of the phrase texts in lower case and the texts they stand for (not all of them occur)."""
+        """(size,) codes of the phrase texts in lower case, and the texts (not all of them occur)."""
         if "phrase" not in self._codes:
-            self._codes["phrase"] = folded(self.column("phrase"))
+            column = self.column("phrase")
+            lower = pc.utf8_lower(column.dictionary).dictionary_encode()
+            codes = column.indices.to_numpy()
+            self._codes["phrase"] = (lower.indices.to_numpy()[codes] if len(codes) else codes), lower.dictionary
         return self._codes["phrase"]
 
     def whole(self, name: str) -> pa.Array:
-        """(total,) of a column, whatever the rows in question."""
+        """(total,) Arrow array of a column, without row selection."""
         if name not in self.columns:
             raise InputError(f"{self.path}: has no column {name}, only {', '.join(self.columns)}")
         try:
@@ -99,39 +101,22 @@ class RegionShard:
             return column.chunk(0)
         return (column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column).combine_chunks()
 
-    def _spare(self, values: pa.Array) -> pa.Array:
+    def _select(self, values: pa.Array) -> pa.Array:
         return values if self._mask is None else values.filter(self._mask)
 
-    def table(self, stays: np.ndarray, schema: pa.Schema) -> pa.Table:
-        """The columns of ``schema`` for the rows where ``stays`` (size,); one that may be null and is not there is null."""
-        mask = None if stays.all() else pa.array(stays)
+    def table(self, selected: np.ndarray, schema: pa.Schema) -> pa.Table:
+        """Columns of ``schema`` for the rows ``selected`` (size,); missing nullable columns are
+        null.
+
+        Frees the columns, so it must be the last access.
+        """
+        mask = None if selected.all() else pa.array(selected)
         columns = []
         for field in schema:
             if field.name not in self.columns and field.nullable:
-                columns.append(pa.nulls(int(stays.sum()), field.type))
+                columns.append(pa.nulls(int(selected.sum()), field.type))
             else:
-                values = self._columns.pop(field.name, None)  # asked for the last time
-                values = self._spare(self.whole(field.name)) if values is None else values
+                values = self._columns.pop(field.name, None)
+                values = self._select(self.whole(field.name)) if values is None else values
                 columns.append(values if mask is None else values.filter(mask))
         return pa.table(columns, names=schema.names)
-
-
-def folded(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """Codes of a dictionary column's texts in lower case, and the texts."""
-    low = pc.utf8_lower(column.dictionary).dictionary_encode()
-    codes = column.indices.to_numpy()
-    return (low.indices.to_numpy()[codes] if len(codes) else codes), low.dictionary
-
-
-def _open(path: str) -> Any:
-    try:
-        if is_url(path):
-            data = read_bytes(path)
-            if data is None:
-                raise FileNotFoundError(path)
-            return pq.ParquetFile(pa.BufferReader(data), read_dictionary=STRINGS)
-        return pq.ParquetFile(path, read_dictionary=STRINGS)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file ({error})") from None

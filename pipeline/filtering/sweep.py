@@ -1,4 +1,4 @@
-"""What a grid of thresholds would keep, in one pass over the store."""
+"""Number and quality of the labels at each of a grid of thresholds, in one pass over the store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow as pa
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.filtering.fitted import Fitted, load_fitted
+from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
-from pipeline.filtering.rules import judge, open_regions
+from pipeline.filtering.rules import apply_rules, open_regions
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
 
@@ -32,16 +32,20 @@ def sweep(
     iou: float = 0.5,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What each threshold keeps, the other rules as set. Every column is read once, for all thresholds.
+    """Apply the rules with each threshold of a grid. Every column is read once, for all thresholds.
 
     Args:
-        grid: thresholds, at most 64. gold: folder of gold tables; precision and recall are measured on the images that
-            have rows there.
+        grid: thresholds, at most 64.
+        gold: folder of gold tables; precision and recall are measured on images with gold boxes.
+        iou: minimum IoU of a correct label with its gold box.
 
     Returns:
-        "regions", "images", "shards": what the store has; "gold_boxes"; "rules"; "thresholds": for each its "images",
-        "boxes" and "phrases" (distinct texts), and with gold "labels" (kept ones in images with gold), "correct",
-        "found", "precision" and "recall" in percent.
+        "regions", "images", "shards": of the store; "gold_boxes"; "rules"; "thresholds": for each
+        the kept "images", "boxes" and "phrases" (distinct texts), and with gold "labels" (kept, in
+        images with gold), "correct", "found" (gold boxes), "precision" and "recall" in percent.
+
+    Raises:
+        InputError: an invalid grid, ``balance_to`` is set, or no shard has gold boxes.
     """
     require_files(regions)
     grid = sorted(set(grid))
@@ -49,10 +53,10 @@ def sweep(
         raise InputError(f"grid {', '.join(map(str, grid))}: want 1 to {MAX_GRID} thresholds between 0 and 1")
     if config.balance_to is not None:
         raise InputError(
-            "balance_to: phrases are counted for one threshold, so --sweep cannot apply it; sweep without it (--set balance_to=null), "
-            "then count-phrases with the threshold that you choose"
+            "balance_to: phrases are counted for one threshold, so --sweep cannot apply it; sweep without it "
+            "(--set balance_to=null), then run count-phrases with the chosen threshold"
         )
-    fitted = load_fitted(None, None)
+    fitted = load_tables(None, None)
     configs = [config.model_copy(update={"threshold": t, "ignore_above": None}) for t in grid]
     golds = {} if gold is None else gold_tables(gold)
     total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found
@@ -67,7 +71,7 @@ def sweep(
         store += (shard.total, shard.images, 0 if truth is None else len(truth))
         progress.advance(1, "shards")
     if gold is not None and not store[2]:
-        raise InputError(f"{gold}: has no gold table of the name of any of the shards")
+        raise InputError(f"{gold}: has no gold table with the name of a shard")
     distinct = texts.counts(len(grid))
     return {
         "shards": len(regions),
@@ -86,7 +90,7 @@ def sweep(
 def _of_shard(
     shard: RegionShard,
     configs: Sequence[FilterConfig],
-    fitted: Fitted,
+    fitted: FilterTables,
     distinct: DistinctTexts,
     truth: Gold | None,
     iou: float,
@@ -99,14 +103,14 @@ def _of_shard(
         measured = truth.has(keys)[codes]
         matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
     for i, config in enumerate(configs):
-        kept = judge(shard, config, fitted).keeps
+        kept = apply_rules(shard, config, fitted).keeps
         total[i, :2] = len(np.unique(codes[kept])), kept.sum()
         bits[np.unique(text_codes[kept])] |= np.uint64(1 << i)
         if truth is not None:
-            right = kept & correct
-            total[i, 2:] = (kept & measured).sum(), right.sum(), len(np.unique(matched[right]))
-    occur = np.flatnonzero(bits)
-    distinct.add(text_hashes(texts.take(pa.array(occur))), bits[occur])
+            kept_correct = kept & correct
+            total[i, 2:] = (kept & measured).sum(), kept_correct.sum(), len(np.unique(matched[kept_correct]))
+    kept_texts = np.flatnonzero(bits)
+    distinct.add(text_hashes(texts.take(pa.array(kept_texts))), bits[kept_texts])
     return total
 
 
@@ -122,7 +126,7 @@ def _quality(counted: np.ndarray, gold: int) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """The result as a table for a terminal."""
+    """Table of the result for a terminal."""
     rows = result["thresholds"]
     with_gold = result["gold_boxes"] is not None
     head = f"{'threshold':>9}  {'images':>12}  {'boxes':>13}  {'phrases':>11}"

@@ -1,4 +1,6 @@
-"""Thresholds fitted on gold, one a band of phrase frequency: the file between calibrate and filter-boxes."""
+"""Calibrated thresholds, one per band of phrase frequency: the file that calibrate writes and
+filter-boxes reads.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +13,40 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.errors import InputError
 from pipeline.io.files import read_bytes
 
-LEFT_OUT: dict[str, Any] = {
+CALIBRATION_OVERRIDES: dict[str, Any] = {
     "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
     "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
 }  # fmt: skip
-"""Settings while thresholds are fitted: what depends on the threshold, or on other images, is off."""
+"""Settings during calibration: rules that depend on the threshold or on other images are disabled.
+"""
 Status = Literal["fitted", "pooled", "closed"]
 
 
 class Fit(BaseModel):
-    """What was found for a set of labels. ``threshold`` None: no threshold reaches the precision, nothing is kept."""
+    """Result for a set of labels. ``threshold`` None: no threshold reaches the precision, and
+    nothing is kept.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: int = Field(description="regions that the other rules keep, in images with gold boxes")
-    correct: int = Field(description="of those, the ones that fit a gold box of their phrase")
-    gold: int = Field(description="gold boxes")
-    threshold: float | None = Field(description="regions scoring above it are kept")
+    labels: int = Field(description="regions kept by the other rules, in images with gold boxes")
+    correct: int = Field(description="labels that match a gold box of their phrase")
+    gold: int = Field(description="number of gold boxes")
+    threshold: float | None = Field(description="regions with a higher score are kept")
     kept: int = Field(0, description="labels above the threshold")
-    kept_correct: int = Field(0, description="of those, the correct ones")
+    kept_correct: int = Field(0, description="correct labels above the threshold")
     found: int = Field(0, description="gold boxes with a correct label above the threshold")
     precision: float | None = None
-    low: float | None = Field(None, description="Wilson's 95 % interval of the precision")
-    high: float | None = None
-    best_precision: float | None = Field(None, description="the highest of any threshold that keeps enough labels")
+    low: float | None = Field(None, description="lower end of the precision's 95 % Wilson interval")
+    high: float | None = Field(None, description="upper end")
+    best_precision: float | None = Field(None, description="highest precision of a threshold that keeps enough labels")
 
 
 class Band(Fit):
-    """Phrases mentioned at least ``from_mentions`` times (and less often than the next band begins).
+    """Result for phrases with at least ``from_mentions`` mentions, and fewer than the next band's.
 
-    ``status`` "fitted": the band's own threshold; "pooled": too few labels, so all bands' common one; "closed": no
-    threshold reaches the precision, so nothing is kept.
+    ``status``: "fitted": its own threshold; "pooled": the threshold of all bands together, as it
+    has too few labels; "closed": no threshold reaches the precision, so nothing is kept.
     """
 
     from_mentions: int
@@ -49,7 +54,7 @@ class Band(Fit):
 
 
 class Thresholds(BaseModel):
-    """The whole file."""
+    """Content of the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +63,7 @@ class Thresholds(BaseModel):
     by: Literal["estimate", "lower"]
     min_labels: int
     iou: float
-    rules: dict[str, Any] = Field(description="the settings of filter-boxes that it was fitted with")
+    rules: dict[str, Any] = Field(description="settings of filter-boxes during calibration")
     inputs: dict[str, str] = Field(description="digests of regions, gold and counts")
     pooled: Fit
     bands: tuple[Band, ...]
@@ -67,41 +72,41 @@ class Thresholds(BaseModel):
     def _bands_rise_from_zero(self) -> Thresholds:
         starts = [b.from_mentions for b in self.bands]
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
-            raise ValueError(f"bands begin at {starts}: want rising numbers from 0")
+            raise ValueError(f"bands begin at {starts}: want ascending numbers from 0")
         return self
 
     def differing(self, rules: dict[str, Any]) -> list[str]:
-        """How rules differ from those it was fitted with, as words; they keep other regions than the sample's."""
-        fitted, here = self.rules | LEFT_OUT, rules | LEFT_OUT
+        """Descriptions of differences between ``rules`` and those during calibration."""
+        fitted, current = self.rules | CALIBRATION_OVERRIDES, rules | CALIBRATION_OVERRIDES
         return [
-            f"{name}: {fitted.get(name)}, here {value}" for name, value in here.items() if fitted.get(name) != value
+            f"{name}: {fitted.get(name)}, here {value}" for name, value in current.items() if fitted.get(name) != value
         ]
 
     @property
     def lowest(self) -> float:
-        """No band keeps a region that does not score above this."""
+        """Lowest threshold of all bands."""
         return min((b.threshold for b in self.bands if b.threshold is not None), default=1.0)
 
     def of(self, mentions: np.ndarray) -> np.ndarray:
-        """(n,) float32 thresholds of phrases by how often they are mentioned; inf where nothing is kept."""
+        """(n,) float32 thresholds of phrases by their number of mentions (n,); inf if nothing is
+        kept.
+        """
         values = [np.inf if b.threshold is None else b.threshold for b in self.bands]
-        return np.array(values, np.float32)[self.band(mentions)]
-
-    def band(self, mentions: np.ndarray) -> np.ndarray:
-        """(n,) numbers of the bands."""
-        return band_of([b.from_mentions for b in self.bands], mentions)
+        thresholds: np.ndarray = np.array(values, np.float32)[band_of([b.from_mentions for b in self.bands], mentions)]
+        return thresholds
 
 
 def band_of(starts: list[int], mentions: np.ndarray) -> np.ndarray:
-    """(n,) the last band that begins at or below each number of mentions."""
-    return np.searchsorted(np.array(starts), mentions, side="right") - 1
+    """(n,) indices of the bands, which begin at ``starts``, of numbers of mentions (n,)."""
+    bands: np.ndarray = np.searchsorted(np.array(starts), mentions, side="right") - 1
+    return bands
 
 
 def read_thresholds(path: str | Path) -> Thresholds:
-    """Read what calibrate wrote.
+    """Read a file of calibrate.
 
     Raises:
-        InputError: no such file, or not one of calibrate's.
+        InputError: no such file, or not written by calibrate.
     """
     data = read_bytes(path)
     if data is None:
@@ -110,5 +115,5 @@ def read_thresholds(path: str | Path) -> Thresholds:
         return Thresholds.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise InputError(f"{path}: not what calibrate writes ({place}: {first['msg']})") from None
+        field = ".".join(str(p) for p in first["loc"])
+        raise InputError(f"{path}: not what calibrate writes ({field}: {first['msg']})") from None

@@ -1,1 +1,1 @@
-"""What is in shards and label stores: counted in one pass, told in lines, JSON and a page."""
+"""Statistics of shards and label stores, computed in one pass, as terminal lines, JSON or a page."""

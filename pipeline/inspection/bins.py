@@ -1,4 +1,6 @@
-"""The bins of the histograms. Each holds values from its lower edge on, up to the next one's."""
+"""Bins of the histograms: each has the values from its lower edge up to, but not including, the
+next bin's.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bins:
-    """edges: rising lower edges; values below the first are counted in the first. labels: a word or two for each bin."""
+    """edges: ascending lower edges; values below the first are counted in the first bin. labels: of
+    the bins.
+    """
 
     title: str
     edges: Sequence[float]
     labels: Sequence[str]
 
     def count(self, values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """(bins,) int64: how many values are in each, or the sum of their weights."""
-        place = np.searchsorted(np.asarray(self.edges[1:], np.float64), np.asarray(values, np.float64), side="right")
-        return np.bincount(place, weights, minlength=len(self.labels)).astype(np.int64)
+        """(bins,) int64: number of values in each bin, or the sum of their weights."""
+        bins = np.searchsorted(np.asarray(self.edges[1:], np.float64), np.asarray(values, np.float64), side="right")
+        return np.bincount(bins, weights, minlength=len(self.labels)).astype(np.int64)
 
 
 def whole_numbers(title: str, edges: Sequence[int]) -> Bins:
-    """Bins of whole numbers; the last one is open."""
+    """Bins of integers; the last one is open."""
     labels = [f"{a}" if a == b - 1 else f"{a:,}–{b - 1:,}" for a, b in pairwise(edges)]
     return Bins(title, edges, (*labels, f"{edges[-1]:,}+"))
 
 
 def pixels(title: str, edges: Sequence[int]) -> Bins:
-    """Bins of lengths, which need not be whole."""
+    """Bins of lengths, which need not be integers."""
     labels = [f"{a:,} to {b:,}" for a, b in pairwise(edges)]
     return Bins(title, edges, (*labels, f"{edges[-1]:,}+"))
 
@@ -58,6 +62,6 @@ BINS = {
         ("under 1:2", "1:2 to 4:5", "near square", "5:4 to 2:1", "2:1 and over"),
     ),
 }
-"""The histograms that are added up shard by shard."""
+"""Histograms that are computed shard by shard."""
 
 FREQUENCIES = whole_numbers("distinct phrases by how many boxes they have", (1, 2, 3, 5, 10, 30, 100, 1000, 10_000))

@@ -1,4 +1,4 @@
-"""What one shard holds, in a form that adds up: made in any process, merged in the shards' order."""
+"""Mergeable statistics of one shard, and the choice of samples to draw."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from pipeline.inspection.bins import BINS
 
 MAX_NOTES = 20
 OUTSIDE = 1.0
-"""Pixels that a box may reach beyond its image: published boxes are rounded."""
+"""Tolerance in pixels for boxes outside their image, as published boxes are rounded."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A sample that may be drawn. rank: what decides whether it is. image: its bytes, None if they have yet to be fetched."""
+    """A sample that may be drawn. rank: the lowest are drawn. image: encoded; None if it is read
+    later.
+    """
 
     rank: tuple[bool, int]
     shard: str
@@ -30,24 +32,26 @@ class Picture:
 
 
 class Pictures:
-    """The ``limit`` samples of the lowest lots: by a hash of shard and key, those with boxes first."""
+    """Keeps the ``limit`` samples with the lowest ranks: samples with boxes first, then by a hash
+    of shard and key.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._heap: list[tuple[tuple[bool, int], int, Picture]] = []  # the highest rank, negated, on top
+        self._heap: list[tuple[tuple[bool, int], int, Picture]] = []  # ranks are negated: the highest is on top
 
     def wants(self, rank: tuple[bool, int]) -> bool:
-        """Whether a sample of this rank would be among them."""
+        """Whether a sample of this rank would be kept."""
         return self._limit > 0 and (len(self._heap) < self._limit or _negated(rank) > self._heap[0][0])
 
     def add(self, picture: Picture) -> None:
-        """Take a picture if it is wanted."""
+        """Keep a picture if its rank is low enough."""
         if self.wants(picture.rank):
             item = (_negated(picture.rank), len(self._heap), picture)
             (heappush if len(self._heap) < self._limit else heapreplace)(self._heap, item)
 
     def chosen(self) -> list[Picture]:
-        """By shard and key."""
+        """Kept pictures, sorted by shard and key."""
         return sorted((p for _, _, p in self._heap), key=lambda p: (p.shard, p.key))
 
 
@@ -56,21 +60,28 @@ def _negated(rank: tuple[bool, int]) -> tuple[bool, int]:
 
 
 def sample_rank(shard: str, key: str, has_boxes: bool) -> tuple[bool, int]:
-    """A sample's own rank: the same in any run, whatever else there is."""
+    """Rank of a sample, a deterministic function of the arguments."""
     return not has_boxes, int.from_bytes(blake2b(f"{shard}/{key}".encode(), digest_size=8).digest(), "big")
 
 
 def key_hash(key: str) -> int:
-    """Stands for a key when whole sets are searched for repeated ones."""
+    """64-bit hash of a key, for finding duplicates in whole sets."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass
 class Counts:
-    """numbers: name -> count. tables: name -> value -> count. histograms: name of pipeline.inspection.bins -> (bins,).
+    """Statistics of a shard, or the sum over shards.
 
-    problems: reason -> count; notes: the first of them in words. phrases: distinct phrases, in lower case, and their boxes.
-    extent: lowest and highest (height, width) by pixels. keys: hashes of the samples' keys.
+    Attributes:
+        numbers: name -> count.
+        tables: name -> value -> count.
+        histograms: name in pipeline.inspection.bins -> counts (bins,).
+        problems: reason -> count.
+        notes: messages of the first problems.
+        phrases: distinct phrase in lower case -> number of boxes.
+        extent: (height, width) of the smallest and the largest image, by area.
+        keys: hashes of the samples' keys.
     """
 
     numbers: Counter[str] = field(default_factory=Counter)
@@ -86,7 +97,7 @@ class Counts:
     pictures: list[Picture] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Keep a problem in words, if it is among the first."""
+        """Keep the message of a problem, if it is among the first."""
         if len(self.notes) < MAX_NOTES:
             self.notes.append(text)
 
@@ -104,7 +115,7 @@ class Counts:
         self.histograms[name] += BINS[name].count(values)
 
     def sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Count images of these (height, width)."""
+        """Count images of these sizes (height, width)."""
         if sizes:
             both = np.array(sizes, np.float64)
             self.bin("shorter_sides", both.min(1))
@@ -113,12 +124,14 @@ class Counts:
             self.widen([sizes[int(area.argmin())], sizes[int(area.argmax())]])
 
     def widen(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Let the extent hold these sizes."""
-        every = sorted([*self.extent, *sizes], key=lambda s: (s[0] * s[1], s))
-        self.extent = [every[0], every[-1]] if every else []
+        """Include these sizes in the extent."""
+        ordered = sorted([*self.extent, *sizes], key=lambda s: (s[0] * s[1], s))
+        self.extent = [ordered[0], ordered[-1]] if ordered else []
 
     def boxes(self, boxes: np.ndarray, image_sizes: np.ndarray) -> None:
-        """Count boxes (n, 4) by their size and their share of their images (n, 2) height and width."""
+        """Count boxes (n, 4) by their size and their share of the image. image_sizes: (n, 2) of
+        (height, width).
+        """
         if len(boxes):
             area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             self.bin("coco_sizes", area)
@@ -126,7 +139,7 @@ class Counts:
             self.bin("box_shares", area / image_sizes.prod(1))
 
     def merge(self, other: Counts) -> None:
-        """Add the numbers of another shard; phrases, keys and pictures are whoever's who adds."""
+        """Add the statistics of another shard, except for phrases, keys and pictures."""
         self.numbers.update(other.numbers)
         for name, table in other.tables.items():
             self.tables.setdefault(name, Counter()).update(table)
@@ -138,7 +151,7 @@ class Counts:
         self.widen(other.extent)
 
 
-def beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
-    """Whether a box (x1, y1, x2, y2) reaches out of its image (height, width)."""
+def reaches_outside(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box (x1, y1, x2, y2) is partly outside its image of (height, width)."""
     x1, y1, x2, y2 = box
     return x1 < -OUTSIDE or y1 < -OUTSIDE or x2 > size[1] + OUTSIDE or y2 > size[0] + OUTSIDE

@@ -1,9 +1,10 @@
-"""Counting a file of the label store: labels or regions, with captions if the phrases are at hand."""
+"""Statistics of a label store file: labels or regions, with captions if the phrases are given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,18 +24,25 @@ from pipeline.labelling.label_records import make_record
 
 
 def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) -> Counts:
-    """Everything in one file of labels (with a ``status``) or regions; ``phrases``: the folder that parse-phrases wrote.
+    """Count a file of labels or regions.
 
-    Pictures are chosen without their images (:func:`with_images`), and only with phrases: the captions are theirs.
+    Pictures are chosen only if ``phrases``, which have the captions, is given. They have no images;
+    see :func:`with_images`.
+
+    Args:
+        status: whether the file has labels.
+        phrases: folder of parse-phrases' output.
+        pictures: maximum number of samples to draw.
 
     Raises:
-        InputError: a file is missing, or is not of the store.
+        InputError: a file is missing, or not of the label store.
     """
     counts, name = Counts(), stem(path)
-    table, teacher = read_table(path, LABELS if status else REGIONS), footer(path).get("teacher") or None
-    asked = read_caption_phrases(join(phrases, f"{name}.parquet")) if phrases else {}
+    table = read_table(path, LABELS if status else REGIONS)
+    teacher = footer(table.schema).get("teacher") or None
+    captions = read_caption_phrases(join(phrases, f"{name}.parquet")) if phrases else {}
     kept = table.filter(pc.equal(table["status"].cast(pa.string()), "keep")) if status else table
-    keys = list(dict.fromkeys([*asked, *table["key"].unique().to_pylist()]))
+    keys = list(dict.fromkeys([*captions, *table["key"].unique().to_pylist()]))
     per_image = _value_counts(kept["key"])
     counts.keys = [key_hash(key) for key in keys]
     counts.numbers.update(
@@ -45,11 +53,11 @@ def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) 
     if kept.num_rows:
         counts.table("annotators", teacher or "unknown", kept.num_rows)
     _boxes(counts, table, kept, name)
-    if asked:
-        counts.numbers["captions"] = len(asked)
-        counts.bin("caption_words", [len(a.caption.split()) for a in asked.values()])
-        _spans(counts, table, asked, name)
-        counts.pictures = _pictures(table, asked, per_image, name, pictures, teacher)
+    if captions:
+        counts.numbers["captions"] = len(captions)
+        counts.bin("caption_words", [len(a.caption.split()) for a in captions.values()])
+        _spans(counts, table, captions, name)
+        counts.pictures = _pictures(table, captions, per_image, name, pictures, teacher)
     return counts
 
 
@@ -63,7 +71,9 @@ def _numbers(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
-    """Sizes, phrases and scores of the kept boxes; problems of all; sizes of the images that have any."""
+    """Count sizes, phrases and scores of kept boxes, problems of all boxes, and sizes of images
+    with boxes.
+    """
     boxes, images = _numbers(table, BOX), _numbers(table, ("height", "width"))
     empty = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     limits = np.concatenate([images[:, ::-1], images[:, ::-1]], 1)
@@ -73,9 +83,9 @@ def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
             counts.problems[reason] += int(bad.sum())
             first = table["key"][int(np.flatnonzero(bad)[0])]
             counts.note(f"{name}/{first}: {reason.replace('_', ' ')}, first of {int(bad.sum()):,}")
-    mine = _numbers(kept, BOX)
-    solid = (mine[:, 2] > mine[:, 0]) & (mine[:, 3] > mine[:, 1])
-    counts.boxes(mine[solid], _numbers(kept, ("height", "width"))[solid])
+    kept_boxes = _numbers(kept, BOX)
+    valid = (kept_boxes[:, 2] > kept_boxes[:, 0]) & (kept_boxes[:, 3] > kept_boxes[:, 1])
+    counts.boxes(kept_boxes[valid], _numbers(kept, ("height", "width"))[valid])
     scores = kept["score"].to_numpy()
     counts.bin("scores", scores[~np.isnan(scores)])
     texts = _value_counts(pc.utf8_lower(kept["phrase"]))
@@ -86,60 +96,57 @@ def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
     counts.sizes(list(zip(first_rows["height_first"].to_pylist(), first_rows["width_first"].to_pylist(), strict=True)))
 
 
-def _spans(counts: Counts, table: pa.Table, asked: Mapping[str, CaptionPhrases], name: str) -> None:
+def _spans(counts: Counts, table: pa.Table, captions: Mapping[str, CaptionPhrases], name: str) -> None:
     columns = (table[c].to_pylist() for c in ("key", "phrase", "start", "end"))
     for key, phrase, start, end in zip(*columns, strict=True):
-        if key not in asked:
+        if key not in captions:
             counts.problem("key_without_phrases", f"{name}/{key}: has regions, but no phrases")
-        elif not 0 <= start < end <= len(asked[key].caption):
+        elif not 0 <= start < end <= len(captions[key].caption):
             counts.problem("span_outside_caption", f"{name}/{key}: [{start}, {end}) is outside the caption")
-        elif asked[key].caption[start:end] != phrase:
-            counts.problem("phrase_differs", f"{name}/{key}: {phrase!r} does not stand at [{start}, {end})")
+        elif captions[key].caption[start:end] != phrase:
+            counts.problem("phrase_differs", f"{name}/{key}: {phrase!r} is not the text of [{start}, {end})")
 
 
 def _pictures(
     table: pa.Table,
-    asked: Mapping[str, CaptionPhrases],
+    captions: Mapping[str, CaptionPhrases],
     per_image: Mapping[str, int],
     name: str,
     limit: int,
     teacher: str | None,
 ) -> list[Picture]:
-    """The chosen samples with their boxes; of regions, which are many, the best one of each phrase."""
-    ranks = sorted((sample_rank(name, key, True), key) for key in per_image if key in asked)[:limit]
+    """Chosen samples with their boxes; for regions, which are many, the best one of each phrase."""
+    ranks = sorted((sample_rank(name, key, True), key) for key in per_image if key in captions)[:limit]
     rows = table.filter(pc.is_in(table["key"], pa.array([key for _, key in ranks], pa.string())))
     if "status" not in rows.column_names:
-        rows = rows.filter(pc.equal(rows["rank"], 0)).append_column("status", pa.array(["keep"] * _best(rows)))
-    by_key: dict[str, list[dict]] = {}
+        rows = rows.filter(pc.equal(rows["rank"], 0))
+        rows = rows.append_column("status", pa.array(["keep"] * rows.num_rows, pa.string()))
+    by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         by_key.setdefault(row["key"], []).append(row)
     chosen = Pictures(limit)
     for rank, key in ranks:
-        mine = [row for row in by_key.get(key, ()) if row["phrase_row"] in asked[key].rows]
-        if mine:
-            size = (mine[0]["height"], mine[0]["width"])
-            record = make_record(key, "labels", size, asked[key], mine, teacher, BuildShardsConfig())
+        regions = [row for row in by_key.get(key, ()) if row["phrase_row"] in captions[key].rows]
+        if regions:
+            size = (regions[0]["height"], regions[0]["width"])
+            record = make_record(key, "labels", size, captions[key], regions, teacher, BuildShardsConfig())
             chosen.add(Picture(rank, name, key, record, None))
     return chosen.chosen()
 
 
-def _best(rows: pa.Table) -> int:
-    return int(pc.sum(pc.equal(rows["rank"], 0)).as_py() or 0)
-
-
 def with_images(pictures: Sequence[Picture], shards: Mapping[str, str]) -> list[Picture]:
-    """Pictures with their images from the crawl; a shard is read as far as its last one. Without, where there is none.
+    """Read the images of pictures from the crawl, if available; a shard is read up to the last one.
 
     shards: name -> tar.
     """
-    found: dict[tuple[str, str], bytes] = {}
+    images: dict[tuple[str, str], bytes] = {}
     for name in sorted({p.shard for p in pictures} & shards.keys()):
         wanted = {p.key for p in pictures if p.shard == name}
         for sample in read_tar(shards[name]):
             if sample.key in wanted:
                 wanted.discard(sample.key)
                 if (image := image_of(sample)) is not None:
-                    found[name, sample.key] = image[1]
+                    images[name, sample.key] = image[1]
             if not wanted:
                 break
-    return [replace(p, image=found.get((p.shard, p.key))) for p in pictures]
+    return [replace(p, image=images.get((p.shard, p.key))) for p in pictures]

@@ -1,4 +1,4 @@
-"""How often each of many texts occurs, without keeping the texts: only the most frequent ones are needed in words."""
+"""Exact counts of many texts by hash; the texts themselves are kept only for the most frequent."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ import pyarrow as pa
 
 from pipeline.filtering.phrases import text_hashes
 
-TOGETHER = 1 << 19
-"""Texts that wait to be added up at a time."""
+MERGE_ROWS = 1 << 19
+"""Number of added texts after which they are merged."""
 
 
 class TextCounts:
-    """Exact counts by 64-bit hash, some 50 bytes a distinct text at the peak; words for the ``kept`` most frequent.
+    """Exact counts by 64-bit hash, about 50 bytes per distinct text at the peak; the ``kept`` most
+    frequent texts.
 
-    A text that is among the most frequent at the end was so when it was last seen, among those seen by then; so its words were
-    at hand, and stayed. Of equal counts the lower hash comes first, so that the choice is the same in any order.
+    A text that is among the most frequent at the end was among the most frequent of the texts so
+    far when it was last added, so it was kept then and since. Ties are broken by the hash, so the
+    choice does not depend on the order.
     """
 
     def __init__(self, kept: int = 1 << 16) -> None:
         self._kept = kept
         self._hashes, self._counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        self._words: dict[int, str] = {}
-        self._waiting: list[tuple[np.ndarray, np.ndarray, Sequence[str]]] = []
+        self._texts: dict[int, str] = {}
+        self._pending: list[tuple[np.ndarray, np.ndarray, Sequence[str]]] = []
         self._rows = 0
 
     def add(self, texts: Sequence[str], counts: np.ndarray) -> None:
-        """Count distinct texts (n,) so many times (n,)."""
-        self._waiting.append((text_hashes(pa.array(texts, pa.string())), counts, texts))
+        """Add counts (n,) of distinct texts (n,)."""
+        self._pending.append((text_hashes(pa.array(texts, pa.string())), counts, texts))
         self._rows += len(texts)
-        if self._rows >= TOGETHER:
+        if self._rows >= MERGE_ROWS:
             self._merge()
 
     def _merge(self) -> None:
-        waiting, self._waiting, self._rows = self._waiting, [], 0
-        hashes = np.concatenate([self._hashes, *(h for h, _, _ in waiting)])
-        counts = np.concatenate([self._counts, *(c for _, c, _ in waiting)])
+        pending, self._pending, self._rows = self._pending, [], 0
+        hashes = np.concatenate([self._hashes, *(h for h, _, _ in pending)])
+        counts = np.concatenate([self._counts, *(c for _, c, _ in pending)])
         order = np.argsort(hashes, kind="stable")
         hashes, counts = hashes[order], counts[order]
         starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])) if len(hashes) else order
         self._hashes, self._counts = hashes[starts], np.add.reduceat(counts, starts) if len(starts) else counts
-        for new, _, texts in waiting:
-            self._words.update(zip(new.tolist(), texts, strict=True))
-        if len(self._words) > self._kept:
-            known = np.fromiter(self._words, np.uint64, len(self._words))
-            best = np.lexsort((known, -self._count_of(known)))[: self._kept]
-            self._words = {h: self._words[h] for h in known[best].tolist()}
+        for new, _, texts in pending:
+            self._texts.update(zip(new.tolist(), texts, strict=True))
+        if len(self._texts) > self._kept:
+            self._texts = {h: self._texts[h] for h, _ in self._most_frequent(self._kept)}
 
-    def _count_of(self, hashes: np.ndarray) -> np.ndarray:
-        return self._counts[np.searchsorted(self._hashes, hashes)]
+    def _most_frequent(self, n: int) -> list[tuple[int, int]]:
+        """(hash, count) of the ``n`` most frequent texts that are kept."""
+        hashes = np.fromiter(self._texts, np.uint64, len(self._texts))
+        counts = self._counts[np.searchsorted(self._hashes, hashes)]
+        best = np.lexsort((hashes, -counts))[:n]
+        return list(zip(hashes[best].tolist(), counts[best].tolist(), strict=True))
 
     @property
     def counts(self) -> np.ndarray:
@@ -59,10 +63,9 @@ class TextCounts:
         return self._counts
 
     def top(self, n: int) -> list[tuple[str, int]]:
-        """The most frequent texts, ``kept`` at most, by falling count and by the alphabet."""
+        """(text, count) of the most frequent texts, at most ``kept``, by descending count, then
+        alphabetically.
+        """
         self._merge()
-        known = np.fromiter(self._words, np.uint64, len(self._words))
-        counts = self._count_of(known)
-        best = np.lexsort((known, -counts))[:n]
-        rows = [(self._words[h], c) for h, c in zip(known[best].tolist(), counts[best].tolist(), strict=True)]
+        rows = [(self._texts[h], count) for h, count in self._most_frequent(n)]
         return sorted(rows, key=lambda row: (-row[1], row[0]))

@@ -1,4 +1,4 @@
-"""The whole of it: shards counted one by one or in several processes, added up in their order."""
+"""Statistics of many shards, counted in one or several processes and merged in order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipeline.inspection.counts import Counts, Picture, Pictures
 from pipeline.inspection.phrase_counts import TextCounts
 from pipeline.io.files import file_size
 from pipeline.io.paths import stem
-from pipeline.io.tables import column_names
+from pipeline.io.tables import open_parquet
 from pipeline.system.devices import cores
 
 Kind = Literal["training", "crawl", "labels", "regions"]
-WORTH_PROCESSES = 512 << 20
-"""Bytes of shards from which several processes are worth their start, which takes seconds."""
+PARALLEL_FROM = 512 << 20
+"""Bytes of shards above which several processes are started, which takes seconds."""
 
 
 class Histogram(BaseModel):
-    """counts: in words, in order; empty bins at the ends left out."""
+    """counts: label of a bin -> count, in order, without empty bins at the ends."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,8 +39,11 @@ class Histogram(BaseModel):
 
 
 class Summary(BaseModel):
-    """What is in some shards. extent: the smallest and the largest image, (height, width). phrases: the most frequent, and
-    their boxes. problems: by reason; notes: the first in words."""
+    """Statistics of shards.
+
+    extent: (height, width) of the smallest and the largest image. phrases: the most frequent, with
+    their numbers of boxes. problems: reason -> count. notes: messages of the first problems.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,31 +61,30 @@ class Summary(BaseModel):
 
 
 def kind_of(shards: Sequence[str]) -> Kind:
-    """What the shards are, by the first of them that has a sample; tars that have none are a crawl's.
-
-    One that cannot be read tells nothing of the others; it will be among the failed.
+    """Kind of the shards, from the first readable one with a sample; "crawl" for tars without
+    samples.
 
     Raises:
         InputError: neither tars nor tables of the label store, or none of them can be read.
     """
-    wrong: InputError | OSError | None = None
+    first_error: InputError | OSError | None = None
     read = 0
     for shard in shards:
         try:
             kind = _kind_of_table(shard) if shards[0].endswith(".parquet") else _kind_of_tar(shard)
         except (InputError, OSError) as error:
-            wrong = wrong or error
+            first_error = first_error or error
             continue
         read += 1
         if kind is not None:
             return kind
-    if wrong is not None and not read:
-        raise wrong
+    if first_error is not None and not read:
+        raise first_error
     return "crawl"
 
 
 def _kind_of_table(path: str) -> Kind:
-    columns = column_names(path)
+    columns = open_parquet(path).schema_arrow.names
     if "score" not in columns:
         raise InputError(f"{path}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
     return "labels" if "status" in columns else "regions"
@@ -105,31 +107,35 @@ def inspect_shards(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Summary, list[Picture]]:
-    """Count what is in shards, each read once.
+    """Compute statistics of shards, reading each once.
 
-    Memory holds 16 bytes a distinct phrase (50 at the peak) and a sample, and the pictures; not the shards.
+    Memory use is 16 bytes per distinct phrase (50 at the peak) and sample, plus the pictures.
 
     Args:
-        phrases, crawl: for a label store: the folder of parse-phrases, and the crawl's shards for the pictures.
-        workers: processes. Default: as many as there are cores, where there is enough to read.
+        phrases: for a label store: folder of parse-phrases' output.
+        crawl: for a label store: crawl shards, for the pictures.
+        pictures: maximum number of samples to draw.
+        top: number of most frequent phrases.
+        workers: processes; default: one per core if there is enough to read.
 
     Returns:
-        The summary, and the pictures by shard and key. A shard that cannot be read is among ``failed``.
+        The summary, and the pictures by shard and key. Unreadable shards are listed in ``failed``.
 
     Raises:
-        InputError: no shard can be told to be one, none can be read, or there is nothing that ``phrases`` or ``crawl`` are for. RunError: a process broke down.
+        InputError: unknown kind of shards, no readable shard, or ``phrases`` or ``crawl`` given for
+            training or crawl shards.
+        RunError: a process died.
     """
     kind, progress = kind_of(shards), progress or Silent()
     if kind in {"training", "crawl"} and (phrases or crawl):
         raise InputError(
-            f"--phrases and --shards go with labels or regions; these are shards of {'a crawl' if kind == 'crawl' else 'training records'}, "
-            "which hold their own texts and images"
+            f"--phrases and --shards are for labels or regions; these are {kind} shards, which have texts and images"
         )
     total, keys, texts = Counts(), list[np.ndarray](), TextCounts()
-    chosen, failed = Pictures(pictures), list[FailedShard]()
+    selection, failed = Pictures(pictures), list[FailedShard]()
     progress.begin("inspect", len(shards))
-    one = partial(count_shard, kind=kind, phrases=phrases, pictures=pictures)
-    for counts in _counted(one, shards, workers or default_workers(shards)):
+    count = partial(count_shard, kind=kind, phrases=phrases, pictures=pictures)
+    for counts in _counted(count, shards, workers or default_workers(shards)):
         if isinstance(counts, FailedShard):
             failed.append(counts)
         else:
@@ -137,22 +143,22 @@ def inspect_shards(
             keys.append(np.array(counts.keys, np.uint64))
             texts.add(list(counts.phrases), np.fromiter(counts.phrases.values(), np.int64, len(counts.phrases)))
             for picture in counts.pictures:
-                chosen.add(picture)
+                selection.add(picture)
             progress.advance(counts.numbers["samples"], "samples")
         progress.advance(1, "shards")
     progress.end(StageReport(stage="inspect"))
     if len(failed) == len(shards):
         raise InputError(f"no shard can be read; first: {failed[0].error}")
-    found = chosen.chosen()
+    chosen = selection.chosen()
     if kind in {"labels", "regions"} and crawl:
         from pipeline.inspection.label_tables import with_images
 
-        found = with_images(found, {stem(path): path for path in crawl})
-    return _summary(kind, len(shards), total, keys, texts, top, failed), found
+        chosen = with_images(chosen, {stem(path): path for path in crawl})
+    return _summary(kind, len(shards), total, keys, texts, top, failed), chosen
 
 
 def count_shard(shard: str, *, kind: Kind, phrases: str | None, pictures: int) -> Counts | FailedShard:
-    """The counts of one shard, or why there are none."""
+    """Statistics of one shard, or the reason of its failure."""
     try:
         if kind in {"training", "crawl"}:
             from pipeline.inspection.tars import count_tar
@@ -166,38 +172,40 @@ def count_shard(shard: str, *, kind: Kind, phrases: str | None, pictures: int) -
 
 
 def default_workers(shards: Sequence[str]) -> int:
+    """Number of processes: one per core, but no more than shards, if the shards are large; else 1."""
     size = 0
     for shard in shards:
         size += file_size(shard) or 0
-        if size > WORTH_PROCESSES:
+        if size > PARALLEL_FROM:
             return min(cores(), len(shards))
     return 1
 
 
-def _counted(one: Any, shards: Sequence[str], workers: int) -> Iterator[Counts | FailedShard]:
-    """Counts in the shards' order, a few shards ahead at most."""
+def _counted(count: Any, shards: Sequence[str], workers: int) -> Iterator[Counts | FailedShard]:
+    """Statistics in the order of the shards, with a bounded number of shards in flight."""
     if workers == 1:
-        yield from map(one, shards)
+        yield from map(count, shards)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        ahead = deque[Future[Counts | FailedShard]]()
+        pending = deque[Future[Counts | FailedShard]]()
         try:
             for shard in shards:
-                ahead.append(pool.submit(one, shard))
-                if len(ahead) >= 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                pending.append(pool.submit(count, shard))
+                if len(pending) >= 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool:
-            raise RunError("a process ended before it was done (out of memory?)") from None
+            raise RunError("a worker process died (out of memory?)") from None
 
 
 def _summary(
     kind: Kind, shards: int, total: Counts, keys: Sequence[np.ndarray], texts: TextCounts, top: int,
     failed: list[FailedShard],
 ) -> Summary:  # fmt: skip
-    every = np.concatenate([np.zeros(0, np.uint64), *keys])
-    problems: Mapping[str, int] = {**total.problems, "key_in_another_shard": len(every) - len(np.unique(every))}
+    all_keys = np.concatenate([np.zeros(0, np.uint64), *keys])
+    duplicates = len(all_keys) - len(np.unique(all_keys))
+    problems: Mapping[str, int] = {**total.problems, "key_in_another_shard": duplicates}
     counts = texts.counts
     histograms = {name: _histogram(BINS[name].title, BINS[name].labels, n) for name, n in total.histograms.items()}
     histograms["phrase_frequencies"] = _histogram(FREQUENCIES.title, FREQUENCIES.labels, FREQUENCIES.count(counts))

@@ -1,4 +1,4 @@
-"""Counting a tar: training shards with their records, crawl shards with their captions."""
+"""Statistics of a tar: a training shard with records, or a crawl shard with captions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pipeline.data.image_links import LinkReader
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError
-from pipeline.inspection.counts import Counts, Picture, Pictures, beyond, key_hash, sample_rank
+from pipeline.inspection.counts import Counts, Picture, Pictures, key_hash, reaches_outside, sample_rank
 from pipeline.io.paths import stem
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
 
 def holds_records(shard: str) -> bool | None:
-    """Whether a tar is a training shard: its first sample with a JSON that is one has a record, or what was meant as one.
+    """Whether a tar is a training shard: its first valid JSON looks like a record, even if invalid.
 
-    None: it has no sample. All of a training shard's have a JSON; a crawl's may have none.
+    None if it has no sample. All samples of training shards have a JSON; those of a crawl may have
+    none.
     """
     sample = None
     for sample in read_tar(shard):
@@ -35,16 +36,20 @@ def holds_records(shard: str) -> bool | None:
 
 
 def count_tar(shard: str, *, records: bool, pictures: int) -> Counts:
-    """Everything in one tar.
+    """Count a tar.
+
+    Args:
+        records: whether it is a training shard.
+        pictures: maximum number of samples to draw.
 
     Raises:
-        InputError: it is no tar, or not there.
+        InputError: missing, or not a tar.
     """
     return _Tar(shard, pictures).count(records)
 
 
 class _Tar:
-    """One tar in the making of its counts."""
+    """Counts one tar."""
 
     def __init__(self, shard: str, pictures: int) -> None:
         self._shard, self._name = shard, stem(shard)
@@ -62,7 +67,7 @@ class _Tar:
         problems, counts = TarProblems(), self.counts
         for sample in read_tar(self._shard, problems):
             counts.numbers["samples"] += 1
-            dataset = self._labelled(sample) if records else self._crawled(sample)
+            dataset = self._training_sample(sample) if records else self._crawl_sample(sample)
             counts.keys.append(key_hash(f"{dataset}/{sample.key}"))
         counts.problems.update(problems.counts)
         for note in problems.notes:
@@ -77,8 +82,8 @@ class _Tar:
         counts.pictures = self._pictures.chosen()
         return counts
 
-    def _labelled(self, sample: TarSample) -> str:
-        """Count a sample of a training shard; its dataset, in which keys are distinct."""
+    def _training_sample(self, sample: TarSample) -> str:
+        """Count a sample of a training shard; returns its data set, in which keys must be unique."""
         counts, where = self.counts, f"{self._name}/{sample.key}"
         try:
             record = GroundingRecord.model_validate_json(sample.files.get("json", b""))
@@ -90,15 +95,15 @@ class _Tar:
             return ""
         drawable = self._image(sample, record)
         self._record(record, where)
-        named = any(not r.ignore for r in record.regions)
-        rank = sample_rank(self._name, sample.key, named)
+        labelled = any(not r.ignore for r in record.regions)
+        rank = sample_rank(self._name, sample.key, labelled)
         if drawable and self._pictures.wants(rank) and (data := self._bytes(sample, where)) is not None:
             self._pictures.add(Picture(rank, self._name, sample.key, record, data))
         return record.dataset
 
     def _bytes(self, sample: TarSample, where: str) -> bytes | None:
-        if (found := image_of(sample)) is not None:
-            return found[1]
+        if (image := image_of(sample)) is not None:
+            return image[1]
         try:
             return self._links.read(self._shard, sample.files["link"])[1]
         except (InputError, OSError) as error:
@@ -106,44 +111,44 @@ class _Tar:
             return None
 
     def _image(self, sample: TarSample, record: GroundingRecord | None) -> bool:
-        """Look at the image's header; whether there is an image, here or behind a link."""
+        """Count the image's size; returns whether the sample has a valid image or a link to one."""
         counts, where = self.counts, f"{self._name}/{sample.key}"
-        found = image_of(sample)
-        if found is None and "link" in sample.files:
+        image = image_of(sample)
+        if image is None and "link" in sample.files:
             counts.numbers["linked_images"] += 1
             if record is not None:
                 self._sizes.append(record.image_size)
             return True
-        if found is None:
+        if image is None:
             counts.problem("no_image", f"{where}: no image")
             return False
         try:
-            size = image_size(found[1])
+            size = image_size(image[1])
         except ImageError as error:
             counts.problem(error.reason, f"{where}: {error}")
             return False
         self._sizes.append(size)
         if record is not None and size != record.image_size:
-            counts.problem("image_size_differs", f"{where}: {size}, its record says {record.image_size}")
+            counts.problem("image_size_differs", f"{where}: {size}, its record states {record.image_size}")
         return True
 
     def _record(self, record: GroundingRecord, where: str) -> None:
-        counts, named = self.counts, [r for r in record.regions if not r.ignore]
+        counts, labelled = self.counts, [r for r in record.regions if not r.ignore]
         counts.table("datasets", record.dataset)
         counts.table("kinds", record.kind)
-        counts.numbers["with_boxes"] += bool(named)
-        counts.numbers["without_boxes"] += not named
-        counts.numbers["boxes"] += len(named)
-        counts.numbers["ignore_regions"] += len(record.regions) - len(named)
+        counts.numbers["with_boxes"] += bool(labelled)
+        counts.numbers["without_boxes"] += not labelled
+        counts.numbers["boxes"] += len(labelled)
+        counts.numbers["ignore_regions"] += len(record.regions) - len(labelled)
         counts.numbers["uncertain_phrases"] += len(record.uncertain)
         counts.numbers["samples_with_verified_absent"] += record.verified_absent is not None
         self._caption(record.caption)
-        self._per_image.append(len(named))
-        outside = sum(beyond(region.box, record.image_size) for region in record.regions)
+        self._per_image.append(len(labelled))
+        outside = sum(reaches_outside(region.box, record.image_size) for region in record.regions)
         if outside:
             counts.problems["box_outside_image"] += outside
-            counts.note(f"{where}: {outside} boxes reach out of {record.image_size}")
-        for region in named:
+            counts.note(f"{where}: {outside} boxes outside {record.image_size}")
+        for region in labelled:
             counts.phrases[region.phrase.lower()] += 1
             counts.table("annotators", region.annotator or "human")
             self._phrase_words.append(len(region.phrase.split()))
@@ -157,24 +162,24 @@ class _Tar:
             self.counts.numbers["captions"] += 1
             self._caption_words.append(len(caption.split()))
 
-    def _crawled(self, sample: TarSample) -> str:
+    def _crawl_sample(self, sample: TarSample) -> str:
         caption, reason = caption_of(sample)
         if caption is None:
             self.counts.problem(reason or "no_caption", f"{self._name}/{sample.key}: {reason}")
         self._caption(caption)
         rank = sample_rank(self._name, sample.key, False)
-        if self._image(sample, None) and self._pictures.wants(rank) and (found := image_of(sample)) is not None:
+        if self._image(sample, None) and self._pictures.wants(rank) and (image := image_of(sample)) is not None:
             size = self._sizes[-1]
             record = GroundingRecord(
                 key=sample.key, dataset="crawl", kind="grounding" if caption else "detection", image_size=size,
                 caption=caption or None,
             )  # fmt: skip
-            self._pictures.add(Picture(rank, self._name, sample.key, record, found[1]))
+            self._pictures.add(Picture(rank, self._name, sample.key, record, image[1]))
         return ""
 
 
 def _why_refused(data: bytes) -> str:
-    """The reason that a record which training would refuse is counted under."""
+    """Reason under which an invalid record is counted."""
     try:
         record: dict[str, Any] = json.loads(data)
         caption, regions = record.get("caption") or "", record["regions"]

@@ -1,4 +1,4 @@
-"""The summary as lines for a terminal."""
+"""Terminal output of a summary."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ from collections.abc import Mapping, Sequence
 from pipeline.inspection.summary import Summary
 
 BAR = 40
-WORDS = {
-    "samples": "samples", "refused": "records that training would refuse", "with_boxes": "samples with boxes",
-    "without_boxes": "samples without boxes", "captions": "captions", "boxes": "boxes", "ignore_regions": "ignore regions",
+LABELS_OF_NUMBERS = {
+    "samples": "samples",
+    "refused": "records that training would refuse",
+    "with_boxes": "samples with boxes",
+    "without_boxes": "samples without boxes",
+    "captions": "captions",
+    "boxes": "boxes",
+    "ignore_regions": "ignore regions",
     "uncertain_phrases": "uncertain phrases",
-    "samples_with_verified_absent": "samples with verified absent names", "linked_images": "images linked to",
-}  # fmt: skip
+    "samples_with_verified_absent": "samples with verified absent names",
+    "linked_images": "images linked to",
+}
 KINDS = {
-    "training": "training shards", "crawl": "crawl shards", "labels": "files of labels", "regions": "files of regions",
-}  # fmt: skip
+    "training": "training shards",
+    "crawl": "crawl shards",
+    "labels": "files of labels",
+    "regions": "files of regions",
+}
 
 
 def number_rows(summary: Summary) -> list[tuple[str, str]]:
-    """What is counted, in words, and how much there is of it."""
-    rows = [(text, f"{summary.numbers[name]:,}") for name, text in WORDS.items() if name in summary.numbers]
+    """(description, value) of the summary's numbers."""
+    rows = [(text, f"{summary.numbers[name]:,}") for name, text in LABELS_OF_NUMBERS.items() if name in summary.numbers]
     if summary.distinct_phrases:
         rows.append(("distinct phrases", f"{summary.distinct_phrases:,}"))
     if summary.extent:
@@ -30,7 +39,7 @@ def number_rows(summary: Summary) -> list[tuple[str, str]]:
 
 
 def lines(summary: Summary, top: int = 20) -> list[str]:
-    """Counts, histograms, the ``top`` most frequent phrases, problems."""
+    """Lines with counts, histograms, the ``top`` most frequent phrases, and problems."""
     out = [f"{summary.shards:,} {KINDS[summary.kind]}"]
     rows = number_rows(summary)
     width = max(len(text) for text, _ in rows)

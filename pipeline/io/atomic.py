@@ -1,9 +1,10 @@
-"""Atomic files, and the commit that makes a shard's output count as done.
+"""Atomic file writes with size and SHA-256.
 
-An output appears under its final name only when it is whole (temporary name, fsync, rename). The shard's report is
-written last: a shard is done if its report carries the right fingerprint and the files it names are there with the
-sizes it names. Killing the process anywhere leaves either a done shard or one that will be made again. Behind a URL the finished file is
-sent under its final name, where it appears whole or not at all.
+An output appears under its final name only when complete (temporary name, fsync, rename). A shard's
+report is written last: the shard is done if the report has the right fingerprint and the files
+listed in it exist with the listed sizes. A process killed at any point leaves either a finished
+shard or one that is made again. Remote files are uploaded when finished, and stores show an object
+only when it is complete.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pipeline.io.files import write_remote
 from pipeline.io.paths import is_url
 from pipeline.io.temporaries import temporary_beside
 
-TOGETHER = 1 << 20
-"""Bytes that go to the system at once: samples of a few kilobytes each would cost more in calls than in copying."""
+BUFFER_BYTES = 1 << 20
+"""Write buffer: with samples of a few kilobytes, system calls would cost more than copying."""
 
 
 class OutputFile(BaseModel):
-    """Size and digest of one committed file."""
+    """Size and SHA-256 of one committed file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +38,7 @@ class OutputFile(BaseModel):
 
 
 class HashingFile:
-    """A binary file opened for writing that keeps the size and sha256 of what went through it. Not seekable."""
+    """Writable binary stream that computes size and SHA-256 of the data written. Not seekable."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -58,7 +59,7 @@ class HashingFile:
         self._raw.flush()
 
     def close(self) -> None:
-        """Left to the owner of the raw file."""
+        """No operation: the owner of the raw file closes it."""
 
     @property
     def closed(self) -> bool:
@@ -74,21 +75,23 @@ class HashingFile:
         return False
 
     def summary(self) -> OutputFile:
-        """Size and digest of everything written so far."""
+        """Size and SHA-256 of everything written so far."""
         return OutputFile(bytes=self._bytes, sha256=self._state.hexdigest())
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True) -> Iterator[HashingFile]:
-    """Write ``path``, a local path or a URL, whole or not at all.
+def atomic_file(path: str | Path, *, durable: bool = True, durable_name: bool = True) -> Iterator[HashingFile]:
+    """Write ``path``, a local path or a URL, completely or not at all.
 
-    A local file: a temporary one beside it, fsynced, then renamed over it. The temporary name is this process's own, so two
-    runs on the same output cannot write into one another. A remote one is gathered in the folder for temporary files first.
+    A local file is written to a temporary file in the same folder, fsynced and renamed. The
+    temporary name is unique to the process, so two runs cannot write to the same file. A remote
+    file is spooled to a local temporary file and uploaded.
 
     Args:
-        durable: False spares the fsyncs of one of very many small files; :func:`settle` makes up for all of them.
-        settled: the new name too outlives a power cut. A shard's output has no need of it: its report comes after it, is
-            settled, and counts only if the output is there.
+        durable: fsync the file. False for many small files, followed by one :func:`sync_all`.
+        durable_name: fsync the folder too, so that the rename survives a power failure. Not needed
+            for a shard's output: its report is written later with ``durable_name`` and counts only
+            if the output exists.
     """
     if is_url(path):
         with tempfile.NamedTemporaryFile(prefix="glip-self-train-") as spool:
@@ -100,13 +103,13 @@ def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb", buffering=TOGETHER) as raw:
+        with open(temporary, "wb", buffering=BUFFER_BYTES) as raw:
             yield HashingFile(raw)
             raw.flush()
             if durable:
                 os.fsync(raw.fileno())
         os.replace(temporary, path)
-        if durable and settled:
+        if durable and durable_name:
             _fsync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
@@ -115,19 +118,21 @@ def atomic_file(path: str | Path, *, durable: bool = True, settled: bool = True)
 
 
 def write_atomic(path: str | Path, data: bytes | str, *, durable: bool = True) -> OutputFile:
-    """Write bytes or text to ``path`` atomically; ``durable`` as of :func:`atomic_file`."""
+    """Write bytes or text to ``path`` atomically; ``durable`` as in :func:`atomic_file`."""
     with atomic_file(path, durable=durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
         return file.summary()
 
 
 def write_json(path: str | Path, value: Any) -> OutputFile:
-    """Write a value as indented JSON with sorted keys, atomically."""
+    """Write ``value`` atomically as indented JSON with sorted keys."""
     return write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def settle(out: str | Path) -> None:
-    """See that all files written below a local folder outlive a power cut, before one is written that names them."""
+def sync_all(out: str | Path) -> None:
+    """Flush all files written below a local folder to disk, before a file that refers to them is
+    written.
+    """
     if not is_url(out):
         os.sync()
 

@@ -1,7 +1,8 @@
-"""What was found out about a file at some cost, in the user's cache folder, for as long as the file stays as it is.
+"""Cache, in the user's cache folder, of data derived from a file: its digest or index. Valid while
+the file is unchanged.
 
-Every entry is a file of its own that appears whole, so that processes need not wait for each other: the same is found whoever looks.
-Entries may be deleted at any time; one of a file that changed is not looked at, and replaced.
+Every entry is a file of its own, written atomically and deterministic, so processes need no locks.
+Entries may be deleted at any time; the entry of a changed file is ignored and overwritten.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ from typing import Literal
 
 from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
-from pipeline.io.files import filesystem, named_errors, patiently, read_small
+from pipeline.io.files import filesystem, read_small, store_errors, with_retries
 from pipeline.io.paths import is_url
 
 Kind = Literal["digests", "indexes"]
-REMEMBERED_FROM = 4 << 20
-"""Bytes of a local file from which on it costs less to cache_put than to find out."""
-SETTLED_NS = 2_000_000_000
-TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
+CACHED_FROM = 4 << 20
+"""Bytes: smaller local files are not cached, as deriving the data again is cheaper."""
+RACY_NS = 2_000_000_000
+"""A file modified this recently may change again within the resolution of its mtime, so it is not
+cached.
+"""
+VERSION_TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
 
 
 @dataclass(frozen=True)
-class Mark:
-    """What changes whenever a file does: size and time of a local one; the tag that a store keeps of an object behind a URL.
+class FileVersion:
+    """Identity of a file's content: size and mtime of a local file; entity tag and size of a remote
+    object.
 
-    ``mtime_ns`` is None behind a URL, and ``large`` is whether there is enough to it to be remembered.
+    large: the file is large enough to be cached. mtime_ns: None for a remote object.
     """
 
     text: str
@@ -38,48 +43,47 @@ class Mark:
     mtime_ns: int | None = None
 
 
-def mark_of(path: str) -> Mark | None:
-    """The mark of a file as it is now; None of an object whose store keeps no tag.
+def file_version(path: str) -> FileVersion | None:
+    """Current version of a file; None for a remote object without an entity tag.
 
     Raises:
-        InputError: the file is not there.
+        InputError: the file does not exist.
     """
     if is_url(path):
         fs, inner = filesystem(path)
-        with named_errors(path):
-            info = patiently(path, lambda: fs.info(inner))
-        found = next((str(info[tag]).strip('"') for tag in TAGS if info.get(tag)), None)
-        return None if found is None else Mark(f"tag {found} of {info.get('size')} bytes", large=True)
+        with store_errors(path):
+            info = with_retries(path, lambda: fs.info(inner))
+        tag = next((str(info[name]).strip('"') for name in VERSION_TAGS if info.get(name)), None)
+        return None if tag is None else FileVersion(f"tag {tag} of {info.get('size')} bytes", large=True)
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    return Mark(f"{stat.st_size} {stat.st_mtime_ns}", stat.st_size >= REMEMBERED_FROM, stat.st_mtime_ns)
+    return FileVersion(f"{stat.st_size} {stat.st_mtime_ns}", stat.st_size >= CACHED_FROM, stat.st_mtime_ns)
 
 
-def cache_get(kind: Kind, path: str, mark: Mark) -> bytes | None:
-    """What was remembered of a file with this mark; None if nothing was."""
-    if not mark.large:
-        return None
-    stamp = f"{mark.text} ".encode()
-    with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
-        known = read_small(_note(kind, path))
-        if known.startswith(stamp):
-            return known[len(stamp) :]
+def cache_get(kind: Kind, path: str, version: FileVersion) -> bytes | None:
+    """Cached data of this version of a file; None if there is none."""
+    if version.large:
+        header = f"{version.text} ".encode()
+        with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
+            entry = read_small(_entry_path(kind, path))
+            if entry.startswith(header):
+                return entry[len(header) :]
     return None
 
 
-def cache_put(kind: Kind, path: str, mark: Mark, found: bytes) -> None:
-    """Keep what was found out about a file that had this mark before. Without a place to keep it nothing happens."""
-    if not mark.large:
+def cache_put(kind: Kind, path: str, version: FileVersion, data: bytes) -> None:
+    """Cache data derived from this version of a file. Does nothing if there is no writable cache
+    folder.
+    """
+    if not version.large or (version.mtime_ns is not None and time.time_ns() - version.mtime_ns <= RACY_NS):
         return
-    if mark.mtime_ns is not None and time.time_ns() - mark.mtime_ns <= SETTLED_NS:
-        return  # so young a file might change again without a new time
     with suppress(OSError, RuntimeError):
-        write_atomic(_note(kind, path), f"{mark.text} ".encode() + found, durable=False)
+        write_atomic(_entry_path(kind, path), f"{version.text} ".encode() + data, durable=False)
 
 
-def _note(kind: Kind, path: str) -> Path:
-    """In the user's cache folder, as the XDG base directory specification has it."""
+def _entry_path(kind: Kind, path: str) -> Path:
+    """Path of an entry below the user's cache folder (XDG base directory specification)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glip-self-train" / kind
     return cache / hashlib.sha256(os.fsencode(path if is_url(path) else os.path.abspath(path))).hexdigest()

@@ -1,7 +1,8 @@
-"""The same few operations on local files and on objects behind a URL; network trouble is waited out.
+"""File operations on local paths and on URLs (fsspec), with retries of transient network errors.
 
-Credentials come from the environment, where each store's own tools look for them (AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL,
-GOOGLE_APPLICATION_CREDENTIALS), never from settings, so they cannot get into an output, a log or a fingerprint.
+Credentials come from the environment variables that each store's own tools use (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS), never from settings, so they cannot get into an
+output, a log or a fingerprint.
 """
 
 from __future__ import annotations
@@ -21,60 +22,61 @@ from pipeline.io.paths import is_url
 log = logging.getLogger("glip_self_train")
 
 PATIENCE = float(os.environ.get("GLIP_SELF_TRAIN_PATIENCE", "180"))
-"""Seconds for which a store that does not answer is asked again, before the shard counts as failed."""
+"""Seconds of retries after which a request to a store counts as failed."""
 BLOCK = 16 << 20
 
 T = TypeVar("T")
-_USED: dict[int, Any] = {}
-"""File systems that live as long as the process. A fork makes its own and would else throw away its parent's: a client's clean-up closes
-connections, which are the parent's still, and fails in the fork's event loop."""
+_FILE_SYSTEMS: dict[int, Any] = {}
+"""References that keep all file systems alive. A forked process would otherwise garbage-collect its
+parent's: a client's finalizer closes connections that the parent still uses, and fails in the
+fork's event loop.
+"""
 _PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
     ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
 )  # fmt: skip
-_REFUSALS = {401, 403, 404, 405, 410, 416}
-"""Answers of a web server that will be the same when it is asked again."""
+_PERMANENT_STATUS = {401, 403, 404, 405, 410, 416}
+"""HTTP status codes that a retry does not change."""
+_RANGE_NOT_SATISFIABLE = 416
 _PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"}
 
 
-def _passing(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
+def _is_transient(error: BaseException) -> bool:
+    """Whether a retry of the same request may succeed."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith(("aiohttp", "asyncio")):
-        status = getattr(cause, "status", None)  # fsspec calls every failure over HTTP a missing file
+        status = getattr(cause, "status", None)  # fsspec reports every failure over HTTP as a missing file
         return status is None or status >= 500 or status == 429
-    if _status(error) in _REFUSALS:
+    if _status(error) in _PERMANENT_STATUS:
         return False
     return isinstance(error, Exception) and not (
         isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
     )
 
 
-_BEYOND_END = 416
-"""The object ends before the range that was asked for begins."""
-
-
 def _status(error: BaseException) -> int | None:
-    """What a web server answered, as aiohttp, gcsfs and, of what s3fs made another error of, botocore tell it."""
+    """HTTP status of an error of aiohttp, gcsfs, or (as the cause of s3fs's error) botocore."""
     response = getattr(error.__cause__, "response", None)
-    told = [getattr(error, name, None) for name in ("status", "code")]
+    codes = [getattr(error, name, None) for name in ("status", "code")]
     if isinstance(response, dict):
-        told.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    return next((int(number) for number in map(str, told) if number.isdecimal()), None)
+        codes.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return next((int(code) for code in map(str, codes) if code.isdecimal()), None)
 
 
-def patiently(what: str, action: Callable[[], T]) -> T:
-    """The result of ``action``, tried again while the store fails in ways that pass, for PATIENCE seconds at most."""
+def with_retries(what: str, action: Callable[[], T]) -> T:
+    """Result of ``action``, retried with exponential backoff on transient errors for at most
+    PATIENCE seconds.
+    """
     from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-    def tell(state: Any) -> None:
+    def warn(state: Any) -> None:
         log.warning("%s: %s; trying again", what, _first_line(state.outcome.exception()))
 
     return Retrying(
-        retry=retry_if_exception(_passing),
+        retry=retry_if_exception(_is_transient),
         stop=stop_after_delay(PATIENCE),
         wait=wait_random_exponential(multiplier=0.5, max=10),
-        before_sleep=tell,
+        before_sleep=warn,
         reraise=True,
     )(action)
 
@@ -84,12 +86,12 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def named_errors(url: str) -> Iterator[None]:
-    """A store's refusals as InputErrors that name the object and say what would help."""
+def store_errors(url: str) -> Iterator[None]:
+    """Convert a store's permanent errors to InputErrors that name the object and the remedy."""
     try:
         yield
     except FileNotFoundError as error:
-        if _passing(error):
+        if _is_transient(error):
             raise InputError(f"{url}: no answer ({_first_line(error.__cause__ or error)})") from None
         raise InputError(f"{url}: no such object") from None
     except PermissionError as error:
@@ -98,7 +100,7 @@ def named_errors(url: str) -> Iterator[None]:
         extra = {"s3": "s3", "gs": "gs"}.get(url.split(":", 1)[0], "https")
         raise InputError(f"{url}: {error}; pip install 'glip-self-train[{extra}]'") from None
     except Exception as error:
-        if _status(error) in _REFUSALS - {_BEYOND_END}:
+        if _status(error) in _PERMANENT_STATUS - {_RANGE_NOT_SATISFIABLE}:
             raise InputError(f"{url}: refused ({_first_line(error)})") from None
         if type(error).__name__ in _PERMANENT_NAMES:
             raise InputError(f"{url}: {error}; set the store's credentials in the environment") from None
@@ -106,42 +108,44 @@ def named_errors(url: str) -> Iterator[None]:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """(fsspec file system, path in it) of a URL."""
+    """(fsspec file system, path without the protocol) of a URL."""
     import fsspec
 
-    with named_errors(url):
+    with store_errors(url):
         fs, path = fsspec.core.url_to_fs(url, **({"use_listings_cache": False} if not url.startswith("http") else {}))
-    _USED[id(fs)] = fs
+    _FILE_SYSTEMS[id(fs)] = fs
     return fs, path
 
 
 def open_file(path: str | Path) -> IO[bytes]:
-    """Open for reading, from a local path or a URL that fsspec knows (s3://, gs://, https://).
+    """Open a local path or a URL supported by fsspec (s3://, gs://, https://) for sequential
+    reading.
 
     Raises:
-        FileNotFoundError: a local file is missing. InputError: an object is missing, or access is refused.
+        FileNotFoundError: a local file is missing.
+        InputError: a remote object is missing, or access is denied.
     """
     if not is_url(path):
         return open(path, "rb")
-    return io.BufferedReader(_Steady(str(path)), BLOCK)
+    return io.BufferedReader(_RetryingFile(str(path)), BLOCK)
 
 
-class _Steady(io.RawIOBase):
-    """A remote file that is opened anew, at the byte it had come to, when a read fails in a way that passes."""
+class _RetryingFile(io.RawIOBase):
+    """Sequential remote file that is reopened at its current position after a transient read error."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._place = url, 0
+        self._url, self._position = url, 0
         self._fs, self._path = filesystem(url)
         self._file = self._call(self._open)
 
     def _call(self, action: Callable[[], T]) -> T:
-        with named_errors(self._url):
-            return patiently(self._url, action)
+        with store_errors(self._url):
+            return with_retries(self._url, action)
 
     def _open(self) -> Any:
         file = self._fs.open(self._path, "rb", block_size=BLOCK, cache_type="readahead")
-        if self._place:
-            file.seek(self._place)
+        if self._position:
+            file.seek(self._position)
         return file
 
     def readable(self) -> bool:
@@ -152,14 +156,15 @@ class _Steady(io.RawIOBase):
             if self._file is None:
                 self._file = self._open()
             try:
-                return self._file.read(len(buffer))
+                data: bytes = self._file.read(len(buffer))
+                return data
             except Exception:
                 self._drop()
                 raise
 
         data = self._call(read)
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
     def _drop(self) -> None:
@@ -174,12 +179,13 @@ class _Steady(io.RawIOBase):
 
 
 def read_bytes(path: str | Path) -> bytes | None:
-    """The whole content, or None if there is no such file."""
+    """Content of a file, or None if there is no such file."""
     if is_url(path):
         fs, inner = filesystem(str(path))
         try:
-            with named_errors(str(path)):
-                return patiently(str(path), lambda: _or_none(lambda: fs.cat_file(inner)))
+            with store_errors(str(path)):
+                data: bytes | None = with_retries(str(path), lambda: _or_none(lambda: fs.cat_file(inner)))
+                return data
         except IsADirectoryError:
             return None
     try:
@@ -189,14 +195,15 @@ def read_bytes(path: str | Path) -> bytes | None:
 
 
 def read_range(path: str | Path, offset: int, size: int) -> bytes:
-    """``size`` bytes from ``offset`` on; fewer if the file ends before."""
+    """Read ``size`` bytes from ``offset`` on; fewer if the file ends before."""
     if is_url(path):
         fs, inner = filesystem(str(path))
         try:
-            with named_errors(str(path)):
-                return patiently(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
+            with store_errors(str(path)):
+                data: bytes = with_retries(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
+                return data
         except Exception as error:
-            if _status(error) == _BEYOND_END:
+            if _status(error) == _RANGE_NOT_SATISFIABLE:
                 return b""
             raise
     with open(path, "rb") as file:
@@ -205,7 +212,7 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
 
 
 def read_small(path: str | Path) -> bytes:
-    """The whole of a local file of a size that one read gives, without the objects that ``open`` makes around it.
+    """Content of a small local file, by direct system calls, without the overhead of ``open``.
 
     Raises:
         OSError: as ``open``; IsADirectoryError for a folder.
@@ -216,7 +223,7 @@ def read_small(path: str | Path) -> bytes:
         data = os.read(handle, size + 1)
         if len(data) == size:
             return data
-        parts = [data]  # it is larger than a read gives, or grows, or is no plain file
+        parts = [data]  # larger than one read returns, growing, or not a regular file
         while part := os.read(handle, BLOCK):
             parts.append(part)
         return b"".join(parts)
@@ -225,10 +232,10 @@ def read_small(path: str | Path) -> bytes:
 
 
 def require_files(paths: Iterable[str | Path]) -> None:
-    """See that local files are there before work begins; objects behind URLs are taken at their word.
+    """Check that local files exist before work begins. URLs are not checked.
 
     Raises:
-        InputError: names the first that is missing.
+        InputError: a file is missing; names the first.
     """
     for path in paths:
         if not is_url(path) and not Path(path).is_file():
@@ -236,63 +243,69 @@ def require_files(paths: Iterable[str | Path]) -> None:
 
 
 def file_size(path: str | Path) -> int | None:
-    """Bytes of a file, or None if there is none, or a folder of that name."""
+    """Size of a file in bytes; None if it does not exist or is a folder."""
     if is_url(path):
         fs, inner = filesystem(str(path))
-        with named_errors(str(path)):
-            info = patiently(str(path), lambda: _or_none(lambda: fs.info(inner)))
+        with store_errors(str(path)):
+            info = with_retries(str(path), lambda: _or_none(lambda: fs.info(inner)))
         return None if info is None or info.get("type") == "directory" else int(info["size"])
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return None if stat.S_ISDIR(found.st_mode) else found.st_size
+    return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
 def _or_none(action: Callable[[], T]) -> T | None:
     try:
         return action()
     except FileNotFoundError as error:
-        if _passing(error):
+        if _is_transient(error):
             raise
         return None
 
 
 def write_remote(url: str, local: str | Path) -> None:
-    """Send a finished local file; the object appears whole (in one request, or as completed parts) or not at all."""
+    """Upload a finished local file, in one request or a completed multipart upload, so no partial
+    object appears.
+    """
     fs, inner = filesystem(url)
-    with named_errors(url):
-        patiently(url, lambda: fs.put_file(str(local), inner))
+    with store_errors(url):
+        with_retries(url, lambda: fs.put_file(str(local), inner))
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file if it is there."""
+    """Remove a file if it exists."""
     if is_url(path):
         fs, inner = filesystem(str(path))
-        with named_errors(str(path)):
-            patiently(str(path), lambda: _or_none(lambda: fs.rm_file(inner)))
+        with store_errors(str(path)):
+            with_retries(str(path), lambda: _or_none(lambda: fs.rm_file(inner)))
     else:
         Path(path).unlink(missing_ok=True)
 
 
 def listing_below(folder: str | Path, suffix: str) -> list[str]:
-    """Names of the files below a folder, at any depth, that end in ``suffix``: relative to it, "/" between, sorted."""
+    """Files at any depth below a folder that end in ``suffix``: paths relative to it, with "/",
+    sorted.
+    """
     if is_url(folder):
         fs, inner = filesystem(str(folder))
-        with named_errors(str(folder)):
-            found = patiently(str(folder), lambda: _or_none(lambda: fs.find(inner.rstrip("/")))) or []
-        start = len(fs._strip_protocol(inner).rstrip("/")) + 1
-        return sorted(name[start:] for name in found if name.endswith(suffix))
+        root = inner.rstrip("/")
+        with store_errors(str(folder)):
+            names = with_retries(str(folder), lambda: _or_none(lambda: fs.find(root))) or []
+        return sorted(name[len(root) + 1 :] for name in names if name.endswith(suffix))
     return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob(f"*{suffix}") if p.is_file())
 
 
 def listing(folder: str | Path, suffix: str) -> list[str]:
-    """Full names of a folder's files that end in ``suffix``, hidden ones too, sorted; empty if there is no folder."""
+    """Full paths of a folder's files that end in ``suffix``, including hidden ones, sorted; []
+    without the folder.
+    """
     if is_url(folder):
         fs, inner = filesystem(str(folder))
-        with named_errors(str(folder)):
-            found = patiently(str(folder), lambda: _or_none(lambda: fs.ls(inner.rstrip("/"), detail=False))) or []
-        return sorted(fs.unstrip_protocol(name) for name in found if name.endswith(suffix))
+        with store_errors(str(folder)):
+            names = with_retries(str(folder), lambda: _or_none(lambda: fs.ls(inner.rstrip("/"), detail=False))) or []
+        return sorted(fs.unstrip_protocol(name) for name in names if name.endswith(suffix))
     if not Path(folder).is_dir():
         return []
     return sorted(str(p) for p in Path(folder).iterdir() if p.name.endswith(suffix))

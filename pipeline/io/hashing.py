@@ -1,4 +1,4 @@
-"""Digests: of files, of model folders, of configurations; and the fingerprint they make together."""
+"""SHA-256 digests of files and configurations, and the fingerprint of a stage's output."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.io.file_cache import Mark, cache_get, cache_put, mark_of
+from pipeline.io.file_cache import FileVersion, cache_get, cache_put, file_version
 from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
 
 
 def digest_bytes(data: bytes) -> str:
-    """sha256 of bytes, in hex."""
+    """SHA-256 of bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_file(path: str | Path) -> str:
-    """What identifies a file's content: sha256 in hex; of an object behind a URL the tag that its store keeps.
+    """Identifier of a file's content: SHA-256 in hex of a local file; the entity tag of a remote
+    object.
 
-    A store's tag (ETag, MD5, CRC) changes whenever the content does, and asking for it reads nothing. Local files of some
-    size are remembered on disk by (path, size, mtime), so that a restart does not read terabytes to find them unchanged.
+    An entity tag (ETag, MD5, CRC) changes with the content and needs no download. Digests of large
+    local files are cached on disk by path, size and mtime, so that a restart does not read
+    terabytes again.
 
     Raises:
-        InputError: the file is not there.
+        InputError: the file does not exist.
     """
     path = str(path)
-    mark = mark_of(path)
-    if mark is None:
+    version = file_version(path)
+    if version is None:
         return _digest_stream(path)
-    return mark.text if is_url(path) else _digest_local(path, mark)
+    return version.text if is_url(path) else _digest_local(path, version)
 
 
 @lru_cache(maxsize=8192)
-def _digest_local(path: str, mark: Mark) -> str:
-    known = cache_get("digests", path, mark)
-    if known is not None and len(known) == 64 and known.isalnum():
-        return known.decode()
-    found = _digest_stream(path)
-    cache_put("digests", path, mark, found.encode())
-    return found
+def _digest_local(path: str, version: FileVersion) -> str:
+    cached = cache_get("digests", path, version)
+    if cached is not None and len(cached) == 64 and cached.isalnum():
+        return cached.decode()
+    digest = _digest_stream(path)
+    cache_put("digests", path, version, digest.encode())
+    return digest
 
 
 def _digest_stream(path: str) -> str:
@@ -56,7 +58,7 @@ def _digest_stream(path: str) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """sha256 of a value's canonical JSON (sorted keys, no spaces)."""
+    """SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
     return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode())
 
 
@@ -74,6 +76,8 @@ def fingerprint(
     inputs: Mapping[str, str],
     **extra: str,
 ) -> str:
-    """What an output is a function of, as one digest: stage, schema version, settings, inputs' digests, revisions."""
+    """Digest of everything an output depends on: stage, schema version, settings, input digests,
+    revisions.
+    """
     settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
     return digest_json({"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra})

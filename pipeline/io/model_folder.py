@@ -1,4 +1,7 @@
-"""What a GLIP model folder must hold, asked before transformers is: it would look for what is missing on the internet."""
+"""Check of a GLIP model folder before transformers loads it, and its revision.
+
+transformers would look up missing files on the Hugging Face Hub.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ WANTED = (
     ("processor_config.json", "preprocessor_config.json"),
     ("tokenizer.json", "vocab.txt"),
 )
-"""One of each."""
+"""Groups of alternative file names; a model folder has one of each group."""
 
 
 def check_glip_folder(folder: str | Path) -> None:
-    """See that network and processor are there.
+    """Check that a folder has a model, its processor and its tokenizer.
 
     Raises:
-        InputError: a file is missing; names it.
+        InputError: a file is missing.
     """
     for names in WANTED:
         if not any((Path(folder) / name).is_file() for name in names):
@@ -31,10 +34,10 @@ def check_glip_folder(folder: str | Path) -> None:
 
 
 def model_revision(folder: str | Path) -> str:
-    """Twelve hex digits that change whenever a weight or the configuration of a model folder changes.
+    """Digest, twelve hex digits, of the weights and configuration files of a model folder.
 
     Raises:
-        InputError: ``folder`` has no config.json, so it is no model folder.
+        InputError: ``folder`` has no config.json.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Names of shards: brace patterns, globs and URLs."""
+"""Path operations that work on local paths and URLs alike."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def is_url(path: str | Path) -> bool:
-    """True for ``s3://bucket/key`` and its like, false for local paths."""
+    """Whether ``path`` is a URL, such as ``s3://bucket/key``, and not a local path."""
     return bool(_URL.match(str(path)))
 
 
 def local_folder(folder: str | Path, what: str) -> Path:
-    """The path of a folder that has to lie on a disk.
+    """``folder`` as a Path, for outputs that need a file system.
 
     Raises:
-        InputError: it is a URL, which as a path would name a folder ``s3:`` here.
+        InputError: ``folder`` is a URL, which as a path would create a folder named ``s3:``.
     """
     if is_url(folder):
-        raise InputError(
-            f"{folder}: {what} wants a folder on a disk (local, or shared by the machines); only shards and labels may lie behind URLs"
-        )
+        raise InputError(f"{folder}: {what} wants a folder on a file system; only shards and labels may be at URLs")
     return Path(folder)
 
 
 def join(folder: str | Path, name: str) -> str:
-    """``folder/name`` for paths and URLs alike."""
+    """``folder/name``."""
     return f"{str(folder).rstrip('/')}/{name}"
 
 
-def located(base: str | Path, path: str) -> str:
-    """A path that is relative to ``base``; absolute ones and URLs stand as they are."""
+def resolve_path(base: str | Path, path: str) -> str:
+    """``path`` resolved against ``base``; absolute paths and URLs are returned unchanged."""
     return path if is_url(path) or path.startswith("/") else join(base, path)
 
 
 def parent(folder: str | Path) -> str:
-    """The folder that a folder lies in, for paths and URLs alike."""
+    """Parent folder of a file or folder."""
     if is_url(folder):
         return str(folder).rstrip("/").rsplit("/", 1)[0]
     return str(Path(folder).absolute().parent) if str(folder) in {".", ""} else str(Path(folder).parent)
 
 
 def stem(shard: str | Path) -> str:
-    """``crawl/000017.tar`` -> ``000017``: the name that joins a shard to its phrases, regions and labels."""
+    """File name up to its first dot: ``crawl/000017.tar`` -> ``000017``. It joins a shard to its
+    phrases and regions.
+    """
     return str(shard).rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]

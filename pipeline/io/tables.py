@@ -1,11 +1,10 @@
-"""Parquet tables of the label store: one writer, one reader, always the same bytes for the same rows."""
+"""Deterministic Parquet writer, and readers with named errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,14 +16,15 @@ from pipeline.io.paths import is_url
 
 
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Mapping[str, str]) -> OutputFile:
-    """Write ``table`` as zstd Parquet with dictionary-encoded strings; ``footer`` goes into the file's metadata.
+    """Write ``table`` atomically as zstd Parquet with dictionary encoding; ``footer`` becomes the
+    file's metadata.
 
     Raises:
-        ValueError: the table's columns are not those of ``schema``.
+        ValueError: the table's columns differ from those of ``schema``.
     """
     table = table.cast(schema).replace_schema_metadata({k: str(v) for k, v in sorted(footer.items())})
     with atomic_file(path) as file:
-        floats = [f.name for f in schema if pa.types.is_floating(f.type)]  # few of them are alike: no dictionary
+        floats = [f.name for f in schema if pa.types.is_floating(f.type)]  # mostly distinct: a dictionary does not help
         others = [name for name in schema.names if name not in floats]
         pq.write_table(
             table,
@@ -36,32 +36,44 @@ def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Ma
         return file.summary()
 
 
-def read_table(path: str | Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Read a table that :func:`write_table` wrote; the footer is in ``table.schema.metadata``.
+def open_parquet(path: str | Path, strings: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file. Remote files are downloaded whole: they are small.
 
-    Columns that the file has beside ``schema``'s (a later stage may have added some) are left unread.
-
-    Raises:
-        InputError: no such file, not Parquet, or a column of ``schema`` is missing.
-    """
-    expected = columns or schema.names
-    with _named_errors(path):
-        source = _source(path)
-        names = pq.read_schema(source).names
-        missing = [name for name in expected if name not in names]
-        if missing:
-            raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(names)}")
-        return pq.read_table(source, columns=expected).select(expected)
-
-
-def column_names(path: str | Path) -> list[str]:
-    """What columns a table has.
+    Args:
+        strings: string columns to read as dictionaries.
 
     Raises:
         InputError: no such file, or not Parquet.
     """
     with _named_errors(path):
-        return pq.read_schema(_source(path)).names
+        if not is_url(path):
+            return pq.ParquetFile(path, read_dictionary=strings)
+        data = read_bytes(path)
+        if data is None:
+            raise FileNotFoundError(path)
+        return pq.ParquetFile(pa.BufferReader(data), read_dictionary=strings)
+
+
+def read_table(path: str | Path, columns: pa.Schema | Sequence[str]) -> pa.Table:
+    """Read these columns of a Parquet file, in this order. The footer is in
+    ``table.schema.metadata``.
+
+    Raises:
+        InputError: no such file, not Parquet, or a column is missing.
+    """
+    wanted = columns.names if isinstance(columns, pa.Schema) else list(columns)
+    with _named_errors(path):
+        file = open_parquet(path)
+        names = file.schema_arrow.names
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(names)}")
+        return file.read(columns=wanted).select(wanted)
+
+
+def footer(schema: pa.Schema) -> dict[str, str]:
+    """Metadata that :func:`write_table` stored in the file that ``schema`` was read from."""
+    return {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if not k.startswith(b"ARROW:")}
 
 
 @contextmanager
@@ -72,19 +84,3 @@ def _named_errors(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path}: no such file") from None
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
-
-
-def footer(path: str | Path) -> dict[str, str]:
-    """The metadata that :func:`write_table` put into the file."""
-    found = pq.read_schema(_source(path)).metadata or {}
-    return {k.decode(): v.decode() for k, v in found.items() if not k.startswith(b"ARROW:")}
-
-
-def _source(path: str | Path) -> Any:
-    """What pyarrow reads: a local path, or the whole of a remote file (they are small)."""
-    if not is_url(path):
-        return path
-    data = read_bytes(path)
-    if data is None:
-        raise FileNotFoundError(path)
-    return pa.BufferReader(data)

@@ -1,4 +1,4 @@
-"""Tar shards: reading whatever a crawl left, counting what is broken; writing the same bytes every time."""
+"""Tar shards: a tolerant streaming reader that counts damage, and a deterministic writer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.io.atomic import OutputFile, atomic_file
 from pipeline.io.files import open_file
 from pipeline.io.tar_writer import TarWriter
+from pipeline.system.library_internals import EndRecordingTarInfo, forget_members, is_uncompressed
 
 
 @dataclass
 class TarSample:
-    """Consecutive members of a shard with one key: ``files`` maps lower-case extensions to bytes.
+    """Consecutive members of a shard with one key.
 
-    offsets: of each file's first byte in the shard; empty if the shard is compressed.
+    files: lower-case extension -> content. offsets: extension -> byte offset of the content in the
+    shard; empty if the shard is compressed.
     """
 
     key: str
@@ -28,47 +29,31 @@ class TarSample:
 
 @dataclass
 class TarProblems:
-    """What was wrong with a shard, beside its samples: reason -> count, and the first few in words."""
+    """Problems of a shard that belong to no sample: reason -> count, and messages of the first ten."""
 
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, reason: str, note: str) -> None:
-        """Count a problem; the first ten are kept in words."""
+        """Count a problem, and keep its message if it is among the first ten."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if len(self.notes) < 10:
             self.notes.append(note)
 
 
-class _HeaderWatch(tarfile.TarInfo):
-    """tarfile ends quietly at a damaged header in the middle of an archive; this remembers how it ended."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: Any) -> Any:  # the name of the parameter is tarfile's
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tarfile_.how_it_ended = "end"
-            raise
-        except tarfile.HeaderError as error:
-            tarfile_.how_it_ended = (
-                "truncated_tar" if "empty" in str(error) or "truncated" in str(error) else "bad_tar_header"
-            )
-            raise
-
-
 def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator[TarSample]:
-    """Samples of a WebDataset/img2dataset shard in order, from a local path or a URL, streaming.
+    """Stream the samples of a WebDataset/img2dataset shard, a local path or a URL, in order.
 
-    A shard that is cut off or damaged in the middle gives the samples before the damage, and the damage goes into
-    ``problems`` (``truncated_tar``, ``bad_tar_header``). A key that comes back later in the shard, or a second file
-    with the same extension, is given once and counted (``duplicate_key``, ``duplicate_member``). Names with ``..`` or
-    a leading slash are counted (``unsafe_name``) and skipped; nothing is ever extracted to disk.
+    A truncated or damaged shard yields the samples before the damage, which is counted in
+    ``problems`` (``truncated_tar``, ``bad_tar_header``). Of a repeated key and of a repeated
+    extension in a sample only the first is used; the rest are counted (``duplicate_key``,
+    ``duplicate_member``). Names with ``..`` or a leading slash are skipped and counted
+    (``unsafe_name``). Nothing is extracted to disk.
 
     Raises:
-        InputError: the file is missing or is no tar archive at all.
+        InputError: the file is missing or is not a tar archive.
     """
-    from webdataset.tariterators import base_plus_ext  # brings torch along, which writing does without
+    from webdataset.tariterators import base_plus_ext  # imports torch, which writing does not need
 
     problems = problems if problems is not None else TarProblems()
     seen: set[str] = set()
@@ -81,10 +66,10 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
             problems.add("member_without_extension", f"{name}: want KEY.EXT")
             continue
         if not name.isprintable() or not _is_utf8(name):
-            problems.add("unsafe_name", f"{name!r}: not a name in UTF-8, or one with control characters")
+            problems.add("unsafe_name", f"{name!r}: name is not UTF-8 or has control characters")
             continue
         if key.startswith("/") or ".." in key.split("/"):
-            problems.add("unsafe_name", f"{name}: leads outside the shard")
+            problems.add("unsafe_name", f"{name}: path outside the shard")
             continue
         if current is None or key != current.key:
             if current is not None:
@@ -92,14 +77,14 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
                 current = None
             if key in seen:
                 if repeated != key:
-                    problems.add("duplicate_key", f"{key}: this key was in the shard before; the first one counts")
+                    problems.add("duplicate_key", f"{key}: repeated key; the first sample is used")
                 repeated = key
                 continue
             seen.add(key)
             current = TarSample(key)
         extension = extension.lower()
         if extension in current.files:
-            problems.add("duplicate_member", f"{name}: second file of this name; the first one counts")
+            problems.add("duplicate_member", f"{name}: repeated name; the first file is used")
             continue
         current.files[extension] = data
         if offset is not None:
@@ -109,7 +94,7 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
 
 
 def _is_utf8(text: str) -> bool:
-    """tarfile stands for bytes that are no UTF-8 by lone surrogates."""
+    """Whether a name was UTF-8; tarfile decodes other bytes to lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -124,14 +109,14 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes, in
         raise InputError(f"{shard}: no such file") from None
     with raw:
         try:
-            stream = tarfile.open(fileobj=raw, mode="r|*", tarinfo=_HeaderWatch)  # noqa: SIM115 - raw is closed
+            stream = tarfile.open(fileobj=raw, mode="r|*", tarinfo=EndRecordingTarInfo)  # noqa: SIM115 - raw is closed
         except (tarfile.TarError, EOFError, OSError) as error:
             raise InputError(f"{shard}: not a tar archive ({error})") from None
-        plain = stream.fileobj.comptype == "tar"  # type: ignore[attr-defined]
-        last, file_name = "the beginning", shard.rsplit("/", 1)[-1]  # notes go into reports: no one's folders in them
+        uncompressed = is_uncompressed(stream)
+        last, file_name = "the beginning", shard.rsplit("/", 1)[-1]  # notes go into reports, which have no folders
         try:
             for info in stream:
-                stream.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                forget_members(stream)
                 if not info.isreg():
                     continue
                 member = stream.extractfile(info)
@@ -139,67 +124,58 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes, in
                 if len(data) != info.size:
                     raise tarfile.ReadError("unexpected end of data")
                 last = info.name
-                yield info.name, data, info.offset_data if plain else None
+                yield info.name, data, info.offset_data if uncompressed else None
         except (tarfile.TarError, EOFError, OSError) as error:
             problems.add("truncated_tar", f"{file_name}: cut off after {last} ({error})")
             return
-        ended = getattr(stream, "how_it_ended", "end")
-        if ended != "end":
-            problems.add(ended, f"{file_name}: no valid header after {last}, and no end mark")
-
-
-class TarShard:
-    """Writes a shard whose bytes depend on its samples alone: no times, no user names, members in order."""
-
-    def __init__(self, stream: Any) -> None:
-        self._writer = TarWriter(stream)
-
-    def add(self, key: str, files: Mapping[str, bytes]) -> None:
-        """Append one sample, its extensions sorted."""
-        if "." in key.rsplit("/", 1)[-1]:
-            raise InputError(f"key {key!r}: a key may not contain dots")
-        self._writer.add([(f"{key}.{extension}", files[extension]) for extension in sorted(files)])
-
-    def close(self) -> None:
-        """Write the end mark."""
-        self._writer.close()
+        end = getattr(stream, "end", "end_mark")
+        if end != "end_mark":
+            problems.add(end, f"{file_name}: no valid header after {last}, and no end mark")
 
 
 Samples = Iterable[tuple[str, Mapping[str, bytes]]]
+"""(key, extension -> content) of each sample."""
+
+
+def _members_of(key: str, files: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+    """(name, content) of a sample's files, sorted by extension."""
+    if "." in key.rsplit("/", 1)[-1]:
+        raise InputError(f"key {key!r}: a key may not contain dots")
+    return [(f"{key}.{extension}", files[extension]) for extension in sorted(files)]
 
 
 def write_tar(path: str | Path, samples: Samples) -> OutputFile:
-    """Write a whole shard atomically, for a report that is committed after it; returns its size and digest."""
-    with atomic_file(path, settled=False) as file:
-        shard = TarShard(file)
+    """Write a shard atomically; its report must be committed after it. Returns size and digest."""
+    with atomic_file(path, durable_name=False) as file:
+        tar = TarWriter(file)
         for key, files in samples:
-            shard.add(key, files)
-        shard.close()
+            tar.add(_members_of(key, files))
+        tar.close()
         return file.summary()
 
 
 def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) -> list[OutputFile]:
-    """Write samples into shards of at most ``max_bytes`` (or of a single sample that is larger), each atomically.
+    """Write samples into shards of at most ``max_bytes`` each (more only for a single larger
+    sample), atomically.
 
-    There is always a first one, even of no samples. ``path_of`` gives the path of each, counted from 0.
+    At least one shard is written, even without samples. ``path_of``: shard number from 0 -> path.
     """
-    waiting = iter(samples)
-    held = next(waiting, None)
+    remaining = iter(samples)
+    sample = next(remaining, None)
     written: list[OutputFile] = []
-    while held is not None or not written:
-        with atomic_file(path_of(len(written)), settled=False) as file:
-            shard, used = TarShard(file), _END_BYTES
-            while held is not None:
-                cost = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in held[1].values())
-                if used > _END_BYTES and used + cost > max_bytes:
+    while sample is not None or not written:
+        with atomic_file(path_of(len(written)), durable_name=False) as file:
+            tar, used = TarWriter(file), tarfile.RECORDSIZE
+            while sample is not None:
+                size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in sample[1].values())
+                if used > tarfile.RECORDSIZE and used + size > max_bytes:
                     break
-                shard.add(*held)
-                used += cost
-                held = next(waiting, None)
-            shard.close()
+                tar.add(_members_of(*sample))
+                used += size
+                sample = next(remaining, None)
+            tar.close()
             written.append(file.summary())
     return written
 
 
-_BLOCK = 512
-_END_BYTES = 20 * _BLOCK  # tarfile fills up its last record
+_BLOCK = tarfile.BLOCKSIZE

@@ -1,6 +1,7 @@
-"""Names of files that are being written, and what becomes of those whose writer is gone.
+"""Names of temporary files, and removal of those whose process has died.
 
-Machines and containers that share a folder do not share process ids, so a name tells the machine, too.
+Machines and containers that share a folder have separate process ids, so the name includes a hash
+of the host.
 """
 
 from __future__ import annotations
@@ -13,34 +14,37 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.io.paths import is_url
-from pipeline.system.process_identity import short_here, started
+from pipeline.system.process_identity import process_start, short_host_identity
 
-FORSAKEN_SECONDS = 24 * 3600.0
-"""What another machine has not written to for so long was left by a process that is gone, whatever its clock says."""
-_LONGEST = 180
-"""Bytes of the final name in a temporary one: a file system takes 255 in all."""
-_NAMES = itertools.count()
-_OURS = re.compile(r"\..*\.(?P<here>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp", re.DOTALL)
+ABANDONED_SECONDS = 24 * 3600.0
+"""A temporary file of another host that was not modified for this long was left by a dead process.
+"""
+_MAX_NAME_BYTES = 180
+"""Bytes of the final name kept in a temporary name; file systems allow 255 in all."""
+_COUNTER = itertools.count()
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.tmp", re.DOTALL)
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name of this process's own in the same folder, never given twice."""
-    name = path.name.encode()[:_LONGEST].decode(errors="ignore")
-    return path.with_name(f".{name}.{short_here()}-{os.getpid()}-{next(_NAMES)}.tmp")
+    """Unique path in the same folder for writing ``path``; names host and process."""
+    name = path.name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+    return path.with_name(f".{name}.{short_host_identity()}-{os.getpid()}-{next(_COUNTER)}.tmp")
 
 
 def clear_temporaries(out: str | Path) -> int:
-    """Remove what processes left that were killed in mid-write: this machine's at once, others' after a day. Returns how many."""
+    """Remove temporary files of dead processes: this host's at once, other hosts' after a day.
+    Returns the number.
+    """
     removed = 0
     for path in () if is_url(out) or not Path(out).is_dir() else list(Path(out).glob(".*.tmp")):
-        if (found := _OURS.fullmatch(path.name)) is None:
+        if (match := _TEMPORARY.fullmatch(path.name)) is None:
             continue
-        with suppress(FileNotFoundError):  # another run clears, too
-            if found["here"] == short_here():
-                gone = started(int(found["pid"])) is None
+        with suppress(FileNotFoundError):  # another run may remove it first
+            if match["host"] == short_host_identity():
+                abandoned = process_start(int(match["pid"])) is None
             else:
-                gone = time.time() - path.stat().st_mtime > FORSAKEN_SECONDS
-            if gone:
+                abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+            if abandoned:
                 path.unlink()
                 removed += 1
     return removed

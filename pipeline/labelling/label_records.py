@@ -10,7 +10,7 @@ from pipeline.config import BuildShardsConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, image_size
-from pipeline.data.keys import fitting_key
+from pipeline.data.keys import shard_key
 from pipeline.data.records import LABELS, DatasetCard, GroundingRecord, ImageLink, Region
 from pipeline.errors import InputError
 from pipeline.execution.reports import Tally
@@ -162,6 +162,6 @@ def make_record(
         ))  # fmt: skip
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
     return GroundingRecord(
-        key=fitting_key(key), dataset=dataset, kind="grounding", image_size=size, caption=phrases.caption,
+        key=shard_key(key), dataset=dataset, kind="grounding", image_size=size, caption=phrases.caption,
         regions=tuple(regions), uncertain=uncertain,
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Which words of a caption are asked for: captions worth parsing, noun chunks worth boxing."""
+"""Extraction of the phrases of captions that the teacher should localise."""

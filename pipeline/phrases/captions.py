@@ -1,4 +1,6 @@
-"""Captions, and parts of captions, that describe nothing: file names, addresses, prices and shop talk."""
+"""Detection of captions, and parts of captions, without a description: file names, addresses,
+prices, shopping text.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ _PARTS = re.compile(
     rf"""(?P<address>(?:https?://|www\.)\S+|(?<![\w.+-])[\w.+-]+@[\w-]+\.\w[\w.-]*
         |(?<![\w-])[\w-]+\.(?:com|net|org|info|co\.uk)\b(?:/\S*)?)
     |(?P<file_name>(?<![\w()+-])[\w()+-]+\.{_IMAGE}\b|\b(?:img|dsc[nf]?|pict)[_-]?\d+\b)
-    |(?P<price>(?:[$£€¥₹]|\b(?:usd|eur|gbp)\b)\ ?{_AMOUNT}|(?<![\w.,]){_AMOUNT}\ ?(?:[$£€¥₹]|(?:usd|eur|gbp|dollars?|euros?)\b)
+    |(?P<price>(?:[$£€¥₹]|\b(?:usd|eur|gbp)\b)\ ?{_AMOUNT}
+        |(?<![\w.,]){_AMOUNT}\ ?(?:[$£€¥₹]|(?:usd|eur|gbp|dollars?|euros?)\b)
         |\b\d+\ ?%\ off\b)
-    |(?P<shop_talk>\b(?:buy\ now|add\ to\ cart|click\ to\ enlarge|click\ here|free\ shipping(?:\ on\ (?:all\ )?orders(?:\ over)?)?
+    |(?P<shop_talk>\b(?:buy\ now|add\ to\ cart|click\ to\ enlarge|click\ here
+        |free\ shipping(?:\ on\ (?:all\ )?orders(?:\ over)?)?
         |photo\ by\ (?-i:[A-Z])[^|,.;\n]*
         |royalty[-\ ]free(?:\ stock)?(?:\ (?:photo(?:graph)?s?|images?|pictures?|vectors?|illustrations?))?
         |stock\ (?:photo(?:graph)?s?|images?|pictures?|vectors?|illustrations?)
@@ -36,32 +40,37 @@ _HINT = re.compile(
     r"[$£€¥₹@%\d]|\.\w|buy now|to cart|click|free|photo |stock|rights res|sold out|may contain|getty|no image",
     re.IGNORECASE,
 )
-"""What every part has somewhere: most captions have none, and are not searched for parts."""
+"""Matches in all boilerplate; most captions have no match, and are not searched with the slower
+_PARTS.
+"""
 
 
-class Part(NamedTuple):
-    """Characters ``[start, end)`` of a caption that describe nothing, and what they are."""
+class Boilerplate(NamedTuple):
+    """Characters ``[start, end)`` of a caption that are boilerplate, and its kind."""
 
     start: int
     end: int
     reason: str
 
 
-def parts(caption: str) -> list[Part]:
-    """Where a caption is an ``address`` (URL, host, e-mail), a ``file_name``, a ``price`` or ``shop_talk``, in order.
+def find_boilerplate(caption: str) -> list[Boilerplate]:
+    """Find each ``address`` (URL, host, e-mail), ``file_name``, ``price`` and ``shop_talk`` in a
+    caption, in order.
 
-    CC3M's clean-up (Sharma et al. 2018, text-based filtering) crops such boiler-plate ("click to enlarge picture", "stock photo") and
-    keeps the rest; which words are shop talk is our own short list.
+    CC3M (Sharma et al. 2018, text-based filtering) crops such boilerplate ("click to enlarge
+    picture", "stock photo") and keeps the rest. The list of shopping phrases is this project's.
     """
     if not _HINT.search(caption):
         return []
-    return [Part(m.start(), m.end(), m.lastgroup or "") for m in _PARTS.finditer(caption)]
+    return [Boilerplate(m.start(), m.end(), m.lastgroup or "") for m in _PARTS.finditer(caption)]
 
 
-def useless(caption: str) -> str | None:
-    """Why a whole caption is not worth parsing (``empty_caption``, ``file_name``, ``address``, ``boilerplate``), or None.
+def skip_reason(caption: str) -> str | None:
+    """Reason to skip a whole caption: ``empty_caption``, ``file_name``, ``address`` or
+    ``boilerplate``; else None.
 
-    A caption is boiler-plate if nothing but numbers, marks and stop words is left beside its :func:`parts`.
+    A caption is boilerplate if only numbers, punctuation and stop words remain outside of
+    :func:`find_boilerplate`.
     """
     if not caption.strip():
         return "empty_caption"
@@ -71,12 +80,6 @@ def useless(caption: str) -> str | None:
         return "file_name"
     if _NUMBERS.match(caption):
         return "boilerplate"
-    if found := parts(caption):
-        rest, last = [], 0
-        for part in found:
-            rest.append(caption[last : part.start])
-            last = part.end
-        rest.append(caption[last:])
-        if all(word.lower() in STOP_WORDS for word in _WORD.findall(" ".join(rest))):
-            return "boilerplate"
+    if find_boilerplate(caption) and all(w.lower() in STOP_WORDS for w in _WORD.findall(_PARTS.sub(" ", caption))):
+        return "boilerplate"
     return None

@@ -1,4 +1,4 @@
-"""The phrases of captions, by the method that the settings name."""
+"""Extraction of phrases by the configured method."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.ngrams import ngrams
 from pipeline.phrases.nouns import NounPhrases
-from pipeline.phrases.parsed import Parsed
+from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import parser
 
 RULES = "2"
-"""Raise it whenever the same settings and parser would give other phrases than before; it is part of fingerprints."""
+"""Version, part of fingerprints. Increase it when the same settings and parser give different
+phrases than before.
+"""
 
 
-def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterator[Parsed]:
-    """The phrases of each caption, in order; a function of that caption and the settings alone."""
+def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterator[CaptionPhraseSpans]:
+    """Phrases of each caption, in order; they depend only on the caption and the settings."""
     if config.method == "ngrams":
         yield from (ngrams(caption, config) for caption in captions)
         return

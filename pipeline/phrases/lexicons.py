@@ -1,4 +1,4 @@
-"""Word lists and where each was published."""
+"""Word lists with their sources."""
 
 from __future__ import annotations
 
@@ -12,39 +12,49 @@ def _words(text: str) -> frozenset[str]:
 
 
 STOP_WORDS = _words(
-    """a about above after again against all am an and any are as at be because been before being below between both but
-    by can did do does doing don down during each few for from further had has have having he her here hers herself him
-    himself his how i if in into is it its itself just me more most my myself no nor not now of off on once only or other
-    our ours ourselves out over own s same she should so some such t than that the their theirs them themselves then there
-    these they this those through to too under until up very was we were what when where which while who whom why will
-    with you your yours yourself yourselves"""
+    """a about above after again against all am an and any are as at be because been before being below between
+    both but by can did do does doing don down during each few for from further had has have having he her
+    here hers herself him himself his how i if in into is it its itself just me more most my myself no nor
+    not now of off on once only or other our ours ourselves out over own s same she should so some such t
+    than that the their theirs them themselves then there these they this those through to too under until
+    up very was we were what when where which while who whom why will with you your yours yourself
+    yourselves"""
 )
 """NLTK's English stop words, as OWL-ST lists them (Minderer et al. 2023, appendix A.2)."""
 
 OWL_ST = _words(
-    """alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd ideas
-    illustration illustrations image images img instagram jpg online org original page pdf photo photography photos
-    picclick picture pictures png porn premium resolution royalty sale sex shutterstock stock svg thumbnail tumblr tumgir
-    twitter uk uploaded vector vectors video videos wallpaper wallpapers wholesale www xxx youtube"""
+    """alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd
+    ideas illustration illustrations image images img instagram jpg online org original page pdf photo
+    photography photos picclick picture pictures png porn premium resolution royalty sale sex shutterstock
+    stock svg thumbnail tumblr tumgir twitter uk uploaded vector vectors video videos wallpaper wallpapers
+    wholesale www xxx youtube"""
 )
-"""Generic words of alt-texts, chosen by hand among the thousand most common (OWL-ST, appendix A.2)."""
+"""Generic words of alt-texts, selected manually from the thousand most common (OWL-ST, appendix
+A.2).
+"""
 
 GRIT = frozenset({"time", "love", "freedom"})
-"""The abstract heads that Kosmos-2 names where it describes GRIT (section 2, step 1); its whole list was not published."""
+"""Abstract head nouns given as examples in the description of GRIT (Kosmos-2, section 2, step 1);
+the full list is unpublished.
+"""
 
 FRAME = _words(
-    """photo photograph picture image shot pic snapshot view scene scenery background foreground front back top bottom side
-    left right middle center centre corner edge end part kind sort type variety lot lots number couple pair group bunch
-    series set collection time day night morning afternoon evening today yesterday week month year moment way love freedom
-    happiness idea thing things something anything nothing"""
+    """photo photograph picture image shot pic snapshot view scene scenery background foreground front back top
+    bottom side left right middle center centre corner edge end part kind sort type variety lot lots number
+    couple pair group bunch series set collection time day night morning afternoon evening today yesterday
+    week month year moment way love freedom happiness idea thing things something anything nothing"""
 )
-"""Our own, as we found none published: the picture itself, places in it, amounts, and what the demo was measured with."""
+"""This project's list, for lack of a published one: words for the picture itself, positions in it,
+amounts and times.
+"""
 
 
 @lru_cache(maxsize=8)
 def nonvisual(names: tuple[str, ...]) -> frozenset[str]:
-    """Heads that are not labelled: the union of the lists ``wordnet``, ``owl_st``, ``grit`` and ``frame`` that are named."""
-    found: frozenset[str] = frozenset()
+    """Union of the named lists of non-visual head nouns: ``wordnet``, ``owl_st``, ``grit``,
+    ``frame``.
+    """
+    nouns: frozenset[str] = frozenset()
     for name in names:
-        found |= nonvisual_nouns() if name == "wordnet" else {"owl_st": OWL_ST, "grit": GRIT, "frame": FRAME}[name]
-    return found
+        nouns |= nonvisual_nouns() if name == "wordnet" else {"owl_st": OWL_ST, "grit": GRIT, "frame": FRAME}[name]
+    return nouns

@@ -1,4 +1,4 @@
-"""Noun chunks of captions with the parser's own offsets; on request split at conjunctions, or grown to referring expressions."""
+"""Noun chunks of captions, optionally split at conjunctions or expanded to referring expressions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config import ParsePhrasesConfig
-from pipeline.phrases.captions import Part, parts
+from pipeline.phrases.captions import Boilerplate, find_boilerplate
 from pipeline.phrases.lexicons import OWL_ST, nonvisual
-from pipeline.phrases.parsed import Parsed
+from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import Parser
 
 if TYPE_CHECKING:
@@ -16,47 +16,47 @@ if TYPE_CHECKING:
 
 
 class NounPhrases:
-    """Finds the phrases of parsed captions as the settings want them."""
+    """Extracts the phrases of parsed captions, as configured."""
 
     def __init__(self, config: ParsePhrasesConfig, parser: Parser) -> None:
         self._config, self._parser = config, parser
         lists = config.nonvisual if config.drop_nonvisual else ()
         self._nonvisual = nonvisual(lists)
-        self._generic = OWL_ST if "owl_st" in lists else frozenset()  # words as they stand: "ideas", "vectors"
+        self._generic = OWL_ST if "owl_st" in lists else frozenset()  # has inflected forms: "ideas", "vectors"
 
-    def __call__(self, doc: Doc) -> Parsed:
-        """The caption's phrases."""
-        config, parsed = self._config, Parsed()
-        useless = parts(doc.text) if config.drop_boilerplate else []
-        found: list[tuple[int, int, str]] = []
+    def __call__(self, doc: Doc) -> CaptionPhraseSpans:
+        """Phrases of a caption."""
+        config, parsed = self._config, CaptionPhraseSpans()
+        boilerplate = find_boilerplate(doc.text) if config.drop_boilerplate else []
+        phrases: list[tuple[int, int, str]] = []
         for chunk in doc.noun_chunks:
-            pieces = split(chunk) if config.split_conjunctions else None
+            pieces = split_conjunctions(chunk) if config.split_conjunctions else None
             for span in pieces or (chunk,):
                 root = span[-1] if pieces else span.root
                 lemma = self._parser.lemma(root).lower()
-                if reason := self._reason(root, lemma, useless):
+                if reason := self._reason(root, lemma, boilerplate):
                     parsed.drop(reason)
                     continue
                 name = _name(root, lemma, span.start, pieces is not None)
                 if config.method == "referring" and not pieces:
-                    span = expanded(span, useless)
-                span = trimmed(span, determiners=config.drop_determiners)
+                    span = expand(span, boilerplate)
+                span = trim(span, determiners=config.drop_determiners)
                 if len(span):
-                    found.append((span.start_char, span.end_char, name))
+                    phrases.append((span.start_char, span.end_char, name))
                 else:
                     parsed.drop("only_a_determiner")
         if config.method == "referring":
-            outer = _not_contained(found)
-            parsed.drop("contained", len(found) - len(outer))
-            found = outer
-        parsed.phrases = found
+            outer = _not_contained(phrases)
+            parsed.drop("contained", len(phrases) - len(outer))
+            phrases = outer
+        parsed.phrases = phrases
         return parsed
 
-    def _reason(self, root: Token, lemma: str, useless: Sequence[Part]) -> str | None:
-        """Why a phrase with this root is not labelled."""
+    def _reason(self, root: Token, lemma: str, boilerplate: Sequence[Boilerplate]) -> str | None:
+        """Reason to drop a phrase with this root, or None."""
         if self._config.drop_pronouns and root.pos_ == "PRON":
             return "pronoun"
-        for part in useless:
+        for part in boilerplate:
             if part.start <= root.idx < part.end:
                 return part.reason
         if lemma in self._nonvisual or root.lower_ in self._generic:
@@ -66,21 +66,21 @@ class NounPhrases:
         return None
 
 
-def _name(root: Token, lemma: str, start: int, split: bool) -> str:
-    """The head noun's lemma after its compounds: "traffic light" of "two red traffic lights"."""
-    if not split:
+def _name(root: Token, lemma: str, start: int, split_conjunctions: bool) -> str:
+    """Compounds and lemma of the head noun: "traffic light" for "two red traffic lights"."""
+    if not split_conjunctions:
         return " ".join([*(t.lower_ for t in root.lefts if t.dep_ == "compound"), lemma])
-    first = root.i  # the tree of a split chunk ties its words to the other side of the "and"
+    first = root.i  # in the dependency tree, words of a split chunk may depend on the other side of the "and"
     while first > start and root.doc[first - 1].pos_ in ("NOUN", "PROPN"):
         first -= 1
     return " ".join([*(root.doc[i].lower_ for i in range(first, root.i)), lemma])
 
 
-def split(chunk: Span) -> list[Span] | None:
-    """The chunk's parts between "and", "or", "&" and commas, if each of them ends with a common noun; else None.
+def split_conjunctions(chunk: Span) -> list[Span] | None:
+    """Split a chunk at "and", "or", "&" and commas if each part ends with a common noun; else None.
 
-    "pool and palm trees" is two things, "black and white cat" one, and "Dolce and Gabbana bag" too. Parts are runs of the
-    caption's own words: the "red" of "red cup and saucer set" stays with the cup alone.
+    "pool and palm trees" is split, "black and white cat" and "Dolce and Gabbana bag" are not.
+    Modifiers are not distributed: in "red cup and saucer set", "red" belongs only to the cup.
     """
     doc, cuts = chunk.doc, []
     for token in chunk:
@@ -99,11 +99,12 @@ def split(chunk: Span) -> list[Span] | None:
     return pieces if len(pieces) > 1 else None
 
 
-def expanded(chunk: Span, useless: Sequence[Part] = ()) -> Span:
-    """The chunk with all that hangs on its root in the dependency tree: "dog in a field of flowers" (GRIT).
+def expand(chunk: Span, boilerplate: Sequence[Boilerplate] = ()) -> Span:
+    """Expand a chunk to the subtree of its root in the dependency tree: "dog in a field of flowers"
+    (GRIT).
 
-    As in Kosmos-2 (section 2, step 2) a chunk with conjuncts stays as it is. So does one whose subtree is not a run of words, or
-    reaches into a useless part of the caption.
+    A chunk with conjuncts is returned unchanged, as in Kosmos-2 (section 2, step 2), and so is one
+    whose subtree is not contiguous or overlaps boilerplate.
     """
     root = chunk.root
     if root.conjuncts:
@@ -116,22 +117,24 @@ def expanded(chunk: Span, useless: Sequence[Part] = ()) -> Span:
     while start < chunk.start and (doc[start].is_punct or doc[start].is_space):
         start += 1
     span = doc[start:end]
-    if any(part.start < span.end_char and span.start_char < part.end for part in useless):
+    if any(part.start < span.end_char and span.start_char < part.end for part in boilerplate):
         return chunk
     return span
 
 
-def _not_contained(found: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Phrases that lie in no other, by start; of the same span the one found first."""
+def _not_contained(phrases: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Phrases that are not contained in another, sorted by start; the first of equal spans."""
     kept: list[tuple[int, int, str]] = []
-    for phrase in sorted(found, key=lambda p: (p[0], -p[1])):
+    for phrase in sorted(phrases, key=lambda p: (p[0], -p[1])):
         if not kept or phrase[1] > kept[-1][1]:
             kept.append(phrase)
     return kept
 
 
-def trimmed(span: Span, *, determiners: bool) -> Span:
-    """The span from its first word that is no mark or space, and no determiner if these go; it may be empty."""
+def trim(span: Span, *, determiners: bool) -> Span:
+    """Remove leading punctuation, spaces and, with ``determiners``, determiners; the result may be
+    empty.
+    """
     start = span.start
     while start < span.end:
         token = span.doc[start]

@@ -1,12 +1,12 @@
-"""What a human-labelled format gives: images with their regions, checked, everything that went counted.
+"""Interface of the readers of human-labelled formats, and functions that they share.
 
-A reader works in two steps. ``fill`` walks once through the label files and puts what it needs of each image into an
-index on disk; ``labelled`` turns one image's entry of it into regions, shard by shard, in any process.
+A reader works in two steps: ``fill`` reads the annotation files once and writes the needed parts of
+each image to an index on disk; ``labelled`` converts one entry of the index to regions, shard by
+shard, in any process. Everything dropped is counted by reason.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,15 +16,17 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.data.records import Box, Region, Span
 from pipeline.errors import InputError
-from pipeline.readers.index import Entry, Filling, Index
-from pipeline.readers.sniff import refuse
+from pipeline.readers.index import Entry, IndexWriter
+from pipeline.readers.sniff import wrong_format
 
 Kind = Literal["detection", "grounding"]
 
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set's files lie: paths or URLs. ``companions`` are further label files, by their role in the format."""
+    """Paths or URLs of a set's files. ``companions``: further annotation files, by their role in
+    the format.
+    """
 
     name: str
     annotations: str
@@ -32,11 +34,12 @@ class SetFiles:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Place(NamedTuple):
-    """An image: a file below the set's image folders, or (with ``size``) bytes inside of a file.
+class ImageLocation(NamedTuple):
+    """Location of an image: a file below the set's image folders or, with ``size``, a byte range of
+    a file.
 
-    folder: which of the image folders, where they have names. absolute: the path stands as it is.
-    base64: the bytes are in that encoding.
+    folder: name of the image folder, if they are named. absolute: ``file`` is not relative to an
+    image folder. base64: the content is base64.
     """
 
     file: str
@@ -47,15 +50,19 @@ class Place(NamedTuple):
     absolute: bool = False
 
 
-class Labelled(NamedTuple):
-    """One image of a set. ``lost`` counts regions that could not be used, by reason; ``boxless`` are the spans of those that
-    went for their box alone, ``boxless_names`` their class names: what they name is in the picture.
+class LabelledImage(NamedTuple):
+    """One image of a set with its labels.
 
-    size: (height, width) that the file claims. relative: boxes are shares of the image's width and height.
+    Attributes:
+        size: (height, width) stated in the annotations.
+        boxless: spans of regions dropped only for their box: their objects are in the image.
+        boxless_names: class names of such regions.
+        relative: boxes are fractions of the image's width and height.
+        lost: number of dropped regions by reason.
     """
 
     key: str
-    place: Place
+    location: ImageLocation
     size: tuple[int, int] | None = None
     caption: str | None = None
     regions: tuple[Region, ...] = ()
@@ -69,77 +76,75 @@ class Labelled(NamedTuple):
 
 
 LEFT_OUT = "left_out"
-"""Counted of images that the set has, but that its readers leave out."""
+"""Reason under which images are counted that ``labelled`` excludes."""
 
 UNREADABLE = frozenset(
     {"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category", "bad_image_id"}
 )
-"""Reasons to lose a region that tell of labels which are not as the reader expects them; others are of the set's nature."""
+"""Reasons for dropping a region that indicate an unexpected format; the others occur in any set."""
 
 CUT = "cut_at_edge"
-"""Counted beside the losses: boxes that were kept, but of which more than a tenth lay outside their image."""
+"""Counted together with the losses: kept boxes that had more than a tenth of their area outside the
+image.
+"""
 
 Header = Mapping[str, Any]
-"""What a reader knows of the whole set; ``label_space``: class names in their order, of a set labelled by name; ``frequency``: LVIS'."""
+"""Data of the whole set. ``label_space``: class names of a detection set, in order; ``frequency``:
+of LVIS.
+"""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A reader. ``reads`` is what its annotations are, in words; ``companions`` the roles it knows, with their meaning.
+    """Reader of a format.
 
     Attributes:
-        fill: reads the files, fills the index, returns the header.
-        labelled: one entry into regions, or into None if the set leaves the image out; a pure function.
-        place: of an entry, where its image lies, without the rest of the work.
-        needed: companions that must be given. options: names of its options, with their meaning.
+        reads: description of the annotation file, for error messages.
+        fill: reads the files, writes the index, returns the header.
+        labelled: converts an entry to a labelled image, or to None to exclude it; a pure function.
+        location: (id, image) of an entry -> location of the image.
+        companions: role of further annotation files -> description.
+        needed: roles that are required.
+        options: name -> description.
     """
 
     kind: Kind
     reads: str
-    fill: Callable[[SetFiles, Filling], dict[str, Any]]
-    labelled: Callable[[Entry, Header], Labelled | None]
-    place: Callable[[Any, Any], Place]
+    fill: Callable[[SetFiles, IndexWriter], dict[str, Any]]
+    labelled: Callable[[Entry, Header], LabelledImage | None]
+    location: Callable[[Any, Any], ImageLocation]
     companions: Mapping[str, str] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """A whole set in memory. ``lost`` counts regions that belong to no image of the file."""
-
-    kind: Kind
-    images: tuple[Labelled, ...]
-    label_space: tuple[str, ...] | None = None
-    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     """Read a set's files into an index at ``path``.
 
     Raises:
-        InputError: a file is missing or is not of the format; a companion or an option is unknown or missing; no annotation
-            is of any image.
+        InputError: a file is missing or not of the format, a companion or option is unknown or
+            missing, or no annotation refers to a listed image.
     """
     for role in format_.needed:
         if role not in files.companions:
             raise InputError(f"set {files.name}: want `companions: {{{role}: FILE}}`, {format_.companions[role]}")
-    for given, known, word in (
-        (files.companions, format_.companions, "companion"),
-        (files.options, format_.options, "option"),
-    ):
-        for name in given:
+    given: tuple[tuple[str, Mapping[str, Any], Mapping[str, str]], ...] = (
+        ("companion", files.companions, format_.companions),
+        ("option", files.options, format_.options),
+    )
+    for term, names, known in given:
+        for name in names:
             if name not in known:
-                raise InputError(f"set {files.name}: unknown {word} {name!r}; this format knows {sorted(known)}")
-    index = Filling(path, files.annotations)
+                raise InputError(f"set {files.name}: unknown {term} {name!r}; this format knows {sorted(known)}")
+    index = IndexWriter(path, files.annotations)
     try:
         index.finish(format_.fill(files, index))
         index.refuse_unknown_ids()
-    except (IsADirectoryError, NotADirectoryError) as error:  # a folder in a file's place, or a file in a folder's
+    except (IsADirectoryError, NotADirectoryError) as error:  # a folder instead of a file, or vice versa
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
-    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row that is shaped otherwise
-        words = f"{type(error).__name__}: {error}".splitlines()[0][:80]
-        raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({words})") from None
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row with unexpected types
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:80]
+        raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({cause})") from None
     finally:
         index.close()
 
@@ -147,38 +152,19 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
 def _wrong_kind(format_: Format, files: SetFiles, path: str) -> InputError:
     for role, given in files.companions.items():
         if path == given or path.startswith(f"{given.rstrip('/')}/"):
-            return refuse(given, format_.companions[role])
-    return refuse(files.annotations, format_.reads)
+            return wrong_format(given, format_.companions[role])
+    return wrong_format(files.annotations, format_.reads)
 
 
-def read_set(format_: Format, files: SetFiles) -> LabelledSet:
-    """All of a small set at once; ingest goes by the index.
-
-    Raises:
-        InputError: as :func:`build_index`.
-    """
-    with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
-        build_index(format_, files, Path(folder) / "index")
-        index = Index(Path(folder) / "index")
-        try:
-            entries = (entry for part in index.parts(1000) for entry in index.entries(part))
-            images = [item for entry in entries if (item := format_.labelled(entry, index.header)) is not None]
-            space = index.header.get("label_space")
-            return LabelledSet(
-                format_.kind,
-                tuple(images),
-                None if space is None else tuple(space),
-                {**index.header.get("lost", {}), **index.orphan_annotations()},
-            )
-        finally:
-            index.close()
-
-
-# --- parts that readers share
+# --- functions that readers share
 
 
 def want(row: Any, name: str, where: str) -> Any:
-    """A field that a row must have."""
+    """Value of a required field.
+
+    Raises:
+        InputError: ``row`` is not an object, or the field is missing; names ``where``.
+    """
     if not isinstance(row, dict):
         raise InputError(f"{where}: want an object; found {str(row)[:40]!r}")
     if name not in row:
@@ -186,56 +172,60 @@ def want(row: Any, name: str, where: str) -> Any:
     return row[name]
 
 
-def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Score, annotator and root of a region, where a row has them, as export writes them."""
-    found: dict[str, Any] = {}
-    if number(row.get("score")):
-        found["score"] = float(row["score"])
-    return found | {name: row[name] for name in ("annotator", "root") if isinstance(row.get(name), str)}
+def provenance_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Score, annotator and root of a region if given, as export-labels writes them."""
+    score = {"score": float(row["score"])} if is_number(row.get("score")) else {}
+    return score | {name: row[name] for name in ("annotator", "root") if isinstance(row.get(name), str)}
 
 
-def number(value: Any) -> bool:
-    """Whether it is a finite number."""
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite int or float of a plausible magnitude."""
     return type(value) in _NUMBERS and abs(value) < _TOO_LARGE
 
 
 _NUMBERS = frozenset((int, float))
 _TOO_LARGE = 1e15
-"""No coordinate; nan is not below it either."""
+"""Larger than any coordinate. Comparison with it also excludes nan."""
 
 
-def _four(bbox: Any, lost: Counter[str]) -> bool:
+def _is_box(bbox: Any, lost: Counter[str]) -> bool:
     four = type(bbox) in (list, tuple) and len(bbox) == 4 and _NUMBERS.issuperset(map(type, bbox))
-    if four and abs(sum(bbox)) < _TOO_LARGE:  # which nan is not, nor what it is added to
+    if four and abs(sum(bbox)) < _TOO_LARGE:  # false if any of them is nan
         return True
     lost["bad_box"] += 1
     return False
 
 
 def xywh_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str], xyxy: Any = None) -> Box | None:
-    """xyxy of a COCO ``bbox``, clipped to the image; None (and counted) if nothing of it is left.
+    """COCO ``bbox`` (x, y, width, height) -> xyxy clipped to the image; None, and counted in
+    ``lost``, if invalid.
 
-    ``xyxy`` is what export adds where x + w is not the corner to the last bit; one that tells of another box is passed over.
+    Args:
+        bbox: from the annotation, of any type.
+        size: (height, width) of the image, if known.
+        lost: counts the reason.
+        xyxy: exact corners, which export-labels adds where x + width is rounded; ignored if they
+            differ from ``bbox``.
     """
-    if not _four(bbox, lost):
+    if not _is_box(bbox, lost):
         return None
     x, y, w, h = bbox
     box = (x, y, x + w, y + h)
-    if type(xyxy) is list and len(xyxy) == 4 and all(number(v) and abs(v - b) < _A_BIT for v, b in zip(xyxy, box)):
+    if type(xyxy) is list and len(xyxy) == 4 and all(is_number(v) and abs(v - b) < 1e-6 for v, b in zip(xyxy, box)):
         box = (xyxy[0], xyxy[1], xyxy[2], xyxy[3])
     return clipped(box, size, lost)
 
 
-_A_BIT = 1e-6
-
-
 def xyxy_box(bbox: Any, size: tuple[int, int] | None, lost: Counter[str], *, beyond: int = 0) -> Box | None:
-    """The same of corners; ``beyond``: so far behind its x2 and y2 a box ends, 1 where they name its last pixel."""
-    return clipped((bbox[0], bbox[1], bbox[2] + beyond, bbox[3] + beyond), size, lost) if _four(bbox, lost) else None
+    """As :func:`xywh_box`, of corners. ``beyond``: added to x2 and y2; 1 if they are inclusive."""
+    return clipped((bbox[0], bbox[1], bbox[2] + beyond, bbox[3] + beyond), size, lost) if _is_box(bbox, lost) else None
 
 
 def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box | None:
-    """The part of a box inside the image of (height, width), as floats; counted as ``CUT`` if that is much less than the whole."""
+    """Clip a box to an image of (height, width); None, and counted, if no area is left.
+
+    A kept box that loses more than a tenth of its area is counted as ``CUT``.
+    """
     x1, y1, x2, y2 = box
     if not (x2 > x1 and y2 > y1):
         lost["box_without_area"] += 1
@@ -251,60 +241,69 @@ def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box |
 
 
 def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
-    """``tokens_positive`` as spans of a caption of ``length`` characters; None (and counted) if they are not."""
+    """``tokens_positive`` as spans of a caption of ``length`` characters; None, and counted, if
+    invalid.
+    """
     if not isinstance(value, list) or not value:
         lost["no_span"] += 1
         return None
     spans = []
     for pair in value:
-        whole = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(v) is int for v in pair)
-        if not whole or not 0 <= pair[0] < pair[1] <= length:
+        integers = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(v) is int for v in pair)
+        if not integers or not 0 <= pair[0] < pair[1] <= length:
             lost["span_outside_caption"] += 1
             return None
         spans.append((pair[0], pair[1]))
     return tuple(spans)
 
 
-def uncertain_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
-    """Spans of a caption that are not to be taught as absent, as export writes them; none if there are none."""
+def stated_uncertain(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
+    """``uncertain`` spans as export-labels writes them; () if absent or invalid."""
     return (spans_of(value, length, lost) or ()) if value else ()
 
 
-def unsure_of(item: Labelled, kept: Iterable[Region], gone: Iterable[Region] = ()) -> tuple[Span, ...]:
-    """Spans not to be taught as absent: the set's own, and those of regions without a usable box that no kept one covers.
+def uncertain_spans(item: LabelledImage, kept: Iterable[Region], outside: Iterable[Region] = ()) -> tuple[Span, ...]:
+    """Spans that must not be trained as absent: stated ones, and those of dropped boxes that no
+    kept region covers.
 
-    kept, gone: what of the item's regions has a place in the image. An ignore region teaches nothing, so it covers nothing.
+    Args:
+        kept: the item's regions with a box in the image. Ignore regions cover nothing, as they are
+            not trained on.
+        outside: the item's regions whose box is outside the image.
     """
-    lost = dict.fromkeys([*item.boxless, *(span for region in gone for span in region.tokens_positive)])
-    if not lost:
+    dropped = dict.fromkeys([*item.boxless, *(span for region in outside for span in region.tokens_positive)])
+    if not dropped:
         return item.uncertain
     spans = [span for region in kept if not region.ignore for span in region.tokens_positive]
-    covered = {at for start, end in spans for at in range(start, end)}
-    known = set(item.uncertain)
-    return item.uncertain + tuple(s for s in lost if s not in known and not covered.issuperset(range(*s)))
+    covered = {position for start, end in spans for position in range(start, end)}
+    stated = set(item.uncertain)
+    return item.uncertain + tuple(s for s in dropped if s not in stated and not covered.issuperset(range(*s)))
 
 
-def known_of(item: Labelled, gone: Iterable[Region] = ()) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """``verified_absent`` and ``not_exhaustive``: the set's own, but what lost its box alone is not absent, and not all of it is boxed.
+def presence_of(
+    item: LabelledImage, outside: Iterable[Region] = ()
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """(verified_absent, not_exhaustive), corrected for classes of which a box was dropped.
 
-    gone: regions that have no place in the image.
+    Such a class is not absent, and not all of its instances have boxes. ``outside``: the item's
+    regions whose box is outside the image.
     """
-    names = {*item.boxless_names, *(region.phrase for region in gone)}
+    names = {*item.boxless_names, *(region.phrase for region in outside)}
     if item.caption is not None or not names:
         return item.verified_absent, item.not_exhaustive
     absent = item.verified_absent
-    if absent is not None and item.not_exhaustive is None:  # a federated set that does not say it of others
+    if absent is not None and item.not_exhaustive is None:  # a federated set that does not state not_exhaustive
         return tuple(name for name in absent if name not in names), None
-    more = tuple(sorted({*(item.not_exhaustive or ()), *names}))
-    return None if absent is None else tuple(name for name in absent if name not in names), more
+    incomplete = tuple(sorted({*(item.not_exhaustive or ()), *names}))
+    return None if absent is None else tuple(name for name in absent if name not in names), incomplete
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:
-    """What the spans cover."""
+    """Text of the spans, joined by spaces."""
     return " ".join(caption[start:end] for start, end in spans)
 
 
 def size_of(row: Mapping[str, Any], height: str = "height", width: str = "width") -> tuple[int, int] | None:
-    """(height, width) that a row states, if it does."""
-    found = [v for v in (row.get(height), row.get(width)) if v is not None and number(v) and v >= 1]
-    return (int(found[0]), int(found[1])) if len(found) == 2 else None
+    """(height, width) stated in a row; None if missing or invalid."""
+    sides: list[Any] = [row.get(height), row.get(width)]
+    return (int(sides[0]), int(sides[1])) if all(is_number(v) and v >= 1 for v in sides) else None

@@ -1,8 +1,9 @@
 """COCO's detection JSON (COCO, Objects365, ODinW, LVIS): boxes with class names.
 
-LVIS (arXiv 1908.03195) is federated: ``neg_category_ids`` of an image are verified absent, and nothing is known of most
-other classes; ``not_exhaustive_category_ids`` are present, with more of them than are boxed. ``key`` of an image, and
-``score``, ``annotator`` and ``root`` of an annotation, are what our own export adds.
+LVIS (arXiv 1908.03195) is federated: ``neg_category_ids`` of an image are verified absent,
+``not_exhaustive_category_ids`` are present with more instances than boxes, and the presence of most
+other classes is unknown. ``key`` of an image, and ``score``, ``annotator`` and ``root`` of an
+annotation, are additions of export-labels.
 """
 
 from __future__ import annotations
@@ -13,22 +14,33 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
 
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.data.records import Region
 from pipeline.errors import InputError
-from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, origin_of, size_of, want, xywh_box
-from pipeline.readers.index import Entry, Filling
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelledImage,
+    SetFiles,
+    provenance_of,
+    size_of,
+    want,
+    xywh_box,
+)
+from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_object
 
 log = logging.getLogger("glip_self_train")
 WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 
 
-def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Ids of one name are one class: a labelling tool writes each set's first class twice, once as the parent of all.
+def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read the file. Ids with the same name are one class: a labelling tool writes each
+    set's first class twice, once as the parent of all.
 
     Raises:
-        InputError: not COCO's layout, two categories or images of one id; each named.
+        InputError: not COCO's layout, or two categories or images have the same id.
     """
     path = files.annotations
     names: dict[int | str, str] = {}
@@ -39,13 +51,13 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             number = want(row, "id", f"{path}: images")
             absent = row.get("neg_category_ids")
             federated |= absent is not None
-            key = own_key(row)
-            open_ = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
-            index.image(number, (_file(row, parts, f"{path}: image {number}"), size_of(row), absent, open_, key), key)
+            key, file = row_key(row), _file(row, parts, f"{path}: image {number}")
+            incomplete = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
+            index.image(number, (file, size_of(row), absent, incomplete, key), key)
         elif part == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
-            if "tokens_positive" in row:  # else all its classes would be one, called "object"
+            if "tokens_positive" in row:  # MDETR's file has a single category, "object"
                 raise InputError(
                     f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
                 )
@@ -53,7 +65,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
                 row.get("category_id"),
                 row.get("bbox"),
                 bool(row.get("iscrowd")),
-                origin_of(row) or None,
+                provenance_of(row) or None,
                 row.get("xyxy"),
             )
             index.row(row.get("image_id"), kept)
@@ -61,7 +73,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             number, name = want(row, "id", f"{path}: categories"), want(row, "name", f"{path}: categories")
             name = "" if name is None else str(name)
             if number in names:
-                raise InputError(f"{path}: category {number} is there twice, as {names[number]!r} and {name!r}")
+                raise InputError(f"{path}: duplicate category {number}: {names[number]!r} and {name!r}")
             name = name if name.strip() else ""
             if name and name in names.values():
                 log.warning("%s: category %r has several ids; they are one class", path, name)
@@ -76,46 +88,52 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
 def _parts(files: SetFiles) -> int:
     parts = files.options.get("name_parts", 0)
     if not isinstance(parts, int):
-        raise InputError(
-            f"{files.name}: options.name_parts {parts!r}: want a number of a file name's last parts to keep"
-        )
+        raise InputError(f"{files.name}: options.name_parts {parts!r}: want an integer, the path components to keep")
     return parts
 
 
-def fill_lvis(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """As :func:`fill`. Raises InputError, too: COCO's own file, by which every class without a box would be taken for absent."""
+def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read LVIS' file.
+
+    Raises:
+        InputError: as :func:`fill`, or the file is COCO's, whose classes without a box would count
+            as absent.
+    """
     header = fill(files, index)
     if not header["federated"]:
         raise InputError(
-            f"{files.annotations}: want LVIS' JSON, whose images have `neg_category_ids`; found none, as in COCO's (format coco)"
+            f"{files.annotations}: want LVIS' JSON, whose images have `neg_category_ids`; found none, as in COCO's "
+            "(format coco)"
         )
     return header
 
 
 def _file(row: dict[str, Any], parts: int, where: str) -> str:
-    """LVIS names its images by COCO's address alone: .../train2017/000000391895.jpg."""
+    """File name of an image; LVIS only states its COCO URL: .../train2017/000000391895.jpg."""
     if "file_name" not in row and isinstance(row.get("coco_url"), str):
         return "/".join(urlparse(row["coco_url"]).path.split("/")[-2:])
     return "/".join(str(want(row, "file_name", where)).split("/")[-parts:])
 
 
-def place(number: Any, image: Any) -> Place:
-    return Place(image[0])
+def location(image_id: Any, image: Any) -> ImageLocation:
+    return ImageLocation(image[0])
 
 
-def labelled(entry: Entry, header: Header) -> Labelled:
-    """``iscrowd`` regions become ignore regions; images without annotations are kept, as they teach absence.
+def labelled(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry. ``iscrowd`` regions become ignore regions. Images without annotations are
+    kept as negatives.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``unknown_category``.
     """
-    file, size, absent, open_, key = entry.image
+    file, size, absent, incomplete, key = entry.image
     names = header["names"]
     regions: list[Region] = []
     boxless: list[str] = []
     lost: Counter[str] = Counter()
     for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int | float | str) else None
-        if not label:  # or its name is empty
+        if not label:  # unknown, or its name is empty
             lost["unknown_category"] += 1
             continue
         box = xywh_box(bbox, size, lost, xyxy)
@@ -123,19 +141,19 @@ def labelled(entry: Entry, header: Header) -> Labelled:
             boxless.append(label)
         else:
             regions.append(Region(box=box, phrase=label, ignore=crowd, **origin or {}))
-    known_absent = None
+    verified_absent = None
     if header["federated"]:
         present = {r.phrase for r in regions}
-        known_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present))
-    more = None if open_ is None else tuple(sorted({names[n] for n in open_ if names.get(n)}))
-    return Labelled(
-        key or image_key(entry.id), Place(file), size,
-        regions=tuple(regions), boxless_names=tuple(boxless), verified_absent=known_absent, not_exhaustive=more, lost=lost,
+        verified_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present))
+    not_exhaustive = None if incomplete is None else tuple(sorted({names[n] for n in incomplete if names.get(n)}))
+    return LabelledImage(
+        key or image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
+        verified_absent=verified_absent, not_exhaustive=not_exhaustive, lost=lost,
     )  # fmt: skip
 
 
 FORMAT = Format(
-    "detection", WANTED, fill, labelled, place,
-    options={"name_parts": "keep so many last parts of the file names (Objects365: patch0/x.jpg of images/v1/patch0/x.jpg)"},
+    "detection", WANTED, fill, labelled, location,
+    options={"name_parts": "last components of a path to keep (Objects365: 2, patch0/x.jpg of images/v1/patch0/x.jpg)"},
 )  # fmt: skip
 LVIS = replace(FORMAT, fill=fill_lvis)

@@ -1,6 +1,8 @@
-"""Flickr30k Entities (arXiv 1505.04870): sentences with phrases marked in them, and XML with the boxes of their entities.
+"""Flickr30k Entities (arXiv 1505.04870): sentences with marked phrases, and XML with the boxes of
+their entities.
 
-One record a sentence. A phrase's span is where its markup stands; entities are joined to boxes by their number.
+Each sentence becomes a record. The markup states a phrase's span and its entity, whose number joins
+it to boxes.
 """
 
 from __future__ import annotations
@@ -14,48 +16,51 @@ from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.io.files import listing_below, read_bytes
 from pipeline.io.paths import join
-from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, phrase_of, xyxy_box
-from pipeline.readers.index import Entry, Filling
-from pipeline.readers.sniff import refuse
+from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, phrase_of, xyxy_box
+from pipeline.readers.index import Entry, IndexWriter
+from pipeline.readers.sniff import wrong_format
 from pipeline.readers.xml_files import corners, listed_names, read_xml, stated_size
 
-WANTED = "Flickr30k Entities' RegionPredictions (XML with root <annotation> and entities' numbers in <name>)"
+WANTED = "Flickr30k Entities' Annotations (XML with root <annotation> and entities' numbers in <name>)"
 WANTED_SENTENCES = "Flickr30k Entities' Sentences ([/EN#1/people Two men] in [/EN#2/scene a park] .)"
 _OPEN = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ")
 _NOT_VISUAL = "0"
 
 
 def parse_sentence(line: str) -> tuple[str, list[tuple[str, str, Span]]]:
-    """(caption, [(entity, type, span)]) of a marked sentence; the words stay as they are.
+    """(caption, [(entity, type, span)]) of a marked sentence.
 
     Raises:
-        ValueError: a mark is opened and not closed, or is not of the set's form.
+        ValueError: malformed or unclosed markup.
     """
-    caption, found, at = "", [], 0
-    while (opened := line.find("[/EN#", at)) >= 0:
+    caption, phrases, position = "", [], 0
+    while (opened := line.find("[/EN#", position)) >= 0:
         mark = _OPEN.match(line, opened)
         closed = line.find("]", mark.end()) if mark else -1
         if mark is None or closed < 0:
             raise ValueError(f"near {line[opened : opened + 30]!r}")
-        caption += line[at:opened]
+        caption += line[position:opened]
         words = line[mark.end() : closed]
         start = len(caption)
         caption += words
         inner = len(words) - len(words.lstrip())
         span = (start + inner, start + len(words.rstrip()))
         if span[1] > span[0]:
-            found.append((mark[1], mark[2].strip("/"), span))
-        at = closed + 1
-    caption += line[at:]
-    return caption, found
+            phrases.append((mark[1], mark[2].strip("/"), span))
+        position = closed + 1
+    return caption + line[position:], phrases
 
 
-def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: a file is not of the set's layout, or is missing."""
+def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read the XML files and sentences.
+
+    Raises:
+        InputError: a file is missing or not of the set's layout.
+    """
     sentences = files.companions["sentences"]
     names = _names(files)
     if not names:
-        raise refuse(files.annotations, WANTED)
+        raise wrong_format(files.annotations, WANTED)
     for name in names:
         root = read_xml(join(files.annotations, f"{name}.xml"), WANTED)
         boxes: list[tuple[list[str], Any]] = []
@@ -65,7 +70,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             if not all(e.isdigit() for e in entities):
                 raise InputError(f"{files.annotations}/{name}.xml: want {WANTED}; found an object called {entities}")
             if box is not None:
-                boxes.append((entities, corners(box, 1)))  # the set's own reader takes one off every corner
+                boxes.append((entities, corners(box, 1)))  # coordinates start at 1, as in the set's own reader
         path = join(sentences, f"{name}.txt")
         data = read_bytes(path)
         if data is None:
@@ -87,7 +92,7 @@ def _text(data: bytes, path: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise refuse(path, WANTED_SENTENCES) from None
+        raise wrong_format(path, WANTED_SENTENCES) from None
 
 
 def _names(files: SetFiles) -> list[str]:
@@ -96,39 +101,42 @@ def _names(files: SetFiles) -> list[str]:
     return [name.removesuffix(".xml") for name in listing_below(files.annotations, ".xml")]
 
 
-def place(number: Any, image: Any) -> Place:
-    return Place(image[0])
+def location(image_id: Any, image: Any) -> ImageLocation:
+    return ImageLocation(image[0])
 
 
-def labelled(entry: Entry, header: Header) -> Labelled:
-    """A box has the spans of all phrases of the sentence that mean its entities: one that is named twice has two.
+def labelled(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry. A box has the spans of all the sentence's phrases that refer to its
+    entities.
 
-    Phrases whose entity is somewhere in the picture but has no box (scenes) are ``uncertain``, not absent; "notvisual"
-    phrases are neither. Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, or
-    ``not_in_this_sentence``: the other sentences of the image name them.
+    Phrases whose entity has no box but is in the image (scenes) are ``uncertain``; "notvisual"
+    phrases are not.
+
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``not_in_this_sentence`` (only other sentences of the image refer to the entity).
     """
     file, size, caption, phrases, boxes = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     boxed: set[str] = set()
-    for entities, found in boxes:
+    for entities, bbox in boxes:
         spans = tuple(span for entity, _, span in phrases if entity in entities)
         if not spans:
             lost["not_in_this_sentence"] += 1
             continue
-        box = xyxy_box(found, size, lost)
+        box = xyxy_box(bbox, size, lost)
         if box is not None:
             boxed.update(entities)
             regions.append(Region(box=box, phrase=phrase_of(caption, spans), tokens_positive=spans))
     rest = [s for entity, _, s in phrases if entity != _NOT_VISUAL and entity not in boxed]
-    return Labelled(
-        image_key(entry.id), Place(file), size,
+    return LabelledImage(
+        image_key(entry.id), ImageLocation(file), size,
         caption=caption, regions=tuple(regions), uncertain=tuple(rest), lost=lost,
     )  # fmt: skip
 
 
 FORMAT = Format(
-    "grounding", WANTED, fill, labelled, place,
-    companions={"sentences": "the folder Sentences", "ids": "a list of the images of a split, such as train.txt"},
+    "grounding", WANTED, fill, labelled, location,
+    companions={"sentences": "the folder Sentences", "ids": "list of the images of a split, such as train.txt"},
     needed=("sentences",),
 )  # fmt: skip

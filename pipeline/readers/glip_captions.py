@@ -1,8 +1,9 @@
-"""GLIP's own caption records (GLIP spec section 16): a label TSV of JSON, and an image TSV of base64, or a folder.
+"""GLIP's caption records (GLIP spec section 16): a label TSV with JSON, and an image TSV with
+base64 or a folder.
 
-Version 1 has a box an entry, each with its spans. Version 2 has a phrase an entry, with a list of boxes and of scores.
-Spans are a teacher's word pieces, several for a phrase; those that touch or are parted by one space are put together.
-Boxes are as its network gives them, and as its reader gives them back to it: x2 and y2 name the last pixel.
+In version 1 an entry is a box with its spans; in version 2 it is a phrase with lists of boxes and
+scores. Spans are word pieces, several for a phrase; spans that touch, or have one space between
+them, are joined. x2 and y2 of boxes are inclusive, as in GLIP's code.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from pipeline.data.keys import image_key
 from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, phrase_of, size_of, spans_of, xyxy_box
-from pipeline.readers.index import Entry, Filling
-from pipeline.readers.sniff import refuse
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelledImage,
+    SetFiles,
+    phrase_of,
+    size_of,
+    spans_of,
+    xyxy_box,
+)
+from pipeline.readers.index import Entry, IndexWriter
+from pipeline.readers.sniff import wrong_format
 
 WANTED = (
     "GLIP's caption records (lines of a key, a tab, and JSON with `caption`, `bboxes`, `scores`, `tokens_positive`)"
@@ -28,15 +39,19 @@ FIELDS = ("caption", "bboxes", "scores", "tokens_positive")
 ANNOTATOR = "glip"
 
 
-def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not the records' layout."""
+def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read the label TSV, and the image TSV if given.
+
+    Raises:
+        InputError: not the records' layout.
+    """
     path, images = files.annotations, files.companions.get("images")
     suffix = str(files.options.get("image_suffix", ".jpg"))
     for line, (key, _, value) in enumerate(_columns(path, WANTED), 1):
         try:
             record = json.loads(value)
         except (ValueError, RecursionError):
-            raise refuse(path, WANTED) from None
+            raise wrong_format(path, WANTED) from None
         record = record[0] if isinstance(record, list) and len(record) == 1 else record
         if not isinstance(record, dict) or not all(name in record for name in FIELDS):
             found = ", ".join(f"`{k}`" for k in record) if isinstance(record, dict) else str(record)[:40]
@@ -50,79 +65,85 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     if images is not None:
         for key, offset, value in _columns(images, WANTED_IMAGES):
             if not value or len(value.strip()) % 4 or value.lstrip()[:1] in (b"{", b"["):
-                raise refuse(images, WANTED_IMAGES)
+                raise wrong_format(images, WANTED_IMAGES)
             index.image(key, (images, offset, len(value.strip()), None, None, None, None, None))
     return {"first_counts": True}
 
 
 def _columns(path: str, wanted: str) -> Iterator[tuple[str, int, bytes]]:
-    """(key, place of the value, value) of every line."""
+    """(key, byte offset of the value, value) of every line."""
     try:
         file = open_file(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    at = 0
+    offset = 0
     with file:
         for line in file:
             if line.strip():
                 key, tab, value = line.partition(b"\t")
                 if not tab or b"\t" in value:
-                    raise refuse(path, wanted)
-                yield key.decode(errors="replace"), at + len(key) + 1, value.rstrip(b"\r\n")
-            at += len(line)
+                    raise wrong_format(path, wanted)
+                yield key.decode(errors="replace"), offset + len(key) + 1, value.rstrip(b"\r\n")
+            offset += len(line)
 
 
-def place(number: Any, image: Any) -> Place:
+def location(image_id: Any, image: Any) -> ImageLocation:
     file, offset, size = image[:3]
-    return Place(file, offset=offset, size=size, base64=size is not None, absolute=size is not None)
+    return ImageLocation(file, offset=offset, size=size, base64=size is not None, absolute=size is not None)
 
 
-def labelled(entry: Entry, header: Header) -> Labelled:
-    """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``."""
+def labelled(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry.
+
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``no_span``, ``span_outside_caption``.
+    """
     size, caption, bboxes, scores, tokens = entry.image[3:] if not entry.rows else entry.rows[0][1:]
     caption = caption if isinstance(caption, str) else ""
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     boxless: list[Span] = []
-    for n, found in enumerate(bboxes or ()):
-        several = isinstance(found, list) and all(isinstance(b, list) for b in found)
-        of_entity = scores[n] if isinstance(scores, list) and n < len(scores) else None
-        boxes = found if several else [found]
-        for k, bbox in enumerate(boxes or [None]):  # none: a phrase that the teacher did not find
+    for n, bbox_or_list in enumerate(bboxes or ()):
+        several = isinstance(bbox_or_list, list) and all(isinstance(b, list) for b in bbox_or_list)
+        score_or_list = scores[n] if isinstance(scores, list) and n < len(scores) else None
+        boxes = bbox_or_list if several else [bbox_or_list]
+        for k, bbox in enumerate(boxes or [None]):  # None: a phrase for which the teacher has no box
             spans = spans_of(tokens[n] if n < len(tokens) else None, len(caption), lost)
             if spans is None:
                 continue
             box = xyxy_box(bbox, size, lost, beyond=1) if boxes else None
-            spans = joined(caption, spans)
+            spans = join_adjacent(caption, spans)
             if box is None:
                 boxless += spans
                 continue
-            score = (of_entity[k] if k < len(of_entity) else None) if isinstance(of_entity, list) else of_entity
+            score = score_or_list
+            if isinstance(score_or_list, list):
+                score = score_or_list[k] if k < len(score_or_list) else None
             regions.append(
                 Region(
                     box=box, phrase=phrase_of(caption, spans), tokens_positive=spans,
                     score=None if score is None else float(score), annotator=ANNOTATOR,
                 )
             )  # fmt: skip
-    where = place(entry.id, entry.image)
-    return Labelled(
-        image_key(entry.id), where, size, caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost
+    return LabelledImage(
+        image_key(entry.id), location(entry.id, entry.image), size,
+        caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
     )  # fmt: skip
 
 
-def joined(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    """Spans in order, those put together that have nothing, or one space, between them."""
-    done: list[Span] = []
+def join_adjacent(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Sort spans, and join those with nothing or one space between them."""
+    joined: list[Span] = []
     for start, end in sorted(set(spans)):
-        if done and caption[done[-1][1] : start].strip(" ") == "" and start <= done[-1][1] + 1:
-            done[-1] = (done[-1][0], max(end, done[-1][1]))
+        if joined and caption[joined[-1][1] : start].strip(" ") == "" and start <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
-            done.append((start, end))
-    return tuple(done)
+            joined.append((start, end))
+    return tuple(joined)
 
 
 FORMAT = Format(
-    "grounding", WANTED, fill, labelled, place,
-    companions={"images": "the image TSV; else the images are files called KEY.jpg"},
-    options={"image_suffix": "ending of the image files' names, .jpg by default"},
+    "grounding", WANTED, fill, labelled, location,
+    companions={"images": "the image TSV; by default the images are files named KEY.jpg"},
+    options={"image_suffix": "suffix of the image files' names, .jpg by default"},
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""An image's size and EXIF orientation from its header, and boxes turned as the image is when it is set upright."""
+"""Image size and EXIF orientation from a file's header, and transformation of boxes to the upright
+image.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ from PIL import ExifTags, Image
 
 from pipeline.data.images import MAX_PIXELS, ImageError, image_size
 from pipeline.data.records import Box, Region
-from pipeline.readers.base import Labelled, clipped
+from pipeline.readers.base import LabelledImage, clipped
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
-"""What a shard calls images of PIL's formats; others are not for shards."""
+"""PIL format -> file extension in shards; other formats are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Stored height and width in pixels, the EXIF orientation (1 to 8), and what a shard calls its format."""
+    """Stored height and width in pixels, EXIF orientation (1 to 8), and file extension in shards."""
 
     height: int
     width: int
@@ -28,25 +30,26 @@ class ImageHeader:
 
     @property
     def stored(self) -> tuple[int, int]:
-        """(height, width) of the pixels as they are stored."""
+        """(height, width) as stored."""
         return self.height, self.width
 
     @property
     def upright(self) -> tuple[int, int]:
-        """(height, width) as everyone sees it."""
+        """(height, width) after the EXIF orientation is applied."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Of encoded bytes; damage behind the header is not seen.
+    """Read the header of an encoded image; damage after the header is not detected.
 
     Raises:
-        ImageError: as :func:`pipeline.data.images.open_image`, or ``other_format`` for one that shards do not take.
+        ImageError: as :func:`pipeline.data.images.open_image`, or ``other_format`` if the format is
+            not in EXTENSIONS.
     """
     size = _plain_jpeg(data)
     if size is not None:
         return ImageHeader(*size, 1, "jpg")
-    height, width = image_size(data)  # with all its checks
+    height, width = image_size(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
@@ -59,36 +62,38 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG without anything special, several times faster than PIL; None: ask PIL.
+    """(height, width) of a JPEG without EXIF, several times faster than PIL; None if PIL has to
+    read it.
 
-    APP1 holds EXIF or XMP, either of which may turn the image; a JPEG that has one is PIL's.
+    That is any JPEG with an APP1 segment (EXIF or XMP), which may state an orientation, or an
+    unusual one.
     """
     if data[:3] != b"\xff\xd8\xff":
         return None
-    at, end, size = 2, len(data) - 9, None
-    while at < end:
-        if data[at] != 0xFF:
+    start, last, size = 2, len(data) - 9, None
+    while start < last:
+        if data[start] != 0xFF:
             return None
-        marker = data[at + 1]
+        marker = data[start + 1]
         if marker == 0xDA:
-            return size if at + 2 + (data[at + 2] << 8 | data[at + 3]) <= len(data) else None
+            return size if start + 2 + (data[start + 2] << 8 | data[start + 3]) <= len(data) else None
         if marker == 0xE1 or marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF or marker == 0xE2:
             return None
         if marker in _FRAMES:
-            size = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            size = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]
             pixels = size[0] * size[1]
-            if data[at + 4] != 8 or not 0 < pixels <= MAX_PIXELS or data[at + 9] not in (1, 3, 4):
+            if data[start + 4] != 8 or not 0 < pixels <= MAX_PIXELS or data[start + 9] not in (1, 3, 4):
                 return None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        start += 2 + (data[start + 2] << 8 | data[start + 3])
     return None
 
 
 _FRAMES = {0xC0, 0xC1, 0xC2}
-"""Baseline, extended and progressive."""
+"""Start-of-frame markers: baseline, extended and progressive."""
 
 
-def turned(box: Box, header: ImageHeader) -> Box:
-    """A box on the stored pixels -> the same on the upright image."""
+def to_upright(box: Box, header: ImageHeader) -> Box:
+    """Transform a box on the stored image to the upright image."""
     x1, y1, x2, y2 = box
     w, h = float(header.width), float(header.height)
     match header.orientation:
@@ -109,39 +114,41 @@ def turned(box: Box, header: ImageHeader) -> Box:
     return box
 
 
-def upright(
-    item: Labelled, header: ImageHeader, orientation: str, lost: Counter[str]
+def upright_regions(
+    item: LabelledImage, header: ImageHeader, orientation: str, lost: Counter[str]
 ) -> tuple[list[Region], list[Region]]:
-    """The regions on the upright image, clipped to it, and those of which nothing is in it; counted in ``lost`` as readers do.
+    """(regions clipped to the upright image, regions outside it).
 
-    Which way up the labels were drawn is told by the size that they state, where it differs lying and standing; else by
-    the set's ``orientation``.
+    Args:
+        orientation: "upright" or "stored": the image that boxes refer to if the size stated in the
+            annotations fits both. Otherwise the stated size decides.
+        lost: counts regions outside the image, and cut ones, as readers do.
 
     Raises:
-        ImageError: ``size_differs``: the labels were drawn on another image.
+        ImageError: ``size_differs``: the stated size is that of another image.
     """
     on_stored = orientation == "stored" and header.orientation != 1
     if item.size is not None and item.size != header.upright:
         if item.size != header.stored:
             raise ImageError(
                 "size_differs",
-                f"the image is {header.upright[0]}x{header.upright[1]}, its labels say {item.size[0]}x{item.size[1]}",
+                f"the image is {header.upright[0]}x{header.upright[1]}, its labels state {item.size[0]}x{item.size[1]}",
             )
         on_stored = True
     elif item.size is not None and header.stored != header.upright:
         on_stored = False
     elif item.size is not None and not item.relative and not on_stored:
-        return list(item.regions), []  # clipped to that size by the reader
+        return list(item.regions), []  # already clipped to this size by the reader
     height, width = header.stored if on_stored else header.upright
-    kept, gone = [], []
+    kept, outside = [], []
     for region in item.regions:
         x1, y1, x2, y2 = region.box
         if item.relative:
             x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
         box = clipped((x1, y1, x2, y2), (height, width), lost)
         if box is not None:
-            box = turned(box, header) if on_stored else box
+            box = to_upright(box, header) if on_stored else box
             kept.append(region if box == region.box else region.model_copy(update={"box": box}))
         else:
-            gone.append(region)
-    return kept, gone
+            outside.append(region)
+    return kept, outside

@@ -1,4 +1,4 @@
-"""Where a set's images lie, and reading them: files below folders, bytes inside of other files, local or behind URLs."""
+"""Reading a set's images: files in folders, or byte ranges of files, local or remote."""
 
 from __future__ import annotations
 
@@ -17,46 +17,51 @@ from pipeline.data.images import ImageError
 from pipeline.errors import InputError
 from pipeline.io.files import open_file, read_range, read_small
 from pipeline.io.paths import is_url, join
-from pipeline.readers.base import Place
+from pipeline.readers.base import ImageLocation
 
 REQUESTS = 16
-"""Images asked for at a time, of a store behind a URL."""
+"""Number of concurrent requests for remote images."""
 
 
 class _Missing(Exception):
-    """No image in that place."""
+    """The file does not exist."""
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """The image folders of a set: to look in one after the other, or by the names that the labels give them."""
+    """Image folders of a set: a tuple to search in order, or a mapping from the names used in the
+    annotations.
+    """
 
     folders: tuple[str, ...] | Mapping[str, str]
 
-    def paths(self, place: Place) -> list[str]:
-        """The files that an image may lie in, to look for in this order: below the folder that its row names, else below each.
+    def paths(self, location: ImageLocation) -> list[str]:
+        """Candidate paths of an image, in search order.
 
         Raises:
-            ImageError: ``unknown_folder``.
+            ImageError: ``unknown_folder``: the annotations name a folder that the manifest does
+                not.
         """
-        if place.absolute:
-            return [place.file]
+        if location.absolute:
+            return [location.file]
         if not isinstance(self.folders, tuple):
-            if place.folder is None or place.folder not in self.folders:
+            if location.folder is None or location.folder not in self.folders:
                 raise ImageError(
-                    "unknown_folder", f"{place.file}: {place.folder!r}; want one of {sorted(self.folders)}"
+                    "unknown_folder", f"{location.file}: {location.folder!r}; want one of {sorted(self.folders)}"
                 )
-            return [join(self.folders[place.folder], place.file)]
-        # labels may name where their images lie on this machine
-        own = [place.file] if place.file.startswith("/") else []
-        return [*(join(folder, place.file) for folder in self.folders), *own]
+            return [join(self.folders[location.folder], location.file)]
+        # annotations may state absolute paths
+        own = [location.file] if location.file.startswith("/") else []
+        return [*(join(folder, location.file) for folder in self.folders), *own]
 
-    def size(self, place: Place) -> int | None:
-        """Bytes of the image; -1 if it is not there; None behind a URL, where each answer would take a request."""
-        if place.size is not None:
-            return place.size
+    def size(self, location: ImageLocation) -> int | None:
+        """Size of an image in bytes; -1 if it is missing; None if it is remote, as each would take
+        a request.
+        """
+        if location.size is not None:
+            return location.size
         try:
-            paths = self.paths(place)
+            paths = self.paths(location)
         except ImageError:
             return -1
         for path in paths:
@@ -66,45 +71,43 @@ class ImageStore:
                 return os.stat(path).st_size
         return -1
 
-    def reading(self, places: Iterable[Place]) -> Iterator[Callable[[], bytes]]:
-        """For each place a function that gives its image, or raises as :meth:`read`; requests to a store are made ahead."""
-        waiting = iter(places)
-        if not self._remote:
-            for place in waiting:
-                yield partial(self.read, place)
+    def reading(self, locations: Iterable[ImageLocation]) -> Iterator[Callable[[], bytes]]:
+        """For each location a function that returns its image, or raises, as :meth:`read`.
+        Prefetches remote images.
+        """
+        remaining = iter(locations)
+        if not any(map(is_url, self.folders if isinstance(self.folders, tuple) else self.folders.values())):
+            for location in remaining:
+                yield partial(self.read, location)
             return
         with ThreadPoolExecutor(REQUESTS) as pool:
-            ahead = deque(pool.submit(self.read, place) for place in islice(waiting, 2 * REQUESTS))
-            while ahead:
-                yield ahead.popleft().result
-                ahead.extend(pool.submit(self.read, place) for place in islice(waiting, 1))
+            pending = deque(pool.submit(self.read, location) for location in islice(remaining, 2 * REQUESTS))
+            while pending:
+                yield pending.popleft().result
+                pending.extend(pool.submit(self.read, location) for location in islice(remaining, 1))
 
-    @property
-    def _remote(self) -> bool:
-        """Whether images come over a network: then one after the other would be waiting, mostly."""
-        return any(map(is_url, self.folders if isinstance(self.folders, tuple) else self.folders.values()))
-
-    def read(self, place: Place) -> bytes:
-        """The encoded image.
+    def read(self, location: ImageLocation) -> bytes:
+        """Encoded image.
 
         Raises:
-            ImageError: ``image_missing``, ``unreadable_file``, ``unknown_folder``, or ``broken_image`` for what is no base64.
+            ImageError: ``image_missing``, ``unreadable_file``, ``unknown_folder``, or
+                ``broken_image`` (invalid base64).
         """
-        paths = self.paths(place)
+        paths = self.paths(location)
         for path in paths[:-1]:
             with suppress(_Missing):
-                return self._read(path, place)
+                return self._read(path, location)
         try:
-            return self._read(paths[-1], place)
+            return self._read(paths[-1], location)
         except _Missing:
-            raise ImageError("image_missing", f"{' and '.join(paths)}: not there") from None
+            raise ImageError("image_missing", f"{' and '.join(paths)}: no such file") from None
 
     @staticmethod
-    def _read(path: str, place: Place) -> bytes:
+    def _read(path: str, location: ImageLocation) -> bytes:
         try:
-            if place.size is not None:
-                data = read_range(path, place.offset, place.size)
-                return base64.b64decode(data, validate=True) if place.base64 else data
+            if location.size is not None:
+                data = read_range(path, location.offset, location.size)
+                return base64.b64decode(data, validate=True) if location.base64 else data
             if not is_url(path):
                 return read_small(path)
             with open_file(path) as file:
@@ -118,6 +121,6 @@ class ImageStore:
         except binascii.Error as error:
             raise ImageError("broken_image", f"not base64: {error}") from None
         except (OSError, ValueError) as error:
-            if is_url(path):  # a store's failure is no fault of the image
+            if is_url(path):  # a failure of the store, not of this image
                 raise
             raise ImageError("unreadable_file", f"{path[:200]}: {error}") from None

@@ -1,6 +1,8 @@
-"""ODVG JSON Lines (Open-GroundingDino, MM-Grounding-DINO): a line an image, detection or grounding.
+"""ODVG JSON Lines (Open-GroundingDino, MM-Grounding-DINO): one image a line, detection or
+grounding.
 
-Grounding lines must have ``tokens_positive``: a phrase alone may stand in a caption twice, and is never searched for.
+Grounding lines must have ``tokens_positive``: phrases are not searched in captions, as they may
+occur more than once.
 """
 
 from __future__ import annotations
@@ -9,23 +11,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     Format,
     Header,
-    Labelled,
-    Place,
+    ImageLocation,
+    LabelledImage,
     SetFiles,
-    origin_of,
     phrase_of,
+    provenance_of,
     size_of,
     spans_of,
-    uncertain_of,
+    stated_uncertain,
     xyxy_box,
 )
-from pipeline.readers.index import Entry, Filling
+from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object, stream_lines
 
 WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
@@ -38,17 +40,21 @@ def _rows(files: SetFiles, part: str) -> Any:
         if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
             found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
             raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {found}")
-        yield line, row["filename"], size_of(row), own_key(row), row[part]
+        yield line, row["filename"], size_of(row), row_key(row), row[part]
 
 
 def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
-    """(is it an ignore region, row) of a line's boxes; ``ignore`` is what our own export puts beside the labels."""
+    """(is an ignore region, row) of a line's boxes; ``ignore`` is an addition of export-labels."""
     yield from ((False, row) for row in part.get(name) or ())
     yield from ((True, row) for row in part.get("ignore") or ())
 
 
-def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not ODVG's layout, or grounding lines."""
+def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read detection lines.
+
+    Raises:
+        InputError: not ODVG's layout, or grounding lines.
+    """
     names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
@@ -60,33 +66,47 @@ def fill_detection(files: SetFiles, index: Filling) -> dict[str, Any]:
             name = name if isinstance(name, str) and name.strip() else None
             if name is not None:
                 seen.add(name)
-            rows.append((name, item.get("bbox"), ignore, origin_of(item) or None))
+            rows.append((name, item.get("bbox"), ignore, provenance_of(item) or None))
         index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
     return {"label_space": list(dict.fromkeys(name for name in space if name.strip()))}
 
 
-def fill_grounding(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not ODVG's layout, detection lines, or a line without a caption."""
+def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read grounding lines.
+
+    Raises:
+        InputError: not ODVG's layout, detection lines, or a line without a caption.
+    """
     for line, file, size, key, part in _rows(files, "grounding"):
         caption = part.get("caption")
         if not isinstance(caption, str) or not caption:
             raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
         rows = [
-            (r.get("tokens_positive"), r.get("bbox"), ignore, r.get("phrase") if ignore else None, origin_of(r) or None)
+            (
+                r.get("tokens_positive"),
+                r.get("bbox"),
+                ignore,
+                r.get("phrase") if ignore else None,
+                provenance_of(r) or None,
+            )
             for ignore, r in _both(part, "regions")
         ]
         index.image(line, (file, size, caption, rows, key, part.get("uncertain")), key)
     return {}
 
 
-def place(number: Any, image: Any) -> Place:
-    return Place(image[0])
+def location(image_id: Any, image: Any) -> ImageLocation:
+    return ImageLocation(image[0])
 
 
-def labelled_detection(entry: Entry, header: Header) -> Labelled:
-    """Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image`` or ``unknown_category``."""
-    file, size, rows, key, absent, more = entry.image
+def labelled_detection(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry of a detection line.
+
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``unknown_category``.
+    """
+    file, size, rows, key, absent, incomplete = entry.image
     regions: list[Region] = []
     boxless: list[str] = []
     lost: Counter[str] = Counter()
@@ -97,9 +117,9 @@ def labelled_detection(entry: Entry, header: Header) -> Labelled:
             regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
         else:
             boxless.append(name)
-    return Labelled(
-        key or image_key(entry.id), Place(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
-        verified_absent=_names(absent), not_exhaustive=_names(more), lost=lost,
+    return LabelledImage(
+        key or image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
+        verified_absent=_names(absent), not_exhaustive=_names(incomplete), lost=lost,
     )  # fmt: skip
 
 
@@ -107,33 +127,34 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return tuple(map(str, value)) if isinstance(value, list) else None
 
 
-def labelled_grounding(entry: Entry, header: Header) -> Labelled:
-    """A phrase's ``bbox`` is one box or a list of them.
+def labelled_grounding(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry of a grounding line. A phrase's ``bbox`` is one box or a list of boxes.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span`` or ``span_outside_caption``.
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``no_span``, ``span_outside_caption``.
     """
-    file, size, caption, rows, key, unsure = entry.image
+    file, size, caption, rows, key, uncertain = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
     boxless: list[Span] = []
-    for tokens, found, ignore, said, origin in rows:
-        several = isinstance(found, list) and bool(found) and all(isinstance(b, list) for b in found)
-        for bbox in found if several else [found]:
+    for tokens, boxes, ignore, text, origin in rows:
+        several = isinstance(boxes, list) and bool(boxes) and all(isinstance(b, list) for b in boxes)
+        for bbox in boxes if several else [boxes]:
             spans = () if ignore and not tokens else spans_of(tokens, len(caption), lost)
             box = None if spans is None else xyxy_box(bbox, size, lost)
             if spans is not None and box is None:
                 boxless += spans
             elif spans is not None and box is not None:
-                phrase = said if isinstance(said, str) else phrase_of(caption, spans)
+                phrase = text if isinstance(text, str) else phrase_of(caption, spans)
                 regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore, **origin or {}))
-    return Labelled(
-        key or image_key(entry.id), Place(file), size, caption=caption, regions=tuple(regions),
-        uncertain=uncertain_of(unsure, len(caption), lost), boxless=tuple(boxless), lost=lost,
+    return LabelledImage(
+        key or image_key(entry.id), ImageLocation(file), size, caption=caption, regions=tuple(regions),
+        uncertain=stated_uncertain(uncertain, len(caption), lost), boxless=tuple(boxless), lost=lost,
     )  # fmt: skip
 
 
 DETECTION = Format(
-    "detection", WANTED.format("detection"), fill_detection, labelled_detection, place,
-    companions={"classes": "label map JSON; else the `category` of each instance is its name"},
+    "detection", WANTED.format("detection"), fill_detection, labelled_detection, location,
+    companions={"classes": "label map JSON; by default the `category` of each instance is its class name"},
 )  # fmt: skip
-GROUNDING = Format("grounding", WANTED.format("grounding"), fill_grounding, labelled_grounding, place)
+GROUNDING = Format("grounding", WANTED.format("grounding"), fill_grounding, labelled_grounding, location)

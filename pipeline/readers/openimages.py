@@ -1,6 +1,7 @@
-"""OpenImages' CSV files: boxes in shares of the image, class hierarchy, group-of boxes, verified negatives.
+"""OpenImages' CSV files: relative boxes, class hierarchy, group-of boxes, verified negatives.
 
-Kuznetsova et al., arXiv 1811.00982, section 3: only classes that were verified for an image are known to be in it or not.
+The set is federated: the presence of a class in an image is known only if it was verified
+(Kuznetsova et al., arXiv 1811.00982, section 3).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pipeline.data.keys import image_key
 from pipeline.data.records import Region
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, clipped
-from pipeline.readers.index import Entry, Filling
+from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, clipped
+from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object
-from pipeline.readers.sniff import refuse
+from pipeline.readers.sniff import wrong_format
 
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
 LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
@@ -28,8 +29,12 @@ WANTED_CLASSES = "OpenImages' class descriptions (CSV lines such as /m/011k07,To
 WANTED_HIERARCHY = "OpenImages' hierarchy JSON (an object with `LabelName` and `Subcategory`)"
 
 
-def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: a file is not of OpenImages' layout."""
+def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read the files.
+
+    Raises:
+        InputError: a file is not of OpenImages' layout.
+    """
     names = {label: name for label, name in _classes(files.companions["classes"]) if name.strip()}
     for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED):
         index.row(image, (label, x1, y1, x2, y2, group == "1"))
@@ -39,7 +44,7 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
             files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin"
         ):
             index.row(image, (label, confidence not in ("0", "0.0")))
-        index.forget_orphan_annotations()  # labels of images that are not in this set
+        index.forget_orphan_annotations()  # labels of images outside this set
     below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}
     return {
         "names": names,
@@ -49,16 +54,18 @@ def fill(files: SetFiles, index: Filling) -> dict[str, Any]:
     }
 
 
-def place(number: Any, image: Any) -> Place:
-    return Place(f"{number}.jpg")
+def location(image_id: Any, image: Any) -> ImageLocation:
+    return ImageLocation(f"{image_id}.jpg")
 
 
-def labelled(entry: Entry, header: Header) -> Labelled:
-    """Group-of boxes become ignore regions, as they hold several objects.
+def labelled(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry. Group-of boxes become ignore regions, as they contain several objects.
 
-    With image-level labels, a class verified absent takes its subclasses along (what is no animal is no dog); what is
-    boxed or verified present, and what lies above it, is never absent. Regions are lost as ``bad_box``,
-    ``box_without_area``, ``box_outside_image`` or ``unknown_category``.
+    With image-level labels, the subclasses of a class verified absent are absent too. Classes that
+    have a box or are verified present, and their superclasses, are never absent.
+
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``unknown_category``.
     """
     names, below = header["names"], header["below"]
     regions: list[Region] = []
@@ -91,31 +98,31 @@ def labelled(entry: Entry, header: Header) -> Labelled:
     if header["federated"]:
         absent |= {lower for label in absent for lower in below.get(label, ())}
         above = {upper for upper, lower in below.items() if present & set(lower)}
-        taken = {names.get(label) for label in present | above}
-        verified = tuple(sorted({names[n] for n in absent if n in names} - taken))
-    return Labelled(
-        image_key(entry.id), place(entry.id, None),
+        present_names = {names.get(label) for label in present | above}
+        verified = tuple(sorted({names[n] for n in absent if n in names} - present_names))
+    return LabelledImage(
+        image_key(entry.id), location(entry.id, None),
         regions=tuple(regions), boxless_names=tuple(boxless), verified_absent=verified, relative=True, lost=lost,
     )  # fmt: skip
 
 
-def _columns(path: str, wanted: tuple[str, ...], words: str, never: str = "") -> Iterator[tuple[str, ...]]:
-    """The wanted columns of every row. ``never``: a column that only another of the set's files has."""
+def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = "") -> Iterator[tuple[str, ...]]:
+    """The wanted columns of every row. ``never``: a column that only the set's other files have."""
     with _text(path) as file:
         rows = csv.reader(file)
         try:
             head = next(rows, [])
             if not set(wanted) <= set(head) or (never and never in head):
-                raise refuse(path, words)
-            places = [head.index(name) for name in wanted]
+                raise wrong_format(path, description)
+            positions = [head.index(name) for name in wanted]
             for row in rows:
                 if not row:
                     continue
                 if len(row) < len(head):
                     raise InputError(f"{path}: line {rows.line_num}: want {len(head)} columns; found {len(row)}")
-                yield tuple(row[place] for place in places)
+                yield tuple(row[position] for position in positions)
         except (csv.Error, UnicodeDecodeError):
-            raise refuse(path, words) from None
+            raise wrong_format(path, description) from None
 
 
 def _classes(path: str) -> Iterator[tuple[str, str]]:
@@ -125,10 +132,10 @@ def _classes(path: str) -> Iterator[tuple[str, str]]:
                 if row == ["LabelName", "DisplayName"]:
                     continue
                 if len(row) != 2 or not row[0].startswith("/"):
-                    raise refuse(path, WANTED_CLASSES)
+                    raise wrong_format(path, WANTED_CLASSES)
                 yield row[0], row[1]
         except (csv.Error, UnicodeDecodeError):
-            raise refuse(path, WANTED_CLASSES) from None
+            raise wrong_format(path, WANTED_CLASSES) from None
 
 
 def _text(path: str) -> io.TextIOWrapper:
@@ -139,10 +146,10 @@ def _text(path: str) -> io.TextIOWrapper:
 
 
 def _below(path: str) -> dict[str, list[str]]:
-    """Every class with all that lie below it."""
+    """Class -> all its direct and indirect subclasses."""
     tree = read_object(path, WANTED_HIERARCHY)
     if "LabelName" not in tree or not isinstance(tree.get("Subcategory"), list):
-        raise refuse(path, WANTED_HIERARCHY)
+        raise wrong_format(path, WANTED_HIERARCHY)
     below: dict[str, set[str]] = {}
 
     def walk(node: dict[str, Any]) -> set[str]:
@@ -157,11 +164,11 @@ def _below(path: str) -> dict[str, list[str]]:
 
 
 FORMAT = Format(
-    "detection", WANTED, fill, labelled, place,
+    "detection", WANTED, fill, labelled, location,
     companions={
-        "classes": "class-descriptions-boxable.csv: the names of the labels",
-        "labels": "human-verified image-level labels CSV: what is known to be absent",
-        "hierarchy": "bbox_labels_600_hierarchy.json: what is absent takes its subclasses along",
+        "classes": "class-descriptions-boxable.csv: names of the labels",
+        "labels": "human-verified image-level labels CSV: classes verified absent",
+        "hierarchy": "bbox_labels_600_hierarchy.json: subclasses of absent classes are absent",
     },
     needed=("classes",),
 )  # fmt: skip

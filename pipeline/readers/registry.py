@@ -1,4 +1,4 @@
-"""The formats that ingest reads, by the name that a manifest gives them."""
+"""Readers of annotation formats by their names in manifests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READ = tuple(_READERS)
 
 
 def load_format(name: str) -> Format:
-    """The reader of a format of READ."""
+    """Reader of a format; ``name`` is one of READ."""
     module, attribute = _READERS[name].split(".")
-    found: Format = getattr(import_module(f"pipeline.readers.{module}"), attribute)
-    return found
+    reader: Format = getattr(import_module(f"pipeline.readers.{module}"), attribute)
+    return reader

@@ -1,4 +1,4 @@
-"""What a file looks like, in a few words: for messages about one that is not what it should be."""
+"""Description of a file's apparent format, for error messages about wrong formats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
 
-_BEGINNINGS = (
+_MAGIC = (
     (b"PAR1", "a Parquet file"),
     (b"\x1f\x8b", "a gzip archive (unpack it first)"),
     (b"PK\x03\x04", "a zip archive (unpack it first)"),
@@ -22,13 +22,13 @@ _BEGINNINGS = (
 )
 
 
-def refuse(path: str | Path, wanted: str) -> InputError:
-    """An error of one line: what was wanted, and what was found."""
-    return InputError(f"{path}: want {wanted}; found {looks(path)}")
+def wrong_format(path: str | Path, wanted: str) -> InputError:
+    """Error that states the wanted format and the apparent format of a file."""
+    return InputError(f"{path}: want {wanted}; found {describe_file(path)}")
 
 
-def looks(path: str | Path) -> str:
-    """What kind of file it is, from its first bytes."""
+def describe_file(path: str | Path) -> str:
+    """Apparent format of a file, from its first bytes."""
     if not is_url(path) and Path(path).is_dir():
         names = sorted(p.name for p in Path(path).iterdir())
         return f"a folder of {len(names)} files" + (f" such as {names[0]}" if names else "")
@@ -39,9 +39,9 @@ def looks(path: str | Path) -> str:
         return "no such file"
     if not head.strip():
         return "an empty file"
-    for start, words in _BEGINNINGS:
-        if head.lstrip().lower().startswith(start.lower()):
-            return words
+    for magic, description in _MAGIC:
+        if head.lstrip().lower().startswith(magic.lower()):
+            return description
     if head[257:262] == b"ustar":
         return "a tar archive"
     try:
@@ -50,10 +50,10 @@ def looks(path: str | Path) -> str:
         if error.start < len(head) - 4:
             return "a binary file"
         text = head[: error.start].decode("utf-8-sig")
-    return _text_looks(text)
+    return _describe_text(text)
 
 
-def _text_looks(text: str) -> str:
+def _describe_text(text: str) -> str:
     line = text.strip().splitlines()[0].strip()
     if line.startswith("<"):
         root = re.search(r"<([A-Za-z][\w:-]*)", re.sub(r"<\?.*?\?>|<!--.*?-->", "", text, flags=re.S))

@@ -1,7 +1,7 @@
-"""Visual Genome's own JSON (arXiv 1602.07332): objects with names, or regions with descriptions.
+"""Visual Genome's JSON (arXiv 1602.07332): objects with names, or regions with descriptions.
 
-Objects are a detection set. Descriptions of an image's regions are put one after the other into captions, as many in each
-as a text encoder of 256 tokens has room for; every description's own characters are its box's span.
+Objects form a detection set. The descriptions of an image's regions are concatenated to captions
+that fit a text encoder of 256 tokens; a description is the span of its box.
 """
 
 from __future__ import annotations
@@ -13,39 +13,37 @@ from typing import Any
 from pipeline.data.keys import image_key
 from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
-from pipeline.readers.base import Format, Header, Labelled, Place, SetFiles, size_of, xywh_box
-from pipeline.readers.index import Entry, Filling
+from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, size_of, xywh_box
+from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_list
-from pipeline.readers.sniff import refuse
+from pipeline.readers.sniff import wrong_format
 
 WANTED_OBJECTS = "Visual Genome's objects.json (a list of images with `objects`)"
 WANTED_REGIONS = "Visual Genome's region_descriptions.json (a list of images with `regions`)"
 WANTED_IMAGES = "Visual Genome's image_data.json (a list of images with `image_id`, `url`, `width`, `height`)"
 CAPTION_CHARACTERS = 700
-"""About 170 word pieces: safely below the text encoder's 256."""
-COMPANIONS = {"images": "image_data.json: sizes, folders, and which images are COCO's"}
-OPTIONS = {"without_coco": "leave out the images that are also COCO's"}
+"""Maximum caption length, about 170 word pieces: well below the text encoder's 256."""
+COMPANIONS = {"images": "image_data.json: sizes, folders, and COCO ids"}
+OPTIONS = {"without_coco": "exclude images that are also in COCO"}
 
 
 def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str, Any, list[Any]]]:
-    """(id, file, size, rows) of every image of the annotations."""
+    """(id, file, size, rows) of every image in the annotations."""
     path = files.companions["images"]
     known: dict[int, tuple[str, Any]] = {}
     for row in stream_list(path, WANTED_IMAGES):
         number = _id(row)
         if number is None or not isinstance(row.get("url"), str) or size_of(row) is None:
-            raise refuse(path, WANTED_IMAGES)
+            raise wrong_format(path, WANTED_IMAGES)
         if not (files.options.get("without_coco") and row.get("coco_id")):
-            known[number] = (
-                "/".join(row["url"].split("/")[-2:]),
-                size_of(row),
-            )  # as in the two archives: VG_100K_2/1.jpg
+            # the path in the two archives, such as VG_100K_2/1.jpg
+            known[number] = "/".join(row["url"].split("/")[-2:]), size_of(row)
         else:
             known[number] = "", None
     for row in stream_list(files.annotations, wanted):
         number = _id(row)
         if number is None or not isinstance(row.get(part), list):
-            raise refuse(files.annotations, wanted)
+            raise wrong_format(files.annotations, wanted)
         if number not in known:
             raise InputError(f"{files.annotations}: want images of {path}; found image {number}")
         file, size = known[number]
@@ -54,13 +52,17 @@ def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str,
 
 
 def _id(row: Any) -> int | None:
-    """`image_id`; in older releases of the set `id`."""
-    found = row.get("image_id", row.get("id")) if isinstance(row, dict) else None
-    return found if isinstance(found, int) else None
+    """``image_id`` of a row; ``id`` in older releases."""
+    number = row.get("image_id", row.get("id")) if isinstance(row, dict) else None
+    return number if isinstance(number, int) else None
 
 
-def fill_objects(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Raises InputError: not Visual Genome's layout."""
+def fill_objects(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read objects.json.
+
+    Raises:
+        InputError: not Visual Genome's layout.
+    """
     counts: Counter[str] = Counter()
     for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS):
         kept = [(_name(r.get("names")), [r.get("x"), r.get("y"), r.get("w"), r.get("h")]) for r in rows]
@@ -79,15 +81,15 @@ def _name(names: Any) -> str:
     return " ".join(str(first).lower().split())
 
 
-def place(number: Any, image: Any) -> Place:
-    return Place(image[0])
+def location(image_id: Any, image: Any) -> ImageLocation:
+    return ImageLocation(image[0])
 
 
-def labelled_objects(entry: Entry, header: Header) -> Labelled:
-    """An object is called by the first of its names, in lower case.
+def labelled_objects(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry. An object's class is the first of its names, in lower case.
 
-    Regions are lost as ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_name`` or ``rare_name`` (of fewer
-    than ``least_boxes`` boxes in the set).
+    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
+    ``no_name``, ``rare_name`` (fewer than ``least_boxes`` boxes in the set).
     """
     file, size, rows = entry.image
     regions: list[Region] = []
@@ -100,20 +102,24 @@ def labelled_objects(entry: Entry, header: Header) -> Labelled:
             regions.append(Region(box=box, phrase=name))
         else:
             boxless.append(name)
-    return Labelled(
-        image_key(entry.id), Place(file), size, regions=tuple(regions), boxless_names=tuple(boxless), lost=lost
+    return LabelledImage(
+        image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless), lost=lost
     )
 
 
-def fill_regions(files: SetFiles, index: Filling) -> dict[str, Any]:
-    """Descriptions without words are lost as ``no_phrase``. Raises InputError: not Visual Genome's layout."""
-    wordless = 0
+def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``.
+
+    Raises:
+        InputError: not Visual Genome's layout.
+    """
+    without_text = 0
     for number, file, size, rows in _images(files, "regions", WANTED_REGIONS):
         described = [(text, row) for row in rows if (text := _text(row))]
-        wordless += len(rows) - len(described)
+        without_text += len(rows) - len(described)
         for n, (caption, parts) in enumerate(_captions(described)):
             index.image(f"{number:09d}-{n:02d}", (file, size, caption, parts))
-    return {"lost": {"no_phrase": wordless} if wordless else {}}
+    return {"lost": {"no_phrase": without_text} if without_text else {}}
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -121,7 +127,7 @@ def _text(row: dict[str, Any]) -> str:
 
 
 def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, list[tuple[Span, Any]]]]:
-    """Captions of an image with (span, xywh) of each description in it."""
+    """Captions of an image, each with (span, xywh) of its descriptions."""
     caption, parts = "", list[tuple[Span, Any]]()
     for text, row in described:
         if caption and len(caption) + len(text) + 3 > CAPTION_CHARACTERS:
@@ -134,8 +140,10 @@ def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str
         yield caption + ".", parts
 
 
-def labelled_regions(entry: Entry, header: Header) -> Labelled:
-    """Regions are lost as ``bad_box``, ``box_without_area`` or ``box_outside_image``."""
+def labelled_regions(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry. Reasons for dropping regions: ``bad_box``, ``box_without_area``,
+    ``box_outside_image``.
+    """
     file, size, caption, parts = entry.image
     regions: list[Region] = []
     lost: Counter[str] = Counter()
@@ -146,14 +154,16 @@ def labelled_regions(entry: Entry, header: Header) -> Labelled:
             boxless.append((start, end))
         else:
             regions.append(Region(box=box, phrase=caption[start:end], tokens_positive=((start, end),)))
-    return Labelled(
-        image_key(entry.id), Place(file), size,
+    return LabelledImage(
+        image_key(entry.id), ImageLocation(file), size,
         caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
     )  # fmt: skip
 
 
 OBJECTS = Format(
-    "detection", WANTED_OBJECTS, fill_objects, labelled_objects, place, COMPANIONS, ("images",),
-    {**OPTIONS, "least_boxes": "names of fewer boxes in the set are left out"},
+    "detection", WANTED_OBJECTS, fill_objects, labelled_objects, location, COMPANIONS, ("images",),
+    {**OPTIONS, "least_boxes": "exclude names with fewer boxes in the set"},
 )  # fmt: skip
-REGIONS = Format("grounding", WANTED_REGIONS, fill_regions, labelled_regions, place, COMPANIONS, ("images",), OPTIONS)
+REGIONS = Format(
+    "grounding", WANTED_REGIONS, fill_regions, labelled_regions, location, COMPANIONS, ("images",), OPTIONS
+)

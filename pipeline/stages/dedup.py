@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dedup.exclusion_list import Without
-from pipeline.dedup.image_sets import ImageSet, shard_set
-from pipeline.dedup.perceptual_hash import HASH_VERSION, HASHES
+from pipeline.dedup.exclusion_list import ExclusionList
+from pipeline.dedup.image_sets import read_image_set, shard_set
+from pipeline.dedup.perceptual_hash import HASH_VERSION
 from pipeline.dedup.report import DedupReport, SetMatches, markdown
-from pipeline.dedup.search import BLOCK, WORD_COLUMNS, Pairs, Rules, Wanted, blocks, words_of
+from pipeline.dedup.search import BLOCK, WORD_COLUMNS, MatchRules, Pairs, QueryImages, blocks, words_of
 from pipeline.errors import InputError
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport, Tally
 from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_json
 from pipeline.io.paths import join
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import read_table, write_table
 from pipeline.stages import drop_samples, hash_images
+from pipeline.stages.jobs import Dedup
 
 STAGE = "dedup"
 REASON = "near_duplicate"
@@ -46,18 +47,7 @@ MATCHES = pa.schema(
 images differ, of the 64 that are searched by and of all 256, and the images' digests: records of one image have the same."""
 
 
-def run(
-    shards: Sequence[str],
-    against: Sequence[ImageSet],
-    out: str | Path,
-    *,
-    rules: Rules = Rules(),
-    drop: bool = False,
-    pictures: int = 24,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> tuple[DedupReport, StageReport | None]:
+def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     """Write ``out/matches.parquet`` (MATCHES, by shard and row), ``report.json``, ``report.md`` and ``pairs.html``.
 
     Hashes stay in ``out/hashes``; shards and sets that were hashed before, whatever they were compared with, are not
@@ -70,24 +60,23 @@ def run(
         InputError: two sets of one name, a local shard that is missing. RunError: more than ``max_failed`` shards of one
             side failed.
     """
+    out, progress = job.out, job.progress
+    rules = MatchRules(job.distance, job.details, job.mirrored)
+    against = [read_image_set(option) for option in job.against]
     names = [images.name for images in against]
     if len(set(names)) < len(names):
         raise InputError(f"two evaluation sets are called {max(names, key=names.count)}; want --against NAME=SHARDS")
-    training = shard_set("training", shards)
+    training = shard_set("training", expand_shards(job.shards))
     for images in (training, *against):
         require_files(images.shards.values())
-    progress = progress or Silent()
     folders = {images.name: join(out, f"hashes/against/{images.name}") for images in against}
-    hashed = {
-        images.name: hash_images.run(
-            images, folders[images.name], progress=progress, workers=workers, max_failed=max_failed
-        )
-        for images in against
-    }
+    hashed = {images.name: hash_images.run(images, folders[images.name], job) for images in against}
     folder = join(out, "hashes/shards")
-    searched = hash_images.run(training, folder, progress=progress, workers=workers, max_failed=max_failed)
+    searched = hash_images.run(training, folder, job)
     failed = {name: {f.shard for f in report.failed} for name, report in hashed.items()}
-    wanted = Wanted.read([(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against])
+    wanted = QueryImages.read(
+        [(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against]
+    )
     lost = {f.shard for f in searched.failed}
     parts = [p for p in training.parts if p not in lost]
     matches, pairs = _search(wanted, parts, folder, rules, progress)
@@ -98,18 +87,18 @@ def run(
     write_atomic(join(out, "report.md"), markdown(report, matches))
     from pipeline.report.pairs import write_pairs
 
-    write_pairs(matches, training, against, str(out), limit=pictures, report=report)
+    write_pairs(matches, training, against, out, limit=job.pictures, report=report)
     dropped = None
-    if drop:
+    if job.drop:
         dropped = drop_samples.run(
-            [training.shards[p] for p in parts], join(out, "shards"), without=Without.of_table(matches), reason=REASON,
-            failed=lost, progress=progress, workers=workers, max_failed=max_failed,
+            [training.shards[p] for p in parts], join(out, "shards"), without=ExclusionList.of_table(matches), reason=REASON,
+            failed=lost, options=job,
         )  # fmt: skip
     return report, dropped
 
 
 def _search(
-    wanted: Wanted, parts: Sequence[str], folder: str, rules: Rules, progress: Progress
+    wanted: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
 ) -> tuple[pa.Table, Tally]:
     """The matches, by shard, row and wanted image, and the tally of the pairs that the first 64 bits proposed."""
     found: list[tuple[int, Pairs]] = []
@@ -117,7 +106,7 @@ def _search(
     progress.begin("search", len(parts) * max(1, -(-len(wanted.words) // BLOCK)))
     for block in blocks(wanted, rules):
         for number, part in enumerate(parts):
-            hashes = read_table(join(folder, f"{part}.parquet"), HASHES, WORD_COLUMNS)
+            hashes = read_table(join(folder, f"{part}.parquet"), WORD_COLUMNS)
             some = block.search(words_of(hashes))
             pairs.keep(len(some.row))
             pairs.drop("other_details", some.candidates - len(some.row))
@@ -128,11 +117,11 @@ def _search(
     return _table(found, wanted, parts, folder), pairs
 
 
-def _table(found: Sequence[tuple[int, Pairs]], wanted: Wanted, parts: Sequence[str], folder: str) -> pa.Table:
+def _table(found: Sequence[tuple[int, Pairs]], wanted: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
     rows: list[tuple[int, int, int]] = []
     values: dict[tuple[int, int, int], dict[str, Any]] = {}
     for number in sorted({number for number, _ in found}):
-        table = read_table(join(folder, f"{parts[number]}.parquet"), HASHES, ["key", "image"])
+        table = read_table(join(folder, f"{parts[number]}.parquet"), ["key", "image"])
         keys, images = table["key"], table["image"].to_numpy()
         for some in (pairs for n, pairs in found if n == number):
             set_keys = wanted.keys.take(pa.array(some.wanted)).to_pylist()
@@ -154,7 +143,7 @@ def _summary(
     searched: StageReport,
     hashed: dict[str, StageReport],
     distinct: dict[str, int],
-    rules: Rules,
+    rules: MatchRules,
 ) -> DedupReport:
     sets = {}
     for name, report in hashed.items():

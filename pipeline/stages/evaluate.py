@@ -20,8 +20,8 @@ from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.evaluation_set import EvaluationSet
 from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
-from pipeline.evaluation.frequencies import Frequencies, plain, read_frequencies
-from pipeline.evaluation.match_tables import Evidence, absent_images, query_phrases, write_evidence
+from pipeline.evaluation.frequencies import Frequencies, normalise_name, read_frequencies
+from pipeline.evaluation.match_tables import MatchTables, absent_images, query_phrases, write_match_tables
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
 from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
@@ -29,13 +29,15 @@ from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
 from pipeline.evaluation.report import write_report
 from pipeline.execution.inference import inference_workers
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.options import DeviceOptions, WorkLeft
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import atomic_file, write_json
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, local_folder
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.stages.jobs import Evaluate
 
 log = logging.getLogger("glip_self_train")
 Metrics = dict[str, dict[str, float]]
@@ -46,27 +48,11 @@ METRICS = 3
 """What is made of predictions, which stay as they are; 3: names that no training image shows are rare; settings by set."""
 
 
-def run(
-    config: EvaluateConfig,
-    model: str,
-    shards: Mapping[str, Sequence[str]],
-    out: str | Path,
-    *,
-    frequencies: Mapping[str, str] | None = None,
-    device: str = "cpu",
-    processes: int | None = None,
-    decoders: int | None = None,
-    progress: Progress | None = None,
-) -> Metrics:
+def run(job: Evaluate) -> Metrics:
     """Evaluate a model folder on sets of shards; a second run only computes what is not there.
 
     Writes ``predictions/SET--SHARD.parquet``, ``evidence/``, ``predictions-SET.json`` (COCO's results format),
     ``report.md`` with plots, and last ``metrics.json``.
-
-    Args:
-        shards: set name -> training shards with human labels. frequencies: set name -> what
-            :func:`pipeline.evaluation.frequencies.read_frequencies` reads.
-        processes: each holds the model; default: one a GPU, one on the CPU. decoders: decoding threads in each.
 
     Returns:
         set name -> its protocol's metrics, percents; ``images`` and ``queries`` are counts.
@@ -74,25 +60,28 @@ def run(
     Raises:
         InputError: no usable model, shard or set. RunError: a shard failed.
     """
-    out = local_folder(out, "an evaluation")
-    if unknown := sorted(set(frequencies or {}) - set(shards)):
+    out, config = local_folder(job.out, "an evaluation"), job.settings
+    shards = {name: expand_shards(paths) for name, paths in job.sets.items()}
+    if unknown := sorted(set(job.frequencies) - set(shards)):
         told = "; ".join(f"{name}: no such set{did_you_mean(name, sorted(shards))}" for name in unknown)
         raise InputError(f"frequencies of {told}")
-    abouts = {name: read_frequencies(path) for name, path in (frequencies or {}).items()}
+    abouts = {name: read_frequencies(path) for name, path in job.frequencies.items()}
     sets = [EvaluationSet.open(name, paths, config) for name, paths in sorted(shards.items())]
     for name in sorted(set(config.protocols) - set(shards)):  # a recipe may name more sets than are measured now
         log.warning("protocols.%s: no such set here%s", name, did_you_mean(name, sorted(shards)))
     for one in sets:
         log.info("%s: measured by the protocol %s", one.spec.name, one.spec.protocol)
-    plan = _Plan(config, model, model_revision(model), sets, abouts)
+    plan = _Plan(config, job.model, model_revision(job.model), sets, abouts)
     metrics_file = out / "metrics.json"
     if metrics_file.is_file():
         saved = json.loads(metrics_file.read_text())
         if saved.get("fingerprint") == plan.fingerprint_of():
             return saved["sets"]
-    _detect(plan, out / "predictions", device, processes, decoders, progress or Silent())
+    if job.check_only:
+        raise WorkLeft
+    _detect(plan, out / "predictions", job)
     found: Metrics = {}
-    evidence: dict[str, Evidence] = {}
+    evidence: dict[str, MatchTables] = {}
     for one in sets:
         name = one.spec.name
         found[name], evidence[name] = _measure(plan, one, out)
@@ -150,9 +139,7 @@ class _Plan:
         )
 
 
-def _detect(
-    plan: _Plan, out: Path, device: str, processes: int | None, decoders: int | None, progress: Progress
-) -> None:
+def _detect(plan: _Plan, out: Path, options: DeviceOptions) -> None:
     jobs = {
         name: (ShardJob(path, name), s.spec)
         for s in sorted(plan.sets, key=lambda s: s.spec.protocol == "lvis")  # each kind's model is loaded once
@@ -160,17 +147,17 @@ def _detect(
     }
     specs = {name: spec for name, (_, spec) in jobs.items()}
     detecting = partial(DetectShards, plan.config, plan.model, specs, str(out))
-    workers = inference_workers(detecting, device, processes, decoders, len(jobs))
+    workers = inference_workers(detecting, options, len(jobs))
     report = run_workers(
-        STAGE, [job for job, _ in jobs.values()], out, workers,
-        fingerprint_of=lambda job: plan.shard_mark(jobs[job.name][1], job.path), progress=progress,
+        STAGE, [job for job, _ in jobs.values()], out, workers, options,
+        fingerprint_of=lambda job: plan.shard_mark(jobs[job.name][1], job.path),
     )  # fmt: skip
     for unit, tally in report.tallies.items():
         for reason, n in tally.dropped.items():
             log.warning("%d %s lost: %s; their gold counts as missed", n, unit, reason)
 
 
-def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, float], Evidence]:
+def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, float], MatchTables]:
     spec, config = one.spec, plan.config
     about = plan.abouts.get(spec.name, Frequencies())
     predictions = [
@@ -187,8 +174,8 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         write_coco(file, results, keys)
     queries = queries_of(results)
     asked = query_phrases(queries, spec.names, phrases)
-    counts = about.counts or Counter(map(plain, asked))
-    evidence = Evidence(
+    counts = about.counts or Counter(map(normalise_name, asked))
+    evidence = MatchTables(
         protocol=spec.protocol,
         names=spec.names,
         gold=digest_json([digest_file(path) for path in one.shards]),
@@ -196,16 +183,16 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         queries=queries,
         phrases=asked,
         groups=about.groups_of(spec.names),
-        counts={plain(n): counts[plain(n)] for n in sorted({*spec.names, *asked}) if plain(n) in counts},
+        counts={n: counts[n] for n in map(normalise_name, sorted({*spec.names, *asked})) if n in counts},
         counts_from="training images" if about.counts else "images of this set",
         absent_pairs=absent_images(results, len(spec.names)),
     )
-    write_evidence(out / "evidence", spec.name, evidence)
+    write_match_tables(out / "evidence", spec.name, evidence)
     return {"images": len(results), **_metrics(spec, config, results, evidence)}, evidence
 
 
 def _metrics(
-    spec: SetSpec, config: EvaluateConfig, results: Sequence[ImageResult], evidence: Evidence
+    spec: SetSpec, config: EvaluateConfig, results: Sequence[ImageResult], evidence: MatchTables
 ) -> dict[str, float]:
     queries = evidence.queries
     asked = max(len(queries.image), 1)
@@ -214,7 +201,7 @@ def _metrics(
         return {f"{name}_{k}": 100.0 * float((first < min(k, NEVER)).sum()) / asked for k in KS}
 
     if spec.protocol == "lvis":
-        return fixed_ap(evidence.matches, [plain(n) for n in spec.names], evidence.groups)
+        return fixed_ap(evidence.matches, [normalise_name(n) for n in spec.names], evidence.groups)
     if spec.protocol in {"coco", "odinw"}:
         return coco_ap(results, spec.names, config.max_detections)
     if spec.protocol == "refcoco":

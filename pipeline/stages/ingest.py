@@ -22,7 +22,6 @@ from pipeline.data.images import ImageError, open_image
 from pipeline.data.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
 from pipeline.data.records import RECORD_VERSION, DatasetCard, GroundingRecord
 from pipeline.errors import InputError
-from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.stale_outputs import remove_stale
@@ -30,14 +29,25 @@ from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
-from pipeline.io.paths import is_url, join, located
+from pipeline.io.paths import is_url, join, resolve_path
 from pipeline.io.tars import write_tar
-from pipeline.readers.base import CUT, LEFT_OUT, UNREADABLE, Kind, Labelled, SetFiles, build_index, known_of, unsure_of
-from pipeline.readers.image_headers import ImageHeader, read_header, upright
+from pipeline.readers.base import (
+    CUT,
+    LEFT_OUT,
+    UNREADABLE,
+    Kind,
+    LabelledImage,
+    SetFiles,
+    build_index,
+    presence_of,
+    uncertain_spans,
+)
+from pipeline.readers.image_headers import ImageHeader, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
-from pipeline.readers.index import Index, Part
+from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READ, load_format
 from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
+from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"
 MADE = 3
@@ -57,34 +67,22 @@ class SetWork:
     index: str
     images: ImageStore
     orientation: Literal["upright", "stored"]
-    parts: tuple[Part, ...]
+    parts: tuple[IdRange, ...]
     out: str
 
 
-def run(
-    config: IngestConfig,
-    manifest: str | Path,
-    out: str | Path,
-    *,
-    root: str | Path | None = None,
-    only: str | None = None,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
+def run(job: Ingest) -> StageReport:
+    """Write ``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
 
-    Args:
-        manifest: a YAML file, or the name of one of those that ``datasets list`` shows.
-        root: what the manifest's paths are relative to; by default the folder of the file, or the working folder.
-        only: one set's name.
+    The manifest is a YAML file, or the name of one of those that ``datasets list`` shows.
 
     Raises:
         InputError: a wrong manifest or label file; nothing is written for that set.
         RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards failed.
     """
+    manifest, only = job.manifest, job.only
     sets = read_manifest(manifest)
-    base = str(root) if root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
+    base = job.root if job.root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
     if only is not None and only not in sets:
         raise InputError(f"{manifest}: no set {only!r}; it has {', '.join(sets)}")
     chosen = {n: s for n, s in sets.items() if (s.labelled if only is None else n == only)}
@@ -92,20 +90,12 @@ def run(
         raise InputError(f"{manifest}: no labelled set in it (crawls need no ingest: the labelling stages read them)")
     total = StageReport(stage=STAGE)
     for name, entry in chosen.items():
-        total.merge(_ingest_set(config, name, entry, base, str(out), progress, workers, max_failed))
+        total.merge(_ingest_set(job, name, entry, base))
     return total
 
 
-def _ingest_set(
-    config: IngestConfig,
-    name: str,
-    entry: SetManifest,
-    base: str,
-    out: str,
-    progress: Progress | None,
-    workers: int,
-    max_failed: int,
-) -> StageReport:
+def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageReport:
+    config, out = job.settings, job.out
     if entry.format not in READ or entry.kind not in LABELLED_KINDS or entry.annotations is None:
         raise InputError(
             f"set {name}: ingest reads {', '.join(READ)} with `annotations`; "
@@ -113,8 +103,8 @@ def _ingest_set(
         )
     files = SetFiles(
         name,
-        located(base, entry.annotations),
-        {role: located(base, path) for role, path in entry.companions.items()},
+        resolve_path(base, entry.annotations),
+        {role: resolve_path(base, path) for role, path in entry.companions.items()},
         entry.options,
     )
     format_ = load_format(entry.format)
@@ -122,21 +112,18 @@ def _ingest_set(
         path = str(Path(folder) / "index")
         log.log(_loudness(files.annotations), "%s: reading %s", name, files.annotations)
         build_index(format_, files, path)
-        index = Index(path)
+        index = IndexReader(path)
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
             name, entry.format, format_.kind, config, path, ImageStore(_folders(base, entry.images_folder)), entry.orientation,
-            tuple(index.parts(config.samples_per_shard)), out,
+            tuple(index.ranges(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
         fingerprint_of = partial(_fingerprint_of, work=work, settings=settings)
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
-        report = run_shards(
-            STAGE, jobs, out, partial(_ingest_shard, work=work),
-            fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed,
-        )  # fmt: skip
+        report = run_shards(STAGE, jobs, out, partial(_ingest_shard, work=work), job, fingerprint_of=fingerprint_of)
         lost = {**index.header.get("lost", {}), **index.orphan_annotations()}
         header = index.header
         index.close()
@@ -188,9 +175,9 @@ def _remove_beyond(count: int, name: str, out: str) -> None:
 def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
     found: tuple[str, ...] | dict[str, str]
     if isinstance(folder, dict):
-        found = {name: located(base, path) for name, path in folder.items()}
+        found = {name: resolve_path(base, path) for name, path in folder.items()}
     else:
-        found = tuple(located(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+        found = tuple(resolve_path(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
     paths = [*found.values()] if isinstance(found, dict) else found
     if not any(is_url(path) or Path(path).is_dir() for path in paths):
         raise InputError(
@@ -200,9 +187,9 @@ def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tupl
 
 
 @lru_cache(maxsize=2)
-def _index(path: str) -> Index:
+def _index(path: str) -> IndexReader:
     """Opened once a process."""
-    return Index(path)
+    return IndexReader(path)
 
 
 def _number(job: ShardJob) -> int:
@@ -215,9 +202,9 @@ def _fingerprint_of(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]
     Sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it. Objects behind
     URLs are taken by their names, as a request for each would cost as much too.
     """
-    place, sizes = load_format(work.format).place, {}
+    location_of, sizes = load_format(work.format).location, {}
     for number, image in _index(work.index).images_of(work.parts[_number(job)]):
-        where = place(number, image)
+        where = location_of(number, image)
         sizes[f"{where.file} {where.offset}"] = work.images.size(where)
     inputs = {"images": digest_json(sizes)}
     return fingerprint(
@@ -252,7 +239,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     format_, index = load_format(work.format), _index(work.index)
     samples, regions, notes = Counts(), Counts(), list[str]()
 
-    def items() -> Iterator[Labelled]:
+    def items() -> Iterator[LabelledImage]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
                 item = format_.labelled(entry, index.header)
@@ -267,7 +254,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         ones, twins = tee(items())
-        for item, read in zip(ones, work.images.reading(item.place for item in twins)):
+        for item, read in zip(ones, work.images.reading(item.location for item in twins)):
             made = _sample(item, read, work, samples, regions, notes)
             if made is not None:
                 yield item.key, made
@@ -280,7 +267,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
 
 def _sample(
-    item: Labelled, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
+    item: LabelledImage, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
     """An image's files, or None, counted, if it is lost."""
     outside: Counter[str] = (
@@ -291,18 +278,18 @@ def _sample(
         regions.dropped.update(lost)
         if not item.regions and UNREADABLE & lost.keys():  # without any, it would teach that what is there is absent
             samples.dropped["no_usable_region"] += 1
-            notes.append(f"{item.place.file}: none of its regions can be used ({lost})")
+            notes.append(f"{item.location.file}: none of its regions can be used ({lost})")
             return None
     try:
         data = read()
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept, gone = upright(item, header, work.orientation, outside)
-        absent, more = known_of(item, gone)
+        kept, gone = upright_regions(item, header, work.orientation, outside)
+        absent, more = presence_of(item, gone)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
-            regions=tuple(kept), uncertain=unsure_of(item, kept, gone), verified_absent=absent,
+            regions=tuple(kept), uncertain=uncertain_spans(item, kept, gone), verified_absent=absent,
             not_exhaustive=more,
         )  # fmt: skip
         text = record.to_json()
@@ -310,13 +297,13 @@ def _sample(
         reason = error.reason if isinstance(error, ImageError) else "bad_record"
         samples.dropped[reason] += 1
         regions.dropped["image_lost"] += len(item.regions)
-        notes.append(f"{item.place.file}: {str(error).splitlines()[0]}")
+        notes.append(f"{item.location.file}: {str(error).splitlines()[0]}")
         return None
     samples.kept += 1
     regions.kept += len(kept)
     regions.cut += item.lost.get(CUT, 0) + outside.pop(CUT, 0)
     regions.dropped.update(outside)
-    return {_extension(item.place.file, header): data, "json": text}
+    return {_extension(item.location.file, header): data, "json": text}
 
 
 def _extension(file: str, header: ImageHeader) -> str:

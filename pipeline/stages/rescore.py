@@ -5,15 +5,11 @@ One row in, one row out, in the same order, with one column more; filter-boxes r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from pipeline.annotators.region_text import check_region_text, load_region_text
-from pipeline.config import RescoreConfig
 from pipeline.data.records import STORE_VERSION
 from pipeline.execution.inference import InferenceWorker, inference_workers
-from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
@@ -21,53 +17,34 @@ from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.labelling.rescoring import STAGE, RescoringShard
+from pipeline.stages.jobs import Rescore
 
 
-def run(
-    config: RescoreConfig,
-    shards: Sequence[str],
-    out: str | Path,
-    *,
-    regions: str | Path,
-    scorer: str | Path,
-    device: str = "cpu",
-    processes: int | None = None,
-    decoders: int | None = None,
-    limit: int | None = None,
-    price: float | None = None,
-    progress: Progress | None = None,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<shard>.parquet`` (records.RESCORED) for every crawl shard.
-
-    Args:
-        regions: folder that pseudo-label wrote. scorer: folder of a CLIP, SigLIP or SigLIP2.
-        processes: each holds the scorer; default: one a GPU, one on the CPU. decoders: decoding threads in each.
-        limit: rescore at most so many shards now. price: of a device-hour, for the report.
+def run(job: Rescore) -> StageReport:
+    """Write ``out/<shard>.parquet`` (records.RESCORED) for every crawl shard.
 
     Raises:
         InputError: no usable scorer, no regions for a shard, or no such device.
         RunError: more than ``max_failed`` shards failed (one fails if it loses more than ``max_lost_share``).
     """
-    revision = model_revision(scorer)
-    check_region_text(scorer, config)
+    revision = model_revision(job.scorer)
+    check_region_text(job.scorer, job.settings)
 
     def regions_of(shard: str) -> str:
-        return join(regions, f"{stem(shard)}.parquet")
+        return join(job.regions, f"{stem(shard)}.parquet")
 
-    def fingerprint_of(job: ShardJob) -> str:
-        inputs = {"crawl": digest_file(job.path), "regions": digest_file(regions_of(job.path))}
-        return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, scorer=revision)
+    def fingerprint_of(shard: ShardJob) -> str:
+        inputs = {"crawl": digest_file(shard.path), "regions": digest_file(regions_of(shard.path))}
+        return fingerprint(STAGE, version=STORE_VERSION, config=job.settings, inputs=inputs, scorer=revision)
 
+    shards = expand_shards(job.shards)
     require_files(path for shard in shards for path in (shard, regions_of(shard)))
     scoring = partial(
-        InferenceWorker, partial(load_region_text, str(scorer), config),
-        partial(RescoringShard, config, str(regions), str(out)),
+        InferenceWorker, partial(load_region_text, job.scorer, job.settings),
+        partial(RescoringShard, job.settings, job.regions, job.out),
     )  # fmt: skip
-    workers = inference_workers(scoring, device, processes, decoders, len(shards))
+    workers = inference_workers(scoring, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
-    return run_workers(
-        STAGE, jobs, out, workers, fingerprint_of=fingerprint_of, progress=progress, max_failed=max_failed,
-        limit=limit, price=price,
-    )  # fmt: skip
+    return run_workers(STAGE, jobs, job.out, workers, job, fingerprint_of=fingerprint_of)

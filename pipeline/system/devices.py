@@ -1,4 +1,4 @@
-"""Which device a process computes on; torch is imported only when a GPU is asked for."""
+"""Assignment of CPU cores and GPUs to processes. Imports torch only when a GPU is requested."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import sys
 
 from pipeline.errors import InputError
 
+MAX_DECODERS = 8
+"""Upper bound of the default number of image-decoding threads per process."""
+
 
 def cores() -> int:
-    """How many cores this process may use, which under Slurm or taskset are fewer than the machine has."""
+    """Number of cores available to this process; under Slurm or taskset fewer than the machine has."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
@@ -17,8 +20,10 @@ def cores() -> int:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether a GPU broke down, so that nothing else can go through this process. To go on would fail all that is left, quickly."""
-    torch = sys.modules.get("torch")  # an error of torch's comes from where it was imported
+    """Whether the GPU has failed, so that this process must exit: every further shard would fail at
+    once.
+    """
+    torch = sys.modules.get("torch")  # the error is torch's only if torch is imported
     return (
         torch is not None
         and isinstance(error, torch.AcceleratorError)
@@ -27,10 +32,10 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def gpus() -> int:
-    """How many GPUs torch finds here.
+    """Number of GPUs visible to torch.
 
     Raises:
-        InputError: none.
+        InputError: no GPU is visible.
     """
     import torch
 
@@ -43,10 +48,11 @@ def gpus() -> int:
 
 
 def devices_of(device: str, processes: int | None) -> list[str]:
-    """The device of each process: GPUs in turn, or the CPU.
+    """Device of each process; GPUs are assigned round-robin. Default: one process a GPU, or one on
+    the CPU.
 
     Raises:
-        InputError: no GPU for ``cuda``.
+        InputError: ``device`` is "cuda" and no GPU is visible.
     """
     if device != "cuda":
         return [device] * (processes or 1)

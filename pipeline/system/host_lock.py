@@ -1,4 +1,6 @@
-"""Locks among the processes of one machine. The kernel gives a lock back when its holder ends, however it ends."""
+"""File locks between the processes of one machine. The kernel releases a lock when its holder exits
+or is killed.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,25 @@ from pathlib import Path
 from pipeline.errors import InputError
 
 LOCKS = "GLIP_SELF_TRAIN_LOCKS"
-"""Environment variable: another folder of this machine for its locks. It must be the same for all who share what is locked."""
+"""Environment variable that overrides the lock folder. All processes that share a resource must use
+the same folder.
+"""
 
 
 def lock_folder() -> Path:
-    """Where this machine's locks lie, for every user of it (not TMPDIR, which may be a job's own)."""
+    """Folder of this machine's locks, shared by all its users (not TMPDIR, which may be private to
+    a job).
+    """
     return Path(os.environ.get(LOCKS) or "/tmp/glip-self-train-locks")
 
 
 @contextmanager
 def host_lock(name: str) -> Iterator[bool]:
-    """Hold the lock of this name, if nobody on this machine has it; gives whether we do. Threads exclude each other, too.
+    """Try to hold the lock ``name`` without waiting; yields whether it was acquired. Threads
+    exclude each other too.
 
     Raises:
-        InputError: the folder of locks cannot be used.
+        InputError: the lock folder cannot be used.
     """
     path = lock_folder() / f"{name.replace('/', '_')}.lock"
     try:
@@ -39,23 +46,25 @@ def host_lock(name: str) -> Iterator[bool]:
         else:
             try:
                 yield True
-            finally:  # closing is not enough: a process forked meanwhile has the handle, too
+            finally:  # closing is not enough: a process forked meanwhile holds the same open file
                 fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
 
 
 def _open(path: Path) -> int:
-    """The lock's file, which stays where it is: a lock on a file that was removed would exclude nobody."""
+    """Open the lock file, creating it if needed. It is never removed: a lock on a deleted file
+    excludes nobody.
+    """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     with suppress(FileNotFoundError):
         return os.open(path, flags)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(PermissionError):  # somebody else was quicker
+        with suppress(PermissionError):  # another user created it first
             path.parent.chmod(0o1777)
     with suppress(FileExistsError):
         handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
-        os.fchmod(handle, 0o644)  # whatever the umask: others must be able to open it
+        os.fchmod(handle, 0o644)  # regardless of the umask: other users must be able to open it
         return handle
     return os.open(path, flags)

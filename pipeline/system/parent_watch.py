@@ -1,8 +1,9 @@
-"""A child that ends with whoever started it, however that one ended.
+"""Exit a child process when its parent dies, even by SIGKILL.
 
-A killed flow cannot tell its children to stop, and an orphan that goes on labelling would work beside the restarted run.
-The starter holds the writing end of the child's standard input; when the starter is gone the input ends, also for what
-a launcher started in between. A program that knows nothing of this is started by ``python -m pipeline.system.parent_watch MODULE ...``.
+A killed flow cannot stop its children, and an orphan that keeps labelling would compete with the
+restarted run. The parent holds the write end of the child's standard input. When the parent dies,
+reading returns end of file, also in grandchildren started through a launcher. Programs without this
+watch run as ``python -m pipeline.system.parent_watch MODULE ...``.
 """
 
 from __future__ import annotations
@@ -17,50 +18,54 @@ from collections.abc import Callable
 from contextlib import suppress
 
 LIFELINE = "GLIP_SELF_TRAIN_LIFELINE"
-"""Environment variable: set to "stdin" by a starter that holds the other end."""
+"""Environment variable: set to "stdin" by a parent that holds the write end of the child's standard
+input.
+"""
 
-
-LEAVE_SECONDS = 20.0
-"""What a program of somebody else's may take to end in order when its starter is gone."""
+GRACE_SECONDS = 20.0
+"""Time between SIGTERM and SIGKILL for a third-party program whose parent has died."""
 
 
 def exit_with_parent() -> None:
-    """From now on end this process when its standard input ends, if the starter asked for that."""
+    """Exit this process at the end of its standard input, from now on, if the parent set
+    :data:`LIFELINE`.
+    """
     if os.environ.get(LIFELINE) == "stdin":
-        _follow(end_at_once)
+        _watch_stdin(exit_immediately)
 
 
-def _follow(end: Callable[[], None]) -> None:
-    threading.Thread(target=_watch, args=(end,), name="lifeline", daemon=True).start()
+def _watch_stdin(at_end: Callable[[], None]) -> None:
+    def watch() -> None:
+        try:
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
+        except (OSError, ValueError):
+            return  # no standard input
+        at_end()
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
-def _watch(end: Callable[[], None]) -> None:
-    try:
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-    except (OSError, ValueError):
-        return  # no input to watch
-    end()
-
-
-def end_at_once() -> None:
-    """As SIGTERM does; what is written is atomic, so nothing needs tidying."""
+def exit_immediately() -> None:
+    """Exit without clean-up, with SIGTERM's exit code; output files are atomic, so no clean-up is
+    needed.
+    """
     os._exit(143)
 
 
-def end_in_order() -> None:
-    """SIGTERM to this process; when that has not helped, SIGKILL to what it started, too."""
+def terminate() -> None:
+    """Send SIGTERM to this process; after :data:`GRACE_SECONDS` SIGKILL it and its process group."""
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(LEAVE_SECONDS)
+    time.sleep(GRACE_SECONDS)
     with suppress(OSError):
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
-    end_at_once()
+    exit_immediately()
 
 
 def run_module(module: str, *arguments: str) -> None:
-    """Run another module as ``python -m`` does, and end it in order when the standard input ends, as its starter is gone then."""
-    _follow(end_in_order)
+    """Run a module as ``python -m`` does, and terminate it at the end of standard input."""
+    _watch_stdin(terminate)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -1,4 +1,4 @@
-"""Which machine and process this is, in words by which others who share a folder can tell whether it is still there."""
+"""Host and process identity, for detecting stale claims and temporary files on shared folders."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 @cache
-def here() -> str:
-    """This machine since it booted, and this process namespace (a container's pids are its own)."""
+def host_identity() -> str:
+    """Host name, boot id and pid namespace (a container has pids of its own), separated by spaces."""
     parts = [socket.gethostname()]
     boot = Path("/proc/sys/kernel/random/boot_id")
     parts.append(boot.read_text().strip() if boot.exists() else "")
@@ -23,16 +23,19 @@ def here() -> str:
 
 
 @cache
-def short_here() -> str:
-    """The same in eight characters, for the names of files."""
-    return hashlib.sha256(here().encode()).hexdigest()[:8]
+def short_host_identity() -> str:
+    """Hash of :func:`host_identity` in eight hex digits, for file names."""
+    return hashlib.sha256(host_identity().encode()).hexdigest()[:8]
 
 
-def started(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's words; None if there is none."""
+def process_start(pid: int) -> str | None:
+    """Start time of a process on this machine, in clock ticks since boot as /proc states it.
+
+    None if there is no such process or it is a zombie; "" where there is no /proc.
+    """
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if state == "Z" else others[18]  # killed, though nobody has asked what became of it
+        return None if state == "Z" else others[18]
     except (OSError, IndexError):
         pass
     try:  # no /proc

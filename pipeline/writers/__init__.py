@@ -1,1 +1,1 @@
-"""Our records in the formats of others: a small file a format, each written as its own readers want it."""
+"""Export of records to other formats, one module per format."""

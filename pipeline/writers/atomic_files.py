@@ -1,7 +1,8 @@
-"""The files of an export: they grow in temporary ones and appear together, when all of it is written."""
+"""Output files of an export, which appear together at its end."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from contextlib import ExitStack
 from types import TracebackType
@@ -10,11 +11,11 @@ from typing import IO
 from pipeline.io.atomic import HashingFile, OutputFile, atomic_file
 from pipeline.io.paths import join
 
-COPY = 1 << 20
-
 
 class Sink:
-    """Opens files below ``out``, a local folder or a URL. Leaving it without :meth:`commit` leaves nothing."""
+    """Opens files below ``out``, a local folder or a URL. Without :meth:`commit` all are discarded
+    on exit.
+    """
 
     def __init__(self, out: str) -> None:
         self.out = out
@@ -22,19 +23,21 @@ class Sink:
         self._files: dict[str, HashingFile] = {}
 
     def open(self, name: str) -> HashingFile:
-        """A file to write. What was opened first appears last, so the file that leads to the others comes first."""
+        """Open a file for writing. Files appear in reverse order: open a file that refers to the
+        others first.
+        """
         self._files[name] = self._stack.enter_context(atomic_file(join(self.out, name)))
         return self._files[name]
 
     def spool(self) -> IO[bytes]:
-        """Room for what comes later in a file than it is known."""
+        """Open a temporary file, for data that comes before its position in the output is reached."""
         return self._stack.enter_context(tempfile.TemporaryFile(prefix="glip-self-train-"))
 
     def commit(self) -> dict[str, OutputFile]:
-        """Let the files appear; their sizes and digests."""
-        done = {name: file.summary() for name, file in sorted(self._files.items())}
+        """Publish the files; returns their sizes and digests."""
+        summaries = {name: file.summary() for name, file in sorted(self._files.items())}
         self._stack.close()
-        return done
+        return summaries
 
     def __enter__(self) -> Sink:
         return self
@@ -44,11 +47,11 @@ class Sink:
 
 
 class _NotCommitted(Exception):
-    """Lets the open files go, so that they remove their temporaries."""
+    """Makes the open files remove their temporary files."""
 
 
-class Rows:
-    """The elements of a JSON list, a line each, without its brackets."""
+class JsonRows:
+    """Writes the elements of a JSON list, one a line, without brackets."""
 
     def __init__(self, file: IO[bytes] | HashingFile) -> None:
         self._file = file
@@ -60,8 +63,7 @@ class Rows:
         self.count += 1
 
 
-def pour(spool: IO[bytes], file: HashingFile) -> None:
-    """All of a spool into a file."""
+def copy_spool(spool: IO[bytes], file: HashingFile) -> None:
+    """Append the whole of a temporary file to ``file``."""
     spool.seek(0)
-    while block := spool.read(COPY):
-        file.write(block)
+    shutil.copyfileobj(spool, file)

@@ -1,4 +1,7 @@
-"""What every target of an export is: it takes records one by one and keeps none; what it cannot carry is counted."""
+"""Interface of export formats, and functions that they share.
+
+A format streams records to its files, and counts what it cannot represent.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pipeline.data.records import Box, DatasetCard, GroundingRecord, Region
 from pipeline.execution.reports import Tally
 from pipeline.readers.base import phrase_of
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.unique_keys import Names
+from pipeline.writers.unique_keys import UniqueNames
 
 Numbers = Counter[str]
 ClassNames = Literal["phrase", "root"]
@@ -20,7 +23,7 @@ ClassNames = Literal["phrase", "root"]
 
 @dataclass(frozen=True)
 class Item:
-    """A record on its way out. file: its image, below the export's folder, where nothing else is called so."""
+    """A record to export. file: unique path of its image below the export's folder."""
 
     record: GroundingRecord
     file: str
@@ -28,14 +31,14 @@ class Item:
 
 @dataclass
 class ExportContext:
-    """What a target works with: where its files go, what the sets are, and where it counts.
+    """Shared state of an export: output files, data set cards and counts.
 
-    numbers: ``lost_X``: so many X are not in the output; ``extra_X``: they are, in a field that the format's own
-    readers pass over and that ingest takes back.
+    numbers: ``lost_X`` counts X missing in the output; ``extra_X`` counts X in fields that other
+    readers of the format ignore and that ingest reads.
     """
 
     sink: Sink
-    names: Names
+    names: UniqueNames
     cards: Mapping[str, DatasetCard] = field(default_factory=dict)
     class_names: ClassNames = "phrase"
     samples: Tally = field(default_factory=Tally)
@@ -44,23 +47,25 @@ class ExportContext:
 
 
 class Target(Protocol):
-    """A format in the making. Files that it opens in the context's sink appear when the stage commits them, together."""
+    """Writer of a format. The files that it opens in the context's sink appear together when the
+    stage commits.
+    """
 
     folder: str
-    """Where its images go, below the export's folder."""
+    """Folder of its images, below the export's folder."""
     takes_images: bool
-    """It puts the images into files of its own; no files of them are written."""
+    """Whether images are written into the format's own files and not as image files."""
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write a record; ``image`` is encoded, and given only to a target that takes images."""
+        """Write a record. ``image``: encoded; None unless ``takes_images``."""
         ...
 
     def finish(self) -> None:
-        """Write what can be known at the end only."""
+        """Write everything that is known only after the last record."""
         ...
 
     def hints(self, out: str) -> list[str]:
-        """How to read what was written, a line each."""
+        """Lines that explain how to read the output."""
         ...
 
 
@@ -70,39 +75,44 @@ def json_bytes(value: Any) -> bytes:
 
 
 def xywh(box: Box) -> dict[str, list[float]]:
-    """COCO's ``bbox``; with ``xyxy`` beside it where x + w or y + h would not be the corner again to the last bit."""
+    """COCO's ``bbox``, with ``xyxy`` if x + w or y + h differs from the corner by rounding."""
     x1, y1, x2, y2 = box
-    w, h = _length(x1, x2), _length(y1, y2)
+    w, h = _side_length(x1, x2), _side_length(y1, y2)
     return {"bbox": [x1, y1, w, h], **({} if (x1 + w, y1 + h) == (x2, y2) else {"xyxy": [x1, y1, x2, y2]})}
 
 
-def _length(start: float, end: float) -> float:
+def _side_length(start: float, end: float) -> float:
     """The shortest w with start + w == end; the plain difference if there is none."""
     length = end - start
     return next((w for d in (2, 4, 8) if start + (w := round(length, d)) == end), length)
 
 
-def origin(region: Region) -> dict[str, Any]:
-    """Who found a box and how sure it was, as fields that the formats' own readers pass over."""
-    found = {"score": region.score, "annotator": region.annotator, "root": region.root}
-    return {name: value for name, value in found.items() if value is not None}
+def provenance(region: Region) -> dict[str, Any]:
+    """Score, annotator and root of a region, as fields that other readers of the formats ignore."""
+    fields = {"score": region.score, "annotator": region.annotator, "root": region.root}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def own_phrase(record: GroundingRecord, region: Region) -> dict[str, Any]:
-    """The phrase, where it is not what the spans of the caption say."""
-    said = phrase_of(record.caption or "", region.tokens_positive)
-    return {} if said == region.phrase else {"phrase": region.phrase}
+def explicit_phrase(record: GroundingRecord, region: Region) -> dict[str, Any]:
+    """The phrase as a field, if it differs from the text of its spans."""
+    text = phrase_of(record.caption or "", region.tokens_positive)
+    return {} if text == region.phrase else {"phrase": region.phrase}
 
 
 def count_extra(numbers: Numbers, region: Region) -> None:
-    """Count what :func:`origin` carries."""
-    for name in origin(region):
+    """Count the fields of :func:`provenance`."""
+    for name in provenance(region):
         numbers[f"extra_{name}"] += 1
 
 
 def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
-    """Count what of a record is not written: ``caption``, ``uncertain``, ``verified_absent`` and, with it, ``not_exhaustive``; of its
-    regions ``score``, ``annotator``, ``root``, ``spans``. Empty ones are no loss, but an empty ``verified_absent`` is one."""
+    """Count fields of a record that are not written.
+
+    Args:
+        fields: of the record ``caption``, ``uncertain``, ``verified_absent`` (which includes
+            ``not_exhaustive``); of its regions ``score``, ``annotator``, ``root``, ``spans``. Empty
+            fields are not counted, except ``verified_absent``.
+    """
     of_regions = {
         "score": lambda r: r.score is not None,
         "annotator": lambda r: r.annotator is not None,

@@ -1,7 +1,9 @@
-"""COCO JSON: detection sets as COCO's and LVIS's own, grounding sets as MDETR's (a caption an image, spans a box).
+"""COCO JSON: detection sets in COCO's and LVIS' layout, grounding sets in MDETR's (captions of
+images, spans of boxes).
 
-A file a set, written in one go: images as they come, annotations into a spool that follows them. Scores, who found a box
-and its head noun are further fields of an annotation, which others' readers pass over and ingest takes back.
+Each set is one file, written in one pass: annotations are spooled and appended after the images.
+Score, annotator and head noun are additional fields of an annotation, which other readers ignore
+and ingest reads.
 """
 
 from __future__ import annotations
@@ -11,18 +13,27 @@ from typing import Any
 
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.io.paths import is_url
-from pipeline.writers.atomic_files import Rows, pour
-from pipeline.writers.base import ExportContext, Item, count_extra, count_lost, json_bytes, origin, own_phrase, xywh
+from pipeline.writers.atomic_files import JsonRows, copy_spool
+from pipeline.writers.base import (
+    ExportContext,
+    Item,
+    count_extra,
+    count_lost,
+    explicit_phrase,
+    json_bytes,
+    provenance,
+    xywh,
+)
 from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
 
 
 class Coco:
-    """``SET.json`` for every set, and the manifest that leads ingest to them."""
+    """Writes ``SET.json`` for every set, and the manifest."""
 
     folder, takes_images = "images", False
 
     def __init__(self, context: ExportContext) -> None:
-        self._desk, self._sets = context, SetNames()
+        self._context, self._sets = context, SetNames()
         self._files: dict[str, _File] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
@@ -30,38 +41,38 @@ class Coco:
         name, record = self._sets.of(item.record), item.record
         if name not in self._files:
             kind = _Detection if record.kind == "detection" else _Grounding
-            self._files[name] = kind(self._desk, name, record.dataset)
+            self._files[name] = kind(self._context, name, record.dataset)
         self._files[name].add(item)
 
     def finish(self) -> None:
-        """End every file."""
+        """Complete the files, and write the manifest."""
         for file in self._files.values():
             file.finish()
         sets = {
             name: (file.dataset, {"kind": file.kind, "format": file.format, "annotations": f"{name}.json"})
             for name, file in self._files.items()
         }
-        write_manifest(self._desk, sets, ".")
+        write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """pycocotools, and ingest."""
+        """How to read the files with pycocotools."""
         names = ", ".join(f"{out}/{name}.json" for name in self._files)
         return [f"read them with pycocotools.coco.COCO, image files are relative to {out}: {names}"]
 
 
 class _File(ABC):
-    """What both kinds of set have in common."""
+    """A set's file."""
 
     kind = format = ""
 
     def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
-        self._desk, self._name, self.dataset = context, name, dataset
+        self._context, self._name, self.dataset = context, name, dataset
         self._file, self._spool = context.sink.open(f"{name}.json"), context.sink.spool()
         card = context.cards.get(dataset)
         head = {"description": dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
         licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
-        self._images, self._annotations = Rows(self._file), Rows(self._spool)
+        self._images, self._annotations = JsonRows(self._file), JsonRows(self._spool)
         self.classes = ClassIds(self._card(card), first=1)
         self._frequency = card.frequency or {} if card else {}
 
@@ -69,7 +80,7 @@ class _File(ABC):
         return card
 
     def add(self, item: Item) -> None:
-        record, context = item.record, self._desk
+        record, context = item.record, self._context
         name = context.names.take(self._name, record.key)
         context.numbers["renamed_duplicate_keys"] += name.renamed
         height, width = record.image_size
@@ -84,10 +95,10 @@ class _File(ABC):
                 **xywh(region.box),
                 "area": round((x2 - x1) * (y2 - y1), 2),
                 "iscrowd": int(region.ignore),
-                **({"ignore": 1} if region.ignore else {}),  # LVIS' readers look at this alone
+                **({"ignore": 1} if region.ignore else {}),  # LVIS' tools only use this field
             }
             count_extra(context.numbers, region)
-            self._annotations.add(json_bytes(row | self._of_region(record, region) | origin(region)))
+            self._annotations.add(json_bytes(row | self._of_region(record, region) | provenance(region)))
         context.samples.keep()
         context.regions.keep(len(record.regions))
 
@@ -105,49 +116,53 @@ class _File(ABC):
 
     def finish(self) -> None:
         self._file.write(b'\n],\n"annotations":[')
-        pour(self._spool, self._file)
+        copy_spool(self._spool, self._file)
         categories = [
             {"id": number, "name": name, "supercategory": "object"} | self._of_class(name)
             for name, number in self.classes.ids.items()
         ]
         self._file.write(b'\n],\n"categories":' + json_bytes(categories) + b"}\n")
-        self._desk.numbers["classes_outside_the_card"] += self.classes.outside
+        self._context.numbers["classes_outside_the_card"] += self.classes.outside
 
 
 class _Detection(_File):
-    """COCO's; of a federated set LVIS's: images name the classes that are verified to be absent, and those of which not all is boxed."""
+    """COCO's layout; for a federated set LVIS', with the absent and the not exhaustively labelled
+    classes of images.
+    """
 
     kind, format = "detection", "coco"
 
     def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
         super().__init__(context, name, dataset)
-        self._federated = self._open = 0
+        self._federated = self._exhaustive = 0
 
     def _category(self, region: Region) -> int:
         return self.classes[region.phrase]
 
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
-        count_lost(self._desk.numbers, record, "caption", "uncertain", "spans")
-        more = sorted({self.classes[name] for name in record.not_exhaustive or ()})
+        count_lost(self._context.numbers, record, "caption", "uncertain", "spans")
+        incomplete = sorted({self.classes[name] for name in record.not_exhaustive or ()})
         if record.verified_absent is None:
-            self._open += 1
-            return {"not_exhaustive_category_ids": more} if more else {}
+            self._exhaustive += 1
+            return {"not_exhaustive_category_ids": incomplete} if incomplete else {}
         self._federated += 1
         absent = sorted({self.classes[name] for name in record.verified_absent})
-        row: dict[str, Any] = {"neg_category_ids": absent, "not_exhaustive_category_ids": more}
-        if record.not_exhaustive is None:  # LVIS' own reader wants the list, and takes an empty one for "all are boxed"
-            self._desk.numbers["not_exhaustive_unknown"] += 1
+        row: dict[str, Any] = {"neg_category_ids": absent, "not_exhaustive_category_ids": incomplete}
+        if record.not_exhaustive is None:  # LVIS' reader requires the list; an empty one would mean "all are labelled"
+            self._context.numbers["not_exhaustive_unknown"] += 1
             row["not_exhaustive_unknown"] = True
         return row
 
     def finish(self) -> None:
-        if self._federated and self._open:  # beside the others such an image says that nothing is known to be absent
-            self._desk.numbers["lost_all_others_absent"] += self._open
+        if self._federated and self._exhaustive:  # in a federated file, no class counts as absent in such an image
+            self._context.numbers["lost_all_others_absent"] += self._exhaustive
         super().finish()
 
 
 class _Grounding(_File):
-    """MDETR's. Its ``tokens_negative`` are what of the caption may be taught as absent from other boxes."""
+    """MDETR's layout. ``tokens_negative``: caption spans that may be trained as absent from other
+    boxes.
+    """
 
     kind, format = "grounding", "mdetr"
 
@@ -158,8 +173,8 @@ class _Grounding(_File):
         return 1
 
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
-        count_lost(self._desk.numbers, record, "verified_absent")
-        self._desk.numbers["extra_uncertain"] += len(record.uncertain)
+        count_lost(self._context.numbers, record, "verified_absent")
+        self._context.numbers["extra_uncertain"] += len(record.uncertain)
         caption = record.caption or ""
         extra = {"uncertain": record.uncertain} if record.uncertain else {}
         return {
@@ -170,14 +185,14 @@ class _Grounding(_File):
         }
 
     def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
-        return {"tokens_positive": region.tokens_positive, **own_phrase(record, region)}
+        return {"tokens_positive": region.tokens_positive, **explicit_phrase(record, region)}
 
 
 def _without(length: int, spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """What of ``[0, length)`` lies in none of the spans."""
-    left, at = [], 0
+    """Intervals of ``[0, length)`` outside all spans."""
+    gaps, covered = [], 0
     for start, end in sorted(spans):
-        if start > at:
-            left.append((at, start))
-        at = max(at, end)
-    return [*left, (at, length)] if at < length else left
+        if start > covered:
+            gaps.append((covered, start))
+        covered = max(covered, end)
+    return [*gaps, (covered, length)] if covered < length else gaps

@@ -1,8 +1,9 @@
-"""A FiftyOne dataset on disk, as ``fiftyone.types.FiftyOneDataset`` imports it: metadata.json, samples.json, data/.
+"""A FiftyOne dataset on disk, as ``fiftyone.types.FiftyOneDataset`` imports it: metadata.json,
+samples.json, data/.
 
-Without a version in metadata.json FiftyOne reads the samples field by field, whatever its own version is, and finds out
-what fields there are. So every field of a record is there: labels that a teacher found are ``predictions``, with their
-confidence; those of humans are ``ground_truth``; ignore regions have the tag "ignore".
+Without a version in metadata.json every version of FiftyOne reads the samples field by field and
+infers the schema, so all fields of a record are written. Pseudo-labels are ``predictions`` with a
+confidence, human labels ``ground_truth``; ignore regions have the tag "ignore".
 """
 
 from __future__ import annotations
@@ -10,45 +11,45 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.records import GroundingRecord, Region
-from pipeline.writers.atomic_files import Rows
+from pipeline.writers.atomic_files import JsonRows
 from pipeline.writers.base import ExportContext, Item, json_bytes
 
 
 class FiftyOne:
-    """One dataset of all sets, each sample tagged with the name of its own."""
+    """Writes one dataset of all sets, with each sample tagged with the name of its set."""
 
     folder, takes_images = "data", False
 
     def __init__(self, context: ExportContext) -> None:
-        self._desk = context
+        self._context = context
         self._head = context.sink.open("metadata.json")  # the first file appears last
         self._file = context.sink.open("samples.json")
         self._file.write(b'{"samples":[')
-        self._rows = Rows(self._file)
+        self._rows = JsonRows(self._file)
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write a sample."""
         record = item.record
         self._rows.add(json_bytes(_sample(item)))
-        self._desk.samples.keep()
-        self._desk.regions.keep(len(record.regions))
+        self._context.samples.keep()
+        self._context.regions.keep(len(record.regions))
 
     def finish(self) -> None:
-        """End the list of samples, and say what the sets are."""
+        """End the list of samples, and write the metadata."""
         self._file.write(b"\n]}\n")
-        cards = {name: card.model_dump(mode="json", exclude_none=True) for name, card in self._desk.cards.items()}
+        cards = {name: card.model_dump(mode="json", exclude_none=True) for name, card in self._context.cards.items()}
         head = {"media_type": "image", "info": {"source": "glip-self-train", "sets": cards}}
         self._head.write(json_bytes(head) + b"\n")
 
     def hints(self, out: str) -> list[str]:
-        """How it is imported."""
+        """Import command."""
         return [f'fiftyone.Dataset.from_dir("{out}", dataset_type=fiftyone.types.FiftyOneDataset)']
 
 
 def _sample(item: Item) -> dict[str, Any]:
     record = item.record
     height, width = record.image_size
-    found = {
+    fields = {
         "filepath": item.file,
         "tags": [record.dataset],
         "metadata": {"_cls": "ImageMetadata", "width": width, "height": height},
@@ -61,11 +62,11 @@ def _sample(item: Item) -> dict[str, Any]:
         "verified_absent": None if record.verified_absent is None else list(record.verified_absent),
         "not_exhaustive": None if record.not_exhaustive is None else list(record.not_exhaustive),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _detections(record: GroundingRecord, regions: list[Region]) -> dict[str, Any] | None:
-    """FiftyOne's boxes: x, y, width and height as shares of the image's."""
+    """Regions as FiftyOne's detections, with relative boxes x, y, width, height."""
     height, width = record.image_size
     rows = []
     for region in regions:

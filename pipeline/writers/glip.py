@@ -1,7 +1,9 @@
-"""GLIP's own caption records, as its released readers take them: a label TSV and an image TSV, a line an image.
+"""GLIP's caption records, as its released code reads them: a label TSV and an image TSV, one image
+a line.
 
-Version 1 of them: a box an entry, each with its score and its spans. Detection sets are no caption records; GLIP reads
-those as COCO JSON. Its readers keep boxes of a score above 0.5, so human labels are given the score 1.
+They are written in version 1: an entry is a box with its score and spans. Detection sets are
+excluded; GLIP reads them as COCO JSON. GLIP keeps boxes with scores above 0.5, so human labels get
+the score 1.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ from pipeline.writers.manifest import SetNames, write_manifest
 
 
 class Glip:
-    """``SET.label.tsv`` and, with the images, ``SET.img.tsv``; both with the ``.lineidx`` of where each line begins."""
+    """Writes ``SET.label.tsv`` and, with images, ``SET.img.tsv``, each with a ``.lineidx`` of its
+    lines' offsets.
+    """
 
     folder, takes_images = "images", True
 
     def __init__(self, context: ExportContext) -> None:
-        self._desk, self._sets = context, SetNames()
+        self._context, self._sets = context, SetNames()
         self._labels: dict[str, _Tsv] = {}
         self._images: dict[str, _Tsv] = {}
         self._datasets: dict[str, str] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write a line of each file; detection records and ignore regions are counted instead."""
-        record, context = item.record, self._desk
+        """Write a line of each file. Detection records and ignore regions are dropped and counted."""
+        record, context = item.record, self._context
         if record.kind == "detection":
             context.samples.drop("detection_record")
             context.regions.drop("detection_record", len(record.regions))
@@ -37,8 +41,8 @@ class Glip:
         if name not in self._labels:
             self._labels[name] = _Tsv(context, f"{name}.label")
             self._datasets[name] = record.dataset
-        called = context.names.take(name, record.key)
-        context.numbers["renamed_duplicate_keys"] += called.renamed
+        unique = context.names.take(name, record.key)
+        context.numbers["renamed_duplicate_keys"] += unique.renamed
         count_lost(context.numbers, record, "uncertain", "verified_absent", "annotator", "root")
         kept = [region for region in record.regions if not region.ignore]
         context.numbers["made_score_1"] += sum(region.score is None for region in kept)
@@ -47,11 +51,11 @@ class Glip:
             "img_h": height,
             "img_w": width,
             "caption": record.caption,
-            "bboxes": [last_pixel(region.box) for region in kept],
+            "bboxes": [inclusive(region.box) for region in kept],
             "scores": [1.0 if region.score is None else region.score for region in kept],
             "tokens_positive": [region.tokens_positive for region in kept],
         }
-        key = called.key.encode()
+        key = unique.key.encode()
         self._labels[name].add(key, json_bytes(labels))
         if image is not None:
             if name not in self._images:
@@ -62,7 +66,7 @@ class Glip:
         context.regions.drop("ignore_region", len(record.regions) - len(kept))
 
     def finish(self) -> None:
-        """Write the manifest, where there are images: labels alone do not say in which shard each one's lies."""
+        """Write the manifest, if there are images: labels do not state the shard of an image."""
         sets = {}
         for name in self._images:
             fields: dict[str, Any] = {
@@ -73,10 +77,10 @@ class Glip:
             }
             sets[name] = (self._datasets[name], fields)
         if sets:
-            write_manifest(self._desk, sets, ".")
+            write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """The files of a CaptionTSV."""
+        """Files for GLIP's CaptionTSV."""
         if not self._images:
             names = ", ".join(f"{out}/{name}.label.tsv" for name in self._labels)
             return [
@@ -85,13 +89,13 @@ class Glip:
         return [f"GLIP's CaptionTSV: {out}/{name}.img.tsv with {out}/{name}.label.tsv" for name in self._labels]
 
 
-def last_pixel(box: Box) -> Box:
-    """A box of ours, which ends behind its last pixel, as GLIP's, which names it; its reader takes corners as they stand."""
+def inclusive(box: Box) -> Box:
+    """Convert a box with exclusive x2 and y2 to GLIP's inclusive corners."""
     return box[0], box[1], box[2] - 1, box[3] - 1
 
 
 class _Tsv:
-    """Lines of a key and a value, and the byte at which each begins."""
+    """Writes lines of a key and a value, and an index of their byte offsets."""
 
     def __init__(self, context: ExportContext, name: str) -> None:
         self._file: HashingFile = context.sink.open(f"{name}.tsv")

@@ -1,4 +1,6 @@
-"""The sets of an export: what each is called in file names and in the manifest that leads ingest back."""
+"""Sets of an export: their file names, class ids, and the manifest with which ingest reads the
+export.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +16,37 @@ MANIFEST = "manifest.yaml"
 
 
 class SetNames:
-    """A file name for each (dataset, kind), of letters, digits, - and _; made when the first record comes."""
+    """Assigns each (dataset, kind) a unique file name of letters, digits, - and _."""
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, str], str] = {}
 
     def of(self, record: GroundingRecord) -> str:
-        """The name of a record's set."""
-        which = (record.dataset, record.kind)
-        if which not in self._names:
+        """Name of a record's set."""
+        dataset_and_kind = (record.dataset, record.kind)
+        if dataset_and_kind not in self._names:
             name = re.sub(r"[^A-Za-z0-9_-]", "_", record.dataset) or "set"
             taken = set(self._names.values())
             candidates = [name, f"{name}-{record.kind}", *(f"{name}-{record.kind}-{n}" for n in range(2, 10_000))]
-            self._names[which] = next(c for c in candidates if c not in taken)
-        return self._names[which]
+            self._names[dataset_and_kind] = next(c for c in candidates if c not in taken)
+        return self._names[dataset_and_kind]
 
 
 def write_manifest(context: ExportContext, sets: dict[str, tuple[str, dict[str, Any]]], folder: str) -> None:
-    """``manifest.yaml``: ingest makes training shards of the export again. ``sets``: name -> (dataset, fields)."""
+    """Write ``manifest.yaml``, with which ingest reads the export. ``sets``: name -> (dataset,
+    fields).
+    """
     rows = {}
     for name, (dataset, fields) in sets.items():
         card = context.cards.get(dataset)
-        about = {"licence": card.licence, "source": card.source} if card is not None else {}
-        rows[name] = {**fields, "images_folder": folder, **{k: v for k, v in about.items() if v}}
+        origin = {"licence": card.licence, "source": card.source} if card is not None else {}
+        rows[name] = {**fields, "images_folder": folder, **{k: v for k, v in origin.items() if v}}
     text = yaml.safe_dump({"sets": rows}, sort_keys=False, allow_unicode=True, width=1000)
     context.sink.open(MANIFEST).write(f"# ingest {MANIFEST} --out train\n{text}".encode())
 
 
 class ClassIds:
-    """Ids of class names: the set's own order where its card tells it, others in the order they come."""
+    """Assigns class ids: in the order of the card's label space, then in order of appearance."""
 
     def __init__(self, card: DatasetCard | None = None, first: int = 0) -> None:
         self.known = card is not None and card.label_space is not None

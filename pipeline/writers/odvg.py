@@ -1,7 +1,8 @@
-"""ODVG JSON Lines of Open-GroundingDino and MM-Grounding-DINO: a line an image, detection or grounding.
+"""ODVG JSON Lines of Open-GroundingDino and MM-Grounding-DINO: one image a line, detection or
+grounding.
 
-Their readers know neither ignore regions nor phrases of which nothing is known; both go beside ``instances`` and
-``regions``, where only ingest looks for them, so that no one trains on them as labels.
+These projects have neither ignore regions nor uncertain phrases. They are written beside
+``instances`` and ``regions``, where only ingest reads them, so that they are not used as labels.
 """
 
 from __future__ import annotations
@@ -13,35 +14,37 @@ from typing import Any
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.atomic import HashingFile
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.base import ExportContext, Item, count_extra, count_lost, json_bytes, origin
+from pipeline.writers.base import ExportContext, Item, count_extra, count_lost, json_bytes, provenance
 from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
 
 
 class Odvg:
-    """``SET.jsonl`` for every set, of detection sets ``SET.label_map.json`` too, and the manifest."""
+    """Writes ``SET.jsonl`` for every set, ``SET.label_map.json`` for detection sets, and the
+    manifest.
+    """
 
     folder, takes_images = "images", False
 
     def __init__(self, context: ExportContext) -> None:
-        self._desk, self._sets = context, SetNames()
+        self._context, self._sets = context, SetNames()
         self._files: dict[str, HashingFile] = {}
         self._datasets: dict[str, GroundingRecord] = {}
         self._classes: dict[str, ClassIds] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write a line."""
-        record, context = item.record, self._desk
+        record, context = item.record, self._context
         name = self._sets.of(record)
         if name not in self._files:
             self._files[name] = context.sink.open(f"{name}.jsonl")
             self._datasets[name] = record.model_copy(update={"regions": ()})
             if record.kind == "detection":
                 self._classes[name] = ClassIds(context.cards.get(record.dataset))
-        called = context.names.take(name, record.key)
-        context.numbers["renamed_duplicate_keys"] += called.renamed
+        unique = context.names.take(name, record.key)
+        context.numbers["renamed_duplicate_keys"] += unique.renamed
         height, width = record.image_size
         part = self._detection(record, self._classes[name]) if record.kind == "detection" else self._grounding(record)
-        line = {"filename": item.file, "height": height, "width": width, "key": called.key, record.kind: part}
+        line = {"filename": item.file, "height": height, "width": width, "key": unique.key, record.kind: part}
         self._files[name].write(json_bytes(line) + b"\n")
         for region in record.regions:
             count_extra(context.numbers, region)
@@ -51,26 +54,31 @@ class Odvg:
         context.regions.keep(len(record.regions))
 
     def _detection(self, record: GroundingRecord, classes: ClassIds) -> dict[str, Any]:
-        count_lost(self._desk.numbers, record, "caption", "uncertain", "spans")
+        count_lost(self._context.numbers, record, "caption", "uncertain", "spans")
 
         def instance(region: Region) -> dict[str, Any]:
-            return {"bbox": region.box, "label": classes[region.phrase], "category": region.phrase, **origin(region)}
+            return {
+                "bbox": region.box,
+                "label": classes[region.phrase],
+                "category": region.phrase,
+                **provenance(region),
+            }
 
         part = _split("instances", record.regions, instance)
         if record.verified_absent is not None:
-            self._desk.numbers["extra_verified_absent"] += 1
+            self._context.numbers["extra_verified_absent"] += 1
             part["verified_absent"] = record.verified_absent
         if record.not_exhaustive is not None:
             part["not_exhaustive"] = record.not_exhaustive
         return part
 
     def _grounding(self, record: GroundingRecord) -> dict[str, Any]:
-        count_lost(self._desk.numbers, record, "verified_absent")
-        self._desk.numbers["extra_uncertain"] += len(record.uncertain)
+        count_lost(self._context.numbers, record, "verified_absent")
+        self._context.numbers["extra_uncertain"] += len(record.uncertain)
 
         def region_of(region: Region) -> dict[str, Any]:
             spans = {"phrase": region.phrase, "tokens_positive": region.tokens_positive}
-            return {"bbox": region.box, **spans, **origin(region)}
+            return {"bbox": region.box, **spans, **provenance(region)}
 
         part = {"caption": record.caption, **_split("regions", record.regions, region_of)}
         return part | ({"uncertain": record.uncertain} if record.uncertain else {})
@@ -86,14 +94,14 @@ class Odvg:
             }
             if name in self._classes:
                 classes, file = self._classes[name], f"{name}.label_map.json"
-                write_label_map(self._desk.sink, file, list(classes.ids))
-                self._desk.numbers["classes_outside_the_card"] += classes.outside
+                write_label_map(self._context.sink, file, list(classes.ids))
+                self._context.numbers["classes_outside_the_card"] += classes.outside
                 fields |= {"companions": {"classes": file}}
             sets[name] = (record.dataset, fields)
-        write_manifest(self._desk, sets, ".")
+        write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """Its entry in the list of data sets of Open-GroundingDino."""
+        """Entries for the data set list of Open-GroundingDino."""
         lines = []
         for name in self._files:
             entry = {"root": out, "anno": f"{out}/{name}.jsonl", "dataset_mode": "odvg"}
@@ -104,12 +112,12 @@ class Odvg:
 
 
 def _split(name: str, regions: Sequence[Region], row: Any) -> dict[str, Any]:
-    """Labels under their name, ignore regions under ``ignore``, where there are any."""
+    """Labels as the field ``name``, ignore regions, if any, as ``ignore``."""
     ignored = [row(region) for region in regions if region.ignore]
     return {name: [row(region) for region in regions if not region.ignore], **({"ignore": ignored} if ignored else {})}
 
 
 def write_label_map(sink: Sink, file: str, names: Sequence[str]) -> None:
-    """``{"0": "person", ...}``."""
+    """Write a label map: ``{"0": "person", ...}``."""
     text = json.dumps({str(n): name for n, name in enumerate(names)}, ensure_ascii=False, indent=0)
     sink.open(file).write(text.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Many small files beside an export's own, written some at a time: each over a network is mostly waiting."""
+"""Parallel writing of many small files, which over a network is mostly latency."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from pipeline.system.devices import cores
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-_AHEAD = 4
-"""Pieces of work that wait, for each that is done."""
+_QUEUED = 4
+"""Maximum pending items per thread."""
 
 
-def writers(out: str) -> int:
-    """How many files to write at a time."""
+def writer_threads(out: str) -> int:
+    """Number of threads for writing files."""
     return 16 if is_url(out) else min(4, cores())
 
 
-def in_order(work: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[tuple[In, Out]]:
-    """Each item with what ``work`` makes of it, in their order; a bounded number of them is worked on ahead."""
-    waiting = iter(items)
+def ordered_map(work: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[tuple[In, Out]]:
+    """(item, work(item)) in order, computed in threads with a bounded number of items in flight."""
+    remaining = iter(items)
     pool = ThreadPoolExecutor(threads)
     try:
-        ahead = deque((item, pool.submit(work, item)) for item in islice(waiting, threads * _AHEAD))
-        while ahead:
-            item, future = ahead.popleft()
+        pending = deque((item, pool.submit(work, item)) for item in islice(remaining, threads * _QUEUED))
+        while pending:
+            item, future = pending.popleft()
             yield item, future.result()
-            ahead.extend((item, pool.submit(work, item)) for item in islice(waiting, 1))
+            pending.extend((item, pool.submit(work, item)) for item in islice(remaining, 1))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-class Files:
-    """Writes files below ``out``; :meth:`drain` says that all are there."""
+class ParallelWriter:
+    """Writes files below ``out`` in threads."""
 
     def __init__(self, out: str) -> None:
-        self._out, threads = out, writers(out)
-        self._pool, self._most = ThreadPoolExecutor(threads), threads * _AHEAD
-        self._ahead: deque[Future[object]] = deque()
+        self._out, threads = out, writer_threads(out)
+        self._pool, self._max_pending = ThreadPoolExecutor(threads), threads * _QUEUED
+        self._pending: deque[Future[object]] = deque()
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file, soon; raises what went wrong with an earlier one."""
-        self._ahead.append(self._pool.submit(write_atomic, join(self._out, name), data, durable=False))
-        while len(self._ahead) > self._most:
-            self._ahead.popleft().result()
+        """Queue a file for writing. Raises the error of an earlier file."""
+        self._pending.append(self._pool.submit(write_atomic, join(self._out, name), data, durable=False))
+        while len(self._pending) > self._max_pending:
+            self._pending.popleft().result()
 
     def drain(self) -> None:
-        """Wait for all files."""
-        while self._ahead:
-            self._ahead.popleft().result()
+        """Wait until all files are written. Raises the first error."""
+        while self._pending:
+            self._pending.popleft().result()
         self._pool.shutdown()

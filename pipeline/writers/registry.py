@@ -1,4 +1,4 @@
-"""The formats that export writes, by the name that --to gives them."""
+"""Export formats by their names on the command line (``--to``)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _TARGETS: Mapping[str, str] = {
 }
 WRITTEN = tuple(_TARGETS)
 DATASET = "pseudo"
-"""What the set of a label store's records is called, if not named."""
+"""Default name of the set of a label store's records."""
 
 
 def load_target(name: str) -> Callable[[ExportContext], Target]:
-    """What makes a target of a format of WRITTEN.
+    """Constructor of a format's writer; ``name`` is one of WRITTEN.
 
     Raises:
         InputError: no such format.
@@ -32,5 +32,5 @@ def load_target(name: str) -> Callable[[ExportContext], Target]:
     if name not in _TARGETS:
         raise InputError(f"--to {name}: want one of {', '.join(WRITTEN)}")
     module, attribute = _TARGETS[name].split(".")
-    found: Callable[[ExportContext], Target] = getattr(import_module(f"pipeline.writers.{module}"), attribute)
-    return found
+    target: Callable[[ExportContext], Target] = getattr(import_module(f"pipeline.writers.{module}"), attribute)
+    return target

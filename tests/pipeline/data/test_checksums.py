@@ -62,8 +62,11 @@ def test_each_file_is_found_beside_its_set_and_compared_once(tmp_path):
     fill(tmp_path)
     path = manifest(tmp_path)
     assert states(path, tmp_path) == {
-        ("images.zip", "pets"): "ok", ("a.json", "labels"): "ok", ("classes.txt", "labels"): "unstated", ("a.json", None): "absent"
-    }  # fmt: skip
+        ("images.zip", "pets"): "ok",
+        ("a.json", "labels"): "ok",
+        ("classes.txt", "labels"): "unstated",
+        ("a.json", None): "absent",
+    }
     (tmp_path / "images.zip").mkdir()  # a folder of that name is no file
     assert states(path, tmp_path)["images.zip", "pets"] == "ok"
 
@@ -74,8 +77,8 @@ def test_a_file_that_differs_is_named_with_what_was_wanted(tmp_path, data):
     found = {c.name: c for c in check_files({"one": read_manifest(manifest(tmp_path))["one"]}, str(tmp_path))}
     assert [found[n].state for n in ("images.zip", "a.json")] == ["differs", "differs"]
     wanted = hashlib.sha256(GOOD).hexdigest() if len(data) == len(GOOD) else f"want {len(GOOD)}"
-    assert wanted in found["images.zip"].words and "as stated by its page" in found["images.zip"].words
-    assert f"md5 {hashlib.md5(data).hexdigest()}; want" in found["a.json"].words
+    assert wanted in found["images.zip"].detail and "as stated by its page" in found["images.zip"].detail
+    assert f"md5 {hashlib.md5(data).hexdigest()}; want" in found["a.json"].detail
 
 
 def test_sizes_alone_read_nothing(tmp_path):

@@ -10,21 +10,30 @@ import yaml
 from click.testing import CliRunner
 
 from pipeline.cli import app as cli
-from pipeline.data.manifests import FOLDER_VARIABLE, OURS, SetManifest, load_manifest, manifest_names, read_manifest
+from pipeline.data.manifests import (
+    BUILTIN_FOLDER,
+    FOLDER_VARIABLE,
+    SetManifest,
+    load_manifest,
+    manifest_names,
+    read_manifest,
+)
 from pipeline.errors import InputError
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers.layouts import COCO, put
 
 WANTED = {
-    "objects365-v1", "objects365-v2", "openimages-v6", "visual-genome", "imagenet-boxes", "flickr30k-entities", "mdetr-goldg",
-    "gqa", "coco", "lvis-v1", "refcoco", "odinw-13", "odinw-35", "pascal-voc", "odvg", "grit", "glip-captions", "cc3m", "cc12m",
+    "objects365-v1", "objects365-v2", "openimages-v6", "visual-genome", "imagenet-boxes", "flickr30k-entities",
+    "mdetr-goldg",
+    "gqa", "coco", "lvis-v1", "refcoco", "odinw-13", "odinw-35", "pascal-voc", "odvg", "grit", "glip-captions", "cc3m",
+    "cc12m",
     "sbu", "fourods", "goldg", "glip-t", "glip-l", "demo",
 }  # fmt: skip
 
 
 def test_all_the_sets_are_there():
-    assert {path.stem for path in OURS.glob("*.yaml")} >= WANTED
+    assert {path.stem for path in BUILTIN_FOLDER.glob("*.yaml")} >= WANTED
 
 
 @pytest.mark.parametrize("name", sorted(WANTED - {"demo"}))
@@ -103,7 +112,7 @@ def test_list_and_show():
     assert done.exit_code == 0 and all(name in done.output for name in WANTED)
     assert {row["name"] for row in json.loads(call("datasets", "list", "--json").output)} >= WANTED
     shown = call("datasets", "show", "pascal-voc").output
-    assert "md5 c52e279531787c972589f7e41ab4ae64" in shown and "VOCdevkit/VOC2007/RegionPredictions" in shown
+    assert "md5 c52e279531787c972589f7e41ab4ae64" in shown and "VOCdevkit/VOC2007/Annotations" in shown
     shown = call("datasets", "show", "lvis-v1").output
     assert "checked, counts: 19,809 less the 15,000" in shown and "not checked, licence: from memory" in shown
     assert "8 x goldg_flickr30k_train" in call("datasets", "show", "glip-l").output
@@ -169,4 +178,4 @@ def test_wrong_manifests_are_named(tmp_path, text, message):
 def test_the_published_ones_use_no_unknown_key():
     known = {"title", "source", "licence", "note", "checked", "unchecked", "sets", "mixture"}
     for name in WANTED - {"demo"}:
-        assert set(yaml.safe_load(Path(OURS, f"{name}.yaml").read_text())) <= known
+        assert set(yaml.safe_load(Path(BUILTIN_FOLDER, f"{name}.yaml").read_text())) <= known

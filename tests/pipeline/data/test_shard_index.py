@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.shard_index import IMAGES, ShardIndex, index_shard, read_headers
-from pipeline.data.training_shards import ShardSet, own_order
+from pipeline.data.training_shards import ShardSet, rank_order
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Silent
 from pipeline.io import files
 from pipeline.io.hashing import digest_file
-from pipeline.training.index_shards import look_through
+from pipeline.training.index_shards import index_shards
 
 KEYS = st.lists(st.text("abä_7/", min_size=1, max_size=20).filter(lambda k: not k.endswith("/")), unique=True)
 
@@ -148,11 +148,11 @@ def test_without_a_place_to_remember_it_works_all_the_same(tmp_path, monkeypatch
 def test_shards_are_read_in_any_order_and_stand_in_their_own(tmp_path, monkeypatch):
     paths = [str(large(tmp_path / f"{n}.tar", records=n)) for n in range(6)]
     monkeypatch.setenv("RANK", "3")
-    assert own_order(paths) != paths and sorted(own_order(paths)) == paths
+    assert rank_order(paths) != paths and sorted(rank_order(paths)) == paths
     records = ShardSet(paths)
     assert records.counts == [n + 1 for n in range(6)] and records.name(4, 2) == "4/4-2"
     monkeypatch.setenv("RANK", "0")
-    assert own_order(paths) == paths and ShardSet(paths).counts == records.counts
+    assert rank_order(paths) == paths and ShardSet(paths).counts == records.counts
 
 
 @pytest.fixture
@@ -230,23 +230,24 @@ class Told(Silent):
 def test_looking_through_shards_leaves_digests_and_indexes(tmp_path, cache):
     paths = [str(large(tmp_path / f"{n}.tar")) for n in range(3)]
     told, small = Told(), str(write(tmp_path / "small.tar", [("a.jpg", b"1"), ("a.json", b"{}")]))
-    look_through([*paths, small], told)
+    index_shards([*paths, small], told)
     assert (told.began, told.done, told.ended) == ([(3, "shards")], 3, True) and len(cache()) == 3
     assert len(list((tmp_path / "cache" / "glip-self-train" / "digests").iterdir())) == 3
     quiet = Told()
-    look_through([small], quiet)
+    index_shards([small], quiet)
     assert quiet.began == [] and not quiet.ended
     write(tmp_path / "broken.tar", [("a.jpg", bytes(5 << 20))])
     with pytest.raises(InputError, match=r"broken\.tar: a has \['jpg'\], want a json record"):
-        look_through([*paths, str(tmp_path / "broken.tar")], Silent())
+        index_shards([*paths, str(tmp_path / "broken.tar")], Silent())
 
 
 def test_processes_at_the_same_work_get_the_same(tmp_path, cache):
     paths = [str(large(tmp_path / f"{n}.tar", records=200 + n)) for n in range(4)]
     code = (
-        "import sys, zlib; from pipeline.execution.progress import Silent; from pipeline.data.training_shards import ShardSet;"
-        "from pipeline.training.index_shards import look_through;"
-        "look_through(sys.argv[1:], Silent()); s = ShardSet(sys.argv[1:]);"
+        "import sys, zlib; from pipeline.execution.progress import Silent;"
+        "from pipeline.data.training_shards import ShardSet;"
+        "from pipeline.training.index_shards import index_shards;"
+        "index_shards(sys.argv[1:], Silent()); s = ShardSet(sys.argv[1:]);"
         "print(s.counts, zlib.crc32(b''.join(i.to_bytes() for i in s._index)))"
     )
     children = [

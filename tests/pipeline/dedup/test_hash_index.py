@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import pipeline.dedup.hash_index
 from pipeline.dedup.hash_index import BandedIndex
-from pipeline.dedup.perceptual_hash import MIRROR, WORDS, differing
-from pipeline.dedup.search import Block, Rules
+from pipeline.dedup.perceptual_hash import MIRROR, WORDS, hamming
+from pipeline.dedup.search import Block, MatchRules
 
 
 def cloud(rng: np.random.Generator, n: int, centres: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_candidates_are_compared_in_parts(monkeypatch):
     centres = rng.integers(0, 2**64, 3, dtype=np.uint64)
     indexed, queries = cloud(rng, 200, centres), cloud(rng, 300, centres)
     whole = searched(indexed, queries, 9)
-    monkeypatch.setattr(pipeline.dedup.hash_index, "TOGETHER", 50)
+    monkeypatch.setattr(pipeline.dedup.hash_index, "CANDIDATES_AT_ONCE", 50)
     assert searched(indexed, queries, 9) == whole == brute(indexed, queries, 9)
 
 
@@ -78,14 +78,13 @@ def test_a_block_judges_by_all_bits_and_gives_each_pair_once(seed, mirrored):
     for _ in range(60):
         bit = np.uint64(1) << rng.integers(0, 64, (80, WORDS), dtype=np.uint64)
         words = np.where(rng.random((80, WORDS)) < 0.3, words ^ bit, words)
-    found = Block(wanted, 7, Rules(11, 72, mirrored)).search(words)
+    found = Block(wanted, 7, MatchRules(11, 72, mirrored)).search(words)
     expected = {}
     for i, mine in enumerate(words):
         for j, other in enumerate(wanted):
             ways = [(other, False), (other ^ MIRROR, True)][: 1 + mirrored]
             near = [
-                (int(differing(mine[None], w[None])[0]), flipped, int(differing(mine[:1], w[:1])[0]))
-                for w, flipped in ways
+                (int(hamming(mine[None], w[None])[0]), flipped, int(hamming(mine[:1], w[:1])[0])) for w, flipped in ways
             ]
             near = [n for n in near if n[0] <= 72 and n[2] <= 11]
             if near:

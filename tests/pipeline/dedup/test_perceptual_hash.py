@@ -10,27 +10,27 @@ import pytest
 from PIL import Image
 
 from pipeline.data.images import open_image
-from pipeline.dedup.perceptual_hash import DECODED_SIDE, MIRROR, Perceived, differing, perceive
-from pipeline.dedup.search import Rules
+from pipeline.dedup.perceptual_hash import DECODED_SIDE, MIRROR, ImageHash, hamming, hash_image
+from pipeline.dedup.search import MatchRules
 from tests.fixtures.photos import CHANGES, encoded, photos
 
-RULES = Rules()
+RULES = MatchRules()
 TEXTURES = {"brick", "grass"}
 """The same all over: a crop of two per cent moves every brick."""
 
 
-def hashed(data: bytes) -> Perceived:
-    return perceive(open_image(data, at_least=(DECODED_SIDE, DECODED_SIDE)))
+def hashed(data: bytes) -> ImageHash:
+    return hash_image(open_image(data, at_least=(DECODED_SIDE, DECODED_SIDE)))
 
 
-def alike(one: Perceived, other: Perceived, mirrored: bool = False) -> bool:
+def alike(one: ImageHash, other: ImageHash, mirrored: bool = False) -> bool:
     far = one.words ^ (other.words ^ MIRROR if mirrored else other.words)
     bits = np.bitwise_count(far)
     return bool(bits[0] <= RULES.distance and bits.sum() <= RULES.details)
 
 
 @pytest.fixture(scope="module")
-def originals() -> dict[str, Perceived]:
+def originals() -> dict[str, ImageHash]:
     return {name: hashed(encoded(image, 95)) for name, image in photos().items()}
 
 
@@ -50,7 +50,7 @@ def test_different_photographs_are_told_apart(originals):
     for (_, one), (_, other) in itertools.combinations(originals.items(), 2):
         for mirrored in (False, True):
             assert not alike(one, other, mirrored)
-            details = differing(one.words[None], other.words[None])[0]
+            details = hamming(one.words[None], other.words[None])[0]
             assert details > 90  # with room
 
 

@@ -1,4 +1,5 @@
-"""The evaluate stage on real shards with a small real network: every protocol, resumed, in processes, and the commands on top."""
+"""The evaluate stage on real shards with a small real network: every protocol, resumed, in
+processes, and the commands on top."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from pipeline.config import EvaluateConfig
 from pipeline.data.images import open_image
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
-from pipeline.evaluation.match_tables import read_evidence
+from pipeline.evaluation.match_tables import read_match_tables
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.stages import evaluate
+from pipeline.stages.jobs import Evaluate
 from tests.fixtures.annotators import predict_images
 from tests.fixtures.crawl import jpeg
 
@@ -66,14 +67,15 @@ def shards(tmp_path_factory) -> dict[str, list[str]]:
         card = DatasetCard(name=name, kind="detection", label_space=NAMES)
         (folder / f"{name}.dataset.json").write_text(card.model_dump_json())
     return {
-        "val": [write("val-0", range(4), lambda i: detection(i, "val")), write("val-1", range(4, 7), lambda i: detection(i, "val"))],
+        "val": [write("val-0", range(4), lambda i: detection(i, "val")),
+                write("val-1", range(4, 7), lambda i: detection(i, "val"))],
         "federated": [write("federated-0", range(5), lambda i: detection(i, "federated"))],
         "captions": [write("captions-0", range(5), caption)],
     }  # fmt: skip
 
 
 def run(shards, out, teacher, config=CONFIG, **options):
-    return evaluate.run(config, str(teacher), shards, out, **options)
+    return Evaluate(settings=config, model=str(teacher), sets=shards, out=out, **options).run()
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -134,7 +136,7 @@ def test_settings_of_metrics_need_no_new_predictions_and_evidence_is_whole(shard
     counts.write_text('{"car": 7}')
     run(sets, out, teacher, frequencies={"federated": str(counts)})
     assert predicted.stat().st_mtime_ns == before
-    evidence = read_evidence(out / "evidence", "federated")
+    evidence = read_match_tables(out / "evidence", "federated")
     assert evidence.counts == {"car": 7} and evidence.counts_from == "training images"
     assert evidence.matches.images == 5 and len(evidence.matches.gold_label) == 10
     run(sets, out, teacher, CONFIG.model_copy(update={"threshold": 0.2}))
@@ -152,7 +154,8 @@ class KillAtShard(Silent):
         raise Killed
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards, teacher, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_an_undisturbed_one(shards, teacher, tmp_path, processes):
     sets = {"val": shards["val"], "captions": shards["captions"]}
     got = run(sets, tmp_path / "whole", teacher)
     with pytest.raises(Killed):
@@ -160,7 +163,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards
     there = list((tmp_path / "killed" / "predictions").glob("*.parquet"))
     assert len(there) == 1 and not (tmp_path / "killed" / "metrics.json").exists()
     before = there[0].stat().st_mtime_ns
-    assert run(sets, tmp_path / "killed", teacher, processes=2) == got
+    assert run(sets, tmp_path / "killed", teacher, processes=processes) == got
     assert there[0].stat().st_mtime_ns == before
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
@@ -274,7 +277,7 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, ca
     done = call("evaluate", "--model", other, *options, "--set", "score_agg=max", "--out", tmp_path / "c")
     assert done.exit_code == 0, done.output
     done = call("compare", tmp_path / "a", tmp_path / "c", "--samples", "20")
-    assert "val was measured by other settings: score_agg mean (A), max (B)" in done.output
+    assert "val was measured with different settings: score_agg mean (A), max (B)" in done.output
     done = call("promote", tmp_path / "c", "--over", tmp_path / "a", "--samples", "20")
     assert done.exit_code == 2 and "different settings (val: score_agg mean and max)" in done.output
 

@@ -17,7 +17,7 @@ import pytest
 from pipeline.execution import claims
 from pipeline.execution.claims import Claims, clear_claims, one_at_a_time
 from pipeline.system.host_lock import host_lock
-from pipeline.system.process_identity import here
+from pipeline.system.process_identity import host_identity
 
 HOLD = """
 import sys, time
@@ -176,9 +176,9 @@ for n in range(rounds):
 """
 
 
-@pytest.fingerprint_of.parametrize("guarded", [True, False], ids=["locks", "no locks, as on some network disks"])
+@pytest.mark.parametrize("guarded", [True, False], ids=["locks", "no locks, as on some network disks"])
 def test_of_several_that_wait_for_a_dead_owners_claim_one_gets_it(tmp_path, guarded):
-    rounds, dead = 40, {"host": here(), "pid": 2**22 + 1, "started": "1", "beat": 0}
+    rounds, dead = 40, {"host": host_identity(), "pid": 2**22 + 1, "started": "1", "beat": 0}
     for n in range(rounds):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / ".run.claim").write_text(json.dumps(dead))
@@ -215,7 +215,7 @@ print(taken)
 """
 
 
-@pytest.fingerprint_of.skipif(
+@pytest.mark.skipif(
     subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, check=False).returncode
     != 0
     if shutil.which("unshare")
@@ -245,8 +245,8 @@ def test_a_claim_whose_making_was_not_answered_is_ours(tmp_path, monkeypatch):
 
 def test_an_owner_that_the_system_hides_is_watched_before_it_loses_its_claim(holder, tmp_path, monkeypatch):
     """As another user's processes are hidden under hidepid."""
-    real = claims.started
-    monkeypatch.setattr(claims, "started", lambda pid: "" if pid == holder.pid else real(pid))
+    real = claims.process_start
+    monkeypatch.setattr(claims, "process_start", lambda pid: "" if pid == holder.pid else real(pid))
     monkeypatch.setattr(claims, "STILL_SECONDS", 0.2)
     mine = Claims(tmp_path)
     assert not mine.take("00000") and clear_claims(tmp_path) == 0
@@ -255,14 +255,17 @@ def test_an_owner_that_the_system_hides_is_watched_before_it_loses_its_claim(hol
     mine.close()
 
 
-@pytest.fingerprint_of.parametrize("held", [one_at_a_time, lambda folder: host_lock("held")])
+@pytest.mark.parametrize("held", [one_at_a_time, lambda folder: host_lock("held")])
 def test_a_lock_is_free_again_although_a_process_was_forked_under_it(tmp_path, monkeypatch, held):
     """As a loader's worker may be, while another thread renews a claim."""
     monkeypatch.setenv("GLIP_SELF_TRAIN_LOCKS", str(tmp_path / "locks"))
     with held(tmp_path):
         fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
         fork.start()
-    code = "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    code = (
+        "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY);"
+        "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
     path = next((tmp_path / "locks").glob("*"), tmp_path) if (tmp_path / "locks").exists() else tmp_path
     try:
         subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.filtering.nms import beyond, suppressed
+from pipeline.filtering.nms import over_limit, suppress
 
 # few distinct corners, sizes and scores: overlaps, equal boxes, equal scores and boxes without area are common
 box = st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 4), st.integers(0, 4)).map(
@@ -37,7 +37,7 @@ def torchvision_keeps(boxes, score, group, iou):
 @given(st.lists(region, max_size=25), st.sampled_from([0.3, 0.5, 0.9, 1.0]))
 def test_it_keeps_what_torchvision_keeps(regions, iou):
     boxes, score, group, _ = arrays(regions)
-    kept = set(np.flatnonzero(~suppressed(boxes, score, group, iou)).tolist())
+    kept = set(np.flatnonzero(~suppress(boxes, score, group, iou)).tolist())
     assert kept == torchvision_keeps(boxes, score, group, iou)
 
 
@@ -48,7 +48,7 @@ def test_on_many_random_boxes_too(seed):
     corner, group = rng.random((n, 2)) * 60, rng.integers(0, 150, n)
     boxes = np.concatenate([corner, corner + rng.random((n, 2)) * 30 + 30], 1).astype(np.float32)
     score = rng.random(n).astype(np.float32).round(2)
-    gone = suppressed(boxes, score, group, 0.5)
+    gone = suppress(boxes, score, group, 0.5)
     assert 0.2 < gone.mean() < 0.8
     assert set(np.flatnonzero(~gone).tolist()) == torchvision_keeps(boxes, score, group, 0.5)
 
@@ -67,11 +67,11 @@ def test_boxes_that_share_what_is_spared_do_not_meet(regions):
                 union = float(sum(np.prod(boxes[k, 2:] - boxes[k, :2]) for k in (i, j))) - inner
                 if union > 0 and inner / union > 0.5:
                     gone.add(j)
-    assert set(np.flatnonzero(suppressed(boxes, score, group, 0.5, spare=spare)).tolist()) == gone
+    assert set(np.flatnonzero(suppress(boxes, score, group, 0.5, spare=spare)).tolist()) == gone
 
 
 def test_the_best_of_each_group_stay_and_of_equals_the_earlier():
     score, group = np.array([0.2, 0.9, 0.9, 0.9, 0.5]), np.array([1, 0, 0, 0, 1])
-    assert beyond(score, group, 2).tolist() == [False, False, False, True, False]
-    assert beyond(score, group, 1).tolist() == [True, False, True, True, False]
-    assert beyond(np.zeros(0), np.zeros(0, int), 1).tolist() == []
+    assert over_limit(score, group, 2).tolist() == [False, False, False, True, False]
+    assert over_limit(score, group, 1).tolist() == [True, False, True, True, False]
+    assert over_limit(np.zeros(0), np.zeros(0, int), 1).tolist() == []

@@ -36,12 +36,12 @@ def browser():
 def opened(browser, path: Path, scheme: str):
     """The page in a browser without a network, and what it asked the network for."""
     context = browser.new_context(offline=True, viewport={"width": 1160, "height": 1000}, color_scheme=scheme)
-    page, asked, errors = context.new_page(), [], []
-    page.on("request", lambda request: asked.append(request.url))
+    page, captions, errors = context.new_page(), [], []
+    page.on("request", lambda request: captions.append(request.url))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(path.as_uri())
     page.wait_for_function("[...document.images].every(i => i.complete)")
-    assert not errors and [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    assert not errors and [url for url in captions if not url.startswith("data:")] == [path.as_uri()]
     if PICTURES:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(PICTURES) / f"{path.stem}-{scheme}.png"), full_page=True)

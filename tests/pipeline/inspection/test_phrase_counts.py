@@ -21,7 +21,7 @@ SHARDS = st.lists(
 @given(SHARDS, st.integers(1, 12), st.integers(1, 40))
 def test_it_counts_as_a_counter_does(shards, kept, together):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.inspection.phrase_counts, "TOGETHER", together)
+        patch.setattr(pipeline.inspection.phrase_counts, "MERGE_ROWS", together)
         texts, expected = TextCounts(kept), Counter[str]()
         for shard in shards:
             texts.add(list(shard), np.array(list(shard.values()), np.int64))

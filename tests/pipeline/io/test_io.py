@@ -21,8 +21,8 @@ from pipeline.io.atomic import atomic_file, write_atomic
 from pipeline.io.files import read_small
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, read_tar, write_tar
-from pipeline.io.temporaries import FORSAKEN_SECONDS, clear_temporaries, temporary_beside
-from pipeline.system.process_identity import short_here
+from pipeline.io.temporaries import ABANDONED_SECONDS, clear_temporaries, temporary_beside
+from pipeline.system.process_identity import short_host_identity
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -71,13 +71,13 @@ with atomic_file({str(tmp_path / "a")!r}) as file:
 def test_what_another_machine_is_writing_is_left_alone_until_it_was_still_for_a_day(tmp_path):
     theirs = (
         temporary_beside(tmp_path / "a")
-        .name.replace(f".{short_here()}-", ".0123abcd-")
+        .name.replace(f".{short_host_identity()}-", ".0123abcd-")
         .replace(str(os.getpid()), "4000000")
     )
     for name in (theirs, ".notes.tmp", ".a.77.tmp"):
         (tmp_path / name).write_bytes(b"being written")
     assert clear_temporaries(tmp_path) == 0
-    long_ago = time.time() - FORSAKEN_SECONDS - 60
+    long_ago = time.time() - ABANDONED_SECONDS - 60
     for path in tmp_path.iterdir():
         os.utime(path, (long_ago, long_ago))
     assert clear_temporaries(tmp_path) == 1 and not (tmp_path / theirs).exists()
@@ -103,7 +103,8 @@ def test_a_shard_is_done_only_with_its_fingerprint_and_its_files_whole(tmp_path)
 
 
 samples = st.lists(
-    st.tuples(st.text("abc012", min_size=1, max_size=4), st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=700), min_size=1)),
+    st.tuples(st.text("abc012", min_size=1, max_size=4),
+              st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=700), min_size=1)),
     max_size=6,
     unique_by=lambda s: s[0],
 )  # fmt: skip

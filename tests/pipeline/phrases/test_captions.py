@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.phrases.captions import parts, useless
+from pipeline.phrases.captions import find_boilerplate, skip_reason
 from tests.pipeline.phrases.captions import captions
 
 
@@ -31,13 +31,14 @@ from tests.pipeline.phrases.captions import captions
     ],
 )
 def test_whole_captions(caption, reason):
-    assert useless(caption) == reason
+    assert skip_reason(caption) == reason
 
 
 @pytest.mark.parametrize(
     ("caption", "found"),
     [
-        ("A bag for $ 1,299.00 or 30 euros, 20% off", [("$ 1,299.00", "price"), ("30 euros", "price"), ("20% off", "price")]),
+        ("A bag for $ 1,299.00 or 30 euros, 20% off",
+         [("$ 1,299.00", "price"), ("30 euros", "price"), ("20% off", "price")]),
         ("see http://a.b/c and shop.co.uk/x", [("http://a.b/c", "address"), ("shop.co.uk/x", "address")]),
         ("write to me@x.org now", [("me@x.org", "address")]),
         ("DSC_1234 and cat-2.jpeg", [("DSC_1234", "file_name"), ("cat-2.jpeg", "file_name")]),
@@ -47,18 +48,18 @@ def test_whole_captions(caption, reason):
     ],
 )  # fmt: skip
 def test_parts(caption, found):
-    assert [(caption[p.start : p.end], p.reason) for p in parts(caption)] == found
+    assert [(caption[p.start : p.end], p.reason) for p in find_boilerplate(caption)] == found
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(max_size=200), captions(30)))
 def test_parts_are_in_order_and_apart(caption):
     last = 0
-    for part in parts(caption):
+    for part in find_boilerplate(caption):
         assert last <= part.start < part.end <= len(caption)
         assert part.reason in {"address", "file_name", "price", "shop_talk"}
         last = part.end
-    useless(caption)
+    skip_reason(caption)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,6 @@ def test_parts_are_in_order_and_apart(caption):
 )
 def test_no_caption_takes_long(unit):
     started = time.perf_counter()
-    useless(unit * 2000 + "!")
-    parts(unit * 2000 + "5")
+    skip_reason(unit * 2000 + "!")
+    find_boilerplate(unit * 2000 + "5")
     assert time.perf_counter() - started < 0.5  # it was exponential in underscores once

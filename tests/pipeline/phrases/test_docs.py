@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.config.recipes import build
-from pipeline.phrases.captions import useless
+from pipeline.phrases.captions import skip_reason
 from pipeline.phrases.find import find_phrases
 from pipeline.phrases.lexicons import OWL_ST
 from pipeline.phrases.wordnet import nonvisual_nouns
@@ -20,7 +20,7 @@ ROWS = re.findall(r"^\| (defaults|`[^`]+=[^`]*`) \| `([^`]+)` \|(.*)\|$", PAGE, 
 def test_rows(changes, caption, shown):
     config = build(ParsePhrasesConfig, {}, changes.strip("`").replace("defaults", "").split(), where="parse_phrases")
     found = []
-    if not (config.drop_boilerplate and useless(caption)):
+    if not (config.drop_boilerplate and skip_reason(caption)):
         (parsed,) = find_phrases([caption], config)
         found = [caption[start:end] for start, end, _ in parsed.phrases]
     assert found == re.findall(r"`([^`]+)`", shown)

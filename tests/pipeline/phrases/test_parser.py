@@ -59,7 +59,7 @@ def test_the_demo_and_the_fixtures_keep_their_phrases(plain, tmp_path):
     from pipeline.demo.config import DemoDataConfig
     from pipeline.demo.generate import generate_demo
     from pipeline.io.tars import read_tar
-    from pipeline.phrases.captions import useless
+    from pipeline.phrases.captions import skip_reason
     from tests.fixtures.crawl import GOOD
 
     few = dict.fromkeys(
@@ -68,7 +68,7 @@ def test_the_demo_and_the_fixtures_keep_their_phrases(plain, tmp_path):
     generate_demo(tmp_path / "demo", DemoDataConfig(crawled_scenes=250, **few))
     shards = [tmp_path / "demo" / "crawl" / "00000.tar", tmp_path / "demo" / "photos" / "00000.tar"]
     texts = [s.files["txt"].decode() for shard in shards for s in read_tar(shard)] + list(GOOD.values())
-    texts = [text for text in texts if not useless(text)]
+    texts = [text for text in texts if not skip_reason(text)]
     assert len(texts) > 240
     config = load_recipe("demo").parse_phrases
     found = [p.phrases for p in find_phrases(texts, config)]
@@ -79,7 +79,7 @@ def test_a_worn_parser_is_replaced_and_finds_the_same(monkeypatch):
     held = module.parser(CONFIG)
     before = list(find_phrases(["a red dog"], CONFIG))
     monkeypatch.setattr(held, "_limit", 0)
-    assert held.worn and module.parser(CONFIG) is not held
+    assert held.outgrown and module.parser(CONFIG) is not held
     assert list(find_phrases(["a red dog"], CONFIG)) == before
 
 

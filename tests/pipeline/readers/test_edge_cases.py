@@ -1,4 +1,5 @@
-"""The troubles that published labels have, through every reader: boxes, spans, names and images that are not as they should be."""
+"""The troubles that published labels have, through every reader: boxes, spans, names and images
+that are not as they should be."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
-from pipeline.data.keys import fitting_key
+from pipeline.data.keys import shard_key
 from pipeline.data.manifests import read_manifest
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
@@ -131,7 +132,7 @@ def listed_twice(name: str, root: Path) -> Set:
 @pytest.mark.parametrize("name", [n for n in READ if not n.startswith(("odvg", "grit", "glip", "openimages"))])
 def test_an_image_that_is_there_twice_is_named(tmp_path, name):
     path, companions, options = listed_twice(name, tmp_path)
-    with pytest.raises(InputError, match=r"image id \S+ is there twice"):
+    with pytest.raises(InputError, match=r"duplicate image id \S+"):
         read(name, path, companions, **options)
 
 
@@ -250,7 +251,7 @@ def test_ids_of_one_name_are_one_class_and_it_is_told(tmp_path, caplog):
     assert [r.phrase for r in found.images[0].regions] == ["fish", "fish", "ray"]
     assert found.label_space == ("fish", "ray") and "category 'fish' has several ids" in caplog.text
     categories[1] = {"id": 0, "name": "shark"}
-    with pytest.raises(InputError, match="category 0 is there twice, as 'fish' and 'shark'"):
+    with pytest.raises(InputError, match="duplicate category 0: 'fish' and 'shark'"):
         read("coco", put(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories}))
 
 
@@ -325,7 +326,7 @@ def test_sets_of_one_name_are_not_mixed(tmp_path):
 
 @given(st.lists(st.text("ab/._%~é", min_size=1, max_size=6), unique=True, max_size=6))
 def test_keys_that_fit_are_as_many_as_there_were(keys):
-    fitting = [fitting_key(key) for key in keys]
+    fitting = [shard_key(key) for key in keys]
     assert len(set(fitting)) == len(keys) and not any({"/", "."} & set(key) for key in fitting)
     assert all(fit == key for fit, key in zip(fitting, keys, strict=True) if not {"/", ".", "%"} & set(key))
 
@@ -338,7 +339,7 @@ def coco_of(root: Path, file: str, **more: object):
 
 def test_a_wrong_path_is_told_with_the_path(tmp_path):
     with pytest.raises(
-        RunError, match=r"1 of 1 images lost .*; the first: .*images/wrong/1\.jpg: not there \(more in .*s-000000"
+        RunError, match=r"1 of 1 images lost .*; the first: .*images/wrong/1\.jpg: no such file \(more in .*s-000000"
     ):
         coco_of(tmp_path, "wrong/1.jpg")
     with pytest.raises(InputError, match=r"images_folder: .*/imags: no such folder"):
@@ -360,14 +361,14 @@ def test_a_cut_xml_is_told_as_that(tmp_path):
 
 def test_a_wrong_option_is_named(tmp_path):
     path, companions, _ = coco(tmp_path, [BOXES["good"]])
-    with pytest.raises(InputError, match=r"options\.name_parts 'two': want a number"):
+    with pytest.raises(InputError, match=r"options\.name_parts 'two': want an integer"):
         read("coco", path, companions, name_parts="two")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sets:\n  a: {kind: detection}\n  b: {}\n  a: {}\n", r"m\.yaml: line 4: .*'a' is there twice"),
+        ("sets:\n  a: {kind: detection}\n  b: {}\n  a: {}\n", r"m\.yaml: line 4: .*duplicate key 'a'"),
         ("sets:\n  a: [\n", r"m\.yaml: line 3: not YAML"),
         (
             "sets:\n  a: {kind: detection, format: coco, anotations: x}\n",

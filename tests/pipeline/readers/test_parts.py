@@ -14,13 +14,13 @@ from PIL import Image
 
 from model.grounding import TokenLookup, phrase_tokens, positive_map
 from pipeline.data.images import ImageError, image_size
-from pipeline.data.keys import image_key, own_key
+from pipeline.data.keys import image_key, row_key
 from pipeline.errors import InputError
 from pipeline.readers import json_stream
 from pipeline.readers.flickr30k import parse_sentence
-from pipeline.readers.glip_captions import joined
-from pipeline.readers.image_headers import ImageHeader, _plain_jpeg, read_header, turned
-from pipeline.readers.index import Filling, Index
+from pipeline.readers.glip_captions import join_adjacent
+from pipeline.readers.image_headers import ImageHeader, _plain_jpeg, read_header, to_upright
+from pipeline.readers.index import IndexReader, IndexWriter
 from tests.fixtures.crawl import jpeg
 
 VALUES = st.recursive(
@@ -33,7 +33,8 @@ VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(
     first=st.lists(VALUES, max_size=6), second=st.lists(VALUES, max_size=6), other=VALUES,
-    chunk=st.integers(1, 40), indent=st.sampled_from([None, 0, 2]), plain=st.booleans(), order=st.permutations(["a", "b", "c"]),
+    chunk=st.integers(1, 40), indent=st.sampled_from([None, 0, 2]), plain=st.booleans(),
+    order=st.permutations(["a", "b", "c"]),
 )  # fmt: skip
 def test_streamed_json_is_json_however_it_is_cut(tmp_path_factory, first, second, other, chunk, indent, plain, order):
     path = tmp_path_factory.getbasetemp() / "a.json"
@@ -82,12 +83,13 @@ IDS = st.integers(-(2**70), 2**70) | st.text(st.characters(exclude_categories=["
 
 
 @settings(max_examples=60, deadline=None)
-@given(ids=st.lists(IDS, unique_by=str, min_size=1, max_size=12), rows=st.lists(st.tuples(st.integers(0, 15), VALUES), max_size=30),
+@given(ids=st.lists(IDS, unique_by=str, min_size=1, max_size=12),
+       rows=st.lists(st.tuples(st.integers(0, 15), VALUES), max_size=30),
        per=st.integers(1, 5))  # fmt: skip
 def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, rows, per):
     path = tmp_path_factory.getbasetemp() / "index"
     path.unlink(missing_ok=True)
-    filling = Filling(path, "set")
+    filling = IndexWriter(path, "set")
     for n, row in rows[: len(rows) // 2]:
         filling.row(ids[n] if n < len(ids) else "no image has this id", row)
     for number in ids:
@@ -96,8 +98,8 @@ def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, 
         filling.row(ids[n] if n < len(ids) else "no image has this id", row)
     filling.finish({"of": "it"})
     filling.close()
-    index = Index(path)
-    entries = [e for part in index.parts(per) for e in index.entries(part)]
+    index = IndexReader(path)
+    entries = [e for part in index.ranges(per) for e in index.entries(part)]
     assert {e.image[0]: e.rows for e in entries} == {
         str(number): [row for n, row in rows if n == i] for i, number in enumerate(ids)
     }
@@ -106,16 +108,16 @@ def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, 
 
 
 def test_annotations_of_images_that_are_not_listed_take_no_memory(tmp_path):
-    filling = Filling(tmp_path / "index", "set")
+    filling = IndexWriter(tmp_path / "index", "set")
     for number in range(0, 20, 2):
         filling.image(number, [])
     for number in range(20_000):
         filling.row(number, ["x" * 500])
     filling.finish({})
     filling.close()
-    index = Index(tmp_path / "index")
+    index = IndexReader(tmp_path / "index")
     tracemalloc.start()
-    entries = [e for part in index.parts(5) for e in index.entries(part)]
+    entries = [e for part in index.ranges(5) for e in index.entries(part)]
     assert tracemalloc.get_traced_memory()[1] < 1 << 20  # the others' rows are 10 MB
     tracemalloc.stop()
     assert [(e.id, len(e.rows)) for e in entries] == [(n, 1) for n in range(0, 20, 2)]
@@ -130,14 +132,15 @@ def test_keys_are_unique_and_fit_for_tars(ids):
 
 def test_a_cut_key_is_like_no_whole_one():
     cut = image_key("x" * 300)
-    assert len(cut) <= 180 and cut == own_key({"key": "x" * 300}) and image_key(cut) != cut
-    assert own_key({"key": "a-b"}) == "a-b" and own_key({"key": ""}) is None
+    assert len(cut) <= 180 and cut == row_key({"key": "x" * 300}) and image_key(cut) != cut
+    assert row_key({"key": "a-b"}) == "a-b" and row_key({"key": ""}) is None
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)), mode=st.sampled_from(["L", "RGB", "CMYK"]),
-    options=st.fixed_dictionaries({"progressive": st.booleans(), "optimize": st.booleans(), "quality": st.integers(5, 95)}),
+    options=st.fixed_dictionaries({"progressive": st.booleans(), "optimize": st.booleans(),
+                                  "quality": st.integers(5, 95)}),
     comment=st.binary(max_size=40),
 )  # fmt: skip
 def test_sizes_of_jpegs_are_those_that_pil_finds(size, mode, options, comment):
@@ -172,7 +175,7 @@ def test_a_damaged_header_gives_the_size_that_pil_gives_or_none(data):
 )
 def test_a_turned_box_has_its_size_and_stays_inside(box, orientation):
     header = ImageHeader(40, 60, orientation, "jpg")
-    x1, y1, x2, y2 = turned(box, header)
+    x1, y1, x2, y2 = to_upright(box, header)
     height, width = header.upright
     assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
     assert sorted([x2 - x1, y2 - y1]) == sorted([box[2] - box[0], box[3] - box[1]])
@@ -202,7 +205,7 @@ def test_word_pieces_put_together_cover_the_same_letters(caption, data):
     ends = st.integers(0, len(caption) - 1).flatmap(lambda s: st.tuples(st.just(s), st.integers(s + 1, len(caption))))
     spans = tuple(data.draw(st.lists(ends, min_size=1, max_size=5)))
     before = {i for s, e in spans for i in range(s, e)}
-    after = {i for s, e in joined(caption, spans) for i in range(s, e)}
+    after = {i for s, e in join_adjacent(caption, spans) for i in range(s, e)}
     assert before <= after and all(caption[i] == " " for i in after - before)
 
 

@@ -26,7 +26,7 @@ def test_coco_crowds_empty_images_and_broken_boxes(tmp_path):
     found = read("coco", put(tmp_path / "a.json", L.COCO))
     assert found.label_space == ("person", "dog")
     seven, eight, nine = found.images
-    assert (seven.key, seven.place.file, seven.size) == ("000000007", "träume/7.jpg", (64, 80))
+    assert (seven.key, seven.location.file, seven.size) == ("000000007", "träume/7.jpg", (64, 80))
     assert [r.box for r in seven.regions] == [(0, 0, 5, 5)] and eight.regions == ()
     assert [(r.phrase, r.box, r.ignore) for r in nine.regions] == [
         ("dog", (10.5, 20, 40.5, 60.25), False),
@@ -37,13 +37,13 @@ def test_coco_crowds_empty_images_and_broken_boxes(tmp_path):
         "cut_at_edge": 2,
     }  # fmt: skip
     assert nine.verified_absent is None
-    assert read("coco", tmp_path / "a.json", name_parts=1).images[0].place.file == "7.jpg"
+    assert read("coco", tmp_path / "a.json", name_parts=1).images[0].location.file == "7.jpg"
 
 
 def test_lvis_knows_only_its_verified_negatives_to_be_absent(tmp_path):
     found = read("lvis", put(tmp_path / "a.json", L.LVIS))
     empty, full = found.images
-    assert full.place.file == "train2017/000000391895.jpg"
+    assert full.location.file == "train2017/000000391895.jpg"
     assert full.verified_absent == ("baseball_bat", "bow_(weapon)") and empty.verified_absent == ()
     assert [r.phrase for r in full.regions] == ["aerosol_can"]
 
@@ -58,8 +58,8 @@ def test_mdetr_several_spans_a_box_and_two_image_folders(tmp_path):
         **L.MIXED,
         "annotations": [*L.MIXED["annotations"], {"image_id": 1, "bbox": [1, 1, 9, 9], "tokens_positive": [[0, 5]]}],
     }
-    folders = [i.place.folder for i in read("mdetr", put(tmp_path / "b.json", told)).images]
-    assert first.place.folder == "vg" and folders == ["vg", "coco"]
+    folders = [i.location.folder for i in read("mdetr", put(tmp_path / "b.json", told)).images]
+    assert first.location.folder == "vg" and folders == ["vg", "coco"]
     assert lost(found) == {"span_outside_caption": 1}
 
 
@@ -76,7 +76,7 @@ def test_openimages_groups_hierarchy_and_verified_negatives(tmp_path):
     tree, dog = found.images
     assert tree.verified_absent == ("Animal", "Cat", "Dog")  # no animal: neither cat nor dog
     assert dog.verified_absent == ("Cat",)  # the dog is an animal, whatever the label says
-    assert (tree.key, tree.place.file) == ("000026e7ee790996", "000026e7ee790996.jpg")
+    assert (tree.key, tree.location.file) == ("000026e7ee790996", "000026e7ee790996.jpg")
     assert [(r.phrase, r.ignore, r.box) for r in tree.regions] == [
         ("Tree", True, (0.071905, 0.206591, 0.145346, 0.391306))
     ]
@@ -89,7 +89,7 @@ def test_visual_genome_objects(tmp_path):
     found = read("visual_genome_objects", path, roles)
     assert found.label_space == ("street lamp", "trees")
     one, two = found.images
-    assert one.place.file == "VG_100K_2/1.jpg" and two.regions == ()
+    assert one.location.file == "VG_100K_2/1.jpg" and two.regions == ()
     assert [(r.phrase, r.box) for r in one.regions] == [("trees", (0, 0, 70, 40)), ("street lamp", (10, 0, 80, 40))]
     assert lost(found) == {"box_without_area": 1, "no_name": 1, "cut_at_edge": 1}
     assert [i.key for i in read("visual_genome_objects", path, roles, without_coco=True).images] == ["000000001"]
@@ -110,16 +110,16 @@ def test_visual_genome_descriptions_have_the_spans_where_they_were_put(tmp_path,
 
 
 def test_voc_counts_pixels_from_one_and_ignores_what_is_difficult(tmp_path):
-    put(tmp_path / "RegionPredictions" / "2007_000027.xml", L.VOC)
-    found = read("voc", tmp_path / "RegionPredictions")
+    put(tmp_path / "Annotations" / "2007_000027.xml", L.VOC)
+    found = read("voc", tmp_path / "Annotations")
     (image,) = found.images
-    assert image.place.file == "2007_000027.jpg" and image.size == (64, 80)
+    assert image.location.file == "2007_000027.jpg" and image.size == (64, 80)
     assert [(r.phrase, r.box, r.ignore) for r in image.regions] == [
         ("person", (0, 10, 80, 40), False), ("dog", (44.5, 1, 50, 9), True)
     ]  # fmt: skip
     assert found.label_space == ("cat", "dog", "person") and lost(found) == {"bad_box": 1}
     ids = put(tmp_path / "train.txt", "2007_000027  1\n2007_000032 -1\n")
-    assert len(read("voc", tmp_path / "RegionPredictions", {"ids": ids}).images) == 1
+    assert len(read("voc", tmp_path / "Annotations", {"ids": ids}).images) == 1
 
 
 def test_imagenet_boxes_count_from_nought_and_synsets_have_names(tmp_path):
@@ -129,7 +129,7 @@ def test_imagenet_boxes_count_from_nought_and_synsets_have_names(tmp_path):
     )
     found = read("voc", tmp_path / "Annotation", {"classes": words}, image_suffix=".JPEG", first_pixel=0)
     (image,) = found.images
-    assert image.place.file == "n01440764/n01440764_10040.JPEG" and image.key == "n01440764%2Fn01440764_10040"
+    assert image.location.file == "n01440764/n01440764_10040.JPEG" and image.key == "n01440764%2Fn01440764_10040"
     assert [(r.phrase, r.box) for r in image.regions] == [("tench", (0, 9, 80, 64))]
     assert found.label_space == ("tench", "goldfish")
 
@@ -170,9 +170,9 @@ def test_imagenet_boxes_are_of_the_stated_size_and_words_stand_for_synsets(tmp_p
 
 
 def test_flickr30k_spans_come_from_the_markup(tmp_path):
-    put(tmp_path / "RegionPredictions" / "1000092795.xml", L.FLICKR_XML)
+    put(tmp_path / "Annotations" / "1000092795.xml", L.FLICKR_XML)
     put(tmp_path / "Sentences" / "1000092795.txt", L.FLICKR_SENTENCES)
-    first, second = read("flickr30k", tmp_path / "RegionPredictions", {"sentences": tmp_path / "Sentences"}).images
+    first, second = read("flickr30k", tmp_path / "Annotations", {"sentences": tmp_path / "Sentences"}).images
     assert first.caption == "Two young guys with shaggy hair look at their hands ."
     assert [(r.phrase, r.box) for r in first.regions] == [
         ("Two young guys", (0, 0, 40, 60)), ("their hands", (4, 4, 9, 9))
@@ -196,7 +196,7 @@ def test_odvg_detection_and_grounding(tmp_path):
         ((1, 2, 30, 40), ((13, 18),)), ((40, 2, 60, 30), ((13, 18),)), ((1, 2, 30, 40), ((0, 5),))
     ]  # fmt: skip
     assert first.lost == {"no_span": 1}  # "dog" alone is there twice
-    assert again.place == first.place and again.key != first.key
+    assert again.location == first.location and again.key != first.key
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet", "jsonl"])
@@ -215,11 +215,11 @@ def test_grit_as_img2dataset_leaves_it(tmp_path, form):
         ("a paper cover", (0.019, 0.31, 0.965, 0.998), 0.797, "grit"),
         ("a wire hanger", (0.019, 0.03, 0.965, 0.998), 0.81, "grit"),
     ]
-    place = image.place
+    location = image.location
     if form == "tar":
-        assert path.read_bytes()[place.offset : place.offset + place.size] == jpeg(1)
+        assert path.read_bytes()[location.offset : location.offset + location.size] == jpeg(1)
     else:
-        assert place.file == "00000/000000012.jpg"
+        assert location.file == "00000/000000012.jpg"
     (image,) = read("grit", path, expressions=True).images
     assert [r.box for r in image.regions] == [(0, 0.31, 1, 0.998)] and image.lost == {
         "span_outside_caption": 1,
@@ -238,14 +238,14 @@ def test_glip_records_of_both_versions(tmp_path):
         ("red car", 0.8, (1, 2, 31, 41)), ("red car", 0.6, (40, 2, 61, 41))
     ]  # fmt: skip
     assert two.boxless == ((16, 19),) and not two.lost  # the teacher did not find the dog; it is not absent for that
-    start = images.read_bytes()[one.place.offset :][: one.place.size]
-    assert one.place.base64 and start.startswith(b"/9j/")
-    assert read("glip_captions", path).images[0].place.file == "0.jpg"
+    start = images.read_bytes()[one.location.offset :][: one.location.size]
+    assert one.location.base64 and start.startswith(b"/9j/")
+    assert read("glip_captions", path).images[0].location.file == "0.jpg"
 
 
 def test_two_images_of_one_id_are_named(tmp_path):
     twice = {**L.COCO, "images": L.COCO["images"] * 2}
-    with pytest.raises(InputError, match="image id 7 is there twice"):
+    with pytest.raises(InputError, match="duplicate image id 7"):
         read("coco", put(tmp_path / "a.json", twice))
 
 

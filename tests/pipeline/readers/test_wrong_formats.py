@@ -1,4 +1,5 @@
-"""Every reader against every other format's files, as they are published: one line that says what was wanted and what was found.
+"""Every reader against every other format's files, as they are published: one line that says what
+was wanted and what was found.
 
 A pair that is left out reads the same layout on purpose: it is named in SAME, with the reason.
 """
@@ -23,8 +24,8 @@ from tests.pipeline.readers.layouts import put, read
 
 def folder_of(name: str, text: str) -> Callable[[Path], Path]:
     def write(root: Path) -> Path:
-        put(root / "RegionPredictions" / name, text)
-        return root / "RegionPredictions"
+        put(root / "Annotations" / name, text)
+        return root / "Annotations"
 
     return write
 
@@ -67,8 +68,8 @@ def crawl_tar(root: Path) -> Path:
 
 
 def empty_folder(root: Path) -> Path:
-    (root / "RegionPredictions").mkdir(parents=True)
-    return root / "RegionPredictions"
+    (root / "Annotations").mkdir(parents=True)
+    return root / "Annotations"
 
 
 FILES: dict[str, Callable[[Path], Path]] = {
@@ -135,7 +136,8 @@ ONE_OF_EACH_CLASS = {
     "web page",  # text that is nothing of these
     "cut off",
 }
-"""A file of each class of content: every reader meets these among the fast tests, and all of FILES among the slow ones."""
+"""A file of each class of content: every reader meets these among the fast tests, and all of FILES
+among the slow ones."""
 OTHERS = [other if other in ONE_OF_EACH_CLASS else pytest.param(other, marks=pytest.mark.slow) for other in FILES]
 SAME = {
     ("coco", "lvis"): "LVIS's JSON is COCO's with `neg_category_ids`: one reader knows both",
