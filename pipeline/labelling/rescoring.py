@@ -156,7 +156,7 @@ class RescoringShard:
         check_losses(job, "images", self._tallies["samples"], config.max_lost_share)
         for notes_before, note in reversed(self._lost):
             problems.notes.insert(notes_before, note)  # among the tar's own, in the shard's order
-        about = footer(self._path) | {
+        about = footer(self._table.schema) | {
             "stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION),
             "scorer": f"{self._scorer.name}@{self._scorer.revision}", "rescore": config.model_dump_json(),
         }  # fmt: skip
