@@ -44,7 +44,7 @@ from pipeline.filtering.rules import apply_rules
 from pipeline.filtering.store import BOX, RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.tables import write_table
-from pipeline.stages import filter_boxes
+from pipeline.stages.jobs import FilterBoxes
 
 GLIP = FilterConfig()
 ALL_RULES = FilterConfig(
@@ -144,7 +144,7 @@ def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "previous": []}
     for i in range(repeats):
         with timed(seconds["ours"]):
-            report = filter_boxes.run(GLIP, paths, work / f"ours-{i}")
+            report = FilterBoxes(settings=GLIP, regions=paths, out=work / f"ours-{i}").run()
         jobs, out = [ShardJob(p, stem(p), "previous") for p in paths], work / f"previous-{i}"
         with timed(seconds["previous"]):
             before = run_shards("previous", jobs, out, partial(previous, out=out))
@@ -177,7 +177,7 @@ def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
 def peak(store: Path, work: Path, config: FilterConfig) -> dict[str, Any]:
     """Peak resident memory of filtering a whole store in this process."""
     started = time.perf_counter()
-    report = filter_boxes.run(config, sorted(map(str, store.glob("*.parquet"))), work)
+    report = FilterBoxes(settings=config, regions=sorted(map(str, store.glob("*.parquet"))), out=work).run()
     return {
         "gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "seconds": round(time.perf_counter() - started, 1),

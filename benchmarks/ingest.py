@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.stages.jobs import Ingest
+
 SHARD = 1000
 BOXES = 3
 ANNOTATIONS = 100_000
@@ -92,9 +94,8 @@ def write_annotations(path: Path, count: int = ANNOTATIONS) -> None:
 def ingest(root: Path, out: Path) -> None:
     """The stage, whole."""
     from pipeline.config import IngestConfig
-    from pipeline.stages import ingest as stage
 
-    report = stage.run(IngestConfig(samples_per_shard=SHARD), root / "m.yaml", out)
+    report = Ingest(settings=IngestConfig(samples_per_shard=SHARD), manifest=root / "m.yaml", out=out).run()
     assert report.tallies["samples"].dropped == {}, report.tallies
 
 

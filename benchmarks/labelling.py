@@ -49,7 +49,7 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
 from pipeline.labelling.reader import Reader
 from pipeline.labelling.worker import LabellingPipeline, LabelShards
-from pipeline.stages import parse_phrases
+from pipeline.stages.jobs import ParsePhrases
 from pipeline.training.model_factory import MINILM_PACKAGE, build_model
 
 SHARDS_OF_FIT = (10, 100, 300, 1000)
@@ -132,7 +132,7 @@ class Bench:
         self.root, self.crawl, self.teacher = root, crawl, teacher
         self.config = PseudoLabelConfig(batch_size=batch_size, score_agg="max")
         self.phrases = str(root / "phrases")
-        parse_phrases.run(ParsePhrasesConfig(), crawl, self.phrases)
+        ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=self.phrases).run()
         self.annotator: Annotator = load_annotator(teacher, self.config)
 
     def items(self) -> list[list[Item]]:
@@ -218,7 +218,7 @@ def memory(root: Path) -> dict[str, Any]:
     """Peak memory and seconds of the command on more and more shards, each in a process of its own."""
     crawl = write_crawl(root / "crawl", max(SHARDS_OF_FIT), 4, 96, mixed=False)
     teacher, phrases = tiny_teacher(root / "teacher"), str(root / "phrases")
-    parse_phrases.run(ParsePhrasesConfig(), crawl, phrases)
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=phrases).run()
     peaks, seconds = {}, {}
     for count in SHARDS_OF_FIT:
         pattern = f"{root}/crawl/{{00000..{count - 1:05d}}}.tar"

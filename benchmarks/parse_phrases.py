@@ -34,7 +34,7 @@ from pipeline.execution.progress import Silent
 from pipeline.io import hashing
 from pipeline.io.tars import write_tar
 from pipeline.phrases.parser import BATCH, model_name, parser
-from pipeline.stages import parse_phrases
+from pipeline.stages.jobs import ParsePhrases
 
 NOUNS = """dog cat man woman car bicycle tree house street table chair plate pizza beach surfboard kitchen bus train horse umbrella child
 kite giraffe clock tower laptop phone bench park river boat lamp shelf window door bridge mountain lake field cake""".split()  # noqa: SIM905
@@ -112,7 +112,7 @@ def stage(config: ParsePhrasesConfig, paths: list[str], folder: Path, workers: i
     hashing._digest_local.cache_clear()
     clock = Clock()
     started = time.perf_counter()
-    parse_phrases.run(config, paths, folder / "out", workers=workers, progress=clock)
+    ParsePhrases(settings=config, shards=paths, out=folder / "out", workers=workers, progress=clock).run()
     return time.perf_counter() - started, clock
 
 

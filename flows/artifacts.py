@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.subprocess_jobs import Job
+from flows.subprocess_jobs import ChildJob
 from pipeline.execution.reports import StageReport
 
 log = logging.getLogger("glip_self_train")
@@ -43,7 +43,7 @@ def key_of(text: str) -> str:
 class StageProgress:
     """One progress artifact for all jobs of a stage, updated in place."""
 
-    def __init__(self, title: str, jobs: Sequence[Job]) -> None:
+    def __init__(self, title: str, jobs: Sequence[ChildJob]) -> None:
         self._jobs, self._title = jobs, title
         self._said: tuple[float, str] | None = None
         self._artifact: Any = _never_fatal(create_progress_artifact)(

@@ -1,4 +1,4 @@
-"""From a run's folder and settings to jobs: the command of each, and what it may use of the machine."""
+"""Build the child jobs of a run from its folder and settings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import yaml
 
 from flows.gpu_leases import gpus_here
-from flows.subprocess_jobs import Job, launch_command, pipeline_command
+from flows.subprocess_jobs import ChildJob
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.errors import InputError
-from pipeline.io.atomic import write_atomic, write_json
-from pipeline.io.paths import local_folder, stem
+from pipeline.execution.options import DeviceOptions
+from pipeline.io.atomic import write_atomic
+from pipeline.io.paths import local_folder
 from pipeline.runs.layout import RunLayout
+from pipeline.stages.jobs import Job, PerShardJob, TrainModel
 from pipeline.system.devices import cores
 
 DATA_WORKERS = 8
@@ -28,33 +30,21 @@ def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
     return [list(shards[i : i + size]) for i in range(0, len(shards), size)]
 
 
-def repeated(option: str, values: Sequence[str]) -> list[str]:
-    """``--option value`` for every value."""
-    return [part for value in values for part in (option, value)]
-
-
 class JobBuilder:
-    """Makes the jobs of one run: its folder, its settings, and what each child may use."""
+    """Makes the child jobs of one run: each has a stage's job, and what it may use of the machine."""
 
     def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
         self.config, self.layout = config, layout
 
-    def job(
-        self,
-        name: str,
-        stage: str,
-        *arguments: str,
-        together: int = 1,
-        counted_as: str | None = None,
-        on_device: bool = False,
-    ) -> Job:
-        """A stage command as a job; ``together`` jobs run at a time and share cores and, ``on_device``, GPUs."""
+    def child(self, name: str, job: Job, *, together: int = 1, counted_as: str | None = None) -> ChildJob:
+        """A stage's job in a child process; ``together`` of them run at a time and share cores and GPUs."""
+        on_device = isinstance(job, DeviceOptions)
         if on_device:
-            arguments = (*arguments, "--device", self.config.resources.device)
-        command = pipeline_command(stage, "--recipe", str(self.layout.config), *arguments)
-        gpus = self._gpus(together) if on_device else 0
-        job = self._job(name, counted_as or stage, command, self._threads(together), gpus)
-        return job.model_copy(update={"command": (*job.command, "--report-json", str(job.report))})
+            job = job.model_copy(update={"device": self.config.resources.device})
+        return ChildJob(
+            name=name, stage=counted_as or job.stage, job=job, logs=self.layout.logs, threads=self._threads(together),
+            gpus=self._gpus(together) if on_device else 0,
+        )  # fmt: skip
 
     def training(
         self,
@@ -66,30 +56,19 @@ class JobBuilder:
         *,
         init: Path | None,
         together: int = 1,
-    ) -> Job:
-        """A training under ``accelerate launch``; its settings are written beside the run's."""
-        settings, resources = self.layout.root / "settings", self.config.resources
-        write_json(settings / f"{name}.json", config.model_dump(mode="json"))
-        arguments = ["--config", str(settings / f"{name}.json"), "--out", str(out)]
-        if init is None:
-            write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
-            arguments += ["--model", str(settings / "model.json")]
-        else:
-            arguments += ["--init", str(init)]
-        arguments += [p for n, shards in sources.items() for s in shards for p in ("--source", f"{n}={s}")]
-        arguments += ["--device", resources.device]
-        gpus = self._gpus(together)
+    ) -> ChildJob:
+        """A training, in as many processes as the resources say."""
+        resources, gpus = self.config.resources, self._gpus(together)
         processes = resources.train_processes or max(1, gpus)
         threads = self._threads(together, processes)
-        if threads:
-            arguments += ["--threads", str(threads)]
-        workers = self._data_workers(together, processes)
-        if workers:
-            arguments += ["--data-workers", str(workers)]
-        command = launch_command(
-            "pipeline.cli.train", *arguments, device=resources.device, processes=processes, fsdp=resources.fsdp
-        )
-        return self._job(name, stage, command, threads, gpus)
+        job = TrainModel(
+            settings=config, sources=sources, out=out, init=init, model=self.config.model if init is None else None,
+            device=resources.device, threads=threads, data_workers=self._data_workers(together, processes),
+        )  # fmt: skip
+        return ChildJob(
+            name=name, stage=stage, job=job, logs=self.layout.logs, threads=threads, gpus=gpus, processes=processes,
+            fsdp=resources.fsdp,
+        )  # fmt: skip
 
     def _threads(self, together: int, processes: int = 1) -> int | None:
         """Of each process of each job; None: all cores."""
@@ -122,43 +101,21 @@ class JobBuilder:
         """GPUs of this machine."""
         return len(gpus_here())
 
-    def _job(self, name: str, stage: str, command: Sequence[str], threads: int | None, gpus: int) -> Job:
-        return Job(
-            name=name,
-            stage=stage,
-            command=tuple(command),
-            logs=self.layout.logs,
-            threads=threads,
-            gpus=gpus,
-        )
+    def chunked(self, name: str, job: PerShardJob, *, persistent: bool = False) -> list[ChildJob]:
+        """One child a chunk of the job's shards.
 
-    def chunked(
-        self,
-        name: str,
-        stage: str,
-        option: str,
-        shards: Sequence[str],
-        *arguments: str,
-        kept: bool = False,
-        on_device: bool = False,
-    ) -> list[Job]:
-        """One job a chunk of shards; ``kept`` on a cluster, if there is one, in processes that keep what they load."""
-        resources = self.config.resources
-        parts = chunks(shards, resources.chunk_shards, resources.parallel)
-
-        def job(name: str, part: Sequence[str]) -> Job:
-            made = self.job(
-                name, stage, *repeated(option, part), *arguments,
-                "--max-failed", str(len(part)), together=len(parts), on_device=on_device,  # the run decides how many are too many
-            )  # fmt: skip
-            return made.model_copy(update={"kept": kept and resources.cluster is not None})
-
-        jobs = []
+        persistent: on a cluster, if there is one, in processes that keep what they load.
+        """
+        resources, field = self.config.resources, job.shards_field
+        parts = chunks(getattr(job, field), resources.chunk_shards, resources.parallel)
+        children = []
         for i, part in enumerate(parts):
-            title = f"{name}-{i:03d}"
-            alone = {stem(shard): job(f"{title}-{stem(shard)}", [shard]) for shard in part}
-            jobs.append(job(title, part).model_copy(update={"one_by_one": alone}))
-        return jobs
+            # the run decides how many failed shards are too many
+            one = job.model_copy(update={field: tuple(part), "max_failed": len(part)})
+            child = self.child(f"{name}-{i:03d}", one, together=len(parts))
+            kept = persistent and resources.cluster is not None
+            children.append(child.model_copy(update={"persistent_worker": kept}))
+        return children
 
 
 def folder_of(out: str) -> Path:

@@ -6,7 +6,7 @@ a setting of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,17 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
+from pydantic import BaseModel
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.gpu_leases import taken
 from flows.orphan_watch import end_unwanted
-from flows.subprocess_jobs import ENDING, EndedError, Job, begin_anew, end_children, run_child
+from flows.subprocess_jobs import ENDING, ChildJob, EndedError, begin_anew, end_children, run_child
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.io.atomic import write_json
+from pipeline.stages.jobs import PerShardJob
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
@@ -47,7 +49,7 @@ async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_may_pass,
     task_run_name="{job.name}",
 )
-def run_job(job: Job) -> dict[str, Any] | None:
+def run_job(job: ChildJob) -> dict[str, Any] | None:
     """Run one job; returns its report.
 
     Raises:
@@ -59,27 +61,29 @@ def run_job(job: Job) -> dict[str, Any] | None:
     except EndedError:
         raise
     except RunError:
-        if not job.one_by_one or not last_try:
+        if not last_try or not (alone := job.split()):
             raise
-        report = _run_one_by_one(job)
+        report = _run_one_by_one(job.stage, alone)
     failed = (report or {}).get("failed", [])
     if failed and not last_try:
         raise ShardsFailedError(f"{len(failed)} shards failed; first: {failed[0]['shard']}: {failed[0]['error']}")
     return report
 
 
-def _run(job: Job) -> dict[str, Any] | None:
-    if job.kept:
-        from flows.ray_runner import run_kept
+def _run(job: ChildJob) -> dict[str, Any] | None:
+    if job.persistent_worker:
+        from flows.ray_runner import run_persistent
 
-        return run_kept(job)
+        return run_persistent(job)
+    if (report := job.finished()) is not None:
+        return report.model_dump(mode="json") if isinstance(report, BaseModel) else report
     if job.gpus:
         with taken(job.gpus, partial(_tell_waiting, job)) as gpus:
             return run_child(job, gpus)
     return run_child(job)
 
 
-def _tell_waiting(job: Job, words: str) -> None:
+def _tell_waiting(job: ChildJob, words: str) -> None:
     """On the run's page, once, and in the stage's progress."""
     before = job.note()
     if before is None or before.waiting != words:
@@ -89,10 +93,10 @@ def _tell_waiting(job: Job, words: str) -> None:
     write_json(job.progress, note.model_dump())
 
 
-def _run_one_by_one(job: Job) -> dict[str, Any]:
+def _run_one_by_one(stage: str, jobs: Mapping[str, ChildJob]) -> dict[str, Any]:
     """What a job whose process dies (out of memory, a crash in a library) leaves undone: the shard that it dies of fails, the others are made."""
-    total = StageReport(stage=job.stage)
-    for shard, alone in job.one_by_one.items():
+    total = StageReport(stage=stage)
+    for shard, alone in jobs.items():
         try:
             total.merge(StageReport.model_validate(_run(alone)))
         except EndedError:
@@ -104,7 +108,7 @@ def _run_one_by_one(job: Job) -> dict[str, Any]:
 
 def run_jobs(
     title: str,
-    jobs: Sequence[Job],
+    jobs: Sequence[ChildJob],
     max_failed: int = 0,
     *,
     noted: Callable[[Sequence[FailedShard]], None] | None = None,
@@ -132,13 +136,13 @@ def run_jobs(
         raise
     total = StageReport(stage=title)
     errors: list[Exception] = []
-    for future in futures:
+    for job, future in zip(jobs, futures, strict=True):
         try:
             report = future.result()
         except Exception as error:
             errors.append(error)
             continue
-        if report is not None and "stage" in report:  # what evaluate reports are metrics
+        if isinstance(job.job, PerShardJob) and report is not None:
             total.merge(StageReport.model_validate(report))
     show_tallies(title, total)
     if total.failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -40,15 +41,19 @@ class _Kept:
         self.name, self._environment = name, environment
         self._command = [sys.executable, "-m", "pipeline.system.parent_watch", *module]
         self._log = logs / f"{name}.log"
-        self._starts: list[float] = []
+        self._started = -math.inf
+        self._short_lives = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
     def start(self) -> None:
         now = time.monotonic()
-        self._starts = [t for t in self._starts if now - t < 60] + [now]
-        if len(self._starts) > 3:
-            raise RunError(f"the {self.name} died three times within a minute; its last words are in {self._log}")
+        self._short_lives = self._short_lives + 1 if now - self._started < 60 else 0
+        if self._short_lives == 3:
+            raise RunError(
+                f"the {self.name} died three times within a minute of its start; its last words are in {self._log}"
+            )
+        self._started = now
         self._output = self._output or open(self._log, "ab")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             self._command, env=self._environment, cwd=ROOT, stdout=self._output, stderr=subprocess.STDOUT,

@@ -28,7 +28,9 @@ from prefect_ray.context import remote_options
 from prefect_ray.task_runners import PrefectRayFuture, RayTaskRunner
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flows.subprocess_jobs import Job, write_times
+from flows.subprocess_jobs import ChildJob, prepare_files, write_times
+from pipeline.cli.common import one_line
+from pipeline.cli.run_job import run_file
 from pipeline.config import ResourcesConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import PROGRESS_FILE
@@ -79,7 +81,7 @@ def _in_the_flow() -> bool:
 
 
 def cluster_runner(resources: ResourcesConfig, *, gpus: bool) -> TaskRunner[Any]:
-    """The task runner of a stage whose jobs have ``kept`` set, on the cluster that ``resources.cluster`` names.
+    """The task runner of a stage whose jobs have ``persistent_worker`` set, on the cluster that ``resources.cluster`` names.
 
     gpus: each task holds one; else it holds cores alone, of which machines with few GPUs have many.
     """
@@ -91,7 +93,7 @@ def cluster_runner(resources: ResourcesConfig, *, gpus: bool) -> TaskRunner[Any]
     return ClusterRunner(resources.cluster, {"log_to_driver": False}, options)
 
 
-def run_kept(job: Job) -> dict[str, Any] | None:
+def run_persistent(job: ChildJob) -> dict[str, Any] | None:
     """Run a job in a process that outlives it: the actor of the GPU that Ray has given us, or else of the process that asks.
 
     Raises:
@@ -176,7 +178,7 @@ class Keeper:
         timer.start()
         return timer
 
-    def run(self, job: Job) -> dict[str, Any] | InputError | RunError | None:
+    def run(self, job: ChildJob) -> dict[str, Any] | InputError | RunError | None:
         """See :func:`run_here`; errors come back as values, as Ray would wrap them. Whatever else is raised ends the process."""
         self._timer.cancel()
         try:
@@ -200,32 +202,27 @@ def dismiss_keepers() -> None:
                 ray.kill(ray.get_actor(actor["name"], namespace=KEEPER))
 
 
-def run_here(job: Job) -> dict[str, Any] | None:
-    """Run a job's command in this process, so that the teacher or the parser that it loads is there for the next one.
+def run_here(job: ChildJob) -> dict[str, Any] | None:
+    """Run a job in this process, so that the teacher or the parser that it loads is there for the next one.
 
     Output goes to ``logs/NAME.log``, time and peak memory (of the process so far) to ``times.jsonl``.
 
     Raises:
-        InputError, RunError: what the command ended with.
+        InputError, RunError: the job failed.
     """
-    from pipeline.cli import app as cli
-
-    job.logs.mkdir(parents=True, exist_ok=True)
-    for stale in (job.report, job.progress):
-        stale.unlink(missing_ok=True)
-    words = list(job.command[job.command.index("pipeline") + 1 :])
+    prepare_files(job)
     os.environ[PROGRESS_FILE] = str(job.progress)
     began = time.monotonic()
     with open(job.logs / f"{job.name}.log", "a", buffering=1) as output, redirect_stdout(output):
-        print(f"$ {' '.join(job.command)}\non {os.uname().nodename}, process {os.getpid()}")
+        print(f"$ {' '.join(job.arguments())}\non {os.uname().nodename}, process {os.getpid()}")
         handler = logging.StreamHandler(output)
         log.addHandler(handler)
         try:
-            cli.main(words, prog_name="pipeline", standalone_mode=False)
-        except SystemExit as end:
-            if isinstance(end.__context__, InputError | RunError):
-                raise end.__context__ from None
-            raise RunError(f"{job.name} ended with {end.code}; see {output.name}") from None
+            run_file(str(job.job_file), str(job.report))
+        except OSError as error:
+            if (found := one_line(error)) is None:
+                raise
+            raise RunError(f"{job.name}: {found[0]}") from None
         finally:
             log.removeHandler(handler)
             del os.environ[PROGRESS_FILE]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flows.artifacts import show_sweep
-from flows.job_builder import JobBuilder, job_builder, repeated
+from flows.job_builder import JobBuilder, job_builder
 from flows.jobs import run_job, run_jobs
 from flows.stage_flow import stage_flow
-from flows.subprocess_jobs import Job
+from flows.subprocess_jobs import ChildJob
 from pipeline.config import SelfTrainConfig, TrainConfig
-from pipeline.config.recipes import load_recipe
+from pipeline.config.recipes import build, load_recipe
+from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.manifest import MANIFEST
 from pipeline.execution.reports import StageReport
 from pipeline.io.paths import stem
@@ -27,11 +28,20 @@ from pipeline.runs.excluded_shards import (
     surviving_shards,
 )
 from pipeline.runs.layout import RunLayout
+from pipeline.stages.jobs import (
+    BuildShards,
+    Evaluate,
+    FilterBoxes,
+    Ingest,
+    Job,
+    MakeDemoData,
+    ParsePhrases,
+    PseudoLabel,
+    SweepThresholds,
+)
 
 OUT, DEMO = "runs/demo", load_recipe("demo")
 """What the run forms of the stages begin with."""
-THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9"
-"""What the dashboard's table of thresholds shows."""
 
 
 def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
@@ -39,7 +49,7 @@ def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[
     return {name: shards_of_set(layout, name) for name in config.data.sources}
 
 
-def run_excluding_failed(s: JobBuilder, stage: str, round_number: int, jobs: Sequence[Job]) -> StageReport:
+def run_excluding_failed(s: JobBuilder, stage: str, round_number: int, jobs: Sequence[ChildJob]) -> StageReport:
     """Run a stage's jobs; the shards that fail are set aside for the stages after it, too."""
     noted = partial(note_excluded, s.layout, stage, round_number)
     return run_jobs(stage_title(stage, round_number), jobs, s.config.resources.max_failed, noted=noted)
@@ -59,11 +69,8 @@ def seeded(config: TrainConfig, seed: int) -> TrainConfig:
 def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Draw the demo's scenes, or leave them if they are there."""
     s = job_builder(out, config)
-    command = [sys.executable, "-m", "pipeline.demo.cli", "--out", str(s.layout.data), "--quiet"]
-    settings = {"seed": config.seed, **(config.demo or {})}
-    command += repeated("--set", [f"{k}={json.dumps(v)}" for k, v in settings.items()])
-    job = Job(name="make-demo-data", stage="make-demo-data", command=tuple(command), logs=s.layout.logs)
-    run_jobs("make-demo-data", [job])
+    settings = build(DemoDataConfig, {"seed": config.seed, **(config.demo or {})}, where="demo")
+    run_jobs("make-demo-data", [s.child("make-demo-data", MakeDemoData(out=s.layout.data, settings=settings))])
 
 
 @stage_flow("ingest")
@@ -74,32 +81,30 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     if config.demo is None:
         manifest = str(config.data.manifest)
         root = config.data.root or str(Path(manifest).parent)
-    resources = config.resources
-    job = s.job(
-        "ingest", "ingest", manifest, "--root", root, "--out", str(s.layout.train),
-        "--workers", str(resources.parallel), "--max-failed", str(resources.max_failed),
+    job = Ingest(
+        manifest=manifest, root=root, out=s.layout.train, settings=config.ingest,
+        workers=config.resources.parallel, max_failed=config.resources.max_failed,
     )  # fmt: skip
-    return run_excluding_failed(s, "ingest", 1, [job])
+    return run_excluding_failed(s, "ingest", 1, [s.child("ingest", job)])
 
 
 @stage_flow("parse-phrases")
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Noun phrases of the crawl's captions."""
     s = job_builder(out, config)
-    shards = crawl_shards(config, s.layout)
-    jobs = s.chunked("parse-phrases", "parse-phrases", "--shards", shards, "--out", str(s.layout.phrases), kept=True)
-    return run_excluding_failed(s, "parse-phrases", 1, jobs)
+    job = ParsePhrases(shards=crawl_shards(config, s.layout), out=s.layout.phrases, settings=config.parse_phrases)
+    return run_excluding_failed(s, "parse-phrases", 1, s.chunked("parse-phrases", job, persistent=True))
 
 
 @stage_flow("pseudo-label", run_name="pseudo-label-round-{round_number}")
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """The round's teacher boxes the phrases."""
     s = job_builder(out, config)
-    jobs = s.chunked(
-        f"pseudo-label-round-{round_number}", "pseudo-label", "--shards", made(s, "parse-phrases", round_number),
-        "--phrases", str(s.layout.phrases), "--teacher", str(s.layout.teacher_of(round_number)),
-        "--out", str(s.layout.regions(round_number)), kept=True, on_device=True,
+    job = PseudoLabel(
+        shards=made(s, "parse-phrases", round_number), phrases=s.layout.phrases, settings=config.pseudo_label,
+        teacher=s.layout.teacher_of(round_number), out=s.layout.regions(round_number),
     )  # fmt: skip
+    jobs = s.chunked(f"pseudo-label-round-{round_number}", job, persistent=True)
     return run_excluding_failed(s, "pseudo-label", round_number, jobs)
 
 
@@ -109,24 +114,30 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     s = job_builder(out, config)
     title = f"filter-boxes-round-{round_number}"
     regions = {stem(f): f for f in files_of(config, s.layout, "pseudo-label", round_number)}
-    labels = str(s.layout.labels(round_number))
-    jobs = s.chunked(title, "filter-boxes", "--regions", list(regions.values()), "--out", labels)
-    report = run_excluding_failed(s, "filter-boxes", round_number, jobs)
-    readable = [regions[stem(shard)] for shard in made(s, "filter-boxes", round_number)]
-    sweep = run_job(s.job(f"{title}-sweep", "filter-boxes", *repeated("--regions", readable), "--sweep", THRESHOLDS))
-    show_sweep(title, (sweep or {}).get("thresholds", []))
+    job = FilterBoxes(regions=tuple(regions.values()), out=s.layout.labels(round_number), settings=config.filter_boxes)
+    report = run_excluding_failed(s, "filter-boxes", round_number, s.chunked(title, job))
+    readable = tuple(regions[stem(shard)] for shard in made(s, "filter-boxes", round_number))
+    show_sweep(title, _sweep(s, f"{title}-sweep", readable, again=report.done > 0))
     return report
+
+
+def _sweep(s: JobBuilder, name: str, regions: Sequence[str], *, again: bool) -> list[dict[str, Any]]:
+    """What each of some thresholds would keep; read from the earlier run's report where no label was made ``again``."""
+    child = s.child(name, SweepThresholds(regions=regions, settings=s.config.filter_boxes), counted_as="filter-boxes")
+    if again or not child.report.is_file():
+        run_job(child)
+    return json.loads(child.report.read_text())["thresholds"]
 
 
 @stage_flow("build-shards", run_name="build-shards-round-{round_number}")
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Labels and images into the round's training shards."""
     s = job_builder(out, config)
-    jobs = s.chunked(
-        f"build-shards-round-{round_number}", "build-shards", "--shards", made(s, "filter-boxes", round_number),
-        "--phrases", str(s.layout.phrases), "--labels", str(s.layout.labels(round_number)),
-        "--out", str(s.layout.pseudo(round_number)),
+    job = BuildShards(
+        shards=made(s, "filter-boxes", round_number), phrases=s.layout.phrases, labels=s.layout.labels(round_number),
+        out=s.layout.pseudo(round_number), settings=config.build_shards,
     )  # fmt: skip
+    jobs = s.chunked(f"build-shards-round-{round_number}", job)
     return run_excluding_failed(s, "build-shards", round_number, jobs)
 
 
@@ -183,17 +194,14 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
     """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
     s = job_builder(out, config)
-    sets: list[str] = []
-    for name in config.data.evaluated():
-        sets += [f"{name}={p}" for p in shards_of_set(s.layout, name)]
-    frequencies = [f"{name}={file}" for name, file in config.data.frequencies.items()]
-    jobs = [
-        s.job(
-            f"evaluate-{model}", "evaluate", "--model", str(s.layout.root / "checkpoints" / model / "final"),
-            *repeated("--set-shards", sets), *repeated("--frequencies", frequencies), "--out", str(s.layout.evaluation(model)), together=len(models), on_device=True,
-        )
-        for model in models
-    ]  # fmt: skip
+    sets = {name: shards_of_set(s.layout, name) for name in config.data.evaluated()}
+    jobs = []
+    for model in models:
+        job = Evaluate(
+            model=s.layout.root / "checkpoints" / model / "final", sets=sets, frequencies=config.data.frequencies,
+            out=s.layout.evaluation(model), settings=config.evaluate,
+        )  # fmt: skip
+        jobs.append(s.child(f"evaluate-{model}", job, together=len(models)))
     run_jobs(f"evaluate-{models[-1]}", jobs)
 
 
@@ -201,16 +209,18 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
 def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """The demo's real photographs through the four labelling stages, by the first teacher."""
     s = job_builder(out, config)
-    photos, shards = s.layout.photos, ("--shards", str(s.layout.data / "photos"))
-    phrases, regions, labels = (("--" + name, str(photos / name)) for name in ("phrases", "regions", "labels"))
-
-    def run_stage(stage: str, folder: str, *arguments: str) -> None:
-        name = f"photos-{stage}"
-        job = s.job(name, stage, *arguments, "--out", str(photos / folder), counted_as="label-photos")
-        run_jobs(name, [job])
-
-    run_stage("parse-phrases", "phrases", *shards)
-    run_stage("pseudo-label", "regions", *shards, *phrases, "--teacher", str(s.layout.teacher_of(1)))
+    photos, shards = s.layout.photos, s.layout.data / "photos"
+    phrases, regions, labels = photos / "phrases", photos / "regions", photos / "labels"
     # a toy teacher is never sure of a photograph: its best guess a phrase shows the path
-    run_stage("filter-boxes", "labels", *regions, "--set", "threshold=0.05", "--set", "best_per_phrase=1")
-    run_stage("build-shards", "train", *shards, *phrases, *labels)
+    rules = config.filter_boxes.model_copy(update={"threshold": 0.05, "best_per_phrase": 1})
+    jobs: list[Job] = [
+        ParsePhrases(shards=shards, out=phrases, settings=config.parse_phrases),
+        PseudoLabel(
+            shards=shards, phrases=phrases, teacher=s.layout.teacher_of(1), out=regions, settings=config.pseudo_label
+        ),
+        FilterBoxes(regions=regions, out=labels, settings=rules),
+        BuildShards(shards=shards, phrases=phrases, labels=labels, out=photos / "train", settings=config.build_shards),
+    ]
+    for job in jobs:
+        name = f"photos-{job.stage}"
+        run_jobs(name, [s.child(name, job, counted_as="label-photos")])

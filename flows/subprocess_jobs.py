@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import PROGRESS_FILE, ProgressNote
+from pipeline.io.paths import stem
+from pipeline.stages.jobs import Job, PerShardJob, write_job
 from pipeline.system.parent_watch import LIFELINE
 
 ACCELERATE = Path(__file__).parent / "deploy" / "accelerate.yaml"
@@ -30,84 +33,116 @@ END_SECONDS = 10.0
 """How long a child that was asked to end may take."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TAIL_LINES = 12
+FAILURE_BYTES = 1 << 15
+log = logging.getLogger("glip_self_train")
 
 
 class EndedError(RunError):
     """A child was ended, or not started, because the run was interrupted."""
 
 
-class Job(BaseModel):
+class ChildJob(BaseModel):
     """One child process: a stage on some of its inputs.
 
-    ``name`` is unique in the run and names its log; ``stage`` is what its time and memory are counted under.
+    ``name`` is unique in the run and names its files in ``logs``; ``stage`` is what its time and memory are counted under.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     stage: str
-    command: tuple[str, ...]
     logs: Path
+    job: SerializeAsAny[Job] | None = Field(None, description="what it runs; written to a file for it")
+    command: tuple[str, ...] = Field((), description="default: run-job with the job's file")
     threads: int | None = Field(None, description="CPU threads; default: all cores")
-    kept: bool = Field(False, description="run in a process that keeps what it loads; see flows/ray_runner.py")
+    processes: int = Field(1, ge=1, description="of a training, under accelerate's launcher if there are several")
+    fsdp: bool = Field(False, description="the processes share the weights out (FSDP2); else each has them all (DDP)")
+    persistent_worker: bool = Field(
+        False, description="run in a process that keeps what it loads; see flows/ray_runner.py"
+    )
     gpus: int = Field(0, ge=0, description="of this machine that it needs for itself; see flows/gpu_leases.py")
-    one_by_one: dict[str, Job] = Field({}, description="a job for each of its shards alone, by the shard's name")
+
+    def _file(self, kind: str) -> Path:
+        return self.logs / f"{self.name}.{kind}.json"
+
+    @property
+    def job_file(self) -> Path:
+        """File of the job, which ``run-job`` reads."""
+        return self._file("job")
 
     @property
     def report(self) -> Path:
-        """Where the command writes its StageReport."""
-        return self.logs / f"{self.name}.report.json"
+        """File of the report that the command writes."""
+        return self._file("report")
+
+    @property
+    def failure(self) -> Path:
+        """File of the error that the command ended with: spaces to write over, as a full disk has room for no more."""
+        return self._file("failure")
 
     @property
     def progress(self) -> Path:
-        """Where the command keeps its ProgressNote."""
-        return self.logs / f"{self.name}.progress.json"
+        """File of the command's ProgressNote."""
+        return self._file("progress")
 
     def note(self) -> ProgressNote | None:
-        """Where the command stands, once it has said so."""
+        """The command's progress, once there is any."""
         try:
             return ProgressNote.model_validate_json(self.progress.read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
+    def finished(self) -> Any:
+        """The report if all outputs are there, so that no process is needed, else None."""
+        if self.job is None:
+            return None
+        try:
+            return self.job.finished()
+        except Exception as error:  # the child meets it again, and reports it
+            log.debug("%s: not known whether it is finished: %s", self.name, error)
+            return None
 
-def pipeline_command(stage: str, *arguments: str) -> tuple[str, ...]:
-    """``python -m pipeline STAGE ...`` with this interpreter."""
-    return (sys.executable, "-m", "pipeline", stage, *arguments)
+    def split(self) -> dict[str, ChildJob]:
+        """A job for each of its shards alone, by the shard's name; none where a job has no list of shards."""
+        if not isinstance(self.job, PerShardJob) or not self.job.shards_field:
+            return {}
+        field = self.job.shards_field
+        return {
+            stem(shard): self.model_copy(
+                update={
+                    "name": f"{self.name}-{stem(shard)}",
+                    "job": self.job.model_copy(update={field: (shard,), "max_failed": 1}),
+                }
+            )
+            for shard in getattr(self.job, field)
+        }
+
+    def arguments(self) -> tuple[str, ...]:
+        """The command line."""
+        if self.command:
+            return self.command
+        run = ("-m", "pipeline", "run-job", str(self.job_file))
+        files = ("--report-json", str(self.report), "--failure-json", str(self.failure))
+        return (sys.executable, *self._launcher(), *run, *files)
+
+    def _launcher(self) -> tuple[str, ...]:
+        """``accelerate launch`` of several processes on this machine, with every setting of it named.
+
+        None is left to the user's own configuration of accelerate, which may name other GPUs than those that the job holds.
+        """
+        if self.processes == 1:
+            return ()
+        # the trainer sets the precision; any free port, as several trainings may run on a machine; also on CPUs --multi_gpu:
+        # accelerate's --cpu starts one process whatever the number
+        shared = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
+        return (
+            "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE), "--gpu_ids", "all",
+            "--num_processes", str(self.processes), "--num_machines", "1", "--main_process_port", "0",
+            "--mixed_precision", "no", "--dynamo_backend", "no", *(shared if self.fsdp else ("--multi_gpu",)),
+        )  # fmt: skip
 
 
-def launch_command(
-    module: str, *arguments: str, device: str = "cpu", processes: int = 1, fsdp: bool = False
-) -> tuple[str, ...]:
-    """``accelerate launch`` of a module in ``processes`` on this machine, every question that it would ask answered.
-
-    None is left to the user's own configuration of accelerate, which may name other GPUs than those that the job holds.
-
-    fsdp: they share the weights out (FSDP2); else each has them all (DDP).
-    """
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(ACCELERATE),
-        "--gpu_ids",
-        "all",
-    ]
-    launcher += ["--num_processes", str(processes), "--num_machines", "1"]
-    # the recipe's precision is the trainer's affair
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if processes > 1:
-        launcher += ["--main_process_port", "0"]  # any that is free: several trainings may run on a machine
-        # of CPUs too: accelerate's --cpu starts one process whatever the number
-        shared = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-        launcher += shared if fsdp else ["--multi_gpu"]
-    elif device == "cpu":
-        launcher.append("--cpu")
-    return (*launcher, "-m", module, *arguments)
-
-
-def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
+def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
     """Run a job to its end with its output in ``logs/NAME.log``; its time and peak memory go to ``times.jsonl``.
 
     It sees the ``gpus`` with these ids and no others; without any, those that this process sees.
@@ -115,34 +150,33 @@ def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
     Whatever ends this function early ends the child, and what the child started, too.
 
     Returns:
-        the StageReport that the command wrote, as plain values, or None if it writes none.
+        the report that the command wrote, as plain values, or None if it writes none.
 
     Raises:
-        InputError: the child said that its input is wrong (exit code 2), with its last words.
+        InputError: the child's input is wrong (exit code 2), with the child's own error line.
         EndedError: the children of this process are being ended (:func:`end_children`).
-        RunError: it failed otherwise.
+        RunError: it failed otherwise, with the child's own error line.
     """
-    job.logs.mkdir(parents=True, exist_ok=True)
-    for stale in (job.report, job.progress):
-        stale.unlink(missing_ok=True)
-    log = job.logs / f"{job.name}.log"
+    prepare_files(job)
+    output_file = job.logs / f"{job.name}.log"
     # torch's threads wait for each other by spinning: where another process wants the core too, long spins made a
     # training 7 times slower than it had to be, short ones 2.5 times; alone they cost nothing that could be measured
     environment = {"GOMP_SPINCOUNT": "30000"} | dict(os.environ, TOKENIZERS_PARALLELISM="false")
-    environment |= {PROGRESS_FILE: str(job.progress), LIFELINE: "stdin"}
+    # safe path: a pipeline.py or a folder model/ in the user's folder must not take the place of ours
+    environment |= {PROGRESS_FILE: str(job.progress), LIFELINE: "stdin", "PYTHONSAFEPATH": "1"}
     if gpus:
         environment[VISIBLE] = ",".join(gpus)
     if job.threads:
         environment |= {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
-    began = time.monotonic()
-    with open(log, "ab") as output:
-        output.write(f"$ {' '.join(job.command)}\n".encode())
+    began, command = time.monotonic(), job.arguments()
+    with open(output_file, "ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
         start = output.tell()
         with _STARTS:  # a child is started before its like are ended, and ended with them, or not at all
             go_on_or_end(job.name)
             child = subprocess.Popen(
-                job.command,
+                command,
                 stdin=subprocess.PIPE,  # held open: the child ends when it ends, as this process does
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -160,15 +194,36 @@ def run_child(job: Job, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
             assert child.stdin is not None
             child.stdin.close()
     if code == 0:
+        job.failure.unlink(missing_ok=True)
         write_times(job, time.monotonic() - began, peak_kib / 1024)
         return json.loads(job.report.read_text()) if job.report.is_file() else None
     go_on_or_end(job.name)
-    said = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-    words = f"{job.name} ended with {code}; last lines of {log}:\n" + "\n".join(said[-TAIL_LINES:])
-    raise InputError(words) if code == 2 else RunError(words)
+    raise _error(job, code, output_file, start)
 
 
-def write_times(job: Job, seconds: float, peak_mib: float) -> None:
+def prepare_files(job: ChildJob) -> None:
+    """Write the job's file, and remove what an earlier try of it left."""
+    job.logs.mkdir(parents=True, exist_ok=True)
+    for stale in (job.report, job.progress):
+        stale.unlink(missing_ok=True)
+    if job.job is not None:
+        write_job(job.job_file, job.job)
+        job.failure.write_bytes(b" " * FAILURE_BYTES)
+
+
+def _error(job: ChildJob, code: int, output_file: Path, start: int) -> Exception:
+    """The child's own error and exit code; without one, as when it was killed, the last lines of its log."""
+    try:
+        failure = json.loads(job.failure.read_bytes())
+        line, code = str(failure["error"]), int(failure["exit_code"])
+        message = f"{job.name}: {line} (exit code {code}; log: {output_file})"
+    except (OSError, ValueError, KeyError):
+        said = output_file.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+        message = f"{job.name} ended with {code}; last lines of {output_file}:\n" + "\n".join(said[-TAIL_LINES:])
+    return InputError(message) if code == InputError.exit_code else RunError(message)
+
+
+def write_times(job: ChildJob, seconds: float, peak_mib: float) -> None:
     """Add what a job took to ``times.jsonl``."""
     row = {"name": job.name, "stage": job.stage, "seconds": round(seconds, 2), "peak_mib": round(peak_mib, 1)}
     with _TIMES, open(job.logs / "times.jsonl", "a") as times:

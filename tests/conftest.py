@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ import pytest
 
 from tests.fixtures.crawl import write_crawl
 
-# two files at a time, each on one thread: what tests wait for (servers, child processes) then costs no time. And another number of
-# threads rounds otherwise, where tests compare bytes
+# two files at a time, each on one thread: what tests wait for (servers, child processes) then costs no time. And
+# another number of threads rounds otherwise, where tests compare bytes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# a shell that starts tests in the background has them ignore Ctrl-C, and nohup a closed terminal: so would every command that a test interrupts
+# a shell that starts tests in the background has them ignore Ctrl-C, and nohup a closed terminal: so would every
+# command that a test interrupts
 for sign, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(sign) == signal.SIG_IGN:
         signal.signal(sign, usual)
@@ -60,10 +64,33 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+TINY_TEXT_ENCODER = "TINY_TEXT_ENCODER"
+"""Environment variable by which child processes know the folder: it is among the settings that trainings compare."""
+
+
+def tiny_text_encoder() -> str:
+    """A folder with a random BERT that has MiniLM's vocabulary and is 16 wide, so that checkpoints are small."""
+    if TINY_TEXT_ENCODER not in os.environ:
+        import torch
+        from transformers import AutoTokenizer, BertConfig, BertModel
+
+        from pipeline.training.model_factory import text_encoder_folder
+
+        folder = os.environ[TINY_TEXT_ENCODER] = tempfile.mkdtemp(prefix="tiny-bert-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        tokenizer = AutoTokenizer.from_pretrained(text_encoder_folder("minilm"))
+        tokenizer.save_pretrained(folder)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    return os.environ[TINY_TEXT_ENCODER]
+
+
 def tiny_model(kind):
     """Settings of a network that takes milliseconds an image."""
     return kind(
-        text_encoder="minilm",
+        text_encoder=tiny_text_encoder(),
         text_layers=1,
         settings={
             "backbone_config": {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.data import datasets, ingest
+from pipeline.cli.data import datasets, ingest, make_demo_data
 from pipeline.cli.evaluate import compare, evaluate, label_qa, promote
 from pipeline.cli.export import export_labels
 from pipeline.cli.filter import calibrate, count_phrases, filter_boxes
 from pipeline.cli.inspect import dedup, inspect
 from pipeline.cli.label import build_shards, parse_phrases, pseudo_label, rescore
-from pipeline.cli.train_commands import train_student, train_teacher
+from pipeline.cli.run_job import run_job
+from pipeline.cli.train import train_student, train_teacher
 
 
 class _Commands(click.Group):
@@ -26,8 +27,8 @@ def main() -> None:
 
 
 for _command in (
-    datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
+    make_demo_data, datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
     train_teacher, train_student, evaluate,
-    compare, promote, label_qa, inspect, dedup, export_labels,
+    compare, promote, label_qa, inspect, dedup, export_labels, run_job,
 ):  # fmt: skip
     main.add_command(_command)

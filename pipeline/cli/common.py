@@ -1,102 +1,216 @@
-"""What all commands share: recipes and ``--set``, one-line errors with exit codes, logging, progress."""
+"""What all commands share: options made of a job's fields, recipes and ``--set``, one-line errors, logging."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+import annotated_types
 import click
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from pipeline.config import SelfTrainConfig
+from pipeline.config.recipes import build, load_recipe
 from pipeline.errors import InputError, RunError
+from pipeline.execution.options import Cli, LabellingOptions, ShardOptions
+from pipeline.execution.progress import Terminal
 from pipeline.execution.reports import StageReport
 from pipeline.io.atomic import write_json
+from pipeline.stages.jobs import Job
 from pipeline.system.parent_watch import exit_with_parent
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-SOURCES = click.option(
-    "--source", "sources", multiple=True, required=True, metavar="NAME=SHARDS", help="A source of the mixture."
-)
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
-
+J = TypeVar("J", bound=Job)
 FILE = click.Path(dir_okay=False)
 """A file to be written."""
-
-SHARDS = click.option(
-    "--shards",
-    required=True,
-    multiple=True,
-    help="Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs.",
-)
-OUT = click.option("--out", required=True, help="Folder for the outputs. What is done there already is not done again.")
-WORKERS = click.option("--workers", type=click.IntRange(1), default=1, help="Shards worked on at a time.")
-MAX_FAILED = click.option(
-    "--max-failed", type=click.IntRange(0), default=0, help="Shards that may fail before the run does."
-)
+VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG level.")
+OWN_FIELDS = {"settings"}
+"""Fields of jobs that the recipe gives, not an option of their own."""
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
-def stage_command(section: str, **settings: Any) -> Callable[[F], click.Command]:
-    """A command whose settings are one section of a recipe.
+def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """Decorate a function as a command: defaults in the help, ``-v``, logging, one-line errors and exit codes.
 
-    Adds ``--recipe``, ``--set``, ``--report-json`` and ``-v``; the function gets the section as ``config`` and returns
-    a StageReport, another model or plain values, or None. InputError becomes one line and exit code 2, RunError one line and exit code 1.
+    InputError becomes one line and exit code 2, RunError one line and exit code 1.
     """
 
-    def wrap(function: F) -> click.Command:
+    def wrap(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
-        def command(
-            recipe: str | None,
-            changes: tuple[str, ...],
-            report_json: str | None,
-            verbose: bool,
-            **arguments: Any,
-        ) -> None:
+        def run(verbose: bool, **arguments: Any) -> None:
             setup_logging(verbose)
             exit_with_parent()
-            with one_line_errors(settings.get("name", section)):
-                report = function(config=load_section(section, recipe, changes), **arguments)
-                if isinstance(report, StageReport):
-                    tell(report)
-                if report_json and report is not None:
-                    write_json(report_json, report.model_dump(mode="json") if isinstance(report, BaseModel) else report)
+            with one_line_errors(name):
+                function(**arguments)
 
-        command = click.option("--report-json", type=FILE, help="Also write the counts as JSON.")(command)
-        command = click.option("-v", "--verbose", is_flag=True, help="Tell more.")(command)
-        command = click.option(
-            "--set",
-            "changes",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help=f"Change a setting of {section}; may be repeated.",
-        )(command)
-        command = click.option(
-            "--recipe",
-            help="A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones.",
-        )(command)
-        return click.command(context_settings={"show_default": True}, **settings)(command)
+        made = click.command(name, context_settings={"show_default": True}, **settings)(run)
+        made.params.append(VERBOSE)
+        return made
 
     return wrap
 
 
-def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:
-    """The settings of one stage: a recipe's section, or the defaults, with ``--set`` changes applied."""
-    from pipeline.config import SelfTrainConfig
-    from pipeline.config.recipes import build, load_recipe
+def job_command(
+    kind: type[Job],
+    name: str = "",
+    *,
+    section: str = "",
+    without: Sequence[str] = (),
+    report: bool = True,
+    **settings: Any,
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Decorate ``function(values, **others)`` as the command of a job, with an option for each of the job's fields.
 
+    Args:
+        section: of a recipe, where ``settings`` of the job comes from. Default: the job's.
+        without: fields that have no option. report: offer ``--report-json`` for what the function returns.
+
+    ``values`` are the job's fields by name, for ``kind(**values)``; options that the function declares itself follow.
+    """
+    name, section = name or kind.stage, section or kind.section
+    fields = {n: f for n, f in kind.model_fields.items() if not (f.exclude or n in OWN_FIELDS or n in without)}
+    inherited = LabellingOptions.model_fields | ShardOptions.model_fields
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(recipe: str | None = None, changes: tuple[str, ...] = (), **arguments: Any) -> None:
+            report_json = arguments.pop("report_json", None)
+            values = {n: _value(n, field, arguments.pop(n)) for n, field in fields.items()}
+            if section:
+                values["settings"] = load_section(section, recipe, changes)
+            values["progress"] = Terminal()
+            result = function(values, **arguments)
+            if isinstance(result, StageReport):
+                echo_lines(result.lines())
+            if report_json and result is not None:
+                write_json(report_json, result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
+
+        made = command(name, **settings)(run)
+        own = [_option(n, f) for n, f in fields.items() if n not in inherited]
+        options = [_option(n, f) for n, f in fields.items() if n in inherited]
+        others = _settings_options(section) if section else []
+        if report:
+            others.append(click.Option(["--report-json"], type=FILE, help="Also write the report as JSON."))
+        made.params = [*own, *made.params[:-1], *options, *others, VERBOSE]
+        return made
+
+    return wrap
+
+
+def _settings_options(section: str) -> list[click.Parameter]:
+    recipe = "A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones."
+    change = f"Change a setting of {section}; may be repeated."
+    return [
+        click.Option(["--recipe"], help=recipe),
+        click.Option(["--set", "changes"], multiple=True, metavar="NAME=VALUE", help=change),
+    ]
+
+
+def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:
+    """Return a stage's settings: a recipe's section, or the defaults, with ``--set`` changes applied."""
     kind = SelfTrainConfig.model_fields[section].annotation
     assert isinstance(kind, type) and issubclass(kind, BaseModel)
     data = getattr(load_recipe(recipe), section).model_dump() if recipe else {}
     return build(kind, data, changes, where=section)
 
 
+def make_job(kind: type[J], values: Mapping[str, Any]) -> J:
+    """Build a job; a wrong value is an InputError."""
+    return build(kind, dict(values), where=kind.stage)
+
+
+def _parts(field: FieldInfo) -> tuple[Any, Cli, dict[str, Any]]:
+    """Return a field's type without None, its place on the command line, and its bounds."""
+    kind = field.annotation
+    if get_origin(kind) in {Union, types.UnionType}:
+        (kind,) = (k for k in get_args(kind) if k is not type(None))
+    cli = next((m for m in field.metadata if isinstance(m, Cli)), Cli())
+    bounds: dict[str, Any] = {}
+    for m in field.metadata:
+        if isinstance(m, annotated_types.Ge):
+            bounds["min"] = m.ge
+        if isinstance(m, annotated_types.Gt):
+            bounds |= {"min": m.gt, "min_open": True}
+        if isinstance(m, annotated_types.Le):
+            bounds["max"] = m.le
+    return kind, cli, bounds
+
+
+def _option(name: str, field: FieldInfo) -> click.Parameter:
+    """Return the click option, or argument, of a job's field."""
+    kind, cli, bounds = _parts(field)
+    required = field.is_required()
+    origin = get_origin(kind)
+    several = origin is dict or (origin is tuple and get_args(kind)[0] is str)
+    if cli.name and not cli.name.startswith("-"):
+        return click.Argument([name], nargs=-1 if several else 1, required=required, metavar=cli.metavar)
+    settings: dict[str, Any] = {"required": required, "help": field.description, "metavar": cli.metavar}
+    if several:
+        settings["multiple"] = True
+    elif origin is Literal:
+        settings["type"] = click.Choice([str(value) for value in get_args(kind)])
+    elif kind is bool:
+        settings["is_flag"] = True
+    elif kind is int:
+        settings["type"] = click.IntRange(**bounds) if bounds else int
+    elif kind is float:
+        settings["type"] = click.FloatRange(**bounds) if bounds else float
+    if not required and not several:
+        default = field.get_default(call_default_factory=True)
+        settings["default"] = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return click.Option([cli.name or f"--{name.replace('_', '-')}", name], **settings)
+
+
+def _value(name: str, field: FieldInfo, given: Any) -> Any:
+    """Return an option's value as the job takes it."""
+    kind, cli, _ = _parts(field)
+    option = cli.name or f"--{name.replace('_', '-')}"
+    if get_origin(kind) is dict:
+        return _named(given, option, cli.metavar or "NAME=VALUE", several=get_args(kind)[1] is not str)
+    if get_origin(kind) is tuple and (number := get_args(kind)[0]) is not str:
+        return numbers(given, number, option)
+    return given
+
+
+def _named(given: Sequence[str], option: str, metavar: str, *, several: bool) -> dict[str, Any]:
+    """``NAME=VALUE`` options by name. several: a name may come several times.
+
+    Raises:
+        InputError: no ``=``, or no value.
+    """
+    named: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            example = "grounding='train/grounding-*.tar'" if several else "lvis=lvis_v1_minival.json"
+            raise InputError(f"{option} {text!r}: want {metavar}, such as {example}")
+        if several:
+            named.setdefault(name, []).append(value)
+        else:
+            named[name] = value
+    return named
+
+
+def numbers(text: str, kind: type, option: str) -> tuple[Any, ...]:
+    """Parse numbers with commas between them.
+
+    Raises:
+        InputError: they are not.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{option} {text!r}: want numbers with commas between them") from None
+
+
 class one_line_errors:
-    """Turn InputError and RunError into a line on stderr and the exit code 2 or 1."""
+    """Turn InputError, RunError and what the system says of files into a line on stderr and the exit code 2 or 1."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -105,41 +219,35 @@ class one_line_errors:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InputError | RunError):
-            click.echo(f"{self._name}: error: {error}", err=True)
-            sys.exit(error.exit_code)
-        if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:
-            wrong = (
-                "is a folder; want a file"
-                if isinstance(error, IsADirectoryError)
-                else "is, or lies below, a file; want a folder"
-            )
-            click.echo(f"{self._name}: error: {error.filename}: {wrong}", err=True)
-            sys.exit(InputError.exit_code)
+        if (found := one_line(error)) is not None:
+            line, code = found
+            click.echo(f"{self._name}: error: {line}", err=True)
+            sys.exit(code)
+
+
+def one_line(error: BaseException | None) -> tuple[str, int] | None:
+    """Return the line and the exit code of an error that needs no traceback, else None."""
+    if isinstance(error, InputError | RunError):
+        return str(error), error.exit_code
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename}: is a folder; want a file", InputError.exit_code
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename}: is, or lies below, a file; want a folder", InputError.exit_code
+    if error.errno in FULL_DISK:
+        return f"{error.filename}: {error.strerror}", RunError.exit_code
+    return None
 
 
 def setup_logging(verbose: bool) -> None:
-    """Our own messages to stderr; others' only when they warn."""
+    """Log our own messages to stderr, others' only when they warn."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("glip_self_train").setLevel(logging.DEBUG if verbose else logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that load in a blink
 
 
-def tell(report: StageReport) -> None:
-    """The report on stdout, for people and scripts."""
-    for line in report.lines():
+def echo_lines(lines: Sequence[str]) -> None:
+    """Print lines on stdout."""
+    for line in lines:
         click.echo(line)
-
-
-def terminal() -> Any:
-    """Progress as a person at a terminal, or a log, sees it."""
-    from pipeline.execution.progress import Terminal
-
-    return Terminal()
-
-
-def expand(patterns: tuple[str, ...], suffix: str = ".tar") -> list[str]:
-    """See :func:`pipeline.io.shard_patterns.expand_shards`."""
-    from pipeline.io.shard_patterns import expand_shards
-
-    return expand_shards(patterns, suffix=suffix)

@@ -7,26 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.common import MAX_FAILED, OUT, WORKERS, one_line_errors, stage_command, terminal
+from pipeline.cli.common import echo_lines, job_command, make_job, one_line_errors
+from pipeline.config.recipes import build
+from pipeline.demo.config import DemoDataConfig
+from pipeline.execution.reports import StageReport
+from pipeline.stages.jobs import Ingest, MakeDemoData
 
 if TYPE_CHECKING:
     from pipeline.data.manifests import Manifest, SetManifest
-    from pipeline.execution.reports import StageReport
 
 
-@stage_command("ingest", name="ingest")
-@click.argument("manifest")
-@OUT
-@click.option(
-    "--root",
-    help="Folder or URL that the manifest's paths are relative to. Default: the file's own, or for a name the working folder.",
-)
-@click.option("--only", help="One set of the manifest, by name.")
-@WORKERS
-@MAX_FAILED
-def ingest(
-    config: Any, manifest: str, out: str, root: str | None, only: str | None, workers: int, max_failed: int
-) -> StageReport:
+@job_command(Ingest)
+def ingest(values: dict[str, Any]) -> StageReport:
     """Turn human-labelled sets, as their owners publish them, into training shards.
 
     MANIFEST is a YAML file or a name that `datasets list` shows.
@@ -35,18 +27,23 @@ def ingest(
     Example: ingest data_manifests/demo.yaml --root runs/demo/data --out runs/demo/train
     Example: ingest coco --root /data --only coco2017_train --out train --workers 8
     """
-    from pipeline.stages import ingest as stage
+    return make_job(Ingest, values).run()
 
-    return stage.run(
-        config,
-        manifest,
-        out,
-        root=root,
-        only=only,
-        progress=terminal(),
-        workers=workers,
-        max_failed=max_failed,
-    )
+
+@job_command(MakeDemoData, report=False)
+@click.option("--seed", type=int, help="Same seed, same bytes.  [default: 0]")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Such as crawled_scenes=500.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def make_demo_data(values: dict[str, Any], seed: int | None, changes: tuple[str, ...], quiet: bool) -> None:
+    """Draw the demo's scenes and write labelled, crawled and held-out sets into a folder.
+
+    Needs no network: glyph fonts and photographs come from installed packages. A folder that already holds
+    what these settings give is left alone. data_manifests/demo.yaml says what is in it.
+    """
+    values["settings"] = build(DemoDataConfig, {} if seed is None else {"seed": seed}, changes)
+    if quiet:
+        del values["progress"]
+    echo_lines(make_job(MakeDemoData, values).run().lines())
 
 
 @click.group()

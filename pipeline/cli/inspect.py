@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.common import FILE, MAX_FAILED, WORKERS, expand, one_line_errors, setup_logging, tell, terminal
-from pipeline.system.parent_watch import exit_with_parent
+from pipeline.cli.common import FILE, command, echo_lines, job_command, make_job
+from pipeline.execution.progress import Terminal
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.stages.jobs import Dedup
 
-VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
+if TYPE_CHECKING:
+    from pipeline.dedup.report import DedupReport
 
 
-@click.command(context_settings={"show_default": True})
+@command("inspect")
 @click.argument("shards", nargs=-1, required=True, metavar="DIR...")
 @click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
 @click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for pictures.")
@@ -26,7 +30,6 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
 @click.option(
     "--workers", type=click.IntRange(1), help="Processes.  [default: all cores from half a gigabyte on, else 1]"
 )
-@VERBOSE
 def inspect(
     shards: tuple[str, ...],
     phrases: str | None,
@@ -37,7 +40,6 @@ def inspect(
     pictures: int,
     top: int,
     workers: int | None,
-    verbose: bool,
 ) -> None:
     """Show what is in DIR: training shards, a crawl, labels or regions; a folder, glob or brace pattern.
 
@@ -48,27 +50,22 @@ def inspect(
     Example: inspect train --html train.html
              inspect labels --phrases phrases --shards crawl --html labels.html
     """
-    setup_logging(verbose)
-    exit_with_parent()
-    with one_line_errors("inspect"):
-        from pipeline.inspection.summary import inspect_shards
-        from pipeline.inspection.terminal import lines
-        from pipeline.io.atomic import write_json
-        from pipeline.report.inspect import write_page
+    from pipeline.inspection.summary import inspect_shards
+    from pipeline.inspection.terminal import lines
+    from pipeline.io.atomic import write_json
+    from pipeline.report.inspect import write_page
 
-        tars = expand(crawl) if crawl else []
-        summary, chosen = inspect_shards(
-            _shards(shards), phrases=phrases, crawl=tars, pictures=0 if no_html else pictures, top=top, workers=workers,
-            progress=terminal(),
-        )  # fmt: skip
-        if not no_html:
-            write_page(summary, chosen, html, title=f"What is in {', '.join(shards)}")
-        for line in lines(summary):
-            click.echo(line)
-        if json_file:
-            write_json(json_file, summary.model_dump(mode="json"))
-        if not no_html:
-            click.echo(f"wrote {html}")
+    summary, chosen = inspect_shards(
+        _shards(shards), phrases=phrases, crawl=expand_shards(crawl) if crawl else [],
+        pictures=0 if no_html else pictures, top=top, workers=workers, progress=Terminal(),
+    )  # fmt: skip
+    if not no_html:
+        write_page(summary, chosen, html, title=f"What is in {', '.join(shards)}")
+    echo_lines(lines(summary))
+    if json_file:
+        write_json(json_file, summary.model_dump(mode="json"))
+    if not no_html:
+        click.echo(f"wrote {html}")
 
 
 def _shards(patterns: tuple[str, ...]) -> list[str]:
@@ -82,46 +79,11 @@ def _shards(patterns: tuple[str, ...]) -> list[str]:
         folder = Path(pattern).is_dir() or (is_url(pattern) and not pattern.endswith(".tar"))
         return folder and not listing(pattern, ".tar") and bool(listing(pattern, ".parquet"))
 
-    return expand(patterns, ".parquet" if all(map(tables, patterns)) else ".tar")
+    return expand_shards(patterns, suffix=".parquet" if all(map(tables, patterns)) else ".tar")
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("shards", nargs=-1, required=True, metavar="SHARDS...")
-@click.option(
-    "--against",
-    multiple=True,
-    required=True,
-    metavar="[NAME=]EVALSET",
-    help="Evaluation images: training shards (what ingest wrote) or a folder of image files. May be repeated.",
-)
-@click.option("--out", default="dedup", help="Folder for the hashes, which are made once, and for what was found.")
-@click.option(
-    "--distance", type=click.IntRange(0, 16), default=11, help="Bits of the 64-bit hash that may differ (search)."
-)
-@click.option(
-    "--details", type=click.IntRange(0, 256), default=72, help="Bits of all 256 that may differ (the second check)."
-)
-@click.option("--mirrored", is_flag=True, help="Find images that are mirrored left to right, too.")
-@click.option("--drop", is_flag=True, help="Also write OUT/shards: the shards without what matched.")
-@click.option("--pictures", type=click.IntRange(0), default=24, help="Pairs on the page, the least alike first.")
-@click.option("--report-json", type=FILE, help="Also write the counts as JSON.")
-@WORKERS
-@MAX_FAILED
-@VERBOSE
-def dedup(
-    shards: tuple[str, ...],
-    against: tuple[str, ...],
-    out: str,
-    distance: int,
-    details: int,
-    mirrored: bool,
-    drop: bool,
-    pictures: int,
-    report_json: str | None,
-    workers: int,
-    max_failed: int,
-    verbose: bool,
-) -> None:
+@job_command(Dedup)
+def dedup(values: dict[str, Any]) -> DedupReport:
     """Find images of SHARDS (a crawl's or training shards) that are near-duplicates of evaluation images.
 
     OUT gets matches.parquet, report.md and pairs.html, the pairs side by side. build-shards --without OUT/matches.parquet
@@ -130,23 +92,10 @@ def dedup(
     \b
     Example: dedup 'crawl/{00000..00099}.tar' --against 'lvis=train/lvis_minival-*.tar' --against flickr30k/test --out dedup
     """
-    setup_logging(verbose)
-    exit_with_parent()
-    with one_line_errors("dedup"):
-        from pipeline.dedup.image_sets import read_image_set
-        from pipeline.dedup.search import MatchRules
-        from pipeline.io.atomic import write_json
-        from pipeline.stages import dedup as stage
-
-        report, dropped = stage.run(
-            expand(shards), [read_image_set(option) for option in against], out,
-            rules=MatchRules(distance, details, mirrored), drop=drop, pictures=pictures, progress=terminal(),
-            workers=workers, max_failed=max_failed,
-        )  # fmt: skip
-        for line in report.lines():
-            click.echo(line)
-        if dropped is not None:
-            tell(dropped)
-        if report_json:
-            write_json(report_json, report.model_dump(mode="json"))
-        click.echo(f"wrote {out}/matches.parquet, {out}/report.md, {out}/pairs.html")
+    job = make_job(Dedup, values)
+    report, dropped = job.run()
+    echo_lines(report.lines())
+    if dropped is not None:
+        echo_lines(dropped.lines())
+    click.echo(f"wrote {job.out}/matches.parquet, {job.out}/report.md, {job.out}/pairs.html")
+    return report

@@ -19,6 +19,9 @@ from pipeline.demo.manifest import DemoManifest, load_manifest
 from pipeline.demo.photos import write_photo_shard
 from pipeline.demo.scenes import Painter, Scene, Thing, generator
 from pipeline.errors import InputError
+from pipeline.execution.options import WorkLeft
+from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.reports import StageReport
 from pipeline.io.atomic import write_json
 from pipeline.io.hashing import digest_bytes, digest_file, digest_json
 
@@ -39,21 +42,22 @@ SETS = (
     "photos",
 )
 
-Tell = Callable[[str, int, int], None]
-"""Progress: the set's name, scenes done, scenes in all."""
 Nouns = Literal["base", "novel", "base and novel", "photographs"]
 
 
-def generate_demo(out: Path, config: DemoDataConfig, *, progress: Tell | None = None) -> DemoDataSummary:
-    """Make all the sets below ``out``; ``data_manifests/demo.yaml`` describes them.
+def generate_demo(
+    out: Path, config: DemoDataConfig, *, progress: Progress | None = None, check_only: bool = False
+) -> DemoDataSummary:
+    """Generate all sets below ``out``, as described in ``data_manifests/demo.yaml``.
 
-    A folder that already holds what these settings give is left alone. One that holds another run's
-    sets is made anew.
+    A folder that already has the output of these settings is left unchanged; the sets of other settings are replaced.
+
+    Args:
+        check_only: do not generate anything.
 
     Raises:
-        InputError: a font or a photograph is missing, the settings' families overlap, or ``out``
-        holds files that did
-            not come from here.
+        InputError: a font or a photograph is missing, a font family is in two splits, or ``out`` has other files.
+        WorkLeft: with ``check_only``, the folder does not have the output of these settings.
     """
     out = Path(out)
     manifest = load_manifest()
@@ -68,8 +72,10 @@ def generate_demo(out: Path, config: DemoDataConfig, *, progress: Tell | None = 
     done = read_summary(out)
     if done is not None and done.fingerprint == fingerprint:
         return done
+    if check_only:
+        raise WorkLeft
     _clear(out)
-    made = list(_Generator(out, config, manifest, families, progress or _quiet).run())
+    made = list(_Generator(out, config, manifest, families, progress or Silent()).run())
     summary = DemoDataSummary(
         fingerprint=fingerprint,
         config=config,
@@ -96,7 +102,7 @@ class _Generator:
     config: DemoDataConfig
     manifest: DemoManifest
     families: dict[str, tuple[str, ...]]
-    tell: Tell
+    progress: Progress
 
     def run(self) -> Iterator[SetSummary]:
         used = {name: self.manifest.fonts[name] for names in self.families.values() for name in names}
@@ -229,10 +235,11 @@ class _Generator:
         return self._summary(name, "evaluation", "coco", which, images=count, objects=objects)
 
     def _counted(self, name: str, total: int) -> Iterator[int]:
+        self.progress.begin(name, total, "scenes")
         for i in range(total):
             yield i
-            if (i + 1) % 100 == 0 or i + 1 == total:
-                self.tell(name, i + 1, total)
+            self.progress.advance(1, "scenes")
+        self.progress.end(StageReport(stage=name))
 
     def _summary(self, name: str, kind: Any, form: Any, nouns: Nouns, **counts: int) -> SetSummary:
         digest = folder_digest(self.out / name)
@@ -270,7 +277,3 @@ def _clear(out: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     write_json(out / MARKER, {"generator": "make-demo-data", "sets": list(SETS)})
-
-
-def _quiet(name: str, done: int, total: int) -> None:
-    pass

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.options import LabellingOptions, RunOptions, ShardOptions
+from pipeline.execution.processes import run_in_processes
 from pipeline.execution.reports import StageReport
+from pipeline.execution.scheduler import ShardScheduler
 from pipeline.execution.worker import EachShard, ShardJob, Work, Worker
-
-if TYPE_CHECKING:
-    pass  # webdataset brings torch along, which filter-boxes does without
 
 
 def run_shards(
@@ -20,30 +18,21 @@ def run_shards(
     jobs: Sequence[ShardJob],
     out: str | Path,
     work: Work,
+    options: ShardOptions = ShardOptions(),
     *,
     fingerprint_of: Callable[[ShardJob], str] | None = None,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
 ) -> StageReport:
     """Run ``work`` on every shard that is not done yet and commit each result.
 
-    A shard that raises is set aside with its reason while the rest go on. ``workers`` > 1 runs shards in spawned
+    A shard that raises is excluded with its reason while the rest go on. ``options.workers`` > 1 runs shards in spawned
     processes (``work`` must then be picklable). Runs that share ``out`` share the work.
 
     Raises:
         RunError: more than ``max_failed`` shards failed; the report so far is logged, what is done stays done.
+        WorkLeft: ``options.check_only`` is set, and a shard is not done.
     """
-    workers = max(1, min(workers, len(jobs)))
-    return run_workers(
-        stage,
-        jobs,
-        out,
-        [EachShard(work)] * workers,
-        fingerprint_of=fingerprint_of,
-        progress=progress,
-        max_failed=max_failed,
-    )
+    workers = max(1, min(options.workers, len(jobs)))
+    return run_workers(stage, jobs, out, [EachShard(work)] * workers, options, fingerprint_of=fingerprint_of)
 
 
 def run_workers(
@@ -51,35 +40,30 @@ def run_workers(
     jobs: Sequence[ShardJob],
     out: str | Path,
     workers: Sequence[Worker],
+    options: RunOptions = RunOptions(),
     *,
     fingerprint_of: Callable[[ShardJob], str] | None = None,
-    progress: Progress | None = None,
-    max_failed: int = 0,
-    limit: int | None = None,
-    price: float | None = None,
 ) -> StageReport:
     """Share the shards among workers, each in a process of its own (a single one in this process).
 
     Args:
-        fingerprint_of: a job's fingerprint, asked for when its turn comes. limit: make at most so many shards now.
-        price: of a device-hour, for the report's costs.
+        fingerprint_of: returns a shard's fingerprint; called when the shard's turn comes, for jobs without one.
 
     Raises:
-        RunError: as :func:`run_shards`.
+        RunError, WorkLeft: as :func:`run_shards`.
     """
-    from pipeline.execution.processes import run_in_processes
-    from pipeline.execution.scheduler import ShardScheduler
-
-    scheduler = ShardScheduler(
-        stage, jobs, out, fingerprint_of=fingerprint_of, progress=progress or Silent(), limit=limit
-    )
+    limit, price = (options.limit, options.price) if isinstance(options, LabellingOptions) else (None, None)
+    scheduler = ShardScheduler(stage, jobs, out, fingerprint_of=fingerprint_of, progress=options.progress, limit=limit)
+    if options.check_only:
+        scheduler.check()
+        workers = ()
     started = time.monotonic()
     try:
         if len(workers) == 1:
             workers[0](scheduler)
-        else:
+        elif workers:
             run_in_processes(workers, scheduler)
     finally:
         scheduler.rates.device_seconds = (time.monotonic() - started) * len(workers)
-        report = scheduler.close(devices=len(workers), price=price, max_failed=max_failed)
+        report = scheduler.close(devices=len(workers), price=price, max_failed=options.max_failed)
     return report

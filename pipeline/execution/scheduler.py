@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.errors import InputError, RunError
 from pipeline.execution.claims import Claims, clear_claims
 from pipeline.execution.commit import commit_report, committed
+from pipeline.execution.options import WorkLeft
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import FailedShard, ShardReport, StageReport
 from pipeline.execution.throughput import Rates
@@ -65,6 +66,17 @@ class ShardScheduler:
         self._claims = Claims(out)
         progress.begin(stage, len(jobs))
 
+    def check(self) -> None:
+        """Look at every shard's output and make none.
+
+        Raises:
+            WorkLeft: a shard is not committed for its fingerprint.
+        """
+        while self._pending:
+            job = self._with_fingerprint(self._pending.popleft())
+            if not self._done_before(job):
+                raise WorkLeft
+
     # --- for those who work
 
     def take(self) -> ShardJob | None:
@@ -101,9 +113,7 @@ class ShardScheduler:
     def _try(self, job: ShardJob) -> ShardJob | None:
         """Skip it, put it back, or claim it."""
         try:
-            if not job.fingerprint:
-                assert self._fingerprint_of is not None
-                job = replace(job, fingerprint=self._fingerprint_of(job))
+            job = self._with_fingerprint(job)
             if self._done_before(job):
                 return None
             with self._lock:
@@ -128,6 +138,12 @@ class ShardScheduler:
             self.failed(job, error)
             return None
         return job if given else None
+
+    def _with_fingerprint(self, job: ShardJob) -> ShardJob:
+        if job.fingerprint:
+            return job
+        assert self._fingerprint_of is not None
+        return replace(job, fingerprint=self._fingerprint_of(job))
 
     def _done_before(self, job: ShardJob) -> bool:
         report = committed(self._out, job.name, job.fingerprint)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.records import RECORD_VERSION
 from pipeline.dedup.exclusion_list import ExclusionList
-from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
@@ -17,60 +14,50 @@ from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, write_tars
 from pipeline.labelling.label_records import LinkedImages, ShardLabels, card_of, copied_image
+from pipeline.stages.jobs import BuildShards
 
 STAGE = "build-shards"
 
 
-def run(
-    config: BuildShardsConfig,
-    shards: Sequence[str],
-    out: str | Path,
-    *,
-    phrases: str | Path,
-    labels: str | Path,
-    dataset: str = "pseudo",
-    without: str | Path | None = None,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<dataset>-<shard>.tar`` for every crawl shard: its labelled images, untouched, each with its record.
+def run(job: BuildShards) -> StageReport:
+    """Write ``out/<dataset>-<shard>.tar`` for every crawl shard: its labelled images, untouched, each with its record.
 
-    Args:
-        phrases, labels: folders that parse-phrases and filter-boxes wrote; joined on (shard, key).
-        dataset: name of the set in the records and in the files' names.
-        without: list of samples to leave out (:class:`pipeline.dedup.exclusion_list.ExclusionList`), counted as near_duplicate.
+    Phrases and labels are joined on (shard, key). Samples listed in ``without``
+    (:class:`pipeline.dedup.exclusion_list.ExclusionList`) are left out and counted as near_duplicate.
+
+    Raises:
+        InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
     """
 
     def inputs(shard: str) -> dict[str, str]:
         name = f"{stem(shard)}.parquet"
-        return {"crawl": shard, "phrases": join(phrases, name), "labels": join(labels, name)}
+        return {"crawl": shard, "phrases": join(job.phrases, name), "labels": join(job.labels, name)}
 
-    def fingerprint_of(job: ShardJob) -> str:
-        found = {what: digest_file(path) for what, path in inputs(job.path).items()}
+    def fingerprint_of(shard: ShardJob) -> str:
         return fingerprint(
             STAGE,
             version=RECORD_VERSION,
-            config=config,
-            inputs=found,
-            dataset=dataset,
-            **unwanted.fingerprint_of(job.name),
+            config=job.settings,
+            inputs={name: digest_file(path) for name, path in inputs(shard.path).items()},
+            dataset=job.dataset,
+            **unwanted.fingerprint_of(shard.name),
         )
 
-    unwanted = ExclusionList({}) if without is None else ExclusionList.read(without)
-    unwanted.warn_of_unknown_ids(str(without), shards)
+    shards = expand_shards(job.shards)
+    unwanted = ExclusionList({}) if job.without is None else ExclusionList.read(job.without)
+    unwanted.warn_of_unknown_ids(str(job.without), shards)
     require_files(path for shard in shards for path in inputs(shard).values())
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     work = partial(
-        _build_shard, config=config, out=str(out), phrases=str(phrases), labels=str(labels), dataset=dataset,
+        _build_shard, config=job.settings, out=job.out, phrases=job.phrases, labels=job.labels, dataset=job.dataset,
         without=unwanted,
     )  # fmt: skip
-    report = run_shards(
-        STAGE, jobs, out, work, fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed
-    )
-    write_json(join(out, f"{dataset}.dataset.json"), card_of(dataset).model_dump(mode="json", exclude_none=True))
+    report = run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
+    card = card_of(job.dataset).model_dump(mode="json", exclude_none=True)
+    write_json(join(job.out, f"{job.dataset}.dataset.json"), card)
     return report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dedup.exclusion_list import ExclusionList
-from pipeline.dedup.image_sets import ImageSet, shard_set
+from pipeline.dedup.image_sets import read_image_set, shard_set
 from pipeline.dedup.perceptual_hash import HASH_VERSION
 from pipeline.dedup.report import DedupReport, SetMatches, markdown
 from pipeline.dedup.search import BLOCK, WORD_COLUMNS, MatchRules, Pairs, QueryImages, blocks, words_of
 from pipeline.errors import InputError
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport, Tally
 from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_json
 from pipeline.io.paths import join
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import read_table, write_table
 from pipeline.stages import drop_samples, hash_images
+from pipeline.stages.jobs import Dedup
 
 STAGE = "dedup"
 REASON = "near_duplicate"
@@ -46,18 +47,7 @@ MATCHES = pa.schema(
 images differ, of the 64 that are searched by and of all 256, and the images' digests: records of one image have the same."""
 
 
-def run(
-    shards: Sequence[str],
-    against: Sequence[ImageSet],
-    out: str | Path,
-    *,
-    rules: MatchRules = MatchRules(),
-    drop: bool = False,
-    pictures: int = 24,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> tuple[DedupReport, StageReport | None]:
+def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     """Write ``out/matches.parquet`` (MATCHES, by shard and row), ``report.json``, ``report.md`` and ``pairs.html``.
 
     Hashes stay in ``out/hashes``; shards and sets that were hashed before, whatever they were compared with, are not
@@ -70,22 +60,19 @@ def run(
         InputError: two sets of one name, a local shard that is missing. RunError: more than ``max_failed`` shards of one
             side failed.
     """
+    out, progress = job.out, job.progress
+    rules = MatchRules(job.distance, job.details, job.mirrored)
+    against = [read_image_set(option) for option in job.against]
     names = [images.name for images in against]
     if len(set(names)) < len(names):
         raise InputError(f"two evaluation sets are called {max(names, key=names.count)}; want --against NAME=SHARDS")
-    training = shard_set("training", shards)
+    training = shard_set("training", expand_shards(job.shards))
     for images in (training, *against):
         require_files(images.shards.values())
-    progress = progress or Silent()
     folders = {images.name: join(out, f"hashes/against/{images.name}") for images in against}
-    hashed = {
-        images.name: hash_images.run(
-            images, folders[images.name], progress=progress, workers=workers, max_failed=max_failed
-        )
-        for images in against
-    }
+    hashed = {images.name: hash_images.run(images, folders[images.name], job) for images in against}
     folder = join(out, "hashes/shards")
-    searched = hash_images.run(training, folder, progress=progress, workers=workers, max_failed=max_failed)
+    searched = hash_images.run(training, folder, job)
     failed = {name: {f.shard for f in report.failed} for name, report in hashed.items()}
     wanted = QueryImages.read(
         [(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against]
@@ -100,12 +87,12 @@ def run(
     write_atomic(join(out, "report.md"), markdown(report, matches))
     from pipeline.report.pairs import write_pairs
 
-    write_pairs(matches, training, against, str(out), limit=pictures, report=report)
+    write_pairs(matches, training, against, out, limit=job.pictures, report=report)
     dropped = None
-    if drop:
+    if job.drop:
         dropped = drop_samples.run(
             [training.shards[p] for p in parts], join(out, "shards"), without=ExclusionList.of_table(matches), reason=REASON,
-            failed=lost, progress=progress, workers=workers, max_failed=max_failed,
+            failed=lost, options=job,
         )  # fmt: skip
     return report, dropped
 

@@ -12,7 +12,7 @@ from pipeline.data.image_links import linked_path
 from pipeline.data.records import RECORD_VERSION, ImageLink
 from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.errors import InputError
-from pipeline.execution.progress import Progress
+from pipeline.execution.options import ShardOptions
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.stale_outputs import remove_stale
@@ -34,11 +34,9 @@ def run(
     without: ExclusionList,
     reason: str,
     failed: Collection[str] = (),
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
+    options: ShardOptions = ShardOptions(),
 ) -> StageReport:
-    """``out/<shard>.tar`` for every shard, without the listed samples, which are counted under ``reason``.
+    """Write ``out/<shard>.tar`` for every shard, without the listed samples, which are counted under ``reason``.
 
     The sets' ``dataset.json`` come along; links to images lead where they led. What an earlier run made of shards that are not
     among these is removed, with a warning: ``out`` is read as a whole. failed: names of shards that should have been; what is
@@ -47,10 +45,8 @@ def run(
     require_files(shards)
     work = partial(_drop, out=str(out), without=without, reason=reason)
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
-    mark = partial(_fingerprint_of, without=without, reason=reason)
-    report = run_shards(
-        STAGE, jobs, out, work, fingerprint_of=mark, progress=progress, workers=workers, max_failed=max_failed
-    )
+    fingerprint_of = partial(_fingerprint_of, without=without, reason=reason)
+    report = run_shards(STAGE, jobs, out, work, options, fingerprint_of=fingerprint_of)
     ours = {job.name for job in jobs} | set(failed)
     for shard in remove_stale(STAGE, out, lambda shard: shard not in ours):
         log.warning("%s: removed %s.tar of an earlier run; that shard is not among these", out, shard)

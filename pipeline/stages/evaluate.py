@@ -27,13 +27,15 @@ from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
 from pipeline.evaluation.report import write_report
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.options import DeviceOptions, WorkLeft
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import atomic_file, write_json
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, local_folder
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.stages.jobs import Evaluate
 from pipeline.system.devices import MAX_DECODERS, core_share, devices_of
 
 log = logging.getLogger("glip_self_train")
@@ -45,27 +47,11 @@ METRICS = 3
 """What is made of predictions, which stay as they are; 3: names that no training image shows are rare; settings by set."""
 
 
-def run(
-    config: EvaluateConfig,
-    model: str,
-    shards: Mapping[str, Sequence[str]],
-    out: str | Path,
-    *,
-    frequencies: Mapping[str, str] | None = None,
-    device: str = "cpu",
-    processes: int | None = None,
-    decoders: int | None = None,
-    progress: Progress | None = None,
-) -> Metrics:
+def run(job: Evaluate) -> Metrics:
     """Evaluate a model folder on sets of shards; a second run only computes what is not there.
 
     Writes ``predictions/SET--SHARD.parquet``, ``evidence/``, ``predictions-SET.json`` (COCO's results format),
     ``report.md`` with plots, and last ``metrics.json``.
-
-    Args:
-        shards: set name -> training shards with human labels. frequencies: set name -> what
-            :func:`pipeline.evaluation.frequencies.read_frequencies` reads.
-        processes: each holds the model; default: one a GPU, one on the CPU. decoders: decoding threads in each.
 
     Returns:
         set name -> its protocol's metrics, percents; ``images`` and ``queries`` are counts.
@@ -73,23 +59,26 @@ def run(
     Raises:
         InputError: no usable model, shard or set. RunError: a shard failed.
     """
-    out = local_folder(out, "an evaluation")
-    if unknown := sorted(set(frequencies or {}) - set(shards)):
+    out, config = local_folder(job.out, "an evaluation"), job.settings
+    shards = {name: expand_shards(paths) for name, paths in job.sets.items()}
+    if unknown := sorted(set(job.frequencies) - set(shards)):
         told = "; ".join(f"{name}: no such set{did_you_mean(name, sorted(shards))}" for name in unknown)
         raise InputError(f"frequencies of {told}")
-    abouts = {name: read_frequencies(path) for name, path in (frequencies or {}).items()}
+    abouts = {name: read_frequencies(path) for name, path in job.frequencies.items()}
     sets = [EvaluationSet.open(name, paths, config) for name, paths in sorted(shards.items())]
     for name in sorted(set(config.protocols) - set(shards)):  # a recipe may name more sets than are measured now
         log.warning("protocols.%s: no such set here%s", name, did_you_mean(name, sorted(shards)))
     for one in sets:
         log.info("%s: measured by the protocol %s", one.spec.name, one.spec.protocol)
-    plan = _Plan(config, model, model_revision(model), sets, abouts)
+    plan = _Plan(config, job.model, model_revision(job.model), sets, abouts)
     metrics_file = out / "metrics.json"
     if metrics_file.is_file():
         saved = json.loads(metrics_file.read_text())
         if saved.get("fingerprint") == plan.fingerprint_of():
             return saved["sets"]
-    _detect(plan, out / "predictions", device, processes, decoders, progress or Silent())
+    if job.check_only:
+        raise WorkLeft
+    _detect(plan, out / "predictions", job)
     found: Metrics = {}
     evidence: dict[str, Evidence] = {}
     for one in sets:
@@ -149,26 +138,24 @@ class _Plan:
         )
 
 
-def _detect(
-    plan: _Plan, out: Path, device: str, processes: int | None, decoders: int | None, progress: Progress
-) -> None:
+def _detect(plan: _Plan, out: Path, options: DeviceOptions) -> None:
     jobs = {
         name: (ShardJob(path, name), s.spec)
         for s in sorted(plan.sets, key=lambda s: s.spec.protocol == "lvis")  # each kind's model is loaded once
         for name, path in zip(s.job_names, s.shards, strict=True)
     }
-    devices = devices_of(device, processes)
+    devices = devices_of(options.device, options.processes)
     share, threads = core_share(devices)
     workers = [
         DetectShards(
             plan.config, plan.model, {name: spec for name, (_, spec) in jobs.items()}, str(out), name,
-            decoders=decoders or min(MAX_DECODERS, share), threads=threads,
+            decoders=options.decoders or min(MAX_DECODERS, share), threads=threads,
         )
         for name in devices[: len(jobs)]
     ]  # fmt: skip
     report = run_workers(
-        STAGE, [job for job, _ in jobs.values()], out, workers,
-        fingerprint_of=lambda job: plan.shard_mark(jobs[job.name][1], job.path), progress=progress,
+        STAGE, [job for job, _ in jobs.values()], out, workers, options,
+        fingerprint_of=lambda job: plan.shard_mark(jobs[job.name][1], job.path),
     )  # fmt: skip
     for unit, tally in report.tallies.items():
         for reason, n in tally.dropped.items():

@@ -7,16 +7,16 @@ they are, each under a name of its own; the files that name them appear when all
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
 from pipeline.execution.commit import commit_report, committed, read_report, report_path
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.options import WorkLeft
+from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.execution.worker import MAX_NOTES
 from pipeline.io.atomic import sync_all, write_atomic
@@ -25,8 +25,9 @@ from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join, stem
 from pipeline.io.temporaries import clear_temporaries
 from pipeline.readers.image_headers import read_header
+from pipeline.stages.jobs import ExportLabels
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.base import ClassNames, ExportContext, Item, Target
+from pipeline.writers.base import ExportContext, Item, Target
 from pipeline.writers.parallel_files import ordered_map, writer_threads
 from pipeline.writers.registry import DATASET, load_target
 from pipeline.writers.sources import ReadLosses, Sample, Source, find_source
@@ -49,40 +50,28 @@ class Exported:
     hints: tuple[str, ...]
 
 
-def run(
-    dirs: Sequence[str],
-    out: str | Path,
-    *,
-    to: str,
-    images: Literal["copy", "none"] | None = None,
-    phrases: str | None = None,
-    crawl: Sequence[str] = (),
-    dataset: str | None = None,
-    class_names: ClassNames | None = None,
-    drop_empty: bool = False,
-    progress: Progress | None = None,
-) -> Exported:
+def run(job: ExportLabels) -> Exported:
     """Write training shards, or a label store, in the format ``to`` into ``out``, a folder or a URL.
 
-    Args:
-        images: copy them beside the labels, or none; by default they are copied where they are to be had.
-        phrases, crawl, dataset: of a label store; see :func:`pipeline.writers.sources.find_source`.
-        class_names: yolo: what of a grounding record's region is its class; its phrase by default.
-        drop_empty: leave images without a label out, counted as ``no_region``.
+    ``phrases``, ``crawl`` and ``dataset`` are of a label store (:func:`pipeline.writers.sources.find_source`).
+    ``drop_empty`` leaves images without a label out, counted as ``no_region``.
 
     Raises:
         InputError: no such format, inputs that are none of ours, options that are for others, another export in ``out``, or no
             record to write.
     """
-    out, make = str(out).rstrip("/"), load_target(to)
-    if class_names is not None and to != "yolo":
+    out, to, progress, drop_empty = job.out.rstrip("/"), job.to, job.progress, job.drop_empty
+    make = load_target(to)
+    if job.class_names is not None and to != "yolo":
         raise InputError(f"--classes is of yolo, which knows classes only; {to} holds the phrases as they are")
-    class_names = class_names or "phrase"
-    source = find_source(dirs, phrases=phrases, crawl=crawl, dataset=dataset, images=images == "copy")
-    copy = source.images if images is None else images == "copy"
-    cards, progress = source.cards(), progress or Silent()
+    class_names = job.class_names or "phrase"
+    source = find_source(
+        job.dirs, phrases=job.phrases, crawl=job.crawl, dataset=job.dataset, images=job.images == "copy"
+    )
+    copy = source.images if job.images is None else job.images == "copy"
+    cards = source.cards()
     settings = {
-        "to": to, "images": copy, "dataset": dataset or DATASET, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
+        "to": to, "images": copy, "dataset": job.dataset or DATASET, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
         "cards": {name: card.model_dump(mode="json") for name, card in cards.items()},
     }  # fmt: skip
     mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())
@@ -91,6 +80,8 @@ def run(
         report = StageReport.of(STAGE, [done])
         report.done, report.skipped = 0, len(source.names)
         return Exported(report, ())
+    if job.check_only:
+        raise WorkLeft
     again = _begin(out, mark)
     progress.begin(STAGE, len(source.names))
     report = StageReport(stage=STAGE)
@@ -103,7 +94,7 @@ def run(
             notes = _write(target, context, ordered_map(work, samples, writer_threads(out)), progress)
             context.samples.add(found.samples)
             context.regions.add(found.regions)
-            _refuse_nothing(context, f"{', '.join(dirs)}: no record to write as {to}")
+            _refuse_nothing(context, f"{', '.join(job.dirs)}: no record to write as {to}")
             sync_all(out)
             outputs = sink.commit()
         if to != "coco":

@@ -7,52 +7,36 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
 from pipeline.data.records import LABELS, STORE_VERSION
-from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
 from pipeline.filtering.fitted import digests, load_tables
 from pipeline.filtering.rules import apply_rules, check, open_regions, preset_of
-from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
+from pipeline.stages.jobs import FilterBoxes
 
 log = logging.getLogger("glip_self_train")
 
 STAGE = "filter-boxes"
 
 
-def run(
-    config: FilterConfig,
-    regions: Sequence[str],
-    out: str | Path,
-    *,
-    thresholds: str | Path | None = None,
-    counts: str | Path | None = None,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<shard>.parquet`` (records.LABELS) for every regions file: what is kept, and what travels as ignore.
-
-    Args:
-        thresholds: what calibrate wrote; takes the place of ``config.threshold``.
-        counts: what count-phrases wrote; thresholds by band and ``balance_to`` need it.
+def run(job: FilterBoxes) -> StageReport:
+    """Write ``out/<shard>.parquet`` (records.LABELS) for every regions file: kept regions, and those to ignore.
 
     Raises:
         InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
     """
-    require_files(regions)
+    config, thresholds, counts = job.settings, job.thresholds, job.counts
     fitted = load_tables(thresholds, counts)
     check(config, fitted)
     if fitted.thresholds is not None and (other := fitted.thresholds.differing(config.effective())):
@@ -61,19 +45,17 @@ def run(
         )
     tables = digests(thresholds, counts)
 
-    def fingerprint_of(job: ShardJob) -> str:
-        inputs = {"regions": digest_file(job.path), **tables}
+    def fingerprint_of(shard: ShardJob) -> str:
+        inputs = {"regions": digest_file(shard.path), **tables}
         return fingerprint(STAGE, version=STORE_VERSION, config=config.effective(), inputs=inputs)
 
-    work = partial(_filter_shard, config=config, out=str(out), thresholds=thresholds, counts=counts)
-    jobs = [ShardJob(path, stem(path)) for path in regions]
-    return run_shards(
-        STAGE, jobs, out, work, fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed
-    )
+    work = partial(_filter_shard, config=config, out=job.out, thresholds=thresholds, counts=counts)
+    jobs = [ShardJob(path, stem(path)) for path in expand_shards(job.regions, suffix=".parquet")]
+    return run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
 
 
 def _filter_shard(
-    job: ShardJob, *, config: FilterConfig, out: str, thresholds: str | Path | None, counts: str | Path | None
+    job: ShardJob, *, config: FilterConfig, out: str, thresholds: str | None, counts: str | None
 ) -> ShardReport:
     fitted = load_tables(thresholds, counts)
     shard = open_regions(job.path, config, fitted)

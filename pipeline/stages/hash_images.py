@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.data.images import ImageError, open_image
 from pipeline.dedup.image_sets import ImageSet, SetImage
 from pipeline.dedup.perceptual_hash import DECODED_SIDE, HASH_VERSION, HASHES, hash_image
-from pipeline.execution.progress import Progress
+from pipeline.execution.options import ShardOptions
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import EachShard, ShardJob, WorkQueue
@@ -27,30 +27,15 @@ TELL_EVERY = 200
 """Images between two words of progress."""
 
 
-def run(
-    images: ImageSet,
-    out: str | Path,
-    *,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<part>.parquet`` (HASHES) for every part of a set, in its order. Flat and broken images are counted and left out.
+def run(images: ImageSet, out: str | Path, options: ShardOptions = ShardOptions()) -> StageReport:
+    """Write ``out/<part>.parquet`` (HASHES) for every part of a set, in its order. Flat and broken images are counted and left out.
 
     Raises:
         RunError: more than ``max_failed`` parts failed.
     """
     jobs = [ShardJob(images.path(part), part) for part in images.parts]
-    crew = [HashImages(images, str(out))] * max(1, min(workers, len(jobs)))
-    return run_workers(
-        STAGE,
-        jobs,
-        out,
-        crew,
-        fingerprint_of=partial(_fingerprint_of, images=images),
-        progress=progress,
-        max_failed=max_failed,
-    )
+    workers = [HashImages(images, str(out))] * max(1, min(options.workers, len(jobs)))
+    return run_workers(STAGE, jobs, out, workers, options, fingerprint_of=partial(_fingerprint_of, images=images))
 
 
 def _fingerprint_of(job: ShardJob, *, images: ImageSet) -> str:

@@ -22,7 +22,6 @@ from pipeline.data.images import ImageError, open_image
 from pipeline.data.manifests import LABELLED_KINDS, SetManifest, is_name, read_manifest
 from pipeline.data.records import RECORD_VERSION, DatasetCard, GroundingRecord
 from pipeline.errors import InputError
-from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.stale_outputs import remove_stale
@@ -48,6 +47,7 @@ from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READ, load_format
 from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
+from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"
 MADE = 3
@@ -71,30 +71,18 @@ class SetWork:
     out: str
 
 
-def run(
-    config: IngestConfig,
-    manifest: str | Path,
-    out: str | Path,
-    *,
-    root: str | Path | None = None,
-    only: str | None = None,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
+def run(job: Ingest) -> StageReport:
+    """Write ``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
 
-    Args:
-        manifest: a YAML file, or the name of one of those that ``datasets list`` shows.
-        root: what the manifest's paths are relative to; by default the folder of the file, or the working folder.
-        only: one set's name.
+    The manifest is a YAML file, or the name of one of those that ``datasets list`` shows.
 
     Raises:
         InputError: a wrong manifest or label file; nothing is written for that set.
         RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards failed.
     """
+    manifest, only = job.manifest, job.only
     sets = read_manifest(manifest)
-    base = str(root) if root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
+    base = job.root if job.root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
     if only is not None and only not in sets:
         raise InputError(f"{manifest}: no set {only!r}; it has {', '.join(sets)}")
     chosen = {n: s for n, s in sets.items() if (s.labelled if only is None else n == only)}
@@ -102,20 +90,12 @@ def run(
         raise InputError(f"{manifest}: no labelled set in it (crawls need no ingest: the labelling stages read them)")
     total = StageReport(stage=STAGE)
     for name, entry in chosen.items():
-        total.merge(_ingest_set(config, name, entry, base, str(out), progress, workers, max_failed))
+        total.merge(_ingest_set(job, name, entry, base))
     return total
 
 
-def _ingest_set(
-    config: IngestConfig,
-    name: str,
-    entry: SetManifest,
-    base: str,
-    out: str,
-    progress: Progress | None,
-    workers: int,
-    max_failed: int,
-) -> StageReport:
+def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageReport:
+    config, out = job.settings, job.out
     if entry.format not in READ or entry.kind not in LABELLED_KINDS or entry.annotations is None:
         raise InputError(
             f"set {name}: ingest reads {', '.join(READ)} with `annotations`; "
@@ -143,10 +123,7 @@ def _ingest_set(
         settings["options"] = digest_json(entry.options)
         fingerprint_of = partial(_fingerprint_of, work=work, settings=settings)
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
-        report = run_shards(
-            STAGE, jobs, out, partial(_ingest_shard, work=work),
-            fingerprint_of=fingerprint_of, progress=progress, workers=workers, max_failed=max_failed,
-        )  # fmt: skip
+        report = run_shards(STAGE, jobs, out, partial(_ingest_shard, work=work), job, fingerprint_of=fingerprint_of)
         lost = {**index.header.get("lost", {}), **index.orphan_annotations()}
         header = index.header
         index.close()

@@ -5,56 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.data.crawl import caption_of, image_of
 from pipeline.data.records import PHRASES, STORE_VERSION
-from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import EachShard, ShardJob, WorkQueue
-from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
 from pipeline.io.tars import TarProblems, read_tar
 from pipeline.phrases.captions import skip_reason
 from pipeline.phrases.find import RULES, find_phrases
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import model_version
+from pipeline.stages.jobs import ParsePhrases
 
 STAGE = "parse-phrases"
 TELL_EVERY = 500
 """Captions between two words of progress."""
 
 
-def run(
-    config: ParsePhrasesConfig,
-    shards: Sequence[str],
-    out: str | Path,
-    *,
-    progress: Progress | None = None,
-    workers: int = 1,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<shard>.parquet`` (records.PHRASES) for every crawl shard, one row a phrase, in the shard's order.
+def run(job: ParsePhrases) -> StageReport:
+    """Write ``out/<shard>.parquet`` (records.PHRASES) for every crawl shard, one row a phrase, in the shard's order.
 
     ``caption[start:end] == phrase`` holds for every row. A sample is kept if it has an image and at least one phrase.
-    Shards and ``out`` may be URLs.
 
     Raises:
-        InputError: a local shard is missing, or the spaCy model is not installed. RunError: more than ``max_failed`` failed.
+        InputError: a local shard is missing, or the spaCy model is not installed.
+        RunError: more than ``max_failed`` shards failed.
     """
-    parser = model_version(config)
-    require_files(shards)
-    jobs = [ShardJob(str(shard), stem(shard)) for shard in shards]
-    worker = ParseShards(config, str(out))
-    fingerprint_of = partial(_fingerprint_of, config=config, parser=parser)
-    crew = [worker] * max(1, min(workers, len(jobs)))
-    return run_workers(STAGE, jobs, out, crew, fingerprint_of=fingerprint_of, progress=progress, max_failed=max_failed)
+    fingerprint_of = partial(_fingerprint_of, config=job.settings, parser=model_version(job.settings))
+    jobs = [ShardJob(shard, stem(shard)) for shard in expand_shards(job.shards)]
+    workers = [ParseShards(job.settings, job.out)] * max(1, min(job.workers, len(jobs)))
+    return run_workers(STAGE, jobs, job.out, workers, job, fingerprint_of=fingerprint_of)
 
 
 def _fingerprint_of(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:

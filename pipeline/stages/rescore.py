@@ -5,7 +5,7 @@ One row in, one row out, in the same order, with one column more; filter-boxes r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,54 +23,45 @@ from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, open_image
 from pipeline.data.records import REGIONS, RESCORED, STORE_VERSION
 from pipeline.errors import RunError
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.progress import Progress
 from pipeline.execution.reports import ShardReport, StageReport, Tally
-from pipeline.execution.run import run_shards
-from pipeline.execution.worker import ShardJob
+from pipeline.execution.run import run_workers
+from pipeline.execution.worker import EachShard, ShardJob
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.stages.jobs import Rescore
 
 STAGE = "rescore"
 
 
-def run(
-    config: RescoreConfig,
-    shards: Sequence[str],
-    out: str | Path,
-    *,
-    regions: str | Path,
-    scorer: str | Path,
-    device: str = "cpu",
-    progress: Progress | None = None,
-    max_failed: int = 0,
-) -> StageReport:
-    """``out/<shard>.parquet`` (records.RESCORED) for every crawl shard.
-
-    Args:
-        regions: folder that pseudo-label wrote. scorer: folder of a CLIP, SigLIP or SigLIP2.
+def run(job: Rescore) -> StageReport:
+    """Write ``out/<shard>.parquet`` (records.RESCORED) for every crawl shard.
 
     Raises:
         InputError: no usable scorer, or no regions for a shard.
         RunError: more than ``max_failed`` shards failed (one fails if it loses more than ``max_lost_share``).
     """
+    config, out, regions, scorer, device = job.settings, job.out, job.regions, job.scorer, job.device
     revision = model_revision(scorer)
-    load_region_text(scorer, config, device)  # a wrong folder is told before any shard
+    load_region_text(scorer, config, device)  # a wrong folder is refused before any shard
 
-    def fingerprint_of(job: ShardJob) -> str:
-        inputs = {"crawl": digest_file(job.path), "regions": digest_file(join(regions, f"{job.name}.parquet"))}
+    def fingerprint_of(shard: ShardJob) -> str:
+        inputs = {"crawl": digest_file(shard.path), "regions": digest_file(join(regions, f"{shard.name}.parquet"))}
         return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, scorer=revision)
 
+    shards = expand_shards(job.shards)
+
     require_files(path for shard in shards for path in (shard, join(regions, f"{stem(shard)}.parquet")))
-    progress = progress or Silent()
     work = partial(
-        _rescore_shard, config=config, out=out, regions=regions, scorer=scorer, device=device, progress=progress
+        _rescore_shard, config=config, out=out, regions=regions, scorer=scorer, device=device, progress=job.progress
     )
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
-    return run_shards(STAGE, jobs, out, work, fingerprint_of=fingerprint_of, progress=progress, max_failed=max_failed)
+    return run_workers(STAGE, jobs, out, [EachShard(work)], job, fingerprint_of=fingerprint_of)
 
 
 @dataclass

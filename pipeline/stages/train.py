@@ -9,14 +9,18 @@ from its newest whole checkpoint; where the data have changed it starts anew, an
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.config import ModelConfig, TrainConfig
+import torch
+
+from pipeline.config import ModelConfig
 from pipeline.errors import InputError
-from pipeline.execution.progress import Progress, Silent
+from pipeline.execution.options import WorkLeft
 from pipeline.io.paths import local_folder
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.stages.jobs import TrainModel
 from pipeline.training.checkpoints import read_state
 from pipeline.training.distributed import check_device
 from pipeline.training.index_shards import look_through
@@ -28,56 +32,47 @@ from pipeline.training.trainer import Trainer
 
 log = logging.getLogger("glip_self_train")
 
-__all__ = ["TrainReport", "run"]
 
+def run(job: TrainModel) -> TrainReport:
+    """Train for ``settings.steps`` and leave a model folder in ``out/final``.
 
-def run(
-    config: TrainConfig,
-    sources: Mapping[str, Sequence[str]],
-    out: str | Path,
-    *,
-    model: ModelConfig | None = None,
-    init: str | None = None,
-    device: str = "cpu",
-    data_workers: int = 0,
-    tracker: str | None = None,
-    progress: Progress | None = None,
-) -> TrainReport:
-    """Train for ``config.steps`` and leave a model folder in ``out/final``.
-
-    Args:
-        sources: name -> training shards; the names are those of ``config.mixture``.
-        model: what to build when starting from nothing; needed if ``init`` is absent.
-        init: model folder to start from (the teacher of a warm-started student, a converted release).
-        data_workers: processes that read and decode ahead, for each training process; 0: in the training process itself.
-        tracker: "wandb" or "trackio", beside TensorBoard.
+    The names of ``sources`` are those of ``settings.mixture``. ``init`` is the model folder to start from (the teacher of
+    a warm-started student, a converted release); without it ``model`` is built.
 
     Raises:
         InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings,
             or one that goes on in other processes.
         RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
     """
-    out = local_folder(out, "a training")
-    check_tracker(tracker)
-    check_device(device, config.precision)
+    config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
+    out = local_folder(job.out, "a training")
+    sources = {name: expand_shards(paths) for name, paths in job.sources.items()}
+    check_tracker(job.tracker)
+    check_device(job.device, config.precision)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
     if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
         raise InputError(
             f"{init}: the training would write over the model it starts from; want an --out beside it, not {out}"
         )
-    look_through([s for shards in sources.values() for s in shards], progress or Silent())
-    identity = Identity.of(config, sources, model=model or ModelConfig(), init=init)
+    look_through([s for shards in sources.values() for s in shards], progress)
+    identity = Identity.of(config, sources, model=model, init=init)
     report = finished(out, identity)
     if report is not None:
         log.info("%s: already trained for %d steps", out, report.steps)
         return report
+    if job.check_only:
+        raise WorkLeft
+    # a pool of threads for a handful of captions costs more than it saves
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if job.threads:
+        torch.set_num_threads(job.threads)
     if (out / "final").is_dir() and not (out / "report.json").is_file() and read_state(out / "final") is None:
         raise InputError(f"{out}/final: no training of ours made it; want another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         trainer = Trainer(
-            config, sources, out, identity, model=model or ModelConfig(), init=init, device=device,
-            data_workers=data_workers, tracker=tracker, progress=progress or Silent(), held=held,
+            config, sources, out, identity, model=model, init=init, device=job.device,
+            data_workers=job.data_workers, tracker=job.tracker, progress=progress, held=held,
         )  # fmt: skip
         return trainer.train()

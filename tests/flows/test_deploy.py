@@ -185,7 +185,8 @@ def test_the_pools_variables_are_all_used_and_have_valid_defaults():
 
 
 def rendered() -> dict:
-    """The job that a worker would create, by prefect-kubernetes' own code if that is installed, else by Prefect's templating."""
+    """The job that a worker would create, by prefect-kubernetes' own code if that is installed,
+    else by Prefect's templating."""
     from prefect.utilities.templating import apply_values
 
     variables = {n: p["default"] for n, p in template()["variables"]["properties"].items() if "default" in p}
@@ -267,7 +268,8 @@ def training(folder: Path) -> list[str]:
     (folder / "config.json").write_text(config.model_dump_json())
     (folder / "model.json").write_text(tiny_model(ModelConfig).model_dump_json())
     return [
-        "--config", str(folder / "config.json"), "--model", str(folder / "model.json"), "--device", "cpu", "--threads", "1",
+        "--config", str(folder / "config.json"), "--model", str(folder / "model.json"), "--device", "cpu",
+        "--threads", "1",
         "--out", str(folder / "out"), "--source", f"grounding={folder}/grounding-*.tar",
     ]  # fmt: skip
 
@@ -292,7 +294,8 @@ def test_two_nodes_train_one_model(tmp_path):
         (bin_folder / name).chmod(0o755)
     env = environment(
         tmp_path, PATH=f"{bin_folder}:{os.environ['PATH']}", SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[1-2]",
-        SLURM_JOB_ID="5", SLURM_CPUS_PER_TASK="64", PORT=str(free_port()), PROCESSES="1", CHECKOUT=str(ROOT), OMP_NUM_THREADS="1",
+        SLURM_JOB_ID="5", SLURM_CPUS_PER_TASK="64", PORT=str(free_port()), PROCESSES="1", CHECKOUT=str(ROOT),
+        OMP_NUM_THREADS="1",
         VENV=str(Path(sys.executable).parents[1]), GLOO_SOCKET_IFNAME="lo",
     )  # fmt: skip
     script = (DEPLOY / "slurm-train.sh").read_text().replace('cd "$CHECKOUT"\n', f"cd '{tmp_path}'\n")

@@ -1,21 +1,21 @@
-"""A run folder that commit b88d672 made, in today's hands: read, left as it is, and continued with the same bytes.
+"""A run folder that commit b88d672 made, in today's hands: read, left as it is, and continued with the same outputs.
 
-How it was made stands in tests/fixtures/README.md. Bytes of weights, and of the boxes that a teacher draws, are a matter of the
-processor, too: on another one than it was made on they are compared with a tolerance, and everything else to the byte all the same.
+tests/fixtures/README.md describes how it was made. The weights, and the boxes that a teacher draws,
+depend on how the machine rounds, so they are compared with a tolerance, and everything else byte
+for byte. With SAME_BYTES=1 in the environment all of it is compared byte for byte: for a machine
+that rounds as the one that made the run did.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,29 +31,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FIXTURES = ROOT / "tests" / "fixtures"
 RUN = FIXTURES / "run-b88d672.tar.xz"
 MADE = json.loads((FIXTURES / "run-b88d672.json").read_text())
-"""Settings, digests of the outputs, and what they were made with."""
+"""Settings and digests of the outputs."""
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 """This tree's commands: those that are installed may be another tree's."""
 STORES = ("data", "train", "phrases", "checkpoints", "regions", "labels", "pseudo", "evaluation")
 BY_TRAINED_MODELS = ("checkpoints/", "regions/", "labels/", "pseudo/", "evaluation/")
-"""What another processor rounds otherwise."""
+"""Outputs whose bytes depend on how the machine rounds."""
 WRITTEN_ANYWAY = (".dataset.json", "promotion.json")
 """Small files that b88d672, too, writes each time, with the same bytes."""
 STEP = "step-00000003"
-
-
-def made_with() -> dict[str, str]:
-    """What bytes of weights depend on, beside data and settings."""
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    about = dict(tuple(part.strip() for part in line.partition(":")[::2]) for line in reversed(lines) if ":" in line)
-    found = {name: about.get(name, "") for name in ("vendor_id", "cpu family", "model", "stepping")}
-    found["vectors"] = torch.backends.cpu.get_cpu_capability()
-    return found | {p: version(p) for p in ("torch", "transformers", "pyarrow", "pillow", "numpy", "safetensors")}
-
-
-SAME_MACHINE = made_with() == MADE["made_with"]
+MODEL_SETTINGS = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+"""Files of a model folder that training does not change."""
+SAME_BYTES = os.environ.get("SAME_BYTES") == "1"
 
 
 def outputs(run: Path) -> dict[str, str]:
@@ -66,7 +55,8 @@ def outputs(run: Path) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """What is in the archive: ``bert`` (a text encoder that the settings name by this relative path), ``run``, ``interrupted``."""
+    """What is in the archive: ``bert`` (a text encoder that the settings name by this relative
+    path), ``run``, ``interrupted``."""
     with tarfile.open(RUN) as archive:
         archive.extractall(tmp_path, filter="data")
     yield tmp_path
@@ -74,7 +64,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def command(folder: Path, name: str, *arguments: str) -> str:
-    """One of the project's commands, as its script would run it, in the folder that the settings' paths are relative to."""
+    """One of the project's commands, as its script would run it, in the folder that the settings'
+    paths are relative to."""
     env = environment(
         folder / "prefect",
         OMP_NUM_THREADS="1",
@@ -101,7 +92,7 @@ def near_weights(now: Path, then: Path, before: Path) -> None:
     assert {n: (w.shape, w.dtype) for n, w in new.items()} == {n: (w.shape, w.dtype) for n, w in old.items()}
     apart = sum(np.abs(new[n] - old[n]).sum() for n in old)
     moved = sum(np.abs(old[n] - first[n]).sum() for n in old)
-    assert moved > 0 and apart < 0.01 * moved, f"{apart / moved:.5f} of the way"
+    assert moved > 0 and apart < 1e-3 * moved, f"{apart / moved:.5f} of the way"
 
 
 def near_tables(now: Path, then: Path) -> None:
@@ -148,7 +139,7 @@ def test_a_finished_run_is_left_as_it_is(folder):
             )
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes(folder):
+def test_an_interrupted_run_ends_with_the_same_outputs(folder):
     run, then = folder / "run", folder / "then"
     run.rename(then)
     shutil.copytree(folder / "interrupted", run)
@@ -159,28 +150,20 @@ def test_an_interrupted_run_ends_with_the_same_bytes(folder):
     found = outputs(run)
     assert found.keys() == MADE["sha256"].keys()
     differ = {n for n, digest in found.items() if digest != MADE["sha256"][n]}
-    if SAME_MACHINE:
-        assert differ == set()
-    else:
-        assert {n for n in differ if not n.startswith(BY_TRAINED_MODELS)} == set()
-        final = "checkpoints/teacher/final/model.safetensors"
-        near_weights(
-            run / final,
-            then / final,
-            folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors",
-        )
+    assert not {n for n in differ if SAME_BYTES or not n.startswith(BY_TRAINED_MODELS) or n.endswith(MODEL_SETTINGS)}
+    final = "checkpoints/teacher/final/model.safetensors"
+    before = folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors"
+    near_weights(run / final, then / final, before)
 
 
 def test_a_teacher_trained_anew_has_the_same_weights(folder):
     sources = [p for n in ("detection", "grounding", "attributes") for p in ("--source", f"{n}=run/train/{n}-*.tar")]
     command(folder, "train-teacher", "--recipe", "run/config.yaml", *sources, "--threads", "1", "--out", "anew")
     now, then = folder / "anew" / "final", folder / "run" / "checkpoints" / "teacher" / "final"
-    if SAME_MACHINE:
-        assert digest_file(now / "model.safetensors") == digest_file(then / "model.safetensors")
-    else:
-        step = folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors"
-        near_weights(now / "model.safetensors", then / "model.safetensors", step)
-    for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+    step = folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors"
+    near_weights(now / "model.safetensors", then / "model.safetensors", step)
+    assert not SAME_BYTES or digest_file(now / "model.safetensors") == digest_file(then / "model.safetensors")
+    for name in MODEL_SETTINGS:
         assert (now / name).read_bytes() == (then / name).read_bytes(), name
 
 
@@ -204,15 +187,13 @@ def test_labels_and_shards_made_anew_are_the_same(folder):
     )
     command(folder, "filter-boxes", *recipe, "--regions", "run/regions/round-1", "--out", "anew/labels/round-1")
     command(
-        folder, "build-shards", *recipe, *crawl, "--phrases", "anew/phrases", "--labels", "anew/labels/round-1", "--out", "anew/pseudo/round-1",
+        folder, "build-shards", *recipe, *crawl, "--phrases", "anew/phrases", "--labels", "anew/labels/round-1",
+        "--out", "anew/pseudo/round-1",
     )  # fmt: skip
     found = outputs(folder / "anew")
     wanted = {n: d for n, d in MADE["sha256"].items() if n.startswith(("phrases/", "regions/", "labels/", "pseudo/"))}
     assert found.keys() == wanted.keys()
     differ = {n for n, digest in found.items() if digest != wanted[n]}
-    if SAME_MACHINE:
-        assert differ == set()
-    else:
-        assert {n for n in differ if not n.startswith("regions/")} == set()
-        for then in (run / "regions" / "round-1").glob("*.parquet"):
-            near_tables(folder / "anew" / "regions" / "round-1" / then.name, then)
+    assert not {n for n in differ if SAME_BYTES or not n.startswith("regions/")}
+    for then in (run / "regions" / "round-1").glob("*.parquet"):
+        near_tables(folder / "anew" / "regions" / "round-1" / then.name, then)

@@ -1,4 +1,5 @@
-"""Shards that are set aside, in a folder that is used again: what they gave before feeds nothing, and comes back when it is right again."""
+"""Shards that are set aside, in a folder that is used again: what they gave before feeds nothing,
+and comes back when it is right again."""
 
 from __future__ import annotations
 

@@ -22,9 +22,10 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.gpu_leases import gpus_here, limit_name, taken
 from flows.job_builder import job_builder
 from flows.jobs import run_jobs
-from flows.subprocess_jobs import VISIBLE, Job, launch_command
+from flows.subprocess_jobs import VISIBLE, ChildJob
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
+from pipeline.stages.jobs import PseudoLabel, TrainModel
 from pipeline.system.host_lock import LOCKS, host_lock
 from tests.flows.tiny import ROOT, wait_until
 
@@ -103,7 +104,7 @@ import sys
 from pathlib import Path
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
-from flows.subprocess_jobs import Job
+from flows.subprocess_jobs import ChildJob
 from flows.jobs import run_job
 
 folder, code = sys.argv[1:]
@@ -111,7 +112,7 @@ folder, code = sys.argv[1:]
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=3))
 def stage():
     commands = [(sys.executable, "-c", code, f"{folder}/{i}.said") for i in range(3)]
-    jobs = [Job(name=f"job-{i}", stage="s", command=c, logs=Path(folder), gpus=1) for i, c in enumerate(commands)]
+    jobs = [ChildJob(name=f"job-{i}", stage="s", command=c, logs=Path(folder), gpus=1) for i, c in enumerate(commands)]
     for future in [run_job.submit(job) for job in jobs]:
         future.result()
 
@@ -121,7 +122,8 @@ stage()
 
 @pytest.mark.slow
 def test_two_runs_of_three_jobs_each_never_share_a_gpu(server, tmp_path):
-    env = os.environ | {VISIBLE: "0,1", "PREFECT_API_URL": str(get_current_settings().api.url), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}  # fmt: skip
+    api = str(get_current_settings().api.url)
+    env = os.environ | {VISIBLE: "0,1", "PREFECT_API_URL": api, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
     runs = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -195,7 +197,7 @@ def test_a_killed_flow_does_not_hold_the_machines_lock(server, monkeypatch):
 @pytest.mark.slow
 def test_a_job_that_waits_for_a_gpu_says_so_on_its_page(server, monkeypatch, tmp_path):
     monkeypatch.setenv(VISIBLE, "busy")
-    job = Job(name="job-0", stage="s", command=(sys.executable, "-c", ""), logs=tmp_path, gpus=1)
+    job = ChildJob(name="job-0", stage="s", command=(sys.executable, "-c", ""), logs=tmp_path, gpus=1)
     words = "waiting for 1 of the GPUs busy"
     asked, free = threading.Event(), threading.Event()
 
@@ -229,12 +231,12 @@ def test_a_job_that_waits_for_a_gpu_says_so_on_its_page(server, monkeypatch, tmp
     assert job.note() is None  # it ran, and said nothing of its own
 
 
-def jobs_of(tmp_path: Path, *changes: str) -> tuple[Job, Job]:
+def jobs_of(tmp_path: Path, *changes: str) -> tuple[ChildJob, ChildJob]:
     """A run's labelling of two chunks, and its training."""
     maker = job_builder(
         str(tmp_path), load_recipe("demo", ["resources.device=cuda", "resources.chunk_shards=1", *changes])
     )
-    labelling = maker.chunked("label", "pseudo-label", "--shards", ["0.tar", "1.tar"], on_device=True)
+    labelling = maker.chunked("label", PseudoLabel(shards=["0.tar", "1.tar"], teacher="t", out=tmp_path))
     training = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
     return labelling[0], training
 
@@ -242,18 +244,20 @@ def jobs_of(tmp_path: Path, *changes: str) -> tuple[Job, Job]:
 def test_jobs_share_a_machines_gpus_out(tmp_path, monkeypatch):
     monkeypatch.setenv(VISIBLE, "0,1,2,3")
     label, train = jobs_of(tmp_path, "resources.parallel=2")
-    assert label.gpus == 2 and "cuda" in label.command
-    assert train.gpus == 4 and "--multi_gpu" in train.command
-    assert train.command[train.command.index("--num_processes") + 1] == "4"
+    assert isinstance(label.job, PseudoLabel) and isinstance(train.job, TrainModel)
+    assert label.gpus == 2 and label.job.device == "cuda" and train.job.device == "cuda"
+    command = train.arguments()
+    assert train.gpus == 4 and "--multi_gpu" in command
+    assert command[command.index("--num_processes") + 1] == "4"
     label, train = jobs_of(tmp_path, "resources.parallel=4", "resources.gpus=1", "resources.fsdp=true")
-    assert label.gpus == train.gpus == 1 and "--multi_gpu" not in train.command
+    assert label.gpus == train.gpus == 1 and "accelerate.commands.launch" not in train.arguments()
     label, train = jobs_of(tmp_path, "resources.gpus=4", "resources.fsdp=true")
-    assert "--use_fsdp" in train.command and "--multi_gpu" not in train.command
+    assert "--use_fsdp" in train.arguments() and "--multi_gpu" not in train.arguments()
     monkeypatch.setenv(VISIBLE, "")
     label, train = jobs_of(tmp_path)
     assert label.gpus == train.gpus == 0  # the command itself says that there is none
     label, train = jobs_of(tmp_path, "resources.device=cpu")
-    assert label.gpus == 0 and "--cpu" in train.command
+    assert label.gpus == 0 and isinstance(train.job, TrainModel) and train.job.device == "cpu"
 
 
 @pytest.mark.slow
@@ -262,26 +266,29 @@ def test_the_launcher_starts_as_many_processes_as_asked_and_the_users_own_config
     own = tmp_path / "hf" / "accelerate" / "default_config.yaml"
     own.parent.mkdir(parents=True)
     own.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_offload_params: true}\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\n"
+        "fsdp_config: {fsdp_version: 1, fsdp_offload_params: true}\n"
         "mixed_precision: bf16\nnum_machines: 1\nnum_processes: 8\ngpu_ids: '0'\nuse_cpu: false\ndebug: false\n"
     )
-    code = "import json, os; open(os.environ['SAID'] + os.environ.get('RANK', '0'), 'w').write(json.dumps(dict(os.environ)))"
+    code = (
+        "import json, os\n"
+        "open(os.environ['SAID'] + os.environ.get('RANK', '0'), 'w').write(json.dumps(dict(os.environ)))"
+    )
     (tmp_path / "says.py").write_text(code)
     for name, options in {
-        "one": {"processes": 1},
         "two": {"processes": 2},
         "fsdp": {"processes": 2, "fsdp": True},
     }.items():
         env = os.environ | {"SAID": str(tmp_path / f"{name}-"), "PYTHONPATH": str(tmp_path), VISIBLE: "GPU-aaaa"}
         env |= {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            launch_command("says", device="cuda", **options), env=env, cwd=ROOT, capture_output=True, text=True
-        )
+        child = ChildJob(name=name, stage="train", logs=tmp_path, **options)
+        command = child.arguments()
+        at = command.index("pipeline")  # the launched module and its arguments
+        done = subprocess.run([*command[:at], "says"], env=env, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         said = [json.loads(p.read_text()) for p in sorted(tmp_path.glob(f"{name}-*"))]
         assert len(said) == options["processes"]
-        if options["processes"] > 1:
-            assert [(seen["RANK"], seen["WORLD_SIZE"]) for seen in said] == [("0", "2"), ("1", "2")]
+        assert [(seen["RANK"], seen["WORLD_SIZE"]) for seen in said] == [("0", "2"), ("1", "2")]
         for seen in said:
             assert seen[VISIBLE] == "GPU-aaaa" and seen["ACCELERATE_MIXED_PRECISION"] == "no"
             assert seen.get("ACCELERATE_USE_FSDP", "false") == str(name == "fsdp").lower()

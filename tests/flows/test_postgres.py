@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.recipes import load_recipe
 from pipeline.io.hashing import digest_file
-from pipeline.stages import parse_phrases
+from pipeline.stages.jobs import ParsePhrases
 from tests.fixtures.crawl import write_crawl
 from tests.fixtures.servers import (
     PREFECT,
@@ -45,7 +45,8 @@ from flows.stages import parse_phrases
 from pipeline.config.recipes import load_recipe
 out, *shards = sys.argv[1:]
 config = load_recipe("demo", [
-    "demo=null", f"data.crawl={json.dumps(shards)}", "resources.chunk_shards=1", "resources.parallel=2", "resources.threads=1",
+    "demo=null", f"data.crawl={json.dumps(shards)}",
+    "resources.chunk_shards=1", "resources.parallel=2", "resources.threads=1",
 ])
 print(parse_phrases(out, config).model_dump_json())
 """
@@ -60,7 +61,7 @@ def crawl(tmp_path_factory) -> list[str]:
 def quiet(crawl, tmp_path_factory) -> dict[str, str]:
     """Digests of what the stage writes without any flow, by name."""
     out = tmp_path_factory.mktemp("quiet")
-    parse_phrases.run(load_recipe("demo").parse_phrases, crawl, out)
+    ParsePhrases(settings=load_recipe("demo").parse_phrases, shards=crawl, out=out).run()
     return digests(out)
 
 

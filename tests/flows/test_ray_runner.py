@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -24,7 +25,7 @@ from pipeline.config.recipes import load_recipe
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
 from pipeline.runs.layout import RunLayout
-from pipeline.stages import parse_phrases, pseudo_label
+from pipeline.stages.jobs import ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.faults import dying_at
 from tests.fixtures.servers import BIN, ROOT, PrefectServer, environment, free_port, prefect_server, started, wait_for
@@ -83,10 +84,15 @@ def quiet(crawl, changes, teacher, tmp_path_factory) -> dict[str, str]:
     layout = run_folder(tmp_path_factory.mktemp("quiet") / "run", teacher)
     config = load_recipe("demo", changes)
     shards = sorted(str(p) for p in crawl.glob("*.tar"))
-    parse_phrases.run(config.parse_phrases, shards, layout.phrases)
-    pseudo_label.run(
-        config.pseudo_label, shards, layout.regions(1), phrases=layout.phrases, teacher=layout.teacher_of(1), decoders=1
-    )
+    ParsePhrases(settings=config.parse_phrases, shards=shards, out=layout.phrases).run()
+    PseudoLabel(
+        settings=config.pseudo_label,
+        shards=shards,
+        out=layout.regions(1),
+        phrases=layout.phrases,
+        teacher=layout.teacher_of(1),
+        decoders=1,
+    ).run()
     return outputs(layout)
 
 
@@ -100,7 +106,8 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def cluster(stack: ExitStack, tmp_path: Path, machines: int) -> tuple[int, dict[str, str], list[subprocess.Popen]]:
-    """A head without cores and machines of one core: the port, what a flow must have in its environment, and the machines."""
+    """A head without cores and machines of one core: the port, what a flow must have in its
+    environment, and the machines."""
     port, log = free_port(), tmp_path / "ray.log"
     # Ray's processes listen on all addresses: only who knows the token may ask anything of them
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -183,7 +190,9 @@ def test_what_a_killed_flow_left_on_the_cluster_ends_by_itself(team, crawl, chan
     """It would go on by the settings of before, and write over what the run's next start makes by others."""
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", changes)
-    parse_phrases.run(config.parse_phrases, sorted(str(p) for p in crawl.glob("*.tar")), layout.phrases)
+    ParsePhrases(
+        settings=config.parse_phrases, shards=sorted(str(p) for p in crawl.glob("*.tar")), out=layout.phrases
+    ).run()
     with ExitStack() as stack:
         command = [sys.executable, "-c", FLOW, str(layout.root), team.address, "pseudo_label", *changes]
         flow = begun(stack, tmp_path, command, team.env)
@@ -197,17 +206,17 @@ def test_what_a_killed_flow_left_on_the_cluster_ends_by_itself(team, crawl, chan
 
 
 GPUS = """
-import json, sys
+import json, pickle, sys
 import ray
 from flows import ray_runner as on_ray
-from flows.subprocess_jobs import Job
 from pipeline.errors import InputError
-jobs = [Job.model_validate(job) for job in json.loads(sys.argv[1])]
+jobs = pickle.load(open(sys.argv[1], "rb"))
 ray.init("local", num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
 anchor = on_ray.anchored()
-ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_kept)  # the process that asks is another each time
+ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_persistent)  # the process that asks is another each time
 done = sum(report["done"] for report in ray.get([ask.remote(job) for job in jobs]))
-broken = jobs[0].model_copy(update={"command": tuple(w.replace("/teacher/", "/nobody/") for w in jobs[0].command)})
+work = jobs[0].job.model_copy(update={"teacher": jobs[0].job.teacher.replace("/teacher/", "/nobody/")})
+broken = jobs[0].model_copy(update={"job": work})
 try:
     ray.get(ask.remote(broken))
 except InputError as error:
@@ -223,15 +232,17 @@ def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, tea
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", [*changes, "resources.cluster=local"])
     shards = sorted(str(p) for p in crawl.glob("*.tar"))
-    parse_phrases.run(config.parse_phrases, shards, layout.phrases)
+    ParsePhrases(settings=config.parse_phrases, shards=shards, out=layout.phrases).run()
     maker: JobBuilder = job_builder(str(layout.root), config)
-    jobs = maker.chunked(
-        "label", "pseudo-label", "--shards", shards, "--phrases", str(layout.phrases),
-        "--teacher", str(layout.teacher_of(1)), "--device", "cpu", "--out", str(layout.regions(1)), kept=True,
+    job = PseudoLabel(
+        shards=shards, phrases=layout.phrases, teacher=layout.teacher_of(1), out=layout.regions(1),
+        settings=config.pseudo_label,
     )  # fmt: skip
-    assert all(job.kept for job in jobs)
+    jobs = maker.chunked("label", job, persistent=True)
+    assert all(job.persistent_worker for job in jobs)
+    (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
     env = environment(tmp_path / "home", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
-    command = [sys.executable, "-c", GPUS, json.dumps([job.model_dump(mode="json") for job in jobs])]
+    command = [sys.executable, "-c", GPUS, str(tmp_path / "jobs")]
     ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     done, keepers, error = json.loads(ended.stdout.splitlines()[-1])
@@ -245,10 +256,13 @@ def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, tea
 KEEPER = """
 import sys
 from pathlib import Path
-from flows.subprocess_jobs import Job
+from flows.subprocess_jobs import ChildJob
 from flows.ray_runner import Keeper
-command = ("python", "-m", "pipeline", "parse-phrases", "--unheard-of")
-Keeper().run(Job(name="job", stage="parse-phrases", command=command, logs=Path(sys.argv[1])))
+from pipeline.stages.jobs import ParsePhrases, PseudoLabel
+class Broken(ParsePhrases):
+    stage = "unheard-of"
+job = Broken(shards="0.tar", out="out")
+Keeper().run(ChildJob(name="job", stage="parse-phrases", job=job, logs=Path(sys.argv[1])))
 print("still there")
 """
 
@@ -259,7 +273,7 @@ def test_a_process_ends_with_what_it_did_not_expect(tmp_path):
     ended = subprocess.run([sys.executable, "-c", KEEPER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1 and "still there" not in ended.stdout
     log = (tmp_path / "job.log").read_text()
-    assert "Traceback" in log and "No such option" in log
+    assert "Traceback" in log and "unheard-of" in log
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

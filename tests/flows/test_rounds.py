@@ -1,4 +1,5 @@
-"""Rounds, cancelling and retrying on a real server with a worker: what was done stays done, and the verdict decides what follows."""
+"""Rounds, cancelling and retrying on a real server with a worker: what was done stays done, and the
+verdict decides what follows."""
 
 from __future__ import annotations
 

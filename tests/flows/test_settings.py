@@ -18,11 +18,11 @@ from flows.preflight import check_files, check_inputs, check_machine, check_sets
 from flows.rounds import one_round
 from flows.self_train import self_train
 from flows.subprocess_jobs import VISIBLE
-from pipeline.cli.train import main as train_main
 from pipeline.config import SelfTrainConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.execution import folder_lock as alone
+from pipeline.stages.jobs import TrainModel
 from tests.fixtures.alone import holding
 
 
@@ -215,10 +215,7 @@ def test_a_trainings_processes_have_others_read_for_them(changes, workers, tmp_p
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(23)), raising=False)
     maker = job_builder(str(tmp_path), load_recipe("demo", ["resources.device=cuda", *changes]))
     train = maker.training("t", "train-teacher", maker.config.teacher, {"a": ["0.tar"]}, tmp_path / "t", init=None)
-    at = train.command.index("--data-workers") if workers else None
-    assert int(train.command[at + 1]) == workers if at else "--data-workers" not in train.command
-    options = {option for parameter in train_main.params for option in parameter.opts}
-    assert "--data-workers" in options  # what is started knows it
+    assert isinstance(train.job, TrainModel) and train.job.data_workers == workers
 
 
 def test_trainings_at_a_time_share_the_cores_among_their_readers(tmp_path, monkeypatch):
@@ -229,7 +226,7 @@ def test_trainings_at_a_time_share_the_cores_among_their_readers(tmp_path, monke
         maker.training(n, "train-student", maker.config.student, {"a": ["0.tar"]}, tmp_path / n, init=None, together=2)
         for n in ("student", "control")
     ]
-    assert [j.command[j.command.index("--data-workers") + 1] for j in jobs] == ["6", "6"]
+    assert [job.job.data_workers for job in jobs if isinstance(job.job, TrainModel)] == [6, 6]
 
 
 def test_the_control_has_the_teachers_mixture_in_its_unit_and_no_pseudo_labels():

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.subprocess_jobs import EndedError, Job, begin_anew, end_children, run_child
+from flows.subprocess_jobs import ChildJob, EndedError, begin_anew, end_children, run_child
 from pipeline.errors import InputError, RunError
 from pipeline.runs.summary import stage_times
 from tests.flows.tiny import ROOT, wait_until
 
 
-def job(tmp_path: Path, code: str, name: str = "a") -> Job:
-    return Job(name=name, stage="s", command=(sys.executable, "-c", textwrap.dedent(code)), logs=tmp_path / "logs")
+def job(tmp_path: Path, code: str, name: str = "a") -> ChildJob:
+    return ChildJob(name=name, stage="s", command=(sys.executable, "-c", textwrap.dedent(code)), logs=tmp_path / "logs")
 
 
 def test_a_child_leaves_its_words_its_time_and_its_memory(tmp_path):
@@ -48,13 +48,17 @@ def test_a_failing_child_is_told_with_its_last_words(tmp_path, code, kind):
 
 
 def test_a_child_ends_with_its_killed_starter(tmp_path):
-    child = "import time, os; from pipeline.system.parent_watch import exit_with_parent; exit_with_parent(); open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     pid_file = tmp_path / "pid"
+    child = (
+        "import time, os; from pipeline.system.parent_watch import exit_with_parent; exit_with_parent(); "
+        f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
     starter = f"""
         import sys
         from pathlib import Path
-        from flows.subprocess_jobs import Job, run_child
-        run_child(Job(name="a", stage="s", command=(sys.executable, "-c", {child.format(str(pid_file))!r}), logs=Path({str(tmp_path)!r})))
+        from flows.subprocess_jobs import ChildJob, run_child
+        command = (sys.executable, "-c", {child!r})
+        run_child(ChildJob(name="a", stage="s", command=command, logs=Path({str(tmp_path)!r})))
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(starter)], cwd=ROOT)
     try:

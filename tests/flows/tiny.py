@@ -19,11 +19,13 @@ BIN = Path(sys.executable).parent
 BUSY = 3
 """What takes a minute on a quiet machine may take three."""
 SCENES = {
-    "detection_scenes": 30, "grounding_scenes": 20, "attributes_scenes": 10, "crawled_scenes": 60, "shard_size": 10, "validation_scenes": 2,
+    "detection_scenes": 30, "grounding_scenes": 20, "attributes_scenes": 10, "crawled_scenes": 60, "shard_size": 10,
+    "validation_scenes": 2,
     "evaluation_scenes": 4, "max_photo_side": 128,
 }  # fmt: skip
 CHANGES = [
-    "teacher.steps=4", "teacher.first_steps=1", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3", "student.log_every=1",
+    "teacher.steps=4", "teacher.first_steps=1", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3",
+    "student.log_every=1",
     "pseudo_label.floor=0.0001", "pseudo_label.batch_size=2", "filter_boxes.threshold=0.001",
     "resources.parallel=1", "resources.threads=1", f"demo={json.dumps(SCENES)}",
 ]  # fmt: skip
@@ -61,7 +63,8 @@ def free_port() -> int:
 
 
 def wait_until(what: Callable[[], object], seconds: float, why: str, process: subprocess.Popen | None = None) -> None:
-    """Poll until ``what`` is true; fails with ``why`` after ``seconds`` (on a machine that does nothing else), or when the process has ended."""
+    """Poll until ``what`` is true; fails with ``why`` after ``seconds`` (on a machine that does
+    nothing else), or when the process has ended."""
     end = time.monotonic() + BUSY * seconds
     while not what():
         assert time.monotonic() < end, f"after {BUSY * seconds} s still waiting: {why}"

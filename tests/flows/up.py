@@ -83,7 +83,8 @@ class Up:
     def start(self, out: Path, config: Any, flow: str = "self-train") -> str:
         """Ask for a run of a flow, the whole loop by default; returns its id.
 
-        By Prefect's client, which asks again while SQLite is busy (503), and which takes no seconds to start as its command does.
+        By Prefect's client, which asks again while SQLite is busy (503), and which takes no seconds
+        to start as its command does.
         """
         return self.ask_for({"out": str(out), "config": config.model_dump(mode="json")}, flow)
 

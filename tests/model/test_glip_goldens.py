@@ -128,6 +128,7 @@ def test_glip_t_256x320(glip_t):
     check_final_boxes(arrays, compare(glip_t, arrays, inputs([seeded_image(256, 320, 11)], [CAPTION_A])))
 
 
+@pytest.mark.slow
 def test_glip_a_256x320():
     arrays = golden("golden_glip_a_256x320")
     model = seeded_model("glip-a")
@@ -184,6 +185,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients(glip_t, two_threads):
     arrays, features, labels = training_batch()
     outputs = glip_t(**features, labels=labels)  # evaluation mode: the reference ran without dropout

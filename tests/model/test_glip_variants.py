@@ -25,6 +25,9 @@ VARIANTS = {
     },
 }  # fmt: skip
 
+LONG = ("hungarian", "two stage", "two stage, cross entropy, l2, no fusion")
+"""Variants whose training takes more than three seconds."""
+
 
 def scenes(count, seed=0):
     """Images of one coloured box each, its colour and its corners."""
@@ -51,7 +54,7 @@ def batch(samples):
     return made, features, labels
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in VARIANTS])
 def test_training_lowers_the_loss_and_finds_boxes(name):
     # this BERT is random and tiny: the vocabulary's ids go straight in
     from transformers import BertConfig

@@ -215,7 +215,8 @@ def test_score_agg_says_how_tokens_make_a_score(load, name, agg, column):
 
 
 TRICKY = [
-    "İstanbul", "ΣΑΣ", "ﬁsh", "Straße", "naïve", "cafe\u0301", "猫", "🙂", "ẞ", "ŉ", "Ångström", "dog's", "half-open", "９", "½",
+    "İstanbul", "ΣΑΣ", "ﬁsh", "Straße", "naïve", "cafe\u0301", "猫", "🙂", "ẞ", "ŉ", "Ångström", "dog's", "half-open",
+    "９", "½",
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Questions about captions of any length: every phrase once or missing, every text within the limit, every slice exact."""
+"""Questions about captions of any length: every phrase once or missing, every text within the
+limit, every slice exact."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pipeline.errors import InputError
 
 @st.composite
 def asked(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]], list[tuple[int, int, int]], int, int]:
-    """A caption of words with any gaps, spans anywhere in it (also between words), the words' tokens, limit, specials."""
+    """A caption of words with any gaps, spans anywhere in it (also between words), the words'
+    tokens, limit, specials."""
     caption, words = draw(st.sampled_from(["", " ", "  "])), []
     for _ in range(draw(st.integers(0, 40))):
         text = draw(st.text("abcİß", min_size=1, max_size=5))

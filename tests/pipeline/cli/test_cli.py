@@ -41,7 +41,8 @@ def test_the_labelling_stages_alone_on_their_own_inputs(crawl, teacher, tmp_path
     done = call("parse_phrases", "--shards", str(tmp_path / "crawl"), "--out", str(tmp_path / "phrases"))
     assert done.exit_code == 0 and "file_name 1" in done.output
     done = call(
-        "pseudo_label", "--shards", str(tmp_path / "crawl" / "{00000..00001}.tar"), "--phrases", str(tmp_path / "phrases"),
+        "pseudo_label", "--shards", str(tmp_path / "crawl" / "{00000..00001}.tar"),
+        "--phrases", str(tmp_path / "phrases"),
         "--teacher", str(teacher), "--out", str(tmp_path / "regions"), "--set", "floor=0.01",
         "--report-json", str(tmp_path / "report.json"),
     )  # fmt: skip
@@ -92,7 +93,8 @@ def test_counts_and_fitted_thresholds_go_from_command_to_command(store, tmp_path
     done = call("count_phrases", *store, "--min-count", "5", "--out", counts)
     assert done.exit_code == 0 and "phrases with 5 mentions" in done.output
     done = call(
-        "calibrate", *store, "--gold", str(tmp_path / "gold"), "--counts", counts, "--bands", "10", "--precision", "0.4",
+        "calibrate", *store, "--gold", str(tmp_path / "gold"), "--counts", counts, "--bands", "10",
+        "--precision", "0.4",
         "--min-labels", "5", "--out", thresholds,
     )  # fmt: skip
     assert done.exit_code == 0 and "from 10" in done.output, done.output
@@ -155,7 +157,7 @@ def test_pseudo_label_parses_by_itself_where_no_phrases_are_given(crawl, teacher
             ["--regions", "x", "--out", "y", "--set", "preset=glib"],
             "preset: Input should be 'glip', 'owl_st'",
         ),
-        ("train_teacher", ["--source", "a", "--out", "y"], "want --init MODEL"),
+        ("train_teacher", ["--source", "a=b", "--out", "y"], "want --init MODEL"),
         ("train_teacher", ["--source", "a", "--out", "y", "--recipe", "demo"], "want NAME=SHARDS"),
     ],
 )

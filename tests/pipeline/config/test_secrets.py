@@ -21,12 +21,15 @@ from pipeline.config.secrets import PATTERN, Address
 from pipeline.errors import InputError
 
 PLAIN = [
-    "crawl", "/data/crawl/{00000..02399}.tar", "/data/a:b/c://d".replace("://", ":/"), "../x/0000?.tar", "/odd=name/me@host.tar", "C:/x.tar", "a:",
-    "s3://bucket/crawl/{00000..02399}.tar", "s3://bucket/crawl/0000?.tar", "s3://bucket/date=2024-01-01/*.tar", "s3://bucket", "gs://b/{0,1}/x@2.tar",
+    "crawl", "/data/crawl/{00000..02399}.tar", "/data/a:b/c://d".replace("://", ":/"), "../x/0000?.tar",
+    "/odd=name/me@host.tar", "C:/x.tar", "a:",
+    "s3://bucket/crawl/{00000..02399}.tar", "s3://bucket/crawl/0000?.tar", "s3://bucket/date=2024-01-01/*.tar",
+    "s3://bucket", "gs://b/{0,1}/x@2.tar",
     "https://host:8443/crawl/00000.tar", "http://[::1]:9000/x/0.tar", "file:///data/x.tar", "memory://x/0.tar", "s3://b/part-?/date=1/0.tar",
 ]  # fmt: skip
 SECRET = [
-    "https://TOKEN@host/0.tar", "https://me:TOKEN@host/0.tar", "s3://KEY:TOKEN@bucket/0.tar", "s3://KEY:TO/KEN@bucket/0.tar", "HTTPS://TOKEN@host",
+    "https://TOKEN@host/0.tar", "https://me:TOKEN@host/0.tar", "s3://KEY:TOKEN@bucket/0.tar",
+    "s3://KEY:TO/KEN@bucket/0.tar", "HTTPS://TOKEN@host",
     "https://host/0.tar?X-Amz-Signature=TOKEN", "https://host/0.tar?sv=1&sig=TOKEN", "https://host/0.tar?token=TOKEN", "https://host/#a=TOKEN",
     "https://host/0.tar?x/y&sig=TOKEN", "simplecache::s3://KEY:TOKEN@bucket/0.tar", " https://TOKEN@host/0.tar", "https://host?sig=TOKEN",
     "https://TOKEN:@host/x", "x/https://TOKEN@host/0.tar",

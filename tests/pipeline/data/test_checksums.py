@@ -62,8 +62,11 @@ def test_each_file_is_found_beside_its_set_and_compared_once(tmp_path):
     fill(tmp_path)
     path = manifest(tmp_path)
     assert states(path, tmp_path) == {
-        ("images.zip", "pets"): "ok", ("a.json", "labels"): "ok", ("classes.txt", "labels"): "unstated", ("a.json", None): "absent"
-    }  # fmt: skip
+        ("images.zip", "pets"): "ok",
+        ("a.json", "labels"): "ok",
+        ("classes.txt", "labels"): "unstated",
+        ("a.json", None): "absent",
+    }
     (tmp_path / "images.zip").mkdir()  # a folder of that name is no file
     assert states(path, tmp_path)["images.zip", "pets"] == "ok"
 

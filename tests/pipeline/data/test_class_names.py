@@ -1,4 +1,5 @@
-"""Class names of detection sets: found beside their shards wherever these lie, and missed before anything is trained."""
+"""Class names of detection sets: found beside their shards wherever these lie, and missed before
+anything is trained."""
 
 from __future__ import annotations
 

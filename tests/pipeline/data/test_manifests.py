@@ -24,8 +24,10 @@ from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers.layouts import COCO, put
 
 WANTED = {
-    "objects365-v1", "objects365-v2", "openimages-v6", "visual-genome", "imagenet-boxes", "flickr30k-entities", "mdetr-goldg",
-    "gqa", "coco", "lvis-v1", "refcoco", "odinw-13", "odinw-35", "pascal-voc", "odvg", "grit", "glip-captions", "cc3m", "cc12m",
+    "objects365-v1", "objects365-v2", "openimages-v6", "visual-genome", "imagenet-boxes", "flickr30k-entities",
+    "mdetr-goldg",
+    "gqa", "coco", "lvis-v1", "refcoco", "odinw-13", "odinw-35", "pascal-voc", "odvg", "grit", "glip-captions", "cc3m",
+    "cc12m",
     "sbu", "fourods", "goldg", "glip-t", "glip-l", "demo",
 }  # fmt: skip
 

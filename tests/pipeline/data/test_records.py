@@ -22,7 +22,8 @@ REGIONS = st.builds(
 @given(
     st.builds(
         GroundingRecord,
-        key=TEXTS, dataset=TEXTS, kind=st.just("detection"), image_size=st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
+        key=TEXTS, dataset=TEXTS, kind=st.just("detection"),
+        image_size=st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
         caption=st.none() | TEXTS, regions=st.lists(REGIONS, max_size=4).map(tuple),
         uncertain=st.lists(st.just((1, 2)), max_size=2).map(tuple),
         verified_absent=st.none() | st.lists(TEXTS, max_size=3).map(tuple),

@@ -244,7 +244,8 @@ def test_looking_through_shards_leaves_digests_and_indexes(tmp_path, cache):
 def test_processes_at_the_same_work_get_the_same(tmp_path, cache):
     paths = [str(large(tmp_path / f"{n}.tar", records=200 + n)) for n in range(4)]
     code = (
-        "import sys, zlib; from pipeline.execution.progress import Silent; from pipeline.data.training_shards import ShardSet;"
+        "import sys, zlib; from pipeline.execution.progress import Silent;"
+        "from pipeline.data.training_shards import ShardSet;"
         "from pipeline.training.index_shards import look_through;"
         "look_through(sys.argv[1:], Silent()); s = ShardSet(sys.argv[1:]);"
         "print(s.counts, zlib.crc32(b''.join(i.to_bytes() for i in s._index)))"

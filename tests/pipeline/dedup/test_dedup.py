@@ -25,12 +25,9 @@ from pipeline.data.class_names import LabelSpaces
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.data.training_shards import ShardSet
 from pipeline.dedup.image_sets import read_image_set
-from pipeline.dedup.search import MatchRules
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import TarProblems, read_tar, write_tar
-from pipeline.stages import build_shards as build_stage
-from pipeline.stages import dedup as stage
-from pipeline.stages import filter_boxes, parse_phrases
+from pipeline.stages.jobs import BuildShards, Dedup, FilterBoxes, ParsePhrases
 from tests.fixtures.crawl import GOOD, jpeg
 from tests.fixtures.photos import CHANGES, encoded, photos
 from tests.pipeline.stages.test_labelling import KEEP, digests, label
@@ -47,7 +44,8 @@ def record(key: str, image: Image.Image) -> bytes:
 
 @pytest.fixture
 def world(tmp_path):
-    """A crawl of three shards with copies of two evaluation images; an evaluation set as a folder, and as a training shard."""
+    """A crawl of three shards with copies of two evaluation images; an evaluation set as a folder,
+    and as a training shard."""
     (tmp_path / "crawl").mkdir()
     (tmp_path / "images" / "deep").mkdir(parents=True)
     for i, name in enumerate(EVALUATED):
@@ -59,7 +57,8 @@ def world(tmp_path):
     (tmp_path / "images" / "notes.txt").write_text("not an image")
     mirrored = photos()["coffee"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     shards = [
-        {"000000000": encoded(photos()["china"]), "000000001": CHANGES["quality_50"](photos()["chelsea"]), "000000002": blank},
+        {"000000000": encoded(photos()["china"]), "000000001": CHANGES["quality_50"](photos()["chelsea"]),
+         "000000002": blank},
         {"000010000": CHANGES["half_size"](photos()["astronaut"]), "000010001": CHANGES["grey"](photos()["chelsea"])},
         {"000020000": encoded(mirrored), "000020001": encoded(photos()["camera"]), "000020002": jpeg(1)[:150]},
     ]  # fmt: skip
@@ -79,7 +78,7 @@ def crawl_of(world: Path) -> list[str]:
 
 
 def run(world: Path, *sets: str, **options):
-    return stage.run(crawl_of(world), [read_image_set(s) for s in sets], world / "out", **options)
+    return Dedup(shards=crawl_of(world), against=sets, out=world / "out", **options).run()
 
 
 def found(world: Path) -> list[tuple[str, str, str, str]]:
@@ -116,9 +115,11 @@ def test_an_image_with_several_captions_is_one_image(world):
     captions = ((f"{name}_{n}", {"jpg": data, "txt": b"a thing"}) for name, data in images for n in range(3))
     write_tar(world / "flickr" / "00000.tar", captions)
     write_tar(world / "mine" / "00000.tar", ((f"m{n}", {"jpg": images[0][1], "txt": b"a thing"}) for n in range(2)))
-    report, _ = stage.run(
-        [str(world / "mine" / "00000.tar")], [read_image_set(str(world / "flickr"))], world / "captions"
-    )
+    report, _ = Dedup(
+        shards=[str(world / "mine" / "00000.tar")],
+        against=str(world / "flickr"),
+        out=world / "captions",
+    ).run()
     flickr = report.sets["flickr"]
     assert (flickr.records.kept, flickr.images, flickr.matched, flickr.training_images) == (6, 2, 1, 1)
     assert (report.records.kept, report.matched, report.matched_images) == (2, 2, 1)
@@ -129,7 +130,7 @@ def test_an_image_with_several_captions_is_one_image(world):
 
 
 def test_mirrored_copies_are_found_if_asked_for(world):
-    run(world, str(world / "images"), rules=MatchRules(mirrored=True))
+    run(world, str(world / "images"), mirrored=True)
     rows = pq.read_table(world / "out" / "matches.parquet").to_pylist()
     assert [(r["key"], r["set_key"]) for r in rows if r["mirrored"]] == [("000020000", "coffee.png")]
     assert len(rows) == 4
@@ -161,12 +162,12 @@ def test_drop_writes_shards_without_them_and_counts_them(world):
 
 
 def test_dropped_shards_are_those_of_the_last_run(world, caplog):
-    shards, images, out = crawl_of(world), [read_image_set(str(world / "images"))], world / "out"
-    stage.run(shards, images, out, drop=True)
+    shards, images, out = crawl_of(world), str(world / "images"), world / "out"
+    Dedup(shards=shards, against=images, out=out, drop=True).run()
     write_tar(out / "shards" / "mine.tar", [("a", {"txt": b"not of dedup"})])
     before = digests(out / "shards")
     with caplog.at_level("WARNING", "glip_self_train"):
-        _, dropped = stage.run(shards[:1], images, out, drop=True)
+        _, dropped = Dedup(shards=shards[:1], against=images, out=out, drop=True).run()
     name = Path(shards[0]).stem
     left = {n: d for n, d in before.items() if Path(n).name.split(".")[0] in (name, "mine")}
     assert dropped.skipped == 1 and digests(out / "shards") == left and len(left) == 3
@@ -174,14 +175,17 @@ def test_dropped_shards_are_those_of_the_last_run(world, caplog):
         f"removed {Path(s).name} of an earlier run; that shard is not among these" for s in shards[1:]
     ]
     Path(shards[0]).write_bytes(b"no tar" * 200)  # what fails now leaves what it gave before
-    stage.run(shards, images, out, drop=True, max_failed=1)
+    Dedup(shards=shards, against=images, out=out, drop=True, max_failed=1).run()
     assert (out / "shards" / Path(shards[0]).name).exists()
 
 
 def test_training_shards_are_cleaned_for_training(world):
-    report, dropped = stage.run(
-        [str(world / "train" / "gold-000000.tar")], [read_image_set(str(world / "crawl"))], world / "clean", drop=True
-    )
+    report, dropped = Dedup(
+        shards=[str(world / "train" / "gold-000000.tar")],
+        against=str(world / "crawl"),
+        out=world / "clean",
+        drop=True,
+    ).run()
     assert report.matched == 2 and dropped.tallies["samples"].kept == 2
     clean = [str(world / "clean" / "shards" / "gold-000000.tar")]
     records = ShardSet(clean)
@@ -201,19 +205,23 @@ def store(tmp_path_factory, teacher):
         ]
         write_tar(root / "crawl" / f"{i:05d}.tar", samples)
     crawl = [str(p) for p in sorted((root / "crawl").glob("*.tar"))]
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
     label(crawl, root, teacher)
-    filter_boxes.run(KEEP, [str(p) for p in sorted((root / "regions").glob("*.parquet"))], root / "labels")
+    FilterBoxes(
+        settings=KEEP, regions=[str(p) for p in sorted((root / "regions").glob("*.parquet"))], out=root / "labels"
+    ).run()
     (root / "evaluated").mkdir()
     (root / "evaluated" / "cat.jpg").write_bytes(encoded(photos()["chelsea"], 60))
-    stage.run(crawl, [read_image_set(str(root / "evaluated"))], root / "dedup")
+    Dedup(shards=crawl, against=str(root / "evaluated"), out=root / "dedup").run()
     return root, crawl
 
 
 def build(store, out, without=None, link=False):
     root, crawl = store
     config = BuildShardsConfig(link=link)
-    return build_stage.run(config, crawl, out, phrases=root / "phrases", labels=root / "labels", without=without)
+    return BuildShards(
+        settings=config, shards=crawl, out=out, phrases=root / "phrases", labels=root / "labels", without=without
+    ).run()
 
 
 def keys_of(folder: Path) -> list[str]:
@@ -244,9 +252,9 @@ def test_linked_images_are_hashed_and_their_links_lead_on_after_a_drop(store, tm
     root, crawl = store
     build(store, root / "linked", link=True)
     shards = [str(p) for p in sorted((root / "linked").glob("*.tar"))]
-    report, dropped = stage.run(
-        shards, [read_image_set(str(root / "evaluated"))], tmp_path / "a" / "b" / "out", drop=True
-    )
+    report, dropped = Dedup(
+        shards=shards, against=str(root / "evaluated"), out=tmp_path / "a" / "b" / "out", drop=True
+    ).run()
     assert report.matched == 1 and report.records.kept == 6 and dropped.tallies["samples"].kept == 5
     assert "cannot be shown" not in (tmp_path / "a" / "b" / "out" / "pairs.html").read_text()
     clean = ShardSet([str(tmp_path / "a" / "b" / "out" / "shards" / Path(s).name) for s in shards])

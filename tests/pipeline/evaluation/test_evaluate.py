@@ -1,4 +1,5 @@
-"""The evaluate stage on real shards with a small real network: every protocol, resumed, in processes, and the commands on top."""
+"""The evaluate stage on real shards with a small real network: every protocol, resumed, in
+processes, and the commands on top."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.stages import evaluate
+from pipeline.stages.jobs import Evaluate
 from tests.fixtures.crawl import jpeg
 
 NAMES = ("car", "tree", "traffic light", "dog", "umbrella")
@@ -65,14 +66,15 @@ def shards(tmp_path_factory) -> dict[str, list[str]]:
         card = DatasetCard(name=name, kind="detection", label_space=NAMES)
         (folder / f"{name}.dataset.json").write_text(card.model_dump_json())
     return {
-        "val": [write("val-0", range(4), lambda i: detection(i, "val")), write("val-1", range(4, 7), lambda i: detection(i, "val"))],
+        "val": [write("val-0", range(4), lambda i: detection(i, "val")),
+                write("val-1", range(4, 7), lambda i: detection(i, "val"))],
         "federated": [write("federated-0", range(5), lambda i: detection(i, "federated"))],
         "captions": [write("captions-0", range(5), caption)],
     }  # fmt: skip
 
 
 def run(shards, out, teacher, config=CONFIG, **options):
-    return evaluate.run(config, str(teacher), shards, out, **options)
+    return Evaluate(settings=config, model=str(teacher), sets=shards, out=out, **options).run()
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -151,7 +153,8 @@ class KillAtShard(Silent):
         raise Killed
 
 
-def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards, teacher, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_an_undisturbed_one(shards, teacher, tmp_path, processes):
     sets = {"val": shards["val"], "captions": shards["captions"]}
     got = run(sets, tmp_path / "whole", teacher)
     with pytest.raises(Killed):
@@ -159,7 +162,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_two_processes_as_one(shards
     there = list((tmp_path / "killed" / "predictions").glob("*.parquet"))
     assert len(there) == 1 and not (tmp_path / "killed" / "metrics.json").exists()
     before = there[0].stat().st_mtime_ns
-    assert run(sets, tmp_path / "killed", teacher, processes=2) == got
+    assert run(sets, tmp_path / "killed", teacher, processes=processes) == got
     assert there[0].stat().st_mtime_ns == before
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 

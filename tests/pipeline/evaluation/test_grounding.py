@@ -18,7 +18,8 @@ def test_any_box_and_merged_boxes_by_hand():
     gold = [(A, 0, False), (B, 0, False), (B, 1, False)]
     found = [(A, 0, 0.9), (AROUND, 0, 0.8), (FAR, 1, 0.7), (AROUND, 1, 0.6), (FAR, 1, 0.5), ((29, 0, 40, 10), 1, 0.4)]
     queries = queries_of([image(gold, found), image([], []), image([(A, 2, False)], [(FAR, 2, 0.9)])])
-    # phrase 0: A fits at once by any box; merged it wants AROUND, which is second. Phrase 1: its one box is found by the fourth.
+    # phrase 0: A fits at once by any box; merged it wants AROUND, which is second. Phrase 1: its one box is found by
+    # the fourth.
     assert queries.image.tolist() == [0, 0, 2] and queries.label.tolist() == [0, 1, 2]
     assert queries.boxes.tolist() == [2, 1, 1]
     assert queries.first.tolist() == [0, 3, NEVER]

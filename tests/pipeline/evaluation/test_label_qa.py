@@ -97,7 +97,8 @@ def test_bands_hold_every_detection(seed):
 
 
 def test_bands_and_sweeps_leave_out_what_nobody_knows():
-    """The label with the highest score is of a name that nobody looked for: neither right nor wrong, in every figure."""
+    """The label with the highest score is of a name that nobody looked for: neither right nor
+    wrong, in every figure."""
     bands = label_quality_of(evidence(), [50])["by_score"]
     assert max(b["to"] for b in bands) == 1.0 and sum(b["detections"] for b in bands) == 6  # of 7
     assert bands[-1] == {

@@ -176,7 +176,7 @@ for n in range(rounds):
 """
 
 
-@pytest.fingerprint_of.parametrize("guarded", [True, False], ids=["locks", "no locks, as on some network disks"])
+@pytest.mark.parametrize("guarded", [True, False], ids=["locks", "no locks, as on some network disks"])
 def test_of_several_that_wait_for_a_dead_owners_claim_one_gets_it(tmp_path, guarded):
     rounds, dead = 40, {"host": host_identity(), "pid": 2**22 + 1, "started": "1", "beat": 0}
     for n in range(rounds):
@@ -215,7 +215,7 @@ print(taken)
 """
 
 
-@pytest.fingerprint_of.skipif(
+@pytest.mark.skipif(
     subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, check=False).returncode
     != 0
     if shutil.which("unshare")
@@ -255,14 +255,17 @@ def test_an_owner_that_the_system_hides_is_watched_before_it_loses_its_claim(hol
     mine.close()
 
 
-@pytest.fingerprint_of.parametrize("held", [one_at_a_time, lambda folder: host_lock("held")])
+@pytest.mark.parametrize("held", [one_at_a_time, lambda folder: host_lock("held")])
 def test_a_lock_is_free_again_although_a_process_was_forked_under_it(tmp_path, monkeypatch, held):
     """As a loader's worker may be, while another thread renews a claim."""
     monkeypatch.setenv("GLIP_SELF_TRAIN_LOCKS", str(tmp_path / "locks"))
     with held(tmp_path):
         fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
         fork.start()
-    code = "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    code = (
+        "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY);"
+        "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
     path = next((tmp_path / "locks").glob("*"), tmp_path) if (tmp_path / "locks").exists() else tmp_path
     try:
         subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)

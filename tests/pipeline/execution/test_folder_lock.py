@@ -1,4 +1,5 @@
-"""One run at a time in a folder: who is there is named, the dead are not waited for, and a round is a part of its run."""
+"""One run at a time in a folder: who is there is named, the dead are not waited for, and a round is
+a part of its run."""
 
 from __future__ import annotations
 

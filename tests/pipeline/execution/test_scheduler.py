@@ -1,4 +1,5 @@
-"""A stage's shards shared by workers, in this process and in others: each once, failures set aside, the rest projected."""
+"""A stage's shards shared by workers, in this process and in others: each once, failures set aside,
+the rest projected."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
-import torch
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.claims import Claims
+from pipeline.execution.options import LabellingOptions, ShardOptions
 from pipeline.execution.progress import Silent
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.run import run_shards, run_workers
@@ -51,6 +52,8 @@ class OnGpu:
 
     def __call__(self, job: ShardJob) -> ShardReport:
         if job.name == self.last or _broken_gpus:
+            import torch  # not on top: every child process of these tests imports this module
+
             _broken_gpus.append(job.name)
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         time.sleep(0.05)
@@ -82,39 +85,43 @@ def names(out: Path) -> list[str]:
     return sorted(p.stem for p in out.glob("*.txt"))
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_every_shard_is_made_once_and_then_skipped(tmp_path, workers):
-    report = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), workers=workers)
+    report = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), options=ShardOptions(workers=workers))
     assert (report.done, report.skipped, len(names(tmp_path))) == (20, 0, 20)
     assert report.tallies["samples"].seen == 40
-    again = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), workers=workers)
+    again = run_shards("write", jobs(20), tmp_path, Write(str(tmp_path)), options=ShardOptions(workers=workers))
     assert (again.done, again.skipped) == (0, 20) and again.tallies == report.tallies
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_shard_is_set_aside_and_tried_again_next_time(tmp_path, workers):
-    report = run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), workers=workers, max_failed=1)
+    report = run_shards(
+        "write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), options=ShardOptions(workers=workers, max_failed=1)
+    )
     assert report.done == 5 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
     with pytest.raises(
         RunError, match=r"1 of 6 shards failed \(allowed: 0\); first: 00002: crawl/00002\.tar: poisoned"
     ):
-        run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), workers=workers)
+        run_shards("write", jobs(6), tmp_path, Write(str(tmp_path), "00002"), options=ShardOptions(workers=workers))
     assert run_shards("write", jobs(6), tmp_path, Write(str(tmp_path))).done == 1
 
 
 def test_a_failed_shards_result_under_other_settings_stays_and_is_told_of(tmp_path, caplog):
     run_shards("write", jobs(2, "old"), tmp_path, Write(str(tmp_path)))
-    run_shards("write", jobs(2, "new"), tmp_path, Write(str(tmp_path), "00001"), max_failed=1)
+    run_shards("write", jobs(2, "new"), tmp_path, Write(str(tmp_path), "00001"), options=ShardOptions(max_failed=1))
     assert f"{tmp_path} still holds what shard 00001 gave before" in caplog.text and "shard 00000" not in caplog.text
     caplog.clear()
-    again = run_shards("write", jobs(2, "old"), tmp_path, Write(str(tmp_path), "00000"), max_failed=1)
+    again = run_shards(
+        "write", jobs(2, "old"), tmp_path, Write(str(tmp_path), "00000"), options=ShardOptions(max_failed=1)
+    )
     assert again.skipped == 1 and [f.shard for f in again.failed] == ["00000"]
 
 
 def test_a_worker_process_that_dies_fails_its_shard_alone(tmp_path):
     work = EachShard(Write(str(tmp_path), "00001", dies=True))
-    report = run_workers("write", jobs(8), tmp_path, [work, work], max_failed=1)
+    report = run_workers("write", jobs(8), tmp_path, [work, work], options=ShardOptions(max_failed=1))
     assert report.done == 7 and [f.shard for f in report.failed] == ["00001"]
     assert "ended with code 9" in report.failed[0].error
 
@@ -122,7 +129,7 @@ def test_a_worker_process_that_dies_fails_its_shard_alone(tmp_path):
 def test_a_gpu_that_breaks_down_takes_its_process_along_and_no_other_shard(tmp_path):
     """It fails at once, and would take shard after shard before the others are ready for one."""
     work = EachShard(OnGpu(str(tmp_path), "00001"))
-    report = run_workers("write", jobs(8), tmp_path, [work, work], max_failed=1)
+    report = run_workers("write", jobs(8), tmp_path, [work, work], options=ShardOptions(max_failed=1))
     assert report.done == 7 and [f.shard for f in report.failed] == ["00001"]
     assert "illegal memory access" in report.failed[0].error
 
@@ -150,7 +157,9 @@ def test_fingerprints_are_asked_for_when_a_shards_turn_comes(tmp_path):
         queue.done(job, Write(str(tmp_path))(job))
         EachShard(Write(str(tmp_path)))(queue)
 
-    report = run_workers("write", jobs(3, ""), tmp_path, [worker], fingerprint_of=fingerprint_of, max_failed=1)
+    report = run_workers(
+        "write", jobs(3, ""), tmp_path, [worker], options=ShardOptions(max_failed=1), fingerprint_of=fingerprint_of
+    )
     assert report.done == 2 and asked == ["00000", "00001", "00002"]
     assert report.failed[0].error == "crawl/00001.tar: cannot be read"
 
@@ -168,13 +177,13 @@ def test_a_pilot_makes_a_few_and_tells_what_is_left(tmp_path):
             queue.advance(2, "images")
             queue.done(job, Write(str(tmp_path / "out"))(job))
 
-    first = run_workers("write", inputs, tmp_path / "out", [worker], limit=2, price=3.0)
+    first = run_workers("write", inputs, tmp_path / "out", [worker], options=LabellingOptions(limit=2, price=3.0))
     assert first.done == 2 and names(tmp_path / "out") == ["00000", "00001"]
     rates = first.rates
     assert rates is not None and rates.shards_left == 8 and rates.samples == 4
     assert rates.hours_left == pytest.approx(4 * rates.device_seconds / 3600)
     assert any("left: 8 shards" in line and "cost" in line for line in first.lines())
-    second = run_workers("write", inputs, tmp_path / "out", [worker], limit=3)
+    second = run_workers("write", inputs, tmp_path / "out", [worker], options=LabellingOptions(limit=3))
     assert (second.done, second.skipped) == (3, 2) and second.rates is not None and second.rates.shards_left == 5
     last = run_workers("write", inputs, tmp_path / "out", [worker])
     assert (last.done, last.skipped) == (5, 5) and last.rates is not None and last.rates.shards_left == 0
@@ -244,22 +253,26 @@ class Unheard(Silent):
         raise OSError(28, "No space left on device")
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
     for done, skipped in ((4, 0), (0, 4)):
-        report = run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=workers, progress=Unheard())
+        report = run_shards(
+            "write", jobs(4), tmp_path, Write(str(tmp_path)), options=ShardOptions(workers=workers, progress=Unheard())
+        )
         assert (report.done, report.skipped, report.failed) == (done, skipped, [])
     assert "write: progress not told: OSError: [Errno 28]" in caplog.text and "still holds" not in caplog.text
 
 
-@pytest.fingerprint_of.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_claim_that_cannot_be_given_up_costs_nothing(tmp_path, workers, monkeypatch, caplog):
     def release(self: Claims, name: str) -> None:
         raise ConnectionError("the bucket is away")
 
     monkeypatch.setattr(Claims, "release", release)
     monkeypatch.setattr(Claims, "close", lambda self: None)
-    report = run_shards("write", jobs(4), tmp_path, Write(str(tmp_path), "00002"), workers=workers, max_failed=1)
+    report = run_shards(
+        "write", jobs(4), tmp_path, Write(str(tmp_path), "00002"), options=ShardOptions(workers=workers, max_failed=1)
+    )
     assert report.done == 3 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
     assert "claim of shard 00001 not given up: ConnectionError" in caplog.text
 
@@ -270,7 +283,7 @@ def test_a_ledger_that_fails_ends_its_processes_and_says_so(tmp_path, monkeypatc
 
     monkeypatch.setattr(ShardScheduler, "done", done)
     with pytest.raises(RunError, match="its scheduler failed: MemoryError: none left"):
-        run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), workers=2)
+        run_shards("write", jobs(4), tmp_path, Write(str(tmp_path)), options=ShardOptions(workers=2))
 
 
 def test_a_limit_holds_for_threads_that_ask_at_the_same_time(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from pipeline.filtering.phrases import COUNTS, DistinctTexts, uniform
 from pipeline.filtering.sweep import lines as sweep_lines
 from pipeline.filtering.sweep import sweep
 from pipeline.io.tables import read_table
-from pipeline.stages import filter_boxes
+from pipeline.stages.jobs import FilterBoxes
 from tests.fixtures.regions import region, table_of, write, write_gold, write_store
 
 
@@ -50,7 +50,9 @@ def test_a_sweep_says_what_filter_boxes_then_keeps(settings, store, tmp_path):
     assert [row["threshold"] for row in result["thresholds"]] == [0.3, 0.5, 0.7]
     for row in result["thresholds"]:
         out = tmp_path / str(row["threshold"])
-        report = filter_boxes.run(config.model_copy(update={"threshold": row["threshold"]}), store, out)
+        report = FilterBoxes(
+            settings=config.model_copy(update={"threshold": row["threshold"]}), regions=store, out=out
+        ).run()
         assert (row["images"], row["boxes"]) == (report.tallies["images"].kept, report.tallies["regions"].kept)
         labels = rows_of(sorted(out.glob("*.parquet")), LABELS)
         assert row["phrases"] == len({r["phrase"].lower() for r in labels})
@@ -85,7 +87,7 @@ def test_a_wrong_grid_or_gold_is_named(store, tmp_path):
     with pytest.raises(InputError, match="want 1 to 64 thresholds between 0 and 1"):
         sweep(FilterConfig(), store, [0.5, 1.5])
     write_gold(tmp_path / "elsewhere.parquet", [{"key": "a"}])
-    with pytest.raises(InputError, match="no gold table of the name"):
+    with pytest.raises(InputError, match="no gold table with the name"):
         sweep(FilterConfig(), store, [0.5], gold=tmp_path)
 
 
@@ -104,7 +106,7 @@ def test_distinct_texts_are_counted_by_filter(batches):
 def test_counts_are_those_of_a_plain_loop(store, tmp_path):
     config = FilterConfig(threshold=0.4, best_per_phrase=1)
     n, _ = count_phrases(config, store, tmp_path / "counts.parquet", min_count=5)
-    filter_boxes.run(config, store, tmp_path / "labels")
+    FilterBoxes(settings=config, regions=store, out=tmp_path / "labels").run()
     kept = Counter(r["phrase"].lower() for r in rows_of(sorted((tmp_path / "labels").glob("*.parquet")), LABELS))
     mentions = Counter(
         text for p in store for _, text in {(r["phrase_row"], r["phrase"].lower()) for r in rows_of([p])}
@@ -124,16 +126,21 @@ def test_balancing_thins_frequent_phrases_to_about_the_number(tmp_path):
     ] if (tmp_path / "regions").mkdir() is None else []  # fmt: skip
     config = FilterConfig(balance_to=350)
     count_phrases(config, paths, tmp_path / "counts.parquet", min_count=100)
-    run = filter_boxes.run(config, paths, tmp_path / "labels", counts=tmp_path / "counts.parquet")
+    run = FilterBoxes(settings=config, regions=paths, out=tmp_path / "labels", counts=tmp_path / "counts.parquet").run()
     kept = Counter(r["phrase"] for r in rows_of(sorted((tmp_path / "labels").glob("*.parquet")), LABELS))
     assert kept["kite"] == 300 and 270 < kept["Dog"] < 430  # 2,700 x 350 / 2,700, five standard deviations
     assert run.tallies["regions"].dropped == {"balanced_away": 2700 - kept["Dog"]}
     with pytest.raises(InputError, match="counted by other rules"):
-        filter_boxes.run(
-            FilterConfig(balance_to=350, threshold=0.6), paths, tmp_path / "x", counts=tmp_path / "counts.parquet"
-        )
+        FilterBoxes(
+            settings=FilterConfig(balance_to=350, threshold=0.6),
+            regions=paths,
+            out=tmp_path / "x",
+            counts=tmp_path / "counts.parquet",
+        ).run()
     with pytest.raises(InputError, match="run count-phrases --min-count 50"):
-        filter_boxes.run(FilterConfig(balance_to=50), paths, tmp_path / "x", counts=tmp_path / "counts.parquet")
+        FilterBoxes(
+            settings=FilterConfig(balance_to=50), regions=paths, out=tmp_path / "x", counts=tmp_path / "counts.parquet"
+        ).run()
 
 
 def test_a_regions_lot_is_even_and_its_own():
@@ -209,9 +216,13 @@ def test_what_was_promised_is_what_filter_boxes_gives(store, tmp_path):
     options = {"counts": tmp_path / "counts.parquet", "bands": [10, 24], "min_labels": 5, "precision": 0.5}
     result = calibrate(rules, store, folder(store) / "gold", tmp_path / "t.json", **options)
     assert {b.status for b in result.bands} >= {"fitted"} and len(result.bands) == 3
-    report = filter_boxes.run(
-        rules, measured, tmp_path / "labels", thresholds=tmp_path / "t.json", counts=options["counts"]
-    )
+    report = FilterBoxes(
+        settings=rules,
+        regions=measured,
+        out=tmp_path / "labels",
+        thresholds=tmp_path / "t.json",
+        counts=options["counts"],
+    ).run()
     assert sum(report.tallies["regions"].dropped.values()) > 0
     golds = {p.stem: pq.read_table(p).to_pylist() for p in (folder(store) / "gold").glob("*.parquet")}
     kept = right = 0
@@ -231,11 +242,14 @@ def test_thresholds_of_other_rules_are_warned_of(store, tmp_path, caplog):
     calibrate(
         FilterConfig(best_per_phrase=2), store, folder(store) / "gold", tmp_path / "t.json", precision=0.3, min_labels=5
     )
-    filter_boxes.run(
-        FilterConfig(best_per_phrase=2, min_regions=2), store, tmp_path / "a", thresholds=tmp_path / "t.json"
-    )
+    FilterBoxes(
+        settings=FilterConfig(best_per_phrase=2, min_regions=2),
+        regions=store,
+        out=tmp_path / "a",
+        thresholds=tmp_path / "t.json",
+    ).run()
     assert not caplog.records
-    filter_boxes.run(FilterConfig(), store, tmp_path / "b", thresholds=tmp_path / "t.json")
+    FilterBoxes(settings=FilterConfig(), regions=store, out=tmp_path / "b", thresholds=tmp_path / "t.json").run()
     assert "fitted with other rules" in caplog.text and "best_per_phrase: 2, here None" in caplog.text
 
 
@@ -243,7 +257,7 @@ def test_one_band_needs_no_counts_and_several_do(store, tmp_path):
     gold = folder(store) / "gold"
     one = calibrate(FilterConfig(), store, gold, tmp_path / "one.json", precision=0.3, min_labels=5)
     assert len(one.bands) == 1 and set(one.inputs) == {"regions", "gold"}
-    filter_boxes.run(FilterConfig(), store, tmp_path / "labels", thresholds=tmp_path / "one.json")
+    FilterBoxes(settings=FilterConfig(), regions=store, out=tmp_path / "labels", thresholds=tmp_path / "one.json").run()
     counts = tmp_path / "counts.parquet"
     count_phrases(FilterConfig(), store, counts, min_count=8)
     with pytest.raises(InputError, match="second band begins at 3; run count-phrases --min-count 3"):
@@ -254,17 +268,25 @@ def test_one_band_needs_no_counts_and_several_do(store, tmp_path):
         FilterConfig(), store, gold, tmp_path / "two.json", counts=counts, bands=[10], precision=0.3, min_labels=5
     )
     with pytest.raises(InputError, match="2 bands of phrase frequency; want the phrase counts"):
-        filter_boxes.run(FilterConfig(), store, tmp_path / "labels", thresholds=tmp_path / "two.json")
+        FilterBoxes(
+            settings=FilterConfig(), regions=store, out=tmp_path / "labels", thresholds=tmp_path / "two.json"
+        ).run()
     data = json.loads((tmp_path / "two.json").read_text())
     data["bands"].reverse()
     (tmp_path / "wrong.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match="want ascending numbers from 0"):
-        filter_boxes.run(FilterConfig(), store, tmp_path / "labels", thresholds=tmp_path / "wrong.json", counts=counts)
+        FilterBoxes(
+            settings=FilterConfig(),
+            regions=store,
+            out=tmp_path / "labels",
+            thresholds=tmp_path / "wrong.json",
+            counts=counts,
+        ).run()
 
 
 def test_quality_of_labels_is_that_of_a_plain_loop(store, tmp_path):
     measured = [p for p in store if (folder(store) / "gold" / Path(p).name).exists()]
-    filter_boxes.run(FilterConfig(threshold=0.3), measured, tmp_path / "labels")
+    FilterBoxes(settings=FilterConfig(threshold=0.3), regions=measured, out=tmp_path / "labels").run()
     got = label_quality(tmp_path / "labels", folder(store) / "gold")
     labels = right = stray = 0
     found = set()
@@ -284,7 +306,7 @@ def test_quality_of_labels_is_that_of_a_plain_loop(store, tmp_path):
     assert got["base"]["correct"] + got["novel"]["correct"] == right
     assert got["base"]["found"] + got["novel"]["found"] == len(found)
     assert len(measured) < len(store)
-    filter_boxes.run(FilterConfig(threshold=0.3), store, tmp_path / "all")
+    FilterBoxes(settings=FilterConfig(threshold=0.3), regions=store, out=tmp_path / "all").run()
     assert label_quality(tmp_path / "all", folder(store) / "gold") == got  # gold of some shards is a sample
 
 

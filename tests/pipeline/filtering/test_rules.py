@@ -33,34 +33,41 @@ CASES = {
              ["below_threshold", "keep", "below_threshold"]),
     "equal": ({"include_equal": True}, [region(score=0.5), region(score=0.49)], ["keep", "below_threshold"]),
     "area": ({}, [region(box=(5, 5, 5, 9)), region(box=(9, 5, 5, 9)), region()], ["no_area", "no_area", "keep"]),
-    "best": ({"best_per_phrase": 1}, [region(score=0.8), region(score=0.9), region(score=0.9), region(score=0.7, phrase_row=1)],
+    "best": ({"best_per_phrase": 1},
+             [region(score=0.8), region(score=0.9), region(score=0.9), region(score=0.7, phrase_row=1)],
              ["not_best_of_phrase", "keep", "not_best_of_phrase", "keep"]),
     "side": ({"min_box_side": 4}, [region(box=(0, 0, 3, 50)), region(box=(0, 0, 4, 50))], ["too_small", "keep"]),
     "small": ({"min_area_share": 0.01}, [region(box=(0, 0, 9, 10)), region()], ["too_small", "keep"]),
-    "large": ({"max_area_share": 0.5}, [region(box=(0, 0, 51, 100)), region(box=(0, 0, 50, 100))], ["too_large", "keep"]),
-    "aspect": ({"max_aspect": 4.0}, [region(box=(0, 0, 41, 10)), region(box=(0, 0, 10, 41)), region(box=(0, 0, 40, 10))],
+    "large": ({"max_area_share": 0.5}, [region(box=(0, 0, 51, 100)), region(box=(0, 0, 50, 100))],
+              ["too_large", "keep"]),
+    "aspect": ({"max_aspect": 4.0},
+               [region(box=(0, 0, 41, 10)), region(box=(0, 0, 10, 41)), region(box=(0, 0, 40, 10))],
                ["aspect", "aspect", "keep"]),
     # two mentions of one text (in any case) in an image; the same in another image; another text
     "same text": ({"same_text_iou": 0.5},
-                  [region(score=0.8), region(phrase="DOG", phrase_row=1), region(key="b"), region(phrase="cat", phrase_row=2)],
+                  [region(score=0.8), region(phrase="DOG", phrase_row=1), region(key="b"),
+                   region(phrase="cat", phrase_row=2)],
                   ["same_text_overlap", "keep", "keep", "keep"]),
     "cross phrase": ({"cross_phrase_iou": 0.5},
-                     [region(score=0.8), region(phrase="cat", phrase_row=1), region(key="b"), region(box=FAR, phrase_row=2),
-                      region(score=0.7, phrase_row=1)],
+                     [region(score=0.8), region(phrase="cat", phrase_row=1), region(key="b"),
+                      region(box=FAR, phrase_row=2), region(score=0.7, phrase_row=1)],
                      ["cross_phrase_overlap", "keep", "keep", "keep", "cross_phrase_overlap"]),
     "identical": ({"near_identical_iou": 0.9},
                   [region(score=0.8), region(phrase="cat", phrase_row=1), region(score=0.7, phrase="cat", phrase_row=1),
                    region(score=0.6, box=(0, 0, 10, 8))],
                   ["near_identical", "keep", "keep", "keep"]),
     "image": ({"threshold": 0.1, "image_threshold": 0.3},
-              [region(score=0.2), region(score=0.31), region(score=0.3, key="b")], ["keep", "keep", "image_below_threshold"]),
+              [region(score=0.2), region(score=0.31), region(score=0.3, key="b")],
+              ["keep", "keep", "image_below_threshold"]),
     "cap": ({"max_per_phrase_text": 2},
-            [region(score=0.7), region(score=0.8, key="b", phrase="Dog"), region(key="c"), region(key="c", phrase="cat")],
+            [region(score=0.7), region(score=0.8, key="b", phrase="Dog"), region(key="c"),
+             region(key="c", phrase="cat")],
             ["phrase_cap", "keep", "keep", "keep"]),
     "regions": ({"min_regions": 2}, [region(), region(box=FAR), region(key="b"), region(key="b", score=0.1)],
                 ["keep", "keep", "too_few_regions", "below_threshold"]),
     "ignore": ({"ignore_above": 0.3},
-               [region(), region(score=0.5), region(score=0.3), region(score=0.4, box=(1, 1, 1, 1)), region(score=0.4, key="b")],
+               [region(), region(score=0.5), region(score=0.3), region(score=0.4, box=(1, 1, 1, 1)),
+                region(score=0.4, key="b")],
                ["keep", "kept_as_ignore", "below_threshold", "below_threshold", "below_threshold"]),
     "first reason": ({"max_aspect": 2.0, "min_box_side": 5}, [region(box=(0, 0, 4, 50))], ["too_small"]),
 }  # fmt: skip
@@ -86,7 +93,8 @@ def test_yolo_world_goes_by_the_geometric_mean_and_the_images_mean_region_text_s
     expected = ["keep", "below_threshold", "keep", "image_score_low", "below_threshold"]
     assert reasons(tmp_path, rows, config, region_text=region_text) == expected
     by_region_text = FilterConfig(score_by="region_text", threshold=0.3, include_equal=True)
-    assert reasons(tmp_path, rows, by_region_text, region_text=region_text) == ["keep", "below_threshold", "keep", "below_threshold", "below_threshold"]  # fmt: skip
+    found = reasons(tmp_path, rows, by_region_text, region_text=region_text)
+    assert found == ["keep", "below_threshold", "keep", "below_threshold", "below_threshold"]
     with pytest.raises(InputError, match=r"no column region_text.*or set score_by=score"):
         reasons(tmp_path, rows, config)
     assert "keep" in reasons(tmp_path, rows, FilterConfig(preset="yolo_world", score_by="score"))

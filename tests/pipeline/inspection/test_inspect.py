@@ -19,7 +19,7 @@ from pipeline.inspection.summary import Summary, inspect_shards
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
 from pipeline.io.tars import write_tar
-from pipeline.stages import build_shards, filter_boxes, parse_phrases
+from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases
 from tests.fixtures.crawl import jpeg, write_crawl
 from tests.pipeline.report.test_report import parse
 from tests.pipeline.stages.test_labelling import label
@@ -104,17 +104,20 @@ def test_it_counts_what_was_written(train):
     summary, _ = inspect_shards(train)
     assert (summary.kind, summary.shards) == ("training", 2)
     assert summary.numbers == {
-        "samples": 15, "refused": 4, "with_boxes": 6, "without_boxes": 5, "captions": 10, "boxes": 9, "ignore_regions": 1,
-        "uncertain_phrases": 1, "samples_with_verified_absent": 1,
+        "samples": 15, "refused": 4, "with_boxes": 6, "without_boxes": 5, "captions": 10, "boxes": 9,
+        "ignore_regions": 1, "uncertain_phrases": 1, "samples_with_verified_absent": 1,
     }  # fmt: skip
     assert summary.tables == {
-        "annotators": {"t@1": 5, "human": 4}, "datasets": {"pseudo": 10, "coco": 1}, "kinds": {"grounding": 10, "detection": 1},
+        "annotators": {"t@1": 5, "human": 4}, "datasets": {"pseudo": 10, "coco": 1},
+        "kinds": {"grounding": 10, "detection": 1},
     }  # fmt: skip
     counts = {name: h.counts for name, h in summary.histograms.items()}
     assert counts["boxes_per_image"] == {"0": 5, "1": 4, "2": 1, "3": 1}
     # 10 x 12, 31 x 33 twice, 22 x 20; 80 x 60, 40 x 40; 390 x 280, 96 x 96, 100 x 96
     assert counts["coco_sizes"] == {"small (< 32²)": 4, "medium (< 96²)": 2, "large": 3}
-    assert counts["box_sides"] == {"8 to 16": 1, "16 to 32": 3, "32 to 64": 1, "64 to 96": 1, "96 to 192": 2, "192 to 384": 1}  # fmt: skip
+    assert counts["box_sides"] == {
+        "8 to 16": 1, "16 to 32": 3, "32 to 64": 1, "64 to 96": 1, "96 to 192": 2, "192 to 384": 1
+    }  # fmt: skip
     assert counts["box_shares"] == {
         "0.1 to 1 %": 4, "1 to 4 %": 0, "4 to 10 %": 3, "10 to 25 %": 0, "25 to 50 %": 1, "50 to 90 %": 0, "90 %+": 1,
     }  # fmt: skip
@@ -206,13 +209,21 @@ def test_a_crawl_has_captions_and_broken_members(tmp_path):
 def store(tmp_path_factory, teacher):
     root = tmp_path_factory.mktemp("store")
     crawl = write_crawl(root / "crawl")
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
     label(crawl, root, teacher)
     regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
-    filter_boxes.run(FilterConfig(threshold=0.02, best_per_phrase=1, ignore_above=0.01), regions, root / "labels")
-    build_shards.run(
-        BuildShardsConfig(link=True), crawl, root / "train", phrases=root / "phrases", labels=root / "labels"
-    )
+    FilterBoxes(
+        settings=FilterConfig(threshold=0.02, best_per_phrase=1, ignore_above=0.01),
+        regions=regions,
+        out=root / "labels",
+    ).run()
+    BuildShards(
+        settings=BuildShardsConfig(link=True),
+        shards=crawl,
+        out=root / "train",
+        phrases=root / "phrases",
+        labels=root / "labels",
+    ).run()
     return root
 
 
@@ -233,7 +244,7 @@ def test_labels_and_the_shards_built_of_them_count_the_same(store):
     assert labels.phrases == built.phrases and labels.tables["annotators"] == built.tables["annotators"]
     assert labels.problems == built.problems == {}
     assert {p.key: p.image for p in drawn} == {p.key: p.image for p in linked if p.record.regions} and drawn
-    assert [p.record.regions for p in drawn] == [p.record.regions for p in linked if not p.lot[0]]
+    assert [p.record.regions for p in drawn] == [p.record.regions for p in linked if not p.rank[0]]
 
 
 def test_regions_are_counted_whole_and_drawn_best_first(store, tmp_path):

@@ -103,7 +103,8 @@ def test_a_shard_is_done_only_with_its_fingerprint_and_its_files_whole(tmp_path)
 
 
 samples = st.lists(
-    st.tuples(st.text("abc012", min_size=1, max_size=4), st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=700), min_size=1)),
+    st.tuples(st.text("abc012", min_size=1, max_size=4),
+              st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=700), min_size=1)),
     max_size=6,
     unique_by=lambda s: s[0],
 )  # fmt: skip

@@ -37,7 +37,8 @@ def test_whole_captions(caption, reason):
 @pytest.mark.parametrize(
     ("caption", "found"),
     [
-        ("A bag for $ 1,299.00 or 30 euros, 20% off", [("$ 1,299.00", "price"), ("30 euros", "price"), ("20% off", "price")]),
+        ("A bag for $ 1,299.00 or 30 euros, 20% off",
+         [("$ 1,299.00", "price"), ("30 euros", "price"), ("20% off", "price")]),
         ("see http://a.b/c and shop.co.uk/x", [("http://a.b/c", "address"), ("shop.co.uk/x", "address")]),
         ("write to me@x.org now", [("me@x.org", "address")]),
         ("DSC_1234 and cat-2.jpeg", [("DSC_1234", "file_name"), ("cat-2.jpeg", "file_name")]),

@@ -4,10 +4,13 @@ from pipeline.demo.manifest import load_manifest
 from pipeline.phrases.lexicons import nonvisual
 from pipeline.phrases.wordnet import abstract_nouns, nonvisual_nouns
 
-COCO = """person bicycle car motorcycle airplane bus train truck boat light hydrant sign meter bench bird cat dog horse sheep cow elephant
-bear zebra giraffe backpack umbrella handbag tie suitcase frisbee ski snowboard ball kite bat glove skateboard surfboard racket bottle
-glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot pizza donut cake chair couch plant bed table toilet tv
-laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors drier toothbrush""".split()  # noqa: SIM905
+COCO = """
+person bicycle car motorcycle airplane bus train truck boat light hydrant sign meter bench bird cat dog horse
+sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee ski snowboard ball kite
+bat glove skateboard surfboard racket bottle glass cup fork knife spoon bowl banana apple sandwich orange
+broccoli carrot pizza donut cake chair couch plant bed table toilet tv laptop mouse remote keyboard phone
+microwave oven toaster sink refrigerator book clock vase scissors drier toothbrush
+""".split()  # noqa: SIM905
 
 INDEX_SENSE = """\
 dog%1:05:00:: 02086723 1 42

@@ -102,7 +102,8 @@ EVERY_SETTING = [
      "split_conjunctions": d, "ngram_stop_words": "ends" if a else "whole"}
     for method, (a, b, c, d) in itertools.product(
         ("noun_chunks", "referring", "ngrams"),
-        [(True, True, True, False), (False, False, False, True), (True, False, True, True), (False, True, False, False)],
+        [(True, True, True, False), (False, False, False, True), (True, False, True, True),
+         (False, True, False, False)],
     )
 ]  # fmt: skip
 

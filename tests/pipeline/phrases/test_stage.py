@@ -15,6 +15,7 @@ from pipeline.io.paths import join
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import write_tar
 from pipeline.stages import parse_phrases
+from pipeline.stages.jobs import ParsePhrases
 from tests.fixtures.crawl import write_crawl
 
 CONFIG = ParsePhrasesConfig()
@@ -41,7 +42,7 @@ def shard(folder, captions, name="00000"):
 )
 def test_rows_are_what_stands_in_the_caption(changes, tmp_path):
     config = ParsePhrasesConfig(**changes)
-    report = parse_phrases.run(config, [shard(tmp_path, CAPTIONS)], tmp_path / "out")
+    report = ParsePhrases(settings=config, shards=[shard(tmp_path, CAPTIONS)], out=tmp_path / "out").run()
     rows = read_table(tmp_path / "out" / "00000.parquet", PHRASES).to_pylist()
     assert len(rows) == report.tallies["phrases"].kept > 3
     assert all(row["caption"][row["start"] : row["end"]] == row["phrase"] for row in rows)
@@ -53,7 +54,7 @@ def test_rows_are_what_stands_in_the_caption(changes, tmp_path):
 
 
 def test_captions_without_a_usable_phrase_are_counted(tmp_path):
-    report = parse_phrases.run(CONFIG, [shard(tmp_path, CAPTIONS)], tmp_path / "out")
+    report = ParsePhrases(settings=CONFIG, shards=[shard(tmp_path, CAPTIONS)], out=tmp_path / "out").run()
     assert report.tallies["samples"].dropped == {"boilerplate": 1, "no_phrase": 1}
     assert report.tallies["phrases"].dropped["nonvisual"] == 2
 
@@ -64,13 +65,13 @@ def test_half_a_surrogate_pair_is_counted_not_fatal(tmp_path):
         ("001", {"jpg": b"any", "json": json.dumps({"caption": "\U0001f6b2 by a dog"}).encode()}),
     ]
     write_tar(tmp_path / "00000.tar", iter(members))
-    report = parse_phrases.run(CONFIG, [str(tmp_path / "00000.tar")], tmp_path / "out")
+    report = ParsePhrases(settings=CONFIG, shards=[str(tmp_path / "00000.tar")], out=tmp_path / "out").run()
     assert report.tallies["samples"].dropped == {"caption_not_utf8": 1} and report.tallies["samples"].kept == 1
 
 
 def test_long_captions_are_cut_and_counted(tmp_path):
     config = ParsePhrasesConfig(max_caption_chars=20)
-    report = parse_phrases.run(config, [shard(tmp_path, CAPTIONS[:2])], tmp_path / "out")
+    report = ParsePhrases(settings=config, shards=[shard(tmp_path, CAPTIONS[:2])], out=tmp_path / "out").run()
     rows = read_table(tmp_path / "out" / "00000.parquet", PHRASES).to_pylist()
     assert report.numbers["captions_cut"] == 2 and max(len(row["caption"]) for row in rows) == 20
 
@@ -87,7 +88,9 @@ class Heard(Silent):
 def test_the_same_caption_is_parsed_once_and_progress_told_within_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(parse_phrases, "TELL_EVERY", 3)
     heard = Heard()
-    report = parse_phrases.run(CONFIG, [shard(tmp_path, CAPTIONS * 3)], tmp_path / "out", progress=heard)
+    report = ParsePhrases(
+        settings=CONFIG, shards=[shard(tmp_path, CAPTIONS * 3)], out=tmp_path / "out", progress=heard
+    ).run()
     assert heard.told == [3, 1] and report.numbers["distinct_captions"] == 4
     assert report.tallies["samples"].kept == 4 * 3
 
@@ -95,27 +98,28 @@ def test_the_same_caption_is_parsed_once_and_progress_told_within_a_shard(tmp_pa
 def test_a_missing_shard_is_named_before_any_work(tmp_path):
     paths = [shard(tmp_path, CAPTIONS), str(tmp_path / "00001.tar")]
     with pytest.raises(InputError, match=r"00001\.tar: no such file"):
-        parse_phrases.run(CONFIG, paths, tmp_path / "out")
+        ParsePhrases(settings=CONFIG, shards=paths, out=tmp_path / "out").run()
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_does_and_done_shards_are_left_alone(tmp_path):
     crawl = write_crawl(tmp_path / "crawl")
     crawl.append(shard(tmp_path / "crawl", CAPTIONS, "00002"))
-    one = parse_phrases.run(CONFIG, crawl, tmp_path / "one")
-    two = parse_phrases.run(CONFIG, crawl, tmp_path / "two", workers=2)
+    one = ParsePhrases(settings=CONFIG, shards=crawl, out=tmp_path / "one").run()
+    two = ParsePhrases(settings=CONFIG, shards=crawl, out=tmp_path / "two", workers=2).run()
     assert one.done == two.done == 3 and one.tallies == two.tallies
     for path in (tmp_path / "one").iterdir():
         assert digest_file(path) == digest_file(tmp_path / "two" / path.name)
-    again = parse_phrases.run(CONFIG, crawl, tmp_path / "two", workers=2)
+    again = ParsePhrases(settings=CONFIG, shards=crawl, out=tmp_path / "two", workers=2).run()
     assert (again.done, again.skipped) == (0, 3)
-    other = parse_phrases.run(ParsePhrasesConfig(nonvisual=("wordnet",)), crawl, tmp_path / "two")
+    other = ParsePhrases(settings=ParsePhrasesConfig(nonvisual=("wordnet",)), shards=crawl, out=tmp_path / "two").run()
     assert (other.done, other.skipped) == (3, 0)
 
 
 def test_outputs_may_be_objects_behind_a_url(tmp_path):
     paths, bucket = [shard(tmp_path, CAPTIONS)], f"memory://{uuid.uuid4().hex}/phrases"
-    assert parse_phrases.run(CONFIG, paths, bucket).done == 1
-    parse_phrases.run(CONFIG, paths, tmp_path / "out")
+    assert ParsePhrases(settings=CONFIG, shards=paths, out=bucket).run().done == 1
+    ParsePhrases(settings=CONFIG, shards=paths, out=tmp_path / "out").run()
     here, there = (read_table(join(folder, "00000.parquet"), PHRASES) for folder in (tmp_path / "out", bucket))
-    assert here.equals(there) and parse_phrases.run(CONFIG, paths, bucket).skipped == 1
+    assert here.equals(there) and ParsePhrases(settings=CONFIG, shards=paths, out=bucket).run().skipped == 1

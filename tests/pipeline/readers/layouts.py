@@ -57,7 +57,8 @@ COCO = {
 LVIS = {
     "images": [
         {
-            "id": 391895, "coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg", "height": 64, "width": 80,
+            "id": 391895, "coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg", "height": 64,
+            "width": 80,
             "neg_category_ids": [2, 3], "not_exhaustive_category_ids": [1],
         },
         {"id": 5, "coco_url": "http://images.cocodataset.org/val2017/000000000005.jpg", "height": 64, "width": 80,
@@ -78,7 +79,8 @@ MIXED = {
     "licenses": [],
     "images": [
         {
-            "id": 0, "file_name": "2377985.jpg", "height": 64, "width": 80, "caption": MIXED_CAPTION, "data_source": "vg",
+            "id": 0, "file_name": "2377985.jpg", "height": 64, "width": 80, "caption": MIXED_CAPTION,
+            "data_source": "vg",
             "dataset_name": "mixed", "tokens_negative": [[0, len(MIXED_CAPTION)]],
         },
         {"id": 1, "file_name": "COCO_train2014_000000581857.jpg", "height": 64, "width": 80, "caption": "a dog",
@@ -93,7 +95,8 @@ MIXED = {
     "categories": [{"supercategory": "object", "id": 1, "name": "object"}],
 }  # fmt: skip
 
-OI_BOXES = """ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside
+OI_BOXES = """\
+ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside
 000026e7ee790996,freeform,/m/07j7r,1,0.071905,0.145346,0.206591,0.391306,0,1,1,0,0
 0000c64e1253d68f,xclick,/m/0bt9lr,1,0.000000,0.973850,0.000000,0.043342,0,1,0,0,0
 0000c64e1253d68f,xclick,/m/unknown,1,0.1,0.2,0.1,0.2,0,0,0,0,0
@@ -126,7 +129,8 @@ VG_OBJECTS = [
     {
         "image_id": 1, "image_url": "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg",
         "objects": [
-            {"synsets": ["tree.n.01"], "h": 40, "object_id": 1058549, "merged_object_ids": [], "names": ["trees"], "w": 70, "y": 0, "x": 0},
+            {"synsets": ["tree.n.01"], "h": 40, "object_id": 1058549, "merged_object_ids": [], "names": ["trees"],
+             "w": 70, "y": 0, "x": 0},
             {"synsets": [], "h": 40, "object_id": 5, "names": ["Street  Lamp", "lamp"], "w": 90, "y": 0, "x": 10},
             {"synsets": [], "h": 0, "object_id": 6, "names": ["trees"], "w": 90, "y": 0, "x": 10},
             {"synsets": [], "h": 4, "object_id": 7, "names": [], "w": 9, "y": 0, "x": 10},
@@ -138,8 +142,10 @@ VG_REGIONS = [
     {
         "id": 1,
         "regions": [
-            {"region_id": 1382, "width": 42, "height": 39, "image_id": 1, "phrase": "the clock is green in colour.", "y": 7, "x": 21},
-            {"region_id": 1383, "width": 40, "height": 20, "image_id": 1, "phrase": "shade is along the street ", "y": 30, "x": 5},
+            {"region_id": 1382, "width": 42, "height": 39, "image_id": 1, "phrase": "the clock is green in colour.",
+             "y": 7, "x": 21},
+            {"region_id": 1383, "width": 40, "height": 20, "image_id": 1, "phrase": "shade is along the street ",
+             "y": 30, "x": 5},
             {"region_id": 1384, "width": 4, "height": 2, "image_id": 1, "phrase": " ", "y": 30, "x": 5},
         ],
     }
@@ -169,8 +175,10 @@ IMAGENET = """<annotation><folder>n01440764</folder><filename>n01440764_10040</f
 """
 
 FLICKR_SENTENCES = (
-    "[/EN#283585/people Two young guys] with [/EN#0/notvisual shaggy hair] look at [/EN#283587/bodyparts their hands] .\n"
-    "[/EN#283585/people/clothing Guys] in [/EN#283590/scene the garden] , and [/EN#283585/people the same guys] again .\n"
+    "[/EN#283585/people Two young guys] with [/EN#0/notvisual shaggy hair] look at "
+    "[/EN#283587/bodyparts their hands] .\n"
+    "[/EN#283585/people/clothing Guys] in [/EN#283590/scene the garden] , and "
+    "[/EN#283585/people the same guys] again .\n"
 )
 FLICKR_XML = """<annotation><filename>1000092795.jpg</filename>
 <size><width>80</width><height>64</height><depth>3</depth></size>
@@ -183,7 +191,8 @@ FLICKR_XML = """<annotation><filename>1000092795.jpg</filename>
 
 ODVG_DETECTION = [
     {"filename": "a.jpg", "height": 64, "width": 80,
-     "detection": {"instances": [{"bbox": [1, 2, 30, 40], "label": 1, "category": "dog"}, {"bbox": [9, 9, 9, 40], "label": 0, "category": "person"},
+     "detection": {"instances": [{"bbox": [1, 2, 30, 40], "label": 1, "category": "dog"},
+                                 {"bbox": [9, 9, 9, 40], "label": 0, "category": "person"},
                                  {"bbox": [9, 9, 19, 40], "label": 7}]}},
     {"filename": "b.jpg", "height": 64, "width": 80, "detection": {"instances": []}},
 ]  # fmt: skip
@@ -199,7 +208,8 @@ ODVG_GROUNDING = [
 ]  # fmt: skip
 
 GRIT = {
-    "key": "000000012", "clip_similarity_vitb32": 0.27, "clip_similarity_vitl14": 0.22, "id": 2017, "height": 64, "width": 80,
+    "key": "000000012", "clip_similarity_vitb32": 0.27, "clip_similarity_vitl14": 0.22, "id": 2017, "height": 64,
+    "width": 80,
     "url": "somewhere", "caption": "a wire hanger with a paper cover that reads we ♥ our customers", "sha256": "x",
     "noun_chunks": [[19, 32, 0.019, 0.31, 0.965, 0.998, 0.797], [0, 13, 0.019, 0.03, 0.965, 0.998, 0.81]],
     "ref_exps": [[19, 62, 0.0, 0.31, 1.2, 0.998, 0.797], [0, 99, 0.1, 0.1, 0.2, 0.2, 0.9]],

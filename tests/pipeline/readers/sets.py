@@ -10,7 +10,7 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord
 from pipeline.io.tars import read_tar
 from pipeline.readers.registry import READ, load_format
-from pipeline.stages import ingest
+from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers import layouts as L
 from tests.pipeline.readers.layouts import put
@@ -20,7 +20,8 @@ CAPTION = "👩‍🚀 a café's café 字 — a café"
 SPANS = [(4, 10), (22, 28)]
 """Two that mean one thing, behind a sign of several code points beyond 16 bits."""
 BOXES = {
-    "good": (10, 4, 30, 12), "beyond the edge": (70, 50, 100, 90), "outside": (90, 4, 99, 12), "no area": (10, 4, 10, 12),
+    "good": (10, 4, 30, 12), "beyond the edge": (70, 50, 100, 90), "outside": (90, 4, 99, 12),
+    "no area": (10, 4, 10, 12),
     "turned": (30, 12, 10, 4),
 }  # fmt: skip
 """x1, y1, x2, y2 in pixels."""
@@ -142,7 +143,8 @@ def glip(root: Path, boxes) -> Set:
 
 
 SETS: dict[str, Callable[[Path, list], Set]] = {
-    "coco": coco, "lvis": lvis, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages, "visual_genome_objects": vg_objects,
+    "coco": coco, "lvis": lvis, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages,
+    "visual_genome_objects": vg_objects,
     "visual_genome_regions": vg_regions, "voc": voc, "flickr30k": flickr30k, "odvg_detection": odvg_detection,
     "odvg_grounding": odvg_grounding, "grit": grit, "glip_captions": glip,
 }  # fmt: skip
@@ -153,10 +155,11 @@ def run(root: Path, name: str, found: Set, config: IngestConfig = CONFIG, **more
     path, companions, options = found
     (root / "images").mkdir(exist_ok=True)
     entry = {
-        "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options, "images_folder": "images",
+        "kind": load_format(name).kind, "format": name, "annotations": str(path), "options": options,
+        "images_folder": "images",
         "companions": {role: str(p) for role, p in companions.items()}, **more,
     }  # fmt: skip
-    return ingest.run(config, put(root / "m.yaml", {"sets": {"s": entry}}), root / "out")
+    return Ingest(settings=config, manifest=put(root / "m.yaml", {"sets": {"s": entry}}), out=root / "out").run()
 
 
 def put_images(root: Path) -> None:

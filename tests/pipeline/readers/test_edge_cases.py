@@ -1,4 +1,5 @@
-"""The troubles that published labels have, through every reader: boxes, spans, names and images that are not as they should be."""
+"""The troubles that published labels have, through every reader: boxes, spans, names and images
+that are not as they should be."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.readers.base import ImageLocation, LabelledImage, presence_of
 from pipeline.readers.registry import READ
-from pipeline.stages import export, ingest
+from pipeline.stages.jobs import ExportLabels, Ingest
 from tests.pipeline.readers import layouts as L
 from tests.pipeline.readers.layouts import put
 from tests.pipeline.readers.sets import (
@@ -81,8 +81,8 @@ def test_a_lost_box_leaves_its_words_uncertain_beside_those_that_are(tmp_path, b
     run(tmp_path, "mdetr", (path, {}, {}))
     record = only_record(tmp_path)
     assert len(record.regions) == 2 and record.uncertain == ((11, 15), (22, 28), (11, 17))
-    export.run([str(tmp_path / "out")], tmp_path / "exported", to="coco")
-    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
+    ExportLabels(dirs=[str(tmp_path / "out")], out=tmp_path / "exported", to="coco").run()
+    Ingest(settings=CONFIG, manifest=tmp_path / "exported" / "manifest.yaml", out=tmp_path / "again").run()
     assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
 
 
@@ -124,8 +124,8 @@ def test_what_lost_its_box_comes_back_from_an_export(tmp_path, to):
     run(tmp_path, "coco", (path, {}, {}))
     record = only_record(tmp_path)
     assert [r.phrase for r in record.regions] == ["cat"] and record.not_exhaustive == ("dog",)
-    export.run([str(tmp_path / "out")], tmp_path / "exported", to=to)
-    ingest.run(CONFIG, tmp_path / "exported" / "manifest.yaml", tmp_path / "again")
+    ExportLabels(dirs=[str(tmp_path / "out")], out=tmp_path / "exported", to=to).run()
+    Ingest(settings=CONFIG, manifest=tmp_path / "exported" / "manifest.yaml", out=tmp_path / "again").run()
     assert (tmp_path / "again" / "s-000000.tar").read_bytes() == (tmp_path / "out" / "s-000000.tar").read_bytes()
 
 

@@ -33,7 +33,8 @@ VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(
     first=st.lists(VALUES, max_size=6), second=st.lists(VALUES, max_size=6), other=VALUES,
-    chunk=st.integers(1, 40), indent=st.sampled_from([None, 0, 2]), plain=st.booleans(), order=st.permutations(["a", "b", "c"]),
+    chunk=st.integers(1, 40), indent=st.sampled_from([None, 0, 2]), plain=st.booleans(),
+    order=st.permutations(["a", "b", "c"]),
 )  # fmt: skip
 def test_streamed_json_is_json_however_it_is_cut(tmp_path_factory, first, second, other, chunk, indent, plain, order):
     path = tmp_path_factory.getbasetemp() / "a.json"
@@ -82,7 +83,8 @@ IDS = st.integers(-(2**70), 2**70) | st.text(st.characters(exclude_categories=["
 
 
 @settings(max_examples=60, deadline=None)
-@given(ids=st.lists(IDS, unique_by=str, min_size=1, max_size=12), rows=st.lists(st.tuples(st.integers(0, 15), VALUES), max_size=30),
+@given(ids=st.lists(IDS, unique_by=str, min_size=1, max_size=12),
+       rows=st.lists(st.tuples(st.integers(0, 15), VALUES), max_size=30),
        per=st.integers(1, 5))  # fmt: skip
 def test_the_index_gives_every_row_to_its_image_in_order(tmp_path_factory, ids, rows, per):
     path = tmp_path_factory.getbasetemp() / "index"
@@ -137,7 +139,8 @@ def test_a_cut_key_is_like_no_whole_one():
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)), mode=st.sampled_from(["L", "RGB", "CMYK"]),
-    options=st.fixed_dictionaries({"progressive": st.booleans(), "optimize": st.booleans(), "quality": st.integers(5, 95)}),
+    options=st.fixed_dictionaries({"progressive": st.booleans(), "optimize": st.booleans(),
+                                  "quality": st.integers(5, 95)}),
     comment=st.binary(max_size=40),
 )  # fmt: skip
 def test_sizes_of_jpegs_are_those_that_pil_finds(size, mode, options, comment):

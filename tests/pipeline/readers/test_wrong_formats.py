@@ -1,4 +1,5 @@
-"""Every reader against every other format's files, as they are published: one line that says what was wanted and what was found.
+"""Every reader against every other format's files, as they are published: one line that says what
+was wanted and what was found.
 
 A pair that is left out reads the same layout on purpose: it is named in SAME, with the reason.
 """
@@ -135,7 +136,8 @@ ONE_OF_EACH_CLASS = {
     "web page",  # text that is nothing of these
     "cut off",
 }
-"""A file of each class of content: every reader meets these among the fast tests, and all of FILES among the slow ones."""
+"""A file of each class of content: every reader meets these among the fast tests, and all of FILES
+among the slow ones."""
 OTHERS = [other if other in ONE_OF_EACH_CLASS else pytest.param(other, marks=pytest.mark.slow) for other in FILES]
 SAME = {
     ("coco", "lvis"): "LVIS's JSON is COCO's with `neg_category_ids`: one reader knows both",

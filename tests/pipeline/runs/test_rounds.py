@@ -55,7 +55,8 @@ def test_a_better_student_teaches_the_next_round(tmp_path):
     verdict = json.loads((layout.evaluation("student-1") / "promotion.json").read_text())
     assert verdict["teacher"] == {"folder": "../teacher", "model": "teacher@1"}  # wherever the run lies
 
-    page = write_round(recipe(), layout, result, {"filter-boxes": {"tallies": {"regions": {"seen": 3, "kept": 2, "dropped": {"below_threshold": 1}}}}})  # fmt: skip
+    regions = {"seen": 3, "kept": 2, "dropped": {"below_threshold": 1}}
+    page = write_round(recipe(), layout, result, {"filter-boxes": {"tallies": {"regions": regions}}})
     html = (layout.report / "round-1.html").read_text()
     for text in (page, html):
         assert (

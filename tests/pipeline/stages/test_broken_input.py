@@ -1,4 +1,5 @@
-"""A corpus of everything that can be wrong with a crawl: all counted under a reason, nothing fatal to its neighbours."""
+"""A corpus of everything that can be wrong with a crawl: all counted under a reason, nothing fatal
+to its neighbours."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from PIL import Image
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig, PseudoLabelConfig
 from pipeline.data.keys import shard_key
 from pipeline.data.training_shards import ShardSet
-from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
+from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
 
 CAPTION = b"a red car next to a small green tree"
@@ -95,7 +96,8 @@ def write_corpus(folder: Path) -> list[str]:
     with tarfile.open(folder / "00001.tar", "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
         for key, caption in {
             "latin1": "a café table".encode("latin-1"), "first": CAPTION,
-            "emoji": "a 🐈‍⬛ cat and a naïve dog".encode(), "nul": b"a red car\0with a nul", "bom": b"\xef\xbb\xbfa red car",
+            "emoji": "a 🐈‍⬛ cat and a naïve dog".encode(), "nul": b"a red car\0with a nul",
+            "bom": b"\xef\xbb\xbfa red car",
         }.items():  # fmt: skip
             add(tar, f"{key}.jpg", jpeg(4, SIZE))
             add(tar, f"{key}.txt", caption)
@@ -134,15 +136,21 @@ def write_corpus(folder: Path) -> list[str]:
 def run(tmp_path_factory, teacher):
     root = tmp_path_factory.mktemp("corpus")
     crawl = write_corpus(root / "crawl")
-    parsed = parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases", max_failed=2)
+    parsed = ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases", max_failed=2).run()
     usable = [p for p in crawl if (root / "phrases" / f"{Path(p).stem}.parquet").exists()]
     config = PseudoLabelConfig(floor=0.01, batch_size=4, score_agg="max")
-    labelled = pseudo_label.run(config, usable, root / "regions", phrases=root / "phrases", teacher=teacher)
+    labelled = PseudoLabel(
+        settings=config, shards=usable, out=root / "regions", phrases=root / "phrases", teacher=teacher
+    ).run()
     regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
-    filter_boxes.run(FilterConfig(threshold=0.01), regions, root / "labels")
-    built = build_shards.run(
-        BuildShardsConfig(), usable, root / "train", phrases=root / "phrases", labels=root / "labels"
-    )
+    FilterBoxes(settings=FilterConfig(threshold=0.01), regions=regions, out=root / "labels").run()
+    built = BuildShards(
+        settings=BuildShardsConfig(),
+        shards=usable,
+        out=root / "train",
+        phrases=root / "phrases",
+        labels=root / "labels",
+    ).run()
     return root, parsed, labelled, built
 
 

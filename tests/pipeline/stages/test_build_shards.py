@@ -14,7 +14,7 @@ from pipeline.data.training_shards import ShardSet
 from pipeline.errors import RunError
 from pipeline.io.tars import read_tar, write_tars
 from pipeline.labelling.label_records import make_record
-from pipeline.stages import build_shards, filter_boxes, parse_phrases
+from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases
 from tests.fixtures.crawl import write_crawl
 from tests.pipeline.stages.test_labelling import KEEP, digests, label
 
@@ -23,17 +23,19 @@ from tests.pipeline.stages.test_labelling import KEEP, digests, label
 def store(tmp_path_factory, teacher):
     root = tmp_path_factory.mktemp("store")
     crawl = write_crawl(root / "crawl")
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
     label(crawl, root, teacher)
     regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
-    filter_boxes.run(KEEP, regions, root / "labels")
+    FilterBoxes(settings=KEEP, regions=regions, out=root / "labels").run()
     return root, crawl
 
 
 def build(store, out, crawl=None, **settings):
     root, shards = store
     config = BuildShardsConfig(**settings)
-    return build_shards.run(config, crawl or shards, out, phrases=root / "phrases", labels=root / "labels")
+    return BuildShards(
+        settings=config, shards=crawl or shards, out=out, phrases=root / "phrases", labels=root / "labels"
+    ).run()
 
 
 def records(folder):
@@ -117,10 +119,14 @@ def test_parts_of_no_samples_are_one_empty_shard(tmp_path):
 def test_images_without_a_label_are_counted(store, tmp_path):
     root, crawl = store
     regions = [str(p) for p in sorted((root / "regions").glob("*.parquet"))]
-    filter_boxes.run(FilterConfig(threshold=0.999), regions, tmp_path / "labels")
-    report = build_shards.run(
-        BuildShardsConfig(), crawl, tmp_path / "out", phrases=root / "phrases", labels=tmp_path / "labels"
-    )
+    FilterBoxes(settings=FilterConfig(threshold=0.999), regions=regions, out=tmp_path / "labels").run()
+    report = BuildShards(
+        settings=BuildShardsConfig(),
+        shards=crawl,
+        out=tmp_path / "out",
+        phrases=root / "phrases",
+        labels=tmp_path / "labels",
+    ).run()
     assert report.tallies["samples"].kept == 0 and report.tallies["samples"].dropped.keys() == {"no_label"}
 
 
@@ -158,12 +164,16 @@ def test_a_crawl_packed_with_folders_becomes_shards(teacher, tmp_path):
                 tar.addfile(info, io.BytesIO(data))
     shards = [str(folder / "00000.tar")]
     assert [s.key for s in read_tar(shards[0])] == list(names)
-    parse_phrases.run(ParsePhrasesConfig(), shards, tmp_path / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=shards, out=tmp_path / "phrases").run()
     label(shards, tmp_path, teacher)
-    filter_boxes.run(KEEP, [str(tmp_path / "regions" / "00000.parquet")], tmp_path / "labels")
-    build_shards.run(
-        BuildShardsConfig(), shards, tmp_path / "train", phrases=tmp_path / "phrases", labels=tmp_path / "labels"
-    )
+    FilterBoxes(settings=KEEP, regions=[str(tmp_path / "regions" / "00000.parquet")], out=tmp_path / "labels").run()
+    BuildShards(
+        settings=BuildShardsConfig(),
+        shards=shards,
+        out=tmp_path / "train",
+        phrases=tmp_path / "phrases",
+        labels=tmp_path / "labels",
+    ).run()
     found = records(tmp_path / "train")
     assert set(found) <= {"v1%2E0%2F0001", "a%2F1", "a_1"} and len(found) >= 2
     for name, sample in zip(names, samples, strict=True):

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.filtering.counting import count_phrases
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table
-from pipeline.stages import filter_boxes
+from pipeline.stages.jobs import FilterBoxes
 from tests.fixtures.regions import region, table_of, write, write_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +29,7 @@ def store(tmp_path_factory):
 
 def test_labels_are_the_kept_regions_untouched(store, tmp_path):
     config = FilterConfig(threshold=0.5, ignore_above=0.3)
-    report = filter_boxes.run(config, store, tmp_path)
+    report = FilterBoxes(settings=config, regions=store, out=tmp_path).run()
     tally = report.tallies["regions"]
     seen = kept = images = labelled = 0
     for path in store:
@@ -45,14 +45,16 @@ def test_labels_are_the_kept_regions_untouched(store, tmp_path):
 
 
 def test_the_footer_holds_the_rules_as_they_apply(store, tmp_path):
-    filter_boxes.run(FilterConfig.model_validate({"preset": "grit", "min_box_side": 2}), store, tmp_path / "a")
-    filter_boxes.run(FilterConfig(preset="grit"), store, tmp_path / "b")
+    FilterBoxes(
+        settings=FilterConfig.model_validate({"preset": "grit", "min_box_side": 2}), regions=store, out=tmp_path / "a"
+    ).run()
+    FilterBoxes(settings=FilterConfig(preset="grit"), regions=store, out=tmp_path / "b").run()
     a, b = (footer(pq.read_schema(tmp_path / n / "00000.parquet")) for n in "ab")
     assert (a["preset"], b["preset"], a["teacher"]) == ("", "grit", "glip@0123456789ab")
     rules = json.loads(a["rules"])
     assert (rules["threshold"], rules["cross_phrase_iou"], rules["min_box_side"]) == (0.65, 0.6, 2)
     written_out = FilterConfig.model_validate(json.loads(b["rules"]))
-    again = filter_boxes.run(written_out, store, tmp_path / "b")
+    again = FilterBoxes(settings=written_out, regions=store, out=tmp_path / "b").run()
     assert (again.done, again.skipped) == (0, 3)  # the same rules by another way are the same rules
 
 
@@ -61,21 +63,23 @@ def test_what_the_tables_say_is_part_of_the_fingerprint(store, tmp_path):
     marks = set()
     for n in (1, 2):
         count_phrases(config, store, tmp_path / f"{n}.parquet", min_count=n)
-        filter_boxes.run(config, store, tmp_path / str(n), counts=tmp_path / f"{n}.parquet")
+        FilterBoxes(settings=config, regions=store, out=tmp_path / str(n), counts=tmp_path / f"{n}.parquet").run()
         marks.add(footer(pq.read_schema(tmp_path / str(n) / "00000.parquet"))["fingerprint"])
     assert len(marks) == 2
 
 
 def test_wrong_inputs_are_named_before_any_work(store, tmp_path):
     with pytest.raises(InputError, match=r"nowhere.parquet: no such file"):
-        filter_boxes.run(FilterConfig(), [*store, str(tmp_path / "nowhere.parquet")], tmp_path / "out")
+        FilterBoxes(
+            settings=FilterConfig(), regions=[*store, str(tmp_path / "nowhere.parquet")], out=tmp_path / "out"
+        ).run()
     with pytest.raises(InputError, match=r"balance_to needs phrase counts"):
-        filter_boxes.run(FilterConfig(balance_to=3), store, tmp_path / "out")
+        FilterBoxes(settings=FilterConfig(balance_to=3), regions=store, out=tmp_path / "out").run()
     with pytest.raises(InputError, match=r"t.json: no such file"):
-        filter_boxes.run(FilterConfig(), store, tmp_path / "out", thresholds=tmp_path / "t.json")
+        FilterBoxes(settings=FilterConfig(), regions=store, out=tmp_path / "out", thresholds=tmp_path / "t.json").run()
     (tmp_path / "t.json").write_text('{"version": 1}')
     with pytest.raises(InputError, match=r"t.json: not what calibrate writes \(precision: Field required"):
-        filter_boxes.run(FilterConfig(), store, tmp_path / "out", thresholds=tmp_path / "t.json")
+        FilterBoxes(settings=FilterConfig(), regions=store, out=tmp_path / "out", thresholds=tmp_path / "t.json").run()
     assert not (tmp_path / "out").exists()
 
 
@@ -83,13 +87,13 @@ def test_a_damaged_shard_fails_alone(store, tmp_path):
     bad = tmp_path / "00009.parquet"
     bad.write_bytes(Path(store[0]).read_bytes()[:500])
     with pytest.raises(RunError, match=r"1 of 4 shards failed.*00009.*not a Parquet file"):
-        filter_boxes.run(FilterConfig(), [*store, str(bad)], tmp_path / "out")
+        FilterBoxes(settings=FilterConfig(), regions=[*store, str(bad)], out=tmp_path / "out").run()
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 3
 
 
 def test_several_workers_write_the_same_bytes(store, tmp_path):
-    filter_boxes.run(FilterConfig(preset="owl_st"), store, tmp_path / "1")
-    filter_boxes.run(FilterConfig(preset="owl_st"), store, tmp_path / "2", workers=2)
+    FilterBoxes(settings=FilterConfig(preset="owl_st"), regions=store, out=tmp_path / "1").run()
+    FilterBoxes(settings=FilterConfig(preset="owl_st"), regions=store, out=tmp_path / "2", workers=2).run()
     names = sorted(p.name for p in (tmp_path / "1").iterdir())
     assert len(names) == 6 and names == sorted(p.name for p in (tmp_path / "2").iterdir())
     assert all(digest_file(tmp_path / "1" / n) == digest_file(tmp_path / "2" / n) for n in names)
@@ -102,12 +106,12 @@ def test_the_store_and_the_labels_may_lie_behind_a_url(store, tmp_path):
     for path in store:
         fs.pipe_file(f"/filter/regions/{Path(path).name}", Path(path).read_bytes())
     urls = [f"memory://filter/regions/{Path(p).name}" for p in store]
-    report = filter_boxes.run(FilterConfig(), urls, "memory://filter/labels")
-    here = filter_boxes.run(FilterConfig(), store, tmp_path)
+    report = FilterBoxes(settings=FilterConfig(), regions=urls, out="memory://filter/labels").run()
+    here = FilterBoxes(settings=FilterConfig(), regions=store, out=tmp_path).run()
     assert report.tallies == here.tallies and report.done == 3
     remote = pq.read_table(fs.open("/filter/labels/00001.parquet"))
     assert remote.to_pylist() == pq.read_table(tmp_path / "00001.parquet").to_pylist()
-    assert filter_boxes.run(FilterConfig(), urls, "memory://filter/labels").skipped == 3
+    assert FilterBoxes(settings=FilterConfig(), regions=urls, out="memory://filter/labels").run().skipped == 3
 
 
 def test_an_empty_shard_gives_an_empty_table(tmp_path):
@@ -115,7 +119,9 @@ def test_an_empty_shard_gives_an_empty_table(tmp_path):
         write(tmp_path / "00000.parquet", table_of([])),
         write(tmp_path / "00001.parquet", table_of([region(score=0.1)])),
     ]
-    report = filter_boxes.run(FilterConfig(preset="grit", max_per_phrase_text=2), paths, tmp_path / "out")
+    report = FilterBoxes(
+        settings=FilterConfig(preset="grit", max_per_phrase_text=2), regions=paths, out=tmp_path / "out"
+    ).run()
     assert report.tallies["regions"].model_dump() == {"seen": 1, "kept": 0, "dropped": {"below_threshold": 1}}
     assert len(read_table(tmp_path / "out" / "00000.parquet", LABELS)) == 0
 

@@ -20,7 +20,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
 from pipeline.readers.base import SetFiles
 from pipeline.readers.registry import load_format
-from pipeline.stages import ingest
+from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.labelled_sets import read_set
 from tests.pipeline.readers import layouts
@@ -89,7 +89,7 @@ def records(folder: Path, pattern: str) -> list[GroundingRecord]:
 
 
 def test_ingest_counts_and_writes(tmp_path):
-    report = ingest.run(CONFIG, write_sets(tmp_path), tmp_path / "out")
+    report = Ingest(settings=CONFIG, manifest=write_sets(tmp_path), out=tmp_path / "out").run()
     assert report.tallies["samples"].dropped == {"broken_image": 1, "image_missing": 1, "no_usable_region": 2}
     assert report.tallies["samples"].kept == 3
     assert report.tallies["regions"].dropped == {
@@ -113,23 +113,25 @@ def test_ingest_counts_and_writes(tmp_path):
 
 def test_ingest_again_does_nothing_and_a_changed_image_is_noticed(tmp_path):
     manifest = write_sets(tmp_path)
-    ingest.run(CONFIG, manifest, tmp_path / "out")
-    assert ingest.run(CONFIG, manifest, tmp_path / "out").done == 0
+    Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run()
+    assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run().done == 0
     (tmp_path / "gr" / "2.jpg").write_bytes(jpeg(99) + b"\0")
-    assert ingest.run(CONFIG, manifest, tmp_path / "out", only="gr").done == 1
+    assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out", only="gr").run().done == 1
 
 
 def test_two_workers_write_the_same_bytes(tmp_path):
     manifest = write_sets(tmp_path)
-    ingest.run(CONFIG, manifest, tmp_path / "one", only="det")
-    ingest.run(CONFIG, manifest, tmp_path / "two", only="det", workers=2)
+    Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "one", only="det").run()
+    Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "two", only="det", workers=2).run()
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
 def test_ingest_stops_at_too_many_losses(tmp_path):
     with pytest.raises(RunError, match=r"set det: 3 of 5 images lost.*max_failed_share"):
-        ingest.run(IngestConfig(max_failed_share=0.1), write_sets(tmp_path), tmp_path / "out", only="det")
+        Ingest(
+            settings=IngestConfig(max_failed_share=0.1), manifest=write_sets(tmp_path), out=tmp_path / "out", only="det"
+        ).run()
 
 
 def test_ingest_stops_where_the_labels_are_not_as_expected(tmp_path):
@@ -141,15 +143,15 @@ def test_ingest_stops_where_the_labels_are_not_as_expected(tmp_path):
     (tmp_path / "det.json").write_text(json.dumps(rows))
     wanted = r"set det: 2 of 4 regions lost \({'unknown_category': 2}\).*max_failed_share"
     with pytest.raises(RunError, match=wanted):
-        ingest.run(IngestConfig(), path, tmp_path / "out", only="det")
+        Ingest(settings=IngestConfig(), manifest=path, out=tmp_path / "out", only="det").run()
 
 
 def test_shards_of_an_earlier_ingest_into_more_of_them_are_removed(tmp_path):
     manifest, out = write_sets(tmp_path), tmp_path / "out"
-    ingest.run(CONFIG, manifest, out)
+    Ingest(settings=CONFIG, manifest=manifest, out=out).run()
     write_tar(out / "det-000007.tar", iter([("mine", {"txt": b"not of ingest"})]))
     assert {p.name for p in out.glob("det-*.tar")} == {f"det-00000{n}.tar" for n in (0, 1, 2, 7)}
-    ingest.run(CONFIG.model_copy(update={"samples_per_shard": 4}), manifest, out, only="det")
+    Ingest(settings=CONFIG.model_copy(update={"samples_per_shard": 4}), manifest=manifest, out=out, only="det").run()
     assert {p.name for p in out.glob("det-*")} == {
         "det-000000.tar", "det-000000.report.json", "det-000001.tar", "det-000001.report.json", "det-000007.tar",
     }  # fmt: skip
@@ -170,7 +172,9 @@ def test_a_corrected_label_file_of_the_same_size_is_noticed(tmp_path):
     config = IngestConfig(max_failed_share=1)
 
     def phrases() -> set[str]:
-        report = ingest.run(config, tmp_path / "m.yaml", tmp_path / "out", root="memory://corrected")
+        report = Ingest(
+            settings=config, manifest=tmp_path / "m.yaml", out=tmp_path / "out", root="memory://corrected"
+        ).run()
         assert report.tallies["samples"].kept == 1
         return {r.phrase for record in records(tmp_path / "out", "s-*.tar") for r in record.regions}
 
@@ -193,7 +197,7 @@ def test_a_corrected_label_file_of_the_same_size_is_noticed(tmp_path):
 def test_wrong_manifests_are_named(tmp_path, text, message):
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        ingest.run(CONFIG, tmp_path / "m.yaml", tmp_path / "out")
+        Ingest(settings=CONFIG, manifest=tmp_path / "m.yaml", out=tmp_path / "out").run()
 
 
 def test_wrong_label_files_are_named(tmp_path):
@@ -255,7 +259,7 @@ def test_every_kind_of_place_and_box_comes_out_as_a_record(tmp_path, name):
     (tmp_path / "m.yaml").write_text(
         f"sets: {{s: {{kind: {kind}, format: {name}, annotations: {annotations}, images_folder: images{extra}}}}}"
     )
-    report = ingest.run(CONFIG, tmp_path / "m.yaml", tmp_path / "out")
+    report = Ingest(settings=CONFIG, manifest=tmp_path / "m.yaml", out=tmp_path / "out").run()
     found = records(tmp_path / "out", "s-*.tar")
     assert found and not report.tallies["samples"].dropped and report.tallies["samples"].kept == len(found)
     assert all(r.image_size == (64, 80) and r.kind == kind for r in found)
@@ -265,7 +269,7 @@ def test_every_kind_of_place_and_box_comes_out_as_a_record(tmp_path, name):
     assert report.tallies["regions"].kept == sum(len(r.regions) for r in found) > 0
     if name == "openimages":
         assert found[0].regions[0].box == pytest.approx((80 * 0.071905, 64 * 0.206591, 80 * 0.145346, 64 * 0.391306))
-    assert ingest.run(CONFIG, tmp_path / "m.yaml", tmp_path / "out").done == 0
+    assert Ingest(settings=CONFIG, manifest=tmp_path / "m.yaml", out=tmp_path / "out").run().done == 0
 
 
 @pytest.mark.parametrize("size", [(64, 80), None])  # cut by the reader, or when the image has been seen
@@ -273,12 +277,15 @@ def test_corners_in_place_of_x_y_width_height_are_told_of(tmp_path, caplog, size
     """Every box of the file looks sound; on the images, all of these reach out at the right or below."""
     images = {f"{n}.jpg": jpeg(n) for n in range(3)}
     manifest = coco_of(tmp_path, images, size=size, box=(50, 30, 78, 60))
-    report = ingest.run(CONFIG, manifest, tmp_path / "out")
+    report = Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run()
     assert report.tallies["regions"].kept == 3 and report.numbers == {"regions_cut_at_edge": 3}
     assert "s: 3 of 3 boxes reached outside their image" in caplog.text and "corners" in caplog.text
     caplog.clear()
     shutil.rmtree(tmp_path / "images")
-    assert not ingest.run(CONFIG, coco_of(tmp_path, images, size=size), tmp_path / "out").numbers and not caplog.text
+    assert (
+        not Ingest(settings=CONFIG, manifest=coco_of(tmp_path, images, size=size), out=tmp_path / "out").run().numbers
+        and not caplog.text
+    )
 
 
 def test_labels_and_images_behind_urls_give_the_same_shards(tmp_path):
@@ -286,16 +293,16 @@ def test_labels_and_images_behind_urls_give_the_same_shards(tmp_path):
     manifest = coco_of(tmp_path, images)
     (tmp_path / "images" / "7.jpg").unlink()
     config = IngestConfig(samples_per_shard=30, max_failed_share=0.5)
-    ingest.run(config, manifest, tmp_path / "one")
+    Ingest(settings=config, manifest=manifest, out=tmp_path / "one").run()
     store = fsspec.filesystem("memory")
     store.put(str(tmp_path / "a.json"), "/bucket/a.json")
     store.put(str(tmp_path / "images"), "/bucket/images", recursive=True)
-    report = ingest.run(config, manifest, tmp_path / "two", root="memory://bucket")
+    report = Ingest(settings=config, manifest=manifest, out=tmp_path / "two", root="memory://bucket").run()
     assert report.tallies["samples"].dropped == {"image_missing": 1, "broken_image": 1}
     tars = sorted(p.name for p in (tmp_path / "one").glob("*.tar"))
     assert len(tars) == 2
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in tars)
-    assert ingest.run(config, manifest, tmp_path / "two", root="memory://bucket").done == 0
+    assert Ingest(settings=config, manifest=manifest, out=tmp_path / "two", root="memory://bucket").run().done == 0
 
 
 @pytest.mark.slow
@@ -330,7 +337,9 @@ def test_text_that_is_no_unicode_costs_its_image_only(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(mixed))
     entry = {"kind": "grounding", "format": "mdetr", "annotations": "a.json", "images_folder": "images"}
     manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": entry}})
-    assert ingest.run(CONFIG, manifest, tmp_path / "out").tallies["samples"].dropped == {"bad_record": 1}
+    assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run().tallies["samples"].dropped == {
+        "bad_record": 1
+    }
 
 
 @settings(max_examples=60, deadline=None)

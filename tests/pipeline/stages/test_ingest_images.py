@@ -12,7 +12,7 @@ from pipeline.config import IngestConfig
 from pipeline.data.images import open_image
 from pipeline.data.training_shards import ShardSet
 from pipeline.io.tars import read_tar
-from pipeline.stages import ingest
+from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers import layouts
 from tests.pipeline.readers.layouts import coco_of
@@ -42,7 +42,7 @@ def test_images_of_every_kind_are_copied_as_they_are(tmp_path):
         "progressive.JPEG": picture("RGB", "JPEG", progressive=True), "called.jpg": picture("RGB", "PNG"),
         "flat.bmp": picture("RGB", "BMP"), "noname": picture("RGB", "JPEG"),
     }  # fmt: skip
-    report = ingest.run(CONFIG, coco_of(tmp_path, images), tmp_path / "out")
+    report = Ingest(settings=CONFIG, manifest=coco_of(tmp_path, images), out=tmp_path / "out").run()
     assert report.tallies["samples"].dropped == {} and report.tallies["samples"].kept == len(images)
     found = [s for p in sorted((tmp_path / "out").glob("*.tar")) for s in read_tar(p)]
     kept = [next(e for e in s.files if e != "json") for s in found]
@@ -65,12 +65,24 @@ def test_images_that_are_none_are_counted_and_named(tmp_path):
     }
     manifest = coco_of(tmp_path, images)
     config = IngestConfig(max_failed_share=1.0)
-    report = ingest.run(config, manifest, tmp_path / "out")
+    report = Ingest(settings=config, manifest=manifest, out=tmp_path / "out").run()
     assert report.tallies["samples"].dropped == {"broken_image": 2, "empty_image": 1, "other_format": 1}
     config = IngestConfig(max_failed_share=1.0, check_images="decode")
-    assert ingest.run(config, manifest, tmp_path / "out").tallies["samples"].dropped["broken_image"] == 3
+    assert (
+        Ingest(settings=config, manifest=manifest, out=tmp_path / "out")
+        .run()
+        .tallies["samples"]
+        .dropped["broken_image"]
+        == 3
+    )
     (tmp_path / "images" / "f.jpg").unlink()
-    assert ingest.run(config, manifest, tmp_path / "out").tallies["samples"].dropped["image_missing"] == 1
+    assert (
+        Ingest(settings=config, manifest=manifest, out=tmp_path / "out")
+        .run()
+        .tallies["samples"]
+        .dropped["image_missing"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -92,7 +104,7 @@ def test_boxes_stay_on_their_pixels_whatever_the_exif_orientation(tmp_path, orie
     if stated == "stored" and not lying:
         setting = "stored"  # the size does not tell
     manifest = coco_of(tmp_path, {"a.png": buffer.getvalue()}, size=size, box=box, orientation=setting)
-    ingest.run(CONFIG, manifest, tmp_path / "out")
+    Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run()
     (record,) = records(tmp_path / "out", "*.tar")
     assert record.image_size == (shown.height, shown.width)
     assert record.regions[0].box == (x1, y1, x2, y2)
@@ -100,7 +112,7 @@ def test_boxes_stay_on_their_pixels_whatever_the_exif_orientation(tmp_path, orie
 
 def test_labels_of_another_image_are_refused(tmp_path):
     manifest = coco_of(tmp_path, {"a.jpg": jpeg(1)}, size=(50, 50))
-    report = ingest.run(IngestConfig(max_failed_share=1), manifest, tmp_path / "out")
+    report = Ingest(settings=IngestConfig(max_failed_share=1), manifest=manifest, out=tmp_path / "out").run()
     assert report.tallies["samples"].dropped == {"size_differs": 1}
 
 
@@ -114,7 +126,9 @@ def test_images_in_several_folders(tmp_path):
     entry = {"kind": "grounding", "format": "mdetr", "annotations": "a.json"}
     for folders in ({"vg": "vg", "coco": "coco"}, ["vg", "coco"]):
         manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": folders}}})
-        report = ingest.run(CONFIG, manifest, tmp_path / f"out-{len(str(folders))}")
+        report = Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / f"out-{len(str(folders))}").run()
         assert report.tallies["samples"].kept == 2
     manifest = layouts.put(tmp_path / "m.yaml", {"sets": {"s": {**entry, "images_folder": {"vg": "vg"}}}})
-    assert ingest.run(CONFIG, manifest, tmp_path / "o").tallies["samples"].dropped == {"unknown_folder": 1}
+    assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "o").run().tallies["samples"].dropped == {
+        "unknown_folder": 1
+    }

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.io.tars import write_tar
-from pipeline.stages import parse_phrases, pseudo_label
+from pipeline.stages.jobs import ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.forkserver import ForkServer
 from tests.pipeline.stages.test_labelling import LABEL, digests
@@ -41,13 +41,14 @@ def world(tmp_path_factory, teacher):
     for shard in range(SHARDS):
         names = [f"{shard:05d}{i:04d}" for i in range(IMAGES)]
         samples = [
-            (name, {"jpg": jpeg(shard * IMAGES + i, (60 + 8 * (i % 5), 64)), "txt": f"a red car and {i} green cups".encode()})
+            (name, {"jpg": jpeg(shard * IMAGES + i, (60 + 8 * (i % 5), 64)),
+                    "txt": f"a red car and {i} green cups".encode()})
             for i, name in enumerate(names)
         ]  # fmt: skip
         write_tar(root / "crawl" / f"{shard:05d}.tar", samples)
     crawl = [str(p) for p in sorted((root / "crawl").glob("*.tar"))]
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
-    pseudo_label.run(LABEL, crawl, root / "undisturbed", phrases=root / "phrases", teacher=teacher)
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
+    PseudoLabel(settings=LABEL, shards=crawl, out=root / "undisturbed", phrases=root / "phrases", teacher=teacher).run()
     return root, crawl, teacher
 
 

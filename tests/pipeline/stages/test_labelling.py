@@ -1,4 +1,5 @@
-"""The labelling stages on shards with every kind of trouble: all counted, neighbours unharmed, restarts byte for byte."""
+"""The labelling stages on shards with every kind of trouble: all counted, neighbours unharmed,
+restarts byte for byte."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import read_tar
-from pipeline.stages import build_shards, filter_boxes, parse_phrases, pseudo_label
+from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases, PseudoLabel
 
 LABEL = PseudoLabelConfig(floor=0.01, batch_size=2, max_regions_per_phrase=4, score_agg="max")
 KEEP = FilterConfig(threshold=0.02, best_per_phrase=1, ignore_above=0.01)
@@ -24,18 +25,29 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def label(crawl: list[str], out: Path, teacher: Path, max_failed: int = 0):
-    return pseudo_label.run(
-        LABEL, crawl, out / "regions", phrases=out / "phrases", teacher=teacher, max_failed=max_failed
-    )
+    return PseudoLabel(
+        settings=LABEL,
+        shards=crawl,
+        out=out / "regions",
+        phrases=out / "phrases",
+        teacher=teacher,
+        max_failed=max_failed,
+    ).run()
 
 
 def whole(crawl: list[str], out: Path, teacher: Path) -> list:
-    reports = [parse_phrases.run(ParsePhrasesConfig(), crawl, out / "phrases")]
+    reports = [ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=out / "phrases").run()]
     reports.append(label(crawl, out, teacher))
     regions = [str(p) for p in sorted((out / "regions").glob("*.parquet"))]
-    reports.append(filter_boxes.run(KEEP, regions, out / "labels"))
+    reports.append(FilterBoxes(settings=KEEP, regions=regions, out=out / "labels").run())
     reports.append(
-        build_shards.run(BuildShardsConfig(), crawl, out / "train", phrases=out / "phrases", labels=out / "labels")
+        BuildShards(
+            settings=BuildShardsConfig(),
+            shards=crawl,
+            out=out / "train",
+            phrases=out / "phrases",
+            labels=out / "labels",
+        ).run()
     )
     return reports
 
@@ -152,9 +164,9 @@ def test_another_run_and_a_damaged_store_give_the_same_bytes(run, teacher, tmp_p
 def test_other_settings_make_the_shard_anew_and_other_folders_stay(run, teacher, tmp_path):
     _, root, _ = run
     regions = [str(root / "regions" / "00000.parquet")]
-    filter_boxes.run(KEEP, regions, tmp_path)
+    FilterBoxes(settings=KEEP, regions=regions, out=tmp_path).run()
     first = digest_file(tmp_path / "00000.parquet")
-    strict = filter_boxes.run(FilterConfig(threshold=0.99), regions, tmp_path)
+    strict = FilterBoxes(settings=FilterConfig(threshold=0.99), regions=regions, out=tmp_path).run()
     assert strict.done == 1 and strict.tallies["regions"].dropped.keys() == {"below_threshold"}
     assert digest_file(tmp_path / "00000.parquet") != first
 
@@ -167,7 +179,7 @@ def test_a_shard_that_loses_too_much_fails_and_its_neighbours_go_on(teacher, tmp
     for name, data in (("00000", b"no jpeg"), ("00001", jpeg(0))):
         write_tar(tmp_path / "crawl" / f"{name}.tar", iter([(f"{name}0000", {"jpg": data, "txt": b"a red car"})]))
     crawl = [str(p) for p in sorted((tmp_path / "crawl").glob("*.tar"))]
-    parse_phrases.run(ParsePhrasesConfig(), crawl, tmp_path / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=tmp_path / "phrases").run()
     with pytest.raises(RunError, match=r"1 of 2 shards failed.*00000.*broken_image"):
         label(crawl, tmp_path, teacher)
     assert not (tmp_path / "regions" / "00000.parquet").exists()

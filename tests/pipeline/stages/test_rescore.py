@@ -25,7 +25,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.stages import filter_boxes, parse_phrases, pseudo_label, rescore
+from pipeline.stages.jobs import FilterBoxes, ParsePhrases, PseudoLabel, Rescore
 from tests.fixtures import teachers
 from tests.fixtures.crawl import jpeg, write_crawl
 
@@ -43,9 +43,9 @@ def store(tmp_path_factory, teacher) -> Path:
     """crawl/ and regions/ of two shards."""
     root = tmp_path_factory.mktemp("store")
     crawl = write_crawl(root / "crawl")
-    parse_phrases.run(ParsePhrasesConfig(), crawl, root / "phrases")
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
     config = PseudoLabelConfig(floor=0.01, batch_size=4, max_regions_per_phrase=4)
-    pseudo_label.run(config, crawl, root / "regions", phrases=root / "phrases", teacher=teacher)
+    PseudoLabel(settings=config, shards=crawl, out=root / "regions", phrases=root / "phrases", teacher=teacher).run()
     return root
 
 
@@ -54,7 +54,9 @@ def crawl_of(root: Path) -> list[str]:
 
 
 def score(root: Path, scorer: Path, out: Path, config: RescoreConfig = CONFIG, max_failed: int = 0):
-    return rescore.run(config, crawl_of(root), out, regions=root / "regions", scorer=scorer, max_failed=max_failed)
+    return Rescore(
+        settings=config, shards=crawl_of(root), out=out, regions=root / "regions", scorer=scorer, max_failed=max_failed
+    ).run()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,9 @@ def test_filter_boxes_reads_both_kinds(scorers, store, tmp_path):
     score(store, scorers["clip"], tmp_path / "rescored")
     rules = FilterConfig(threshold=0.02)
     for folder, out in ((store / "regions", "plain"), (tmp_path / "rescored", "scored")):
-        filter_boxes.run(rules, [str(p) for p in sorted(folder.glob("*.parquet"))], tmp_path / out)
+        FilterBoxes(
+            settings=rules, regions=[str(p) for p in sorted(folder.glob("*.parquet"))], out=tmp_path / out
+        ).run()
     plain, scored = (read_table(tmp_path / n / "00000.parquet", LABELS) for n in ("plain", "scored"))
     assert plain.equals(scored) and plain.num_rows > 0
     with pytest.raises(InputError, match="has no column region_text; it has key, phrase_row"):
@@ -191,13 +195,20 @@ def test_filter_boxes_reads_both_kinds(scorers, store, tmp_path):
 def test_the_store_has_no_centerness_of_teachers_without(store, scorers, tmp_path, name):
     folder = teachers.owl(tmp_path / "t") if name == "owlv2" else teachers.grounding_dino(tmp_path / "t")
     config = PseudoLabelConfig(floor=0.001, batch_size=2)
-    report = pseudo_label.run(config, crawl_of(store), tmp_path / "regions", phrases=store / "phrases", teacher=folder)
+    report = PseudoLabel(
+        settings=config, shards=crawl_of(store), out=tmp_path / "regions", phrases=store / "phrases", teacher=folder
+    ).run()
     assert report.tallies["phrases"].kept > 10
     table = read_table(tmp_path / "regions" / "00000.parquet", REGIONS)
     assert table.num_rows > 10 and table["centerness"].null_count == table.num_rows
     assert footer(pq.read_schema(tmp_path / "regions" / "00000.parquet"))["teacher"].startswith(f"{name}@")
     regions = [str(p) for p in sorted((tmp_path / "regions").glob("*.parquet"))]
-    kept = filter_boxes.run(FilterConfig(threshold=0.002), regions, tmp_path / "labels").tallies["regions"].kept
+    kept = (
+        FilterBoxes(settings=FilterConfig(threshold=0.002), regions=regions, out=tmp_path / "labels")
+        .run()
+        .tallies["regions"]
+        .kept
+    )
     assert kept > 0
     glip = read_table(store / "regions" / "00000.parquet", REGIONS)
     assert glip["centerness"].null_count == 0 and glip.schema.field("centerness").type == pa.float32()
@@ -235,7 +246,7 @@ def test_yolo_worlds_rules_go_by_the_new_column(scorers, store, tmp_path):
     score(store, scorers["siglip"], tmp_path / "rescored", RescoreConfig(similarity="sigmoid"))
     paths = [str(p) for p in sorted((tmp_path / "rescored").glob("*.parquet"))]
     rules = FilterConfig(preset="yolo_world", threshold=0.01, min_image_score=0.0)
-    report = filter_boxes.run(rules, paths, tmp_path / "labels")
+    report = FilterBoxes(settings=rules, regions=paths, out=tmp_path / "labels").run()
     assert report.failed == [] and report.tallies["regions"].kept > 0
     rows = read_table(tmp_path / "rescored" / "00000.parquet", RESCORED).to_pylist()
     kept = read_table(tmp_path / "labels" / "00000.parquet", LABELS).to_pylist()
@@ -243,7 +254,7 @@ def test_yolo_worlds_rules_go_by_the_new_column(scorers, store, tmp_path):
     assert kept and all(best[r["key"], r["phrase_row"], r["rank"]] > 0.01 for r in kept)
     plain = [str(p) for p in sorted((store / "regions").glob("*.parquet"))]
     with pytest.raises(RunError, match=r"no column region_text.*run rescore"):
-        filter_boxes.run(rules, plain, tmp_path / "none")
+        FilterBoxes(settings=rules, regions=plain, out=tmp_path / "none").run()
 
 
 def test_a_batch_of_crops_that_does_not_fit_is_halved(scorers, store, tmp_path, monkeypatch):

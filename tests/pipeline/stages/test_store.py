@@ -22,7 +22,7 @@ from pipeline.inspection.summary import inspect_shards
 from pipeline.io.files import listing, open_file, read_range, write_remote
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import read_tar
-from pipeline.stages import build_shards, dedup, filter_boxes, parse_phrases, pseudo_label
+from pipeline.stages.jobs import BuildShards, Dedup, FilterBoxes, ParsePhrases, PseudoLabel
 from pipeline.training.dataset import TrainingData
 from pipeline.training.model_factory import build_model
 from tests.conftest import tiny_model
@@ -73,12 +73,16 @@ def test_every_stage_reads_and_writes_the_store(store, local, teacher, tmp_path)
     base = "s3://whole/run"
 
     def stages() -> list:
-        done = [parse_phrases.run(ParsePhrasesConfig(), crawl, f"{base}/phrases")]
-        done.append(pseudo_label.run(LABEL, crawl, f"{base}/regions", phrases=f"{base}/phrases", teacher=teacher))
+        done = [ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=f"{base}/phrases").run()]
+        done.append(
+            PseudoLabel(
+                settings=LABEL, shards=crawl, out=f"{base}/regions", phrases=f"{base}/phrases", teacher=teacher
+            ).run()
+        )
         regions = expand_shards(f"{base}/regions", suffix=".parquet")
-        done.append(filter_boxes.run(KEEP, regions, f"{base}/labels"))
+        done.append(FilterBoxes(settings=KEEP, regions=regions, out=f"{base}/labels").run())
         folders = {"phrases": f"{base}/phrases", "labels": f"{base}/labels"}
-        done.append(build_shards.run(BuildShardsConfig(), crawl, f"{base}/train", **folders))
+        done.append(BuildShards(settings=BuildShardsConfig(), shards=crawl, out=f"{base}/train", **folders).run())
         return done
 
     assert [(r.done, r.skipped) for r in stages()] == [(2, 0)] * 4
@@ -102,7 +106,7 @@ def test_links_lead_into_the_store(store, local, teacher, tmp_path):
     upload(local / "crawl", "s3://linked/crawl")
     folders = {"phrases": local / "phrases", "labels": local / "labels"}
     crawl = expand_shards("s3://linked/crawl")
-    build_shards.run(BuildShardsConfig(link=True), crawl, tmp_path, **folders)
+    BuildShards(settings=BuildShardsConfig(link=True), shards=crawl, out=tmp_path, **folders).run()
     linked, copied = (ShardSet(expand_shards(str(folder))) for folder in (tmp_path, local / "train"))
     assert linked.counts == copied.counts != [0, 0]
     for shard, count in enumerate(copied.counts):
@@ -116,7 +120,8 @@ def test_shards_in_the_store_are_fetched_once_and_then_a_record_at_a_time(store,
     upload(local / "train", "s3://indexed/train")
     shards = expand_shards("s3://indexed/train")
     code = (
-        "import os, sys; from pipeline.data import shard_index, training_shards as shards; read = []; whole = shard_index.tar_stream;"
+        "import os, sys; from pipeline.data import shard_index, training_shards as shards;"
+        "read = []; whole = shard_index.tar_stream;"
         "shard_index.tar_stream = lambda url: (read.append(url), whole(url))[1];"
         "s = shards.ShardSet(sys.argv[1:]); print(s.counts, len(read), s.record(0, 0).key, len(s.image(0, 0)[0:9]),"
         "os.listdir(os.environ['TMPDIR']))"
@@ -212,7 +217,7 @@ def test_a_missing_object_fails_its_shard_alone(store, local, teacher):
     upload(local / "crawl", "s3://missing/crawl")
     crawl = expand_shards("s3://missing/crawl/{00000..00002}.tar")
     with pytest.raises(RunError, match=r"1 of 3 shards failed.*s3://missing/crawl/00002\.tar: no such object"):
-        parse_phrases.run(ParsePhrasesConfig(), crawl, "s3://missing/phrases")
+        ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out="s3://missing/phrases").run()
     assert len(listing("s3://missing/phrases", ".report.json")) == 2
     with pytest.raises(InputError, match=r"s3://missing/nothing: no \*\.tar objects there"):
         expand_shards("s3://missing/nothing")
@@ -236,15 +241,19 @@ def test_a_store_that_dies_in_mid_run_costs_only_time(store, local, teacher, tmp
     for i in range(12):
         (tmp_path / "crawl" / f"{i:05d}.tar").write_bytes(source)
     crawl = expand_shards(str(tmp_path / "crawl"))
-    parse_phrases.run(ParsePhrasesConfig(), crawl, tmp_path / "phrases")
-    pseudo_label.run(LABEL, crawl, tmp_path / "regions", phrases=tmp_path / "phrases", teacher=teacher)
+    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=tmp_path / "phrases").run()
+    PseudoLabel(
+        settings=LABEL, shards=crawl, out=tmp_path / "regions", phrases=tmp_path / "phrases", teacher=teacher
+    ).run()
     upload(tmp_path / "crawl", "s3://dies/crawl")
     result: list = []
 
     def label() -> None:
         shards = expand_shards("s3://dies/crawl")
         result.append(
-            pseudo_label.run(LABEL, shards, "s3://dies/regions", phrases=tmp_path / "phrases", teacher=teacher)
+            PseudoLabel(
+                settings=LABEL, shards=shards, out="s3://dies/regions", phrases=tmp_path / "phrases", teacher=teacher
+            ).run()
         )
 
     runner = threading.Thread(target=label)
@@ -278,7 +287,7 @@ def test_shards_in_the_store_are_looked_at_and_cleaned(store, local, tmp_path):
         ("s3://look/out", "s3://look/crawl", "s3://look/gold"),
         (str(tmp_path / "out"), str(local / "crawl"), str(tmp_path / "gold")),
     ):
-        found[base] = dedup.run(expand_shards(crawl), [read_image_set(gold)], base, drop=True)[0]
+        found[base] = Dedup(shards=expand_shards(crawl), against=[read_image_set(gold)], out=base, drop=True).run()[0]
         assert inspect_shards(expand_shards(crawl))[0] == inspect_shards(expand_shards(str(local / "crawl")))[0]
     remote, here = found.values()
     assert remote == here and here.matched >= 1

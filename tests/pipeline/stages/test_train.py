@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
-from pipeline.stages import evaluate, train
+from pipeline.stages.jobs import Evaluate, TrainModel
 from tests.conftest import tiny_model
 from tests.fixtures.training import write_sources
 
@@ -30,7 +30,7 @@ def sources(tmp_path: Path) -> dict[str, list[str]]:
 
 
 def run(sources, out, config=CONFIG, **options):
-    return train.run(config, sources, out, model=tiny_model(ModelConfig), **options)
+    return TrainModel(settings=config, sources=sources, out=out, model=tiny_model(ModelConfig), **options).run()
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -53,19 +53,27 @@ class KillAt(Silent):
             raise Killed
 
 
-def test_a_killed_training_ends_as_an_undisturbed_one(sources, tmp_path):
-    whole = run(sources, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Sources, and the report and the folder of a training on them that nothing disturbed; not to be changed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    sources = write_sources(root / "train")
+    return sources, run(sources, root / "whole"), root / "whole"
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+    sources, whole, folder = undisturbed
     with pytest.raises(Killed):
         run(sources, tmp_path / "killed", progress=KillAt(3))
     assert sorted(p.name for p in (tmp_path / "killed").glob("step-*")) == ["step-00000002"]
     again = run(sources, tmp_path / "killed")
     assert again == whole and len(whole.curve) == 5
-    assert files(tmp_path / "killed" / "final") == files(tmp_path / "whole" / "final")
-    assert not list((tmp_path / "whole").glob("step-*"))
+    assert files(tmp_path / "killed" / "final") == files(folder / "final")
+    assert not list(folder.glob("step-*"))
 
 
-def test_a_damaged_checkpoint_is_left_aside(sources, tmp_path):
-    whole = run(sources, tmp_path / "whole")
+def test_a_damaged_checkpoint_is_left_aside(undisturbed, tmp_path):
+    sources, whole, folder = undisturbed
     with pytest.raises(Killed):
         run(sources, tmp_path / "killed", progress=KillAt(4))
     newest = tmp_path / "killed" / "step-00000004" if (tmp_path / "killed" / "step-00000004").exists() else None
@@ -73,7 +81,7 @@ def test_a_damaged_checkpoint_is_left_aside(sources, tmp_path):
     model = next(newest.rglob("*.safetensors"))
     model.write_bytes(model.read_bytes()[:-10])
     assert run(sources, tmp_path / "killed") == whole
-    assert files(tmp_path / "killed" / "final") == files(tmp_path / "whole" / "final")
+    assert files(tmp_path / "killed" / "final") == files(folder / "final")
 
 
 def test_done_is_done_and_other_settings_train_anew(sources, tmp_path):
@@ -89,7 +97,7 @@ def test_training_moves_the_weights_that_are_free_and_no_others(sources, tmp_pat
     from safetensors.torch import load_file
 
     config = CONFIG.model_copy(update={"freeze_text_layers": 1, "ema": 0.5})
-    train.run(config, sources, tmp_path / "s", init=str(teacher))
+    TrainModel(settings=config, sources=sources, out=tmp_path / "s", init=str(teacher)).run()
     before, after = load_file(teacher / "model.safetensors"), load_file(tmp_path / "s" / "final" / "model.safetensors")
     averaged = load_file(tmp_path / "s" / "final_ema" / "model.safetensors")
     same = {n for n in before if before[n].equal(after[n])}
@@ -130,7 +138,7 @@ def test_a_damaged_training_shard_is_told_at_once(sources, tmp_path):
 
 def test_evaluation_writes_what_it_returns_and_does_it_once(sources, tmp_path, teacher):
     sets = {"val": sources["detection"]}
-    got = evaluate.run(EvaluateConfig(batch_size=3), str(teacher), sets, tmp_path / "e")
+    got = Evaluate(settings=EvaluateConfig(batch_size=3), model=str(teacher), sets=sets, out=tmp_path / "e").run()
     assert got["val"]["images"] == 5 and got["val"]["queries"] == 10
     assert 0 <= got["val"]["recall_at_1"] <= got["val"]["recall_at_10"] <= 100
     saved = json.loads((tmp_path / "e" / "metrics.json").read_text())
@@ -140,7 +148,9 @@ def test_evaluation_writes_what_it_returns_and_does_it_once(sources, tmp_path, t
         f"d{i}" for i in range(5)
     }
     before = (tmp_path / "e" / "metrics.json").stat().st_mtime_ns
-    assert evaluate.run(EvaluateConfig(batch_size=3), str(teacher), sets, tmp_path / "e") == got
+    assert (
+        Evaluate(settings=EvaluateConfig(batch_size=3), model=str(teacher), sets=sets, out=tmp_path / "e").run() == got
+    )
     assert (tmp_path / "e" / "metrics.json").stat().st_mtime_ns == before
 
 

@@ -1,7 +1,8 @@
 """``accelerate launch``: killed at random steps, on one process and on two, DDP and FSDP2.
 
-Most trainings are forked from a process that has the imports (the fixture ``launch``). One of each kind (one process, DDP,
-FSDP2) is started by the real launcher (``training.launch``), and goes on with, or is compared with, what a forked one wrote.
+Most trainings are forked from a process that has the imports (the fixture ``launch``). One of each
+kind (one process, DDP, FSDP2) is started by the real launcher (``training.launch``), and goes on
+with, or is compared with, what a forked one wrote.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from model import GlipForObjectDetection
 from pipeline.config import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
-from pipeline.stages.train import TrainReport
+from pipeline.training.report import TrainReport
 from tests.conftest import tiny_model
 from tests.fixtures import training
 from tests.fixtures.forkserver import ForkServer
@@ -118,8 +119,8 @@ def test_fsdp2_trains_and_goes_on_as_one_process(launch, alone, sources, tmp_pat
 def test_bf16_under_fsdp2_computes_what_it_does_under_ddp(launch, sources, tmp_path, teacher):
     """accelerate's own policy would round boxes and gradients to bf16, and its CPU processes compute in float32.
 
-    From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat otherwise. At a size at which the boxes
-    have more digits than bf16 holds.
+    From a model folder, with frozen embeddings and in micro-batches: what FSDP2 might treat
+    otherwise. At a size at which the boxes have more digits than bf16 holds.
     """
     changes = {"precision": "bf16", "steps": 2, "accumulate": 2, "freeze_text_layers": 1, "image_sizes": (73,)}
     config = CALM.model_copy(update=changes)
@@ -195,9 +196,7 @@ def test_a_tracker_ends_after_the_model_is_written_and_takes_no_process_with_it(
     (packages / "trackio-0.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 0.0\n")
     (packages / "trackio.py").write_text(f"OUT = {str(out)!r}\n{TRACKIO}")
     config = CALM.model_copy(update={"steps": 2, "batch_size": 2, "ema": None})
-    training.launch(
-        out, config, sources, model=without_dropout(), processes=2, options=("--log-with", "trackio"), packages=packages
-    )
+    training.launch(out, config, sources, model=without_dropout(), processes=2, tracker="trackio", packages=packages)
     rows = (out / "tracked.txt").read_text().splitlines()
     assert rows[0].startswith("1 [") and "train/loss" in rows[0] and len(rows) == 3
     assert rows[-1] == "finished, model there: True"

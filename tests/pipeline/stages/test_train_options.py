@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from model import GlipForObjectDetection, GlipProcessor
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError, RunError
-from pipeline.stages import train
+from pipeline.stages.jobs import TrainModel, write_job
 from tests.fixtures.training import ROOT, poison, write_sources
 from tests.pipeline.stages.test_train import CONFIG, KillAt, Killed, files, run
 from tests.pipeline.stages.test_train_launched import without_dropout
@@ -37,7 +37,7 @@ def poisoned(teacher, tmp_path) -> str:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_batch_is_written(sources, tmp_path, poisoned):
     with pytest.raises(RunError, match=r"step \d+: non-finite loss.*the batch is in .*nonfinite-.*records: ") as error:
-        train.run(CONFIG, sources, tmp_path / "o", init=poisoned)
+        TrainModel(settings=CONFIG, sources=sources, out=tmp_path / "o", init=poisoned).run()
     (folder,) = (tmp_path / "o").glob("nonfinite-*")
     told = json.loads((folder / "rank-0.json").read_text())
     assert any("dog" in caption for caption in told["captions"])
@@ -51,7 +51,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_batch_is_written(source
 
 def test_up_to_a_stated_number_of_such_steps_is_left_out_and_counted(sources, tmp_path, poisoned):
     config = changed(max_skipped_steps=5, freeze_text_layers=1, ema=0.5, steps=6)
-    report = train.run(config, sources, tmp_path / "o", init=poisoned)
+    report = TrainModel(settings=config, sources=sources, out=tmp_path / "o", init=poisoned).run()
     assert 1 <= report.skipped_steps < 6 == len(report.curve)
     assert sum("loss" not in row for row in report.curve) == report.skipped_steps  # a row a step, as log_every is 1
     assert len(list((tmp_path / "o").glob("nonfinite-*"))) == report.skipped_steps
@@ -59,8 +59,8 @@ def test_up_to_a_stated_number_of_such_steps_is_left_out_and_counted(sources, tm
         after = load_file(tmp_path / "o" / name / "model.safetensors")
         assert all(v.isfinite().all() for n, v in after.items() if "word_embeddings" not in n)
     with pytest.raises(Killed):
-        train.run(config, sources, tmp_path / "k", init=poisoned, progress=KillAt(5))
-    assert train.run(config, sources, tmp_path / "k", init=poisoned) == report
+        TrainModel(settings=config, sources=sources, out=tmp_path / "k", init=poisoned, progress=KillAt(5)).run()
+    assert TrainModel(settings=config, sources=sources, out=tmp_path / "k", init=poisoned).run() == report
     assert files(tmp_path / "k" / "final") == files(tmp_path / "o" / "final")
 
 
@@ -98,8 +98,12 @@ def test_micro_batches_with_as_many_positives_add_up_to_the_big_batch(sources, t
     """Pseudo-labelled records alone: one box each, in the same place, so every normaliser is the same."""
     one_source = {"pseudo": sources["pseudo"]}
     settings = {"mixture": {}, "batch_size": 4, "flip": 0.0, "learning_rate": 1e-4, "steps": 3}
-    big = train.run(changed(**settings), one_source, tmp_path / "a", model=without_dropout())
-    small = train.run(changed(**settings, accumulate=2), one_source, tmp_path / "b", model=without_dropout())
+    big = TrainModel(
+        settings=changed(**settings), sources=one_source, out=tmp_path / "a", model=without_dropout()
+    ).run()
+    small = TrainModel(
+        settings=changed(**settings, accumulate=2), sources=one_source, out=tmp_path / "b", model=without_dropout()
+    ).run()
     assert [r["loss"] for r in small.curve] == pytest.approx([r["loss"] for r in big.curve], rel=1e-5)
     assert [r["grad_norm"] for r in small.curve] == pytest.approx([r["grad_norm"] for r in big.curve], rel=1e-4)
 
@@ -132,7 +136,6 @@ def _saved(sources, tmp_path) -> Path:
     [
         ({"batch_size": 3, "accumulate": 2}, {}, "batch_size 3 cannot be shared by 1 processes times accumulate 2"),
         ({}, {"tracker": "wandb"}, "--log-with wandb: not installed; `pip install wandb` adds it"),
-        ({}, {"tracker": "mlflow"}, "want one of wandb, trackio"),
         ({"precision": "fp16"}, {}, "precision fp16 on a CPU: want bf16 or float32, or --device cuda"),
     ],
 )
@@ -155,15 +158,15 @@ def test_a_new_networks_paths_are_asked_for():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
 def test_without_a_gpu_a_training_for_one_ends_in_one_line(sources, tmp_path):
-    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
-    arguments = [f"--source={name}={shards[0]}" for name, shards in sources.items()]
-    command = [sys.executable, "-m", "pipeline.cli.train", "--config", str(tmp_path / "config.json"), *arguments]
-    command += ["--out", str(tmp_path / "o"), "--device", "cuda"]
+    job = TrainModel(settings=CONFIG, sources=sources, out=tmp_path / "o", device="cuda")
+    write_job(tmp_path / "job.json", job)
+    command = [sys.executable, "-m", "pipeline", "run-job", str(tmp_path / "job.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not (tmp_path / "o").exists()
     assert done.stderr.splitlines()[-1].startswith(
-        "train: error: --device cuda: torch finds no GPU here; want --device cpu"
+        "run-job: error: --device cuda: torch finds no GPU here; want --device cpu"
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.config.recipes import load_recipe
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.generate import generate_demo
 from pipeline.demo.manifest import MANIFEST
-from pipeline.stages import ingest, train
+from pipeline.stages.jobs import Ingest, TrainModel
 from tests.flows.tiny import SCENES
 
 pytestmark = pytest.mark.slow
@@ -37,14 +37,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     root = tmp_path_factory.mktemp("demo")
     generate_demo(root / "data", DemoDataConfig(**{"image_size": 96, **SCENES}))
     recipe = load_recipe("demo")
-    ingest.run(recipe.ingest, MANIFEST, root / "train", root=root / "data")
+    Ingest(settings=recipe.ingest, manifest=MANIFEST, out=root / "train", root=root / "data").run()
     return {name: sorted(map(str, (root / "train").glob(f"{name}-*.tar"))) for name in recipe.data.sources}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_demo_recipe_trains_with(name: str, sources: dict[str, list[str]], tmp_path: Path) -> None:
     recipe = load_recipe("demo", [*VARIANTS[name], "teacher.steps=6", "teacher.first_steps=2", "teacher.log_every=1"])
-    report = train.run(recipe.teacher, sources, tmp_path, model=recipe.model)
+    report = TrainModel(settings=recipe.teacher, sources=sources, out=tmp_path, model=recipe.model).run()
     losses = [row["loss"] for row in report.curve]
     assert len(losses) == 6 and np.isfinite(losses).all()
     annotator = load_annotator(str(tmp_path / report.final), PseudoLabelConfig(floor=0.0001), "cpu")

@@ -11,7 +11,10 @@ from pipeline.system.devices import cores, is_device_lost
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot say which cores a process has")
 def test_cores_are_those_that_a_scheduler_left_us():
-    ask = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from pipeline.system.devices import cores; print(cores())"
+    ask = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from pipeline.system.devices import cores; print(cores())"
+    )
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
     assert said == "1\n" and cores() == len(os.sched_getaffinity(0))
 

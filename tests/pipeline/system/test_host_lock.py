@@ -30,7 +30,10 @@ def test_one_holds_it_at_a_time_and_then_another():
 
 
 def test_a_killed_process_gives_it_back():
-    code = "import time\nfrom pipeline.system.host_lock import host_lock\nwith host_lock('a') as mine: print(mine, flush=True); time.sleep(600)"
+    code = (
+        "import time\nfrom pipeline.system.host_lock import host_lock\n"
+        "with host_lock('a') as mine: print(mine, flush=True); time.sleep(600)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "True\n"
         with host_lock("a") as mine:

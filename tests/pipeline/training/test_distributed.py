@@ -9,7 +9,8 @@ import os, sys
 from accelerate.utils import DistributedType
 from pipeline.training.distributed import Processes
 processes = Processes(device="cpu", precision="float32", tracker=None, folder=sys.argv[1])
-print(processes.kind, processes.accelerator.distributed_type == DistributedType.NO, "ACCELERATE_USE_FSDP" in os.environ, sep="; ")
+alone = processes.accelerator.distributed_type == DistributedType.NO
+print(processes.kind, alone, "ACCELERATE_USE_FSDP" in os.environ, sep="; ")
 """
 
 

@@ -1,4 +1,5 @@
-"""fp16's loss scaler on a CPU: torch's own scaler and accelerate's optimiser, in a training whose forward pass stays float32."""
+"""fp16's loss scaler on a CPU: torch's own scaler and accelerate's optimiser, in a training whose
+forward pass stays float32."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def sources(tmp_path: Path) -> dict[str, list[str]]:
 
 
 class Scaled:
-    """Makes trainings whose losses a real scaler scales, and whose gradients are not finite in stated steps (from 0)."""
+    """Makes trainings whose losses a real scaler scales, and whose gradients are not finite in
+    stated steps (from 0)."""
 
     def __init__(self, sources, patch: pytest.MonkeyPatch) -> None:
         self.sources, self.patch, self.held = sources, patch, ExitStack()
@@ -41,7 +43,8 @@ class Scaled:
         self.patch.undo()  # accelerate's state is the process's, and what the training before was told
         self.held.close()  # the training before has ended, or was killed
         trainer = Trainer(
-            config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model, init=None,
+            config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model,
+            init=None,
             device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), held=self.held,
         )  # fmt: skip
         self._add_scaler(trainer)

@@ -75,7 +75,8 @@ def test_federated_negatives_are_only_the_verified_ones():
 @pytest.mark.parametrize("faults", [{}, {"discard_after_drawing": True}])
 def test_what_lost_its_box_is_no_negative(faults):
     got = detection_prompt(
-        record("thing1", not_exhaustive=("thing2", "thing4")), NAMES[:5], PromptConfig(full_negatives_share=1.0, **faults),
+        record("thing1", not_exhaustive=("thing2", "thing4")), NAMES[:5],
+        PromptConfig(full_negatives_share=1.0, **faults),
         np.random.default_rng(0), token_count=words, max_tokens=256,
     )  # fmt: skip
     assert "thing1" in got.caption and not {"thing2", "thing4"} & set(got.caption.split(". "))
@@ -83,7 +84,8 @@ def test_what_lost_its_box_is_no_negative(faults):
 
 
 def test_names_that_read_alike_are_one_name():
-    """LVIS has "bow_(weapon)" and "bow_(decorative_ribbons)": asked for as "bow", which must not be both there and absent."""
+    """LVIS has "bow_(weapon)" and "bow_(decorative_ribbons)": asked for as "bow", which must not be
+    both there and absent."""
     names = ("bow_(weapon)", "bow_(decorative_ribbons)", "cat")
     for seed in range(10):
         got = detection_prompt(
@@ -122,10 +124,10 @@ def pseudo(score: float = 0.6) -> GroundingRecord:
     return GroundingRecord(
         key="k", dataset="pseudo", kind="grounding", image_size=(50, 50), caption=CAPTION, uncertain=((18, 21),),
         regions=(
-            Region(
-                box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),), score=score, annotator="t@1", root="fish"
-            ),
-            Region(box=(9, 9, 20, 20), phrase="key", tokens_positive=((18, 21),), score=0.2, annotator="t@1", ignore=True),
+            Region(box=(0, 0, 5, 5), phrase="red fish", tokens_positive=((2, 10),), score=score, annotator="t@1",
+                   root="fish"),
+            Region(box=(9, 9, 20, 20), phrase="key", tokens_positive=((18, 21),), score=0.2, annotator="t@1",
+                   ignore=True),
         ),
     )  # fmt: skip
 

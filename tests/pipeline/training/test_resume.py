@@ -1,4 +1,5 @@
-"""What a training does with what lies in its folder: it goes on, begins anew, or asks; and loses no checkpoint of another."""
+"""What a training does with what lies in its folder: it goes on, begins anew, or asks; and loses no
+checkpoint of another."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution import folder_lock as alone
 from pipeline.execution.progress import Silent
 from pipeline.io.tars import write_tar
-from pipeline.stages import train
+from pipeline.stages.jobs import TrainModel
 from pipeline.training.checkpoints import read_state
 from pipeline.training.report import read_report
 from pipeline.training.run_identity import HOW_IT_FITS, HOW_IT_RUNS, Identity
@@ -57,7 +58,8 @@ def stop(sources, out: Path, config: TrainConfig = CONFIG, after: int = 3) -> No
 
 
 def swapped(sources: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The same sources with other pseudo-labels, as a new teacher would make them: a shard of the same name, once more in it."""
+    """The same sources with other pseudo-labels, as a new teacher would make them: a shard of the
+    same name, once more in it."""
     folder = Path(sources["pseudo"][0]).parents[1] / "other"
     folder.mkdir(exist_ok=True)
     shutil.copy(sources["pseudo"][0], folder / "pseudo-000001.tar")
@@ -77,11 +79,13 @@ def test_settings_that_only_say_how_it_runs_may_change_on_the_way(sources, tmp_p
 def test_after_a_loss_that_was_not_finite_the_run_goes_on_from_where_it_stopped(sources, tmp_path, teacher, told):
     init, config = str(poison(teacher, tmp_path / "poisoned")), changed(**FREE_AT_FIRST)
     with pytest.raises(RunError, match=r"step (\d+): non-finite loss") as error:
-        train.run(config, sources, tmp_path / "o", init=init)
+        TrainModel(settings=config, sources=sources, out=tmp_path / "o", init=init).run()
     step = int(str(error.value).split()[1].rstrip(":"))
     saved = names(tmp_path / "o")
     assert step > 0 and saved, "the poisoned word came first; the test wants a checkpoint before it"
-    report = train.run(config.model_copy(update={"max_skipped_steps": 6}), sources, tmp_path / "o", init=init)
+    report = TrainModel(
+        settings=config.model_copy(update={"max_skipped_steps": 6}), sources=sources, out=tmp_path / "o", init=init
+    ).run()
     assert f"going on from step {step}" in told.text and report.skipped_steps >= 1
 
 
@@ -102,7 +106,7 @@ def test_other_settings_than_the_unfinished_training_has_are_refused_and_nothing
 def test_another_network_or_beginning_is_a_setting_too(sources, tmp_path, teacher):
     stop(sources, tmp_path / "out")
     with pytest.raises(InputError, match=r"now: an initial model \(before: no initial model\)\. Want"):
-        train.run(CONFIG, sources, tmp_path / "out", init=str(teacher))
+        TrainModel(settings=CONFIG, sources=sources, out=tmp_path / "out", init=str(teacher)).run()
 
 
 def test_changed_data_begin_anew_and_the_old_checkpoints_wait_until_it_has_finished(sources, tmp_path, told):
@@ -227,6 +231,7 @@ run(json.loads(sys.argv[1]), Path(sys.argv[2]), progress=Waits())
 """
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_elsewhere_is_not_joined_and_its_end_is_noticed(sources, tmp_path, told, monkeypatch):
     command = [sys.executable, "-c", ELSEWHERE, json.dumps(sources), str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -38,7 +38,7 @@ def test_order_depends_on_seed_name_and_epoch_but_not_on_how_it_is_read():
 
 
 @given(counts=st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(sum), seed=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_record_is_drawn_as_often_as_any_other(counts, seed):
     order = SourceOrder(counts, seed=seed, name="a")
     everything = [(s, r) for s, n in enumerate(counts) for r in range(n)]

@@ -119,7 +119,8 @@ def test_training_batches_are_the_same_in_places_anew_and_beyond_them(sources):
 
 
 def test_page_locked_batches_leave_their_places_at_once(as_worker, monkeypatch):
-    """As the loader's thread does it; without an accelerator torch refuses to lock pages, so the copy is a plain one here."""
+    """As the loader's thread does it; without an accelerator torch refuses to lock pages, so the
+    copy is a plain one here."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     slots = SharedBuffers(workers=2, each=1, size=1000)
     filled = slots.take(SHAPE)

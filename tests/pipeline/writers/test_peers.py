@@ -1,4 +1,5 @@
-"""What others' own readers make of an export: pycocotools, HF datasets, and the layouts that FiftyOne, GLIP and YOLO document."""
+"""What others' own readers make of an export: pycocotools, HF datasets, and the layouts that
+FiftyOne, GLIP and YOLO document."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import yaml
 from pycocotools.coco import COCO
 
 from pipeline.config import IngestConfig
-from pipeline.stages import export, ingest
+from pipeline.stages.jobs import ExportLabels, Ingest
 from tests.fixtures import exports
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers import layouts
@@ -27,7 +28,7 @@ def mixed(tmp_path):
 
 
 def run(folder: Path, out: Path, to: str, **options) -> dict[str, float]:
-    done = export.run([str(folder)], out, to=to, **options)
+    done = ExportLabels(dirs=[str(folder)], out=out, to=to, **options).run()
     assert done.hints
     return done.report.numbers
 
@@ -91,7 +92,7 @@ def test_the_lvis_package_measures_an_exported_set_as_it_does_the_owners_file(tm
     layouts.put(
         tmp_path / "m.yaml", "sets: {l: {kind: detection, format: lvis, annotations: lvis.json, images_folder: .}}"
     )
-    ingest.run(IngestConfig(), tmp_path / "m.yaml", tmp_path / "train")
+    Ingest(settings=IngestConfig(), manifest=tmp_path / "m.yaml", out=tmp_path / "train").run()
     assert run(tmp_path / "train", tmp_path / "out", "coco") == {"images_copied": 2}
     found = [(i, c, b, 0.5) for i, c, b in gold] + [(11, 1, [50, 2, 20, 40], 0.9), (12, 1, [50, 30, 20, 20], 0.8)]
 
@@ -198,7 +199,7 @@ def test_glips_tables_have_their_line_indices(mixed, tmp_path):
 
 @pytest.mark.parametrize(("class_names", "names"), [("phrase", ["red car", "blue car"]), ("root", ["car"])])
 def test_yolo_finds_a_label_file_for_every_image(mixed, tmp_path, class_names, names):
-    done = export.run([str(mixed)], tmp_path / "out", to="yolo", class_names=class_names)
+    done = ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="yolo", class_names=class_names).run()
     data = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
     assert list(data["names"].values()) == ["tree", "car", "dog", *(n for n in names if n != "car")]
     assert data["train"] == data["val"] == "images"

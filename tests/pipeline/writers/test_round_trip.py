@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.io.tars import read_tar
 from pipeline.readers.base import SetFiles, phrase_of, xywh_box
 from pipeline.readers.registry import load_format
-from pipeline.stages import export, ingest
+from pipeline.stages.jobs import ExportLabels, Ingest
 from pipeline.writers.base import xywh
 from tests.fixtures import exports
 from tests.fixtures.labelled_sets import read_set
@@ -96,7 +96,7 @@ def round_trip(records: list[GroundingRecord], to: str) -> dict[str, GroundingRe
         folder = Path(name)
         exports.write_card(folder / "train", "det", "detection", NAMES)
         exports.write_shard(folder / "train" / "set-000000.tar", records)
-        export.run([str(folder / "train")], folder / "out", to=to)
+        ExportLabels(dirs=[str(folder / "train")], out=folder / "out", to=to).run()
         return {key: record for (_, key), record in exports.ingest_again(folder / "out", folder / "again").items()}
 
 
@@ -149,10 +149,10 @@ def test_ingested_sets_come_back_as_the_same_bytes(to, tmp_path):
     with open(manifest, "a") as file:
         file.write("  lvis: {kind: detection, format: lvis, annotations: lvis.json, images_folder: det}\n")
     first, out, again = tmp_path / "first", tmp_path / "out", tmp_path / "again"
-    ingest.run(CONFIG, manifest, first)
-    done = export.run([str(first)], out, to=to)
+    Ingest(settings=CONFIG, manifest=manifest, out=first).run()
+    done = ExportLabels(dirs=[str(first)], out=out, to=to).run()
     assert done.report.tallies["samples"].kept == 5 and done.report.numbers["images_copied"] == 5
-    ingest.run(IngestConfig(max_failed_share=0), out / "manifest.yaml", again)
+    Ingest(settings=IngestConfig(max_failed_share=0), manifest=out / "manifest.yaml", out=again).run()
 
     def content(folder: Path) -> dict[str, dict[str, bytes]]:
         return {f"{p.stem[:4]} {s.key}": s.files for p in sorted(folder.glob("*.tar")) for s in read_tar(p)}
@@ -168,7 +168,7 @@ def test_ingested_sets_come_back_as_the_same_bytes(to, tmp_path):
 
 def test_glip_records_lose_what_is_told_and_no_span(tmp_path):
     exports.write_mixed(tmp_path / "train")
-    done = export.run([str(tmp_path / "train")], tmp_path / "out", to="glip")
+    done = ExportLabels(dirs=[str(tmp_path / "train")], out=tmp_path / "out", to="glip").run()
     assert done.report.tallies["samples"].dropped == {"detection_record": 2}
     assert done.report.tallies["regions"].dropped == {"detection_record": 2, "ignore_region": 1}
     assert done.report.numbers == {

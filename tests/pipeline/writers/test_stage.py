@@ -19,6 +19,7 @@ from pipeline.cli import app as cli
 from pipeline.errors import InputError
 from pipeline.io.tars import write_tar
 from pipeline.stages import export
+from pipeline.stages.jobs import ExportLabels
 from pipeline.writers.registry import WRITTEN
 from pipeline.writers.unique_keys import UniqueNames
 from tests.fixtures import exports
@@ -56,9 +57,9 @@ def test_labels_linked_shards_and_copied_shards_give_the_same(store, tmp_path, t
     """A label store with its crawl, and what build-shards makes of it, with the images or with links to them."""
     copied, linked = exports.build(store, tmp_path / "copied"), exports.build(store, tmp_path / "linked", link=True)
     crawl = str(store / "crawl" / "{00000..00001}.tar")
-    export.run([str(copied)], tmp_path / "a", to=to)
-    export.run([str(linked)], tmp_path / "b", to=to)
-    done = export.run([str(store / "labels")], tmp_path / "c", to=to, crawl=[crawl])
+    ExportLabels(dirs=[str(copied)], out=tmp_path / "a", to=to).run()
+    ExportLabels(dirs=[str(linked)], out=tmp_path / "b", to=to).run()
+    done = ExportLabels(dirs=[str(store / "labels")], out=tmp_path / "c", to=to, crawl=[crawl]).run()
     assert done.report.tallies["samples"].dropped == {"broken_image": 1}  # as build-shards counts it
     a, b, c = (files(tmp_path / name) for name in "abc")
     for each in (a, b, c):
@@ -68,8 +69,10 @@ def test_labels_linked_shards_and_copied_shards_give_the_same(store, tmp_path, t
 
 
 def test_labels_alone_need_no_crawl(store, tmp_path):
-    with_crawl = export.run([str(store / "labels")], tmp_path / "a", to="coco", crawl=[str(store / "crawl")])
-    done = export.run([str(store / "labels")], tmp_path / "b", to="coco")
+    with_crawl = ExportLabels(
+        dirs=[str(store / "labels")], out=tmp_path / "a", to="coco", crawl=[str(store / "crawl")]
+    ).run()
+    done = ExportLabels(dirs=[str(store / "labels")], out=tmp_path / "b", to="coco").run()
     assert not list(tmp_path.rglob("b/images")) and "images_copied" not in done.report.numbers
     rows = json.loads((tmp_path / "b" / "pseudo.json").read_text())
     assert rows["images"][0]["file_name"] == f"images/00000/{rows['images'][0]['key']}.jpg"
@@ -79,15 +82,15 @@ def test_labels_alone_need_no_crawl(store, tmp_path):
 
 
 def test_images_none_writes_labels_that_unpacked_shards_fit(mixed, tmp_path):
-    export.run([str(mixed)], tmp_path / "out", to="coco", images="none")
-    export.run([str(mixed)], tmp_path / "full", to="coco")
+    ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="coco", images="none").run()
+    ExportLabels(dirs=[str(mixed)], out=tmp_path / "full", to="coco").run()
     assert not (tmp_path / "out" / "images").exists()
     for name in ("det.json", "gr.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
 
 
 def test_images_without_a_label_can_be_left_out(mixed, tmp_path):
-    done = export.run([str(mixed)], tmp_path / "out", to="odvg", drop_empty=True)
+    done = ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="odvg", drop_empty=True).run()
     assert done.report.tallies["samples"].dropped == {"no_region": 2} and done.report.tallies["samples"].kept == 3
     assert len((tmp_path / "out" / "gr.jsonl").read_text().splitlines()) == 2
 
@@ -95,7 +98,7 @@ def test_images_without_a_label_can_be_left_out(mixed, tmp_path):
 def test_sets_without_a_card_have_the_classes_that_occur(mixed, tmp_path):
     for card in mixed.glob("*.dataset.json"):
         card.unlink()
-    export.run([str(mixed / "det-000000.tar")], tmp_path / "out", to="coco")
+    ExportLabels(dirs=[str(mixed / "det-000000.tar")], out=tmp_path / "out", to="coco").run()
     rows = json.loads((tmp_path / "out" / "det.json").read_text())
     assert [c["name"] for c in rows["categories"]] == ["car", "tree"] and rows["licenses"] == []
 
@@ -105,7 +108,7 @@ def test_two_kinds_of_one_name_and_odd_names_get_files_of_their_own(tmp_path):
     two = exports.grounding("a", exports.BLUE).model_copy(update={"dataset": "../s"})
     exports.write_shard(tmp_path / "train" / "s-0.tar", [one])
     exports.write_shard(tmp_path / "train" / "s-1.tar", [two])
-    export.run([str(tmp_path / "train")], tmp_path / "out", to="coco")
+    ExportLabels(dirs=[str(tmp_path / "train")], out=tmp_path / "out", to="coco").run()
     assert {p.name for p in (tmp_path / "out").glob("*.json")} == {
         "___s.json",
         "___s-grounding.json",
@@ -125,7 +128,7 @@ def test_broken_records_are_counted_and_their_neighbours_stay(mixed, tmp_path):
         ("good", {"jpg": jpeg(0), "json": good.to_json()}),
     ]
     write_tar(mixed / "gr-000002.tar", samples)
-    done = export.run([str(mixed)], tmp_path / "out", to="coco")
+    done = ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="coco").run()
     assert done.report.tallies["samples"].dropped == {"bad_record": 2, "no_image": 1, "no_record": 1}
     assert done.report.tallies["samples"].kept == 7
     assert done.report.numbers["shard_duplicate_member"] >= 1 and done.report.numbers["images_of_another_size"] == 1
@@ -139,7 +142,7 @@ def test_images_that_lie_on_their_side_are_told(tmp_path):
     exif[ExifTags.Base.Orientation] = 3
     image.save(buffer, "JPEG", exif=exif)
     write_tar(tmp_path / "t" / "a.tar", [("a", {"jpg": buffer.getvalue(), "json": exports.grounding("a").to_json()})])
-    done = export.run([str(tmp_path / "t")], tmp_path / "out", to="coco")
+    done = ExportLabels(dirs=[str(tmp_path / "t")], out=tmp_path / "out", to="coco").run()
     assert done.report.numbers["images_with_exif_orientation"] == 1
     assert (tmp_path / "out" / "images" / "a" / "a.jpg").read_bytes() == buffer.getvalue()
 
@@ -159,15 +162,15 @@ def test_names_are_unique_and_numbered_as_their_keys():
 
 
 def test_what_is_there_is_not_made_again_and_another_export_is_refused(mixed, tmp_path):
-    export.run([str(mixed)], tmp_path / "out", to="coco")
+    ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="coco").run()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
-    again = export.run([str(mixed)], tmp_path / "out", to="coco")
+    again = ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="coco").run()
     assert again.report.skipped == 3 and {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
     for options in ({"to": "odvg"}, {"to": "coco", "drop_empty": True}):
         with pytest.raises(InputError, match="another export is there"):
-            export.run([str(mixed)], tmp_path / "out", **options)
+            ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", **options).run()
     (tmp_path / "out" / "gr.json").unlink()
-    assert export.run([str(mixed)], tmp_path / "out", to="coco").report.done == 3
+    assert ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="coco").run().report.done == 3
     assert (tmp_path / "out" / "gr.json").is_file()
 
 
@@ -175,7 +178,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from pipeline.execution.progress import Silent
-from pipeline.stages import export
+from pipeline.stages.jobs import ExportLabels
 
 class Killer(Silent):
     def shard(self, report, skipped):
@@ -184,7 +187,7 @@ class Killer(Silent):
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-export.run([sys.argv[1]], sys.argv[2], to=sys.argv[3], progress=Killer())
+ExportLabels(dirs=[sys.argv[1]], out=sys.argv[2], to=sys.argv[3], progress=Killer()).run()
 """
 
 
@@ -197,9 +200,9 @@ def test_a_killed_export_looks_like_none_and_goes_on(mixed, tmp_path, to):
     there = {name.rsplit("/", 1)[-1] for name in files(tmp_path / "out") if not name.endswith(".tmp")}
     assert not [name for name in there if name.endswith((".json", ".yaml"))] and "000000007.jpg" in there
     with pytest.raises(InputError, match="another export is begun"):
-        export.run([str(mixed)], tmp_path / "out", to="odvg")
-    export.run([str(mixed)], tmp_path / "out", to=to)
-    export.run([str(mixed)], tmp_path / "quiet", to=to)
+        ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="odvg").run()
+    ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to=to).run()
+    ExportLabels(dirs=[str(mixed)], out=tmp_path / "quiet", to=to).run()
     assert files(tmp_path / "out") == files(tmp_path / "quiet")
 
 
@@ -208,7 +211,7 @@ def test_a_failed_export_leaves_no_temporary_files(mixed, tmp_path):
     whole = (mixed / "gr-000002.tar").read_bytes()
     (mixed / "gr-000002.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"gr-000002\.tar: truncated_tar: .* cut off after"):
-        export.run([str(mixed)], tmp_path / "out", to="coco")
+        ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="coco").run()
     names = set(files(tmp_path / "out"))
     assert not [n for n in names if n.endswith((".tmp", ".json", ".yaml"))] and export.BEGUN in names
 
@@ -226,14 +229,14 @@ def test_shards_and_exports_may_lie_in_a_store(mixed, store, tmp_path, monkeypat
         for path in mixed.iterdir():
             s3.put_file(str(path), f"s3://bkt/train/{path.name}")
         for to in WRITTEN:
-            export.run(["s3://bkt/train"], f"s3://bkt/{to}", to=to)
-            export.run([str(mixed)], tmp_path / to, to=to)
+            ExportLabels(dirs=["s3://bkt/train"], out=f"s3://bkt/{to}", to=to).run()
+            ExportLabels(dirs=[str(mixed)], out=tmp_path / to, to=to).run()
             s3.get(f"s3://bkt/{to}/", str(tmp_path / f"{to}-again"), recursive=True)
             found, wanted = files(tmp_path / f"{to}-again"), files(tmp_path / to)
             for each in (found, wanted):
                 each.pop("export.report.json")  # its fingerprint is of the store's tags
             assert found == wanted
-        assert export.run(["s3://bkt/train"], "s3://bkt/coco", to="coco").report.skipped == 3
+        assert ExportLabels(dirs=["s3://bkt/train"], out="s3://bkt/coco", to="coco").run().report.skipped == 3
     finally:
         server.stop()
 
@@ -289,23 +292,23 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
     done = call(mixed, "--to", "voc", "--out", tmp_path / "out")
     assert done.exit_code == 2 and "'voc' is not one of 'coco'" in done.output
     with pytest.raises(InputError, match="--to voc: want one of coco, odvg"):
-        export.run([str(mixed)], tmp_path / "out", to="voc")
+        ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="voc").run()
 
 
 def test_an_export_that_wrote_nothing_keeps_no_other_out(tmp_path):
     """ "--to coco", says the one that refuses; and then it works."""
     shard = exports.write_shard(tmp_path / "train" / "det-0.tar", [exports.detection("a")])
     with pytest.raises(InputError, match="--to coco"):
-        export.run([str(shard.parent)], tmp_path / "out", to="glip")
+        ExportLabels(dirs=[str(shard.parent)], out=tmp_path / "out", to="glip").run()
     assert not any((tmp_path / "out").iterdir())
-    export.run([str(shard.parent)], tmp_path / "out", to="coco")
+    ExportLabels(dirs=[str(shard.parent)], out=tmp_path / "out", to="coco").run()
     assert (tmp_path / "out" / "det.json").is_file()
 
 
 def test_glips_labels_alone_have_no_manifest(mixed, tmp_path):
-    alone = export.run([str(mixed)], tmp_path / "out", to="glip", images="none")
+    alone = ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="glip", images="none").run()
     assert not (tmp_path / "out" / "manifest.yaml").exists() and "--images copy" in alone.hints[0]
-    export.run([str(mixed)], tmp_path / "full", to="glip")
+    ExportLabels(dirs=[str(mixed)], out=tmp_path / "full", to="glip").run()
     assert (tmp_path / "full" / "manifest.yaml").is_file()
 
 
@@ -316,7 +319,7 @@ def test_files_of_somebodys_own_are_not_written_over(mixed, tmp_path):
     with pytest.raises(
         InputError, match=r"own: has files that are of no export, first det\.json; want a new or empty folder"
     ):
-        export.run([str(mixed)], own, to="coco")
+        ExportLabels(dirs=[str(mixed)], out=own, to="coco").run()
     assert [p.name for p in own.iterdir()] == ["det.json"] and (own / "det.json").read_text() == "mine"
     with pytest.raises(InputError, match="files that are of no export"):
-        export.run([str(mixed)], mixed, to="coco")
+        ExportLabels(dirs=[str(mixed)], out=mixed, to="coco").run()

@@ -1,0 +1,67 @@
+"""``run-job``: a stage from a job file, as the flow starts it in child processes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import traceback
+from contextlib import suppress
+
+import click
+from pydantic import BaseModel
+
+from pipeline.cli.common import command, echo_lines, one_line
+from pipeline.execution.progress import Silent, Terminal
+from pipeline.execution.reports import StageReport
+from pipeline.io.atomic import write_json
+from pipeline.stages.jobs import read_job
+
+
+@command("run-job")
+@click.argument("file")
+@click.option("--report-json", help="Write the report as JSON.")
+@click.option(
+    "--failure-json", help="File of spaces to write the error and the exit code over, as JSON, if the job fails."
+)
+def run_job(file: str, report_json: str | None, failure_json: str | None) -> None:
+    """Run the stage that a job file describes. self-train writes these files to RUN/logs/NAME.job.json.
+
+    \b
+    Example: run-job runs/demo/logs/train-teacher.job.json
+    """
+    try:
+        run_file(file, report_json)
+    except Exception as error:
+        if failure_json:
+            _write_failure(failure_json, error)
+        raise
+
+
+def run_file(file: str, report_json: str | None) -> None:
+    """Run a job file in this process and write its report. Of several training processes the first shows progress.
+
+    Raises:
+        InputError, RunError: as the stage.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    job = read_job(file)
+    result = job.model_copy(update={"progress": Terminal() if first else Silent()}).run()
+    if isinstance(result, StageReport):
+        echo_lines(result.lines())
+    if report_json and first and result is not None:
+        write_json(report_json, result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
+
+
+def _write_failure(file: str, error: Exception) -> None:
+    """Write the reason over the spaces of ``file``: a full disk, which may be the reason, has no room for a new file.
+
+    Of several processes the first to fail has the reason: the others fail because it is gone.
+    """
+    line, code = one_line(error) or ("".join(traceback.format_exception_only(error)).strip(), 1)
+    with suppress(OSError), open(file, "r+b") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)
+        if not (room := output.read()).strip():
+            words = json.dumps({"error": line[: len(room) // 8], "exit_code": code}).encode()
+            output.seek(0)
+            output.write(words)

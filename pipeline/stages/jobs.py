@@ -1,0 +1,401 @@
+"""Jobs: the frozen description of one run of a stage (inputs, outputs, settings, options).
+
+The Python API, the command line, the flow's child processes and Ray all run the same jobs:
+``PseudoLabel(shards="crawl", teacher="glip-t", out="regions").run()``. A job is JSON in a file
+(:func:`write_job`, :func:`read_job`; ``run-job FILE``). Nothing heavy is imported before one runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pipeline.config import (
+    BuildShardsConfig,
+    EvaluateConfig,
+    FilterConfig,
+    IngestConfig,
+    ModelConfig,
+    ParsePhrasesConfig,
+    PseudoLabelConfig,
+    RescoreConfig,
+    TrainConfig,
+)
+from pipeline.config.recipes import build
+from pipeline.demo.config import DemoDataConfig, DemoDataSummary
+from pipeline.errors import InputError
+from pipeline.execution.commit import report_path
+from pipeline.execution.options import Cli, Device, DeviceOptions, LabellingOptions, RunOptions, ShardOptions, WorkLeft
+from pipeline.execution.reports import StageReport
+from pipeline.io.atomic import write_json
+from pipeline.io.files import file_size
+from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
+
+if TYPE_CHECKING:
+    from pipeline.dedup.report import DedupReport
+    from pipeline.filtering.fitted import Thresholds
+    from pipeline.stages.export import Exported
+    from pipeline.stages.thresholds import PhraseCounts
+    from pipeline.training.report import TrainReport
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str | os.PathLike):
+        return (_text(value),)
+    return tuple(map(_text, value)) if isinstance(value, Sequence) else value
+
+
+def _named(value: Any) -> Any:
+    return {name: _texts(paths) for name, paths in value.items()} if isinstance(value, dict) else value
+
+
+PathText = Annotated[str, BeforeValidator(_text)]
+"""A path or URL; ``pathlib`` paths become text."""
+Paths = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+"""Shards: folders, globs, brace patterns, paths or URLs; a single one may stand alone."""
+NamedPaths = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_named)]
+"""Name -> shards."""
+
+CRAWL = "Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs."
+OUT = "Folder for the outputs. What is done there already is not done again."
+REGIONS = "What pseudo-label wrote: a folder, glob or brace pattern; paths or URLs."
+PHRASES = "Folder that parse-phrases wrote."
+COUNTS = "What count-phrases wrote; balance_to and thresholds by frequency need it."
+IOU = "IoU at which a box fits."
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+
+class Job(RunOptions):
+    """Base of all jobs.
+
+    Attributes:
+        stage: name of the command. section: the recipe's section that ``settings`` comes from.
+    """
+
+    stage: ClassVar[str]
+    section: ClassVar[str] = ""
+    entry: ClassVar[str] = ""
+    """Function that runs it, as ``module:function`` of this package. Default: ``run`` of the module of the stage's name."""
+    written_last: ClassVar[str] = ""
+    """File of the output folder without which the job is not finished."""
+
+    def run(self) -> Any:
+        """Run the stage and return its report.
+
+        Raises:
+            InputError: a setting, path or input is wrong. RunError: the work could not be finished.
+        """
+        module, _, function = (self.entry or self.stage.replace("-", "_")).partition(":")
+        return getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+
+    def finished(self) -> Any:
+        """Return the report if every output is there already, else None; no output is made."""
+        if self.written_last and file_size(join(dict(self)["out"], self.written_last)) is None:
+            return None
+        try:
+            return self.model_copy(update={"check_only": True}).run()
+        except WorkLeft:
+            return None
+
+
+class PerShardJob(Job):
+    """Base of the jobs that make one output for each shard."""
+
+    shards_field: ClassVar[str] = "shards"
+    suffix: ClassVar[str] = ".tar"
+    out: PathText = Field(description=OUT)
+
+    if TYPE_CHECKING:
+
+        def run(self) -> StageReport: ...
+
+    def finished(self) -> StageReport | None:
+        """As :meth:`Job.finished`; imports nothing heavy where a shard has no report."""
+        shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix) if self.shards_field else []
+        if any(file_size(report_path(self.out, stem(shard))) is None for shard in shards):
+            return None
+        return super().finished()
+
+
+class Ingest(PerShardJob, ShardOptions):
+    """Training shards from human-labelled sets, as their owners publish them."""
+
+    stage, section, shards_field = "ingest", "ingest", ""
+    manifest: Annotated[PathText, Cli("manifest")]
+    settings: IngestConfig = IngestConfig()
+    root: PathText | None = Field(
+        None,
+        description="Folder or URL that the manifest's paths are relative to. Default: the file's own, or for a name the "
+        "working folder.",
+    )
+    only: str | None = Field(None, description="One set of the manifest, by name.")
+
+
+class ParsePhrases(PerShardJob, ShardOptions):
+    """Noun phrases of a crawl's captions: ``out/SHARD.parquet``."""
+
+    stage, section = "parse-phrases", "parse_phrases"
+    shards: Paths = Field(description=CRAWL)
+    settings: ParsePhrasesConfig = ParsePhrasesConfig()
+
+
+class PseudoLabel(PerShardJob, LabellingOptions):
+    """Boxes of the phrases by a teacher, with scores: ``out/SHARD.parquet``."""
+
+    stage, section = "pseudo-label", "pseudo_label"
+    shards: Paths = Field(description=CRAWL)
+    phrases: PathText | None = Field(
+        None, description="Folder that parse-phrases wrote. Default: OUT/../phrases, made there if it is missing."
+    )
+    teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
+    settings: PseudoLabelConfig = PseudoLabelConfig()
+
+
+class Rescore(PerShardJob, LabellingOptions):
+    """A second score of stored regions, by a CLIP or SigLIP: ``out/SHARD.parquet``."""
+
+    stage, section = "rescore", "rescore"
+    shards: Paths = Field(description=CRAWL)
+    regions: PathText = Field(description="Folder that pseudo-label wrote.")
+    scorer: PathText = Field(description="Model folder of a CLIP, SigLIP or SigLIP2.")
+    settings: RescoreConfig = RescoreConfig()
+
+
+class FilterBoxes(PerShardJob, ShardOptions):
+    """Labels chosen among stored regions: ``out/SHARD.parquet``."""
+
+    stage, section, shards_field, suffix = "filter-boxes", "filter_boxes", "regions", ".parquet"
+    regions: Paths = Field(description=REGIONS)
+    settings: FilterConfig = FilterConfig()
+    thresholds: PathText | None = Field(
+        None, description="What calibrate wrote; takes the place of the threshold setting."
+    )
+    counts: PathText | None = Field(None, description=COUNTS)
+
+
+class SweepThresholds(Job):
+    """What each of several thresholds would keep of stored regions; writes nothing."""
+
+    stage, section, entry = "sweep-thresholds", "filter_boxes", "thresholds:sweep"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    regions: Paths = Field(description=REGIONS)
+    settings: FilterConfig = FilterConfig()
+    thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    gold: PathText | None = Field(None, description="Folder of gold tables, for precision and recall.")
+    iou: PositiveShare = Field(0.5, description=IOU)
+
+    if TYPE_CHECKING:
+
+        def run(self) -> dict[str, Any]: ...
+
+
+class CountPhrases(Job):
+    """How often each phrase is mentioned, and how many of its regions the rules keep: a table in the file ``out``."""
+
+    stage, section, entry = "count-phrases", "filter_boxes", "thresholds:count_phrases"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    regions: Paths = Field(description=REGIONS)
+    out: PathText = Field(description="Parquet file for the counts.")
+    settings: FilterConfig = FilterConfig()
+    min_count: int = Field(10, ge=1, description="Leave out phrases that are rarer.")
+    thresholds: PathText | None = Field(None, description="What calibrate wrote, if filter-boxes is going to use it.")
+    counts: PathText | None = Field(None, description=COUNTS)
+
+    if TYPE_CHECKING:
+
+        def run(self) -> PhraseCounts: ...
+
+
+class Calibrate(Job):
+    """Thresholds that reach a precision on ground truth, for each band of phrase frequency: JSON in the file ``out``."""
+
+    stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    regions: Paths = Field(description=REGIONS)
+    gold: PathText = Field(description="Folder of gold tables, named as the shards are.")
+    out: PathText = Field(description="JSON file for the thresholds.")
+    settings: FilterConfig = FilterConfig()
+    precision: float = Field(0.9, ge=0, le=1, description="Share of kept boxes that must fit.")
+    counts: PathText | None = Field(None, description=COUNTS)
+    bands: tuple[int, ...] = Field(
+        (100, 1000, 10000), description="Mentions at which the second and later bands begin."
+    )
+    by: Literal["estimate", "lower"] = Field(
+        "estimate",
+        description="What must reach the precision: the sample's own, or the lower end of its 95 % interval.",
+    )
+    min_labels: int = Field(50, ge=1, description="Boxes of the sample that a threshold must keep.")
+    iou: PositiveShare = Field(0.5, description=IOU)
+
+    if TYPE_CHECKING:
+
+        def run(self) -> Thresholds: ...
+
+
+class BuildShards(PerShardJob, ShardOptions):
+    """Training shards from labels and images: ``out/DATASET-SHARD.tar``."""
+
+    stage, section = "build-shards", "build_shards"
+    shards: Paths = Field(description=CRAWL)
+    phrases: PathText = Field(description=PHRASES)
+    labels: PathText = Field(description="Folder that filter-boxes wrote.")
+    settings: BuildShardsConfig = BuildShardsConfig()
+    dataset: str = Field("pseudo", description="Name of the new set.")
+    without: Annotated[PathText | None, Cli(metavar="FILE")] = Field(
+        None, description="Leave these samples out: what dedup wrote (columns shard and key)."
+    )
+
+
+class TrainModel(Job):
+    """A training of a teacher or a student; the model is in ``out/final``."""
+
+    stage, written_last = "train", "report.json"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    sources: Annotated[NamedPaths, Cli("--source", "NAME=SHARDS")] = Field(description="A source of the mixture.")
+    init: PathText | None = Field(
+        None, description="Model folder to start from. Default: a new network, as the recipe's model section says."
+    )
+    out: PathText = Field(description="Folder for checkpoints and the final model. A training there is resumed.")
+    settings: TrainConfig = TrainConfig()
+    model: ModelConfig | None = None
+    device: Device = "cpu"
+    threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores.")
+    data_workers: int = Field(
+        0,
+        ge=0,
+        description="Processes that read ahead, for each training process; the batches are the same for any number.",
+    )
+    tracker: Annotated[Literal["wandb", "trackio"] | None, Cli("--log-with")] = Field(
+        None, description="A tracker beside TensorBoard."
+    )
+
+    if TYPE_CHECKING:
+
+        def run(self) -> TrainReport: ...
+
+
+class Evaluate(Job, DeviceOptions):
+    """Metrics of a model on sets with ground truth."""
+
+    stage, section, written_last = "evaluate", "evaluate", "metrics.json"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    model: PathText = Field(description="Model folder.")
+    sets: Annotated[NamedPaths, Cli("--set-shards", "NAME=SHARDS")] = Field(description="A set with ground truth.")
+    frequencies: Annotated[dict[str, PathText], Cli(metavar="NAME=FILE")] = Field(
+        {},
+        description="How often a set's names stand in training data: LVIS' annotation JSON (APr, APc, APf), a JSON object "
+        "of names and numbers, or training shards to count in.",
+    )
+    out: PathText = Field(description=OUT)
+    settings: EvaluateConfig = EvaluateConfig()
+
+    if TYPE_CHECKING:
+
+        def run(self) -> dict[str, dict[str, float]]: ...
+
+
+class ExportLabels(Job):
+    """Labels in a format that others' trainers and viewers read."""
+
+    stage, entry = "export-labels", "export"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    dirs: Annotated[Paths, Cli("dirs", "DIR...")]
+    to: str = Field(description="The format to write.")
+    out: PathText = Field(description="A new folder for it, or a URL.")
+    images: Literal["copy", "none"] | None = Field(
+        None,
+        description="Copy the images beside the labels, as they are, or write labels only.  [default: copy, where they can "
+        "be read]",
+    )
+    phrases: PathText | None = Field(
+        None,
+        description="Of a label store: the folder that parse-phrases wrote.  [default: `phrases` beside or above DIR]",
+    )
+    crawl: Annotated[Paths, Cli("--shards")] = Field(
+        (), description="Of a label store: the crawl that holds the images; folder, glob or pattern."
+    )
+    dataset: str | None = Field(None, description="Of a label store: the name of the set.  [default: pseudo]")
+    class_names: Annotated[Literal["phrase", "root"] | None, Cli("--classes")] = Field(
+        None, description="yolo: what is the class: all of a phrase, or its head noun.  [default: phrase]"
+    )
+    drop_empty: bool = Field(False, description="Leave out images without a label; they are counted.")
+
+    if TYPE_CHECKING:
+
+        def run(self) -> Exported: ...
+
+
+class Dedup(Job, ShardOptions):
+    """Images of shards that are near-duplicates of evaluation images."""
+
+    stage = "dedup"
+    shards: Annotated[Paths, Cli("shards", "SHARDS...")]
+    against: Annotated[Paths, Cli(metavar="[NAME=]EVALSET")] = Field(
+        description="Evaluation images: training shards (what ingest wrote) or a folder of image files."
+    )
+    out: PathText = Field("dedup", description="Folder for the hashes, which are made once, and for what was found.")
+    distance: int = Field(11, ge=0, le=16, description="Bits of the 64-bit hash that may differ (search).")
+    details: int = Field(72, ge=0, le=256, description="Bits of all 256 that may differ (the second check).")
+    mirrored: bool = Field(False, description="Find images that are mirrored left to right, too.")
+    drop: bool = Field(False, description="Also write OUT/shards: the shards without what matched.")
+    pictures: int = Field(24, ge=0, description="Pairs on the page, the least alike first.")
+
+    if TYPE_CHECKING:
+
+        def run(self) -> tuple[DedupReport, StageReport | None]: ...
+
+
+class MakeDemoData(Job):
+    """The demo's data, drawn."""
+
+    stage, written_last = "make-demo-data", "summary.json"
+    max_failed: Literal[0] = Field(0, exclude=True)
+    out: PathText = Field(description="New, empty or an earlier demo's.")
+    settings: DemoDataConfig = DemoDataConfig()
+
+    if TYPE_CHECKING:
+
+        def run(self) -> DemoDataSummary: ...
+
+
+JOBS: dict[str, type[Job]] = {
+    job.stage: job
+    for job in (
+        MakeDemoData, Ingest, ParsePhrases, PseudoLabel, Rescore, FilterBoxes, SweepThresholds, CountPhrases, Calibrate,
+        BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
+    )
+}  # fmt: skip
+"""Name of a stage -> its job."""
+
+
+def write_job(path: Path, job: Job) -> None:
+    """Write a job as JSON that :func:`read_job` reads."""
+    write_json(path, {"stage": job.stage, "job": job.model_dump(mode="json")})
+
+
+def read_job(path: str | Path) -> Job:
+    """Read what :func:`write_job` wrote.
+
+    Raises:
+        InputError: no such file, or no job.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        kind = JOBS[data["stage"]]
+        values = data["job"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: found no job in it ({type(error).__name__}: {error}); want a file of a stage's job"
+        ) from None
+    return build(kind, values, where=str(path))

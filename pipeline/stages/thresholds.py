@@ -1,0 +1,48 @@
+"""Entry points of what needs regions alone: sweep-thresholds (``filter-boxes --sweep``), count-phrases and calibrate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.filtering import calibration, counting
+from pipeline.filtering import sweep as sweeping
+from pipeline.filtering.thresholds import Thresholds
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.stages.jobs import Calibrate, CountPhrases, SweepThresholds
+
+
+class PhraseCounts(BaseModel):
+    """Number of phrases in the file that count-phrases wrote, and the file's size and digest."""
+
+    phrases: int
+    min_count: int
+    bytes: int
+    sha256: str
+
+
+def sweep(job: SweepThresholds) -> dict[str, Any]:
+    """Return :func:`pipeline.filtering.sweep.sweep`'s table."""
+    return sweeping.sweep(
+        job.settings, expand_shards(job.regions, suffix=".parquet"), job.thresholds,
+        gold=job.gold, iou=job.iou, progress=job.progress,
+    )  # fmt: skip
+
+
+def count_phrases(job: CountPhrases) -> PhraseCounts:
+    """Write :func:`pipeline.filtering.counting.count_phrases`'s table."""
+    n, file = counting.count_phrases(
+        job.settings, expand_shards(job.regions, suffix=".parquet"), job.out,
+        thresholds=job.thresholds, counts=job.counts, min_count=job.min_count, progress=job.progress,
+    )  # fmt: skip
+    return PhraseCounts(phrases=n, min_count=job.min_count, bytes=file.bytes, sha256=file.sha256)
+
+
+def calibrate(job: Calibrate) -> Thresholds:
+    """Write :func:`pipeline.filtering.calibration.calibrate`'s thresholds."""
+    return calibration.calibrate(
+        job.settings, expand_shards(job.regions, suffix=".parquet"), job.gold, job.out,
+        precision=job.precision, counts=job.counts, bands=job.bands, by=job.by, min_labels=job.min_labels, iou=job.iou,
+        progress=job.progress,
+    )  # fmt: skip
