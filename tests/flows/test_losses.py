@@ -48,7 +48,7 @@ def run(out: Path, env: dict[str, str], max_failed: int) -> tuple[str, str, str]
 
 def test_a_broken_shard_is_set_aside_within_the_stated_limit(tmp_path):
     out, env = tmp_path / "run", environment(tmp_path / "prefect")
-    command = [sys.executable, "-m", "pipeline.demo.cli", "--out", str(out / "data"), "--quiet"]
+    command = [sys.executable, "-m", "pipeline", "make-demo-data", "--out", str(out / "data"), "--quiet"]
     config = smaller()
     assert config.demo is not None
     for name, value in {"seed": config.seed, **config.demo}.items():

@@ -11,9 +11,9 @@ import yaml
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from pipeline.cli.data import make_demo_data as main
 from pipeline.demo import generate
 from pipeline.demo.captions import CRAWLED, PLAIN, write_caption
-from pipeline.demo.cli import main
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.glyphs import INK, GlyphBook
 from pipeline.demo.manifest import MANIFEST, DemoManifest, load_manifest
