@@ -224,8 +224,8 @@ def image_score_low(pool: RegionPool) -> np.ndarray | None:
         return None
     value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
-    low: np.ndarray = ~(mean > pool.config.min_image_score)
-    return low[pool.shard.keys()[0]]
+    low: np.ndarray = ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
+    return low
 
 
 def phrase_cap(pool: RegionPool) -> np.ndarray | None:
