@@ -56,9 +56,7 @@ class CrawlSample:
 
 
 def coco_detection(scenes: Sequence[Scene], nouns: Sequence[str], description: str) -> dict[str, Any]:
-    """COCO instances JSON. Images are numbered from 1 and named ``000001.jpg``; boxes are xywh in
-    pixels.
-    """
+    """COCO instances JSON. Images are numbered from 1; boxes are xywh in pixels."""
     ids = {noun: i for i, noun in enumerate(nouns, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

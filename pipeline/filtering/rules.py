@@ -47,9 +47,7 @@ def check(config: FilterConfig, fitted: FilterTables) -> None:
 
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
-    """Digest of the rules with which kept regions are counted, as counts are only valid for the
-    same rules.
-    """
+    """Digest of the rules with which kept regions are counted."""
     return digest_json(
         {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
     )
@@ -90,9 +88,7 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
 
 
 class RegionPool:
-    """Regions of a shard, and the reasons of those dropped so far. Arrays are (size,) unless stated
-    otherwise.
-    """
+    """Regions of a shard, and the reasons of those dropped so far. Arrays are (size,)."""
 
     def __init__(self, shard: RegionShard, config: FilterConfig, fitted: FilterTables) -> None:
         self.shard, self.config, self.fitted = shard, config, fitted
@@ -260,9 +256,7 @@ RULES: tuple[Rule, ...] = (
     same_text_overlap, cross_phrase_overlap, near_identical,
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip
-"""Rules in the order of application; a rule's name is the reason under which its regions are
-counted.
-"""
+"""Rules in the order of application; their names are the reasons in the counts."""
 REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
 KEEP, IGNORE, BELOW = 0, 1, 2
 
