@@ -147,8 +147,7 @@ def _compare_set(
 
 
 def _cells(values: Sequence[float], resampled: Sequence[np.ndarray | None]) -> list[dict[str, Any]]:
-    """A metric of each model; ``resampled``: of the set itself and of its resamples, if it can
-    be."""
+    """A metric of each model; ``resampled``: of the set and its resamples, None if impossible."""
     cells: list[dict[str, Any]] = [{"value": v} for v in values]
     for i, (cell, samples) in enumerate(zip(cells, resampled, strict=True)):
         if samples is not None:

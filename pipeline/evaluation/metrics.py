@@ -15,8 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the set's class
-    names.
+    """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the class names.
 
     ``gold_ignore`` marks crowds: neither false negatives nor, for their matches, false positives.
     In federated sets, ``absent`` are the labels verified absent (None: all without gold), and

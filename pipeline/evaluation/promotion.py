@@ -130,8 +130,7 @@ def promote(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Compare student and teacher, apply the gates and write ``promotion.json``; returns its
-    content.
+    """Compare student and teacher, apply the gates, write ``promotion.json``; returns it.
 
     Args:
         student, teacher: folders that ``evaluate`` wrote.
