@@ -35,8 +35,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
 
     Returns:
         "all", "base", "novel" -> labels, correct, gold, found, precision, recall;
-        "phrases_not_gold";
-        "by_score": labels and correct ones in bands of score.
+        "phrases_not_gold"; "by_score": labels and correct ones in bands of score.
 
     Raises:
         InputError: no gold table for any of the labels' shards.
