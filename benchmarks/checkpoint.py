@@ -1,10 +1,12 @@
-"""Writing and verifying a GLIP-T checkpoint (weights and AdamW's state, 2.8 GB) against plain writes of as many bytes.
+"""Writing and verifying a GLIP-T checkpoint (2.8 GB) against plain writes of the same size.
 
-    python benchmarks/checkpoint.py --json checkpoint.json --folder /where/checkpoints/go
+    python benchmarks/checkpoint.py --json checkpoint.json --folder /disk/of/checkpoints
 
-A round is a plain file of as many bytes written in blocks of 4 MiB and fsynced, then the checkpoint: written, hashed, fsynced, renamed into place
-(with another one there, which it replaces), read back and its digests compared. Keys: ``rate_over_plain_write`` (median of the rounds'
-ratios), ``written_only_over_plain_write`` (without reading back), ``plain_mb_per_second``, ``bytes``.
+Each round writes a plain file of the same size in blocks of 4 MiB with fsync, then the checkpoint:
+written, hashed, fsynced, renamed (replacing the previous one), read back and verified.
+
+Keys: ``rate_over_plain_write`` (median of the rounds' ratios), ``written_only_over_plain_write``
+(without reading back), ``plain_mb_per_second``, ``bytes``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ BLOCK = 4 << 20
 
 
 def plain_write(file: Path, size: int) -> float:
-    """Seconds to write ``size`` bytes and have them on the disk."""
+    """Seconds to write ``size`` bytes and fsync them."""
     block = os.urandom(BLOCK)
     began = time.monotonic()
     with open(file, "wb") as opened:
@@ -45,7 +47,7 @@ def plain_write(file: Path, size: int) -> float:
 
 
 def stepped() -> tuple[GlipForObjectDetection, torch.optim.Optimizer]:
-    """GLIP-T and its optimiser after a step."""
+    """GLIP-T and its optimiser after one step."""
     network = GlipForObjectDetection(GlipConfig.variant("glip-t"))
     optimizer = make_optimizer(network, TrainConfig())
     for parameter in network.parameters():
@@ -61,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="On the disk to measure. Default: the folder for temporary files.")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: the temporary folder)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,16 +1,19 @@
-"""dedup: the rate of hashing over that of bare decoding, whether the search is linear in shards, and which copies are found.
+"""dedup: rate of hashing relative to decoding, scaling of the search, and recall of altered copies.
 
     python benchmarks/dedup.py --json dedup.json
 
-Images are photographs of scikit-image and scikit-learn, whole and in parts, as JPEGs of quality 90 with a shorter side of 480 pixels or so (COCO's
-size), in a shard. Hashing is the stage's own loop over the shard (read, decode, hash, the table); bare decoding reads the same shard and decodes the
-same images at the same reduced size. Each is timed in turn, three times; the best counts.
+Images are photographs of scikit-image and scikit-learn and their ninths, as JPEGs of quality 90
+with a shorter side of 480 pixels (COCO's size). Hashing is the stage's own loop over a shard (read,
+decode, hash, write the table); decoding reads the same shard and decodes the images at the same
+reduced size. They are timed alternately; the best of the repeats counts.
 
-The search goes over tables of made-up hashes, 1x, 2x, 4x and 8x as many, against as many evaluation images each time.
+The search runs over 1x, 2x, 4x and 8x as many random hashes, against the same number of evaluation
+images.
 
-Keys: ``rate_over_decode`` (images a second of the first over the second), ``images_per_second``, ``seconds_linear_r2`` (of a straight line through
-seconds and numbers of hashes), ``hashes_per_second`` searched, ``over_brute_force`` (time of comparing all with all, over ours), ``peak_mib`` of the
-search at 1x and 8x, ``found``: change -> share of the photographs' and parts' copies that are found at the default settings.
+Keys: ``rate_over_decode`` (images per second of hashing over decoding), ``images_per_second``,
+``seconds_linear_r2`` (of a linear fit of seconds to numbers of hashes), ``hashes_per_second``
+searched, ``over_brute_force`` (time of an all-pairs comparison over ours), ``peak_mib`` of the
+search at 1x and 8x, ``found``: change -> share of the copies found with the default settings.
 """
 
 from __future__ import annotations
@@ -47,20 +50,20 @@ from tests.fixtures.photos import CHANGES, encoded, photos
 SIDE = 480
 
 
-def pictures() -> list[Image.Image]:
-    """The photographs, and their ninths."""
-    found = []
+def images() -> list[Image.Image]:
+    """The photographs and their ninths."""
+    crops = []
     for image in photos().values():
-        found.append(image)
+        crops.append(image)
         w, h = image.width // 3, image.height // 3
-        found += [image.crop((x * w, y * h, x * w + w, y * h + h)) for x in range(3) for y in range(3)]
-    return found
+        crops += [image.crop((x * w, y * h, x * w + w, y * h + h)) for x in range(3) for y in range(3)]
+    return crops
 
 
 def hashing(folder: Path, copies: int, repeats: int) -> dict[str, float]:
-    """Images a second: the stage, and bare decoding at the same size."""
+    """Images per second of the stage, and of decoding at the same size."""
     files = []
-    for image in pictures():
+    for image in images():
         scale = SIDE / min(image.size)
         files.append(encoded(image.resize((round(image.width * scale), round(image.height * scale)))))
     shard, n = folder / "00000.tar", copies * len(files)
@@ -72,9 +75,9 @@ def hashing(folder: Path, copies: int, repeats: int) -> dict[str, float]:
         ours.append(time.perf_counter() - started)
         started = time.perf_counter()
         for sample in read_tar(shard):
-            found = image_of(sample)
-            assert found is not None
-            open_image(found[1], at_least=(DECODED_SIDE, DECODED_SIDE))
+            member = image_of(sample)
+            assert member is not None
+            open_image(member[1], at_least=(DECODED_SIDE, DECODED_SIDE))
         bare.append(time.perf_counter() - started)
     return {
         "rate_over_decode": round(min(bare) / min(ours), 3),
@@ -84,9 +87,10 @@ def hashing(folder: Path, copies: int, repeats: int) -> dict[str, float]:
 
 
 def write_hashes(folder: Path, shards: int, rows: int) -> None:
-    """Tables of made-up hashes; a thousandth of them are near the wanted ones."""
+    """Write tables of random hashes; a thousandth of them are near-duplicates of evaluation
+    images."""
     folder.mkdir(parents=True)
-    near = wanted_words(1000)
+    near = evaluation_words(1000)
     for shard in range(shards):
         rng = np.random.default_rng(shard + 1)
         words = rng.integers(0, 2**64, (rows, WORDS), dtype=np.uint64)
@@ -96,13 +100,14 @@ def write_hashes(folder: Path, shards: int, rows: int) -> None:
         write_table(folder / f"{shard:05d}.parquet", pa.table({n: columns[n] for n in HASHES.names}), HASHES, {})
 
 
-def wanted_words(n: int) -> np.ndarray:
+def evaluation_words(n: int) -> np.ndarray:
+    """(n, WORDS) random hashes of evaluation images."""
     return np.random.default_rng(0).integers(0, 2**64, (n, WORDS), dtype=np.uint64)
 
 
 def searching(folder: Path, shards: int, wanted: int) -> dict[str, Any]:
-    """Seconds and memory of searching the first so many tables, in a process of its own."""
-    block = Block(wanted_words(wanted), 0, MatchRules())
+    """Seconds and memory of searching the first ``shards`` tables in this process."""
+    block = Block(evaluation_words(wanted), 0, MatchRules())
     started, pairs = time.perf_counter(), 0
     for shard in range(shards):
         pairs += len(block.search(words_of(read_table(join(folder, f"{shard:05d}.parquet"), HASHES))).row)
@@ -111,32 +116,32 @@ def searching(folder: Path, shards: int, wanted: int) -> dict[str, Any]:
 
 
 def brute_force(wanted: int, queries: int) -> float:
-    """Seconds of comparing so many hashes with all wanted ones, 64 bits alone."""
-    words, some = wanted_words(wanted)[:, 0].copy(), wanted_words(queries)[:, 1].copy()
+    """Seconds of comparing the first 64 bits of ``queries`` hashes with ``wanted`` others."""
+    words, query_words = evaluation_words(wanted)[:, 0].copy(), evaluation_words(queries)[:, 1].copy()
     started = time.perf_counter()
-    for one in some:
-        np.flatnonzero(np.bitwise_count(words ^ one) <= MatchRules().distance)
+    for query in query_words:
+        np.flatnonzero(np.bitwise_count(words ^ query) <= MatchRules().distance)
     return time.perf_counter() - started
 
 
 def found_shares() -> dict[str, float]:
-    """Of each change the share of copies that the default settings find."""
-    rules, originals = MatchRules(), pictures()
+    """Change -> share of the changed copies found with the default settings."""
+    rules, originals = MatchRules(), images()
     hashes = [hash_image(open_image(encoded(i, 95), at_least=(DECODED_SIDE,) * 2)) for i in originals]
     shares = {}
     for name, change in CHANGES.items():
-        hits = []
+        found = []
         for image, known in zip(originals, hashes, strict=True):
             if not known.flat:
-                far = known.words ^ hash_image(open_image(change(image), at_least=(DECODED_SIDE,) * 2)).words
-                bits = np.bitwise_count(far)
-                hits.append(bits[0] <= rules.distance and bits.sum() <= rules.details)
-        shares[name] = round(float(np.mean(hits)), 3)
+                changed = hash_image(open_image(change(image), at_least=(DECODED_SIDE,) * 2))
+                bits = np.bitwise_count(known.words ^ changed.words)
+                found.append(bits[0] <= rules.distance and bits.sum() <= rules.details)
+        shares[name] = round(float(np.mean(found)), 3)
     return shares
 
 
 def child(folder: Path, shards: int, wanted: int) -> dict[str, Any]:
-    """One search in a fresh process."""
+    """:func:`searching` in a new process."""
     command = [sys.executable, __file__, "--folder", str(folder), "--search", str(shards), "--wanted", str(wanted)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -161,9 +166,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dedup-") as name:
         folder = Path(name)
         figures: dict[str, Any] = dict(hashing(folder, args.copies, args.repeats))
-        write_hashes(folder / "made-up", 8 * args.shards, args.rows)
+        write_hashes(folder / "random", 8 * args.shards, args.rows)
         runs = {
-            times: min((child(folder / "made-up", times * args.shards, args.wanted) for _ in range(args.repeats)),
+            times: min((child(folder / "random", times * args.shards, args.wanted) for _ in range(args.repeats)),
                        key=lambda run: run["seconds"])
             for times in (1, 2, 4, 8)
         }  # fmt: skip

@@ -1,16 +1,17 @@
-"""filter-boxes: regions a second on one core, over stored shards, and the peak memory of 80 million regions in one process.
+"""filter-boxes: regions per second on one core, and peak memory of filtering 80 million regions.
 
     python benchmarks/filter_boxes.py --json filter_boxes.json
 
-What is timed: ``filter_boxes.run`` whole, from Parquet files on disk to committed Parquet files on disk (zstd both ways, fsync,
-sha256 of the outputs, reports), with GLIP's rule, in one process held to one core. A shard has 10,000 images and some 320,000
-regions above a floor of 0.05, of which the rule keeps 9 %. Stores are hard links to one such shard.
+Measures ``filter_boxes.run`` as a whole, from Parquet files on disk to committed Parquet files
+(zstd, fsync, sha256 of the outputs, reports), with GLIP's rule, in one process on one core. A shard
+has 10,000 images and about 320,000 regions above a floor of 0.05, of which the rule keeps 9 %.
+Stores are hard links to one such shard.
 
-Keys: ``regions_per_second_per_core`` (per second of the core's time that the process took, in the kernel, too; the inputs'
-digests are remembered, as when another threshold is tried; best of the repeats), ``by_the_clock`` (the same run by the wall
-clock: waits for the disk and for whoever else is on the core), ``first_time`` (inputs hashed, too), ``rules_alone`` (the rule on
-columns in memory, nothing read or written), ``speedup`` over the previous implementation on the same files, run in turn;
-``peak_gib_80m``, and ``peak_gib_80m_all_rules`` with NMS, caps and bounds at threshold 0.1.
+Keys: ``regions_per_second_per_core`` (by CPU time, system time included, with cached digests of the
+inputs; best of the repeats), ``by_the_clock`` (the same run by wall-clock time), ``first_time``
+(digests of the inputs included), ``rules_alone`` (the rule on columns in memory), ``speedup`` over
+the previous implementation on the same files; ``peak_gib_80m``, and ``peak_gib_80m_all_rules`` with
+NMS, caps and bounds at threshold 0.1.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ ALL_RULES = FilterConfig(
 
 
 def shard_table(images: int, seed: int = 0) -> pa.Table:
-    """A made-up shard: about 4 phrases an image, 8 regions a phrase with falling scores, phrases as rare as Zipf has it."""
+    """A random shard: about 4 phrases per image of Zipf's distribution, 8 regions per phrase with
+    falling scores."""
     rng = np.random.default_rng(seed)
     phrases = rng.poisson(4, images).clip(1)
     image_of_phrase = np.repeat(np.arange(images), phrases)
@@ -89,7 +91,7 @@ def shard_table(images: int, seed: int = 0) -> pa.Table:
 
 
 def make_store(folder: Path, shards: int, images: int) -> int:
-    """``shards`` names of one shard; returns its rows."""
+    """Make ``shards`` hard links to one shard; returns its number of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     table = shard_table(images)
     first = folder / "00000.parquet"
@@ -100,7 +102,7 @@ def make_store(folder: Path, shards: int, images: int) -> int:
 
 
 def previous(job: ShardJob, out: Path) -> ShardReport:
-    """The first version's way with a shard: the whole table, a string a region for its reason, a second table."""
+    """The first implementation: reads whole tables, with a string per region for its status."""
     table = pq.read_table(job.path)
     score = table["score"].to_numpy()
     x1, y1, x2, y2 = (table[c].to_numpy() for c in BOX)
@@ -120,23 +122,24 @@ def previous(job: ShardJob, out: Path) -> ShardReport:
         tally.drop(reason, n)
     images.keep(pc.count_distinct(table["key"].filter(pa.array(reasons == "keep"))).as_py())
     images.drop("no_label", pc.count_distinct(table["key"]).as_py() - images.kept)
-    stays = (reasons == "keep") | (reasons == "ignore")
-    status = pa.DictionaryArray.from_arrays(pa.array((reasons[stays] == "ignore").astype(np.int8)), ["keep", "ignore"])
-    labels = table.filter(pa.array(stays)).append_column(LABELS.field("status"), status)
+    kept = (reasons == "keep") | (reasons == "ignore")
+    status = pa.DictionaryArray.from_arrays(pa.array((reasons[kept] == "ignore").astype(np.int8)), ["keep", "ignore"])
+    labels = table.filter(pa.array(kept)).append_column(LABELS.field("status"), status)
     output = write_table(out / f"{job.name}.parquet", labels, LABELS, {"version": str(STORE_VERSION)})
     return job.report("previous", {f"{job.name}.parquet": output}, {"regions": tally, "images": images})
 
 
 @contextmanager
 def timed(times: list[tuple[float, float]]) -> Iterator[None]:
-    """Note (seconds by the clock, seconds of the core that this process took)."""
+    """Append (wall-clock seconds, CPU seconds) of the block."""
     started, cpu = time.perf_counter(), time.process_time()
     yield
     times.append((time.perf_counter() - started, time.process_time() - cpu))
 
 
 def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """On one core: this version, the previous one, and the rules alone. Run in a process of its own."""
+    """Rates of this implementation, the previous one, and the rules alone; pins this process to one
+    core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
     paths = sorted(map(str, store.glob("*.parquet")))
@@ -175,7 +178,7 @@ def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
 
 
 def peak(store: Path, work: Path, config: FilterConfig) -> dict[str, Any]:
-    """Peak resident memory of filtering a whole store in this process."""
+    """Peak resident memory of filtering a store in this process."""
     started = time.perf_counter()
     report = FilterBoxes(settings=config, regions=sorted(map(str, store.glob("*.parquet"))), out=work).run()
     return {
@@ -186,20 +189,10 @@ def peak(store: Path, work: Path, config: FilterConfig) -> dict[str, Any]:
     }
 
 
-def child(what: str, store: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """Run one part in a fresh process; its digests are remembered in the temporary folder."""
-    command = [
-        sys.executable,
-        __file__,
-        "--part",
-        what,
-        "--store",
-        str(store),
-        "--work",
-        str(work),
-        "--repeats",
-        str(repeats),
-    ]
+def child(part: str, store: Path, work: Path, repeats: int) -> dict[str, Any]:
+    """Run one part in a new process, with its cache of digests in the temporary folder."""
+    command = [sys.executable, __file__, "--part", part, "--store", str(store), "--work", str(work)]
+    command += ["--repeats", str(repeats)]
     environment = os.environ | {"XDG_CACHE_HOME": str(work.parent / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
@@ -210,10 +203,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10000, help="images in a shard")
     parser.add_argument("--shards", type=int, default=20, help="shards of the timed store")
-    parser.add_argument("--regions", type=int, default=80_000_000, help="regions of the store for the peak")
-    parser.add_argument(
-        "--repeats", type=int, default=4, help="the first does not count: it reads digests for the first time"
-    )
+    parser.add_argument("--regions", type=int, default=80_000_000, help="regions of the store for peak memory")
+    parser.add_argument("--repeats", type=int, default=4, help="with the first, which computes the digests")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--part", choices=["rates", "peak", "peak_all"], help=argparse.SUPPRESS)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
@@ -230,9 +221,10 @@ def main() -> None:
         make_store(folder / "large", -(-args.regions // rows), args.images)
         figures = child("rates", folder / "timed", folder / "rates", max(args.repeats, 2))
         for part, key in (("peak", "peak_gib_80m"), ("peak_all", "peak_gib_80m_all_rules")):
-            found = child(part, folder / "large", folder / part, 1)
-            figures |= {key: found.pop("gib"), f"{key}_run": found}
-    figures["machine"] = {"processor": platform.processor() or platform.machine(), "python": platform.python_version(), "pyarrow": pa.__version__}  # fmt: skip
+            run = child(part, folder / "large", folder / part, 1)
+            figures |= {key: run.pop("gib"), f"{key}_run": run}
+    processor, python = platform.processor() or platform.machine(), platform.python_version()
+    figures["machine"] = {"processor": processor, "python": python, "pyarrow": pa.__version__}
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,14 +1,18 @@
-"""A forward pass of GLIP-T: ours, the literal path (the original's arithmetic), and transformers' GroundingDINO.
+"""A forward pass of GLIP-T: ours, the literal path, and transformers' GroundingDINO.
 
     python benchmarks/inference.py --json inference.json
-    python benchmarks/inference.py --sizes 480x640 --batches 1 --repeats 1      # a quick look
+    python benchmarks/inference.py --sizes 480x640 --batches 1 --repeats 1      # a quick run
 
-The literal path pads every caption to 256 tokens, projects every location to 2048 wide in the fusion layers and uses torchvision's
-deformable convolution. All three have random weights and one Swin-T. Times are taken turn by turn in one process; peak memory
-in a process of each one's own. Key figures: ``speedup_HxW_bN`` and ``memory_ratio_HxW_bN`` (ours over literal: weights and pass, without the
-imported libraries, which are the same for all; ``added_`` counts the pass alone, ``process_`` everything), ``speedup_over_grounding_dino``,
-``flop_floor_ratio`` (our time over FLOPs divided by the machine's measured matrix-product rate), ``head_share_HxW_bN`` (what the time of ours
-from the pyramid to the boxes is of the whole pass).
+The literal path has the original's arithmetic: it pads every caption to 256 tokens, projects every
+location to 2048 channels in the fusion layers and uses torchvision's deformable convolution. All
+three have random weights and a Swin-T. Times are measured alternately in one process, peak memory
+in separate processes.
+
+Keys: ``speedup_HxW_bN`` and ``memory_ratio_HxW_bN`` (ours over literal: weights and forward pass,
+without the imported libraries; ``added_``: the pass only, ``process_``: everything),
+``speedup_over_grounding_dino``, ``flop_floor_ratio`` (our time over the FLOPs divided by the
+machine's measured rate of matrix products), ``head_share_HxW_bN`` (share of our time spent after
+both encoders).
 """
 
 from __future__ import annotations
@@ -91,14 +95,14 @@ def seconds(forward: Callable[[], Any]) -> float:
 
 
 def matrix_rate(side: int = 2048, repeats: int = 5) -> float:
-    """FLOPs a second of a large float32 matrix product, the best of some."""
+    """FLOPs per second of a large float32 matrix product, best of ``repeats``."""
     a, b = torch.randn(side, side), torch.randn(side, side)
     a @ b
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(repeats))
 
 
 def flops(forward: Callable[[], Any]) -> int:
-    """What torch's counter finds in a forward pass: products and convolutions, no gathers."""
+    """FLOPs of a forward pass by torch's counter: matrix products and convolutions, no gathers."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -107,13 +111,14 @@ def flops(forward: Callable[[], Any]) -> int:
 
 
 def measure_peak(make: Callable[[], Callable[[], Any]]) -> None:
-    """Print, in MiB: ``peak``, what network and pass take beyond the libraries; ``added``, the pass; ``process``, all.
+    """Print peak memory in MiB: ``peak`` without the libraries, ``added`` by the pass, ``process``:
+    all.
 
     make: builds the network and returns the pass.
     """
     from transformers import BertModel, GroundingDinoForObjectDetection  # noqa: F401
 
-    import model  # noqa: F401 - the libraries are not the network's memory
+    import model  # noqa: F401 - imported first, to measure the libraries' memory separately
 
     libraries = _status("VmRSS")
     run = make()
@@ -124,16 +129,16 @@ def measure_peak(make: Callable[[], Callable[[], Any]]) -> None:
 
 
 def peaks_of(variants: Sequence[str], script: str, *arguments: Any) -> dict[str, dict[str, float]]:
-    """What ``measure_peak`` prints, for each variant in a process of its own."""
-    found = {}
+    """Output of ``measure_peak`` for each variant, in separate processes."""
+    peaks = {}
     for variant in variants:
         command = [sys.executable, script, "--peak", variant, *map(str, arguments)]
-        found[variant] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+        peaks[variant] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peaks
 
 
 def memory_figures(peaks: dict[str, dict[str, float]], suffix: str = "") -> dict[str, Any]:
-    """Ratios of ours to the literal path, and the figures behind them."""
+    """Ratios of ours to the literal path, and both in MiB."""
     ours, literal = peaks["ours"], peaks["literal"]
     return {
         f"memory_ratio{suffix}": round(ours["peak"] / literal["peak"], 3),
@@ -144,7 +149,7 @@ def memory_figures(peaks: dict[str, dict[str, float]], suffix: str = "") -> dict
 
 
 def machine(threads: int) -> str:
-    """What the figures were measured on."""
+    """Description of the machine."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
@@ -154,7 +159,8 @@ def _status(name: str) -> float:
 
 
 def largest_difference(ours: torch.nn.Module, literal: torch.nn.Module) -> float:
-    """Between the two paths' outputs at a small size, same weights, relative to the largest value."""
+    """Largest relative difference of the two paths' outputs with the same weights, at a small
+    size."""
     literal.load_state_dict(ours.state_dict())
     a, b = call("ours", ours, 1, 224, 320)(), call("literal", literal, 1, 224, 320)()
     pairs = [(a.logits, b.logits[..., :TOKENS]), (a.pred_boxes, b.pred_boxes)]
@@ -185,14 +191,13 @@ def main() -> None:
         for batch in args.batches:
             name = f"{size}_b{batch}"
             forwards = {v: call(v, n, batch, height, width) for v, n in networks.items()}
-            # from the pyramid on: what is left of the whole when both encoders are taken away
             forwards["encoders"] = encoders(networks["ours"], batch, height, width)
             best = dict.fromkeys(forwards, float("inf"))
             for _ in range(args.repeats):
-                for variant, forward in forwards.items():  # turn by turn, so that a slow minute hits all
+                for variant, forward in forwards.items():  # alternately, so that other load affects all of them
                     best[variant] = min(best[variant], seconds(forward))
             work = flops(forwards["ours"])
-            found = {
+            measured = {
                 f"seconds_{name}": {v: round(s, 2) for v, s in best.items()},
                 f"speedup_{name}": round(best["literal"] / best["ours"], 2),
                 f"speedup_over_grounding_dino_{name}": round(best["grounding_dino"] / best["ours"], 2),
@@ -204,8 +209,8 @@ def main() -> None:
                     peaks_of(VARIANTS, __file__, batch, height, width, "--threads", args.threads), f"_{name}"
                 ),
             }
-            print(name, json.dumps({k.removesuffix(f"_{name}"): v for k, v in found.items()}), flush=True)
-            figures |= found
+            print(name, json.dumps({k.removesuffix(f"_{name}"): v for k, v in measured.items()}), flush=True)
+            figures |= measured
     first = f"{args.sizes[0]}_b{args.batches[0]}"
     figures["speedup_over_grounding_dino"] = figures[f"speedup_over_grounding_dino_{first}"]
     figures["flop_floor_ratio"] = figures[f"flop_floor_ratio_{first}"]

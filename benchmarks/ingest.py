@@ -1,13 +1,15 @@
-"""ingest against plain copying of the same images into tars, and what it costs in memory.
+"""ingest: its rate relative to copying the same images into tars, and its memory.
 
     python benchmarks/ingest.py --json ingest.json
     python benchmarks/ingest.py --sizes 1000 10000 --repeats 3 --json ingest.json      # smaller
 
-Keys: ``rate_over_copy`` (images a second of ingest over those of Python's ``tarfile.add`` on the same files into as many tars, fsynced,
-without PIL and without labels; tiny images, the median of turns at the middle size), ``rate_over_copy_photos`` (the same with images of a
-photograph's size), ``rate_over_tar`` (tiny images, over the ``tar`` command), ``rate_over_copy_cpu`` (by seconds of the processor: a busy machine or a slow disk counts for neither), ``memory_growth`` (peak memory of a process that
-makes 100 shards over one that makes a single shard), ``annotations_peak_over_file`` (what reading a COCO JSON of 100,000 annotations adds
-to a process's peak memory, over the file's size).
+Keys: ``rate_over_copy`` (images per second of ingest over those of ``tarfile.add`` on the same
+files into as many tars, with fsync, without labels; tiny images, median at the middle size),
+``rate_over_copy_photos`` (the same with images of a photograph's size), ``rate_over_tar`` (tiny
+images, over the ``tar`` command), ``rate_over_copy_cpu`` (by CPU time, which other load and a slow
+disk do not change), ``memory_growth`` (peak memory of writing 100 shards over that of one),
+``annotations_peak_over_file`` (peak memory added by reading a COCO JSON of 100,000 annotations,
+over the file's size).
 
 Everything runs in child processes; their start and imports are not counted.
 """
@@ -39,34 +41,27 @@ ANNOTATIONS = 100_000
 
 
 def write_set(root: Path, images: int, size: tuple[int, int]) -> None:
-    """A COCO set of so many JPEGs of (width, height), every file its own bytes, three boxes in each."""
+    """Write a COCO set of distinct JPEGs of size (width, height) with three boxes each."""
     rng = np.random.default_rng(0)
-    kinds = []
+    jpegs = []
     for _ in range(50):
         blocks = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
             size, Image.Resampling.BICUBIC
         )
         buffer = io.BytesIO()
         blocks.save(buffer, "JPEG", quality=85)
-        kinds.append(buffer.getvalue())
+        jpegs.append(buffer.getvalue())
     (root / "images").mkdir(parents=True)
     rows, boxes = [], []
     for i in range(images):
-        (root / "images" / f"{i:07d}.jpg").write_bytes(kinds[i % 50] + i.to_bytes(4, "big"))
+        (root / "images" / f"{i:07d}.jpg").write_bytes(jpegs[i % 50] + i.to_bytes(4, "big"))
         rows.append({"id": i, "file_name": f"{i:07d}.jpg", "width": size[0], "height": size[1]})
         for _ in range(BOXES):
             x, y = rng.integers(0, size[0] - 9), rng.integers(0, size[1] - 9)
             box = [round(float(v), 2) for v in (x, y, rng.uniform(2, 8), rng.uniform(2, 8))]
-            boxes.append(
-                {
-                    "id": len(boxes),
-                    "image_id": i,
-                    "category_id": int(rng.integers(80)),
-                    "bbox": box,
-                    "area": 10.0,
-                    "iscrowd": 0,
-                }
-            )
+            category = int(rng.integers(80))
+            row = {"id": len(boxes), "image_id": i, "category_id": category, "bbox": box, "area": 10.0, "iscrowd": 0}
+            boxes.append(row)
     names = [{"id": i, "name": f"class {i}"} for i in range(80)]
     (root / "a.json").write_text(json.dumps({"images": rows, "annotations": boxes, "categories": names}))
     entry = "{kind: detection, format: coco, annotations: a.json, images_folder: images}"
@@ -74,7 +69,7 @@ def write_set(root: Path, images: int, size: tuple[int, int]) -> None:
 
 
 def write_annotations(path: Path, count: int = ANNOTATIONS) -> None:
-    """A COCO JSON of 100,000 annotations with outlines, as COCO's own are, and no images on disk."""
+    """Write a COCO JSON of ``count`` annotations with polygons, without images."""
     rng = np.random.default_rng(1)
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in range(count // 7)]
     boxes = [
@@ -88,11 +83,8 @@ def write_annotations(path: Path, count: int = ANNOTATIONS) -> None:
     path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 18, "name": "dog"}]}))
 
 
-# --- what the children do
-
-
 def ingest(root: Path, out: Path) -> None:
-    """The stage, whole."""
+    """Run the stage."""
     from pipeline.config import IngestConfig
 
     report = Ingest(settings=IngestConfig(samples_per_shard=SHARD), manifest=root / "m.yaml", out=out).run()
@@ -100,7 +92,7 @@ def ingest(root: Path, out: Path) -> None:
 
 
 def copy(root: Path, out: Path) -> None:
-    """The same files into as many tars."""
+    """Copy the same files into as many tars."""
     out.mkdir(parents=True)
     files = sorted((root / "images").iterdir())
     for start in range(0, len(files), SHARD):
@@ -113,7 +105,7 @@ def copy(root: Path, out: Path) -> None:
 
 
 def tar(root: Path, out: Path) -> None:
-    """The same with the tar command."""
+    """Copy the same files with the tar command."""
     out.mkdir(parents=True)
     names = sorted(p.name for p in (root / "images").iterdir())
     for start in range(0, len(names), SHARD):
@@ -122,7 +114,7 @@ def tar(root: Path, out: Path) -> None:
 
 
 def index(root: Path, out: Path) -> None:
-    """Only the label file."""
+    """Index the label file only."""
     from pipeline.readers.base import SetFiles, build_index
     from pipeline.readers.registry import load_format
 
@@ -131,7 +123,7 @@ def index(root: Path, out: Path) -> None:
 
 
 def nothing(root: Path, out: Path) -> None:
-    """What a process has before it begins: the same on a small label file."""
+    """Index a small label file: the baseline of a process's memory."""
     (root / "small").mkdir(exist_ok=True)
     write_annotations(root / "small" / "a.json", 70)
     index(root / "small", out)
@@ -141,14 +133,14 @@ WORK = {"ingest": ingest, "copy": copy, "tar": tar, "index": index, "nothing": n
 
 
 def peak_kib() -> int:
-    """Of this program alone; getrusage would begin with what the parent had when it forked."""
+    """Peak memory of this process; getrusage would include the parent's at the time of the fork."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def child(name: str, root: Path, out: Path) -> None:
-    """Do it, print seconds and peak memory."""
-    if name not in ("index", "nothing"):  # a first time on one image, which imports what the run will need
+    """Do the work of that name; print seconds and peak memory."""
+    if name not in ("index", "nothing"):  # warm up with one image, which imports the modules
         warm = out.parent / "warm"
         shutil.rmtree(warm, ignore_errors=True)
         write_set(warm, 1, (96, 72))
@@ -160,7 +152,7 @@ def child(name: str, root: Path, out: Path) -> None:
 
 
 def measured(name: str, root: Path) -> dict[str, float]:
-    """A child's seconds and peak, its output thrown away."""
+    """Seconds and peak memory of a child process; its output is removed."""
     out = root / "out"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, __file__, "--child", name, str(root), str(out)]
@@ -168,20 +160,20 @@ def measured(name: str, root: Path) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
     shutil.rmtree(out, ignore_errors=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
-def in_turn(root: Path, names: tuple[str, ...], repeats: int) -> dict[str, float]:
-    """The median over repeats of ingest's rate over each of ``names``; ``copy_cpu``: by seconds of the processor."""
+def rates_over(root: Path, names: tuple[str, ...], repeats: int) -> dict[str, float]:
+    """Median over repeats of ingest's rate over each of ``names``; ``copy_cpu``: by CPU time."""
     ratios: dict[str, list[float]] = {name: [] for name in (*names, "copy_cpu")}
     for i in range(repeats):
         order = [*names, "ingest"]
-        took = {name: measured(name, root) for name in (order if i % 2 == 0 else order[::-1])}
+        runs = {name: measured(name, root) for name in (order if i % 2 == 0 else order[::-1])}
         for name in names:
-            ratios[name].append(took[name]["seconds"] / took["ingest"]["seconds"])
-        ratios["copy_cpu"].append(took["copy"]["cpu"] / took["ingest"]["cpu"])
-        print("  " + ", ".join(f"{n} {t['seconds']:.2f} s ({t['cpu']:.2f} s CPU)" for n, t in took.items()))
+            ratios[name].append(runs[name]["seconds"] / runs["ingest"]["seconds"])
+        ratios["copy_cpu"].append(runs["copy"]["cpu"] / runs["ingest"]["cpu"])
+        print("  " + ", ".join(f"{n} {r['seconds']:.2f} s ({r['cpu']:.2f} s CPU)" for n, r in runs.items()))
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
@@ -204,11 +196,11 @@ def main() -> None:
         middle = args.sizes[len(args.sizes) // 2]
         for size in args.sizes:
             write_set(root / str(size), size, (96, 72))
-            found = measured("ingest", root / str(size))
-            peaks[size], seconds[size] = found["peak_kib"] / 1024, found["seconds"]
-            print(f"{size} images: {found['seconds']:.1f} s, peak {peaks[size]:.0f} MiB")
+            run = measured("ingest", root / str(size))
+            peaks[size], seconds[size] = run["peak_kib"] / 1024, run["seconds"]
+            print(f"{size} images: {run['seconds']:.1f} s, peak {peaks[size]:.0f} MiB")
             if size == middle:
-                ratios = in_turn(root / str(size), ("copy", "tar"), args.repeats)
+                ratios = rates_over(root / str(size), ("copy", "tar"), args.repeats)
                 figures |= {
                     "rate_over_copy": ratios["copy"],
                     "rate_over_tar": ratios["tar"],
@@ -221,7 +213,7 @@ def main() -> None:
         write_set(root / "photos", args.photos, (640, 480))
         sizes = [p.stat().st_size for p in (root / "photos" / "images").iterdir()]
         figures["photo_bytes"] = round(statistics.mean(sizes))
-        figures["rate_over_copy_photos"] = in_turn(root / "photos", ("copy",), args.repeats)["copy"]
+        figures["rate_over_copy_photos"] = rates_over(root / "photos", ("copy",), args.repeats)["copy"]
         (root / "labels").mkdir()
         write_annotations(root / "labels" / "a.json")
         file = (root / "labels" / "a.json").stat().st_size

@@ -1,15 +1,17 @@
-"""pseudo-label as a whole against its teacher alone, and what its batches and its bookkeeping are worth.
+"""pseudo-label: the stage against forward passes alone, the gain of bucketed batches, and scaling.
 
     python benchmarks/labelling.py --json labelling.json
-    python benchmarks/labelling.py --only memory --json memory.json      # one part: stage, bucketing or memory
+    python benchmarks/labelling.py --only memory --json memory.json      # or stage, bucketing
 
-Keys: ``stage_over_bare_loop`` (the stage's images a second over those of a bare loop of forward passes on the same decoded batches in
-memory; the smaller of two teachers, demo-size and GLIP-T-size; ``_demo`` and ``_glip_t`` each), ``bucketing_speedup`` (samples of mixed aspect
-ratios and caption lengths: our batches over batches in order of arrival), ``memory_growth`` (peak memory of a process that labels 1,000
-shards over one that labels 10), ``linear_fit`` (R² of the seconds of 10 to 1,000 shards on their number).
+Keys: ``stage_over_bare_loop`` (the stage's images per second over those of a loop of forward passes
+on the same decoded batches in memory; the smaller of ``_demo`` and ``_glip_t``, two sizes of
+teacher), ``bucketing_speedup`` (our batches over batches in order of arrival, for mixed aspect
+ratios and caption lengths), ``memory_growth`` (peak memory of labelling 1,000 shards over that of
+10), ``linear_fit`` (R² of a linear fit of seconds to numbers of shards, 10 to 1,000).
 
-The stage reads real tar shards of JPEGs and phrases files, decodes, asks, writes Parquet and commits. The teacher has ``--threads`` threads,
-decoding and the rest one more. The photographs are those that scikit-image and scikit-learn carry, cut and captioned at random.
+The stage reads tar shards of JPEGs and phrases files, decodes, runs the teacher, writes Parquet and
+commits. The teacher has ``--threads`` threads, and decoding another one. Images are random crops of
+photographs of scikit-image and scikit-learn.
 """
 
 from __future__ import annotations
@@ -57,21 +59,22 @@ ASPECTS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
 
 
 def photographs() -> list[tuple[Image.Image, str]]:
-    """(image, caption) of every photograph at hand."""
-    found = []
+    """(image, caption) of every photograph of the demo."""
+    photos = []
     for photo in load_manifest().photos:
         with Image.open(package_file(photo.package, photo.file)) as opened:
-            found.append((opened.convert("RGB"), photo.caption))
-    return found
+            photos.append((opened.convert("RGB"), photo.caption))
+    return photos
 
 
 def write_crawl(folder: Path, shards: int, samples: int, side: int, *, mixed: bool, seed: int = 0) -> list[str]:
-    """Crawl shards of crops of photographs; ``mixed``: of many shapes, with captions of one to twelve sentences."""
+    """Write crawl shards of crops; ``mixed``: of several aspect ratios, with captions of 1 to 12
+    sentences."""
     rng = random.Random(seed)
     photos = photographs()
     folder.mkdir(parents=True)
     for shard in range(shards):
-        made = []
+        rows = []
         for i in range(samples):
             image, caption = rng.choice(photos)
             aspect = rng.choice(ASPECTS) if mixed else 4 / 3
@@ -83,19 +86,18 @@ def write_crawl(folder: Path, shards: int, samples: int, side: int, *, mixed: bo
             image.resize((width, height), box=(x, y, x + w, y + h)).save(buffer, "JPEG", quality=90)
             if mixed:
                 caption = ". ".join(rng.choice(photos)[1] for _ in range(rng.randint(1, 12)))
-            made.append((f"{shard:05d}{i:04d}", {"jpg": buffer.getvalue(), "txt": caption.encode()}))
-        write_tar(folder / f"{shard:05d}.tar", made)
+            rows.append((f"{shard:05d}{i:04d}", {"jpg": buffer.getvalue(), "txt": caption.encode()}))
+        write_tar(folder / f"{shard:05d}.tar", rows)
     return expand_shards(str(folder))
 
 
 def demo_teacher(folder: Path) -> str:
-    """The demo's network, random weights."""
-    network, processor = build_model(load_recipe("demo").model, None)
-    return saved(folder, network, processor)
+    """A model folder of the demo's network with random weights."""
+    return saved(folder, *build_model(load_recipe("demo").model, None))
 
 
 def tiny_teacher(folder: Path) -> str:
-    """The real architecture at a few milliseconds an image, for what is not about the network."""
+    """A model folder of a GLIP network that takes a few milliseconds per image."""
     demo = load_recipe("demo").model
     small = {
         "backbone_config": {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4},
@@ -110,7 +112,7 @@ def tiny_teacher(folder: Path) -> str:
 
 
 def glip_t_teacher(folder: Path, side: int) -> str:
-    """GLIP-T's network with random weights, at a shorter side that a CPU can bear."""
+    """A model folder of GLIP-T with random weights, for images with a shorter side of ``side``."""
     config = GlipConfig.variant("glip-t", prior_probability=0.05)
     tokenizer = AutoTokenizer.from_pretrained(Path(str(resources.files(MINILM_PACKAGE).joinpath("model"))))
     images = GlipImageProcessor(size={"shortest_edge": side, "longest_edge": side * 5 // 3})
@@ -119,14 +121,14 @@ def glip_t_teacher(folder: Path, side: int) -> str:
 
 
 def saved(folder: Path, network: Any, processor: Any) -> str:
-    """The folder, with a model in it."""
+    """Save a model; returns its folder."""
     network.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
 
 
 class Bench:
-    """Shards, their phrases and a teacher; the stage, and parts of it, on them."""
+    """Shards, their phrases and a teacher, with methods that time the stage and its parts."""
 
     def __init__(self, root: Path, crawl: list[str], teacher: str, batch_size: int) -> None:
         self.root, self.crawl, self.teacher = root, crawl, teacher
@@ -136,27 +138,27 @@ class Bench:
         self.annotator: Annotator = load_annotator(teacher, self.config)
 
     def items(self) -> list[list[Item]]:
-        """The questions of every window, as the stage reads them."""
+        """The items of every window, as the stage reads them."""
         scheduler = self._scheduler(self.root / "unused")
-        reader, found = Reader(scheduler, self.annotator, self.phrases, lambda *_: None), []
+        reader, windows = Reader(scheduler, self.annotator, self.phrases, lambda *_: None), []
         for window in reader:
-            found.append(window.items)
+            windows.append(window.items)
             if window.last:
                 reader.through()
         scheduler.close(devices=1, price=None, max_failed=0)
-        return [items for items in found if items]
+        return [items for items in windows if items]
 
     def _scheduler(self, out: Path) -> ShardScheduler:
         jobs = [ShardJob(path, Path(path).stem, "benchmark") for path in self.crawl]
         return ShardScheduler("pseudo-label", jobs, out, progress=Silent())
 
     def ready(self, groups: Sequence[Sequence[Item]]) -> list[Batch]:
-        """Batches, decoded and collated."""
-        made = []
+        """Decoded and collated batches."""
+        ready = []
         for group in groups:
             images = [self.annotator.prepare(open_image(i.data, at_least=i.shape), i.size) for i in group]
-            made.append(self.annotator.collate(images, [i.question for i in group]))
-        return made
+            ready.append(self.annotator.collate(images, [i.question for i in group]))
+        return ready
 
     def bare(self, ready: Sequence[Batch]) -> float:
         """Seconds of the forward passes alone."""
@@ -166,56 +168,56 @@ class Bench:
         return time.perf_counter() - started
 
     def stage(self) -> tuple[float, dict[str, float]]:
-        """Seconds of the stage with the teacher loaded, and where they went."""
+        """Seconds of the stage with a loaded teacher, in total and by part."""
         with tempfile.TemporaryDirectory() as out:
             scheduler = self._scheduler(Path(out))
             settings = LabelShards(self.config, self.phrases, self.teacher, out, "cpu", decoders=1)
             started = time.perf_counter()
             LabellingPipeline(settings, self.annotator, scheduler).run()
             report = scheduler.close(devices=1, price=None, max_failed=0)
-            took = time.perf_counter() - started
+            seconds = time.perf_counter() - started
         assert report.done == len(self.crawl) and report.rates is not None
-        return took, report.rates.parts
+        return seconds, report.rates.parts
 
 
 def stage_over_bare_loop(bench: Bench, repeats: int) -> dict[str, Any]:
-    """The stage and its forward passes in turn."""
+    """Rate of the stage over that of its forward passes, timed alternately."""
     size = bench.config.batch_size
     ready = bench.ready([group for window in bench.items() for group in batches(window, size)])
     images = sum(len(batch.images) for batch in ready)
     bench.bare(ready[:1])
-    ratios, last = [], {}
+    ratios, parts = [], {}
     for i in range(repeats):
-        turns: list[Callable[[], Any]] = [lambda: bench.bare(ready), bench.stage]
-        first, second = (turn() for turn in (turns if i % 2 == 0 else turns[::-1]))
-        alone, (took, last) = (first, second) if i % 2 == 0 else (second, first)
-        ratios.append(alone / took)
-        print(f"  bare {images / alone:.2f} images/s, stage {images / took:.2f} images/s, ratio {alone / took:.3f}")
-    shares = {part: round(seconds / took, 3) for part, seconds in last.items()}
-    return {"ratio": statistics.median(ratios), "images": images, "images_per_second": images / took, "shares": shares}
+        runs: list[Callable[[], Any]] = [lambda: bench.bare(ready), bench.stage]
+        first, second = (run() for run in (runs if i % 2 == 0 else runs[::-1]))
+        bare, (stage, parts) = (first, second) if i % 2 == 0 else (second, first)
+        ratios.append(bare / stage)
+        print(f"  bare {images / bare:.2f} images/s, stage {images / stage:.2f} images/s, ratio {bare / stage:.3f}")
+    shares = {part: round(seconds / stage, 3) for part, seconds in parts.items()}
+    return {"ratio": statistics.median(ratios), "images": images, "images_per_second": images / stage, "shares": shares}
 
 
 def bucketing_speedup(bench: Bench, repeats: int) -> float:
-    """Our batches against batches in order of arrival, of the same decoded samples."""
+    """Speed of our batches over batches in order of arrival, of the same decoded samples."""
     size = bench.config.batch_size
     ours, arrival = [], []
     for window in bench.items():
         ours += list(batches(window, size))
         arrival += [window[start : start + size] for start in range(0, len(window), size)]
-    made = bench.ready(ours), bench.ready(arrival)
-    bench.bare(made[0][:1])
+    ready = {"ours": bench.ready(ours), "arrival": bench.ready(arrival)}
+    bench.bare(ready["ours"][:1])
     ratios = []
     for i in range(repeats):
-        times = {}
-        for which in (0, 1) if i % 2 == 0 else (1, 0):
-            times[which] = bench.bare(made[which])
-        ratios.append(times[1] / times[0])
-        print(f"  arrival order {times[1]:.1f} s, ours {times[0]:.1f} s, ratio {ratios[-1]:.2f}")
+        order = list(ready) if i % 2 == 0 else list(ready)[::-1]
+        seconds = {name: bench.bare(ready[name]) for name in order}
+        ratios.append(seconds["arrival"] / seconds["ours"])
+        print(f"  arrival order {seconds['arrival']:.1f} s, ours {seconds['ours']:.1f} s, ratio {ratios[-1]:.2f}")
     return statistics.median(ratios)
 
 
 def memory(root: Path) -> dict[str, Any]:
-    """Peak memory and seconds of the command on more and more shards, each in a process of its own."""
+    """Peak memory and seconds of the command on increasing numbers of shards, in separate
+    processes."""
     crawl = write_crawl(root / "crawl", max(SHARDS_OF_FIT), 4, 96, mixed=False)
     teacher, phrases = tiny_teacher(root / "teacher"), str(root / "phrases")
     ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=phrases).run()
@@ -229,7 +231,7 @@ def memory(root: Path) -> dict[str, Any]:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
-        assert status == 0, f"the command ended with {status}"
+        assert status == 0, f"the command exited with {status}"
         seconds[count], peaks[count] = time.perf_counter() - started, usage.ru_maxrss / 1024
         print(f"  {count} shards: {seconds[count]:.1f} s, peak {peaks[count]:.0f} MiB")
     x, y = np.array(list(seconds)), np.array(list(seconds.values()))
@@ -262,7 +264,9 @@ def main() -> None:
         root = Path(folder)
         if args.only in (None, "stage"):
             parts = {
-                "demo": (write_crawl(root / "a", 2, 300, 384, mixed=False), demo_teacher(root / "demo"), 25, args.repeats),
+                "demo": (
+                    write_crawl(root / "a", 2, 300, 384, mixed=False), demo_teacher(root / "demo"), 25, args.repeats,
+                ),
                 "glip_t": (
                     write_crawl(root / "b", 1, args.glip_t_images, 512, mixed=False),
                     glip_t_teacher(root / "glip_t", args.glip_t_side), 4, min(2, args.repeats),
@@ -270,8 +274,8 @@ def main() -> None:
             }  # fmt: skip
             for name, (crawl, teacher, size, repeats) in parts.items():
                 print(f"stage over bare loop, {name}")
-                found = stage_over_bare_loop(Bench(root / f"stage_{name}", crawl, teacher, size), repeats)
-                figures |= {f"stage_over_bare_loop_{name}": found.pop("ratio"), f"stage_{name}": found}
+                result = stage_over_bare_loop(Bench(root / f"stage_{name}", crawl, teacher, size), repeats)
+                figures |= {f"stage_over_bare_loop_{name}": result.pop("ratio"), f"stage_{name}": result}
             figures["stage_over_bare_loop"] = min(figures[f"stage_over_bare_loop_{name}"] for name in parts)
         if args.only in (None, "bucketing"):
             print("bucketing")

@@ -1,20 +1,25 @@
-"""Training's data loader against a bare webdataset loop over the same shards with as many workers.
+"""Training's data loader against a plain webdataset loop with the same shards and workers.
 
     python benchmarks/loader.py --json loader.json
 
-Shards of photographs of 480x640 with a caption and boxes. Keys: ``rate_over_bare_webdataset`` (our batches at the stored size: order, record, prompt,
-tokens, padded bytes, which the training normalises where the network is; over webdataset that only reads, decodes and hands out the images as arrays),
-``rate_over_bare_cpu`` (the same by seconds of the processor, of the workers and of the process that takes the batches: a busy machine counts for neither), ``multi_scale_over_bare_webdataset`` (the
-same with the released five image sizes, most of which enlarge), ``multi_scale_over_same_work`` (over webdataset that does that work too),
-``data_wait_share`` (share of the time that a training waits for data when a step takes ``--step-ms``). Medians of rounds, taken in turn.
-``index_bytes_per_record`` (memory of where the records lie), ``index_us_per_record`` (to find it out from headers), ``index_warm_over_cold`` (a second
-start's time over that), ``draw_us`` (to choose one of 24 million records whose caption or names serve as negatives; one process).
+Shards hold photographs of 480x640 with a caption and boxes.
+
+Keys, medians of alternating rounds: ``rate_over_bare_webdataset`` (our batches at the stored size,
+with order, prompts, tokens and uint8 images; over webdataset that reads, decodes and returns images
+as arrays), ``rate_over_bare_cpu`` (the same by CPU time of the workers and the consuming process,
+which other load does not change), ``multi_scale_over_bare_webdataset`` (with the five released
+image sizes, most of which upscale), ``multi_scale_over_same_work`` (over webdataset with the same
+processing), ``data_wait_share`` (share of time spent waiting for data with steps of ``--step-ms``),
+``index_bytes_per_record`` (memory of the shard index), ``index_us_per_record`` (building it from
+headers), ``index_warm_over_cold`` (time of loading the cached index over building it), ``draw_us``
+(drawing one of 24 million records for negatives).
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import io
 import itertools
 import json
 import os
@@ -51,12 +56,10 @@ SIZES = (480, 560, 640, 720, 800)
 
 
 def write_shards(folder: Path, shards: int, records: int) -> list[str]:
-    """Training shards of crops of photographs, 480x640, with three boxes each."""
-    import io
-
+    """Write training shards of crops of photographs, 480x640, with three boxes each."""
     rng, photos, paths = random.Random(0), photographs(), []
     for shard in range(shards):
-        made = []
+        rows = []
         for i in range(records):
             image, caption = rng.choice(photos)
             scale = min(image.width / 640, image.height / 480)
@@ -72,19 +75,20 @@ def write_shards(folder: Path, shards: int, records: int) -> list[str]:
             record = GroundingRecord(
                 key=key, dataset="photos", kind="grounding", image_size=(480, 640), caption=caption, regions=regions
             )
-            made.append((key, {"jpg": buffer.getvalue(), "json": record.to_json()}))
+            rows.append((key, {"jpg": buffer.getvalue(), "json": record.to_json()}))
         paths.append(str(folder / f"photos-{shard:06d}.tar"))
-        write_tar(Path(paths[-1]), made)
+        write_tar(Path(paths[-1]), rows)
     return paths
 
 
 class Bare:
-    """Webdataset: read and decode; with ``processor`` also resized and made into the network's inputs."""
+    """Webdataset loop that reads and decodes; with ``processor`` it also makes the network's
+    inputs."""
 
     def __init__(self, processor: GlipProcessor | None, batch: int) -> None:
         self._processor, self._batch = processor, batch
 
-    def _sample(self, sample: tuple[Image.Image, dict]) -> tuple[Any, str]:
+    def _sample(self, sample: tuple[Image.Image, dict[str, Any]]) -> tuple[Any, str]:
         image, record = sample
         if self._processor is None:
             return np.asarray(image), record["caption"]
@@ -112,56 +116,56 @@ def ours(
 
 
 def spent() -> float:
-    """Seconds of the processor that went into this process and those that it had."""
+    """CPU seconds of this process and its finished children."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def rate(make: Callable[[], Iterable[Any]], batches: int, batch: int) -> tuple[float, float]:
-    """Images a second once it runs; images a second of the processor, the workers' start and end with it."""
+    """Images per second when warm; images per CPU second, with start and end of the workers."""
     before = spent()
     stream = iter(make())
-    for _ in range(8):  # what the workers made before anybody asked
+    for _ in range(8):  # prefetched batches
         next(stream)
     began = time.monotonic()
     for _ in itertools.islice(stream, batches):
         pass
-    taken = time.monotonic() - began
-    del stream  # ends the workers
+    seconds = time.monotonic() - began
+    del stream  # stops the workers
     gc.collect()
-    return batches * batch / taken, batches * batch / (spent() - before)
+    return batches * batch / seconds, batches * batch / (spent() - before)
 
 
 def wait_share(stream: Iterator[Any], batches: int, step: float) -> float:
-    """Share of the time that goes into waiting when a step takes ``step`` seconds of something else than this CPU."""
+    """Share of time spent waiting for batches when a step takes ``step`` seconds off this CPU."""
     next(stream)
     waited, began = 0.0, time.monotonic()
     for _ in range(batches):
         time.sleep(step)
-        asked = time.monotonic()
+        requested = time.monotonic()
         next(stream)
-        waited += time.monotonic() - asked
+        waited += time.monotonic() - requested
     return waited / (time.monotonic() - began)
 
 
 def index_figures(folder: Path, records: int = 20_000, rounds: int = 5) -> dict[str, float]:
-    """What it takes to know where the records of a shard lie, and to draw one of very many."""
+    """Time and memory of indexing a shard, and time of drawing one of many records."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     shard = folder / "many.tar"
     write_tar(shard, ((f"{i:09d}", {"jpg": b"x" * 400, "json": b"{}"}) for i in range(records)))
-    os.utime(shard, (0, 0))  # what is younger than two seconds is not remembered
+    os.utime(shard, (0, 0))  # indexes of files modified in the last two seconds are not cached
     times: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(rounds):
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        for taken in times.values():
+        for seconds in times.values():
             began = time.perf_counter()
             index = index_shard(str(shard))
-            taken.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
     order, rng = SourceOrder([10_000] * 2_400, seed=0, name="pseudo"), generator(0, "draws")
     began = time.perf_counter()
     for _ in range(10_000):
         order.draw(rng)
     drawing = time.perf_counter() - began
-    cold, warm = (statistics.median(taken) for taken in times.values())
+    cold, warm = (statistics.median(seconds) for seconds in times.values())
     return {
         "index_bytes_per_record": round(index.nbytes / records, 1),
         "index_us_per_record": round(cold / records * 1e6, 1),
@@ -174,9 +178,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--batch", type=int, default=2, help="images of a process's step; the released recipes have 2 and 1"
-    )
+    parser.add_argument("--batch", type=int, default=2, help="images per process and step; the released recipes: 2, 1")
     parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step-ms", type=float, default=50.0)
@@ -201,8 +203,8 @@ def main() -> None:
         by_cpu: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(args.rounds):
             for name, make in variants.items():
-                for found, value in zip((rates, by_cpu), rate(make, args.batches, args.batch), strict=True):
-                    found[name].append(value)
+                for values, value in zip((rates, by_cpu), rate(make, args.batches, args.batch), strict=True):
+                    values[name].append(value)
             print({name: round(r[-1], 1) for name, r in rates.items()}, flush=True)
         waits = [
             wait_share(variants["ours_multi_scale"](), args.batches, args.step_ms / 1000) for _ in range(args.rounds)

@@ -1,14 +1,16 @@
-"""What each way to treat noisy labels is worth on the demo's data, over several seeds: one setting changed at a time.
+"""Ablation of the options for noisy labels on the demo's data, over several seeds.
 
     python benchmarks/noisy_options.py --json options.json
-    python benchmarks/noisy_options.py --options score_weight ema --seeds 0 1        # some of them
-    python benchmarks/noisy_options.py --filter threshold=0.3 best_per_phrase=3 --options score_weight regress_above
+    python benchmarks/noisy_options.py --options score_weight ema --seeds 0 1
+    python benchmarks/noisy_options.py --filter threshold=0.3 --options score_weight regress_above
 
-Each seed has a run of the loop (scenes, teacher, labels, student) of its own, and every option trains the student again on
-that run's labels, from that run's teacher; ``ema`` is the average of the recipe's own student. With ``--filter`` the teacher's
-regions become labels by other rules, noisier ones say, and the recipe's student is trained on them too.
-Keys: ``options``: name -> ``change`` (mean of BASE R@1, BASE AP50, NOVEL R@1, NOVEL AP50 less the recipe's, in points) and
-``by_seed``; ``recipe``: the recipe's student by seed. What is done in the folder is not done again.
+For each seed the loop is run (scenes, teacher, labels, student); every option then trains another
+student on the run's labels from the run's teacher. ``ema`` is the moving average of the recipe's
+own student. ``--filter`` makes other labels of the teacher's regions, such as noisier ones, and the
+recipe's student is trained on them too. Finished steps in the folder are not repeated.
+
+Keys: ``options``: name -> ``change`` (mean difference of BASE R@1, BASE AP50, NOVEL R@1 and NOVEL
+AP50 from the recipe's, in points) and ``by_seed``; ``recipe``: the recipe's student by seed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pipeline.runs.summary import model_metrics
 
 METRICS = ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")
 AVERAGES = {"ema": "ema=0.99"}
-"""Options that change no training: the student's folder holds them beside its final weights."""
+"""Options that need no other training: the student's folder has them beside its final weights."""
 OPTIONS = {
     "score_weight": ["noisy.score_weight=true"],
     "regress_above": ["noisy.regress_above=0.7"],
@@ -44,16 +46,16 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOK
 
 
 def call(log: Path, *command: str) -> None:
-    """Run a command of this environment with its words in a log."""
+    """Run a command with its output appended to a log."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as words:
-        done = subprocess.run(command, stdout=words, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+    with open(log, "ab") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[:5])} ... ended with {done.returncode}; see {log}")
+        raise SystemExit(f"{' '.join(command[:5])} ... exited with {done.returncode}; see {log}")
 
 
 class Labels(NamedTuple):
-    """A run of the loop, and the labels to train on: the folder of the options' students, that of the labels' shards."""
+    """A run of the loop, the folder of the options' students, and that of the labels' shards."""
 
     layout: RunLayout
     folder: Path
@@ -61,16 +63,17 @@ class Labels(NamedTuple):
 
 
 def base_run(root: Path, seed: int, rules: list[str]) -> Labels:
-    """The loop as ``make demo`` does it, without control and photographs; its student also leaves its averages."""
+    """Run the loop as ``make demo`` does, without control and photographs, but with moving
+    averages."""
     changes = ["control=false", "resources.threads=1", "resources.parallel=1", "demo.photos=false", f"seed={seed}"]
     changes += [f"student.{change}" for change in AVERAGES.values()]
     command = [str(Path(sys.executable).with_name("self-train")), "run", "--recipe", "demo", "--out", str(root)]
     call(root.with_suffix(".log"), *command, *(p for change in changes for p in ("--set", change)))
-    return chosen(RunLayout(root), rules)
+    return make_labels(RunLayout(root), rules)
 
 
-def chosen(layout: RunLayout, rules: list[str]) -> Labels:
-    """The run's own labels, or those that other rules choose from its teacher's regions."""
+def make_labels(layout: RunLayout, rules: list[str]) -> Labels:
+    """The run's own labels, or labels of its teacher's regions by other rules."""
     folder = layout.root / "options"
     if not rules:
         return Labels(layout, folder, layout.pseudo(1))
@@ -87,7 +90,7 @@ def chosen(layout: RunLayout, rules: list[str]) -> Labels:
 
 
 def option_run(labels: Labels, seed: int, name: str) -> dict[str, float]:
-    """The option's student on the labels; its metrics."""
+    """Train the option's student on the labels; returns its metrics."""
     layout, folder, pseudo = labels
     log = folder / f"{name}.log"
     pipeline = (sys.executable, "-m", "pipeline")
@@ -106,7 +109,7 @@ def option_run(labels: Labels, seed: int, name: str) -> dict[str, float]:
 
 
 def evaluated(layout: RunLayout, model: Path, out: Path, log: Path) -> dict[str, float]:
-    """BASE and NOVEL of a model."""
+    """Metrics of a model on BASE and NOVEL."""
     config = load_recipe(str(layout.config))
     command = [sys.executable, "-m", "pipeline", "evaluate", "--recipe", str(layout.config), "--model", str(model)]
     for name in (config.data.base, config.data.novel):
@@ -117,7 +120,7 @@ def evaluated(layout: RunLayout, model: Path, out: Path, log: Path) -> dict[str,
 
 
 def differences(option: dict[int, dict[str, float]], recipe: dict[int, dict[str, float]]) -> dict[str, Any]:
-    """Mean change of each metric, in points, and its standard deviation over seeds."""
+    """Mean difference of each metric in points, and its standard deviation over seeds."""
     change: dict[str, Any] = {}
     for metric in METRICS:
         by_seed = [option[seed][metric] - recipe[seed][metric] for seed in option]
@@ -134,19 +137,15 @@ def main() -> None:
     every = [*AVERAGES, *OPTIONS]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--options", nargs="+", choices=every, default=every)
-    parser.add_argument(
-        "--filter",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="rules that choose the labels instead of the recipe's",
-    )
-    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="trainings at a time, a thread each")
+    parser.add_argument("--filter", nargs="+", default=[], metavar="NAME=VALUE", help="filter rules of the labels")
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="trainings at a time, 1 thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/noisy"), help="folder of the runs (default: runs/noisy)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     if args.filter and set(args.options) & set(AVERAGES):
-        parser.error(f"{', '.join(AVERAGES)} is of the recipe's own labels; name other --options with --filter")
+        parser.error(
+            f"{', '.join(AVERAGES)} exists for the recipe's own labels only; want other --options with --filter"
+        )
 
     with ThreadPoolExecutor(args.parallel) as pool:
         runs = {

@@ -1,20 +1,23 @@
-"""What Prefect costs: a stage whose jobs do nothing but commit, and ten thousand task runs on both databases.
+"""Overhead of Prefect: a stage whose jobs only commit, and 10,000 task runs on both databases.
 
     python benchmarks/orchestration.py --json orchestration.json
-    python benchmarks/orchestration.py --only overhead --shards 600 --database sqlite      # a quick look
+    python benchmarks/orchestration.py --only overhead --shards 600 --database sqlite    # quick
 
-An empty stage goes through the flow's own path (``JobBuilder.chunked``, ``run_jobs``, tasks of ``chunk_shards`` shards, retries, progress
-artifacts) on a server in a process of its own. Its jobs commit a report a shard and end. They are run in two ways: in the flow's
-process (``overhead_seconds_2400_shards``: what Prefect itself costs) and as the child processes that real stages are
-(``child_seconds_2400_shards``: with what starting Python and watching it costs, less a stage's own imports).
-``share_of_run`` is the overhead over 2,400 minutes of work, ``share_of_run_64_gpus`` over what that takes on 64 GPUs.
-``seconds_of_shards`` and ``linear_fit`` (R²) tell of growth, ``server_mib`` of the server's memory, all its processes together.
+The empty stage runs as a real one (``JobBuilder.chunked``, ``run_jobs``, tasks of ``chunk_shards``
+shards, retries, progress artifacts) against a server in another process; its jobs commit a report
+for each shard. ``overhead_seconds_2400_shards``: jobs in the flow's process, the overhead of
+Prefect itself. ``child_seconds_2400_shards``: jobs as child processes, as those of real stages,
+with the start and supervision of Python but without a stage's imports. ``share_of_run``: the
+overhead over 2,400 minutes of work; ``share_of_run_64_gpus``: over the same work on 64 GPUs.
+``seconds_of_shards`` and ``linear_fit`` (R²): scaling. ``server_mib``: memory of all server
+processes.
 
-``locked_failures`` (and the same for each database): of 10,000 task runs in flows of 500, four at a time, those that failed, flows that
-failed, and "database is locked" in the logs of the server and the flows. Task runs reach the database through a queue in the server's
-memory; the next four flows start when it is empty (a real task takes minutes), and ``task_runs_not_on_record`` says how many never came.
-``--flows 20`` pushes all at once. PostgreSQL is started from the programs on PATH.
-The server has the settings of ``flows/server_settings.py``; ``--prefects-settings`` shows what happens without them.
+``locked_failures``, in total and by database: of 10,000 task runs in flows of 500, four flows at a
+time, failed task runs, failed flows, and occurrences of "database is locked" in the logs. The
+server writes task runs through a queue in memory; the next four flows start when it is empty, as
+real tasks take minutes; ``task_runs_not_on_record`` counts those that were never written. ``--flows
+20`` starts all at once. PostgreSQL is started from the programs on PATH. The server has the
+settings of ``flows/server_settings.py``, or Prefect's own with ``--prefects-settings``.
 """
 
 from __future__ import annotations
@@ -33,11 +36,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the tests' servers are no part of the installed packages
+sys.path.insert(0, str(ROOT))  # for the tests' servers, which are not installed
 
 CHUNK = 8
 STAGE = 500
-"""Task runs of a stage at most, in a run of the recipe."""
+"""Maximum number of task runs of a stage in a run of the recipe."""
 EMPTY_CHILD = """
 import json, sys
 stage, out, report, *shards = sys.argv[1:]
@@ -50,7 +53,7 @@ with open(report, "w") as file:
 
 
 def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> float:
-    """Seconds of a stage flow of ``shards`` shards whose jobs are empty; in a process with Prefect's environment."""
+    """Seconds of a stage flow with empty jobs; ``way``: "in_process" or "child"."""
     from prefect import flow
     from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -68,8 +71,8 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
     config = SelfTrainConfig(resources=ResourcesConfig(chunk_shards=chunk, parallel=parallel, threads=1))
 
     def names(job: Job) -> list[str]:
-        words = job.command
-        return [stem(words[i + 1]) for i, word in enumerate(words) if word == "--shards"]
+        command = job.command
+        return [stem(command[i + 1]) for i, argument in enumerate(command) if argument == "--shards"]
 
     def commit_only(job: Job) -> dict[str, Any]:
         for name in names(job):
@@ -98,22 +101,22 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
 
 
 def start_flow(server: Any, folder: Path, shards: int, chunk: int, parallel: int, way: str) -> subprocess.Popen[bytes]:
-    """:func:`empty_stage` in a process that talks to the server."""
+    """Start :func:`empty_stage` in a process that uses the server."""
     folder.mkdir(parents=True)
-    words = [str(folder / "run"), shards, chunk, parallel, way, str(folder / "seconds")]
-    command = [sys.executable, str(Path(__file__).resolve()), "--inner", json.dumps(words)]
+    arguments = [str(folder / "run"), shards, chunk, parallel, way, str(folder / "seconds")]
+    command = [sys.executable, str(Path(__file__).resolve()), "--inner", json.dumps(arguments)]
     with open(folder / "log", "wb") as log:
         return subprocess.Popen(command, env=server.env, stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> float:
-    """The seconds that a flow's process measured."""
+    """Wait for a flow's process; returns the seconds that it measured."""
     assert process.wait() == 0, (folder / "log").read_text()[-3000:]
     return float((folder / "seconds").read_text())
 
 
 def memory_mib(pid: int) -> float:
-    """Resident memory of a process and all that it started."""
+    """Resident memory of a process and its descendants."""
     import psutil
 
     leader = psutil.Process(pid)
@@ -121,27 +124,28 @@ def memory_mib(pid: int) -> float:
 
 
 def recorded(api: str, state: str | None = None) -> int:
-    """Task runs that the server knows of, in a state if one is named."""
+    """Number of the server's task runs, in the given state if any."""
     import httpx
 
-    wanted = {"task_runs": {"state": {"type": {"any_": [state]}}}} if state else {}
-    return int(httpx.post(f"{api}/task_runs/count", json=wanted, timeout=60).json())
+    query = {"task_runs": {"state": {"type": {"any_": [state]}}}} if state else {}
+    return int(httpx.post(f"{api}/task_runs/count", json=query, timeout=60).json())
 
 
-def recorded_in_the_end(api: str, want: int, patience: float = 60) -> tuple[int, float]:
-    """(completed task runs, seconds until all are there); gives up when none was added for ``patience`` seconds."""
-    started = moved = time.monotonic()
+def wait_for_records(api: str, expected: int, timeout: float = 60) -> tuple[int, float]:
+    """(completed task runs, seconds waited for them); stops after ``timeout`` seconds without a new
+    one."""
+    started = progressed = time.monotonic()
     before = -1
-    while (now := recorded(api, "COMPLETED")) < want and time.monotonic() - moved < patience:
+    while (now := recorded(api, "COMPLETED")) < expected and time.monotonic() - progressed < timeout:
         if now > before:
-            before, moved = now, time.monotonic()
+            before, progressed = now, time.monotonic()
         time.sleep(1)
     return now, time.monotonic() - started
 
 
 @contextmanager
 def database(name: str) -> Iterator[dict[str, str]]:
-    """The setting that names a database: SQLite in Prefect's own folder, or a PostgreSQL server."""
+    """Prefect's setting of a database: SQLite in its own folder, or a PostgreSQL server."""
     from tests.fixtures.servers import postgres
 
     if name == "sqlite":
@@ -152,7 +156,7 @@ def database(name: str) -> Iterator[dict[str, str]]:
 
 
 def r_squared(x: list[float], y: list[float]) -> float:
-    """Of a straight line through the points."""
+    """R² of a linear fit."""
     import numpy as np
 
     slope, start = np.polyfit(x, y, 1)
@@ -161,10 +165,10 @@ def r_squared(x: list[float], y: list[float]) -> float:
 
 
 def overhead(root: Path, name: str, most: int, parallel: int, server_settings: dict[str, str]) -> dict[str, Any]:
-    """Empty stages of a quarter, a half and all of ``most`` shards."""
+    """Seconds and memory of empty stages of a quarter, a half and all of ``most`` shards."""
     from tests.fixtures.servers import prefect_server
 
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with database(name) as settings, prefect_server(root / "home", **settings, **server_settings) as server:
         memory = {"idle": memory_mib(server.process.pid)}
         folder = root / "warm"
@@ -175,42 +179,43 @@ def overhead(root: Path, name: str, most: int, parallel: int, server_settings: d
                 folder = root / f"{way}-{count}"
                 seconds[count] = finish(start_flow(server, folder, count, CHUNK, parallel, way), folder)
                 memory[f"{way}_{count}"] = memory_mib(server.process.pid)
-                print(
-                    f"  {name}, {way}: {count} shards {seconds[count]:.1f} s, server {memory[f'{way}_{count}']:.0f} MiB"
-                )
-            found[way] = {
+                mib = memory[f"{way}_{count}"]
+                print(f"  {name}, {way}: {count} shards {seconds[count]:.1f} s, server {mib:.0f} MiB")
+            results[way] = {
                 "seconds_of_shards": {str(k): round(v, 2) for k, v in seconds.items()},
                 "linear_fit": r_squared([float(k) for k in seconds], list(seconds.values())),
                 "seconds": seconds[most],
             }
-    found["server_mib"] = {k: round(v, 1) for k, v in memory.items()}
-    return found
+    results["server_mib"] = {k: round(v, 1) for k, v in memory.items()}
+    return results
 
 
 def locked(
     root: Path, name: str, task_runs: int, flows_at_a_time: int, server_settings: dict[str, str]
 ) -> dict[str, Any]:
-    """Many task runs on one database: flows of STAGE task runs, several at a time; the next when all are on record."""
+    """Failures of ``task_runs`` task runs on one database, in flows of STAGE task runs.
+
+    ``flows_at_a_time`` flows run at a time; the next ones start when all task runs are recorded.
+    """
     from tests.fixtures.servers import prefect_server
 
-    started, wanted, spent, waited = time.perf_counter(), 0, 0.0, 0.0
+    started, expected, spent, waited = time.perf_counter(), 0, 0.0, 0.0
     codes: list[int] = []
     folders: list[Path] = []
     with database(name) as settings, prefect_server(root / "home", **settings, **server_settings) as server:
-        while wanted < task_runs:
+        while expected < task_runs:
             began = time.perf_counter()
-            sizes = [min(STAGE, task_runs - wanted - i * STAGE) for i in range(flows_at_a_time)]
+            sizes = [min(STAGE, task_runs - expected - i * STAGE) for i in range(flows_at_a_time)]
             now = [root / f"flow-{len(folders) + i}" for i, size in enumerate(sizes) if size > 0]
             running = [start_flow(server, f, size, 1, 4, "in_process") for f, size in zip(now, sizes, strict=False)]
             codes += [process.wait() for process in running]
             spent += time.perf_counter() - began
             folders += now
-            wanted += sum(size for size in sizes if size > 0)
-            completed, late = recorded_in_the_end(server.api, wanted)
-            waited += late
-            print(
-                f"  {name}: {completed} of {wanted} on record as completed after {time.perf_counter() - started:.0f} s"
-            )
+            expected += sum(size for size in sizes if size > 0)
+            completed, seconds = wait_for_records(server.api, expected)
+            waited += seconds
+            elapsed = time.perf_counter() - started
+            print(f"  {name}: {completed} of {expected} recorded as completed after {elapsed:.0f} s")
         memory = memory_mib(server.process.pid)
         failed = recorded(server.api, "FAILED") + recorded(server.api, "CRASHED")
         logs = [server.log.read_text(errors="replace")] + [(f / "log").read_text(errors="replace") for f in folders]
@@ -221,7 +226,7 @@ def locked(
         "said_database_is_locked": locks,
         "flows_that_failed": flows_failed,
         "task_runs_failed": failed,
-        "task_runs_not_on_record": wanted - completed,
+        "task_runs_not_on_record": expected - completed,
         "messages_dropped": logs[0].count("dropping message"),
         "errors_in_server_log": logs[0].count("| ERROR"),
         "seconds_of_flows": round(spent, 1),
@@ -240,7 +245,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time of the empty stage")
     parser.add_argument("--task-runs", type=int, default=10_000)
     parser.add_argument("--flows", type=int, default=4, help="flows at a time of the task runs")
-    parser.add_argument("--prefects-settings", action="store_true", help="the server's own, not ours")
+    parser.add_argument("--prefects-settings", action="store_true", help="Prefect's own settings of the server")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -250,25 +255,25 @@ def main() -> None:
         return
     from flows.server_settings import SERVER_SETTINGS
 
-    chosen = {} if args.prefects_settings else SERVER_SETTINGS
+    settings = {} if args.prefects_settings else SERVER_SETTINGS
     databases = ["sqlite", "postgresql"] if args.database == "both" else [args.database]
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if args.only in (None, "overhead"):
-            print("an empty stage")
-            found = overhead(root / "overhead", databases[0], args.shards, args.parallel, chosen)
-            seconds = found["in_process"]["seconds"]
+            print("empty stage")
+            results = overhead(root / "overhead", databases[0], args.shards, args.parallel, settings)
+            seconds = results["in_process"]["seconds"]
             figures |= {
                 f"overhead_seconds_{args.shards}_shards": seconds,
-                f"child_seconds_{args.shards}_shards": found["child"]["seconds"],
+                f"child_seconds_{args.shards}_shards": results["child"]["seconds"],
                 "share_of_run": seconds / (60 * args.shards),
                 "share_of_run_64_gpus": seconds / (60 * args.shards / 64),
-                "overhead": found,
+                "overhead": results,
             }
         if args.only in (None, "locked"):
             print(f"{args.task_runs} task runs")
-            parts = {n: locked(root / f"locked-{n}", n, args.task_runs, args.flows, chosen) for n in databases}
+            parts = {n: locked(root / f"locked-{n}", n, args.task_runs, args.flows, settings) for n in databases}
             figures["locked_failures"] = sum(part["locked_failures"] for part in parts.values())
             figures["task_runs"] = parts
     print(json.dumps(figures, indent=1))

@@ -1,17 +1,19 @@
-"""parse-phrases over shards (reading, parsing, writing) against a bare ``nlp.pipe`` over the same captions in memory.
+"""parse-phrases over shards (reading, parsing, writing) against ``nlp.pipe`` over the same captions
+in memory.
 
     python benchmarks/parse_phrases.py --json parse_phrases.json
 
-Keys: ``rate_over_nlp_pipe`` (one process, model loaded, turn by turn in this process, median of the repeats' ratios) and
-``two_processes_speedup`` (``--workers 2`` against 1, between a quarter and three quarters of the captions, so without the start of the
-processes and the loading of the model; ``with_start`` has it with them). Run it on an idle machine: ``load_average`` is recorded.
+Keys: ``rate_over_nlp_pipe`` (one process, model loaded, timed alternately, median of the repeats'
+ratios), ``two_processes_speedup`` (``--workers 2`` over 1, between a quarter and three quarters of
+the captions, so without starting processes and loading models; ``with_start``: with them). Run it
+on an idle machine; ``load_average`` is recorded.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before anything reads it: one thread a process
+os.environ["OMP_NUM_THREADS"] = "1"  # before the libraries read it: one thread per process
 
 import argparse
 import io
@@ -36,9 +38,11 @@ from pipeline.io.tars import write_tar
 from pipeline.phrases.parser import BATCH, model_name, parser
 from pipeline.stages.jobs import ParsePhrases
 
-NOUNS = """dog cat man woman car bicycle tree house street table chair plate pizza beach surfboard kitchen bus train horse umbrella child
-kite giraffe clock tower laptop phone bench park river boat lamp shelf window door bridge mountain lake field cake""".split()  # noqa: SIM905
-ADJECTIVES = "red small old young wooden green large white dirty black tall sunny yellow round striped shiny".split()  # noqa: SIM905
+NOUNS = """dog cat man woman car bicycle tree house street table chair plate pizza beach surfboard kitchen bus train
+horse umbrella child kite giraffe clock tower laptop phone bench park river boat lamp shelf window door bridge mountain
+lake field cake""".split()  # noqa: SIM905
+ADJECTIVES = """red small old young wooden green large white dirty black tall sunny yellow round striped
+shiny""".split()  # noqa: SIM905
 TEMPLATES = (
     "A {a} {n} standing next to a {a} {n} on the {n} in the afternoon",
     "Two {a} {n}s and a {n} with a {a} {n}",
@@ -50,34 +54,35 @@ TEMPLATES = (
 
 
 def captions(count: int) -> list[str]:
-    """Distinct captions of some seven to twenty words."""
+    """Distinct captions of about seven to twenty words."""
     rng = np.random.default_rng(0)
-    found: dict[str, None] = {}
-    while len(found) < count:
+    texts: dict[str, None] = {}
+    while len(texts) < count:
         text = TEMPLATES[rng.integers(len(TEMPLATES))]
         while "{" in text:
             at = text.index("{")
             words = ADJECTIVES if text[at + 1] == "a" else NOUNS
             text = text[:at] + words[rng.integers(len(words))] + text[at + 3 :]
-        found[text] = None
-    return list(found)
+        texts[text] = None
+    return list(texts)
 
 
 def shards(texts: list[str], folder: Path, per_shard: int, side: int) -> list[str]:
-    """Crawl shards of the captions, each with a JPEG of ``side`` pixels square (a crawl's are 10 to 40 KB)."""
+    """Write crawl shards of the captions with JPEGs of ``side`` x ``side`` (a crawl's have 10 to 40
+    KB)."""
     noise = np.random.default_rng(1).normal(0, 12, (side, side, 3)) + np.linspace(40, 200, side)[None, :, None]
     buffer = io.BytesIO()
     Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-    made = []
+    paths = []
     for i, start in enumerate(range(0, len(texts), per_shard)):
         path = folder / f"{i:05d}.tar"
         rows = enumerate(texts[start : start + per_shard], start)
         write_tar(path, ((f"{k:09d}", {"jpg": buffer.getvalue(), "txt": t.encode(), "json": b"{}"}) for k, t in rows))
-        made.append(str(path))
+        paths.append(str(path))
     print(
-        f"{len(texts):,} captions in {len(made)} shards, JPEGs of {len(buffer.getvalue()) / 1024:.0f} KiB", flush=True
+        f"{len(texts):,} captions in {len(paths)} shards, JPEGs of {len(buffer.getvalue()) / 1024:.0f} KiB", flush=True
     )
-    return made
+    return paths
 
 
 def bare(nlp: Any, texts: list[str]) -> float:
@@ -89,7 +94,7 @@ def bare(nlp: Any, texts: list[str]) -> float:
 
 
 class Clock(Silent):
-    """When how many captions were done."""
+    """Records the number of finished captions over time."""
 
     def __init__(self) -> None:
         self.times = [(time.perf_counter(), 0)]
@@ -98,7 +103,7 @@ class Clock(Silent):
         self.times.append((time.perf_counter(), self.times[-1][1] + n))
 
     def middle_rate(self) -> float:
-        """Captions a second between a quarter and three quarters of them."""
+        """Captions per second between a quarter and three quarters of them."""
         total = self.times[-1][1]
         first = next(t for t in self.times if t[1] >= total / 4)
         last = next(t for t in self.times if t[1] >= total * 3 / 4)
@@ -106,9 +111,9 @@ class Clock(Silent):
 
 
 def stage(config: ParsePhrasesConfig, paths: list[str], folder: Path, workers: int = 1) -> tuple[float, Clock]:
-    """Seconds of the stage into an empty folder, digests of the shards included."""
+    """Seconds of the stage into an empty folder, with digests of the shards."""
     shutil.rmtree(folder, ignore_errors=True)
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # digests are remembered there
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # for cached digests
     hashing._digest_local.cache_clear()
     clock = Clock()
     started = time.perf_counter()
@@ -116,28 +121,31 @@ def stage(config: ParsePhrasesConfig, paths: list[str], folder: Path, workers: i
     return time.perf_counter() - started, clock
 
 
-def bare_child(name: str, texts: list[str], ready: Any, go: Any, told: Any) -> None:
-    """A process with spaCy alone: tells when it is ready, and how long its share took."""
+def bare_child(name: str, texts: list[str], ready: Any, go: Any, seconds: Any) -> None:
+    """Body of a process with spaCy alone: warm up, wait for ``go``, put the seconds of its
+    texts."""
     import spacy
 
     nlp = spacy.load(name, exclude=["ner"])
     bare(nlp, texts[:500])
     ready.release()
     go.wait()
-    told.put(bare(nlp, texts))
+    seconds.put(bare(nlp, texts))
 
 
 def bare_processes(name: str, texts: list[str], count: int) -> float:
-    """Captions a second of ``count`` processes with spaCy alone, each with its share; what the machine gives at best."""
+    """Captions per second of ``count`` processes with spaCy alone: the machine's upper limit."""
     context = get_context("spawn")
-    ready, go, told = context.Semaphore(0), context.Event(), context.Queue()
-    children = [context.Process(target=bare_child, args=(name, texts[i::count], ready, go, told)) for i in range(count)]
+    ready, go, seconds = context.Semaphore(0), context.Event(), context.Queue()
+    children = [
+        context.Process(target=bare_child, args=(name, texts[i::count], ready, go, seconds)) for i in range(count)
+    ]
     for child in children:
         child.start()
     for _ in children:
         ready.acquire()
     go.set()
-    slowest = max(told.get() for _ in children)
+    slowest = max(seconds.get() for _ in children)
     for child in children:
         child.join()
     return len(texts) / slowest
@@ -145,15 +153,15 @@ def bare_processes(name: str, texts: list[str], count: int) -> float:
 
 def main() -> None:
     """Measure, print, write."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--captions", type=int, default=8000)
-    ask.add_argument("--per-shard", type=int, default=2000)
-    ask.add_argument("--side", type=int, default=256, help="of the JPEGs, in pixels")
-    ask.add_argument("--repeats", type=int, default=5)
-    ask.add_argument("--skip-processes", action="store_true", help="only rate_over_nlp_pipe")
-    ask.add_argument("--method", default="noun_chunks")
-    ask.add_argument("--json", type=Path)
-    args = ask.parse_args()
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--captions", type=int, default=8000)
+    options.add_argument("--per-shard", type=int, default=2000)
+    options.add_argument("--side", type=int, default=256, help="of the JPEGs, in pixels")
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--skip-processes", action="store_true", help="only rate_over_nlp_pipe")
+    options.add_argument("--method", default="noun_chunks")
+    options.add_argument("--json", type=Path)
+    args = options.parse_args()
     import spacy
 
     config = ParsePhrasesConfig(method=args.method)
@@ -175,10 +183,8 @@ def main() -> None:
             else:
                 theirs, ours = bare(nlp, texts), stage(config, paths, root / "run")[0]
             pairs.append((theirs, ours))
-            print(
-                f"nlp.pipe {len(texts) / theirs:,.0f}/s, stage {len(texts) / ours:,.0f}/s: {theirs / ours:.3f}",
-                flush=True,
-            )
+            rates = f"nlp.pipe {len(texts) / theirs:,.0f}/s, stage {len(texts) / ours:,.0f}/s"
+            print(f"{rates}: {theirs / ours:.3f}", flush=True)
         figures: dict[str, Any] = {
             "rate_over_nlp_pipe": round(statistics.median(theirs / ours for theirs, ours in pairs), 3),
             "captions_per_second": {
@@ -191,21 +197,19 @@ def main() -> None:
             runs: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
             for _, workers in itertools.product(range(max(1, args.repeats // 2)), (1, 2)):
                 seconds, clock = stage(config, paths, root / "run", workers)
-                runs[workers].append((clock.middle_rate(), len(texts) / seconds))
-                print(
-                    f"{workers} processes: {clock.middle_rate():,.0f}/s, with start {len(texts) / seconds:,.0f}/s",
-                    flush=True,
-                )
-            rates = {w: [statistics.median(r[i] for r in found) for i in (0, 1)] for w, found in runs.items()}
-            alone = bare_processes(name, texts, 1)
+                rate, with_start = clock.middle_rate(), len(texts) / seconds
+                runs[workers].append((rate, with_start))
+                print(f"{workers} processes: {rate:,.0f}/s, with start {with_start:,.0f}/s", flush=True)
+            medians = {w: [statistics.median(r[i] for r in pairs) for i in (0, 1)] for w, pairs in runs.items()}
+            one = bare_processes(name, texts, 1)
             figures |= {
-                "two_processes_speedup": round(rates[2][0] / rates[1][0], 2),
-                "with_start": round(rates[2][1] / rates[1][1], 2),
-                "nlp_pipe_two_processes_speedup": round(bare_processes(name, texts, 2) / alone, 2),
+                "two_processes_speedup": round(medians[2][0] / medians[1][0], 2),
+                "with_start": round(medians[2][1] / medians[1][1], 2),
+                "nlp_pipe_two_processes_speedup": round(bare_processes(name, texts, 2) / one, 2),
             }
     figures |= {
         "method": args.method, "captions": len(texts), "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread a process",
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread per process",
     }  # fmt: skip
     print(json.dumps(figures, indent=1))
     if args.json:

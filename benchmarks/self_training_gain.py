@@ -1,11 +1,11 @@
-"""What self-training gains on the demo's data, over several seeds: student against control and against teacher.
+"""Gain of self-training on the demo's data over several seeds: student against control and teacher.
 
     python benchmarks/self_training_gain.py --json gain.json
-    python benchmarks/self_training_gain.py --json gain.json --scratch     # also a student that starts from nothing
+    python benchmarks/self_training_gain.py --json gain.json --scratch     # also from scratch
 
-Each seed has scenes, initial weights and data order of its own. The figures are means over the seeds, in points:
-``novel_gain_over_control``, ``novel_gain_over_teacher`` (NOVEL recall@1), ``base_recall_change`` and ``base_ap50_change``
-(student minus control). With ``--scratch`` the same keys are repeated below ``scratch``.
+Scenes, initial weights and data order depend on the seed. Keys, means over seeds in points:
+``novel_gain_over_control``, ``novel_gain_over_teacher`` (NOVEL recall@1), ``base_recall_change``
+and ``base_ap50_change`` (student minus control); with ``--scratch`` again below ``scratch``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GAINS = {
 
 
 def run(out: Path, changes: list[str]) -> dict[str, Any]:
-    """One run of the loop, as ``make demo`` does it; what is done in ``out`` is not done again."""
+    """Run the loop as ``make demo`` does, or resume it; returns its summary."""
     command = [str(Path(sys.executable).with_name("self-train")), "run", "--recipe", "demo", "--out", str(out)]
     command += [part for change in changes for part in ("--set", change)]
     subprocess.run(command, check=True)
@@ -41,9 +41,10 @@ def run(out: Path, changes: list[str]) -> dict[str, Any]:
 
 
 def scratch_run(teacher_run: Path, out: Path, changes: list[str]) -> dict[str, Any]:
-    """The run again with a student that starts from nothing and takes as many steps as teacher and student together.
+    """Run the loop with a student trained from scratch, for the steps of teacher and student
+    together.
 
-    Teacher, labels and control are linked from the first run, so only the student is trained.
+    Teacher, labels and control are hard-linked from the first run, so only the student is trained.
     """
     if not out.exists():
         shutil.copytree(
@@ -55,7 +56,7 @@ def scratch_run(teacher_run: Path, out: Path, changes: list[str]) -> dict[str, A
 
 
 def gains(summaries: list[dict[str, Any]], control_from: list[dict[str, Any]] | None = None) -> dict[str, float]:
-    """Mean differences, in points."""
+    """Mean gains in points; teacher and control are those of ``control_from`` if given."""
     others = control_from or summaries
     return {
         name: round(mean(s["student"][metric] - o[other][metric] for s, o in zip(summaries, others, strict=True)), 2)
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="NAME=VALUE", help="change the recipe"
     )
-    parser.add_argument("--scratch", action="store_true", help="also train students that start from nothing")
+    parser.add_argument("--scratch", action="store_true", help="also train students from scratch")
     args = parser.parse_args()
     summaries, scratch = [], []
     for seed in args.seeds:

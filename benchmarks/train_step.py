@@ -1,10 +1,11 @@
-"""A training step of GLIP-T (forward and backward): ours against the literal path, which is the original's arithmetic.
+"""A training step of GLIP-T (forward and backward): ours against the original's arithmetic.
 
     python benchmarks/train_step.py --json train_step.json
 
-Two images of 640x640 and a 20-token caption by default. Times are taken turn by turn in one process, peak memory in a process of each
-one's own. Keys: ``speedup``, ``memory_ratio`` (weights, gradients and step, without the imported libraries), ``added_memory_ratio`` (what the
-step adds to the loaded network), ``process_memory_ratio``.
+By default two images of 640x640 and a caption of 20 tokens. Times are measured alternately in one
+process, peak memory in separate processes. Keys: ``speedup``, ``memory_ratio`` (weights, gradients
+and step, without the imported libraries), ``added_memory_ratio`` (the step only),
+``process_memory_ratio`` (everything).
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ VARIANTS = ("ours", "literal")
 
 
 def labels(batch: int, side: int, tokens: int) -> list[dict[str, torch.Tensor]]:
-    """Five boxes an image, each of two tokens."""
+    """Labels of five boxes per image, each with two positive tokens."""
     generator = torch.Generator().manual_seed(1)
-    made = []
+    rows = []
     for _ in range(batch):
         corner = torch.rand(5, 2, generator=generator) * side * 0.6
         size = (0.1 + 0.3 * torch.rand(5, 2, generator=generator)) * side
         positive = torch.zeros(5, tokens)
         for i in range(5):
             positive[i, 1 + 3 * i : 3 + 3 * i] = 0.5
-        made.append({"boxes": torch.cat([corner, corner + size], 1), "positive_map": positive})
-    return made
+        rows.append({"boxes": torch.cat([corner, corner + size], 1), "positive_map": positive})
+    return rows
 
 
 def step(variant: str, network: torch.nn.Module, batch: int, side: int) -> Any:
@@ -61,7 +62,7 @@ def main() -> None:
     if args.peak:
         measure_peak(lambda: step(args.peak, build(args.peak), args.batch, args.side))
         return
-    # memory first: the literal step takes 10 GiB and more, and this process would hold two networks by then
+    # memory first: the literal step takes over 10 GiB, and this process will hold two networks later
     peaks = peaks_of(VARIANTS, __file__, "--side", args.side, "--batch", args.batch, "--threads", args.threads)
     steps = {v: step(v, build(v), args.batch, args.side) for v in VARIANTS}
     best = dict.fromkeys(VARIANTS, float("inf"))

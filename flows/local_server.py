@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import InputError, RunError
-from pipeline.report.inside import BOARD, FILES
+from pipeline.report.urls import BOARD, FILES
 
 log = logging.getLogger("glip_self_train")
 

@@ -103,7 +103,7 @@ def hungarian(logits: Tensor, predicted: Tensor, targets: Targets) -> Tensor:
         distance = torch.cdist(predicted[i], boxes, p=1) / boxes.max().clamp(min=1)
         iou = paired_iou(predicted[i][:, None], boxes)
         cost = words * gain @ share.t() + corners * distance + overlap * (1 - iou)
-        cost = cost.nan_to_num(1e6, 1e6, -1e6)  # a broken prediction must reach the loss, which names it
+        cost = cost.nan_to_num(1e6, 1e6, -1e6)  # non-finite predictions must reach the loss, which reports them
         anchor, box = (torch.as_tensor(x, device=rows.device) for x in linear_sum_assignment(cost.cpu().numpy()))
         matched[i, anchor] = rows[box]
     return matched

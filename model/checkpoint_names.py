@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 from .configuration_glip import GlipConfig
 from .modeling_glip import GlipForObjectDetection
 
-# Linear layers here that the released network writes as 1x1 convolutions
+# Linear layers here that are 1x1 convolutions in the released network
 _CONVOLUTIONS_1X1 = re.compile(r"\.(bbox_pred|centerness|cls_logits|AttnConv\.1)\.weight$")
 _IN_DYNAMIC_CONV = {
     "": "", "attention.": "AttnConv.1.",

@@ -24,7 +24,7 @@ from .layers.swin import relative_position_index
 from .modeling_glip import GlipForObjectDetection
 from .processing_glip import GlipProcessor
 
-# Entries of other transformers versions that carry nothing of GLIP's own
+# Entries that other transformers versions add and GLIP does not use
 IGNORED_SUFFIX = "embeddings.position_ids"
 IGNORED_PART = ".pooler."
 _SHOWN = 8
@@ -60,7 +60,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
 
 
 def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Convert released entries to this model's state dict; return it and the names left out.
+    """Convert released entries to this model's state dict; return it and the ignored names.
 
     Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of
     other values.
@@ -124,7 +124,7 @@ def bundled_vocabulary() -> Path | None:
 
 
 def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
-    """Write a Hugging Face folder `out` from a released file; return the names that were left out.
+    """Write a Hugging Face folder `out` from a released file; return the ignored names.
 
     vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
     has no processor. Raises CheckpointError.
@@ -153,7 +153,7 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
 
 @click.command(name="convert-checkpoint")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--variant", type=click.Choice(VARIANTS), help="Which network SOURCE is (not needed with --reverse).")
+@click.option("--variant", type=click.Choice(VARIANTS), help="Network of SOURCE (not needed with --reverse).")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; a .pth file with --reverse."
 )

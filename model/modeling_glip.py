@@ -269,7 +269,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
     def load_swin(self, file: str | Path) -> None:
         """Load the backbone's weights from an ImageNet Swin file with the published names.
 
-        They may be under a "model" key. The classifier and its norm are left out; the pyramid's
+        They may be under a "model" key. The classifier and its norm are ignored; the pyramid's
         norms have no counterpart there and stay as they are. Raises ValueError naming missing or
         misshapen entries.
         """

@@ -105,8 +105,8 @@ class GlipProcessor(ProcessorMixin):
         caption; or per image the class names that were given as text. threshold: on the mean token
         probability. target_sizes: (height, width) per image, usually the original's. score_agg: see
         `post_processing.phrase_scores`; None: the model's own. max_detections: per image and
-        prompt, as the original. text: the captions, for `text_labels` in their own letters; without
-        it they are decoded from tokens. offset_mapping: for a model that was called without it.
+        prompt, as the original. text: the captions, for `text_labels` as written there; without it
+        they are decoded from tokens. offset_mapping: for a model that was called without it.
 
         Returns per image a dict: `scores` (k,), `boxes` (k, 4) xyxy in target_sizes' pixels,
         `labels` (k,) index into that image's phrases, `text_labels`, `token_mean`, `token_min`,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 4 << 20  # fits a core's cache, and is many rows all the same
+CHUNK_BYTES = 4 << 20  # fits a core's cache and still holds many rows
 
 
 def in_chunks(work: Callable[[Tensor, slice], Tensor], x: Tensor, row_bytes: int, dim: int = 0) -> Tensor:

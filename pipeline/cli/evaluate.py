@@ -30,13 +30,13 @@ def evaluate(values: dict[str, Any], model_card: bool) -> dict[str, Any]:
     Example: evaluate --model checkpoints/student/final --set-shards eval_novel='train/eval_novel-*.tar' --out evaluation
     """
     from pipeline.evaluation.compare import Evaluated
-    from pipeline.evaluation.report import cell
+    from pipeline.evaluation.report import format_metric
 
     job = make_job(Evaluate, values)
     metrics = job.run()
     protocols = Evaluated.read(job.out).protocols
     for name, values in metrics.items():
-        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {cell(k, v)}" for k, v in values.items()))
+        click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {format_metric(k, v)}" for k, v in values.items()))
     if model_card:
         from pipeline.evaluation.model_card import write_card
 

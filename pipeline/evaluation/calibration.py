@@ -1,4 +1,4 @@
-"""How far a score can be trusted: the share of right detections in bands of it."""
+"""Calibration of scores: precision of detections in bands of their score."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ BANDS = 20
 
 
 def is_judged(matches: Matches) -> np.ndarray:
-    """(n,) bool: detections that are right or wrong at IoU 0.5. Not those of crowds, nor of names of which nothing is known in their image."""
-    return ~matches.ignored[:, 0] & (matches.present | matches.absent)
+    """(n,) bool: detections that are true or false positives at IoU 0.5.
+
+    The others match a crowd box, or their class is annotated neither as present nor as absent.
+    """
+    judged: np.ndarray = ~matches.ignored[:, 0] & (matches.present | matches.absent)
+    return judged
 
 
-def score_bands(matches: Matches, bands: int = BANDS) -> list[dict[str, float]]:
-    """Detections that are :func:`is_judged`, by score: ``from``, ``to``, mean ``score``, ``detections``, ``right``, ``precision`` in
-    percent. Empty bands are left out."""
-    counts = is_judged(matches)
-    score, right = np.asarray(matches.score[counts], np.float64), matches.hit[counts, 0]
-    band = np.clip((score * bands).astype(int), 0, bands - 1)
-    n = np.bincount(band, minlength=bands)
-    good = np.bincount(band, right, minlength=bands)
-    total = np.bincount(band, score, minlength=bands)
+def score_bands(matches: Matches) -> list[dict[str, float]]:
+    """Detections of :func:`is_judged` in bands of score, without empty bands.
+
+    Returns:
+        for each band ``from``, ``to``, mean ``score``, ``detections``, ``right`` (true positives)
+        and
+        ``precision`` in percent.
+    """
+    judged = is_judged(matches)
+    score, tp = np.asarray(matches.score[judged], np.float64), matches.tp[judged, 0]
+    band = np.clip((score * BANDS).astype(int), 0, BANDS - 1)
+    n = np.bincount(band, minlength=BANDS)
+    correct = np.bincount(band, tp, minlength=BANDS)
+    total = np.bincount(band, score, minlength=BANDS)
     return [
         {
-            "from": i / bands, "to": (i + 1) / bands, "score": float(total[i] / n[i]), "detections": int(n[i]),
-            "right": int(good[i]), "precision": 100.0 * float(good[i] / n[i]),
+            "from": i / BANDS, "to": (i + 1) / BANDS, "score": float(total[i] / n[i]), "detections": int(n[i]),
+            "right": int(correct[i]), "precision": 100.0 * float(correct[i] / n[i]),
         }
         for i in np.flatnonzero(n)
     ]  # fmt: skip
 
 
 def calibration_error(bands: Sequence[dict[str, float]]) -> float:
-    """Expected calibration error in points: mean distance of score and precision, weighted by detections (Guo et al. 2017)."""
+    """Expected calibration error in percentage points (Guo et al. 2017)."""
     total = sum(b["detections"] for b in bands)
     return sum(b["detections"] * abs(100 * b["score"] - b["precision"]) for b in bands) / max(total, 1)

@@ -1,4 +1,4 @@
-"""An evaluation set: its shards, what it is asked, and its gold beside a model's predictions."""
+"""An evaluation set: its shards and protocol, and its gold paired with a model's predictions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError
 from pipeline.evaluation.frequencies import Frequencies
 from pipeline.evaluation.metrics import ImageResult
-from pipeline.evaluation.predictions import Found
+from pipeline.evaluation.predictions import Detections
 from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases
 from pipeline.io.paths import stem
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """shards: training shards with human labels. A job of ``job_names`` for each."""
+    """Human-labelled training shards, predicted shard by shard and measured by one protocol."""
 
     spec: SetSpec
     shards: tuple[str, ...]
@@ -33,12 +33,11 @@ class EvaluationSet:
         """Index the shards and choose the protocol.
 
         Raises:
-            InputError: no records, two shards of one name, a protocol that does not suit the labels, no class names.
+            InputError: a name that is no file name; no records, or of several kinds or data sets;
+                two shards of one name; a protocol that does not suit the labels; no class names.
         """
         if not re.fullmatch(r"[\w.-]+", name):
-            raise InputError(
-                f"evaluation set {name!r}: want a name of letters, digits, - _ and .: files are called by it"
-            )
+            raise InputError(f"evaluation set {name!r}: want a name of letters, digits, - _ and ., for file names")
         records = ShardSet(shards)
         first = next((records.record(s, 0) for s, n in enumerate(records.counts) if n), None)
         if first is None:
@@ -49,8 +48,8 @@ class EvaluationSet:
             other = records.record(shard, 0) if count else first
             if other.kind != first.kind or (first.kind == "detection" and other.dataset != first.dataset):
                 raise InputError(
-                    f"evaluation set {name}: {shards[shard]} holds {other.kind} records of {other.dataset}, others hold {first.kind} "
-                    f"records of {first.dataset}; want one set"
+                    f"evaluation set {name}: {shards[shard]} holds {other.kind} records of {other.dataset}, others "
+                    f"hold {first.kind} records of {first.dataset}; want one set"
                 )
         captions = first.kind == "grounding"
         protocol = config.protocols.get(name, "flickr" if captions else "detection")
@@ -61,75 +60,79 @@ class EvaluationSet:
             )
         names: tuple[str, ...] = ()
         if not captions:
-            found = needed_class_names({name: shards}).get(first.dataset, ())
-            if len(found) > 1:
+            spaces = needed_class_names({name: shards}).get(first.dataset, ())
+            if len(spaces) > 1:
                 raise InputError(
-                    f"evaluation set {name}: its shards lie in folders whose {first.dataset}.dataset.json differ in label_space; want one"
+                    f"evaluation set {name}: the {first.dataset}.dataset.json beside its shards differ in label_space; "
+                    "want one"
                 )
-            (names,) = found
+            (names,) = spaces
         return cls(SetSpec(name, protocol, names), tuple(shards), records)
 
     @property
     def job_names(self) -> list[str]:
-        """What a shard's predictions are called."""
+        """Names of the shards' jobs and prediction files."""
         return [f"{self.spec.name}--{stem(s)}" for s in self.shards]
 
     def results(
-        self, predictions: Sequence[Sequence[Found]], about: Frequencies
+        self, predictions: Sequence[Sequence[Detections]], frequencies: Frequencies
     ) -> tuple[list[ImageResult], list[str], list[list[str]]]:
-        """(gold and detections of each image, its key, what its gold labels are called).
+        """(gold and detections, key, names of the gold labels in captions) of each image.
 
         predictions: of every record of every shard.
+
+        Raises:
+            InputError: a class name is not in the set's label space.
         """
         index = {n: i for i, n in enumerate(self.spec.names)}
         results, keys, phrases = [], [], []
-        for shard, found in enumerate(predictions):
-            for row, one in enumerate(found):
-                record = self.records.record(shard, row)
+        for shard, of_shard in enumerate(predictions):
+            for row, detections in enumerate(of_shard):
+                record, names = self.records.record(shard, row), list[str]()
                 try:
-                    result, names = (
-                        self._captioned(record, one) if self.spec.captions else self._named(record, one, index, about)
-                    )
+                    if self.spec.captions:
+                        result, names = self._caption_result(record, detections)
+                    else:
+                        result = self._class_result(record, detections, index, frequencies)
                 except KeyError as error:
+                    name = self.records.name(shard, row)
                     raise InputError(
-                        f"{self.records.name(shard, row)}: class name {error} is not in the label space of {self.spec.name}"
+                        f"{name}: class name {error} is not in the label space of {self.spec.name}"
                     ) from None
                 results.append(result)
                 keys.append(record.key)
                 phrases.append(names)
         return results, keys, phrases
 
-    def _captioned(self, record: GroundingRecord, found: Found) -> tuple[ImageResult, list[str]]:
-        named = named_phrases(record, self.spec.protocol)
-        counts = [len(n.boxes) for n in named]
+    def _caption_result(self, record: GroundingRecord, detections: Detections) -> tuple[ImageResult, list[str]]:
+        phrases = named_phrases(record, self.spec.protocol)
+        counts = [len(p.boxes) for p in phrases]
         result = ImageResult(
             size=record.image_size,
-            gold_boxes=np.concatenate([np.zeros((0, 4)), *(n.boxes for n in named)]),
-            gold_labels=np.repeat(np.arange(len(named)), counts),
+            gold_boxes=np.concatenate([np.zeros((0, 4)), *(p.boxes for p in phrases)]),
+            gold_labels=np.repeat(np.arange(len(phrases)), counts),
             gold_ignore=np.zeros(sum(counts), bool),
-            boxes=found.boxes,
-            labels=found.labels,
-            scores=found.scores,
+            boxes=detections.boxes,
+            labels=detections.labels,
+            scores=detections.scores,
         )
-        return result, [n.phrase for n in named]
+        return result, [p.phrase for p in phrases]
 
-    def _named(
-        self, record: GroundingRecord, found: Found, index: dict[str, int], about: Frequencies
-    ) -> tuple[ImageResult, list[str]]:
-        absent, open_ = record.verified_absent, record.not_exhaustive
-        if absent is None and open_:  # what lost its box is not known to be absent
-            absent = tuple(name for name in self.spec.names if name not in open_)
-        result = ImageResult(
+    def _class_result(
+        self, record: GroundingRecord, detections: Detections, index: dict[str, int], frequencies: Frequencies
+    ) -> ImageResult:
+        absent, not_exhaustive = record.verified_absent, record.not_exhaustive or ()
+        if absent is None and not_exhaustive:  # classes that lost boxes are not known to be absent
+            absent = tuple(name for name in self.spec.names if name not in not_exhaustive)
+        not_exhaustive = frequencies.not_exhaustive.get(record.key, not_exhaustive)
+        return ImageResult(
             size=record.image_size,
             gold_boxes=np.array([r.box for r in record.regions], np.float64).reshape(-1, 4),
             gold_labels=np.array([index[r.phrase] for r in record.regions], np.int64),
             gold_ignore=np.array([r.ignore for r in record.regions], bool),
-            boxes=found.boxes,
-            labels=found.labels,
-            scores=found.scores,
+            boxes=detections.boxes,
+            labels=detections.labels,
+            scores=detections.scores,
             absent=None if absent is None else np.array([index[n] for n in absent], np.int64),
-            not_exhaustive=np.array(
-                [index[n] for n in about.not_exhaustive.get(record.key, record.not_exhaustive or ())], np.int64
-            ),
+            not_exhaustive=np.array([index[n] for n in not_exhaustive], np.int64),
         )
-        return result, []

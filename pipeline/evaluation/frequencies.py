@@ -1,4 +1,4 @@
-"""How often names stand in the training data, and what else an evaluation set's owner says that records do not hold."""
+"""Frequencies of names in the training data, and annotations of LVIS that records do not hold."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.io.hashing import digest_file
 from pipeline.io.shard_patterns import expand_shards
 
-WANTED = 'want training shards (.tar), LVIS\' annotation JSON, or a JSON object of names to numbers of images, {"person": 1234}'
+WANTED = (
+    "want training shards (.tar), LVIS' annotation JSON, or a JSON object of names to numbers of images, "
+    '{"person": 1234}'
+)
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """groups: name -> rare, common or frequent. counts: name -> training images that it stands in.
+    """Frequencies of class names or phrases in the training data.
 
-    not_exhaustive: record key -> names that are there more often than they are boxed. digest: of what was read.
-    counted: the groups come from counts, so that a name without one stands in no training image.
+    groups: name -> rare, common or frequent. counts: name -> number of training images with it.
+    not_exhaustive: record key -> names not annotated exhaustively in the image. digest: of the
+    input. counted: the groups come from counts, so that a name without a count is in no training
+    image.
     """
 
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -33,14 +38,13 @@ class Frequencies:
     counted: bool = False
 
     def groups_of(self, names: Iterable[str]) -> dict[str, str]:
-        """name -> group; of counts, a name that was never counted is rare too."""
-        unseen = {plain(n): frequency_group(0) for n in names} if self.counted else {}
+        """Name -> group; if the groups come from counts, names without a count are rare."""
+        unseen = {normalise_name(n): frequency_group(0) for n in names} if self.counted else {}
         return unseen | dict(self.groups)
 
 
 def read_frequencies(path: str) -> Frequencies:
-    """From LVIS' annotations (groups, counts, and classes not exhaustively labelled), a table of counts, or by counting the
-    records of training shards in which a class name or phrase stands.
+    """Read LVIS' annotations or a JSON table of counts, or count the images of training shards.
 
     Raises:
         InputError: none of these; the message names the file.
@@ -59,12 +63,12 @@ def read_frequencies(path: str) -> Frequencies:
     counts: Counter[str] = Counter()
     for shard, rows in enumerate(records.counts):
         for row in range(rows):
-            counts.update({plain(r.phrase) for r in records.record(shard, row).regions if not r.ignore})
+            counts.update({normalise_name(r.phrase) for r in records.record(shard, row).regions if not r.ignore})
     return _counted(counts, " ".join(digest_file(s) for s in shards))
 
 
-def plain(phrase: str) -> str:
-    """Names and phrases are the same if they differ in case and spaces only."""
+def normalise_name(phrase: str) -> str:
+    """The name in lower case with single spaces, for comparison."""
     return " ".join(phrase.lower().split())
 
 
@@ -74,12 +78,12 @@ def _counted(counts: Mapping[str, int], digest: str) -> Frequencies:
 
 def _of_json(data: Any, digest: str) -> Frequencies:
     if "categories" not in data:
-        return _counted({plain(name): int(count) for name, count in data.items()}, digest)
+        return _counted({normalise_name(name): int(count) for name, count in data.items()}, digest)
     initials = {group[0]: group for group in GROUPS}
     names = {c["id"]: c["name"] for c in data["categories"]}
     return Frequencies(
-        groups={plain(c["name"]): initials[c["frequency"]] for c in data["categories"]},
-        counts={plain(c["name"]): int(c["image_count"]) for c in data["categories"] if "image_count" in c},
+        groups={normalise_name(c["name"]): initials[c["frequency"]] for c in data["categories"]},
+        counts={normalise_name(c["name"]): int(c["image_count"]) for c in data["categories"] if "image_count" in c},
         not_exhaustive={
             image_key(i["id"]): tuple(names[n] for n in i["not_exhaustive_category_ids"])
             for i in data.get("images", ())

@@ -1,7 +1,8 @@
-"""How good a teacher's labels would be: its detections on gold sets, judged as labels at every threshold.
+"""Quality of a teacher's detections as labels, on sets with gold boxes, at every score threshold.
 
-A label is right if it is the one that finds a gold box of its name at IoU 0.5. It is wrong if it is another, or if its name is
-known not to be there. Labels of names of which nothing is known, or that find a crowd, are not judged.
+A label is correct if it is matched to a gold box of its name at IoU 0.5, and wrong if its name is
+present or known to be absent and it is not. Other labels, and those matched to crowds, are not
+judged.
 """
 
 from __future__ import annotations
@@ -17,47 +18,51 @@ import numpy as np
 from pipeline.evaluation.calibration import calibration_error, is_judged, score_bands
 from pipeline.evaluation.compare import Evaluated
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
-from pipeline.evaluation.frequencies import plain
-from pipeline.evaluation.match_tables import Evidence
+from pipeline.evaluation.frequencies import normalise_name
+from pipeline.evaluation.match_tables import MatchTables
 from pipeline.evaluation.metrics import SIZES
 from pipeline.io.atomic import write_atomic, write_json
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-LEAST = 20
-"""Labels that a proposed threshold must rest on."""
+MIN_LABELS = 20
+"""Labels that a proposed threshold must keep."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Labels that are right or wrong, and the gold they should find. score, right, best (n,): best of its name in its image.
+class JudgedLabels:
+    """The n judged labels and the g gold boxes of a set or subset.
 
-    gold_score (g,): of the label that finds it, -1 if none does. false (f,): the highest score of each name in each image that
-    it is known not to be in, where there is any label of it; absent_pairs: how many such pairs were asked for, None if that is not to be told.
+    score, correct (n,); best (n,): the best of its name in its image. gold_score (g,): of the
+    matched label, -1 if none. false (f,): the highest score of each absent name in each image that
+    has a label of it. absent_pairs: number of (image, absent name) pairs; None if undefined.
     """
 
     score: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     best: np.ndarray
     gold_score: np.ndarray
     false: np.ndarray
     absent_pairs: int | None
 
     def at(self, threshold: float) -> dict[str, float | None]:
-        """Labels from this score on: ``labels``, ``precision``, ``recall``, ``best_precision`` (one label a name and image),
-        ``false_share`` of the absent names that get a box; percents, None of nothing."""
+        """Metrics of the labels with at least this score, in percent; None where undefined.
+
+        ``best_precision``: of the best label of each name in each image. ``false_share``: of absent
+        names, the share that gets a label.
+        """
         kept = self.score >= threshold
         best = kept & self.best
-        found: dict[str, float | None] = {
+        metrics: dict[str, float | None] = {
             "threshold": threshold,
             "labels": int(kept.sum()),
-            "precision": _share(self.right[kept]),
+            "precision": _share(self.correct[kept]),
             "recall": _share(self.gold_score >= threshold),
             "best_labels": int(best.sum()),
-            "best_precision": _share(self.right[best]),
+            "best_precision": _share(self.correct[best]),
         }
         if self.absent_pairs:
-            found["false_share"] = 100.0 * float((self.false >= threshold).sum()) / self.absent_pairs
-        return found
+            metrics["false_share"] = 100.0 * float((self.false >= threshold).sum()) / self.absent_pairs
+        return metrics
 
 
 def _share(flags: np.ndarray) -> float | None:
@@ -65,82 +70,88 @@ def _share(flags: np.ndarray) -> float | None:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a set: its labels ``mine`` (n,) and gold (g,), bool as in ``Evidence.matches``, and its absent pairs."""
+class Subset:
+    """Masks of a set's detections (n,) and gold (g,), and the number of its absent pairs."""
 
-    mine: np.ndarray
+    detections: np.ndarray
     gold: np.ndarray
     absent_pairs: int | None
 
 
-def judge_labels(evidence: Evidence, part: Part | None = None) -> Judged:
-    """The set's labels against its gold, or a part's."""
-    m = evidence.matches
-    if part is None:
-        everything = np.ones(len(m.label), bool), np.ones(len(m.gold_label), bool)
-        part = Part(*everything, sum(evidence.absent_pairs))
+def judge_labels(tables: MatchTables, subset: Subset | None = None) -> JudgedLabels:
+    """Judge the labels of a set, or of a subset."""
+    m = tables.matches
+    if subset is None:
+        subset = Subset(np.ones(len(m.label), bool), np.ones(len(m.gold_label), bool), sum(tables.absent_pairs))
     pair = m.image.astype(np.int64) * (int(m.label.max(initial=0)) + 1) + m.label
-    judged = is_judged(m) & part.mine
+    judged = is_judged(m) & subset.detections
     score, pair = np.asarray(m.score[judged], np.float64), pair[judged]
     order = np.lexsort((-score, pair))
     ordered = pair[order]
     best = np.zeros(len(score), bool)
     best[order[np.flatnonzero(np.diff(ordered, prepend=-1))]] = True
     absent = m.absent[judged]
-    return Judged(
-        score, m.hit[judged, 0], best, np.nan_to_num(np.asarray(m.gold_score[part.gold], np.float64), nan=-1.0),
-        score[best & absent], part.absent_pairs,
+    return JudgedLabels(
+        score, m.tp[judged, 0], best, np.nan_to_num(np.asarray(m.gold_score[subset.gold], np.float64), nan=-1.0),
+        score[best & absent], subset.absent_pairs,
     )  # fmt: skip
 
 
-def lowest_threshold(score: np.ndarray, right: np.ndarray, wanted: float, least: int = LEAST) -> float | None:
-    """The lowest score from which labels reach ``wanted`` percent precision, resting on ``least`` labels or more; else None."""
+def lowest_threshold(
+    score: np.ndarray, correct: np.ndarray, precision: float, min_labels: int = MIN_LABELS
+) -> float | None:
+    """The lowest score threshold with ``precision`` percent or more, and ``min_labels``; else
+    None."""
     order = np.argsort(-score, kind="stable")
-    ordered = score[order]
-    precision = 100.0 * np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    fits = np.flatnonzero(_last_of_equals(ordered) & (precision >= wanted) & (np.arange(1, len(order) + 1) >= least))
-    return float(ordered[fits[-1]]) if len(fits) else None
+    ordered, kept = score[order], np.arange(1, len(order) + 1)
+    reached = 100.0 * np.cumsum(correct[order]) / kept >= precision
+    valid = np.flatnonzero(_last_of_equals(ordered) & reached & (kept >= min_labels))
+    return float(ordered[valid[-1]]) if len(valid) else None
 
 
-def best_f1(judged: Judged) -> float | None:
-    """The threshold at which the harmonic mean of precision and recall is highest; None without a right label."""
+def best_f1(judged: JudgedLabels) -> float | None:
+    """The score threshold with the highest F1; None without a correct label."""
     order = np.argsort(-judged.score, kind="stable")
-    if not len(judged.gold_score) or not judged.right.any():
+    if not len(judged.gold_score) or not judged.correct.any():
         return None
-    # 2 TP / (labels + gold): TP counted on labels, as each right one finds another box
-    f1 = 2 * np.cumsum(judged.right[order]) / (np.arange(1, len(order) + 1) + len(judged.gold_score))
+    # 2 TP / (labels + gold), where TP may be counted on labels, as each is matched to its own gold box
+    f1 = 2 * np.cumsum(judged.correct[order]) / (np.arange(1, len(order) + 1) + len(judged.gold_score))
     ordered = judged.score[order]
     return float(ordered[int(np.argmax(np.where(_last_of_equals(ordered), f1, -1.0)))])
 
 
 def _last_of_equals(ordered: np.ndarray) -> np.ndarray:
-    """(n,) bool of falling scores: where a threshold may lie, as it takes all labels of one score or none."""
+    """(n,) bool of falling scores: the last of equal ones, as a threshold keeps all of them or
+    none."""
     return np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
 
 
-def label_quality_of(evidence: Evidence, wanted: Sequence[float]) -> dict[str, Any]:
-    """``by_threshold``, ``by_score``, ``calibration_error``, ``proposed`` thresholds, and for each box size and each frequency
-    group the same sweep (``by_size``, ``by_frequency``) with its own proposals. A size knows no ``false_share``: what is not there has none."""
-    m = evidence.matches
+def label_quality_of(tables: MatchTables, precisions: Sequence[float]) -> dict[str, Any]:
+    """Label quality of a set by threshold, and thresholds proposed for each of ``precisions``.
+
+    Returns:
+        ``by_threshold``, ``proposed``; ``by_score``, ``calibration_error``; the first two also in
+        ``by_size`` of boxes, without ``false_share``, as absent objects have no size; and in
+        ``by_frequency`` of names.
+    """
+    m = tables.matches
     sizes = {
-        name: Part((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high), None)
+        name: Subset((m.area >= low) & (m.area < high), (m.gold_area >= low) & (m.gold_area < high), None)
         for name, (low, high) in SIZES.items()
     }
     bands = score_bands(m)
     return {
-        **_sweep(judge_labels(evidence), wanted),
+        **_sweep(judge_labels(tables), precisions),
         "by_score": bands,
         "calibration_error": calibration_error(bands),
-        "by_size": {n: _sweep(judge_labels(evidence, part), wanted) for n, part in sizes.items() if part.gold.any()},
-        "by_frequency": {
-            n: _sweep(judge_labels(evidence, part), wanted) for n, part in _frequency_parts(evidence).items()
-        },
-        "counts_from": evidence.counts_from,
+        "by_size": {n: _sweep(judge_labels(tables, s), precisions) for n, s in sizes.items() if s.gold.any()},
+        "by_frequency": {n: _sweep(judge_labels(tables, s), precisions) for n, s in _frequency_subsets(tables).items()},
+        "counts_from": tables.counts_from,
     }
 
 
-def _sweep(judged: Judged, wanted: Sequence[float]) -> dict[str, Any]:
-    proposed = {f"precision_{want:g}": lowest_threshold(judged.score, judged.right, want) for want in wanted}
+def _sweep(judged: JudgedLabels, precisions: Sequence[float]) -> dict[str, Any]:
+    proposed = {f"precision_{p:g}": lowest_threshold(judged.score, judged.correct, p) for p in precisions}
     return {
         "gold": len(judged.gold_score),
         "by_threshold": [judged.at(t) for t in THRESHOLDS],
@@ -148,86 +159,80 @@ def _sweep(judged: Judged, wanted: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _frequency_parts(evidence: Evidence) -> dict[str, Part]:
-    """Each group's names: rare, common, frequent, as stated or by the counts; a group without gold still has labels that are wrong."""
-    m, q = evidence.matches, evidence.queries
+def _frequency_subsets(tables: MatchTables) -> dict[str, Subset]:
+    """Subsets of rare, common and frequent names; one without gold may still have wrong labels."""
+    m, q = tables.matches, tables.queries
 
     def group(name: str) -> int:
-        known = evidence.groups.get(plain(name)) or frequency_group(evidence.counts.get(plain(name), 0))
-        return GROUPS.index(known)
+        name = normalise_name(name)
+        return GROUPS.index(tables.groups.get(name) or frequency_group(tables.counts.get(name, 0)))
 
     absent_pairs = dict.fromkeys(range(len(GROUPS)), 0)
-    if evidence.names:
-        of_label = np.array([group(n) for n in evidence.names], np.int64)
-        mine, gold = of_label[m.label], of_label[m.gold_label]
-        for number, pairs in zip(of_label.tolist(), evidence.absent_pairs, strict=True):
+    if tables.names:
+        of_label = np.array([group(n) for n in tables.names], np.int64)
+        detections, gold = of_label[m.label], of_label[m.gold_label]
+        for number, pairs in zip(of_label.tolist(), tables.absent_pairs, strict=True):
             absent_pairs[number] += pairs
     else:
-        most = int(max(m.label.max(initial=0), q.label.max(initial=0))) + 1
-        asked = q.image * most + q.label  # rising: queries stand by image and label
-        of_query = np.array([group(p) for p in evidence.phrases], np.int64)
-        mine, gold = (
-            of_query[np.searchsorted(asked, image.astype(np.int64) * most + label)]
+        labels = int(max(m.label.max(initial=0), q.label.max(initial=0))) + 1
+        pairs_of_queries = q.image * labels + q.label  # ascending, as queries are in order of image and label
+        of_query = np.array([group(p) for p in tables.phrases], np.int64)
+        detections, gold = (
+            of_query[np.searchsorted(pairs_of_queries, image.astype(np.int64) * labels + label)]
             for image, label in ((m.image, m.label), (m.gold_image, m.gold_label))
         )
-    parts = {name: Part(mine == i, gold == i, absent_pairs[i]) for i, name in enumerate(GROUPS)}
-    return {name: part for name, part in parts.items() if part.gold.any() or part.absent_pairs}
+    subsets = {name: Subset(detections == i, gold == i, absent_pairs[i]) for i, name in enumerate(GROUPS)}
+    return {name: subset for name, subset in subsets.items() if subset.gold.any() or subset.absent_pairs}
 
 
-def write_label_qa(folder: str | Path, out: str | Path, wanted: Sequence[float]) -> str:
-    """``label_qa.json`` and ``label_qa.md`` in ``out`` from an evaluation folder; returns the page's text.
+def write_label_qa(folder: str | Path, out: str | Path, precisions: Sequence[float]) -> str:
+    """Write ``label_qa.json`` and ``label_qa.md`` of an evaluation folder; returns the latter.
 
     Raises:
         InputError: no evaluation in ``folder``.
     """
-    read = Evaluated.read(folder)
-    found = {name: label_quality_of(read.evidence(name), wanted) for name in read.sets}
-    write_json(Path(out) / "label_qa.json", {"model": read.model, "sets": found})
-    lines = ["# Labels of this teacher", "", f"Model `{read.model}`. Right: finds a gold box of its name at IoU 0.5."]
-    for name, one in found.items():
+    evaluated = Evaluated.read(folder)
+    sets = {name: label_quality_of(evaluated.match_tables(name), precisions) for name in evaluated.sets}
+    write_json(Path(out) / "label_qa.json", {"model": evaluated.model, "sets": sets})
+    lines = ["# Label quality", "", f"Model `{evaluated.model}`. Correct labels match a gold box at IoU 0.5."]
+    for name, one in sets.items():
         lines += ["", f"## {name}", "", *_threshold_table(one["by_threshold"])]
-        lines += [
-            "",
-            f"Expected calibration error: {one['calibration_error']:.1f} points.",
-            "",
-            "Proposed thresholds:",
-            "",
-        ]
-        parts = {"all": one, **{f"{n} boxes": s for n, s in one["by_size"].items()}}
-        parts |= {f"{n} names ({one['counts_from']})": s for n, s in one["by_frequency"].items()}
-        lines += _proposal_table(parts)
+        lines += ["", f"Expected calibration error: {one['calibration_error']:.1f} points."]
+        subsets = {"all": one, **{f"{n} boxes": s for n, s in one["by_size"].items()}}
+        subsets |= {f"{n} names ({one['counts_from']})": s for n, s in one["by_frequency"].items()}
+        lines += ["", "Proposed thresholds:", "", *_proposal_table(subsets)]
     text = "\n".join(lines) + "\n"
     write_atomic(Path(out) / "label_qa.md", text)
     return text
 
 
 def _threshold_table(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
-    false = "false_share" in rows[0]
+    absent = "false_share" in rows[0]
     heads = ["Threshold", "Labels", "Precision", "Recall", "Precision, best per name"]
-    heads += ["Absent names boxed"] if false else []
+    heads += ["Absent names boxed"] if absent else []
     lines = [f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|"]
-    for row in rows[1::2]:  # every tenth; the JSON has them all
+    for row in rows[1::2]:  # multiples of 0.1; the JSON file has them all
         cells = [f"{row['threshold']:.1f}", f"{row['labels']:,.0f}"]
-        cells += [_told(row[c], 1) for c in ("precision", "recall", "best_precision")]
-        cells += [_told(row["false_share"], 2)] if false else []
+        cells += [_format(row[c], 1) for c in ("precision", "recall", "best_precision")]
+        cells += [_format(row["false_share"], 2)] if absent else []
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _told(value: float | None, digits: int) -> str:
+def _format(value: float | None, digits: int) -> str:
     return "none" if value is None else f"{value:.{digits}f}"
 
 
-def _rounded_up(threshold: float | None) -> str:
-    """To be copied: rounded down, it would let in labels from below."""
+def _round_up(threshold: float | None) -> str:
+    """The threshold rounded up: rounded down, it would keep labels below it."""
     return "none" if threshold is None else f"{min(math.ceil(threshold * 1000 - 1e-9) / 1000, 1.0):.3f}"
 
 
-def _proposal_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    heads = list(next(iter(parts.values()))["proposed"])
+def _proposal_table(subsets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    heads = list(next(iter(subsets.values()))["proposed"])
     titles = [h.replace("precision_", "precision ").replace("best_f1", "best F1") for h in heads]
     lines = [f"| Labels | Gold | {' | '.join(titles)} |", "|---|---:" + "|---:" * len(heads) + "|"]
-    for name, part in parts.items():
-        values = [_rounded_up(part["proposed"][h]) for h in heads]
-        lines.append(f"| {name} | {part['gold']:,} | {' | '.join(values)} |")
+    for name, subset in subsets.items():
+        values = [_round_up(subset["proposed"][h]) for h in heads]
+        lines.append(f"| {name} | {subset['gold']:,} | {' | '.join(values)} |")
     return lines

@@ -1,7 +1,8 @@
-"""Which detections find a gold box, and average precision from that, by COCO's and LVIS' rules.
+"""Matches detections to gold boxes by COCO's and LVIS' rules, and computes precision from the
+matches.
 
-pycocotools and lvis visit every (class, area, image) and keep nothing that a bootstrap could use. Here a pair of image
-and class is visited only if it has gold and detections that overlap it; all else is arrays.
+pycocotools and lvis loop over every (class, area, image) and do not keep the matches, which the
+bootstrap needs. Here Python loops only over (image, class) pairs with gold; the rest is vectorised.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class Matches:
-    """Every detection of a set against the set's gold. n detections, image by image, each image's by falling score.
+    """The n detections and g gold boxes of a set, by image, detections by falling score.
 
-    image, label (n,); score, area (n,), area in pixels; hit (n, 10): it is the one that finds a gold box, at each IoU of
-    IOUS; ignored (n, 10): neither right nor wrong; present, absent (n,): its name has gold in the image, be it a crowd's, or is
-    known not to be there; of a name that is neither, nothing is known.
-    gold_image, gold_label, gold_area, gold_score (g,): the boxes to be found, and the score of the detection that finds each at IoU
-    0.5, NaN if none does. images: how many.
+    image, label, score (n,); area (n,) in pixels. tp (n, 10): matched to a gold box, at each of
+    IOUS. ignored (n, 10): matched to a crowd box, or outside the federated protocol. present,
+    absent (n,): the class is annotated as present (crowds count) / absent in the image. gold_image,
+    gold_label, gold_area (g,); gold_score (g,): of the detection matched at IoU 0.5, else NaN.
+    images: number of images.
     """
 
     image: np.ndarray
     label: np.ndarray
     score: np.ndarray
     area: np.ndarray
-    hit: np.ndarray
+    tp: np.ndarray
     ignored: np.ndarray
     present: np.ndarray
     absent: np.ndarray
@@ -45,36 +46,38 @@ class Matches:
 
 
 def match_pair(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Greedy matching of one class in one image at all of IOUS, as COCOeval.evaluateImg does it.
+    """Greedy matching of one class in one image at each of IOUS, as COCOeval.evaluateImg.
 
-    Best score first, each detection takes the free gold box of highest IoU; ignored gold (crowds) may be taken many times,
-    when nothing else is left, and its overlap is measured against the detection's own area.
+    In order of score, each detection takes the free gold box of highest IoU. Ignored gold (crowds)
+    is matched if no other is free, any number of times; its overlap is relative to the detection's
+    area.
 
     Args:
         boxes: (n, 4) xyxy by falling score. gold: (m, 4) xyxy. ignore: (m,) bool.
 
     Returns:
-        hit (n, 10), ignored (n, 10), and who found each gold box at IoU 0.5 (m,), -1 for none.
+        tp (n, 10), ignored (n, 10), and the detection matched to each gold box at IoU 0.5 (m,),
+        else -1.
     """
-    hit = np.zeros((len(boxes), len(IOUS)), bool)
-    ignored = np.zeros_like(hit)
+    tp = np.zeros((len(boxes), len(IOUS)), bool)
+    ignored = np.zeros_like(tp)
     matched_dt = np.full(len(gold), -1)
     if not len(boxes) or not len(gold):
-        return hit, ignored, matched_dt
+        return tp, ignored, matched_dt
     overlap = coco_mask.iou(_xywh(boxes), _xywh(gold), ignore.astype(np.uint8))
-    wanted = np.minimum(IOUS, 1 - 1e-10)[:, None]
+    thresholds = np.minimum(IOUS, 1 - 1e-10)[:, None]
     free = np.ones((len(IOUS), len(gold)), bool)
     rows = np.arange(len(IOUS))
-    for i in np.flatnonzero(overlap.max(axis=1) >= wanted[0]):
-        fits = free & (overlap[i] >= wanted)
+    for i in np.flatnonzero(overlap.max(axis=1) >= thresholds[0]):
+        fits = free & (overlap[i] >= thresholds)
         counted = np.where(fits & ~ignore, overlap[i], -1.0)
-        best = len(gold) - 1 - np.argmax(counted[:, ::-1], axis=1)  # of equal ones the last, as COCOeval
-        hit[i] = counted[rows, best] >= 0
-        free[rows[hit[i]], best[hit[i]]] = False
-        if hit[i, 0]:
+        best = len(gold) - 1 - np.argmax(counted[:, ::-1], axis=1)  # the last of equal ones, as COCOeval
+        tp[i] = counted[rows, best] >= 0
+        free[rows[tp[i]], best[tp[i]]] = False
+        if tp[i, 0]:
             matched_dt[best[0]] = i
-        ignored[i] = ~hit[i] & (fits & ignore).any(axis=1)
-    return hit, ignored, matched_dt
+        ignored[i] = ~tp[i] & (fits & ignore).any(axis=1)
+    return tp, ignored, matched_dt
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:
@@ -85,57 +88,58 @@ def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, f
     """Match every image's detections.
 
     Args:
-        max_per_class: only so many best detections of a class in an image count. federated: LVIS' rules: detections of
-            classes of which nothing is known in an image are dropped, and of those that are not boxed exhaustively only
-            the right ones count.
+        max_per_class: best detections of a class in an image that count; None: all.
+        federated: LVIS' rules: detections of classes that are not verified in the image are
+            dropped, and false positives of classes that are not annotated exhaustively are ignored.
     """
-    parts: list[dict[str, np.ndarray]] = []
+    detections: list[dict[str, np.ndarray]] = []
     golds: list[dict[str, np.ndarray]] = []
     for number, r in enumerate(results):
         order = np.argsort(-r.scores, kind="stable")
-        known = np.unique(r.gold_labels)
-        present = np.isin(r.labels, known)
+        gold_labels = np.unique(r.gold_labels)
+        present = np.isin(r.labels, gold_labels)
         absent = ~present
         if r.absent is not None:
             absent &= np.isin(r.labels, r.absent)
         if federated:
             order = order[(absent | present)[order]]
         if max_per_class is not None:
-            order = order[_rank_in_class(r.labels[order]) < max_per_class]
+            order = order[rank_in_class(r.labels[order]) < max_per_class]
         labels, boxes, scores = r.labels[order], r.boxes[order], r.scores[order]
-        hit = np.zeros((len(order), len(IOUS)), bool)
-        ignored = np.zeros_like(hit)
-        found = np.full(len(r.gold_labels), np.nan)
-        for label in known:
-            mine, theirs = np.flatnonzero(labels == label), np.flatnonzero(r.gold_labels == label)
-            hit[mine], ignored[mine], matched_dt = match_pair(boxes[mine], r.gold_boxes[theirs], r.gold_ignore[theirs])
-            took = matched_dt >= 0
-            found[theirs[took]] = scores[mine[matched_dt[took]]]
+        tp = np.zeros((len(order), len(IOUS)), bool)
+        ignored = np.zeros_like(tp)
+        gold_score = np.full(len(r.gold_labels), np.nan)
+        for label in gold_labels:
+            dt, gt = np.flatnonzero(labels == label), np.flatnonzero(r.gold_labels == label)
+            tp[dt], ignored[dt], matched_dt = match_pair(boxes[dt], r.gold_boxes[gt], r.gold_ignore[gt])
+            matched = matched_dt >= 0
+            gold_score[gt[matched]] = scores[dt[matched_dt[matched]]]
         if federated and len(r.not_exhaustive):
-            ignored |= ~hit & np.isin(labels, r.not_exhaustive)[:, None]
-        parts.append(
+            ignored |= ~tp & np.isin(labels, r.not_exhaustive)[:, None]
+        detections.append(
             {
                 "image": np.full(len(order), number), "label": labels, "score": scores, "area": _area(boxes),
-                "hit": hit, "ignored": ignored, "present": present[order], "absent": absent[order],
+                "tp": tp, "ignored": ignored, "present": present[order], "absent": absent[order],
             }
         )  # fmt: skip
         counts = ~r.gold_ignore
         golds.append(
             {
                 "gold_image": np.full(int(counts.sum()), number), "gold_label": r.gold_labels[counts],
-                "gold_area": _area(r.gold_boxes[counts]), "gold_score": found[counts],
+                "gold_area": _area(r.gold_boxes[counts]), "gold_score": gold_score[counts],
             }
         )  # fmt: skip
-    columns = {name: np.concatenate([p[name] for p in rows]) for rows in (parts, golds) for name in rows[0]}
+    columns = {name: np.concatenate([row[name] for row in rows]) for rows in (detections, golds) for name in rows[0]}
     return Matches(**columns, images=len(results))
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    area: np.ndarray = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area
 
 
-def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """How many of the same label stand before each."""
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """(n,) number of earlier elements with the same label."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     first = np.searchsorted(ordered, ordered)
@@ -145,32 +149,32 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def by_class(matches: Matches) -> list[tuple[int, np.ndarray, int]]:
-    """(label, its detections by falling score, its gold boxes) of every label that has gold."""
-    order = np.lexsort((np.arange(len(matches.score)), -matches.score, matches.label))
+    """(label, its detections by falling score, number of its gold boxes) of every label with
+    gold."""
+    order = np.lexsort((-matches.score, matches.label))
     ordered = matches.label[order]
     labels, counts = np.unique(matches.gold_label, return_counts=True)
     low, high = np.searchsorted(ordered, labels), np.searchsorted(ordered, labels, side="right")
     return [(int(n), order[a:b], int(c)) for n, a, b, c in zip(labels, low, high, counts, strict=True)]
 
 
-def precision_curve(hit: np.ndarray, ignored: np.ndarray, gold: int) -> np.ndarray:
-    """(10, 101): precision at each of RECALLS, the best there is at that recall or beyond, as COCO's.
+def precision_curve(tp: np.ndarray, ignored: np.ndarray, gold: int) -> np.ndarray:
+    """(10, 101): interpolated precision at each of IOUS and RECALLS, as COCO.
 
-    hit, ignored: (n, 10) of one class' detections by falling score. gold: its boxes.
+    tp, ignored: (n, 10) of one class's detections by falling score. gold: number of its boxes.
     """
-    right = np.cumsum(hit, axis=0, dtype=np.float64)
-    wrong = np.cumsum(~hit & ~ignored, axis=0, dtype=np.float64)
-    best = np.maximum.accumulate((right / (right + wrong + np.spacing(1)))[::-1], axis=0)[::-1]
+    tps = np.cumsum(tp, axis=0, dtype=np.float64)
+    fps = np.cumsum(~tp & ~ignored, axis=0, dtype=np.float64)
+    precision = np.maximum.accumulate((tps / (tps + fps + np.spacing(1)))[::-1], axis=0)[::-1]
     curve = np.zeros((len(IOUS), len(RECALLS)))
     for t in range(len(IOUS)):
-        at = np.searchsorted(right[:, t] / gold, RECALLS, side="left")
-        curve[t, at < len(hit)] = best[at[at < len(hit)], t]
+        at = np.searchsorted(tps[:, t] / gold, RECALLS, side="left")
+        curve[t, at < len(tp)] = precision[at[at < len(tp)], t]
     return curve
 
 
 def class_curves(matches: Matches) -> dict[int, np.ndarray]:
-    """:func:`precision_curve` of every label that has gold; its mean is the class' AP."""
+    """:func:`precision_curve` of every label that has gold; its mean is the class's AP."""
     return {
-        label: precision_curve(matches.hit[rows], matches.ignored[rows], gold)
-        for label, rows, gold in by_class(matches)
+        label: precision_curve(matches.tp[rows], matches.ignored[rows], gold) for label, rows, gold in by_class(matches)
     }

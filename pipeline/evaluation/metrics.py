@@ -1,4 +1,4 @@
-"""Average precision by pycocotools, and recall of the best boxes of a phrase."""
+"""Average precision by pycocotools, and recall of a phrase's best boxes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from pycocotools.cocoeval import COCOeval
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the set's class names.
+    """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the set's class
+    names.
 
-    ``gold_ignore`` marks crowds: not counted as missed, and not as false if found. Federated sets: ``absent`` are the labels
-    that are known not to be in the image (None: all that have no gold), ``not_exhaustive`` those with more than is boxed.
+    ``gold_ignore`` marks crowds: neither false negatives nor, for their matches, false positives.
+    In federated sets, ``absent`` are the labels verified absent (None: all without gold), and
+    ``not_exhaustive`` those not annotated exhaustively.
     """
 
     size: tuple[int, int]
@@ -33,21 +35,23 @@ class ImageResult:
 
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, m) intersection over union of xyxy boxes, without the detector's +1 (GLIP spec 13)."""
+    """(n, m) IoU of xyxy boxes, without the +1 that the detector adds to sides (GLIP spec 13)."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     inner = np.prod(np.clip(high - low, 0, None), axis=2)
     area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
     area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
-    return inner / np.maximum(area_a[:, None] + area_b[None, :] - inner, 1e-12)
+    iou: np.ndarray = inner / np.maximum(area_a[:, None] + area_b[None, :] - inner, 1e-12)
+    return iou
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What was asked for by a name that is there: (image, label) pairs, q of them.
+    """The q (image, label) pairs with gold boxes.
 
-    image, label, boxes (q,): whose, and how many gold boxes there are. first, first_merged (q,): place, from 0, of the first
-    detection that fits any of them, and of the first that fits the box around all of them; NEVER if none does.
+    image, label (q,); boxes (q,): number of gold boxes. first, first_merged (q,): rank, from 0, of
+    the best detection that matches any gold box, and of the best that matches the box around all of
+    them; NEVER if none does.
     """
 
     image: np.ndarray
@@ -59,80 +63,67 @@ class Queries:
 
 NEVER = 1 << 14
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
-"""COCOeval's areas in pixels, both ends included."""
+"""Ranges of area in COCOeval, in pixels, inclusive."""
 
 
-def queries_of(results: Sequence[ImageResult], iou: float = 0.5) -> Queries:
-    """Flickr30k Entities' two protocols (MDETR's evaluation names them any-box and merged-boxes): a detection fits if its
-    IoU with any gold box of the name, or with the one box around them all, is at least ``iou``.
+def queries_of(results: Sequence[ImageResult]) -> Queries:
+    """Rank detections by Flickr30k Entities' two protocols, any-box and merged-boxes in MDETR.
 
-    Names that are not in the image are not asked.
+    A detection matches if its IoU with any gold box of the name, or with the box around all of
+    them, is at least 0.5. Names without gold in the image are no queries.
     """
     rows: list[tuple[int, int, int, int, int]] = []
     for number, result in enumerate(results):
         for label in np.unique(result.gold_labels[~result.gold_ignore]):
             gold = result.gold_boxes[(result.gold_labels == label) & ~result.gold_ignore]
             merged = np.concatenate([gold[:, :2].min(axis=0), gold[:, 2:].max(axis=0)])[None]
-            mine = result.labels == label
-            best = result.boxes[mine][np.argsort(-result.scores[mine], kind="stable")]
-            first, first_merged = (_first(np.asarray((iou_matrix(best, g) >= iou).any(axis=1))) for g in (gold, merged))
+            detected = result.labels == label
+            best = result.boxes[detected][np.argsort(-result.scores[detected], kind="stable")]
+            first, first_merged = (_first(iou_matrix(best, g).max(axis=1) >= 0.5) for g in (gold, merged))
             rows.append((number, int(label), len(gold), first, first_merged))
     return Queries(*np.array(rows, np.int64).reshape(-1, 5).T)
 
 
-def _first(fits: np.ndarray) -> int:
-    return min(int(np.argmax(fits)), NEVER - 1) if fits.any() else NEVER
+def _first(matched: np.ndarray) -> int:
+    return min(int(np.argmax(matched)), NEVER - 1) if matched.any() else NEVER
 
 
-def recall_at_k(results: Sequence[ImageResult], ks: Sequence[int] = (1, 5, 10), iou: float = 0.5) -> dict[str, float]:
-    """Share in percent of (image, named object) pairs of which one of the ``k`` best boxes for the name fits any gold box.
-
-    See :func:`queries_of`.
-    """
-    queries = queries_of(results, iou)
-    asked = len(queries.image)
-    return {f"recall_at_{k}": 100.0 * float((queries.first < k).sum()) / max(asked, 1) for k in ks} | {"queries": asked}
+def _xywh(box: np.ndarray) -> list[float]:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:
-    """Averages in percent over all classes that have gold boxes, as pycocotools computes them.
+    """pycocotools' metrics in percent, means over the classes that have gold boxes.
 
     Returns:
-        ap, ap50, ap75; ap_small, ap_medium, ap_large (boxes of up to 32x32, up to 96x96, and above; a box's own area, as records
-        hold no masks); ar_1, ar_10, ar (recall with so many detections a class and image, the last with ``max_detections``),
-        ar_small, ar_medium, ar_large. A size that has no gold boxes is left out.
+        ap, ap50, ap75; ap_small, ap_medium, ap_large (by area of the box up to 32x32, up to 96x96,
+        and
+        above, as records have no masks); ar_1, ar_10, ar (recall with at most 1, 10,
+        ``max_detections``
+        detections per class and image); ar_small, ar_medium, ar_large. Sizes without gold are
+        omitted.
     """
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
     for image_id, result in enumerate(results, start=1):
         for box, label, ignore in zip(result.gold_boxes, result.gold_labels, result.gold_ignore, strict=True):
-            x1, y1, x2, y2 = (float(v) for v in box)
+            *_, width, height = bbox = _xywh(box)
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(ignore),
+                    "id": len(annotations) + 1, "image_id": image_id, "category_id": int(label) + 1, "bbox": bbox,
+                    "area": width * height, "iscrowd": int(ignore),
                 }
-            )
+            )  # fmt: skip
         for box, label, score in zip(result.boxes, result.labels, result.scores, strict=True):
-            x1, y1, x2, y2 = (float(v) for v in box)
-            detections.append(
-                {
-                    "image_id": image_id,
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                }
-            )
+            row = {"image_id": image_id, "category_id": int(label) + 1, "bbox": _xywh(box), "score": float(score)}
+            detections.append(row)
     if not annotations or not detections:
         areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
-        there = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]
-        of_sizes = (f"{kind}_{size}" for size in there for kind in ("ap", "ar"))
-        return dict.fromkeys(("ap", "ap50", "ap75", "ar_1", "ar_10", "ar", *of_sizes), 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        sizes = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]
+        by_size = (f"{kind}_{size}" for size in sizes for kind in ("ap", "ar"))
+        return dict.fromkeys(("ap", "ap50", "ap75", "ar_1", "ar_10", "ar", *by_size), 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         gold = COCO()
         gold.dataset = {
             "info": {},
@@ -145,16 +136,16 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
         evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-    # COCOeval.summarize reads AP50 and AP75 at 100 detections only, so the means are taken here as it takes them.
+    # as COCOeval.summarize, which has AP50 and AP75 at 100 detections only
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
 
     def mean(values: np.ndarray) -> float | None:
         values = values[values > -1]
         return 100.0 * float(values.mean()) if values.size else None
 
-    whole = precision[:, :, :, 0, 2]
-    found = {"ap": mean(whole), "ap50": mean(whole[0]), "ap75": mean(whole[5])}
-    found |= {f"ar{end}": mean(recall[:, :, 0, i]) for i, end in enumerate(("_1", "_10", ""))}
+    all_areas = precision[:, :, :, 0, 2]
+    means = {"ap": mean(all_areas), "ap50": mean(all_areas[0]), "ap75": mean(all_areas[5])}
+    means |= {f"ar{suffix}": mean(recall[:, :, 0, i]) for i, suffix in enumerate(("_1", "_10", ""))}
     for i, size in enumerate(SIZES, start=1):
-        found |= {f"ap_{size}": mean(precision[:, :, :, i, 2]), f"ar_{size}": mean(recall[:, :, i, 2])}
-    return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0} | {k: v for k, v in found.items() if v is not None}
+        means |= {f"ap_{size}": mean(precision[:, :, :, i, 2]), f"ar_{size}": mean(recall[:, :, i, 2])}
+    return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0} | {k: v for k, v in means.items() if v is not None}

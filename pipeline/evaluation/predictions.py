@@ -1,8 +1,9 @@
-"""Predictions of one shard as a table, and of a set as COCO's JSON."""
+"""Predictions of a shard as a Parquet table, and of a set as COCO results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,22 +15,17 @@ from pipeline.io.atomic import HashingFile
 from pipeline.io.tables import read_table
 
 PREDICTIONS = pa.schema(
-    [
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("x1", pa.float32(), nullable=False),
-        pa.field("y1", pa.float32(), nullable=False),
-        pa.field("x2", pa.float32(), nullable=False),
-        pa.field("y2", pa.float32(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-    ]
+    [pa.field(name, pa.int32(), nullable=False) for name in ("row", "label")]
+    + [pa.field(name, pa.float32(), nullable=False) for name in ("x1", "y1", "x2", "y2", "score")]
 )
-"""``row`` of the record in its shard; ``label``: the set's class name, or the caption's phrase (protocols.named_phrases)."""
+"""row: of the record in its shard. label: index of the class name, or in
+protocols.named_phrases."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Detections of one image, by falling score: labels (n,) int64, boxes (n, 4) float64 xyxy, scores (n,) float32."""
+class Detections:
+    """Detections of one image, by falling score: labels (n,) int64, boxes (n, 4) float64 xyxy,
+    scores (n,) float32."""
 
     labels: np.ndarray
     boxes: np.ndarray
@@ -37,7 +33,7 @@ class Found:
 
 
 def predictions_table(rows: Sequence[RegionPredictions]) -> pa.Table:
-    """One image's detections after the other's."""
+    """The detections of a shard's images as one table."""
     sizes = [len(r.score) for r in rows]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes.reshape(-1, 4) for r in rows)])
     columns = {
@@ -49,30 +45,23 @@ def predictions_table(rows: Sequence[RegionPredictions]) -> pa.Table:
     return pa.table({f.name: pa.array(columns[f.name], f.type) for f in PREDICTIONS}, schema=PREDICTIONS)
 
 
-def read_predictions(path: str, records: int) -> list[Found]:
-    """The detections of each of a shard's records."""
+def read_predictions(path: str, records: int) -> list[Detections]:
+    """The detections of each of the shard's ``records`` records."""
     table = read_table(path, PREDICTIONS)
     columns = {name: table[name].to_numpy() for name in PREDICTIONS.names}
     boxes = np.stack([columns[c] for c in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float64)
     edges = np.searchsorted(columns["row"], np.arange(1, records))
     parts = [np.split(a, edges) for a in (columns["label"].astype(np.int64), boxes, columns["score"])]
-    return [Found(*p) for p in zip(*parts, strict=True)] if records else []
+    return [Detections(*p) for p in zip(*parts, strict=True)] if records else []
 
 
 def write_coco(file: HashingFile, results: Iterable[ImageResult], keys: Iterable[str]) -> None:
-    """COCO's results format: a list of ``image_id`` (the record's key), ``category_id`` (from 1), xywh ``bbox``, ``score``."""
-    import json
-
-    first = True
-    for row in _rows(results, keys):
-        file.write(b"[\n " if first else b",\n ")
-        file.write(json.dumps(row, sort_keys=True).encode())
-        first = False
-    file.write(b"[]\n" if first else b"\n]\n")
-
-
-def _rows(results: Iterable[ImageResult], keys: Iterable[str]) -> Iterator[dict[str, object]]:
+    """Write COCO results; ``image_id`` is the record's key, ``category_id`` the label + 1."""
+    separator = b"[\n "
     for key, r in zip(keys, results, strict=True):
         for (x1, y1, x2, y2), label, score in zip(r.boxes.tolist(), r.labels, r.scores, strict=True):
             bbox = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
-            yield {"image_id": key, "category_id": int(label) + 1, "bbox": bbox, "score": round(float(score), 5)}
+            row = {"image_id": key, "category_id": int(label) + 1, "bbox": bbox, "score": round(float(score), 5)}
+            file.write(separator + json.dumps(row, sort_keys=True).encode())
+            separator = b",\n "
+    file.write(b"[]\n" if separator == b"[\n " else b"\n]\n")

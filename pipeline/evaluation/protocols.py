@@ -1,4 +1,4 @@
-"""How a set is measured: which questions are asked, how many answers count, which metrics come of them (GLIP spec 13)."""
+"""Protocols of evaluation sets: text queries, limits of detections, gold phrases (GLIP spec 13)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ CAPTION_PROTOCOLS = ("flickr", "refcoco")
 
 @dataclass(frozen=True)
 class SetSpec:
-    """A set to evaluate, all that its predictions depend on beside its shards. names: class names, none for captions."""
+    """What predictions of a set depend on beside its shards. names: class names, none for
+    captions."""
 
     name: str
     protocol: EvaluationProtocol
@@ -25,16 +26,16 @@ class SetSpec:
 
     @property
     def captions(self) -> bool:
-        """Whether images are asked for phrases of their captions, not for class names."""
+        """Whether the queries are phrases of the images' captions instead of class names."""
         return self.protocol in CAPTION_PROTOCOLS
 
     def chunks(self, config: EvaluateConfig) -> list[range]:
-        """The class names of each prompt, before the text limit has its say."""
+        """Ranges of class names in each prompt, before the text limit is applied."""
         size = config.chunk_names if self.protocol == "lvis" else max(len(self.names), 1)
         return [range(i, min(i + size, len(self.names))) for i in range(0, len(self.names), size)]
 
     def limit(self, config: EvaluateConfig) -> int | None:
-        """Detections of one image that are kept, over all prompts; None: no limit."""
+        """Maximum number of detections of an image over all prompts; None: no limit."""
         if self.protocol == "lvis":
             return None
         if self.protocol == "detection":
@@ -42,7 +43,7 @@ class SetSpec:
         return config.max_detections
 
     def label_config(self, config: EvaluateConfig) -> PseudoLabelConfig:
-        """What the annotator is loaded with."""
+        """Settings of the annotator."""
         return PseudoLabelConfig(
             floor=config.threshold,
             score_agg=config.score_agg,
@@ -54,35 +55,35 @@ class SetSpec:
 
 
 def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) -> list[list[TextQuery]]:
-    """Questions for all class names, by chunk; ``TextQuery.phrases`` index the set's names.
+    """Text queries for all class names, by chunk; ``TextQuery.phrases`` index the set's names.
 
     Raises:
-        InputError: a name that no text can hold.
+        InputError: a name is longer than the text limit.
     """
     chunks = []
-    for places in spec.chunks(config):
-        questions = annotator.class_questions([spec.names[i] for i in places])
-        chunks.append([replace(q, phrases=tuple(p + places.start for p in q.phrases)) for q in questions])
+    for indices in spec.chunks(config):
+        queries = annotator.class_questions([spec.names[i] for i in indices])
+        chunks.append([replace(q, phrases=tuple(p + indices.start for p in q.phrases)) for q in queries])
     return chunks
 
 
 @dataclass(frozen=True)
-class Named:
-    """One phrase of a caption and its gold. span: of the caption; boxes (n, 4)."""
+class GoldPhrase:
+    """A phrase of a caption, its span, and its gold boxes (n, 4)."""
 
     span: Span
     phrase: str
     boxes: np.ndarray
 
 
-def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list[Named]:
-    """The phrases of a caption that have boxes, in order of their first region; regions of one span are one phrase's.
+def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list[GoldPhrase]:
+    """The phrases of a caption that have boxes, in order of their first region.
 
-    A phrase of several spans is asked for as the stretch from the first to the last. RefCOCO's expressions are asked for
-    whole, whichever part of them the record's regions name.
+    Regions with the same span belong to one phrase; several spans of a region are joined to one
+    from the first to the last. RefCOCO's phrase is the whole expression.
 
     Raises:
-        InputError: the record is of a detection set.
+        InputError: the record is not a grounding record.
     """
     if record.kind != "grounding":
         raise InputError(f"record {record.key}: a {record.kind} record in a set of captions; want grounding records")
@@ -94,17 +95,17 @@ def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list
         spans = region.tokens_positive
         span = (0, len(caption)) if protocol == "refcoco" else (min(s for s, _ in spans), max(e for _, e in spans))
         boxes.setdefault(span, []).append(region.box)
-    return [Named(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
+    return [GoldPhrase(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
 
 
-def best(found: RegionPredictions, limit: int | None) -> RegionPredictions:
-    """The detections by falling score, at most ``limit``; of equal scores the earlier stand first."""
-    order = np.argsort(-found.score, kind="stable")[:limit]
-    return RegionPredictions(**{name: getattr(found, name)[order] for name in RegionPredictions.__dataclass_fields__})
+def best(regions: RegionPredictions, limit: int | None) -> RegionPredictions:
+    """The ``limit`` best regions by falling score; ties keep their order."""
+    order = np.argsort(-regions.score, kind="stable")[:limit]
+    return RegionPredictions(**{name: getattr(regions, name)[order] for name in RegionPredictions.__dataclass_fields__})
 
 
 def joined(parts: Sequence[RegionPredictions]) -> RegionPredictions:
-    """Regions of several questions about an image, or of none."""
+    """Regions of an image's queries, concatenated; ``parts`` may be empty."""
     if parts:
         return RegionPredictions.joined(parts)
     empty = np.zeros(0, np.float32)

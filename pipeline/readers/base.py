@@ -305,5 +305,5 @@ def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:
 
 def size_of(row: Mapping[str, Any], height: str = "height", width: str = "width") -> tuple[int, int] | None:
     """(height, width) stated in a row; None if missing or invalid."""
-    sides = [v for v in (row.get(height), row.get(width)) if is_number(v) and v >= 1]
-    return (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
+    sides: list[Any] = [row.get(height), row.get(width)]
+    return (int(sides[0]), int(sides[1])) if all(is_number(v) and v >= 1 for v in sides) else None

@@ -1,1 +1,1 @@
-"""Pages and pictures for people. What a run decided is in its JSON files; nothing here decides anything."""
+"""HTML pages and Markdown reports of a run, rendered from its JSON files."""

@@ -1,4 +1,5 @@
-"""The page of what is in some shards: counts, histograms, phrases, problems, drawn images. One file, no network."""
+"""A self-contained HTML page on the content of shards: counts, histograms, phrases, problems,
+images."""
 
 from __future__ import annotations
 
@@ -14,11 +15,9 @@ from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import figure
 from pipeline.report.templates import render
 
-WIDTH = 360
-
 
 def write_page(summary: Summary, pictures: Sequence[Picture], out: str | Path, *, title: str) -> None:
-    """Write the page. Pictures that cannot be drawn become problems of ``summary``: only here are images decoded."""
+    """Write the page; images that cannot be decoded are added to the problems of ``summary``."""
     items = _figures(summary, pictures)
     page = render(
         "inspect.html",
@@ -37,14 +36,14 @@ def _figures(summary: Summary, pictures: Sequence[Picture]) -> list[dict[str, An
     for picture in pictures:
         where = f"{picture.shard}/{picture.key}"
         if picture.image is None:
-            _problem(summary, "picture_not_at_hand", f"{where}: to draw it, its image is wanted (--shards)")
+            _problem(summary, "picture_not_at_hand", f"{where}: drawing it needs its image (--shards)")
             continue
         try:
             image = open_image(picture.image)
         except ImageError as error:
             _problem(summary, "undecodable_when_drawn", f"{where}: {error}")
             continue
-        items.append({**figure(image, picture.record, WIDTH), "key": where})
+        items.append({**figure(image, picture.record), "key": where})
     return items
 
 

@@ -1,8 +1,7 @@
-"""The run's report: one HTML page with everything in it, and the same numbers as Markdown for the dashboard."""
+"""The run's report: a self-contained HTML page, and its tables as Markdown for the dashboard."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from markupsafe import Markup
 from pipeline.io.atomic import write_atomic
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.templates import render
+from pipeline.report.urls import png_url
 
 MODELS = ("teacher", "control", "student")
 METRICS = (
@@ -26,7 +26,6 @@ def write_report(
     summary: Mapping[str, Any],
     out: str | Path,
     *,
-    title: str = "GLIP self-training",
     pictures: Mapping[str, str | Path] | None = None,
     links: Mapping[str, str] | None = None,
     curves: Mapping[str, Any] | None = None,
@@ -34,21 +33,21 @@ def write_report(
     """Write the page.
 
     Args:
-        summary: what :func:`pipeline.runs.summary.summarise` gives.
-        pictures: caption -> PNG file, put into the page. links: text -> address relative to the page.
+        summary: of :func:`pipeline.runs.summary.summarise`.
+        pictures: caption -> PNG file to embed. links: text -> address relative to the page.
         curves: model -> rows of its training curve.
     """
     quality = summary.get("pseudo_labels")
     page = render(
         "page.html",
-        title=title,
+        title="GLIP self-training",
         summary=summary,
         table=comparison(summary),
         metrics=METRICS,
         quality=quality,
         quality_plot=Markup(precision_by_score(quality["by_score"])) if quality else "",
         curves=Markup(loss_curves(curves or {})),
-        tallies=tally_rows(summary),
+        tallies=_tallies(summary),
         stages=stage_rows(summary),
         pictures={name: png_url(path) for name, path in (pictures or {}).items() if Path(path).is_file()},
         links=links or {},
@@ -57,7 +56,7 @@ def write_report(
 
 
 def comparison(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the comparison: teacher, control, student, and chance where it is known."""
+    """Rows of the comparison: teacher, control, student, and chance if it is known."""
     steps = summary.get("steps", {})
     started = {"teacher": "from scratch", "control": "from the teacher"}
     started["student"] = "from the teacher" if summary.get("student_init") == "teacher" else "from scratch"
@@ -77,17 +76,14 @@ def comparison(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def tally_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a stage and unit: seen, kept, and the reasons of what went."""
-    rows = []
-    for stage, entry in summary.get("stages", {}).items():
-        for unit, tally in (entry.get("report") or {}).get("tallies", {}).items():
-            rows.append({"stage": stage, "unit": unit, **tally})
-    return rows
+def _tallies(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Stage -> unit -> tally, of stages that have any."""
+    tallies = {stage: (entry.get("report") or {}).get("tallies") for stage, entry in summary.get("stages", {}).items()}
+    return {stage: units for stage, units in tallies.items() if units}
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Seconds and peak memory of each stage that ran as a child."""
+    """Seconds and peak memory of each stage that ran in child processes."""
     return [
         {"stage": name, "seconds": entry["seconds"], "peak_mib": entry["peak_mib"]}
         for name, entry in summary.get("stages", {}).items()
@@ -96,20 +92,20 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def comparison_markdown(summary: Mapping[str, Any]) -> str:
-    """The models side by side, and what each of them is."""
+    """The metrics of the models, how they were trained, and the results of the rounds."""
     rows = comparison(summary)
     lines = ["| | " + " | ".join(head for _, head in METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for row in rows:
         cells = ["–" if row[m] is None else f"{row[m]:.1f}" for m, _ in METRICS]
         lines.append(f"| **{row['name']}** | " + " | ".join(cells) + " |")
-    said = [f"- {row['name']}: {row['what']}" for row in rows]
+    lines += ["", *(f"- {row['name']}: {row['what']}" for row in rows)]
     for row in summary["by_round"]:
-        said.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
-    return "\n".join([*lines, "", *said, f"- the model to use: **{summary['best']}**"]) + "\n"
+        lines.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
+    return "\n".join([*lines, f"- the model to use: **{summary['best']}**"]) + "\n"
 
 
 def quality_markdown(summary: Mapping[str, Any]) -> str:
-    """How good the pseudo-labels are, where gold boxes tell; else nothing."""
+    """Precision and recall of the pseudo-labels; "" without gold boxes."""
     quality = summary.get("pseudo_labels")
     if not quality:
         return ""
@@ -126,14 +122,9 @@ def cost_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def tally_markdown(tallies: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a stage kept and dropped, and why, as a Markdown table."""
-    lines = ["| | seen | kept | dropped because |", "|---|---|---|---|"]
+    """A stage's tallies as a Markdown table."""
+    lines = ["| | seen | kept | dropped, by reason |", "|---|---|---|---|"]
     for unit, tally in sorted(tallies.items()):
-        why = ", ".join(f"{r.replace('_', ' ')} {n:,}" for r, n in tally["dropped"].items()) or "–"
-        lines.append(f"| {unit} | {tally['seen']:,} | {tally['kept']:,} | {why} |")
+        dropped = ", ".join(f"{r.replace('_', ' ')} {n:,}" for r, n in tally["dropped"].items()) or "–"
+        lines.append(f"| {unit} | {tally['seen']:,} | {tally['kept']:,} | {dropped} |")
     return "\n".join(lines) + "\n"
-
-
-def png_url(path: str | Path) -> str:
-    """A PNG file inside a URL."""
-    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()

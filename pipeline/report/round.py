@@ -1,4 +1,4 @@
-"""The page of one round: who taught, what was labelled, what the student gained, and what was decided; for people, and for the dashboard."""
+"""The report of a round, as an HTML page and as Markdown: metrics, gates, labels and tallies."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from typing import Any
 
 from pipeline.config import SelfTrainConfig
 from pipeline.drawing.boxes import write_montage
-from pipeline.evaluation.compare import span_words
+from pipeline.evaluation.compare import format_interval
 from pipeline.evaluation.label_quality import label_quality
-from pipeline.evaluation.report import TITLES, place
+from pipeline.evaluation.report import TITLES, metric_order
 from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import write_gallery
-from pipeline.report.inside import address_of, jpeg_url
-from pipeline.report.page import png_url, quality_markdown, tally_markdown
+from pipeline.report.page import quality_markdown, tally_markdown
 from pipeline.report.templates import render
+from pipeline.report.urls import link, png_url, thumbnail_url
 from pipeline.runs.excluded_shards import files_of
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult
 from pipeline.runs.summary import gold_of
 
 Reports = Mapping[str, Mapping[str, Any]]
-"""Stage -> its StageReport, as plain values."""
+"""Stage -> its StageReport as a dict."""
 
 
 def gallery_name(round_number: int) -> str:
-    """File of the round's page of labels, in the report's folder."""
+    """File name of the round's gallery of labels."""
     return f"labels-round-{round_number}.html"
 
 
 def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult, reports: Reports) -> str:
-    """``report/round-N.html`` with a gallery and a picture of the round's labels; returns the page as Markdown.
+    """Write ``report/round-N.html`` and the gallery and montage of its labels; returns it as
+    Markdown.
 
-    The files hold nothing of times or hosts: the same run gives the same bytes.
+    The files contain no times or hosts, so that the same run writes the same bytes.
     """
     layout.report.mkdir(parents=True, exist_ok=True)
     number = result.round
@@ -47,7 +48,7 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
         write_montage(shards, picture, limit=8, columns=4)
         links["More of these labels"] = gallery_name(number)
     if number > 1:
-        links["The round before"] = f"round-{number - 1}.html"
+        links["Previous round"] = f"round-{number - 1}.html"
     gold = gold_of(config, layout)
     quality = label_quality(files_of(config, layout, "filter-boxes", number), gold) if gold else None
     verdict = _verdict(layout, result)
@@ -67,7 +68,8 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
 def metric_tables(
     layout: RunLayout, result: RoundResult, verdict: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Set -> a row a metric: ``teacher``, ``student``, ``difference`` with its 95 % ``interval``, and ``control`` where there is one."""
+    """Set -> rows of ``metric``, ``teacher``, ``control``, ``student``, ``difference``,
+    ``interval`` (95 %)."""
     control_file = layout.evaluation(f"control-{result.round}") / "metrics.json"
     control = json.loads(control_file.read_text())["sets"] if control_file.is_file() else {}
     return {
@@ -80,7 +82,7 @@ def metric_tables(
                 "difference": cells[1]["difference"],
                 "interval": cells[1].get("difference_interval"),
             }
-            for metric, cells in sorted(rows.items(), key=lambda row: place(row[0]))
+            for metric, cells in sorted(rows.items(), key=lambda row: metric_order(row[0]))
         ]
         for name, rows in verdict.get("sets", {}).items()
     }
@@ -100,7 +102,7 @@ def _markdown(
     picture: Path,
     page: Path,
 ) -> str:
-    parts = [f"# Round {result.round}\n\n{result.teacher} taught, {result.student} learnt. **{result.why}**\n"]
+    parts = [f"# Round {result.round}\n\nTeacher {result.teacher}, student {result.student}. **{result.why}**\n"]
     for name, rows in tables.items():
         lines = [
             f"## {name}\n",
@@ -111,7 +113,7 @@ def _markdown(
             control = "–" if row["control"] is None else f"{row['control']:.1f}"
             lines.append(
                 f"| {row['metric']} | {row['teacher']:.1f} | {control} | {row['student']:.1f} | "
-                f"{row['difference']:+.1f}{span_words(row['interval'], '+')} |"
+                f"{row['difference']:+.1f}{format_interval(row['interval'], '+')} |"
             )
         parts.append("\n".join(lines) + "\n")
     if gates:
@@ -122,10 +124,8 @@ def _markdown(
         ]
         parts.append("\n".join(lines) + "\n")
     if picture.is_file():
-        parts.append(f"## Labels\n\n![pseudo-labels of the round]({jpeg_url(picture)})\n")
+        parts.append(f"## Labels\n\n![pseudo-labels of the round]({thumbnail_url(picture)})\n")
     if quality:
         parts.append(quality_markdown({"pseudo_labels": quality}))
     parts += [f"### {stage}\n\n{tally_markdown(tally)}" for stage, tally in tallies.items() if tally]
-    address = address_of(page)
-    parts.append(f"[The page of this round]({address})\n" if address else f"The page of this round: `{page}`\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, f"{link('Page of this round', page)}\n"])

@@ -1,4 +1,4 @@
-"""All pages and pictures of a run, from what its stages left."""
+"""Writes the HTML report of a run from its outputs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.report.round import gallery_name
 from pipeline.runs.layout import RunLayout
 
 PHOTO_NOTE = (
-    "Real photographs, labelled by the demo's toy teacher, which has only ever seen tinted glyphs: its boxes mean little "
-    "here. The path is the one that a released checkpoint takes."
+    "Real photographs, labelled by the demo's toy teacher, which was trained on tinted glyphs only: its boxes mean "
+    "little here, but the stages are those that a released checkpoint would run."
 )
 
 
 def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
-    """``report/index.html`` with links to the rounds' pages (:func:`pipeline.report.round.write_round` has made them), and a gallery of the
-    photographs if there are any.
+    """Write ``report/index.html`` and, if there are any, a gallery of photographs; returns the
+    page.
 
-    Returns the page.
+    It links to the rounds' pages, which :func:`pipeline.report.round.write_round` wrote before.
     """
     layout.report.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, Path] = {}
@@ -36,8 +36,10 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
             links[f"More pseudo-labels{of_round}"] = gallery_name(number)
         if number == rounds and (picture := layout.report / f"labels-round-{number}.png").is_file():
             pictures[f"Pseudo-labels{of_round} on crawled images"] = picture
-    if photos := _shards(layout.photos / "train"):
-        write_gallery(photos, layout.report / "photos.html", title="Photographs", note=PHOTO_NOTE, limit=20)
+    photos = layout.photos / "train"
+    if any(photos.glob("*.tar")):
+        shards = expand_shards(str(photos))
+        write_gallery(shards, layout.report / "photos.html", title="Photographs", note=PHOTO_NOTE, limit=20)
         links["Real photographs through the same stages"] = "photos.html"
     index = layout.report / "index.html"
     write_report(summary, index, pictures=pictures, links=links, curves=training_curves(layout))
@@ -46,12 +48,5 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
 
 def training_curves(layout: RunLayout) -> dict[str, Any]:
     """Model -> rows of its training curve."""
-    curves = {}
-    for folder in sorted((layout.root / "checkpoints").glob("*")):
-        if (folder / "report.json").is_file():
-            curves[folder.name] = json.loads((folder / "report.json").read_text())["curve"]
-    return curves
-
-
-def _shards(folder: Path) -> list[str]:
-    return expand_shards(str(folder)) if any(folder.glob("*.tar")) else []
+    reports = sorted((layout.root / "checkpoints").glob("*/report.json"))
+    return {report.parent.name: json.loads(report.read_text())["curve"] for report in reports}

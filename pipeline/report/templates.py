@@ -1,4 +1,4 @@
-"""The pages' templates: Jinja, escaped by default, inside the package."""
+"""Renders the package's Jinja templates, with autoescape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(name: str, **values: Any) -> str:
-    """Fill a template of ``pipeline/report``."""
+    """Render a template of ``pipeline/report``."""
     loader = PackageLoader("pipeline", "report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,8 +1,9 @@
-"""Which shards of a run have come through its stages, and which were set aside.
+"""Shards of a run that its stages have committed, and failed shards that are excluded from later
+stages.
 
-A folder that is used again may hold what a shard gave before, under other settings or by another teacher. If the shard fails now,
-that old result stays where it is (nothing is lost by settings that do not work), but the run's later stages leave it alone: the
-stage that failed notes what lay there, and the note holds until the stage commits another result for the shard.
+A reused folder may hold a shard's earlier result, of other settings or another teacher. If the
+shard fails now, that result is kept, but later stages must not read it: the failed stage records
+its fingerprint, and the shard is excluded until the stage commits another result for it.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.runs.layout import RunLayout
 
 STAGES = ("parse-phrases", "pseudo-label", "filter-boxes", "build-shards")
-"""What a shard of the crawl goes through, in order."""
+"""Stages that process a shard of the crawl, in order."""
 
 
 def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
-    """The crawl's shards: the recipe's, or the demo's own."""
+    """The crawl's shards: those of the recipe, or of the demo."""
     return expand_shards(config.data.crawl or (str(layout.data / "crawl"),))
 
 
 def stage_title(stage: str, round_: int) -> str:
-    """A stage's name in a run: human labels and phrases are the same for every round."""
+    """A stage's name in a run, with the round unless its output is the same in every round."""
     return stage if stage in ("ingest", "parse-phrases") else f"{stage}-round-{round_}"
 
 
 def stage_folder(layout: RunLayout, stage: str, round_: int) -> Path:
-    """Where a stage leaves its outputs."""
+    """The folder of a stage's outputs."""
     return {
         "ingest": layout.train,
         "parse-phrases": layout.phrases,
@@ -48,11 +49,12 @@ def stage_folder(layout: RunLayout, stage: str, round_: int) -> Path:
 
 
 def note_excluded(layout: RunLayout, stage: str, round_: int, failed: Sequence[FailedShard]) -> None:
-    """Write ``set-aside/STAGE.json``: each failed shard with its reason and the fingerprint of what it gave before, if anything.
+    """Write ``set-aside/STAGE.json``: error and, if any, fingerprint of the earlier result by
+    shard.
 
-    Without a failed shard there is no such file.
+    Without a failed shard the file is removed.
     """
-    path, folder = layout.aside(stage_title(stage, round_)), stage_folder(layout, stage, round_)
+    path, folder = layout.excluded(stage_title(stage, round_)), stage_folder(layout, stage, round_)
     if not failed:
         remove(path)
         return
@@ -60,50 +62,49 @@ def note_excluded(layout: RunLayout, stage: str, round_: int, failed: Sequence[F
 
 
 def shards_of_set(layout: RunLayout, name: str) -> list[str]:
-    """The shards that ingest has made of a human-labelled set, without those set aside.
+    """The shards of a human-labelled set that ingest has written, without excluded ones.
 
     Raises:
-        InputError: not one.
+        InputError: there is none.
     """
-    out = _excluded(layout, "ingest", 1)
-    shards = [s for s in expand_shards(str(layout.train / f"{name}-{'[0-9]' * 6}.tar")) if stem(s) not in out]
+    excluded = _excluded(layout, "ingest", 1)
+    shards = [s for s in expand_shards(str(layout.train / f"{name}-{'[0-9]' * 6}.tar")) if stem(s) not in excluded]
     if not shards:
-        raise InputError(f"{layout.train}: every shard of {name} was set aside; see {layout.aside('ingest')}")
+        raise InputError(f"{layout.train}: every shard of {name} is excluded; see {layout.excluded('ingest')}")
     return shards
 
 
 def surviving_shards(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int) -> dict[str, ShardReport]:
-    """The crawl's shards that the stage has committed, each with its report; without those set aside there or in a stage before.
+    """The crawl's shards that the stage has committed, with their reports.
+
+    Without those excluded by this stage or an earlier one.
 
     Raises:
-        InputError: not one.
+        InputError: there is none.
     """
-    out: set[str] = set()
+    excluded: set[str] = set()
     for earlier in STAGES[: STAGES.index(stage) + 1]:
-        out |= _excluded(layout, earlier, round_)
+        excluded |= _excluded(layout, earlier, round_)
     folder, shards = stage_folder(layout, stage, round_), crawl_shards(config, layout)
-    found = {s: committed(folder, stem(s)) for s in shards if stem(s) not in out}
-    there = {shard: report for shard, report in found.items() if report is not None}
-    if not there:
+    reports = {s: r for s in shards if stem(s) not in excluded and (r := committed(folder, stem(s))) is not None}
+    if not reports:
         raise InputError(f"{folder}: {stage} has finished none of the crawl's {len(shards)} shards here; run it first")
-    return there
+    return reports
 
 
 def files_of(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int) -> list[str]:
-    """The stage's files of the shards that have come through it.
+    """The stage's files of :func:`surviving_shards`.
 
     Raises:
-        InputError: as :func:`surviving_shards`.
+        InputError: there is none.
     """
-    folder = stage_folder(layout, stage, round_)
-    return [
-        join(folder, n) for r in surviving_shards(config, layout, stage, round_).values() for n in sorted(r.outputs)
-    ]
+    folder, reports = stage_folder(layout, stage, round_), surviving_shards(config, layout, stage, round_)
+    return [join(folder, name) for report in reports.values() for name in sorted(report.outputs)]
 
 
 def _excluded(layout: RunLayout, stage: str, round_: int) -> set[str]:
-    """Names of the shards whose notes hold."""
-    data = read_bytes(layout.aside(stage_title(stage, round_)))
+    """Names of failed shards for which the stage has committed no other result since."""
+    data = read_bytes(layout.excluded(stage_title(stage, round_)))
     notes: dict[str, dict[str, Any]] = {} if data is None else json.loads(data)
     folder = stage_folder(layout, stage, round_)
     return {name for name, note in notes.items() if _fingerprint(folder, name) == note["before"]}

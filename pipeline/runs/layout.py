@@ -1,4 +1,5 @@
-"""Where everything of a self-training run lies. Rounds count from 1; a round's student is the next round's teacher."""
+"""Paths of a self-training run. Rounds count from 1; a round's student is the next round's
+teacher."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ class RunLayout:
 
     @property
     def config(self) -> Path:
-        """The run's settings as they were resolved."""
+        """The run's resolved settings."""
         return self.root / "config.yaml"
 
     @property
@@ -33,11 +34,11 @@ class RunLayout:
         return self.root / "phrases"
 
     def regions(self, round_: int) -> Path:
-        """What the round's teacher boxed."""
+        """All regions predicted by the round's teacher."""
         return self.root / "regions" / f"round-{round_}"
 
     def labels(self, round_: int) -> Path:
-        """What the rules kept of it."""
+        """The regions after filtering, with their status."""
         return self.root / "labels" / f"round-{round_}"
 
     def pseudo(self, round_: int) -> Path:
@@ -54,27 +55,27 @@ class RunLayout:
         return self.root / "checkpoints" / f"student-{round_}"
 
     def control(self, round_: int) -> Path:
-        """Training folder of the round's control: as many steps, human labels alone."""
+        """Training folder of the round's control: same number of steps, human labels only."""
         return self.root / "checkpoints" / f"control-{round_}"
 
     def teacher_of(self, round_: int) -> Path:
-        """Model folder that labels in a round."""
+        """Model folder of a round's teacher."""
         return (self.teacher if round_ == 1 else self.student(round_ - 1)) / "final"
 
     def teacher_name(self, round_: int) -> str:
-        """The same model, as evaluations name it."""
+        """Name of a round's teacher in evaluations."""
         return "teacher" if round_ == 1 else f"student-{round_ - 1}"
 
     def round(self, round_: int) -> Path:
-        """What was decided at the end of a round (:class:`pipeline.runs.rounds.RoundResult`)."""
+        """Result of a round (:class:`pipeline.runs.rounds.RoundResult`)."""
         return self.root / "rounds" / f"round-{round_}.json"
 
     def evaluation(self, model: str) -> Path:
         """Metrics of a model: "teacher", "student-1", "control-1"."""
         return self.root / "evaluation" / model
 
-    def aside(self, title: str) -> Path:
-        """Notes of the shards that a stage set aside (:mod:`pipeline.runs.excluded_shards`)."""
+    def excluded(self, title: str) -> Path:
+        """Failed shards of a stage (:mod:`pipeline.runs.excluded_shards`)."""
         return self.root / "set-aside" / f"{title}.json"
 
     @property
@@ -84,15 +85,15 @@ class RunLayout:
 
     @property
     def report(self) -> Path:
-        """Pages and pictures for people."""
+        """HTML pages and images."""
         return self.root / "report"
 
     @property
     def logs(self) -> Path:
-        """What the child processes said, and their times; never an input of anything."""
+        """Output and times of the child processes; never an input of a stage."""
         return self.root / "logs"
 
     @property
     def summary(self) -> Path:
-        """The run's numbers."""
+        """The run's metrics, tallies and costs."""
         return self.root / "summary.json"

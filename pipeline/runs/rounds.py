@@ -1,4 +1,5 @@
-"""What is decided at the end of a round: is the student promoted, did it gain enough, is there another round."""
+"""Decision at the end of a round: whether the student is promoted, and whether another round
+follows."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from pipeline.io.atomic import write_json
 from pipeline.runs.layout import RunLayout
 
 HEADLINES = ("recall_at_1", "precision_at_1", "ap")
-"""What rounds shall raise, unless the recipe names a metric: the first of these that the set has."""
+"""Metrics that measure a round's gain if the recipe names none: the first of these that the set
+has."""
 
 
 class RoundResult(BaseModel):
-    """One round's end. ``go_on``: another may follow; ``why``: in words, for people."""
+    """Result of a round. ``go_on``: another round may follow; ``why``: the reason, as text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,17 +38,17 @@ class RoundResult(BaseModel):
 
 
 def gain_metric(config: SelfTrainConfig, layout: RunLayout) -> tuple[str, str]:
-    """(set, metric) that rounds shall raise; the first teacher has been evaluated.
+    """(set, metric) that measures a round's gain; reads the evaluation of the first teacher.
 
     Raises:
         InputError: the teacher has no such metric.
     """
     evaluated = Evaluated.read(layout.evaluation("teacher"))
-    if (named := config.promotion.gain) is not None:
-        set_name, _, metric = named.rpartition(".")
+    if (gain := config.promotion.gain) is not None:
+        set_name, _, metric = gain.rpartition(".")
         if metric not in evaluated.sets.get(set_name, {}):
-            there = ", ".join(f"{s}.{m}" for s, metrics in evaluated.sets.items() for m in metrics)
-            raise InputError(f"promotion.gain: {named!r} is no metric of the teacher's; there are {there}")
+            available = ", ".join(f"{s}.{m}" for s, metrics in evaluated.sets.items() for m in metrics)
+            raise InputError(f"promotion.gain: {gain!r} is no metric of the teacher's; there are {available}")
         return set_name, metric
     sets = [name for name in (config.data.novel, *config.data.evaluated()) if name is not None]
     for name in sets:
@@ -57,19 +59,21 @@ def gain_metric(config: SelfTrainConfig, layout: RunLayout) -> tuple[str, str]:
 
 
 def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
-    """Whether the recipe's gates and gain can be judged, asked of the first teacher's metrics before anything is labelled.
+    """Check the recipe's gates and gain by the first teacher's metrics, before anything is
+    labelled.
 
     Raises:
-        InputError: one that fits no metric.
+        InputError: one of them matches no metric.
     """
     promotion.check_gates(layout.evaluation("teacher"), config.promotion.gates)
     gain_metric(config, layout)
 
 
 def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> RoundResult:
-    """Judge the round's student against its teacher; writes ``promotion.json`` beside its metrics and ``rounds/round-N.json``.
+    """Compare the round's student with its teacher; write ``promotion.json`` and
+    ``rounds/round-N.json``.
 
-    Without evaluation sets every student teaches the next round.
+    Without evaluation sets every student is the next round's teacher.
     """
     names: dict[str, Any] = {
         "round": round_number, "teacher": layout.teacher_name(round_number), "student": f"student-{round_number}"
@@ -82,29 +86,28 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
             layout.evaluation(names["student"]), layout.evaluation(names["teacher"]), gates=config.promotion.gates,
             samples=config.promotion.samples, seed=config.seed,
         )  # fmt: skip
-        result = RoundResult(**names, **_judged(config, layout, verdict))
+        result = RoundResult(**names, **_decision(config, layout, verdict))
     write_json(layout.round(round_number), result.model_dump(mode="json"))
     return result
 
 
-def _judged(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any]) -> dict[str, Any]:
+def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any]) -> dict[str, Any]:
     set_name, metric = gain_metric(config, layout)
     cell = verdict["sets"][set_name][metric][1]
     gain, least = round(float(cell["difference"]), 9), config.promotion.least_gain
-    told = f"{set_name}.{metric} {gain:+.1f}"
     if not verdict["promoted"]:
         why = f"not promoted: {'; '.join(verdict['failed'])}"
-    elif gain < least:
-        why = f"promoted, and the last: {told}, under promotion.least_gain {least:g}"
     else:
-        why = f"promoted: {told}"
+        why = f"promoted: {set_name}.{metric} {gain:+.1f}"
+        if gain < least:
+            why += f"; no further round, as the gain is below promotion.least_gain {least:g}"
     return {
-        "promoted": verdict["promoted"], "failed": tuple(verdict["failed"]), "metric": f"{set_name}.{metric}", "gain": gain,
-        "gain_interval": cell.get("difference_interval"), "go_on": verdict["promoted"] and gain >= least, "why": why,
+        "promoted": verdict["promoted"], "failed": tuple(verdict["failed"]), "metric": f"{set_name}.{metric}",
+        "gain": gain, "gain_interval": cell.get("difference_interval"),
+        "go_on": verdict["promoted"] and gain >= least, "why": why,
     }  # fmt: skip
 
 
 def best_model(results: Sequence[RoundResult]) -> str:
-    """The model to use after these rounds: the last student that was not refused, or the first teacher."""
-    kept = [r.student for r in results if r.promoted is not False]
-    return kept[-1] if kept else "teacher"
+    """The last student that was not rejected, or the first teacher."""
+    return next((r.student for r in reversed(results) if r.promoted is not False), "teacher")

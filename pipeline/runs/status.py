@@ -1,4 +1,4 @@
-"""Where a run stands, from its folder alone: no server needs to be up, and none is asked."""
+"""Status of a run, read from its folder without a server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.execution.progress import ProgressNote
 from pipeline.runs.layout import RunLayout
 
 FRESH_SECONDS = 30.0
-"""A child that has not renewed its note for so long has ended, or hangs."""
+"""Age at which a progress note counts as stale: its process has ended, or hangs."""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of a run: what lies there, and what its processes say right now."""
+    """One stage of a run. done: its finished outputs; notes: progress of its running processes."""
 
     name: str
     done: str
@@ -26,10 +26,10 @@ class StageStatus:
 
 
 def read_status(out: str | Path) -> list[StageStatus]:
-    """The stages that have begun, in order.
+    """The status of the stages that have started, in order.
 
     Raises:
-        InputError: ``out`` is no run's folder.
+        InputError: ``out`` is not the folder of a run.
     """
     layout = RunLayout(Path(out))
     if not layout.config.is_file():
@@ -69,21 +69,19 @@ def _shards(folder: Path, total: int | None) -> str:
 
 
 def _trained(layout: RunLayout, name: str, folder: Path) -> StageStatus:
-    notes = _notes(layout, name)
-    if (
-        folder / "report.json"
-    ).is_file() and not notes:  # else it is trained anew, and the old one stays until it is whole
-        return StageStatus(name, f"{json.loads((folder / 'report.json').read_text())['steps']:,} steps, done")
+    notes, report = _notes(layout, name), folder / "report.json"
+    if report.is_file() and not notes:  # with notes, a new training runs, and the report is an earlier one's
+        return StageStatus(name, f"{json.loads(report.read_text())['steps']:,} steps, done")
     saved = sorted(folder.glob("step-*[0-9]"))
     done = f"saved at step {int(saved[-1].name.removeprefix('step-')):,}" if saved else ""
     return StageStatus(name, done, notes)
 
 
 def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:
-    found = []
+    notes = []
     for path in sorted(layout.logs.glob(f"{prefix}*.progress.json")):
-        rest = path.name.removeprefix(prefix).removesuffix(".progress.json")
-        if rest and not rest.startswith("-"):
+        name = path.name.removesuffix(".progress.json")
+        if name != prefix and not name.startswith(f"{prefix}-"):
             continue
         try:
             if time.time() - path.stat().st_mtime > FRESH_SECONDS:
@@ -92,5 +90,5 @@ def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:
         except (FileNotFoundError, ValueError):
             continue
         if note.done < note.total:
-            found.append(f"{path.name.removesuffix('.progress.json')}: {note.words()}")
-    return tuple(found)
+            notes.append(f"{name}: {note.words()}")
+    return tuple(notes)

@@ -1,10 +1,11 @@
-"""``summary.json``: a run's numbers in one place, gathered from what the stages left."""
+"""Gathers a run's metrics, tallies and costs from its stages' outputs in ``summary.json``."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,40 @@ from pipeline.runs.rounds import RoundResult, best_model
 
 log = logging.getLogger("glip_self_train")
 CHANCE = 25.0
-"""Recall@1 of a guess: the evaluation scenes hold four things, all different."""
+"""Recall@1 of a random guess in the demo: its scenes have four different objects."""
 
 
 def model_metrics(metrics_file: Path, config: SelfTrainConfig) -> dict[str, float]:
-    """``base_recall_at_1``, ``base_ap50``, ``novel_recall_at_1``, ``novel_ap50`` in percent, of one evaluated model; those of them
-    that the sets' protocols have (LVIS knows no recall, RefCOCO no AP)."""
+    """recall_at_1 and ap50 of the BASE and NOVEL sets in percent, as ``base_recall_at_1`` and so
+    on.
+
+    Only those that the sets' protocols have: LVIS has no recall, RefCOCO no AP.
+    """
     sets = json.loads(metrics_file.read_text())["sets"]
-    out = {}
+    metrics = {}
     for kind in ("base", "novel"):
         name = getattr(config.data, kind)
         for metric in ("recall_at_1", "ap50"):
             if metric in sets.get(name, {}):
-                out[f"{kind}_{metric}"] = round(sets[name][metric], 2)
-    return out
+                metrics[f"{kind}_{metric}"] = round(sets[name][metric], 2)
+    return metrics
 
 
 def stage_times(logs: Path) -> dict[str, dict[str, Any]]:
-    """Seconds and peak memory of each stage's children, from the log; the longest run of each child counts."""
-    best: dict[str, dict[str, Any]] = {}
+    """Seconds and peak memory of each stage's child processes; of a child's runs, the longest
+    counts."""
+    longest: dict[str, dict[str, Any]] = {}
     times = logs / "times.jsonl"
     if times.is_file():
         for line in times.read_text(errors="replace").splitlines():
             try:
-                row = json.loads(line)
-                seen = best.get(row["name"])
-                if seen is None or row["seconds"] > seen["seconds"]:
-                    best[row["name"]] = {"stage": row["stage"], "seconds": row["seconds"], "peak_mib": row["peak_mib"]}
-            except (ValueError, KeyError, TypeError):  # a line that was cut off; a log is no reason not to finish
-                log.warning("%s: a line is no record of times: %r", times, line[:80])
+                name, stage, seconds, peak = itemgetter("name", "stage", "seconds", "peak_mib")(json.loads(line))
+                if name not in longest or seconds > longest[name]["seconds"]:
+                    longest[name] = {"stage": stage, "seconds": seconds, "peak_mib": peak}
+            except (ValueError, KeyError, TypeError):  # a truncated line must not fail the run
+                log.warning("%s: not a record of times: %r", times, line[:80])
     stages: dict[str, dict[str, Any]] = {}
-    for row in best.values():
+    for row in longest.values():
         stage = stages.setdefault(row["stage"], {"seconds": 0.0, "peak_mib": 0.0})
         stage["seconds"] = round(stage["seconds"] + row["seconds"], 1)
         stage["peak_mib"] = max(stage["peak_mib"], row["peak_mib"])
@@ -55,7 +59,7 @@ def stage_times(logs: Path) -> dict[str, dict[str, Any]]:
 
 
 def gold_of(config: SelfTrainConfig, layout: RunLayout) -> Path | None:
-    """Folder of the crawl's gold boxes, which only reports read: the demo's hidden ones, or the recipe's."""
+    """Folder of the crawl's gold boxes, which only reports read: the demo's or the recipe's."""
     if config.demo is not None:
         return layout.data / "crawl_gold"
     return Path(config.data.gold) if config.data.gold else None
@@ -64,20 +68,21 @@ def gold_of(config: SelfTrainConfig, layout: RunLayout) -> Path | None:
 def summarise(
     config: SelfTrainConfig, layout: RunLayout, reports: dict[str, dict[str, Any]], results: Sequence[RoundResult]
 ) -> dict[str, Any]:
-    """Gather and write ``summary.json``; returns it.
+    """Write ``summary.json`` and return its content.
 
-    ``teacher`` is the first teacher, ``student`` and ``control`` those of the last round that was run; ``by_round`` has them all with
-    what was decided of them. ``best`` is the model to use; ``stopped`` says why rounds ended before the recipe's number.
+    ``teacher`` is the first teacher, ``student`` and ``control`` those of the last round;
+    ``by_round`` has those of all rounds and the rounds' results. ``best``: the best model;
+    ``stopped``: why fewer rounds were run than the recipe's.
     """
     last = len(results)
-    anew = config.student_init == "scratch"  # each round's student then begins anew; the control goes on
+    from_scratch = config.student_init == "scratch"  # else each student continues its teacher, as the control does
     summary: dict[str, Any] = {
         "seed": config.seed,
         "rounds": last,
         "student_init": config.student_init,
         "steps": {
             "teacher": config.teacher.steps,
-            "student": config.student.steps * (1 if anew else last),
+            "student": config.student.steps * (1 if from_scratch else last),
             "control": config.student.steps * last,
         },
         "best": best_model(results),
@@ -113,7 +118,7 @@ def summarise(
 
 
 def table_lines(summary: dict[str, Any]) -> list[str]:
-    """The comparison as lines for a terminal."""
+    """The comparison of the models as a text table."""
     head = f"{'':22}{'BASE R@1':>10}{'BASE AP50':>11}{'NOVEL R@1':>11}{'NOVEL AP50':>12}"
     lines = [head, "-" * len(head)]
     for role in ("teacher", "control", "student"):
@@ -121,8 +126,8 @@ def table_lines(summary: dict[str, Any]) -> list[str]:
             m = summary[role]
             cells = [m.get(k) for k in ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")]
             text = [f"{c:.1f}" if c is not None else "-" for c in cells]
-            anew = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
-            steps = f" ({'' if anew else '+'}{summary['steps'][role]} steps)"
+            from_scratch = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
+            steps = f" ({'' if from_scratch else '+'}{summary['steps'][role]} steps)"
             lines.append(f"{role + steps:22}{text[0]:>10}{text[1]:>11}{text[2]:>11}{text[3]:>12}")
     if "chance" in summary:
         lines.append(f"{'chance':22}{summary['chance']:>10.1f}{'':>11}{summary['chance']:>11.1f}")

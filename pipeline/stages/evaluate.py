@@ -19,8 +19,8 @@ from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.evaluation_set import EvaluationSet
 from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
-from pipeline.evaluation.frequencies import Frequencies, plain, read_frequencies
-from pipeline.evaluation.match_tables import Evidence, absent_images, query_phrases, write_evidence
+from pipeline.evaluation.frequencies import Frequencies, normalise_name, read_frequencies
+from pipeline.evaluation.match_tables import MatchTables, absent_images, query_phrases, write_match_tables
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
 from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
@@ -80,7 +80,7 @@ def run(job: Evaluate) -> Metrics:
         raise WorkLeft
     _detect(plan, out / "predictions", job)
     found: Metrics = {}
-    evidence: dict[str, Evidence] = {}
+    evidence: dict[str, MatchTables] = {}
     for one in sets:
         name = one.spec.name
         found[name], evidence[name] = _measure(plan, one, out)
@@ -162,7 +162,7 @@ def _detect(plan: _Plan, out: Path, options: DeviceOptions) -> None:
             log.warning("%d %s lost: %s; their gold counts as missed", n, unit, reason)
 
 
-def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, float], Evidence]:
+def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, float], MatchTables]:
     spec, config = one.spec, plan.config
     about = plan.abouts.get(spec.name, Frequencies())
     predictions = [
@@ -179,8 +179,8 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         write_coco(file, results, keys)
     queries = queries_of(results)
     asked = query_phrases(queries, spec.names, phrases)
-    counts = about.counts or Counter(map(plain, asked))
-    evidence = Evidence(
+    counts = about.counts or Counter(map(normalise_name, asked))
+    evidence = MatchTables(
         protocol=spec.protocol,
         names=spec.names,
         gold=digest_json([digest_file(path) for path in one.shards]),
@@ -188,16 +188,16 @@ def _measure(plan: _Plan, one: EvaluationSet, out: Path) -> tuple[dict[str, floa
         queries=queries,
         phrases=asked,
         groups=about.groups_of(spec.names),
-        counts={plain(n): counts[plain(n)] for n in sorted({*spec.names, *asked}) if plain(n) in counts},
+        counts={n: counts[n] for n in map(normalise_name, sorted({*spec.names, *asked})) if n in counts},
         counts_from="training images" if about.counts else "images of this set",
         absent_pairs=absent_images(results, len(spec.names)),
     )
-    write_evidence(out / "evidence", spec.name, evidence)
+    write_match_tables(out / "evidence", spec.name, evidence)
     return {"images": len(results), **_metrics(spec, config, results, evidence)}, evidence
 
 
 def _metrics(
-    spec: SetSpec, config: EvaluateConfig, results: Sequence[ImageResult], evidence: Evidence
+    spec: SetSpec, config: EvaluateConfig, results: Sequence[ImageResult], evidence: MatchTables
 ) -> dict[str, float]:
     queries = evidence.queries
     asked = max(len(queries.image), 1)
@@ -206,7 +206,7 @@ def _metrics(
         return {f"{name}_{k}": 100.0 * float((first < min(k, NEVER)).sum()) / asked for k in KS}
 
     if spec.protocol == "lvis":
-        return fixed_ap(evidence.matches, [plain(n) for n in spec.names], evidence.groups)
+        return fixed_ap(evidence.matches, [normalise_name(n) for n in spec.names], evidence.groups)
     if spec.protocol in {"coco", "odinw"}:
         return coco_ap(results, spec.names, config.max_detections)
     if spec.protocol == "refcoco":

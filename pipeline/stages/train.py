@@ -1,9 +1,9 @@
 """Train a teacher or a student on any mixture of human and pseudo labels.
 
-One optimiser step is a function of (configuration, shards, initial weights, step): the order of records is
-arithmetic (pipeline/training/sampling.py), rates are stateless, and checkpoints are atomic. A run that was killed goes on
-from its newest whole checkpoint; where the data have changed it starts anew, and where a setting has, it asks
-(pipeline/training/resume.py).
+One optimiser step is a function of (configuration, shards, initial weights, step): the order of
+records is arithmetic (pipeline/training/sampling.py), rates are stateless, and checkpoints are atomic. A
+killed run resumes from its newest intact checkpoint. If the data have changed, it starts from the
+beginning; if a setting has, it is refused (pipeline/training/resume.py).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import TrainModel
 from pipeline.training.checkpoints import read_state
 from pipeline.training.distributed import check_device
-from pipeline.training.index_shards import look_through
+from pipeline.training.index_shards import index_shards
 from pipeline.training.report import TrainReport
-from pipeline.training.resume import finished
+from pipeline.training.resume import finished_report
 from pipeline.training.run_identity import Identity
 from pipeline.training.trackers import check_tracker
 from pipeline.training.trainer import Trainer
@@ -40,9 +40,9 @@ def run(job: TrainModel) -> TrainReport:
     a warm-started student, a converted release); without it ``model`` is built.
 
     Raises:
-        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an unfinished training with other settings,
-            or one that goes on in other processes.
-        RunError: the loss is not finite; the message names the step, the records, and where the batch was written.
+        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an
+            unfinished training with other settings, or one that is running in other processes.
+        RunError: the loss is not finite; the message names the step, the records and the batch's file.
     """
     config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
     out = local_folder(job.out, "a training")
@@ -55,9 +55,9 @@ def run(job: TrainModel) -> TrainReport:
         raise InputError(
             f"{init}: the training would write over the model it starts from; want an --out beside it, not {out}"
         )
-    look_through([s for shards in sources.values() for s in shards], progress)
+    index_shards([s for shards in sources.values() for s in shards], progress)
     identity = Identity.of(config, sources, model=model, init=init)
-    report = finished(out, identity)
+    report = finished_report(out, identity)
     if report is not None:
         log.info("%s: already trained for %d steps", out, report.steps)
         return report
@@ -70,9 +70,9 @@ def run(job: TrainModel) -> TrainReport:
     if (out / "final").is_dir() and not (out / "report.json").is_file() and read_state(out / "final") is None:
         raise InputError(f"{out}/final: no training of ours made it; want another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    with ExitStack() as exit_stack:
         trainer = Trainer(
             config, sources, out, identity, model=model, init=init, device=job.device,
-            data_workers=job.data_workers, tracker=job.tracker, progress=progress, held=held,
+            data_workers=job.data_workers, tracker=job.tracker, progress=progress, exit_stack=exit_stack,
         )  # fmt: skip
         return trainer.train()

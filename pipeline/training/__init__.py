@@ -1,1 +1,1 @@
-"""Training: from shards to batches, optimiser, schedule and checkpoints. The stage is pipeline/stages/train.py."""
+"""Training: shards to batches, optimiser, schedule and checkpoints, for the stage of that name."""

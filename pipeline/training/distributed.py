@@ -1,14 +1,15 @@
-"""One process, DDP or FSDP2: what differs between them, in one place.
+"""Differences between training in one process, with DDP and with FSDP2.
 
-Gradients are means over processes. The network's losses are normalised by counts that it averages over processes itself (GLIP spec 7),
-so the mean is the loss of the whole batch.
+Gradients are averaged over processes. The network normalises its losses by counts that it averages
+over processes itself (GLIP spec 7), so the mean is the loss of the whole batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +20,19 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from pipeline.errors import InputError
 from pipeline.system.devices import gpus
+from pipeline.training.state_dict import full
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 UNITS = ("SwinBlock", "BertLayer", "GlipFusion", "GlipTextLayer", "DynamicConv")
-"""What FSDP2 gathers at a time: modules that are called as such. The head calls the parts of its blocks, never a block."""
+"""Modules that FSDP2 gathers as units. None is a block of the head: only its parts are called."""
 
 
 class Processes:
-    """The processes of a training, and what they do together.
+    """The processes of a training and their collective operations.
 
     Raises:
-        InputError: FSDP in another version, or at a precision that it does not have.
+        InputError: FSDP version 1, or fp16 under FSDP2.
     """
 
     def __init__(self, *, device: str, precision: str, tracker: str | None, folder: str) -> None:
@@ -43,42 +45,45 @@ class Processes:
         self.main = self.accelerator.is_main_process
         self.sharded, self.precision = plugin is not None and self.count > 1, precision
         if plugin is not None and self.sharded and self.accelerator.distributed_type != DistributedType.FSDP:
-            # accelerate offers FSDP2 on accelerators only, but all of its parts work on CPUs: so they run there as they do on GPUs
-            held = self.accelerator.state
-            held.distributed_type, held.fsdp_plugin = DistributedType.FSDP, plugin
+            # accelerate enables FSDP2 on GPUs only, but its parts work on CPUs too
+            state = self.accelerator.state
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
             if precision != "float32":
                 plugin.set_mixed_precision(PRECISIONS[precision])
-            # said in full, or the weights of a machine with GPUs would go there
-            held.parallelism_config = ParallelismConfig(dp_shard_size=self.count)
-            held.device_mesh = held.parallelism_config.get_device_mesh("cpu")
+            # explicit, or the weights would be moved to GPUs if the machine has any
+            state.parallelism_config = ParallelismConfig(dp_shard_size=self.count)
+            state.device_mesh = state.parallelism_config.get_device_mesh("cpu")
 
     @property
-    def kind(self) -> str:
-        """In words, for the log."""
-        how = "1 process"
+    def description(self) -> str:
+        """Number and kind of processes, device and precision, for the log."""
+        processes = "1 process"
         if self.count > 1:
-            how = f"{self.count} processes, {'FSDP2' if self.sharded else 'DDP'}"
-        return f"{how}, {self.accelerator.device.type}, {self.precision}"
+            processes = f"{self.count} processes, {'FSDP2' if self.sharded else 'DDP'}"
+        return f"{processes}, {self.accelerator.device.type}, {self.precision}"
 
     def wrap(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """The network and optimiser as the steps use them."""
+        """The network and optimiser prepared by accelerate for training steps."""
         if self.sharded:
             present = {type(module).__name__ for module in network.modules()}
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [n for n in UNITS if n in present]
-        return self.accelerator.prepare(network, optimizer)
+        model, prepared = self.accelerator.prepare(network, optimizer)
+        return model, prepared
 
     def forward(self, network: nn.Module, **inputs: Any) -> Any:
-        """The network's output at the training's precision. accelerate wraps a network so itself, but not under FSDP2."""
+        """The network's output at the training's precision; adds the autocast missing under
+        FSDP2."""
         with self.accelerator.autocast() if self.sharded else contextlib.nullcontext():
             return network(**inputs)
 
     @contextlib.contextmanager
-    def gradients_stay_here(self, network: nn.Module, yes: bool) -> Any:
-        """While ``yes``, backward adds gradients up in each process; otherwise it averages them over processes."""
+    def gradient_sync(self, network: nn.Module, sync: bool) -> Iterator[None]:
+        """Average gradients over processes in backward if ``sync``; else accumulate them
+        locally."""
         if isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(not yes)
+            network.set_requires_gradient_sync(sync)
             yield
-        elif yes and self.count > 1:
+        elif not sync and self.count > 1:
             with self.accelerator.no_sync(network):
                 yield
         else:
@@ -91,64 +96,60 @@ class Processes:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
 
     def means(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Means over processes of figures that all have under the same names."""
+        """Means over processes of values by name; all processes must have the same names."""
         if self.count == 1:
             return dict(values)
         vector = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(values, self.accelerator.reduce(vector, "mean").tolist(), strict=True))
 
     def total(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Sums over processes of counts by name; a name may be missing in some."""
-        found: dict[str, int] = {}
-        for each in self._all(dict(counts)):
-            for name, n in each.items():
-                found[name] = found.get(name, 0) + n
-        return found
+        """Sums over processes of counts by name; a name may be missing in some processes."""
+        sums = Counter[str]()
+        for process_counts in gather_object([dict(counts)]):
+            sums.update(process_counts)
+        return sums
 
     def from_main(self, value: Any) -> Any:
         """The main process's value, in every process."""
-        return self._all(value)[0]
-
-    def _all(self, value: Any) -> list[Any]:
-        return list(gather_object([value])) if self.count > 1 else [value]
+        return gather_object([value])[0]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for every process."""
         self.accelerator.wait_for_everyone()
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
-        """Scale gradients so that their norm is ``limit`` at most; returns the norm before."""
-        norm = self.accelerator.clip_grad_norm_([p for p in parameters if p.requires_grad], limit)
-        whole = getattr(norm, "full_tensor", None)
-        return float(norm if whole is None else whole())
+        """Scale gradients so that their norm is at most ``limit``; returns the norm before."""
+        return float(full(self.accelerator.clip_grad_norm_([p for p in parameters if p.requires_grad], limit)))
 
 
 def check_device(device: str, precision: str) -> None:
-    """Refuse what accelerate would replace in silence.
+    """Check for what accelerate would replace silently.
 
     Raises:
-        InputError: no GPU for ``--device cuda``, or fewer than processes; fp16, whose losses are scaled on GPUs only, on a CPU.
+        InputError: ``--device cuda`` with fewer GPUs than processes; fp16 on a CPU, as losses are
+            scaled on GPUs only.
     """
     if device == "cuda":
-        count, place = gpus(), int(os.environ.get("LOCAL_RANK", "0"))
-        if place >= count:
-            raise InputError(f"--device cuda: process {place + 1} of this machine has no GPU, torch finds {count} here")
+        count, rank = gpus(), int(os.environ.get("LOCAL_RANK", "0"))
+        if rank >= count:
+            raise InputError(f"--device cuda: process {rank + 1} of this machine has no GPU, torch finds {count} here")
     elif precision == "fp16":
         raise InputError("precision fp16 on a CPU: want bf16 or float32, or --device cuda")
 
 
 def _sharding(precision: str) -> FullyShardedDataParallelPlugin | None:
-    """What the launcher's options say about FSDP2, None if nothing.
+    """FSDP2 as set by the launcher's environment; None if it is not enabled.
 
-    Weights, gradients and sums of gradients stay float32, as under DDP; autocast alone makes the computation bf16. accelerate's own policy
-    would also round the inputs, boxes among them, and lacks the autocast that keeps the sensitive parts in float32.
+    Weights, gradients and their sums stay float32, as under DDP; autocast alone computes in bf16.
+    accelerate's own policy would also round the inputs, boxes included, and lacks the autocast that
+    keeps sensitive operations in float32.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # nothing to share out, and on a GPU accelerate would try to
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # nothing to shard, and on a GPU accelerate would try to
         del os.environ["ACCELERATE_USE_FSDP"]
         return None
-    # whole weights in every process at first: what transformers' readers give the others otherwise cannot be copied from
+    # full weights in every process at first: otherwise transformers loads meta tensors, which cannot be copied
     plugin = FullyShardedDataParallelPlugin(auto_wrap_policy="TRANSFORMER_BASED_WRAP", cpu_ram_efficient_loading=False)
     if plugin.fsdp_version != 2:
         raise InputError("FSDP version 1: want version 2, `accelerate launch --use_fsdp --fsdp_version 2`")

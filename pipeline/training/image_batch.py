@@ -1,6 +1,7 @@
-"""Images travel from the workers as bytes, a quarter of the floats, and become the network's values where they are needed.
+"""Image batches as uint8, a quarter of the size of floats, normalised only on the training device.
 
-The values are looked up in a table that the image processor itself fills, so they are the processor's own, bit for bit.
+Normalisation is a lookup in a table that the image processor itself fills, so its values are the
+processor's own, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ from model import GlipImageProcessor
 
 
 def stack(
-    images: Sequence[Image.Image], multiple: int, room: Callable[[tuple[int, ...]], np.ndarray] | None = None
+    images: Sequence[Image.Image], multiple: int, allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """RGB images -> (B, H, W, 3) uint8, padded right and bottom to a multiple; and (B, 2) heights, widths.
+    """RGB images -> (B, H, W, 3) uint8, padded right and bottom; and (B, 2) heights, widths.
 
-    room: gives the array of a shape to write to, by default a new one.
+    ``allocate`` returns an uninitialised uint8 array of a given shape; default: a new one.
     """
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*[(i.height, i.width) for i in images]))
     shape = (len(images), height, width, 3)
-    pixels = np.empty(shape, np.uint8) if room is None else room(shape)
-    for place, image in zip(pixels, images, strict=True):
-        place[: image.height, : image.width] = np.asarray(image)
-        place[: image.height, image.width :] = 0
-        place[image.height :] = 0
+    pixels = np.empty(shape, np.uint8) if allocate is None else allocate(shape)
+    for padded, image in zip(pixels, images, strict=True):
+        padded[: image.height, : image.width] = np.asarray(image)
+        padded[: image.height, image.width :] = 0
+        padded[image.height :] = 0
     return torch.from_numpy(pixels), torch.tensor([(image.height, image.width) for image in images])
 
 
 class Normaliser:
-    """Bytes -> the values that ``processor`` would have made, on the bytes' device."""
+    """Maps uint8 pixels to the values that ``processor`` would give, on the pixels' device."""
 
     def __init__(self, processor: GlipImageProcessor) -> None:
-        every = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-        made = processor(Image.fromarray(every), do_resize=False, return_tensors="pt")["pixel_values"]
-        self._table = made[0, :, 0, :256].contiguous()  # (3, 256)
+        ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+        values = processor(Image.fromarray(ramp), do_resize=False, return_tensors="pt")["pixel_values"]
+        self._table = values[0, :, 0, :256].contiguous()  # (3, 256)
 
     def __call__(self, pixels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        """pixels (B, H, W, 3) uint8 RGB and sizes (B, 2) -> (B, 3, H, W) float32 in B, G, R order; padding is zero."""
+        """(B, H, W, 3) uint8 RGB and (B, 2) sizes -> (B, 3, H, W) float32 BGR, zero-padded."""
         batch, rows, columns, _ = pixels.shape
         values = torch.zeros((batch, 3, rows, columns), dtype=torch.float32, device=pixels.device)
         table = self._table.to(pixels.device)

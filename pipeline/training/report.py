@@ -1,4 +1,4 @@
-"""What a training tells about itself in files: the report of a run, and what a checkpoint holds beside tensors."""
+"""A training's report file, and the part of a checkpoint that is not tensors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ REPORT, TRAINER = "report.json", "trainer.json"
 
 
 class TrainReport(BaseModel):
-    """What a training run did. ``final`` is the model folder below the run's; ``curve`` has a row a log line.
+    """Report of a training run.
 
-    ``skipped_steps`` were left out for a loss or gradient that was not finite, ``overflowed_steps`` by fp16's loss scaler.
+    ``final``: the model folder, relative to the run's. ``records``: of each source. ``lost``:
+    unusable records and boxes, counted by reason. ``skipped_steps``: skipped for a loss or gradient
+    that was not finite; ``overflowed_steps``: skipped by the fp16 loss scaler. ``curve``: mean
+    losses between log lines.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,8 +35,8 @@ class TrainReport(BaseModel):
     run: Identity | None = None
 
 
-class Resumed(BaseModel):
-    """What a checkpoint holds beside tensors: the report so far, the figures since its last row, the loss scaler's state."""
+class TrainerState(BaseModel):
+    """A checkpoint's ``trainer.json``: report so far, loss sums since its last row, loss scaler."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,23 +45,23 @@ class Resumed(BaseModel):
     counted: int
     averaged: int
     scaler: dict[str, int | float]
-    """As the scaler gave it: a count that comes back as a float would end the next step with a TypeError."""
+    """Types are kept: torch's scaler raises a TypeError for a count that is a float."""
 
 
 def read_report(folder: Path) -> TrainReport | None:
-    """The folder's report; None if there is none that can be read (told in the log)."""
+    """The folder's report; None, with a warning in the log, if it cannot be read."""
     try:
         return TrainReport.model_validate_json((folder / REPORT).read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        log.warning("%s: not a training's report (%s); left aside", folder / REPORT, error.errors()[0]["msg"])
+        log.warning("%s: not a training report (%s); ignored", folder / REPORT, error.errors()[0]["msg"])
         return None
 
 
-def read_resumed(folder: Path) -> Resumed | None:
-    """What a checkpoint holds beside tensors; None if it cannot be read, as another version's may not."""
+def read_trainer_state(folder: Path) -> TrainerState | None:
+    """A checkpoint's trainer state; None if it cannot be read, as another version's may not."""
     try:
-        return Resumed.model_validate_json((folder / TRAINER).read_bytes())
+        return TrainerState.model_validate_json((folder / TRAINER).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None

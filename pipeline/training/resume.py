@@ -1,4 +1,4 @@
-"""Where a training begins: at its newest checkpoint, anew, or not at all, because another one waits in its folder."""
+"""Decides whether to resume, restart or refuse when the output folder already has checkpoints."""
 
 from __future__ import annotations
 
@@ -6,64 +6,68 @@ import logging
 from pathlib import Path
 
 from pipeline.errors import InputError, RunError
-from pipeline.training.checkpoints import latest_checkpoint, others, read_state, settle, take_over
-from pipeline.training.report import TrainReport, read_report, read_resumed
+from pipeline.training.checkpoints import activate_run, checkpoints_of_others, latest_checkpoint, read_state, recover
+from pipeline.training.report import TrainReport, read_report, read_trainer_state
 from pipeline.training.run_identity import Identity
 
 log = logging.getLogger("glip_self_train")
 
 
-def finished(out: Path, identity: Identity) -> TrainReport | None:
-    """The report of this very training, if its model is there and whole."""
+def finished_report(out: Path, identity: Identity) -> TrainReport | None:
+    """The report in ``out`` if it is of this training and its model is intact."""
     report = read_report(out)
-    done = report is not None and report.fingerprint == identity.result and read_state(out / "final") is not None
-    return report if done else None
+    if report is None or report.fingerprint != identity.result_fingerprint or read_state(out / "final") is None:
+        return None
+    return report
 
 
 def find_checkpoint(out: Path, identity: Identity) -> tuple[Path, int] | None:
-    """The checkpoint to go on from, and its step; None: begin anew (the log says why, if something was there).
+    """The checkpoint to resume from, and its step; None: start from the beginning.
 
-    Checkpoints of other trainings are never removed here. Changed data (new pseudo-labels, a new teacher) make a new training, and the old
-    one's checkpoints step aside until it has finished. A setting that a person has changed may be a slip that would cost days.
-    For one process alone (:func:`pipeline.execution.folder_lock.folder_lock`): it renames folders.
+    Never removes checkpoints of other trainings. Changed data (new pseudo-labels, a new teacher)
+    start a new training; the unfinished one's checkpoints are renamed to aside-* until the new one
+    has finished. A changed setting is refused: it may be a mistake that would cost days. Renames
+    folders, so the caller must hold the folder's lock
+    (:func:`pipeline.execution.folder_lock.folder_lock`).
 
     Raises:
-        RunError: who had the folder before us has finished this training.
-        InputError: an unfinished training with other settings is there, and none with these; names what differs.
+        RunError: the previous holder of the folder has finished this training.
+        InputError: the folder has an unfinished training with other settings and none with these;
+            the message names the settings that differ.
     """
-    if finished(out, identity) is not None:
+    if finished_report(out, identity) is not None:
         raise RunError(f"{out}: this training was finished by other processes just now; start again for its report")
-    settle(out)
-    found = latest_checkpoint(out, identity.mark)
-    if found is None:
-        found = latest_checkpoint(out, identity.mark, aside=True)
-    if found is None:
-        _explain(out, identity)
-    take_over(out, identity.mark)
-    return None if found is None else (out / f"step-{found[1]:08d}", found[1])
+    recover(out)
+    fingerprint = identity.fingerprint
+    checkpoint = latest_checkpoint(out, fingerprint) or latest_checkpoint(out, fingerprint, aside=True)
+    if checkpoint is None:
+        _check_restart(out, identity)
+    activate_run(out, fingerprint)
+    return None if checkpoint is None else (out / f"step-{checkpoint[1]:08d}", checkpoint[1])
 
 
-def _explain(out: Path, identity: Identity) -> None:
-    done = read_report(out)
-    finished = done.run if done is not None else None
-    for folder, state in others(out, identity.mark):
-        if finished is not None and finished.mark == state.fingerprint:
-            continue  # a run that was killed between its last file and the removal of its checkpoints
-        past = read_resumed(folder)
-        before = past.report.run if past is not None else None
-        differ = ["settings that this version cannot read"] if before is None else identity.other_settings(before)
-        if differ:
+def _check_restart(out: Path, identity: Identity) -> None:
+    report = read_report(out)
+    finished = report.run if report is not None else None
+    for folder, state in checkpoints_of_others(out, identity.fingerprint):
+        if finished is not None and finished.fingerprint == state.fingerprint:
+            continue  # a finished run that was killed before it removed its checkpoints
+        trainer_state = read_trainer_state(folder)
+        before = trainer_state.report.run if trainer_state is not None else None
+        changed = ["settings that this version cannot read"] if before is None else identity.changed_settings(before)
+        if before is None or changed:
             raise InputError(
                 f"{out}: an unfinished training with other settings is here (step {state.step}, {folder.name}); "
-                f"now: {'; '.join(differ)}. Want its settings, to go on with it; or another --out; or remove {folder.name}, "
-                "and what else begins with step- or aside-, to train anew"
+                f"now: {'; '.join(changed)}. Want its settings, to resume it; or another --out; or remove "
+                f"{folder.name}, and every other step-* and aside-* folder, to start from the beginning"
             )
-        assert before is not None
         log.warning(
-            "%s: training anew: %s changed since the unfinished training here (step %d), whose checkpoints are kept until this one has finished",
-            out, ", ".join(identity.other_data(before)), state.step,
+            "%s: starting from the beginning: %s changed since the unfinished training here (step %d), "
+            "whose checkpoints are kept until this training has finished",
+            out, ", ".join(identity.changed_data(before)), state.step,
         )  # fmt: skip
         return
     if finished is not None:
-        why = [*identity.other_settings(finished), *identity.other_fits(finished), *identity.other_data(finished)]
-        log.info("%s: training anew: %s", out, "; ".join(why) or "the model that was here is not whole")
+        changed = [*identity.changed_settings(finished), *identity.changed_memory_settings(finished)]
+        changed += identity.changed_data(finished)
+        log.info("%s: starting from the beginning: %s", out, "; ".join(changed) or "the model here is damaged")

@@ -1,4 +1,4 @@
-"""What a training is a function of: by it a run knows its checkpoints, and says how another's differ."""
+"""Fingerprints of a training's settings and data, and how two trainings differ."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.model_folder import model_revision
 
 VERSION = 5
-"""3: settings that change no weight are not part of it; 4: targets name the last pixel of a box; 5: shards in their order, class names."""
-HOW_IT_RUNS = {
+"""3: only settings that change weights; 4: boxes end at their last pixel; 5: class names, order."""
+RUNTIME_SETTINGS = {
     "log_every",
     "save_every",
     "draw_every",
@@ -24,14 +24,18 @@ HOW_IT_RUNS = {
     "max_skipped_steps",
     "gradient_checkpointing",
 }
-"""Settings that change no step that went well; a run that was stopped may go on with others."""
-HOW_IT_FITS = {"accumulate"}
-"""Settings that keep the samples and their order but weigh a step's images otherwise: a run may go on with others, and says so."""
+"""Settings that do not change any finite step; a run may be resumed with others."""
+MEMORY_SETTINGS = {"accumulate"}
+"""Settings that keep the samples and their order but weight a step's images differently: a run may
+be resumed with others, and logs it."""
 
 
 class Identity(BaseModel):
-    """Settings, data and beginning of one training. ``init`` is the revision of the model it starts from, ``sources``: digests of each one's
-    shards with their names, in the order in which they are read; ``class_names``: digests by data set."""
+    """Settings, data and initial model of one training.
+
+    ``fits``: MEMORY_SETTINGS. ``init``: revision of the initial model. ``sources``: digest of each
+    source's shard names and contents in reading order. ``class_names``: digests by data set.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,56 +51,57 @@ class Identity(BaseModel):
     def of(
         cls, config: TrainConfig, sources: Mapping[str, Sequence[str]], *, model: ModelConfig, init: str | None
     ) -> Identity:
-        """The identity of a training with these settings, shards by source and beginning.
+        """The identity of a training with these settings, shards by source and initial model.
 
         Raises:
-            InputError: a shard or the model folder is not there, or a detection set has no class names.
+            InputError: a shard or the model folder does not exist, or a detection set has no class
+                names.
         """
         settings = config.model_dump(mode="json")
         return cls(
             version=VERSION,
-            settings={k: v for k, v in settings.items() if k not in HOW_IT_RUNS | HOW_IT_FITS},
-            fits={k: settings[k] for k in sorted(HOW_IT_FITS)},
+            settings={k: v for k, v in settings.items() if k not in RUNTIME_SETTINGS | MEMORY_SETTINGS},
+            fits={k: settings[k] for k in sorted(MEMORY_SETTINGS)},
             model=None if init else model.model_dump(mode="json"),
             init=model_revision(init) if init else None,
-            # a list: the order of records depends on the places of their shards, and two folders may hold shards of one name
+            # a list: the order of records depends on that of their shards, and shards of two folders may share a name
             sources={n: digest_json([[Path(s).name, digest_file(s)] for s in shards]) for n, shards in sources.items()},
             class_names=digests(sources),
         )
 
     @property
-    def mark(self) -> str:
-        """The digest that the checkpoints carry: the same for all that may go on from one another."""
+    def fingerprint(self) -> str:
+        """Digest stored in checkpoints; equal for runs that may be resumed from one another."""
         return digest_json({"stage": "train", **self.model_dump(mode="json", exclude={"fits"})})
 
     @property
-    def result(self) -> str:
-        """The digest that a finished training carries."""
+    def result_fingerprint(self) -> str:
+        """Digest stored in the report and model of a finished training."""
         return digest_json({"stage": "train", **self.model_dump(mode="json")})
 
-    def other_settings(self, before: Identity) -> list[str]:
-        """What a person has set otherwise than ``before``: "steps 500 (before: 1000)"."""
+    def changed_settings(self, before: Identity) -> list[str]:
+        """Settings that differ from ``before``, as in "steps 500 (before: 1000)"."""
         if before.version != self.version:
             return [f"format {self.version} (before: {before.version})"]
-        found = list(_differences(before.settings, self.settings))
+        changed = list(_differences(before.settings, self.settings))
         if (before.init is None) != (self.init is None):
             names = {True: "no initial model", False: "an initial model"}
-            return [*found, f"{names[self.init is None]} (before: {names[before.init is None]})"]
-        return [*found, *_differences(before.model or {}, self.model or {}, "model.")]
+            return [*changed, f"{names[self.init is None]} (before: {names[before.init is None]})"]
+        return [*changed, *_differences(before.model or {}, self.model or {}, "model.")]
 
-    def other_fits(self, before: Identity) -> list[str]:
-        """The same of what may change from one start to the next and is worth telling."""
+    def changed_memory_settings(self, before: Identity) -> list[str]:
+        """MEMORY_SETTINGS that differ from ``before``, in the same form."""
         return list(_differences(before.fits, self.fits))
 
-    def other_data(self, before: Identity) -> list[str]:
-        """Which inputs have changed since ``before``: "source pseudo", "class names of objects365", "the initial model"."""
-        found = _others("source", before.sources, self.sources)
-        found += _others("class names of", before.class_names, self.class_names)
+    def changed_data(self, before: Identity) -> list[str]:
+        """Inputs that differ from ``before``, as in "source pseudo", "the initial model"."""
+        changed = _changed("source", before.sources, self.sources)
+        changed += _changed("class names of", before.class_names, self.class_names)
         both = self.init is not None and before.init is not None
-        return found + ["the initial model"] * (both and self.init != before.init)
+        return changed + ["the initial model"] * (both and self.init != before.init)
 
 
-def _others(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def _changed(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [f"{kind} {n}" for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]
 
 

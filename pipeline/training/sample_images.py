@@ -1,4 +1,4 @@
-"""A training batch's first images with what the network finds in them, beside what it should find."""
+"""Draws predictions beside targets for a training batch's first images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from pipeline.drawing.boxes import draw_regions
 
 WIDTH = 480
 BOXES = 10
-"""Best boxes drawn of an image."""
+"""Highest-scoring boxes drawn of an image."""
 
 
 @torch.no_grad()
 def predictions_beside_targets(
     network: nn.Module, processor: GlipProcessor, batch: dict[str, Any], images: int = 2
 ) -> list[Image.Image]:
-    """Pictures of the first ``images`` of a batch: predictions on the left, targets on the right.
+    """The first ``images`` of a batch: predictions on the left, targets on the right.
 
-    The questions are the phrases of the targets. Draws no random number and leaves the network as it was; under FSDP2 all
-    processes must call it.
+    Draws no random number and restores the network's mode. Under FSDP2 all processes must call it.
     """
     images = min(images, len(batch["captions"]))
     was_training = network.training
@@ -39,7 +38,7 @@ def predictions_beside_targets(
     captions = batch["captions"][:images]
     offsets = processor.tokenize(captions)["offset_mapping"]
     phrases = [list(dict.fromkeys(tuple(map(tuple, spans)) for spans in batch["spans"][i])) for i in range(images)]
-    found = processor.post_process_grounded_object_detection(
+    detections = processor.post_process_grounded_object_detection(
         outputs, phrases, threshold=0.0, offset_mapping=offsets, max_detections=BOXES
     )
     pictures = []
@@ -47,11 +46,11 @@ def predictions_beside_targets(
         height, width = inputs["image_sizes"][i].tolist()
         image = _image(inputs["pixel_values"][i, :, :height, :width], processor)
         labels = list(zip(batch["labels"][i]["boxes"].tolist(), batch["spans"][i], strict=True))
-        guesses = [
-            (box, phrases[i][int(label)])
-            for box, label in zip(found[i]["boxes"].tolist(), found[i]["labels"].tolist(), strict=True)
+        predicted = [
+            (box, phrases[i][label])
+            for box, label in zip(detections[i]["boxes"].tolist(), detections[i]["labels"].tolist(), strict=True)
         ]
-        pair = [_drawn(image, captions[i], boxes) for boxes in (guesses, labels)]
+        pair = [_draw(image, captions[i], boxes) for boxes in (predicted, labels)]
         joined = Image.new("RGB", (2 * WIDTH, pair[0].height))
         for column, half in enumerate(pair):
             joined.paste(half, (column * WIDTH, 0))
@@ -60,18 +59,18 @@ def predictions_beside_targets(
 
 
 def _image(pixels: torch.Tensor, processor: GlipProcessor) -> Image.Image:
-    kind = processor.image_processor
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (kind.image_mean, kind.image_std))
-    values = (pixels.float().cpu() * std + mean).flip(0).clamp(0, 255)  # BGR as the network takes it
+    settings = processor.image_processor
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (settings.image_mean, settings.image_std))
+    values = (pixels.float().cpu() * std + mean).flip(0).clamp(0, 255)  # the network's channels are BGR
     return Image.fromarray(values.permute(1, 2, 0).round().to(torch.uint8).numpy())
 
 
-def _drawn(image: Image.Image, caption: str, boxes: Sequence[tuple[list[float], Sequence[Span]]]) -> Image.Image:
+def _draw(image: Image.Image, caption: str, boxes: Sequence[tuple[list[float], Sequence[Span]]]) -> Image.Image:
     regions = tuple(
-        Region(box=tuple(box), phrase=" ".join(caption[s:e] for s, e in spans), tokens_positive=tuple(map(tuple, spans)))
+        Region(box=tuple(box), phrase=" ".join(caption[s:e] for s, e in spans), tokens_positive=tuple(spans))
         for box, spans in boxes
         if box[2] > box[0] and box[3] > box[1]
-    )  # fmt: skip
+    )
     record = GroundingRecord(
         key="batch", dataset="batch", kind="grounding", image_size=(image.height, image.width),
         caption=caption or " ", regions=regions,

@@ -1,7 +1,8 @@
-"""Which record stands at which place of the endless stream that training reads.
+"""Order of records in the endless stream that training reads.
 
-Everything is a function of (seed, place): no worker, process count or restart can change the order, and resuming at
-step N is a matter of arithmetic. Shards are read in blocks, so that a big set is still read nearly in sequence.
+The record at a position is a function of (seed, position): it does not depend on workers, processes
+or restarts, and resuming at step N is arithmetic. Shards are shuffled in blocks, so that a large
+set is still read almost sequentially.
 """
 
 from __future__ import annotations
@@ -17,35 +18,38 @@ from pipeline.errors import InputError
 
 T = TypeVar("T")
 PERIOD = 240
-"""Places after which a mixture's shares hold exactly (to one part in PERIOD)."""
+"""Positions after which a mixture's shares are exact (to one part in PERIOD)."""
 
 
 def generator(*parts: int | str) -> np.random.Generator:
-    """A random generator named by its parts: the same parts give the same numbers everywhere."""
+    """A random generator seeded by its arguments, independent of platform and process."""
     return np.random.default_rng([p if isinstance(p, int) else zlib.crc32(p.encode()) for p in parts])
 
 
-class Remembered(Generic[T]):
-    """The last ``size`` values of a function, by its arguments. Unlike a bare ``lru_cache`` it goes to another process, where it begins empty."""
+class PicklableCache(Generic[T]):
+    """``lru_cache`` of a function that can be pickled; it is empty after unpickling."""
 
     def __init__(self, make: Callable[..., T], size: int) -> None:
         self._make, self._size = make, size
         self._value = lru_cache(maxsize=size)(make)
 
-    def __call__(self, *of: Hashable) -> T:
-        return self._value(*of)
+    def __call__(self, *arguments: Hashable) -> T:
+        return self._value(*arguments)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Remembered, (self._make, self._size)
+        return PicklableCache, (self._make, self._size)
 
 
 class SourceOrder:
-    """The order of one source's records: shards shuffled each epoch, records shuffled within blocks of shards.
+    """The order of one source's records: shuffled by shards, then within blocks of shards.
 
     Args:
         counts: records in each shard.
-        seed, name: what the shuffling depends on.
-        block: shards that are open, and mixed, at a time.
+        seed, name: seed of the shuffling.
+        block: shards whose records are shuffled together, and that are open at a time.
+
+    Raises:
+        InputError: no records.
     """
 
     def __init__(self, counts: Sequence[int], *, seed: int, name: str, block: int = 16) -> None:
@@ -55,8 +59,8 @@ class SourceOrder:
         self._counts = np.asarray(counts, dtype=np.int64)
         self._ends = np.cumsum(self._counts)
         self._seed, self._name, self._block = seed, name, block
-        self._epoch = Remembered(self._make_epoch, 2)
-        self._rows = Remembered(self._make_rows, 2)
+        self._epoch = PicklableCache(self._make_epoch, 2)
+        self._rows = PicklableCache(self._make_rows, 2)
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         shards = generator(self._seed, self._name, "shards", epoch).permutation(len(self._counts))
@@ -70,16 +74,17 @@ class SourceOrder:
 
     def locate(self, n: int) -> tuple[int, int]:
         """(shard, row in the shard) of the source's ``n``-th record in training order."""
-        epoch, place = divmod(n, self.total)
+        epoch, position = divmod(n, self.total)
         starts = self._epoch(epoch)[1]
-        block = int(np.searchsorted(starts, place, side="right")) - 1
-        shard, row = self._rows(epoch, block)[place - starts[block]]
+        block = int(np.searchsorted(starts, position, side="right")) - 1
+        shard, row = self._rows(epoch, block)[position - starts[block]]
         return int(shard), int(row)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """(shard, row in the shard) of any record, each as likely as the others, whatever the order is.
+        """(shard, row in the shard) of a record drawn uniformly.
 
-        Found by the shards' counts alone: to jump about in the shuffled order costs the shuffling of a block of shards each time.
+        Computed from the shards' counts: random access to the shuffled order would shuffle a block
+        of shards each time.
         """
         number = int(rng.integers(self.total))
         shard = int(np.searchsorted(self._ends, number, side="right"))
@@ -87,10 +92,10 @@ class SourceOrder:
 
 
 class Mixture:
-    """Which source each place of the stream is filled from: stated shares, exact over every PERIOD places.
+    """The source of each position of the stream; shares are exact over every PERIOD positions.
 
     Raises:
-        InputError: a share for a source that is not there, a source without a share, or shares that are not positive.
+        InputError: shares and sources differ, or a share is not positive or below 1 / PERIOD.
     """
 
     def __init__(self, shares: Mapping[str, float], sources: Sequence[str], *, seed: int) -> None:
@@ -108,7 +113,7 @@ class Mixture:
         if (counts == 0).any():
             raise InputError(f"mixture {shares}: a share below 1/{PERIOD} of the whole would never be drawn")
         self._counts, self._seed = counts, seed
-        self._pattern = Remembered(self._make_pattern, 4)
+        self._pattern = PicklableCache(self._make_pattern, 4)
 
     def _make_pattern(self, period: int) -> tuple[np.ndarray, np.ndarray]:
         ids = generator(self._seed, "mixture", period).permutation(
@@ -119,9 +124,9 @@ class Mixture:
             nth[ids == s] = np.arange(self._counts[s])
         return ids, nth
 
-    def locate(self, place: int) -> tuple[str, int]:
-        """(source, how many of that source came before) of a place of the stream."""
-        period, offset = divmod(place, PERIOD)
+    def locate(self, position: int) -> tuple[str, int]:
+        """(source, number of its records before) at a position of the stream."""
+        period, offset = divmod(position, PERIOD)
         ids, nth = self._pattern(period)
         s = int(ids[offset])
         return self.sources[s], int(period * self._counts[s] + nth[offset])

@@ -1,8 +1,8 @@
-"""Memory shared with the loader's workers, in which a batch's images reach the training without being copied.
+"""Reusable shared-memory buffers through which DataLoader workers pass images without copying them.
 
-torch sends every tensor in a file of shared memory of its own, which the kernel makes, fills with zeros and takes apart again: for
-images that costs nearly as much as decoding them. Here a worker has a few places that it writes its batches into, one after the other;
-a place is free again when the last tensor on it is gone.
+torch creates a shared-memory file for every tensor, which the kernel zero-fills and later unmaps:
+for images that costs nearly as much as decoding them. Here a worker writes its batches into a few
+buffers in turn; a buffer is free again once the last tensor on it is garbage-collected.
 """
 
 from __future__ import annotations
@@ -24,65 +24,65 @@ _OF_THIS_PROCESS: weakref.WeakValueDictionary[int, SharedBuffers] = weakref.Weak
 
 
 class SharedBuffers:
-    """``each`` places of ``size`` bytes for every worker of one loader; only what is written to takes memory."""
+    """``per_worker`` buffers of ``size`` bytes for each worker of a loader, allocated lazily."""
 
-    def __init__(self, workers: int, each: int, size: int) -> None:
-        self._each, self._size = each, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._taken = mmap.mmap(-1, workers * each)
-        self._memory = mmap.mmap(-1, workers * each * self._size)
+    def __init__(self, workers: int, per_worker: int, size: int) -> None:
+        self._per_worker, self._size = per_worker, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._in_use = mmap.mmap(-1, workers * per_worker)
+        self._memory = mmap.mmap(-1, workers * per_worker * self._size)
         self.number = next(_NUMBERS)
         _OF_THIS_PROCESS[self.number] = self
 
-    def take(self, shape: Shape) -> Filled | None:
-        """In a worker: a free place for bytes of that shape; None if there is none, or none so large."""
+    def acquire(self, shape: Shape) -> BufferHandle | None:
+        """In a worker: a free buffer for a uint8 array; None if all are in use or too small."""
         worker = get_worker_info()
         if worker is None or math.prod(shape) > self._size:
             return None
-        for place in range(worker.id * self._each, (worker.id + 1) * self._each):
-            if not self._taken[place]:
-                self._taken[place] = 1
-                return Filled(self.number, place, shape)
+        for index in range(worker.id * self._per_worker, (worker.id + 1) * self._per_worker):
+            if not self._in_use[index]:
+                self._in_use[index] = 1
+                return BufferHandle(self.number, index, shape)
         return None
 
-    def array(self, place: int, shape: Shape) -> np.ndarray:
-        """The bytes at a place, whatever they are."""
-        return np.ndarray(shape, np.uint8, self._memory, place * self._size)
+    def array(self, index: int, shape: Shape) -> np.ndarray:
+        """A uint8 array on a buffer, uninitialised."""
+        return np.ndarray(shape, np.uint8, self._memory, index * self._size)
 
-    def give_back(self, place: int) -> None:
-        """Let the worker have a place again."""
-        self._taken[place] = 0
+    def release(self, index: int) -> None:
+        """Mark a buffer as free."""
+        self._in_use[index] = 0
 
 
 @dataclass(frozen=True)
-class Filled:
-    """Bytes at a place, as they are named between processes."""
+class BufferHandle:
+    """Picklable reference to an array in the SharedBuffers of a process and its workers."""
 
-    slots: int
-    place: int
+    buffers: int
+    index: int
     shape: Shape
 
     def array(self) -> np.ndarray:
-        """In the worker, to write to."""
-        return _OF_THIS_PROCESS[self.slots].array(self.place, self.shape)
+        """The array, for the worker to write to."""
+        return _OF_THIS_PROCESS[self.buffers].array(self.index, self.shape)
 
     def tensor(self) -> torch.Tensor:
-        """In the process that trains, once: the place is given back with the last tensor that lies on it."""
-        slots = _OF_THIS_PROCESS[self.slots]
-        array = slots.array(self.place, self.shape)
-        weakref.finalize(array, slots.give_back, self.place).atexit = False
+        """In the training process, once: the tensor; garbage collection releases the buffer."""
+        buffers = _OF_THIS_PROCESS[self.buffers]
+        array = buffers.array(self.index, self.shape)
+        weakref.finalize(array, buffers.release, self.index).atexit = False
         return torch.from_numpy(array)
 
     def pin_memory(self) -> torch.Tensor:
-        """What the loader's thread for page-locked memory asks of a type that it does not know."""
+        """Page-locked copy; called by the DataLoader's pin-memory thread."""
         return self.tensor().pin_memory()
 
 
-def slots_for(workers: int, each: int, size: int) -> SharedBuffers | None:
-    """Places for a loader, or None where memory cannot be shared so: without workers, or with such that are not forked."""
+def make_buffers(workers: int, per_worker: int, size: int) -> SharedBuffers | None:
+    """Buffers for a loader; None without forked workers or enough address space."""
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if workers == 0 or method != "fork":
         return None
     try:
-        return SharedBuffers(workers, each, size)
-    except (OSError, ValueError, OverflowError):  # more than this machine promises to anyone
+        return SharedBuffers(workers, per_worker, size)
+    except (OSError, ValueError, OverflowError):  # more address space than the system grants
         return None

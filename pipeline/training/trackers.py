@@ -1,4 +1,4 @@
-"""Where a training's figures go: TensorBoard, and on request a tracker of accelerate's (wandb, trackio)."""
+"""Logs a training's metrics to TensorBoard and, on request, to wandb or trackio."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TRACKERS = ("wandb", "trackio")
 
 
 def check_tracker(name: str | None) -> None:
-    """Refuse a tracker that is unknown or not installed.
+    """Check that a tracker is known and installed.
 
     Raises:
-        InputError: says what to install.
+        InputError: it is not; the message says what to install.
     """
     if name is None:
         return
@@ -32,7 +32,7 @@ def check_tracker(name: str | None) -> None:
 
 
 class TrackerHub:
-    """Figures and pictures of one run, written by the main process alone; the others' calls do nothing."""
+    """Logs a run's metrics and images in the main process; does nothing in the others."""
 
     def __init__(
         self, accelerator: Accelerator, out: Path, *, first: int, settings: Mapping[str, Any], tracker: str | None
@@ -48,7 +48,7 @@ class TrackerHub:
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Figures by name, under ``train/``."""
+        """Log metrics by name, under ``train/``."""
         named = {f"train/{name}": value for name, value in values.items()}
         if self._tracker is not None:
             self._accelerator.log(named, step=step)
@@ -57,16 +57,17 @@ class TrackerHub:
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
-    def picture(self, name: str, image: Image.Image, step: int) -> None:
-        """One picture, in TensorBoard."""
+    def image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log one image to TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left; afterwards the board is of no use.
+        """Flush and close all trackers.
 
-        Not by accelerate's ``end_training``, which also ends the process group that the training may still need.
+        Not by accelerate's ``end_training``, which also destroys the process group that may still
+        be needed.
         """
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, figures, checkpoints, and the model folders at the end."""
+"""The training loop: steps, metrics, checkpoints, and the final model folders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.execution.folder_lock import FolderLock, folder_lock
 from pipeline.execution.progress import Progress
 from pipeline.io.atomic import write_json
 from pipeline.training import state_dict as state
-from pipeline.training.checkpoints import clear, prune, write_checkpoint
+from pipeline.training.checkpoints import prune, remove_all, write_checkpoint
 from pipeline.training.dataset import TrainingData
 from pipeline.training.distributed import Processes
 from pipeline.training.image_batch import Normaliser
@@ -29,7 +30,7 @@ from pipeline.training.loss_scaler import LossScaler
 from pipeline.training.model_factory import build_model
 from pipeline.training.nonfinite import write_batch
 from pipeline.training.optim import make_optimizer, set_rates
-from pipeline.training.report import REPORT, TRAINER, Resumed, TrainReport
+from pipeline.training.report import REPORT, TRAINER, TrainerState, TrainReport
 from pipeline.training.resume import find_checkpoint
 from pipeline.training.run_identity import Identity
 from pipeline.training.sample_images import predictions_beside_targets
@@ -38,17 +39,21 @@ from pipeline.training.trackers import TrackerHub
 
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
-"""What a batch tells about itself beside the network's inputs."""
+"""Keys of a batch that are not inputs of the network."""
 
 
 class Trainer:
-    """One run from its newest checkpoint, or its beginning, to its end; see :func:`pipeline.stages.train.run`.
+    """A training run from its newest checkpoint on; arguments as :func:`pipeline.stages.train.run`.
 
-    ``held`` keeps other trainings out of the folder until it is closed.
+    ``exit_stack`` receives the lock of the output folder.
+
+    Raises:
+        InputError: ``batch_size`` is not divisible; settings that FSDP2 does not support; errors of
+            :func:`find_checkpoint`, :func:`build_model` and :class:`TrainingData`.
     """
 
-    folder: FolderLock
-    """Of the main process: ``out``, asked whether it is still ours before anything is saved."""
+    lock: FolderLock
+    """Lock of the output folder, in the main process only; checked before anything is saved."""
 
     def __init__(
         self,
@@ -63,12 +68,12 @@ class Trainer:
         data_workers: int,
         tracker: str | None,
         progress: Progress,
-        held: ExitStack,
+        exit_stack: ExitStack,
     ) -> None:
         self.processes = Processes(device=device, precision=config.precision, tracker=tracker, folder=str(out))
         self.accelerator = self.processes.accelerator
         if self.processes.main:
-            log.info("training in %s", self.processes.kind)
+            log.info("training in %s", self.processes.description)
         pieces = self.processes.count * config.accumulate
         if config.batch_size % pieces:
             raise InputError(
@@ -77,12 +82,12 @@ class Trainer:
             )
         if self.processes.sharded and config.max_skipped_steps:
             raise InputError(
-                f"max_skipped_steps {config.max_skipped_steps} under FSDP2: its processes wait for each other for ever in the step "
-                "after one that was left out; want 0, or DDP, which goes on from the same checkpoints"
+                f"max_skipped_steps {config.max_skipped_steps} under FSDP2: its processes deadlock in the step after a "
+                "skipped one; want 0, or DDP, which resumes from the same checkpoints"
             )
-        self.config, self.out, self.identity, self.init = config, out, identity, init
+        self.config, self.out, self.identity = config, out, identity
         self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
-        found = self._find_beginning(held)
+        checkpoint = self._find_checkpoint(exit_stack)
         set_seed(config.seed)
         self.network, self.processor = build_model(model, init)
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
@@ -98,58 +103,63 @@ class Trainer:
         self.skipped = self.overflowed = self.first = self.counted = 0
         self.curve: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        if found is not None:
-            self._resume(*found)
+        if checkpoint is not None:
+            self._resume(*checkpoint)
 
-    def _find_beginning(self, held: ExitStack) -> tuple[Path, int] | None:
-        """The main process's findings, which all of them go by; see :func:`pipeline.training.resume.find_checkpoint`."""
-        found: tuple[Path, int] | None = None
-        refused: InputError | RunError | None = None
+    def _find_checkpoint(self, exit_stack: ExitStack) -> tuple[Path, int] | None:
+        """Lock the folder and find the checkpoint in the main process, for every process."""
+        checkpoint: tuple[Path, int] | None = None
+        error: InputError | RunError | None = None
         if self.processes.main:
             try:
-                self.folder = held.enter_context(folder_lock(self.out, log.warning, name="training"))
-                found = find_checkpoint(self.out, self.identity)
-            except (InputError, RunError) as error:
-                refused = error
-        found, refused = self.processes.from_main((found, refused))
-        if refused is not None:
-            raise refused
-        return found
+                self.lock = exit_stack.enter_context(folder_lock(self.out, log.warning, name="training"))
+                checkpoint = find_checkpoint(self.out, self.identity)
+            except (InputError, RunError) as raised:
+                error = raised
+        checkpoint, error = self.processes.from_main((checkpoint, error))
+        if error is not None:
+            raise error
+        return checkpoint
 
     def _resume(self, folder: Path, step: int) -> None:
-        past = Resumed.model_validate_json((folder / TRAINER).read_bytes())
+        saved = TrainerState.model_validate_json((folder / TRAINER).read_bytes())
         state.load_weights(self.network, folder / state.WEIGHTS)
         state.load_optimizer(self.optimizer, self.network, folder)
         if self.average is not None:
-            self.average.load(folder / state.AVERAGE, past.averaged)
-        self.scaler.load(past.scaler)
-        self.lost, self.curve, self.skipped = Counter(past.report.lost), past.report.curve, past.report.skipped_steps
-        self.overflowed = past.report.overflowed_steps
-        self.first, self.sums, self.counted = step, past.sums, past.counted
+            self.average.load(folder / state.AVERAGE, saved.averaged)
+        self.scaler.load(saved.scaler)
+        self.lost, self.curve, self.skipped = Counter(saved.report.lost), saved.report.curve, saved.report.skipped_steps
+        self.overflowed = saved.report.overflowed_steps
+        self.first, self.sums, self.counted = step, saved.sums, saved.counted
         if self.processes.main:
-            log.info("%s: going on from step %d", self.out, self.first)
-            for change in self.identity.other_fits(past.report.run) if past.report.run else []:
-                log.warning("%s: the same samples in the same order; micro-batches are normalised one by one, so the weights "
-                            "will not be those of an unchanged run to the bit", change)  # fmt: skip
+            log.info("%s: resuming from step %d", self.out, self.first)
+            for change in self.identity.changed_memory_settings(saved.report.run) if saved.report.run else []:
+                log.warning("%s: same samples in the same order, but losses are normalised by micro-batch, so the "
+                            "weights will not be bit-identical to those of an unchanged run", change)  # fmt: skip
 
     def train(self) -> TrainReport:
-        """All steps that are left; see :class:`TrainReport`."""
+        """Run all remaining steps and write the model folders and the report.
+
+        Raises:
+            RunError: more steps than ``max_skipped_steps`` are not finite; or another training took
+                the folder.
+        """
         config = self.config
         self.progress.begin("train", config.steps, unit="steps", before=self.first)
         self.model.train()
-        board = TrackerHub(
+        trackers = TrackerHub(
             self.accelerator, self.out, first=self.first, settings=config.model_dump(mode="json"), tracker=self.tracker
         )
         loader = self.data.loader(
             first=self.first, rank=self.processes.rank, processes=self.processes.count,
             workers=self.data_workers, pin=self.accelerator.device.type == "cuda",
         )  # fmt: skip
-        waited, taken, began = 0.0, 0, time.monotonic()
+        waited, steps, began = 0.0, 0, time.monotonic()  # since the last log line
         for done in range(self.first + 1, config.steps + 1):
-            asked = time.monotonic()
+            requested = time.monotonic()
             batches = [next(loader) for _ in range(config.accumulate)]
-            waited += time.monotonic() - asked
-            taken += 1
+            waited += time.monotonic() - requested
+            steps += 1
             losses = self._step(done - 1, batches)
             if losses is not None:
                 self.counted += 1
@@ -157,50 +167,42 @@ class Trainer:
                     self.sums[name] = self.sums.get(name, 0.0) + value
             self.progress.advance(1, "steps")
             if done % config.log_every == 0 or done == config.steps:
-                spent = time.monotonic() - began
-                self._tell(
-                    done,
-                    taken * config.batch_size / spent,
-                    waited / spent,
-                    (config.steps - done) * spent / taken,
-                    board,
-                )
-                waited, taken, began = 0.0, 0, time.monotonic()
+                self._log(done, steps, waited, time.monotonic() - began, trackers)
+                waited, steps, began = 0.0, 0, time.monotonic()
             if done % config.save_every == 0 and done < config.steps:
                 self._save(done)
             if config.draw_every and done % config.draw_every == 0:
-                self._draw(done, batches[0], board)
+                self._draw(done, batches[0], trackers)
         report = self._finish()
-        board.close()
+        trackers.close()
         return report
 
     def _step(self, step: int, batches: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-        """One optimiser step; None if it was left out because the loss or a gradient was not finite."""
+        """One optimiser step; its losses, None if it was skipped because one is not finite."""
         for batch in batches:
             self.new_lost.update(batch["lost"])
         set_rates(self.optimizer, step, self.config)
         inputs, pieces = [self._inputs(batch) for batch in batches], len(batches)
         values: dict[str, float] = {}
-        for piece, given in enumerate(inputs):
-            # dropout too is a function of the step: no restart, and nothing that draws in between, can change it
+        for piece, piece_inputs in enumerate(inputs):
+            # dropout is a function of the step too, independent of restarts and of other random draws
             parts = ("step", step, self.processes.rank) + ((piece,) if piece else ())
             torch.manual_seed(int(generator(self.config.seed, *parts).integers(2**63)))
-            wrong = ""
-            with self.processes.gradients_stay_here(self.model, piece < pieces - 1):
+            reason = ""
+            with self.processes.gradient_sync(self.model, piece == pieces - 1):
                 try:
-                    output = self.processes.forward(self.model, **given)
+                    output = self.processes.forward(self.model, **piece_inputs)
                 except FloatingPointError as error:
-                    wrong = str(error)
-                if self.processes.any(bool(wrong)):
-                    self._leave_out(step, batches, inputs, wrong)
+                    reason = str(error)
+                if self.processes.any(bool(reason)):
+                    self._skip(step, batches, inputs, reason)
                     return None
                 self.accelerator.backward(output.loss if pieces == 1 else output.loss / pieces)
-            found = {"loss": output.loss, **output.loss_dict}
-            for name, value in found.items():
+            for name, value in {"loss": output.loss, **output.loss_dict}.items():
                 values[name] = values.get(name, 0.0) + float(value.detach()) / pieces
         norm = self.processes.clip(self.model.parameters(), self.config.clip_grad_norm)
         if not math.isfinite(norm):
-            self._not_finite(step, batches, inputs, norm)
+            self._skip_overflow(step, batches, inputs, norm)
             return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -210,73 +212,78 @@ class Trainer:
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the network takes of a batch, on its device."""
-        given = {k: v for k, v in batch.items() if k not in NOT_INPUTS}
-        given = send_to_device(given, self.accelerator.device, non_blocking=True)
-        given["pixel_values"] = self.normaliser(given.pop("pixels"), batch["image_sizes"])
-        return given
+        """The network's inputs in a batch, on its device."""
+        inputs = {k: v for k, v in batch.items() if k not in NOT_INPUTS}
+        inputs = dict(send_to_device(inputs, self.accelerator.device, non_blocking=True))
+        inputs["pixel_values"] = self.normaliser(inputs.pop("pixels"), batch["image_sizes"])
+        return inputs
 
-    def _not_finite(
+    def _skip_overflow(
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], norm: float
     ) -> None:
-        """Leave out a step whose gradients are not finite; the scaler halves its scale, as long as that may help."""
+        """Skip a step whose gradients are not finite; halve the loss scale while that may help."""
         if not self.scaler.may_shrink:
-            self.scaler.forget()
-            self._leave_out(step, batches, inputs, f"gradient norm is {norm}")
+            self.scaler.discard_step()
+            self._skip(step, batches, inputs, f"gradient norm is {norm}")
             return
-        self.optimizer.step()  # which the scaler leaves out
+        self.optimizer.step()  # skipped by the scaler
         self.optimizer.zero_grad(set_to_none=True)
         self.overflowed += 1
         if self.processes.main:
-            log.info("step %d: gradients overflowed fp16; left out, and the loss scale is halved", step)
+            log.info("step %d: gradients overflowed fp16; skipped, and the loss scale is halved", step)
 
-    def _leave_out(
-        self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], wrong: str
+    def _skip(
+        self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], reason: str
     ) -> None:
-        folder = write_batch(self.out, step, self.processes.rank, batches, wrong, inputs)
+        """Dump the batch; raises RunError if more steps than ``max_skipped_steps`` are skipped."""
+        folder = write_batch(self.out, step, self.processes.rank, batches, reason, inputs)
         self.optimizer.zero_grad(set_to_none=True)
         self.processes.wait()
         self.skipped += 1
         names = ", ".join(name for batch in batches for name in batch["names"])
         message = (
-            f"step {step}: {wrong or 'loss not finite in another process'}; the batch is in {folder}; records: {names}"
+            f"step {step}: {reason or 'loss not finite in another process'}; the batch is in {folder}; records: {names}"
         )
         if self.skipped > self.config.max_skipped_steps:
             raise RunError(message)
-        log.warning("%s; left out, %d of %d allowed", message, self.skipped, self.config.max_skipped_steps)
+        log.warning("%s; skipped, %d of %d allowed", message, self.skipped, self.config.max_skipped_steps)
 
-    def _tell(self, done: int, rate: float, wait: float, left: float, board: TrackerHub) -> None:
+    def _log(self, done: int, steps: int, waited: float, seconds: float, trackers: TrackerHub) -> None:
+        """Log the means of ``steps`` steps that took ``seconds``, ``waited`` of them for data."""
         means = {name: total / self.counted for name, total in self.sums.items()} if self.counted else {}
         self.sums, self.counted = {}, 0
         self.curve.append({"step": done, **{k: round(v, 6) for k, v in means.items()}})
-        loss = f"loss {means['loss']:.4f}" if means else "every step left out"
-        figures = f"{loss}, {rate:.1f} images/s, data wait {100 * wait:.0f}%"
-        self.progress.detail(figures)
+        loss = f"loss {means['loss']:.4f}" if means else "every step skipped"
+        rate, wait = steps * self.config.batch_size / seconds, waited / seconds
+        text = f"{loss}, {rate:.1f} images/s, data wait {100 * wait:.0f}%"
+        self.progress.detail(text)
         if self.processes.main:
-            log.info("step %d of %d: %s, %s left", done, self.config.steps, figures, _clock(left))
+            left = timedelta(seconds=round((self.config.steps - done) * seconds / steps))
+            log.info("step %d of %d: %s, %s left", done, self.config.steps, text, left)
         rates = {
             "learning_rate": max(g["lr"] for g in self.optimizer.param_groups),
             "images_per_second": rate,
             "data_wait_share": wait,
         }
-        board.scalars({**means, **rates}, done)
+        trackers.scalars({**means, **rates}, done)
 
-    def _draw(self, done: int, batch: dict[str, Any], board: TrackerHub) -> None:
+    def _draw(self, done: int, batch: dict[str, Any], trackers: TrackerHub) -> None:
         batch = batch | self._inputs(batch)
         for i, image in enumerate(predictions_beside_targets(self.network, self.processor, batch)):
-            board.picture(f"predictions_and_targets/{i}", image, done)
+            trackers.image(f"predictions_and_targets/{i}", image, done)
 
     def _report(self, steps: int) -> TrainReport:
-        """The report so far. All processes must ask together: it holds the losses of each."""
+        """The report so far. A collective operation: it sums the counts of all processes."""
         self.lost.update(self.processes.total(self.new_lost))
         self.new_lost.clear()
         return TrainReport(
-            fingerprint=self.identity.result, run=self.identity, steps=steps, final="final", records=self.data.totals,
-            lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped, overflowed_steps=self.overflowed, curve=self.curve,
+            fingerprint=self.identity.result_fingerprint, run=self.identity, steps=steps, final="final",
+            records=self.data.totals, lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped,
+            overflowed_steps=self.overflowed, curve=self.curve,
         )  # fmt: skip
 
     def _save(self, done: int) -> None:
-        resumed = Resumed(
+        trainer_state = TrainerState(
             report=self._report(done), sums=self.sums, counted=self.counted,
             averaged=self.average.updates if self.average else 0, scaler=self.scaler.state(),
         )  # fmt: skip
@@ -289,12 +296,12 @@ class Trainer:
             state.save_optimizer(moments, folder)
             if average is not None:
                 state.save_tensors(average, folder / state.AVERAGE)
-            write_json(folder / TRAINER, resumed.model_dump(mode="json"))
+            write_json(folder / TRAINER, trainer_state.model_dump(mode="json"))
 
         if self.processes.main:
-            self.folder.check()
-            write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.mark, fill)
-            prune(self.out, self.config.keep_checkpoints, self.identity.mark, done)
+            self.lock.check()
+            write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.fingerprint, fill)
+            prune(self.out, self.config.keep_checkpoints, self.identity.fingerprint, done)
         self.processes.wait()
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -307,17 +314,11 @@ class Trainer:
         if self.average is not None:
             results["final_ema"] = self.average.weights(self.network)
         if self.processes.main:
-            self.folder.check()
-            for name, weights in reversed(results.items()):  # final last: with it the run counts as done
+            self.lock.check()
+            for name, weights in reversed(results.items()):  # final last: it marks the run as finished
                 fill = partial(self._write_model, weights=weights)
-                write_checkpoint(self.out / name, self.config.steps, self.identity.result, fill)
+                write_checkpoint(self.out / name, self.config.steps, self.identity.result_fingerprint, fill)
             write_json(self.out / REPORT, report.model_dump(mode="json"))
-            clear(self.out)
+            remove_all(self.out)
         self.processes.wait()
         return report
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

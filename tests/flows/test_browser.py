@@ -85,8 +85,8 @@ def test_the_report_shows_numbers_plots_and_labels(up, deployed_run, page):
     assert len(widths) == 3 and min(widths) > 100  # labels, precision by score, loss
     keep(page, "report")
     with page.expect_navigation():
-        page.evaluate("[...document.links].find(a => a.textContent == 'the whole report').removeAttribute('target')")
-        page.get_by_text("the whole report").click()
+        page.evaluate("[...document.links].find(a => a.textContent == 'full report').removeAttribute('target')")
+        page.get_by_text("full report").click()
     assert page.url == f"http://127.0.0.1:{up.port + 1}/whole/report/index.html"
     page.get_by_text("NOVEL").first.wait_for(timeout=30_000)
     keep(page, "page")

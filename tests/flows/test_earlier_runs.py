@@ -146,7 +146,7 @@ def test_an_interrupted_run_ends_with_the_same_outputs(folder):
     assert [p.name for p in (run / "checkpoints" / "teacher").iterdir()] == [STEP]
     self_train(folder)
     log = (run / "logs" / "train-teacher.log").read_text()
-    assert "going on from step 3" in log, log
+    assert "resuming from step 3" in log, log
     found = outputs(run)
     assert found.keys() == MADE["sha256"].keys()
     differ = {n for n, digest in found.items() if digest != MADE["sha256"][n]}

@@ -82,7 +82,7 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     assert [p.name for p in map(Path, files_of(first, layout, "build-shards", 1))] == [
         f"pseudo-{i}.tar" for i in "0123"
     ]
-    assert not layout.aside("parse-phrases").exists()
+    assert not layout.excluded("parse-phrases").exists()
     assert {p.name for p in layout.logs.glob("filter-boxes-round-1-0*.report.json")} == {
         f"filter-boxes-round-1-00{i}.report.json" for i in (0, 1)  # in chunks, like the other stages
     }  # fmt: skip
@@ -93,7 +93,7 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     second = recipe(crawl, "parse_phrases.drop_determiners=false")
     labels = {p.name: p.read_bytes() for p in layout.labels(1).glob("1.*")}
     go_through(out, second, CHAIN[:2])
-    aside = json.loads(layout.aside("parse-phrases").read_text())
+    aside = json.loads(layout.excluded("parse-phrases").read_text())
     assert list(aside) == ["1"] and "not a tar archive" in aside["1"]["error"]
     stages.train_student(str(out), second, 1)
     assert sources(layout) == ["pseudo-0.tar", "pseudo-2.tar"]
@@ -104,7 +104,7 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     damaged.write_bytes(b"\0" * len(kept))
     third = recipe(crawl, "parse_phrases.drop_determiners=false", "filter_boxes.threshold=0.002")
     run_stage(stages.filter_boxes, str(out), third, 1)  # and its table of thresholds does without it, too
-    assert list(json.loads(layout.aside("filter-boxes-round-1").read_text())) == ["2"]
+    assert list(json.loads(layout.excluded("filter-boxes-round-1").read_text())) == ["2"]
     assert [Path(f).name for f in files_of(third, layout, "filter-boxes", 1)] == ["0.parquet"]
     with pytest.raises(RunError, match=r"1 shards failed \(resources\.max_failed: 0\); first: 2: "):
         run_stage(
@@ -114,7 +114,7 @@ def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, t
     damaged.write_bytes(kept)
     (crawl / "1.tar").write_bytes(whole)
     go_through(out, first, [stages.parse_phrases, stages.filter_boxes])
-    assert not layout.aside("parse-phrases").exists() and not layout.aside("filter-boxes-round-1").exists()
+    assert not layout.excluded("parse-phrases").exists() and not layout.excluded("filter-boxes-round-1").exists()
     assert [Path(f).name for f in files_of(first, layout, "build-shards", 1)] == [f"pseudo-{i}.tar" for i in "012"]
 
 
@@ -164,11 +164,11 @@ def test_a_shard_that_ingest_cannot_write_is_within_the_limit(server, tmp_path):
     layout = RunLayout(out)
     (out / "train" / "cars-000001.tar").rmdir()
     stages.ingest(str(out), config(0))
-    assert len(shards_of_set(layout, "cars")) == 3 and not layout.aside("ingest").exists()
+    assert len(shards_of_set(layout, "cars")) == 3 and not layout.excluded("ingest").exists()
     # in other shards than before, one of which cannot be written over: what it held before is not trained on
     (out / "train" / "cars-000001.tar").unlink()
     (out / "train" / "cars-000001.tar").mkdir()
     stages.ingest(str(out), config(1).model_copy(update={"ingest": IngestConfig(samples_per_shard=3)}))
     names = [Path(s).name for s in shards_of_set(layout, "cars")]
     assert "cars-000000.tar" in names and "cars-000001.tar" not in names
-    assert list(json.loads(layout.aside("ingest").read_text())) == ["cars-000001"]
+    assert list(json.loads(layout.excluded("ingest").read_text())) == ["cars-000001"]

@@ -19,9 +19,9 @@ def test_a_recipe_is_its_released_network_and_asks_for_its_paths(recipe, variant
     made = GlipConfig(backbone_config=backbone, **settings).to_dict()
     released = GlipConfig.variant(variant).to_dict()
     assert made == released
-    with pytest.raises(InputError, match=r"BERT_BASE_UNCASED_FOLDER is no model folder.*--set"):
+    with pytest.raises(InputError, match=r"BERT_BASE_UNCASED_FOLDER is not a model folder.*--set"):
         build_model(load_recipe(recipe).model, None)
-    with pytest.raises(InputError, match=r"model.backbone: SWIN_.*_FILE is no file.*--set"):
+    with pytest.raises(InputError, match=r"model.backbone: SWIN_.*_FILE is not a file.*--set"):
         build_model(load_recipe(recipe, ["model.text_encoder=minilm"]).model, None)
 
 

@@ -24,7 +24,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Silent
 from pipeline.io import files
 from pipeline.io.hashing import digest_file
-from pipeline.training.index_shards import look_through
+from pipeline.training.index_shards import index_shards
 
 KEYS = st.lists(st.text("abä_7/", min_size=1, max_size=20).filter(lambda k: not k.endswith("/")), unique=True)
 
@@ -230,15 +230,15 @@ class Told(Silent):
 def test_looking_through_shards_leaves_digests_and_indexes(tmp_path, cache):
     paths = [str(large(tmp_path / f"{n}.tar")) for n in range(3)]
     told, small = Told(), str(write(tmp_path / "small.tar", [("a.jpg", b"1"), ("a.json", b"{}")]))
-    look_through([*paths, small], told)
+    index_shards([*paths, small], told)
     assert (told.began, told.done, told.ended) == ([(3, "shards")], 3, True) and len(cache()) == 3
     assert len(list((tmp_path / "cache" / "glip-self-train" / "digests").iterdir())) == 3
     quiet = Told()
-    look_through([small], quiet)
+    index_shards([small], quiet)
     assert quiet.began == [] and not quiet.ended
     write(tmp_path / "broken.tar", [("a.jpg", bytes(5 << 20))])
     with pytest.raises(InputError, match=r"broken\.tar: a has \['jpg'\], want a json record"):
-        look_through([*paths, str(tmp_path / "broken.tar")], Silent())
+        index_shards([*paths, str(tmp_path / "broken.tar")], Silent())
 
 
 @pytest.mark.slow
@@ -247,8 +247,8 @@ def test_processes_at_the_same_work_get_the_same(tmp_path, cache):
     code = (
         "import sys, zlib; from pipeline.execution.progress import Silent;"
         "from pipeline.data.training_shards import ShardSet;"
-        "from pipeline.training.index_shards import look_through;"
-        "look_through(sys.argv[1:], Silent()); s = ShardSet(sys.argv[1:]);"
+        "from pipeline.training.index_shards import index_shards;"
+        "index_shards(sys.argv[1:], Silent()); s = ShardSet(sys.argv[1:]);"
         "print(s.counts, zlib.crc32(b''.join(i.to_bytes() for i in s._index)))"
     )
     children = [

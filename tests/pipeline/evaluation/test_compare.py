@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.evaluation.bootstrap import _recalls_reached, centred, class_aps, draw_weights, estimates, interval
 from pipeline.evaluation.compare import _cells
-from pipeline.evaluation.fixed_ap import fixed_ap, fixed_matches
-from pipeline.evaluation.match_tables import Evidence, absent_images, read_evidence, write_evidence
+from pipeline.evaluation.fixed_ap import fixed_ap
+from pipeline.evaluation.match_tables import MatchTables, absent_images, read_match_tables, write_match_tables
 from pipeline.evaluation.matching import RECALLS, class_curves, match
-from pipeline.evaluation.metrics import coco_ap, queries_of, recall_at_k
+from pipeline.evaluation.metrics import coco_ap, queries_of
 from pipeline.evaluation.promotion import DEFAULT_GATES, judge, parse_gates
-from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, image
+from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, fixed_matches, image
+from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 
 @st.composite
@@ -47,7 +48,7 @@ def evidence_of(results, protocol="detection", groups=None):
     matches = fixed_matches(results) if protocol == "lvis" else match(results, 100)
     queries = queries_of(results)
     phrases = tuple(NAMES[i] for i in queries.label)
-    return Evidence(
+    return MatchTables(
         protocol,
         NAMES,
         "x",
@@ -116,9 +117,9 @@ def image_with_all_absent(r):
 def test_evidence_is_read_as_it_was_written(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evidence")
     evidence = evidence_of(results, "lvis", {"a": "rare"})
-    write_evidence(folder, "s", evidence)
-    back = read_evidence(folder, "s")
-    for column in ("image", "label", "hit", "ignored", "absent", "gold_image", "gold_label"):
+    write_match_tables(folder, "s", evidence)
+    back = read_match_tables(folder, "s")
+    for column in ("image", "label", "tp", "ignored", "absent", "gold_image", "gold_label"):
         np.testing.assert_array_equal(getattr(back.matches, column), getattr(evidence.matches, column))
     np.testing.assert_allclose(back.matches.gold_score, evidence.matches.gold_score, rtol=1e-6)
     np.testing.assert_array_equal(back.queries.first, evidence.queries.first)

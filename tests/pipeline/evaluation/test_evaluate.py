@@ -17,7 +17,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.data.images import open_image
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
-from pipeline.evaluation.match_tables import read_evidence
+from pipeline.evaluation.match_tables import read_match_tables
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
@@ -135,7 +135,7 @@ def test_settings_of_metrics_need_no_new_predictions_and_evidence_is_whole(shard
     counts.write_text('{"car": 7}')
     run(sets, out, teacher, frequencies={"federated": str(counts)})
     assert predicted.stat().st_mtime_ns == before
-    evidence = read_evidence(out / "evidence", "federated")
+    evidence = read_match_tables(out / "evidence", "federated")
     assert evidence.counts == {"car": 7} and evidence.counts_from == "training images"
     assert evidence.matches.images == 5 and len(evidence.matches.gold_label) == 10
     run(sets, out, teacher, CONFIG.model_copy(update={"threshold": 0.2}))
@@ -276,7 +276,7 @@ def test_the_commands_from_evaluation_to_promotion(shards, teacher, tmp_path, ca
     done = call("evaluate", "--model", other, *options, "--set", "score_agg=max", "--out", tmp_path / "c")
     assert done.exit_code == 0, done.output
     done = call("compare", tmp_path / "a", tmp_path / "c", "--samples", "20")
-    assert "val was measured by other settings: score_agg mean (A), max (B)" in done.output
+    assert "val was measured with different settings: score_agg mean (A), max (B)" in done.output
     done = call("promote", tmp_path / "c", "--over", tmp_path / "a", "--samples", "20")
     assert done.exit_code == 2 and "different settings (val: score_agg mean and max)" in done.output
 

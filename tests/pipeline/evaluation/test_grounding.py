@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.data.records import GroundingRecord, Region
-from pipeline.evaluation.metrics import NEVER, queries_of, recall_at_k
+from pipeline.evaluation.metrics import NEVER, queries_of
 from pipeline.evaluation.protocols import named_phrases
 from tests.pipeline.evaluation.test_matching import image
+from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 A, B = (0, 0, 10, 10), (30, 0, 40, 10)
 AROUND = (0, 0, 40, 10)  # of A and B

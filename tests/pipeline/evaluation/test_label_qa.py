@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.evaluation.calibration import calibration_error, score_bands
 from pipeline.evaluation.label_qa import best_f1, judge_labels, label_quality_of, lowest_threshold, write_label_qa
-from pipeline.evaluation.match_tables import read_evidence, write_evidence
+from pipeline.evaluation.match_tables import read_match_tables, write_match_tables
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
 from tests.pipeline.evaluation.test_matching import image
 
@@ -32,7 +32,7 @@ def evidence():
 def test_labels_by_hand():
     judged = judge_labels(evidence())
     # in image 0 names 1, 2 and 3 are absent; of image 1 the label of name 2 is not judged
-    assert sorted(zip(judged.score.round(2), judged.right, strict=True)) == [
+    assert sorted(zip(judged.score.round(2), judged.correct, strict=True)) == [
         (0.3, True), (0.6, False), (0.7, False), (0.8, False), (0.9, True), (0.95, False),
     ]  # fmt: skip
     assert judged.at(0.5) == {
@@ -81,7 +81,7 @@ def test_the_best_f1_is_the_best_of_all_thresholds(seed):
 
     def f1(threshold):
         kept = judged.score >= threshold
-        return 2 * judged.right[kept].sum() / (kept.sum() + len(judged.gold_score))
+        return 2 * judged.correct[kept].sum() / (kept.sum() + len(judged.gold_score))
 
     assert f1(best_f1(judged)) == max(map(f1, judged.score))
 
@@ -92,7 +92,7 @@ def test_bands_hold_every_detection(seed):
     matches = evidence_of(random_results(seed, images=6)).matches  # every name is known to be there or not
     bands = score_bands(matches)
     assert sum(b["detections"] for b in bands) == len(matches.score)
-    assert sum(b["right"] for b in bands) == matches.hit[:, 0].sum()
+    assert sum(b["right"] for b in bands) == matches.tp[:, 0].sum()
     assert all(b["from"] <= b["score"] <= b["to"] for b in bands) and 0 <= calibration_error(bands) <= 100
 
 
@@ -108,11 +108,11 @@ def test_bands_and_sweeps_leave_out_what_nobody_knows():
 
 def test_a_label_beside_a_crowd_of_its_name_is_wrong():
     crowd = evidence_of([image([(A, 0, True), (A, 1, False)], [(A, 0, 0.9), (B, 0, 0.8), (A, 1, 0.7)])])
-    assert judge_labels(crowd).right.tolist() == [False, True]  # the one that finds the crowd is not judged
+    assert judge_labels(crowd).correct.tolist() == [False, True]  # the one that finds the crowd is not judged
 
 
 def test_the_page_names_every_group(tmp_path):
-    write_evidence(tmp_path / "evidence", "gold", replace(evidence(), counts={"a": 200, "b": 3}))
+    write_match_tables(tmp_path / "evidence", "gold", replace(evidence(), counts={"a": 200, "b": 3}))
     (tmp_path / "metrics.json").write_text(
         json.dumps({"model": "m", "sets": {"gold": {}}, "protocols": {"gold": "lvis"}, "settings": {"gold": {}}})
     )
@@ -122,11 +122,11 @@ def test_the_page_names_every_group(tmp_path):
 
 
 def test_evidence_of_an_earlier_version_is_told(tmp_path):
-    write_evidence(tmp_path, "gold", evidence())
+    write_match_tables(tmp_path, "gold", evidence())
     card = json.loads((tmp_path / "gold.json").read_text())
     (tmp_path / "gold.json").write_text(json.dumps(card | {"absent_pairs": 4}))
     with pytest.raises(InputError, match=r"gold\.json: written by an earlier version; run evaluate again"):
-        read_evidence(tmp_path, "gold")
+        read_match_tables(tmp_path, "gold")
 
 
 def test_a_calibrated_score_has_no_error():

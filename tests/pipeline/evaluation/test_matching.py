@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap, fixed_matches, frequency_group
+from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap, frequency_group
 from pipeline.evaluation.matching import class_curves, match
 from pipeline.evaluation.metrics import ImageResult, iou_matrix
 
@@ -134,6 +134,10 @@ def federated(draw):
         image([(b, n, False) for b, n, _ in g], [(b, n, next(scores) / 100) for b, n, _ in f], absent, partly)
         for g, f, absent, partly in images
     ]
+
+
+def fixed_matches(results, most=10_000):
+    return match(best_of_each_class(results, most), federated=True)
 
 
 @settings(max_examples=150, deadline=None)

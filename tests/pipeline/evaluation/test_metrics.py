@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.evaluation.metrics import ImageResult, coco_ap, iou_matrix, recall_at_k
+from pipeline.evaluation.metrics import ImageResult, coco_ap, iou_matrix, queries_of
 from tests.pipeline.evaluation.test_matching import image
 
 
@@ -23,6 +23,12 @@ def result(gold, found):
         labels=np.array([f[1] for f in found], int),
         scores=np.array([f[2] for f in found], float),
     )
+
+
+def recall_at_k(results, ks=(1, 5, 10)):
+    queries = queries_of(results)
+    total = len(queries.image)
+    return {f"recall_at_{k}": 100.0 * float((queries.first < k).sum()) / max(total, 1) for k in ks} | {"queries": total}
 
 
 def test_recall_by_hand():

@@ -14,9 +14,9 @@ from pipeline.drawing.boxes import draw_regions, phrase_colours, write_montage
 from pipeline.io.tars import write_tar
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.gallery import caption_pieces, write_gallery
-from pipeline.report.inside import BOARD, FILES
 from pipeline.report.page import comparison_markdown, quality_markdown, write_report
 from pipeline.report.plots import loss_curves
+from pipeline.report.urls import BOARD, FILES
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult
 from pipeline.runs.summary import summarise, table_lines
@@ -152,11 +152,11 @@ def test_the_dashboards_report_holds_its_pictures_and_says_where_more_is(tmp_pat
     for name in (FILES, BOARD):
         monkeypatch.delenv(name, raising=False)
     text = dashboard_markdown(SUMMARY, layout)
-    assert text.count("data:image/") == 2 and f"the whole report: `{layout.report / 'index.html'}`" in text
+    assert text.count("data:image/") == 2 and f"full report: `{layout.report / 'index.html'}`" in text
     monkeypatch.setenv(FILES, f"http://127.0.0.1:4201 {(tmp_path / 'runs').resolve()}")
     monkeypatch.setenv(BOARD, "http://127.0.0.1:4202")
     text = dashboard_markdown(SUMMARY, layout)
-    assert "[the whole report](http://127.0.0.1:4201/mine/report/index.html)" in text
+    assert "[full report](http://127.0.0.1:4201/mine/report/index.html)" in text
     assert "[TensorBoard](http://127.0.0.1:4202)" in text and len(text) < 200_000
     other = dashboard_markdown(SUMMARY, RunLayout(tmp_path / "elsewhere"))
     assert "4201" not in other

@@ -64,7 +64,7 @@ def test_what_is_committed_for_the_crawl_of_now_comes_through(config, layout):
 def test_a_shard_that_is_set_aside_stays_out_of_all_later_stages(config, layout):
     fail(layout, "pseudo-label", "b")
     assert [through(config, layout, stage) for stage in STAGES] == ["abc", "ac", "ac", "ac"]
-    assert json.loads(layout.aside("pseudo-label-round-1").read_text()) == {
+    assert json.loads(layout.excluded("pseudo-label-round-1").read_text()) == {
         "b": {"before": "old", "error": "b is broken"}
     }
     commit(layout, "pseudo-label", "b", "old")  # the same once more: still what the failed run could not confirm
@@ -73,7 +73,7 @@ def test_a_shard_that_is_set_aside_stays_out_of_all_later_stages(config, layout)
     assert through(config, layout, "build-shards") == "abc"
     fail(layout, "pseudo-label", "b")
     fail(layout, "pseudo-label")  # or found good by the stage itself
-    assert through(config, layout, "build-shards") == "abc" and not layout.aside("pseudo-label-round-1").exists()
+    assert through(config, layout, "build-shards") == "abc" and not layout.excluded("pseudo-label-round-1").exists()
 
 
 def test_a_shard_that_never_gave_anything_comes_through_when_it_does(config, layout):
@@ -99,5 +99,5 @@ def test_sets_do_not_take_each_others_shards(layout):
     note_excluded(layout, "ingest", 1, [FailedShard(shard="cars-000001", error="broken")])
     assert [Path(s).stem for s in shards_of_set(layout, "cars")] == ["cars-000000"]
     note_excluded(layout, "ingest", 1, [FailedShard(shard=f"cars-00000{i}", error="broken") for i in (0, 1)])
-    with pytest.raises(InputError, match=r"every shard of cars was set aside; see .*set-aside/ingest\.json"):
+    with pytest.raises(InputError, match=r"every shard of cars is excluded; see .*set-aside/ingest\.json"):
         shards_of_set(layout, "cars")

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.evaluation.match_tables import write_evidence
-from pipeline.evaluation.metrics import coco_ap, recall_at_k
+from pipeline.evaluation.match_tables import write_match_tables
+from pipeline.evaluation.metrics import coco_ap
 from pipeline.io.atomic import write_json
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
@@ -17,6 +17,7 @@ from pipeline.runs.rounds import best_model, check_promotion, decide
 from pipeline.runs.summary import model_metrics
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
 from tests.pipeline.evaluation.test_matching import NAMES
+from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 
 def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
@@ -25,7 +26,7 @@ def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
     for name, quality in qualities.items():
         results = random_results(0, images=60, quality=quality)
         sets[name] = {"images": 60.0, **recall_at_k(results), **coco_ap(results, NAMES)}
-        write_evidence(layout.evaluation(model) / "evidence", name, evidence_of(results))
+        write_match_tables(layout.evaluation(model) / "evidence", name, evidence_of(results))
     write_json(
         layout.evaluation(model) / "metrics.json",
         {
@@ -92,7 +93,7 @@ def test_rounds_stop_when_they_no_longer_pay(tmp_path):
     assert decide(config, layout, 1).go_on
     last = decide(config, layout, 2)
     assert last.teacher == "student-1" and last.promoted and not last.go_on
-    assert "under promotion.least_gain 8" in last.why and best_model([last]) == "student-2"
+    assert "below promotion.least_gain 8" in last.why and best_model([last]) == "student-2"
 
 
 def test_the_summary_has_what_the_protocols_have(tmp_path):

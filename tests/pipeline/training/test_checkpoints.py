@@ -10,13 +10,13 @@ import pytest
 
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import (
-    clear,
+    activate_run,
+    checkpoints_of_others,
     latest_checkpoint,
-    others,
     prune,
     read_state,
-    settle,
-    take_over,
+    recover,
+    remove_all,
     write_checkpoint,
 )
 
@@ -62,7 +62,7 @@ def test_a_process_that_dies_while_replacing_leaves_the_old_or_the_new_one(tmp_p
                 done = True
             except Died:
                 done = False
-        settle(out)
+        recover(out)
         seen.add(content(out / "final"))
         assert sorted(p.name for p in out.iterdir()) == ["final"]
         if done:
@@ -78,7 +78,7 @@ def test_a_half_written_folder_goes_and_a_whole_one_gets_its_name(tmp_path):
     os.rename(tmp_path / "step-00000002", tmp_path / "step-00000002.tmp")
     (tmp_path / "step-00000004.tmp").mkdir()
     (tmp_path / "step-00000004.tmp" / "b.txt").write_text("half")
-    settle(tmp_path)
+    recover(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
     assert latest_checkpoint(tmp_path, "mark") == (tmp_path / "step-00000002", 2)
 
@@ -106,16 +106,16 @@ def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path):
 
 def test_one_run_at_a_time_has_the_names_and_the_others_step_aside(tmp_path):
     write(tmp_path / "step-00000002", "first", "a" * 64, 2)
-    take_over(tmp_path, "b" * 64)
+    activate_run(tmp_path, "b" * 64)
     aside = f"aside-{'a' * 12}-step-00000002"
     assert [p.name for p in tmp_path.iterdir()] == [aside]
     write(tmp_path / "step-00000002", "second", "b" * 64, 2)
-    assert [(f.name, s.step) for f, s in others(tmp_path, "b" * 64)] == [(aside, 2)]
-    take_over(tmp_path, "a" * 64)
+    assert [(f.name, s.step) for f, s in checkpoints_of_others(tmp_path, "b" * 64)] == [(aside, 2)]
+    activate_run(tmp_path, "a" * 64)
     assert content(tmp_path / "step-00000002") == "first"
     assert latest_checkpoint(tmp_path, "b" * 64) is None
     assert latest_checkpoint(tmp_path, "b" * 64, aside=True) is not None
-    clear(tmp_path)
+    remove_all(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

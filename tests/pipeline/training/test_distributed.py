@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from pipeline.training.distributed import Processes
 processes = Processes(device="cpu", precision="float32", tracker=None, folder=sys.argv[1])
 alone = processes.accelerator.distributed_type == DistributedType.NO
-print(processes.kind, alone, "ACCELERATE_USE_FSDP" in os.environ, sep="; ")
+print(processes.description, alone, "ACCELERATE_USE_FSDP" in os.environ, sep="; ")
 """
 
 

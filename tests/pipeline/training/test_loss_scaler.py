@@ -17,7 +17,7 @@ from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.execution.progress import Silent
 from pipeline.training.loss_scaler import LossScaler
-from pipeline.training.report import Resumed
+from pipeline.training.report import TrainerState
 from pipeline.training.run_identity import Identity
 from pipeline.training.trainer import Trainer
 from tests.conftest import tiny_model
@@ -43,9 +43,8 @@ class Scaled:
         self.patch.undo()  # accelerate's state is the process's, and what the training before was told
         self.held.close()  # the training before has ended, or was killed
         trainer = Trainer(
-            config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model,
-            init=None,
-            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), held=self.held,
+            config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model, init=None,
+            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), exit_stack=self.held,
         )  # fmt: skip
         self._add_scaler(trainer)
         step = [-1]
@@ -64,7 +63,7 @@ class Scaled:
         trainer.scaler = LossScaler(scaler)
         checkpoint = max(trainer.out.glob("step-*"), default=None)
         if checkpoint is not None:
-            trainer.scaler.load(Resumed.model_validate_json((checkpoint / "trainer.json").read_bytes()).scaler)
+            trainer.scaler.load(TrainerState.model_validate_json((checkpoint / "trainer.json").read_bytes()).scaler)
 
 
 @pytest.fixture
@@ -94,10 +93,10 @@ def test_a_scalers_state_comes_back_from_a_file_as_it_was():
 
     step(scaler)
     fields = {"report": {"fingerprint": "", "steps": 1, "final": "", "records": {}, "lost": {}, "curve": []}}
-    resumed = Resumed.model_validate(
+    resumed = TrainerState.model_validate(
         {**fields, "sums": {}, "counted": 0, "averaged": 0, "scaler": LossScaler(scaler).state()}
     )
-    back = Resumed.model_validate_json(json.dumps(resumed.model_dump(mode="json"))).scaler
+    back = TrainerState.model_validate_json(json.dumps(resumed.model_dump(mode="json"))).scaler
     assert {k: (type(v), v) for k, v in back.items()} == {k: (type(v), v) for k, v in scaler.state_dict().items()}
     again = torch.amp.GradScaler("cpu")
     LossScaler(again).load(back)

@@ -23,7 +23,7 @@ from pipeline.io.tars import write_tar
 from pipeline.stages.jobs import TrainModel
 from pipeline.training.checkpoints import read_state
 from pipeline.training.report import read_report
-from pipeline.training.run_identity import HOW_IT_FITS, HOW_IT_RUNS, Identity
+from pipeline.training.run_identity import MEMORY_SETTINGS, RUNTIME_SETTINGS, Identity
 from tests.conftest import TINY_TEXT_ENCODER, tiny_text_encoder
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.training import NAMES, poison, write_sources
@@ -70,10 +70,10 @@ def swapped(sources: dict[str, list[str]]) -> dict[str, list[str]]:
 def test_settings_that_only_say_how_it_runs_may_change_on_the_way(sources, tmp_path, told):
     run(sources, tmp_path / "whole")
     others = {"save_every": 1, "keep_checkpoints": 3, "log_every": 2, "draw_every": 3, "max_skipped_steps": 7}
-    assert others.keys() | {"gradient_checkpointing"} == HOW_IT_RUNS
+    assert others.keys() | {"gradient_checkpointing"} == RUNTIME_SETTINGS
     stop(sources, tmp_path / "out")
     run(sources, tmp_path / "out", changed(**others))
-    assert "going on from step 2" in told.text
+    assert "resuming from step 2" in told.text
     assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
 
 
@@ -87,7 +87,7 @@ def test_after_a_loss_that_was_not_finite_the_run_goes_on_from_where_it_stopped(
     report = TrainModel(
         settings=config.model_copy(update={"max_skipped_steps": 6}), sources=sources, out=tmp_path / "o", init=init
     ).run()
-    assert f"going on from step {step}" in told.text and report.skipped_steps >= 1
+    assert f"resuming from step {step}" in told.text and report.skipped_steps >= 1
 
 
 def test_other_settings_than_the_unfinished_training_has_are_refused_and_nothing_is_lost(sources, tmp_path):
@@ -116,12 +116,12 @@ def test_changed_data_begin_anew_and_the_old_checkpoints_wait_until_it_has_finis
     stop(sources, tmp_path / "out")
     old = read_state(tmp_path / "out" / "step-00000002")
     stop(new, tmp_path / "out")
-    assert "training anew: source pseudo changed since the unfinished training here (step 2)" in told.text
+    assert "starting from the beginning: source pseudo changed since the unfinished training here (step 2)" in told.text
     aside, mine = names(tmp_path / "out")
     assert aside.startswith("aside-") and mine == "step-00000002" and read_state(tmp_path / "out" / aside) == old
     told.clear()
     run(new, tmp_path / "out")
-    assert "going on from step 2" in told.text
+    assert "resuming from step 2" in told.text
     assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
     assert names(tmp_path / "out") == []
 
@@ -139,14 +139,14 @@ def other_folder(sources, name: str = "pseudo-000000.tar") -> list[str]:
     return [first, str(other)]
 
 
-def test_shards_in_another_order_are_other_data(sources, tmp_path, told):
+def test_shards_in_another_order_are_changed_data(sources, tmp_path, told):
     """The order of records depends on the places of their shards: to go on would train other samples without a word."""
     there = other_folder(sources)
     stop({**sources, "pseudo": there}, tmp_path / "out")
     turned = {**sources, "pseudo": there[::-1]}
     run(turned, tmp_path / "whole")
     run(turned, tmp_path / "out")
-    assert "training anew: source pseudo changed" in told.text and "going on" not in told.text
+    assert "starting from the beginning: source pseudo changed" in told.text and "resuming" not in told.text
     assert files(tmp_path / "out" / "final") == files(tmp_path / "whole" / "final")
 
 
@@ -157,7 +157,7 @@ def test_a_change_in_either_of_two_shards_of_one_name_is_seen(sources, tmp_path,
     assert before == Identity.of(CONFIG, there, model=ModelConfig(), init=None)
     shutil.copy(there["pseudo"][1 - changed_one], there["pseudo"][changed_one])
     after = Identity.of(CONFIG, there, model=ModelConfig(), init=None)
-    assert after.mark != before.mark and after.other_data(before) == ["source pseudo"]
+    assert after.fingerprint != before.fingerprint and after.changed_data(before) == ["source pseudo"]
 
 
 def test_other_class_names_are_other_data_and_those_of_other_sets_are_not(sources, tmp_path, told):
@@ -170,10 +170,12 @@ def test_other_class_names_are_other_data_and_those_of_other_sets_are_not(source
     stop(sources, tmp_path / "out")
     card("unread", "zebra")
     stop(sources, tmp_path / "out", after=1)
-    assert "going on from step 2" in told.text and "anew" not in told.text
+    assert "resuming from step 2" in told.text and "from the beginning" not in told.text
     card("detection", *NAMES, "zebra")  # a negative more
     run(sources, tmp_path / "out")
-    assert "training anew: class names of detection changed since the unfinished training here (step 2)" in told.text
+    assert (
+        "starting from the beginning: class names of detection changed since the unfinished training here" in told.text
+    )
 
 
 def test_the_first_data_again_go_on_with_what_stepped_aside(sources, tmp_path, told):
@@ -182,37 +184,36 @@ def test_the_first_data_again_go_on_with_what_stepped_aside(sources, tmp_path, t
     stop(swapped(sources), tmp_path / "out")
     told.clear()
     assert run(sources, tmp_path / "out") == whole
-    assert "going on from step 2" in told.text
+    assert "resuming from step 2" in told.text
 
 
 def test_a_finished_training_is_done_again_when_data_or_settings_change_and_says_why(sources, tmp_path, told):
     run(sources, tmp_path / "out")
     told.clear()
     run(swapped(sources), tmp_path / "out", changed(seed=1))
-    assert "training anew: seed 1 (before: 0); source pseudo" in told.text
+    assert "starting from the beginning: seed 1 (before: 0); source pseudo" in told.text
     told.clear()
     run(swapped(sources), tmp_path / "out", changed(seed=1, log_every=3))
     assert "already trained for 5 steps" in told.text
 
 
 def test_micro_batches_may_change_on_the_way_and_it_is_told(sources, tmp_path, told):
-    assert {"accumulate"} == HOW_IT_FITS
+    assert {"accumulate"} == MEMORY_SETTINGS
     stop(sources, tmp_path / "out")
     report = run(sources, tmp_path / "out", changed(accumulate=2))
     assert (
-        "going on from step 2" in told.text
-        and "accumulate 2 (before: 1): the same samples in the same order" in told.text
+        "resuming from step 2" in told.text and "accumulate 2 (before: 1): same samples in the same order" in told.text
     )
     told.clear()
     run(sources, tmp_path / "out")
-    assert "training anew: accumulate 1 (before: 2)" in told.text  # done, and the result is another one
+    assert "starting from the beginning: accumulate 1 (before: 2)" in told.text  # done, and the result is another one
     assert report.curve != read_report(tmp_path / "out").curve
 
 
 def test_a_report_that_cannot_be_read_is_no_end(sources, tmp_path, told):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text('{"steps": 1}')
-    assert run(sources, tmp_path / "out").steps == 5 and "not a training's report" in told.text
+    assert run(sources, tmp_path / "out").steps == 5 and "not a training report" in told.text
 
 
 ELSEWHERE = """
