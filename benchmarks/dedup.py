@@ -87,8 +87,7 @@ def hashing(folder: Path, copies: int, repeats: int) -> dict[str, float]:
 
 
 def write_hashes(folder: Path, shards: int, rows: int) -> None:
-    """Write tables of random hashes; a thousandth of them are near-duplicates of evaluation
-    images."""
+    """Write tables of random hashes; a thousandth of them nearly match evaluation images."""
     folder.mkdir(parents=True)
     near = evaluation_words(1000)
     for shard in range(shards):

@@ -56,8 +56,7 @@ ALL_RULES = FilterConfig(
 
 
 def shard_table(images: int, seed: int = 0) -> pa.Table:
-    """A random shard: about 4 phrases per image of Zipf's distribution, 8 regions per phrase with
-    falling scores."""
+    """A random shard: about 4 phrases per image (Zipf), 8 regions each with falling scores."""
     rng = np.random.default_rng(seed)
     phrases = rng.poisson(4, images).clip(1)
     image_of_phrase = np.repeat(np.arange(images), phrases)
@@ -138,8 +137,7 @@ def timed(times: list[tuple[float, float]]) -> Iterator[None]:
 
 
 def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """Rates of this implementation, the previous one, and the rules alone; pins this process to one
-    core."""
+    """Rates of this and the previous implementation and of the rules alone, on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
     paths = sorted(map(str, store.glob("*.parquet")))

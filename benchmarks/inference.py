@@ -159,8 +159,7 @@ def _status(name: str) -> float:
 
 
 def largest_difference(ours: torch.nn.Module, literal: torch.nn.Module) -> float:
-    """Largest relative difference of the two paths' outputs with the same weights, at a small
-    size."""
+    """Largest relative difference of the two paths' outputs at a small size."""
     literal.load_state_dict(ours.state_dict())
     a, b = call("ours", ours, 1, 224, 320)(), call("literal", literal, 1, 224, 320)()
     pairs = [(a.logits, b.logits[..., :TOKENS]), (a.pred_boxes, b.pred_boxes)]

@@ -72,8 +72,7 @@ def photographs() -> list[tuple[Image.Image, str]]:
 
 
 def write_crawl(folder: Path, shards: int, samples: int, side: int, *, mixed: bool, seed: int = 0) -> list[str]:
-    """Write crawl shards of crops; ``mixed``: of several aspect ratios, with captions of 1 to 12
-    sentences."""
+    """Write crawl shards of crops; ``mixed``: varying aspect ratios, captions of 1-12 sentences."""
     rng = random.Random(seed)
     photos = photographs()
     folder.mkdir(parents=True)
@@ -217,8 +216,7 @@ def bucketing_speedup(bench: Bench, repeats: int) -> float:
 
 
 def memory(root: Path) -> dict[str, Any]:
-    """Peak memory and seconds of the command on increasing numbers of shards, in separate
-    processes."""
+    """Peak memory and seconds of the command by number of shards, in separate processes."""
     crawl = write_crawl(root / "crawl", max(SHARDS_OF_FIT), 4, 96, mixed=False)
     teacher, phrases = tiny_teacher(root / "teacher"), str(root / "phrases")
     ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=phrases).run()

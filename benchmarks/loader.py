@@ -82,8 +82,7 @@ def write_shards(folder: Path, shards: int, records: int) -> list[str]:
 
 
 class Bare:
-    """Webdataset loop that reads and decodes; with ``processor`` it also makes the network's
-    inputs."""
+    """Webdataset loop that reads and decodes; with ``processor``, also makes the inputs."""
 
     def __init__(self, processor: GlipProcessor | None, batch: int) -> None:
         self._processor, self._batch = processor, batch

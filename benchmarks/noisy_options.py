@@ -63,8 +63,7 @@ class Labels(NamedTuple):
 
 
 def base_run(root: Path, seed: int, rules: list[str]) -> Labels:
-    """Run the loop as ``make demo`` does, without control and photographs, but with moving
-    averages."""
+    """Run the loop as ``make demo``, without control and photographs, with moving averages."""
     changes = ["control=false", "resources.threads=1", "resources.parallel=1", "demo.photos=false", f"seed={seed}"]
     changes += [f"student.{change}" for change in AVERAGES.values()]
     command = [str(Path(sys.executable).with_name("self-train")), "run", "--recipe", "demo", "--out", str(root)]

@@ -132,8 +132,7 @@ def recorded(api: str, state: str | None = None) -> int:
 
 
 def wait_for_records(api: str, expected: int, timeout: float = 60) -> tuple[int, float]:
-    """(completed task runs, seconds waited for them); stops after ``timeout`` seconds without a new
-    one."""
+    """(completed task runs, seconds waited); stops ``timeout`` seconds after the last new one."""
     started = progressed = time.monotonic()
     before = -1
     while (now := recorded(api, "COMPLETED")) < expected and time.monotonic() - progressed < timeout:

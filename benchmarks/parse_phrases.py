@@ -1,5 +1,4 @@
-"""parse-phrases over shards (reading, parsing, writing) against ``nlp.pipe`` over the same captions
-in memory.
+"""parse-phrases over shards against ``nlp.pipe`` over the same captions in memory.
 
     python benchmarks/parse_phrases.py --json parse_phrases.json
 
@@ -68,8 +67,7 @@ def captions(count: int) -> list[str]:
 
 
 def shards(texts: list[str], folder: Path, per_shard: int, side: int) -> list[str]:
-    """Write crawl shards of the captions with JPEGs of ``side`` x ``side`` (a crawl's have 10 to 40
-    KB)."""
+    """Write crawl shards of the captions with JPEGs of ``side`` x ``side`` pixels."""
     noise = np.random.default_rng(1).normal(0, 12, (side, side, 3)) + np.linspace(40, 200, side)[None, :, None]
     buffer = io.BytesIO()
     Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
@@ -122,8 +120,7 @@ def stage(config: ParsePhrasesConfig, paths: list[str], folder: Path, workers: i
 
 
 def bare_child(name: str, texts: list[str], ready: Any, go: Any, seconds: Any) -> None:
-    """Body of a process with spaCy alone: warm up, wait for ``go``, put the seconds of its
-    texts."""
+    """A process with spaCy alone: warm up, wait for ``go``, put the seconds of its texts."""
     import spacy
 
     nlp = spacy.load(name, exclude=["ner"])

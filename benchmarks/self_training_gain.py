@@ -41,8 +41,7 @@ def run(out: Path, changes: list[str]) -> dict[str, Any]:
 
 
 def scratch_run(teacher_run: Path, out: Path, changes: list[str]) -> dict[str, Any]:
-    """Run the loop with a student trained from scratch, for the steps of teacher and student
-    together.
+    """Run the loop with a student trained from scratch, for the teacher's and student's steps.
 
     Teacher, labels and control are hard-linked from the first run, so only the student is trained.
     """

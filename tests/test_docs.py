@@ -14,14 +14,12 @@ from PIL import Image
 from flows import cli as flow_cli
 from model import convert_checkpoint
 from pipeline.cli import app as cli
-from pipeline.demo import cli as demo_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: dict[str, click.Command] = {
     **cli.main.commands,
     "self-train": flow_cli.main,
-    "make-demo-data": demo_cli.main,
     "convert-checkpoint": convert_checkpoint.main,
 }
 

@@ -39,9 +39,7 @@ class EvaluateConfig(Config):
 
 
 class PromotionConfig(Config):
-    """Conditions under which a student becomes the next round's teacher, and under which rounds
-    stop.
-    """
+    """Conditions for a student to become the next round's teacher, and for another round."""
 
     gates: tuple[str, ...] = Field(
         (),

@@ -74,9 +74,7 @@ class PseudoLabelConfig(Config):
 
 
 class RescoreConfig(Config):
-    """Region-text score of stored regions: similarity of the box's crop and its phrase (YOLO-World,
-    appendix B).
-    """
+    """Similarity of a stored region's crop and its phrase (YOLO-World, appendix B)."""
 
     similarity: Literal["cosine", "sigmoid"] = Field(
         "cosine",

@@ -1,6 +1,4 @@
-"""Check that addresses in settings have no secrets: settings are stored with a run and shown on its
-page.
-"""
+"""Refusal of secrets in settings, which are stored with a run and shown on its page."""
 
 from __future__ import annotations
 

@@ -12,9 +12,7 @@ from pipeline.io.tables import read_table
 
 @dataclass(frozen=True)
 class CaptionPhrases:
-    """One image's caption, and for each phrase its row number in the phrases file, its span and its
-    root.
-    """
+    """One image's caption, and each phrase's row number in the phrases file, span and root."""
 
     caption: str
     rows: tuple[int, ...]

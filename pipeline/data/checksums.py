@@ -12,9 +12,7 @@ from pipeline.io.paths import parent, resolve_path
 
 
 class FileCheck(NamedTuple):
-    """Result for one file. ``unstated``: the file exists, but neither its size nor a checksum is
-    published.
-    """
+    """Result for one file. ``unstated``: the file exists, but no size or checksum is published."""
 
     name: str
     state: Literal["ok", "differs", "absent", "unstated"]

@@ -96,9 +96,7 @@ def digests(sources: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _first_record(shard: str) -> GroundingRecord | None:
-    """First record of a shard, without its image; None if the shard is empty or the record is
-    invalid.
-    """
+    """First record of a shard, without its image; None if there is none or it is invalid."""
     records = ShardSet([shard])
     try:
         return records.record(0, 0) if records.counts[0] else None

@@ -17,9 +17,7 @@ def image_of(sample: TarSample) -> tuple[str, bytes] | None:
 
 
 def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
-    """Caption from ``key.txt``, else from ``caption`` of ``key.json``: (caption, None) or (None,
-    reason).
-    """
+    """Caption from ``key.txt``, else from ``key.json``: (caption, None) or (None, reason)."""
     if "txt" in sample.files:
         try:
             return sample.files["txt"].decode("utf-8"), None

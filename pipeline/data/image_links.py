@@ -13,9 +13,7 @@ from pipeline.io.paths import is_url
 
 
 class LinkReader:
-    """Reads linked images, and checks that the linked shards are unchanged by their size, once
-    each.
-    """
+    """Reads linked images, and checks once that each linked shard has its stated size."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int | None] = {}

@@ -9,9 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 MAX_LENGTH, KEPT_LENGTH = 180, 150
-"""Bytes. Keys become file names, with an extension and a temporary suffix, and file systems allow
-255.
-"""
+"""Bytes. Keys become parts of file names, which have at most 255."""
 
 
 def image_key(image_id: Any) -> str:
@@ -27,9 +25,7 @@ def image_key(image_id: Any) -> str:
 
 
 def row_key(row: Mapping[str, Any]) -> str | None:
-    """Value of ``key`` of an annotation row, as export-labels writes it; encoded if invalid as a
-    key.
-    """
+    """Key stated in an annotation row, as export-labels writes it; encoded if invalid."""
     key = row.get("key")
     if not isinstance(key, str) or not key:
         return None
@@ -44,9 +40,7 @@ def shard_key(key: str) -> str:
 
 
 def _shorten(key: str) -> str:
-    """Limit the length. ``%~`` cannot occur in an encoded key, so no full key equals a shortened
-    one.
-    """
+    """Limit the length. ``%~`` is in no encoded key, so a shortened key is unique."""
     return key if len(key) <= MAX_LENGTH else f"{key[:KEPT_LENGTH]}%~{sha256(key.encode()).hexdigest()[:16]}"
 
 

@@ -38,9 +38,7 @@ class _Strict(BaseModel):
 
 
 class ExpectedFile(_Strict):
-    """A published file; size and checksum only if published by its owner or by a library that
-    downloads it.
-    """
+    """A published file; size and checksum only if its owner or a library states them."""
 
     name: str
     url: str | None = None
@@ -52,9 +50,7 @@ class ExpectedFile(_Strict):
 
 
 class SetManifest(_Strict):
-    """One data set of a manifest. Paths are absolute, URLs, or relative to the root given on the
-    command line.
-    """
+    """One data set of a manifest. Paths are absolute, URLs, or relative to the root."""
 
     kind: Literal["detection", "grounding", "evaluation", "crawl", "gold"]
     format: FormatName
@@ -92,9 +88,7 @@ class SetManifest(_Strict):
 
 
 class MixtureEntry(_Strict):
-    """A set of a mixture, and its copies in an epoch. ``images``: number in one copy, exact or in
-    thousands.
-    """
+    """A set of a mixture, and its copies in an epoch. ``images``: number in one copy."""
 
     manifest: str
     set: str
@@ -104,9 +98,7 @@ class MixtureEntry(_Strict):
 
 
 class Manifest(BaseModel):
-    """A manifest file: data sets, or a mixture of sets of other manifests. Unknown fields are
-    ignored.
-    """
+    """Manifest: data sets, or a mixture of other manifests' sets. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

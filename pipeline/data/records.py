@@ -171,9 +171,7 @@ of the image, in pixels. ``centerness``: null if the teacher has none.
 """
 
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
-"""Regions with a second model's similarity of crop and phrase, 0..1; null if the image could not be
-read.
-"""
+"""Regions with a second model's score of crop and phrase, 0..1; null for unreadable images."""
 
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
 """Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""

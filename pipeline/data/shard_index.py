@@ -29,9 +29,7 @@ IMAGES = (LINK, *IMAGE_EXTENSIONS)
 ROW = np.dtype(
     [("json", "<u8"), ("json_size", "<u8"), ("image", "<u8"), ("image_size", "<u8"), ("kind", "u1"), ("key_end", "<u4")]
 )
-"""One record, 37 bytes. ``kind``: index in IMAGES. ``key_end``: end of its key in the concatenation
-of all keys.
-"""
+"""One record. ``kind``: index in IMAGES. ``key_end``: end of its key among all keys."""
 
 FORMAT = b"shard index 1 " + ",".join(IMAGES).encode() + b"\n"
 

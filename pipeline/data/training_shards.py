@@ -33,9 +33,7 @@ def rank_order(items: Sequence[T]) -> list[T]:
 
 
 class ShardSet:
-    """Records of a list of shards, addressed by (shard number, row). Local files stay open, at most
-    ``max_open``.
-    """
+    """Records of shards by (shard number, row). At most ``max_open`` local files stay open."""
 
     def __init__(self, shards: Sequence[str], max_open: int = 32) -> None:
         self.shards = list(shards)
@@ -106,9 +104,7 @@ class ShardSet:
         return data
 
     def forget_open_files(self) -> None:
-        """Reopen files on the next read, in a forked process: it shares its parent's file
-        positions.
-        """
+        """Reopen files, in a forked process, which shares its parent's file positions."""
         self._open = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:

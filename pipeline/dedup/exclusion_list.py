@@ -49,9 +49,7 @@ class ExclusionList:
         return self.samples.get(shard, frozenset())
 
     def fingerprint_of(self, shard: str) -> dict[str, str]:
-        """Contribution to the fingerprint of a shard's output; {} if the list has none of its
-        samples.
-        """
+        """Part of the fingerprint of a shard's output; {} if none of its samples is listed."""
         return {"without": digest_json(sorted(self.of(shard)))} if self.of(shard) else {}
 
     def warn_of_unknown_ids(self, path: str, shards: Sequence[str]) -> None:

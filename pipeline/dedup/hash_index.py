@@ -30,9 +30,7 @@ class BandedIndex:
         self._tables = {band: self._table(band, r) for band, r in enumerate(radii) if r >= 0}
 
     def _table(self, band: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
-        """(start of each value's rows, rows of the hashes whose band is within ``radius`` bits of
-        the value).
-        """
+        """(start of each value's rows, rows of hashes with a band within ``radius`` of it)."""
         near = np.arange(1 << BAND_BITS, dtype=np.uint16)
         near = near[np.bitwise_count(near) <= radius]
         values = (_band(self._hashes, band)[:, None] ^ near).ravel()

@@ -1,6 +1,4 @@
-"""Search of hashed images for near-duplicates of query images, by the first 64 bits and then by all
-256.
-"""
+"""Search for near-duplicates by the first 64 bits of the hash, and then by all 256."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The demo's data: scenes of tinted glyphs, captions, labels, a crawl and held-out scenes, made in seconds.
+"""Demo data: scenes of coloured glyphs with captions and labels, a crawl and held-out scenes,
+generated in seconds.
 
-``generate_demo`` (in :mod:`pipeline.demo.generate`) is the way in; ``make-demo-data`` is its command. What is
-drawn is written in ``data_manifests/demo.yaml``.
+The entry points are :func:`pipeline.demo.generate.generate_demo` and the command
+``make-demo-data``. ``data_manifests/demo.yaml`` lists the nouns, colours and fonts.
 """

@@ -1,4 +1,4 @@
-"""Captions and the character spans in them. Spans come from building the text, never from searching it."""
+"""Generation of captions with the spans of their phrases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN: Mapping[int, tuple[str, ...]] = {
     3: ("{0} and {1} near {2}", "{0}, {1} and {2}", "{0} next to {1} and {2}", "{0} with {1} beside {2}"),
     4: ("{0} and {1} next to {2} and {3}", "{0}, {1}, {2} and {3}", "{0} near {1}, {2} beside {3}"),
 }
-"""Templates of the human-labelled captions, by how many things they name."""
+"""Templates of the human-labelled captions, by the number of things they mention."""
 
 CRAWLED: Mapping[int, tuple[str, ...]] = {
     1: (*PLAIN[1], "A photo of {0}.", "{0} on a grey wall"),
@@ -25,18 +25,19 @@ CRAWLED: Mapping[int, tuple[str, ...]] = {
     3: (*PLAIN[3], "A scene with {0}, {1} and {2}.", "there were {0}, {1} and {2}", "{0}; {1}; {2}"),
     4: (*PLAIN[4], "A collection of {0}, {1}, {2} and {3}.", "{0} next to {1}, with {2} and {3}"),
 }
-"""Templates of the crawled captions: the plain ones, and some with words that name no drawn thing."""
+"""Templates of the crawled captions: the plain ones, and some with nouns that are not in the scene.
+"""
 
 USELESS = (
     "IMG_{n}.jpg", "DSC_{n}", "BUY NOW | stock photo", "", "Untitled", "Image may contain: {n} items",
     "Free shipping on orders over $50", "screenshot-{n}.png", "click to enlarge", "404",
 )  # fmt: skip
-"""Captions that describe nothing, as crawls have them."""
+"""Captions without a description, as in crawls."""
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A thing's place in its caption: ``caption[start:end]`` is its phrase without the article."""
+    """Span of a thing's phrase in the caption, without the article. ``thing``: index in the scene."""
 
     thing: int
     start: int
@@ -45,13 +46,13 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and where it names what; ``phrases`` are in the order of the text."""
+    """A caption with its phrases, in the order of the text."""
 
     text: str
     phrases: tuple[Phrase, ...] = ()
 
     def words(self, phrase: Phrase) -> str:
-        """The phrase's text."""
+        """Text of a phrase."""
         return self.text[phrase.start : phrase.end]
 
 
@@ -65,11 +66,17 @@ def write_caption(
     style: bool,
     nouns: bool = True,
 ) -> Caption:
-    """Name the ``mentioned`` things (1 to 4 indices, in this order) in one of ``templates``.
+    """Generate a caption that mentions things of a scene.
 
-    Things of one noun are always told apart: by colour, and by size where their colours are the same. With
-    ``style`` articles and capitals vary as in found text; else every phrase has "a" or "an", the text is lower case.
-    Without ``nouns`` every thing is called by its colour, and maybe size, alone ("a red thing").
+    Things with the same noun are distinguished by colour, or by size if their colours are equal.
+
+    Args:
+        mentioned: indices of the mentioned things (1 to 4), in the order of the caption.
+        templates: number of things -> templates.
+        style: vary articles and capitals; otherwise every phrase has "a" or "an", and the text is
+            lower case.
+        nouns: otherwise things are described only by their colour, and possibly size ("a red
+            thing").
     """
     options = templates[len(mentioned)]
     template = options[rng.integers(len(options))]
@@ -99,7 +106,7 @@ def write_caption(
 
 
 def useless_caption(rng: Generator) -> Caption:
-    """A caption that describes nothing; it may be empty."""
+    """Generate a caption without a description; it may be empty."""
     return Caption(USELESS[rng.integers(len(USELESS))].format(n=int(rng.integers(1000, 10000))))
 
 
@@ -108,12 +115,11 @@ def _attributes(thing: Thing, rng: Generator, config: DemoDataConfig) -> str:
 
 
 def _describe(thing: Thing, others: Sequence[Thing], rng: Generator, config: DemoDataConfig) -> str:
-    twins = [t for t in others if t.noun == thing.noun]
+    same_noun = [t for t in others if t.noun == thing.noun]
     with_colour = rng.random() < config.colour_share
     with_size = rng.random() < config.size_share
-    if any(t.colour == thing.colour for t in twins):
+    if any(t.colour == thing.colour for t in same_noun):
         with_size = True
-    elif twins:
+    elif same_noun:
         with_colour = True
-    words = [thing.size] * with_size + [thing.colour] * with_colour + [thing.noun]
-    return " ".join(words)
+    return " ".join([thing.size] * with_size + [thing.colour] * with_colour + [thing.noun])

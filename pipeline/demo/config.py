@@ -1,4 +1,4 @@
-"""Settings of the demo's data, and what the generator says it made. Imports no torch."""
+"""Settings and summary of the demo data. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ from pipeline.config import Config
 
 
 class DemoDataConfig(Config):
-    """What to generate. The same settings and the same manifest always give the same bytes.
+    """Settings of the demo data. The same settings and manifest always give the same bytes.
 
-    Pixels refer to a scene whose shorter side is 96; sizes of things scale with ``image_size``. A set's
-    scenes depend on the seed, the set's name and the scene's number alone, so changing one count leaves the
-    other sets as they were.
+    Sizes in pixels are for ``image_size`` 96 and scale with it. A scene depends only on the seed,
+    the set's name and its number, so changing the size of one set does not change the others.
     """
 
-    seed: int = Field(0, ge=0, description="every random choice starts here")
+    seed: int = Field(0, ge=0, description="seed of all random choices")
     image_size: int = Field(96, ge=64, description="shorter side of a scene in pixels")
-    max_aspect: float = Field(1.0, ge=1, le=2, description="longer side over shorter at most; 1: square")
-    detection_scenes: int = Field(1500, ge=0, description="labelled by class name, BASE nouns")
-    grounding_scenes: int = Field(1000, ge=0, description="labelled by caption spans, BASE nouns")
+    max_aspect: float = Field(1.0, ge=1, le=2, description="maximum ratio of longer to shorter side; 1: square")
+    detection_scenes: int = Field(1500, ge=0, description="scenes labelled by class name, BASE nouns")
+    grounding_scenes: int = Field(1000, ge=0, description="scenes labelled by caption spans, BASE nouns")
     attributes_scenes: int = Field(
-        500, ge=0, description='labelled by caption spans, colours without nouns ("a red thing")'
+        500, ge=0, description='scenes labelled by caption spans, colours without nouns ("a red thing")'
     )
-    crawled_scenes: int = Field(4000, ge=0, description="captions only, BASE and NOVEL nouns")
-    validation_scenes: int = Field(100, ge=0, description="in each of val_base and val_novel")
-    evaluation_scenes: int = Field(300, ge=0, description="in each of eval_base and eval_novel")
-    shard_size: int = Field(250, ge=1, le=10000, description="crawled samples in one tar")
-    photos: bool = Field(True, description="also pack real photographs as a crawled shard")
-    max_photo_side: int = Field(384, ge=32, description="longer side of photographs at most, in pixels")
+    crawled_scenes: int = Field(4000, ge=0, description="scenes with captions only, BASE and NOVEL nouns")
+    validation_scenes: int = Field(100, ge=0, description="scenes in each of val_base and val_novel")
+    evaluation_scenes: int = Field(300, ge=0, description="scenes in each of eval_base and eval_novel")
+    shard_size: int = Field(250, ge=1, le=10000, description="crawled samples per tar")
+    photos: bool = Field(True, description="also write real photographs as a crawled shard")
+    max_photo_side: int = Field(384, ge=32, description="maximum longer side of photographs in pixels")
     jpeg_quality: int = Field(90, ge=1, le=95)
-    small: tuple[int, int] = Field((20, 28), description='longer side of a "small" thing, in pixels')
-    large: tuple[int, int] = Field((34, 44), description='longer side of a "large" thing, in pixels')
-    max_rotation: int = Field(12, ge=0, le=45, description="degrees either way")
-    max_overlap: float = Field(0.05, ge=0, le=0.5, description="between two things, of the smaller box's area")
-    same_noun_share: float = Field(0.8, ge=0, le=1, description="grounding scenes with two of one noun")
-    colour_share: float = Field(0.92, ge=0, le=1, description="phrases that name the colour")
-    size_share: float = Field(0.4, ge=0, le=1, description="phrases that name the size")
-    repeat_colour_share: float = Field(0.2, ge=0, le=1, description="crawled scenes whose colours may repeat")
-    unmentioned_share: float = Field(0.15, ge=0, le=1, description="captions of 3 or 4 that leave one out")
-    useless_share: float = Field(0.03, ge=0, le=1, description="crawled captions that describe nothing; rounded")
-    broken_share: float = Field(0.01, ge=0, le=1, description="crawled images that are no whole JPEG; rounded")
-    train_fonts: tuple[str, ...] = Field((), description="of labelled and crawled scenes; empty: manifest's")
-    validation_fonts: tuple[str, ...] = Field((), description="of val_*; empty: the manifest's")
-    evaluation_fonts: tuple[str, ...] = Field((), description="of eval_*; empty: the manifest's")
+    small: tuple[int, int] = Field((20, 28), description='range of the longer side of a "small" thing in pixels')
+    large: tuple[int, int] = Field((34, 44), description='range of the longer side of a "large" thing in pixels')
+    max_rotation: int = Field(12, ge=0, le=45, description="maximum rotation in degrees, in either direction")
+    max_overlap: float = Field(
+        0.05, ge=0, le=0.5, description="maximum overlap of two things, as a share of the smaller box's area"
+    )
+    same_noun_share: float = Field(0.8, ge=0, le=1, description="share of grounding scenes with two things of one noun")
+    colour_share: float = Field(0.92, ge=0, le=1, description="share of phrases that name the colour")
+    size_share: float = Field(0.4, ge=0, le=1, description="share of phrases that name the size")
+    repeat_colour_share: float = Field(
+        0.2, ge=0, le=1, description="share of crawled scenes in which colours may repeat"
+    )
+    unmentioned_share: float = Field(
+        0.15, ge=0, le=1, description="share of captions of scenes with 3 or 4 things that do not mention one of them"
+    )
+    useless_share: float = Field(0.03, ge=0, le=1, description="share of crawled captions without a description")
+    broken_share: float = Field(0.01, ge=0, le=1, description="share of crawled images that are not a whole JPEG")
+    train_fonts: tuple[str, ...] = Field((), description="fonts of labelled and crawled scenes; (): the manifest's")
+    validation_fonts: tuple[str, ...] = Field((), description="fonts of val_*; (): the manifest's")
+    evaluation_fonts: tuple[str, ...] = Field((), description="fonts of eval_*; (): the manifest's")
 
     @model_validator(mode="after")
     def _sizes_and_shares_fit(self) -> DemoDataConfig:
@@ -57,25 +62,25 @@ class DemoDataConfig(Config):
 
 
 class SetSummary(BaseModel):
-    """Counts of one set of the demo's data, and the digest of its files."""
+    """Counts of one set of the demo data, and the digest of its files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     kind: Literal["detection", "grounding", "crawl", "gold", "evaluation"]
     format: Literal["coco", "mdetr", "img2dataset", "parquet"]
-    path: str = Field(description="below the generated folder; of a crawl, the folder of its shards")
+    path: str = Field(description="relative to the generated folder; for a crawl the folder of its shards")
     nouns: Literal["base", "novel", "base and novel", "photographs"]
     images: int = 0
-    objects: int = Field(0, description="drawn things; of gold, phrases with a box")
+    objects: int = Field(0, description="drawn things; for gold, phrases with a box")
     shards: int = 0
-    broken: int = Field(0, description="members that are no whole JPEG")
-    useless: int = Field(0, description="captions that describe nothing")
-    sha256: str = Field(description="of the sorted lines 'sha256 name' of its files")
+    broken: int = Field(0, description="images that are not a whole JPEG")
+    useless: int = Field(0, description="captions without a description")
+    sha256: str = Field(description="SHA-256 of the sorted lines 'sha256 name' of its files")
 
 
 class DemoDataSummary(BaseModel):
-    """What lies in a generated folder; ``summary.json`` in it, written last."""
+    """Content of a generated folder: its ``summary.json``, written last."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,7 +92,7 @@ class DemoDataSummary(BaseModel):
     sets: dict[str, SetSummary]
 
     def lines(self) -> list[str]:
-        """One line a set, for a terminal."""
+        """Lines for a terminal, one per set."""
         return [
             f"{s.name}: {s.images:,} images, {s.objects:,} objects ({s.nouns}; {s.format}) in {s.path}"
             + (f"; {s.broken} broken images, {s.useless} useless captions" if s.broken or s.useless else "")

@@ -1,4 +1,4 @@
-"""The demo's scenes in the formats others write: COCO and MDETR JSON, img2dataset's shards, prompts, gold."""
+"""Writers of demo scenes in COCO's, MDETR's and img2dataset's formats, with prompts and gold boxes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.demo.captions import Caption, Phrase
 from pipeline.demo.scenes import Box, Scene
 from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.tables import write_table
+from pipeline.io.tars import write_tar
 
 GOLD = pa.schema(
     [
@@ -30,9 +31,9 @@ GOLD = pa.schema(
         pa.field("y2", pa.float32(), nullable=False),
     ]
 )
-"""``crawl_gold/*.parquet``: one row a phrase of a whole image, in the order of shard and caption.
+"""``crawl_gold/*.parquet``: one row per phrase of a valid image, in the order of shard and caption.
 
-``[start, end)`` are characters of the caption, without the article; boxes are absolute xyxy in pixels.
+``[start, end)``: span in the caption, without the article; boxes are absolute xyxy in pixels.
 """
 
 CRAWL_META = pa.schema(
@@ -40,12 +41,12 @@ CRAWL_META = pa.schema(
     + [pa.field(name, pa.int32()) for name in ("width", "height", "original_width", "original_height")]
     + [pa.field(name, pa.string()) for name in ("exif", "sha256")]
 )
-"""Columns of the ``00000.parquet`` that img2dataset writes beside ``00000.tar``."""
+"""Columns of img2dataset's ``00000.parquet`` beside ``00000.tar``."""
 
 
 @dataclass(frozen=True)
 class CrawlSample:
-    """One crawled image as it would have come over the wire: sizes in pixels, ``jpeg`` maybe broken."""
+    """A crawled image, possibly with a broken ``jpeg``. width, height: in pixels."""
 
     jpeg: bytes
     caption: str
@@ -55,7 +56,7 @@ class CrawlSample:
 
 
 def coco_detection(scenes: Sequence[Scene], nouns: Sequence[str], description: str) -> dict[str, Any]:
-    """COCO instances JSON. Images are numbered from 1 and called ``000001.jpg``; boxes are xywh in pixels."""
+    """COCO instances JSON. Images are numbered from 1; boxes are xywh in pixels."""
     ids = {noun: i for i, noun in enumerate(nouns, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -73,10 +74,11 @@ def coco_detection(scenes: Sequence[Scene], nouns: Sequence[str], description: s
 
 
 def mdetr_grounding(scenes: Sequence[Scene], captions: Sequence[Caption], description: str) -> dict[str, Any]:
-    """MDETR's JSON: COCO with a caption an image and ``tokens_positive`` (lists of [start, end)) a box.
+    """MDETR's JSON: COCO's with a caption per image and ``tokens_positive`` (lists of [start, end))
+    per box.
 
-    Things that the caption does not name have no annotation. ``tokens_negative`` covers the whole caption, as
-    MDETR's mixed set has it: any part of it may count as negative for a box it does not name.
+    Things that the caption does not mention have no annotation. ``tokens_negative`` is the whole
+    caption, as in MDETR's mixed set.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -102,7 +104,7 @@ def mdetr_grounding(scenes: Sequence[Scene], captions: Sequence[Caption], descri
 
 
 def prompts(scenes: Sequence[Scene], nouns: Sequence[str]) -> dict[str, Any]:
-    """``prompts.json`` of a held-out set: which class names to ask of which image, without attributes."""
+    """``prompts.json`` of a held-out set: class names of each image, without attributes."""
     return {
         "annotations": "annotations.json",
         "images": "images",
@@ -116,14 +118,16 @@ def prompts(scenes: Sequence[Scene], nouns: Sequence[str]) -> dict[str, Any]:
 
 
 def image_name(image_id: int) -> str:
-    """The file name of a labelled image: ``000001.jpg``."""
+    """File name of a labelled image: ``000001.jpg``."""
     return f"{image_id:06d}.jpg"
 
 
 def write_labelled(
     folder: Path, annotations: dict[str, Any], scenes: Sequence[Scene], quality: int, **others: dict[str, Any]
 ) -> None:
-    """``images/``, then each other JSON by its name, then ``annotations.json``, whose presence means all."""
+    """Write ``images/``, the other JSON files, and last ``annotations.json``, which marks the set
+    as complete.
+    """
     (folder / "images").mkdir(parents=True)
     for image_id, scene in enumerate(scenes, start=1):
         (folder / "images" / image_name(image_id)).write_bytes(scene.jpeg(quality))
@@ -133,13 +137,14 @@ def write_labelled(
 
 
 def write_crawl_shard(folder: Path, shard: int, samples: Sequence[CrawlSample]) -> list[str]:
-    """One shard as img2dataset leaves it: ``00000.tar`` (jpg, json, txt), ``.parquet``, ``_stats.json``.
+    """Write a shard in img2dataset's layout: ``00000.tar`` (jpg, json, txt), ``.parquet``,
+    ``_stats.json``.
 
-    Returns the samples' keys, nine digits: shard and number. img2dataset's times are 0, for outputs carry
-    no times.
+    All times are 0, so that the output is deterministic.
+
+    Returns:
+        Keys of the samples, nine digits: shard and number.
     """
-    from pipeline.io.tars import write_tar
-
     keys = [f"{shard:05d}{number:04d}" for number in range(len(samples))]
     rows = [_meta(key, sample) for key, sample in zip(keys, samples, strict=True)]
     files = (
@@ -163,12 +168,12 @@ def write_crawl_shard(folder: Path, shard: int, samples: Sequence[CrawlSample]) 
 
 
 def write_gold(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Gold boxes of one crawled shard, as :data:`GOLD` has them."""
+    """Write the gold boxes of one crawled shard, with the columns of :data:`GOLD`."""
     write_table(path, pa.Table.from_pylist(list(rows), GOLD), GOLD, {})
 
 
 def gold_row(key: str, caption: Caption, phrase: Phrase, scene: Scene, novel: Collection[str]) -> dict[str, Any]:
-    """One row of :data:`GOLD`; ``novel`` are the nouns without human labels."""
+    """Row of :data:`GOLD`. ``novel``: nouns without human labels."""
     noun = scene.things[phrase.thing].noun
     x1, y1, x2, y2 = scene.boxes[phrase.thing]
     return {

@@ -1,4 +1,4 @@
-"""Everything the demo needs, in one folder: human-style labels, a crawl, its hidden gold, held-out scenes."""
+"""Generator of the demo data: labelled sets, a crawl with hidden gold boxes, and held-out scenes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.io.atomic import write_json
 from pipeline.io.hashing import digest_bytes, digest_file, digest_json
 
 VERSION = 2
-"""Raise it whenever the same settings would give other bytes than before."""
+"""Increase it when the same settings give different bytes than before."""
 MARKER = "demo-data.json"
 SUMMARY = "summary.json"
 SETS = (
@@ -42,21 +42,22 @@ SETS = (
     "photos",
 )
 
-"""Progress: the set's name, scenes done, scenes in all."""
 Nouns = Literal["base", "novel", "base and novel", "photographs"]
 
 
 def generate_demo(
     out: Path, config: DemoDataConfig, *, progress: Progress | None = None, check_only: bool = False
 ) -> DemoDataSummary:
-    """Make all the sets below ``out``; ``data_manifests/demo.yaml`` describes them.
+    """Generate all sets below ``out``, as described in ``data_manifests/demo.yaml``.
 
-    A folder that already holds what these settings give is left alone. One that holds another run's sets is
-    made anew.
+    A folder that already has the output of these settings is left unchanged; the sets of other settings are replaced.
+
+    Args:
+        check_only: do not generate anything.
 
     Raises:
-        InputError: a font or a photograph is missing, the settings' families overlap, or ``out`` holds files that did
-            not come from here. WorkLeft: ``check_only``, and the folder is not what these settings give.
+        InputError: a font or a photograph is missing, a font family is in two splits, or ``out`` has other files.
+        WorkLeft: with ``check_only``, the folder does not have the output of these settings.
     """
     out = Path(out)
     manifest = load_manifest()
@@ -88,7 +89,7 @@ def generate_demo(
 
 
 def read_summary(out: Path) -> DemoDataSummary | None:
-    """The summary of a folder that ``generate_demo`` finished, else None."""
+    """Summary of a folder finished by ``generate_demo``, else None."""
     try:
         return DemoDataSummary.model_validate_json((out / SUMMARY).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
@@ -163,8 +164,8 @@ class _Generator:
             rng = generator(self.config.seed, name, i)
             things = plan(rng)
             scenes.append(self._painters["train"].paint(things, rng))
-            named = plans.mentioned_things(things, rng, self.config)
-            captions.append(write_caption(things, named, rng, self.config, templates=PLAIN, style=False, nouns=nouns))
+            order = plans.mentioned_things(things, rng, self.config)
+            captions.append(write_caption(things, order, rng, self.config, templates=PLAIN, style=False, nouns=nouns))
         labels = formats.mdetr_grounding(scenes, captions, what)
         formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality)
         objects = len(labels["annotations"])
@@ -211,11 +212,11 @@ class _Generator:
         scene = self._painters["train"].paint(things, rng)
         if useless:
             return scene, useless_caption(rng)
-        named = plans.mentioned_things(things, rng, self.config)
-        return scene, write_caption(things, named, rng, self.config, templates=CRAWLED, style=True)
+        order = plans.mentioned_things(things, rng, self.config)
+        return scene, write_caption(things, order, rng, self.config, templates=CRAWLED, style=True)
 
     def _spoiled(self, total: int) -> tuple[dict[int, int], set[int]]:
-        """Which crawled images are broken (index -> way of breaking), which captions useless; never both."""
+        """(index of a broken image -> way of breaking it, indices of useless captions), disjoint."""
         order = generator(self.config.seed, "spoiled").permutation(total).tolist()
         n_broken = round(total * self.config.broken_share)
         n_useless = min(round(total * self.config.useless_share), total - n_broken)
@@ -228,8 +229,8 @@ class _Generator:
             scenes.append(self._painters[split].paint(plans.held_out_things(nouns, self._colours, rng), rng))
         title = f"demo {name}: four different {which.upper()} nouns a scene"
         labels = formats.coco_detection(scenes, nouns, title)
-        asked = formats.prompts(scenes, nouns)
-        formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality, prompts=asked)
+        prompts = formats.prompts(scenes, nouns)
+        formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality, prompts=prompts)
         objects = len(labels["annotations"])
         return self._summary(name, "evaluation", "coco", which, images=count, objects=objects)
 
@@ -246,25 +247,29 @@ class _Generator:
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 of the sorted lines ``sha256 relative/name`` of all the files in a folder; hex."""
+    """SHA-256, in hex, of the sorted lines ``sha256 relative/name`` of all files in a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     lines = [f"{digest_file(p)} {p.relative_to(folder).as_posix()}" for p in files]
     return digest_bytes("\n".join(lines).encode())
 
 
 def _break(jpeg: bytes, way: int) -> bytes:
-    """Cut off in the middle, nothing at all, or the page that came instead of the image."""
+    """Truncate an image, empty it, or replace it by an HTML error page."""
     if way % 3 == 0:
         return jpeg[: len(jpeg) // 2]
     return b"" if way % 3 == 1 else b"<!DOCTYPE html><html><body><h1>403 Forbidden</h1></body></html>\n"
 
 
 def _clear(out: Path) -> None:
-    """Remove an earlier run's sets; refuse a folder that is not ours."""
+    """Remove the sets of an earlier run.
+
+    Raises:
+        InputError: the folder has other files.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; want a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
-        raise InputError(f"{out}: holds files that make-demo-data did not write; want a new or empty folder")
+        raise InputError(f"{out}: has files that make-demo-data did not write; want a new or empty folder")
     for name in (SUMMARY, *SETS):
         path = out / name
         if path.is_dir():

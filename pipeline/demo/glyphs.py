@@ -1,4 +1,4 @@
-"""Glyphs of icon fonts as masks of ink: rendered once, then mirrored, turned and resized for every use."""
+"""Glyphs of icon fonts as masks, rendered once and then mirrored, rotated and resized."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.demo.manifest import FontEntry
 from pipeline.errors import InputError
 
 MASTER = 96
-"""Longer side of a master mask, in pixels."""
+"""Longer side of a rendered mask in pixels."""
 INK = 64
-"""A pixel belongs to a glyph's box if its mask is at least this, of 255."""
+"""Minimum mask value (of 255) of a pixel that belongs to a glyph's box."""
 TURN = 3
-"""Rotations come in steps of so many degrees, so that turned masks can be kept."""
+"""Step of rotations in degrees; the rotated masks are cached."""
 
 Mask = NDArray[np.uint8]
 
 
 class GlyphBook:
-    """Masks of every noun in the given font families.
+    """Masks of all nouns in the given font families.
 
     Raises:
-        InputError: a font is not installed, is another version, or draws nothing for one of its glyphs.
+        InputError: a font is missing, has another version, or has an empty glyph.
     """
 
     def __init__(self, fonts: Mapping[str, FontEntry]) -> None:
@@ -41,18 +41,20 @@ class GlyphBook:
         self._turned = lru_cache(maxsize=8192)(self._turn)
 
     def families(self, noun: str) -> tuple[str, ...]:
-        """The families that draw ``noun``, in the order given."""
+        """Families with glyphs of ``noun``, in the given order."""
         return tuple(family for family, name in self._masters if name == noun)
 
     def drawings(self, family: str, noun: str) -> int:
-        """How many drawings of ``noun`` a family has."""
+        """Number of glyphs of ``noun`` in a family."""
         return len(self._masters[family, noun])
 
     def mask(self, family: str, noun: str, drawing: int, *, side: int, turns: int, mirrored: bool) -> Mask:
-        """The glyph's ink, (height, width) uint8, tight: its longer side is ``side`` pixels or one less.
+        """Mask of a glyph, (height, width) uint8, cropped to pixels of at least ``INK``.
 
-        ``turns`` counts steps of ``TURN`` degrees, counter-clockwise. Every edge row and column holds a
-        pixel of at least ``INK``.
+        Args:
+            side: longer side in pixels; the result may have one less.
+            turns: counter-clockwise rotation in steps of ``TURN`` degrees.
+            mirrored: flip horizontally before rotating.
         """
         turned = self._turned(family, noun, drawing, turns, mirrored)
         scale = side / max(turned.size)
@@ -71,7 +73,7 @@ class GlyphBook:
 def _render(font: ImageFont.FreeTypeFont, character: str, what: str) -> Image.Image:
     left, top, right, bottom = font.getbbox(character)
     if right <= left or bottom <= top:
-        raise InputError(f"{what}: the font draws nothing for it")
+        raise InputError(f"{what}: the font's glyph is empty")
     image = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
     ImageDraw.Draw(image).text((2 - left, 2 - top), character, fill=255, font=font)
     return Image.fromarray(_tight(np.asarray(image)))

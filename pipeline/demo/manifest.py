@@ -1,4 +1,4 @@
-"""``data_manifests/demo.yaml`` as checked objects: nouns, colours, fonts with their glyphs, photographs."""
+"""Reader of ``data_manifests/demo.yaml``: nouns, colours, fonts with their glyphs, photographs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Entry(BaseModel):
 
 
 class FontEntry(_Entry):
-    """One family: where its file lies in an installed package, its licence, and how it draws each noun."""
+    """A font family: its file in an installed package, its licence, and its glyphs of each noun."""
 
     title: str
     split: Split
@@ -40,38 +40,38 @@ class FontEntry(_Entry):
     glyphs: dict[str, tuple[str, ...]]
 
     def path(self) -> Path:
-        """The font's file.
+        """Path of the font's file.
 
         Raises:
-            InputError: the package is not installed, or carries another version of the font.
+            InputError: the package is not installed, or has another version of the font.
         """
         path = package_file(self.package, self.file)
         if digest_file(path) != self.sha256:
             raise InputError(
-                f"{self.title}: {self.file} of package {self.package} is not the file that demo.yaml "
-                f"names; want version {self.version} of the package"
+                f"{self.title}: {self.file} of package {self.package} differs from the checksum in demo.yaml; "
+                f"want version {self.version} of the package"
             )
         return path
 
     def codepoints(self) -> dict[str, tuple[str, ...]]:
-        """noun -> the characters that draw it.
+        """Noun -> characters of its glyphs.
 
         Raises:
             InputError: a glyph's name is not in the package's charmap.
         """
         charmap: dict[str, Any] = json.loads(package_file(self.package, self.charmap).read_text())
-        drawn: dict[str, tuple[str, ...]] = {}
+        characters: dict[str, tuple[str, ...]] = {}
         for noun, names in self.glyphs.items():
             for name in names:
                 if name not in charmap:
                     raise InputError(f"demo.yaml: {self.title}: {noun}: no glyph {name!r} in {self.charmap}")
             points = (charmap[name] for name in names)
-            drawn[noun] = tuple(chr(p if isinstance(p, int) else int(p, 16)) for p in points)
-        return drawn
+            characters[noun] = tuple(chr(p if isinstance(p, int) else int(p, 16)) for p in points)
+        return characters
 
 
 class PhotoEntry(_Entry):
-    """One photograph inside an installed package, and its caption."""
+    """A photograph in an installed package, and its caption."""
 
     package: str
     file: str
@@ -81,7 +81,7 @@ class PhotoEntry(_Entry):
 
 
 class DemoManifest(_Entry):
-    """The parts of the manifest that the generator reads."""
+    """Parts of the manifest used by the generator."""
 
     base_nouns: tuple[str, ...]
     novel_nouns: tuple[str, ...]
@@ -93,7 +93,7 @@ class DemoManifest(_Entry):
     def _complete(self) -> DemoManifest:
         nouns = set(self.base_nouns) | set(self.novel_nouns)
         if len(nouns) != len(self.base_nouns) + len(self.novel_nouns):
-            raise ValueError("base_nouns and novel_nouns: a noun is there twice")
+            raise ValueError("base_nouns and novel_nouns: duplicate noun")
         for name, font in self.fonts.items():
             if unknown := set(font.glyphs) - nouns:
                 raise ValueError(f"fonts.{name}.glyphs: {sorted(unknown)} are not among the nouns")
@@ -102,15 +102,16 @@ class DemoManifest(_Entry):
         return self
 
     def families(self, config: DemoDataConfig) -> dict[str, tuple[str, ...]]:
-        """split -> names of its font families: the configuration's, else the manifest's.
+        """Split -> names of its font families: those of the settings, else those of the manifest.
 
         Raises:
-            InputError: an unknown family, a family in two splits, or a noun that a split cannot draw.
+            InputError: an unknown family, a family in two splits, or a noun without a glyph in a
+                split.
         """
-        asked = (config.train_fonts, config.validation_fonts, config.evaluation_fonts)
+        configured = (config.train_fonts, config.validation_fonts, config.evaluation_fonts)
         chosen = {
             split: names or tuple(name for name, font in self.fonts.items() if font.split == split)
-            for split, names in zip(SPLITS, asked, strict=True)
+            for split, names in zip(SPLITS, configured, strict=True)
         }
         owner: dict[str, str] = {}
         for split, names in chosen.items():
@@ -118,7 +119,7 @@ class DemoManifest(_Entry):
                 if name not in self.fonts:
                     raise InputError(f"{split}_fonts: no family {name!r}; known: {', '.join(self.fonts)}")
                 if owner.setdefault(name, split) != split:
-                    raise InputError(f"{split}_fonts: {name} draws the {owner[name]} scenes; want another family")
+                    raise InputError(f"{split}_fonts: {name} is used for {owner[name]} scenes; want another family")
             for noun in self.base_nouns + self.novel_nouns:
                 if not any(noun in self.fonts[name].glyphs for name in names):
                     raise InputError(f"{split}_fonts: none of {', '.join(names)} draws {noun!r}")
@@ -126,17 +127,17 @@ class DemoManifest(_Entry):
 
 
 def package_file(package: str, file: str) -> Path:
-    """A file inside an installed package, without importing the package.
+    """Path of a file in an installed package, which is not imported.
 
     Raises:
-        InputError: no such package here, or no such file in it.
+        InputError: the package is not installed, or has no such file.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"package {package} is not installed; pip install 'glip-self-train[demo]'")
     path = Path(spec.submodule_search_locations[0]) / file
     if not path.is_file():
-        raise InputError(f"package {package} carries no {file}; want the versions in constraints.txt")
+        raise InputError(f"package {package} has no {file}; want the versions in constraints.txt")
     return path
 
 
@@ -144,12 +145,12 @@ def load_manifest(path: Path = MANIFEST) -> DemoManifest:
     """Read the manifest.
 
     Raises:
-        InputError: the file is missing, is not YAML, or a field is wrong; each named.
+        InputError: the file is missing, not YAML, or a field is invalid.
     """
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; want a checkout of the project, which holds it") from None
+        raise InputError(f"{path}: no such file; want a checkout of the project, which has it") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):

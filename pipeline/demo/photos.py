@@ -1,4 +1,4 @@
-"""The photographs that scikit-image and scikit-learn carry, packed as one crawled shard."""
+"""Photographs of scikit-image and scikit-learn as a crawled shard."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pipeline.demo.scenes import encode_jpeg
 def write_photo_shard(
     out: Path, *, manifest: DemoManifest | None = None, max_side: int = 384, quality: int = 90
 ) -> int:
-    """Write ``photos/00000.tar`` (with its parquet and stats) below ``out``, in the manifest's order.
+    """Write ``photos/00000.tar`` (with its parquet and stats) below ``out``; returns the number of
+    photographs.
 
-    Photographs longer than ``max_side`` pixels are shrunk; greyscale ones stay greyscale JPEGs; transparency
-    becomes white. Returns their number.
+    Photographs with a side longer than ``max_side`` pixels are resized; greyscale ones stay
+    greyscale; transparency becomes white.
 
     Raises:
-        InputError: a package is not installed, or does not carry one of the photographs.
+        InputError: a package is not installed, or lacks one of the photographs.
     """
     manifest = manifest or load_manifest()
     samples = []

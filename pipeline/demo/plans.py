@@ -1,4 +1,4 @@
-"""What each set's scenes hold: which nouns, colours and sizes, before anything is drawn."""
+"""Random choice of the things in each set's scenes: nouns, colours and sizes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _SIZES: tuple[Size, ...] = ("small", "large")
 
 
 def detection_things(nouns: Sequence[str], colours: Sequence[str], rng: Generator) -> list[Thing]:
-    """2 to 4 things of any of ``nouns``; a noun may be there twice."""
+    """2 to 4 things of any of ``nouns``, possibly repeated."""
     return [_thing(str(noun), colours, rng) for noun in rng.choice(list(nouns), size=_count(rng))]
 
 
 def grounding_things(
     nouns: Sequence[str], colours: Sequence[str], rng: Generator, config: DemoDataConfig
 ) -> list[Thing]:
-    """2 to 4 things; in ``same_noun_share`` of scenes the first two share a noun, not colour or not size.
+    """2 to 4 things; in ``same_noun_share`` of scenes the first two have the same noun and differ
+    in colour or size.
 
-    Every fifth pair differs in size alone, so that both words carry meaning.
+    Every fifth such pair differs only in size, so that both kinds of adjectives are informative.
     """
     n = _count(rng)
     chosen = [str(noun) for noun in rng.choice(list(nouns), size=n, replace=False)]
@@ -39,7 +40,7 @@ def grounding_things(
 
 
 def attribute_things(nouns: Sequence[str], colours: Sequence[str], rng: Generator) -> list[Thing]:
-    """2 to 4 things of different colours, so that each can be named by its colour alone."""
+    """2 to 4 things of different colours, so that the colour identifies each."""
     n = _count(rng)
     tints = rng.choice(list(colours), size=n, replace=False)
     return [
@@ -70,17 +71,17 @@ def held_out_things(nouns: Sequence[str], colours: Sequence[str], rng: Generator
 
 
 def mentioned_things(things: Sequence[Thing], rng: Generator, config: DemoDataConfig) -> list[int]:
-    """Indices of the things a caption names, in the order it names them.
+    """Indices of the things that a caption mentions, in its order.
 
-    Now and then one of three or four is left out, but never one of two that share a noun: the other's words
-    would no longer tell it from its twin.
+    In ``unmentioned_share`` of scenes with three or four things one is omitted, unless another has
+    the same noun, whose phrase would then be ambiguous.
     """
     order = [int(i) for i in rng.permutation(len(things))]
     if len(things) > 2 and rng.random() < config.unmentioned_share:
         nouns = [t.noun for t in things]
-        for place in reversed(range(len(order))):
-            if nouns.count(nouns[order[place]]) == 1:
-                del order[place]
+        for position in reversed(range(len(order))):
+            if nouns.count(nouns[order[position]]) == 1:
+                del order[position]
                 break
     return order
 

@@ -1,4 +1,4 @@
-"""Scenes: what stands where, and the picture of it."""
+"""Layout and rendering of scenes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object to draw: ``size`` and ``colour`` are the words for it."""
+    """An object to draw; noun, colour and size as named in captions."""
 
     noun: str
     colour: str
@@ -36,7 +36,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene: RGB pixels (height, width, 3); each thing's tight box, absolute xyxy in pixels."""
+    """A rendered scene. pixels: RGB (height, width, 3). boxes: tight boxes of the things, absolute
+    xyxy in pixels.
+    """
 
     pixels: Pixels
     things: tuple[Thing, ...]
@@ -51,28 +53,30 @@ class Scene:
         return int(self.pixels.shape[1])
 
     def jpeg(self, quality: int) -> bytes:
-        """The picture as JPEG bytes, without metadata and without chroma subsampling."""
+        """Encode as JPEG, without metadata and without chroma subsampling."""
         return encode_jpeg(Image.fromarray(self.pixels), quality)
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """RGB or greyscale image as JPEG bytes, the same for the same pixels and the same Pillow."""
+    """Encode an RGB or greyscale image as JPEG, deterministically for a version of Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=False, progressive=False)
     return buffer.getvalue()
 
 
 def generator(seed: int, *names: str | int) -> Generator:
-    """A random generator that depends on the seed and on names, not on what was drawn before."""
+    """Random generator that depends only on the seed and the names."""
     numbers = [zlib.crc32(n.encode()) if isinstance(n, str) else n for n in names]
     return np.random.default_rng([seed, *numbers])
 
 
 class Painter:
-    """Draws things of one split: its glyphs, the colours, the backgrounds.
+    """Renders scenes of one split.
 
-    ``families`` are the split's fonts, all of them in ``book``; each thing is drawn in one of those that
-    have its noun.
+    Args:
+        families: the split's fonts, all in ``book``; each thing is drawn with one that has its
+            noun.
+        colours: name -> RGB.
     """
 
     def __init__(
@@ -89,13 +93,13 @@ class Painter:
         self._grain = generator(config.seed, "grain").normal(size=(512, 512, 3)).astype(np.float32)
 
     def paint(self, things: Sequence[Thing], rng: Generator) -> Scene:
-        """Draw 1 to 4 things on a fresh background; no two overlap by more than ``max_overlap``."""
+        """Draw 1 to 4 things on a random background; no two overlap by more than ``max_overlap``."""
         height, width = self._image_size(rng)
         looks = [self._look(thing, rng) for thing in things]
-        masks, places = self._layout(things, looks, height, width, rng)
+        masks, corners = self._layout(things, looks, height, width, rng)
         picture = self._background(height, width, rng)
         boxes: list[Box] = []
-        for thing, mask, (x, y) in zip(things, masks, places, strict=True):
+        for thing, mask, (x, y) in zip(things, masks, corners, strict=True):
             h, w = mask.shape
             ink = (mask.astype(np.float32) / 255)[:, :, None]
             shade = 1 + rng.uniform(-0.1, 0.1) * np.linspace(-1, 1, h, dtype=np.float32)[:, None, None]
@@ -113,13 +117,13 @@ class Painter:
         return (short, long) if rng.random() < 0.5 else (long, short)
 
     def _look(self, thing: Thing, rng: Generator) -> tuple[str, int, int, bool]:
-        able = [f for f in self._book.families(thing.noun) if f in self._families]
-        family = able[rng.integers(len(able))]
-        most = self._config.max_rotation // TURN
+        families = [f for f in self._book.families(thing.noun) if f in self._families]
+        family = families[rng.integers(len(families))]
+        max_turns = self._config.max_rotation // TURN
         return (
             family,
             int(rng.integers(self._book.drawings(family, thing.noun))),
-            int(rng.integers(-most, most + 1)),
+            int(rng.integers(-max_turns, max_turns + 1)),
             bool(rng.random() < 0.5),
         )
 
@@ -134,14 +138,14 @@ class Painter:
         """Masks at their final sizes and the (x, y) of their top left corners."""
         for _ in range(_RESTARTS):
             masks = [self._mask(t, look, rng) for t, look in zip(things, looks, strict=True)]
-            places: list[tuple[int, int]] = []
+            corners: list[tuple[int, int]] = []
             for mask in masks:
-                place = self._free_place(mask, masks, places, height, width, rng)
-                if place is None:
+                corner = self._free_corner(mask, masks, corners, height, width, rng)
+                if corner is None:
                     break
-                places.append(place)
+                corners.append(corner)
             else:
-                return masks, places
+                return masks, corners
         return masks, _quarters(masks, height, width, rng)
 
     def _mask(self, thing: Thing, look: tuple[str, int, int, bool], rng: Generator) -> Mask:
@@ -150,11 +154,11 @@ class Painter:
         family, drawing, turns, mirrored = look
         return self._book.mask(family, thing.noun, drawing, side=side, turns=turns, mirrored=mirrored)
 
-    def _free_place(
+    def _free_corner(
         self,
         mask: Mask,
         masks: Sequence[Mask],
-        places: Sequence[tuple[int, int]],
+        corners: Sequence[tuple[int, int]],
         height: int,
         width: int,
         rng: Generator,
@@ -163,7 +167,7 @@ class Painter:
         xs = rng.integers(MARGIN, width - w - MARGIN + 1, size=_TRIES).tolist()
         ys = rng.integers(MARGIN, height - h - MARGIN + 1, size=_TRIES).tolist()
         for x, y in zip(xs, ys, strict=True):
-            for (ox, oy), other in zip(places, masks, strict=False):
+            for (ox, oy), other in zip(corners, masks, strict=False):
                 oh, ow = other.shape
                 shared = max(0, min(x + w, ox + ow) - max(x, ox)) * max(0, min(y + h, oy + oh) - max(y, oy))
                 if shared > self._config.max_overlap * min(w * h, ow * oh):
@@ -173,14 +177,14 @@ class Painter:
         return None
 
     def _tint(self, colour: str, rng: Generator) -> NDArray[np.float32]:
-        """The colour's RGB with some variation of brightness, saturation and hue; float32 (3,)."""
+        """RGB of a colour with random variation of brightness, saturation and hue; float32 (3,)."""
         rgb = self._colours[colour]
         grey = rgb.mean()
         varied = grey + (rgb - grey) * rng.uniform(0.85, 1.0) + rng.normal(0, 5, size=3)
         return np.asarray(np.clip(varied * rng.uniform(0.92, 1.05), 0, 255), dtype=np.float32)
 
     def _background(self, height: int, width: int, rng: Generator) -> NDArray[np.float32]:
-        """Muted: a tinted grey, a gradient, blotches. float32 (height, width, 3)."""
+        """Muted background: a tinted grey, a gradient and blotches; float32 (height, width, 3)."""
         level = rng.uniform(110, 200)
         corner = level + rng.uniform(-12, 12, size=3)
         opposite = corner + rng.uniform(-28, 28) + rng.uniform(-6, 6, size=3)
@@ -194,15 +198,15 @@ class Painter:
 
 
 def _quarters(masks: Sequence[Mask], height: int, width: int, rng: Generator) -> list[tuple[int, int]]:
-    """A place for each of at most four masks, in a quarter of its own, which it always fits."""
-    places: list[tuple[int, int]] = []
+    """Corner of each of at most four masks, each in a quarter of its own, which it always fits."""
+    corners: list[tuple[int, int]] = []
     for mask, quarter in zip(masks, rng.permutation(4).tolist(), strict=False):
         h, w = mask.shape
         free_x, free_y = max(width // 2 - w - MARGIN, 0), max(height // 2 - h - MARGIN, 0)
         x = int(rng.integers(free_x + 1)) + (width // 2 if quarter % 2 else MARGIN)
         y = int(rng.integers(free_y + 1)) + (height // 2 if quarter >= 2 else MARGIN)
-        places.append((x, y))
-    return places
+        corners.append((x, y))
+    return corners
 
 
 def _crop(field: NDArray[np.float32], y: int, x: int, height: int, width: int) -> NDArray[np.float32]:

@@ -76,9 +76,7 @@ def _draw_phrase(
 
 
 def pick(shards: Sequence[str], limit: int) -> list[tuple[Image.Image, GroundingRecord]]:
-    """Choose up to ``limit`` records with labelled regions, evenly spaced over the shards; with
-    their images.
-    """
+    """Choose up to ``limit`` evenly spaced records with labelled regions, and their images."""
     records = ShardSet(shards)
     rows = [(s, r) for s, n in enumerate(records.counts) for r in range(n)]
     picked: list[tuple[Image.Image, GroundingRecord]] = []

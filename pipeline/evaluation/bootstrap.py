@@ -79,8 +79,7 @@ class _RankedClass:
         return csr_array((np.ones(len(images)), (segment, images)), shape=(len(self.at), count))
 
     def aps(self, by_image: np.ndarray, gold: np.ndarray) -> np.ndarray:
-        """(10, samples) AP; by_image: (images, samples) weights; gold: (samples,) weighted
-        boxes."""
+        """(10, samples) AP of (images, samples) weights and (samples,) weighted gold boxes."""
         aps = np.zeros((len(IOUS), by_image.shape[1]))
         seen = np.cumsum(self._all @ by_image, axis=0)
         weights = by_image[self._images]
@@ -104,21 +103,21 @@ def _recalls_reached(recall: np.ndarray) -> np.ndarray:
 
 def estimates(tables: MatchTables) -> dict[str, Estimate]:
     """The metrics of a set that can be resampled, by their names in metrics.json."""
-    found: dict[str, Estimate] = {}
+    metrics: dict[str, Estimate] = {}
     if not tables.names:
         stem = "precision_at" if tables.protocol == "refcoco" else "recall_at"
         for k in (1, 5, 10):
-            found[f"{stem}_{k}"] = partial(_recall, tables, "first", k)
+            metrics[f"{stem}_{k}"] = partial(_recall, tables, "first", k)
             if tables.protocol == "flickr":
-                found[f"merged_{stem}_{k}"] = partial(_recall, tables, "first_merged", k)
-        return found
+                metrics[f"merged_{stem}_{k}"] = partial(_recall, tables, "first_merged", k)
+        return metrics
     aps = _MeanAp(tables)
-    found = {"ap": aps.mean, "ap50": partial(aps.mean, iou=0), "ap75": partial(aps.mean, iou=5)}
+    metrics = {"ap": aps.mean, "ap50": partial(aps.mean, iou=0), "ap75": partial(aps.mean, iou=5)}
     if tables.protocol == "detection":
-        found |= {f"recall_at_{k}": partial(_recall, tables, "first", k) for k in (1, 5, 10)}
+        metrics |= {f"recall_at_{k}": partial(_recall, tables, "first", k) for k in (1, 5, 10)}
     if tables.protocol == "lvis":
-        found |= {f"ap_{group}": partial(aps.mean, group=group) for group in sorted({*tables.groups.values()})}
-    return found
+        metrics |= {f"ap_{group}": partial(aps.mean, group=group) for group in sorted({*tables.groups.values()})}
+    return metrics
 
 
 class _MeanAp:

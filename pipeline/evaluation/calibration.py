@@ -24,9 +24,8 @@ def score_bands(matches: Matches) -> list[dict[str, float]]:
     """Detections of :func:`is_judged` in bands of score, without empty bands.
 
     Returns:
-        for each band ``from``, ``to``, mean ``score``, ``detections``, ``right`` (true positives)
-        and
-        ``precision`` in percent.
+        ``from``, ``to``, mean ``score``, ``detections``, ``right`` (true positives), ``precision``
+        (percent) of each band.
     """
     judged = is_judged(matches)
     score, tp = np.asarray(matches.score[judged], np.float64), matches.tp[judged, 0]

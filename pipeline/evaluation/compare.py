@@ -77,19 +77,14 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
     Every model is resampled with the same images, so that differences are paired.
 
     Returns:
-        ``models``: folder and revision of each. ``sets``: set -> metric -> for each model ``value``
-            and
-        ``interval``, and for all but the first ``difference`` from the first,
-        ``difference_interval``
-        and ``better``, the share of resamples with a positive difference. ``lacking``: for all but
-            the
-        first, :meth:`Evaluated.missing_from`. ``unlike``: set -> setting -> each model's value,
-        where
-        they differ.
+        ``models``: folder and revision of each. ``sets``: set -> metric -> by model ``value``,
+        ``interval`` and, except for the first, ``difference`` from the first, its
+        ``difference_interval`` and ``better``, the share of resamples in which it is positive.
+        ``lacking``: for all but the first, :meth:`Evaluated.missing_from`. ``unlike``: set ->
+        setting -> each model's value, where they differ.
 
     Raises:
-        InputError: no set in common, or one evaluated on different shards or by different
-            protocols.
+        InputError: no set in common, or its shards or protocols differ.
     """
     models = [Evaluated.read(folder) for folder in folders]
     names = [n for n in models[0].sets if all(n in m.sets for m in models)]
@@ -147,8 +142,7 @@ def _compare_set(
 
 
 def _cells(values: Sequence[float], resampled: Sequence[np.ndarray | None]) -> list[dict[str, Any]]:
-    """A metric of each model; ``resampled``: of the set itself and of its resamples, if it can
-    be."""
+    """A metric of each model; ``resampled``: of the set and its resamples, None if impossible."""
     cells: list[dict[str, Any]] = [{"value": v} for v in values]
     for i, (cell, samples) in enumerate(zip(cells, resampled, strict=True)):
         if samples is not None:

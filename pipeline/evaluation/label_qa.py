@@ -100,8 +100,7 @@ def judge_labels(tables: MatchTables, subset: Subset | None = None) -> JudgedLab
 def lowest_threshold(
     score: np.ndarray, correct: np.ndarray, precision: float, min_labels: int = MIN_LABELS
 ) -> float | None:
-    """The lowest score threshold with ``precision`` percent or more, and ``min_labels``; else
-    None."""
+    """The lowest threshold with this precision in percent and ``min_labels``; else None."""
     order = np.argsort(-score, kind="stable")
     ordered, kept = score[order], np.arange(1, len(order) + 1)
     reached = 100.0 * np.cumsum(correct[order]) / kept >= precision
@@ -121,8 +120,7 @@ def best_f1(judged: JudgedLabels) -> float | None:
 
 
 def _last_of_equals(ordered: np.ndarray) -> np.ndarray:
-    """(n,) bool of falling scores: the last of equal ones, as a threshold keeps all of them or
-    none."""
+    """(n,) bool, last of equal scores: a threshold keeps all of them or none."""
     return np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
 
 

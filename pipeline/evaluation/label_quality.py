@@ -21,8 +21,7 @@ BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: float = 0.5) -> dict[str, Any]:
-    """Precision and recall of kept labels against gold boxes, in percent: all, BASE and NOVEL
-    phrases.
+    """Precision and recall of kept labels in percent, for all, BASE and NOVEL phrases.
 
     A label is correct if its phrase overlaps a gold phrase of the same caption (the one it shares
     most characters with) and its box has at least ``iou`` with that phrase's box. A gold phrase is
@@ -36,8 +35,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
 
     Returns:
         "all", "base", "novel" -> labels, correct, gold, found, precision, recall;
-        "phrases_not_gold";
-        "by_score": labels and correct ones in bands of score.
+        "phrases_not_gold"; "by_score": labels and correct ones in bands of score.
 
     Raises:
         InputError: no gold table for any of the labels' shards.

@@ -129,8 +129,7 @@ def read_match_tables(folder: Path, name: str) -> MatchTables:
 
 
 def query_phrases(queries: Queries, names: Sequence[str], phrases: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The text of each query: its class name, or its phrase in the caption (``phrases``, by
-    image)."""
+    """The text of each query: its class name, or its phrase of the image's ``phrases``."""
     if names:
         return tuple(names[i] for i in queries.label)
     return tuple(phrases[image][label] for image, label in zip(queries.image, queries.label, strict=True))

@@ -1,5 +1,4 @@
-"""Matches detections to gold boxes by COCO's and LVIS' rules, and computes precision from the
-matches.
+"""Matches detections to gold boxes by COCO's and LVIS' rules, with precision of the matches.
 
 pycocotools and lvis loop over every (class, area, image) and do not keep the matches, which the
 bootstrap needs. Here Python loops only over (image, class) pairs with gold; the rest is vectorised.
@@ -149,8 +148,7 @@ def rank_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def by_class(matches: Matches) -> list[tuple[int, np.ndarray, int]]:
-    """(label, its detections by falling score, number of its gold boxes) of every label with
-    gold."""
+    """(label, indices of its detections by falling score, number of its gold boxes), if any."""
     order = np.lexsort((-matches.score, matches.label))
     ordered = matches.label[order]
     labels, counts = np.unique(matches.gold_label, return_counts=True)

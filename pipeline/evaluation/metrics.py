@@ -15,8 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the set's class
-    names.
+    """One image's gold and detections. Boxes (n, 4) absolute xyxy; labels index the class names.
 
     ``gold_ignore`` marks crowds: neither false negatives nor, for their matches, false positives.
     In federated sets, ``absent`` are the labels verified absent (None: all without gold), and
@@ -97,12 +96,9 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
     """pycocotools' metrics in percent, means over the classes that have gold boxes.
 
     Returns:
-        ap, ap50, ap75; ap_small, ap_medium, ap_large (by area of the box up to 32x32, up to 96x96,
-        and
-        above, as records have no masks); ar_1, ar_10, ar (recall with at most 1, 10,
-        ``max_detections``
-        detections per class and image); ar_small, ar_medium, ar_large. Sizes without gold are
-        omitted.
+        ap, ap50, ap75; ap_small, ap_medium, ap_large by area of the box (SIZES), as records have no
+        masks; ar_1, ar_10, ar: recall with at most 1, 10, ``max_detections`` detections per class
+        and image; ar_small, ar_medium, ar_large. Sizes without gold are omitted.
     """
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []

@@ -15,8 +15,7 @@ SHOWN = (0, 5, 8)
 
 
 def precision_recall(curves: np.ndarray) -> bytes:
-    """Precision against recall, mean over names; curves (names, 10, 101): see
-    matching.class_curves."""
+    """Precision against recall, mean over names; curves (names, 10, 101) of class_curves."""
     plot, axes = figure(4.4, HEIGHT)
     for t in SHOWN:
         mean = curves[:, t].mean(axis=0)
@@ -44,8 +43,7 @@ def reliability(bands: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def by_frequency(counts: Sequence[int], values: Sequence[float], counted: str, measure: str) -> bytes:
-    """Scatter plot of names: frequency in ``counted``, and ``measure`` in percent; means by
-    decade."""
+    """Scatter plot of names: frequency in ``counted``, ``measure`` in percent; means by decade."""
     plot, axes = figure(5.6, HEIGHT)
     count, value = np.asarray(counts, float), np.asarray(values, float)
     axes.scatter(count, value, s=14, alpha=0.5, color="#3d6fb4", linewidths=0)

@@ -18,14 +18,12 @@ PREDICTIONS = pa.schema(
     [pa.field(name, pa.int32(), nullable=False) for name in ("row", "label")]
     + [pa.field(name, pa.float32(), nullable=False) for name in ("x1", "y1", "x2", "y2", "score")]
 )
-"""row: of the record in its shard. label: index of the class name, or in
-protocols.named_phrases."""
+"""row: of the record in its shard. label: index of a class name or of named_phrases."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections of one image, by falling score: labels (n,) int64, boxes (n, 4) float64 xyxy,
-    scores (n,) float32."""
+    """Detections of an image by falling score: labels, scores (n,); boxes (n, 4) float64 xyxy."""
 
     labels: np.ndarray
     boxes: np.ndarray

@@ -69,8 +69,7 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
     """Apply each gate to the metrics it matches in :func:`compare` of [teacher, student].
 
     Returns:
-        ``promoted``; ``gates``: a verdict for each gate and metric; ``failed``: those that fail, as
-        text.
+        ``promoted``; ``gates``: a verdict for each gate and metric; ``failed``: as text.
 
     Raises:
         InputError: a gate matches no metric (with ``may_be_idle``: no gate matches any), as it
@@ -130,8 +129,7 @@ def promote(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Compare student and teacher, apply the gates and write ``promotion.json``; returns its
-    content.
+    """Compare student and teacher, apply the gates, write ``promotion.json``; returns it.
 
     Args:
         student, teacher: folders that ``evaluate`` wrote.
@@ -140,8 +138,7 @@ def promote(
 
     Returns:
         ``promoted``, ``gates`` and ``failed`` of :func:`judge`; ``sets``, ``protocols``: metrics of
-        [teacher, student] (:func:`compare`); ``teacher``, ``student``: revision of each, and its
-        folder
+        [teacher, student] (:func:`compare`); ``teacher``, ``student``: revision and folder of each,
         relative to the file's.
 
     Raises:

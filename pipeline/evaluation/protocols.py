@@ -17,8 +17,7 @@ CAPTION_PROTOCOLS = ("flickr", "refcoco")
 
 @dataclass(frozen=True)
 class SetSpec:
-    """What predictions of a set depend on beside its shards. names: class names, none for
-    captions."""
+    """Inputs of predictions other than shards. names: class names, none for captions."""
 
     name: str
     protocol: EvaluationProtocol

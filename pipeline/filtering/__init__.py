@@ -1,3 +1,1 @@
-"""Selection of stored regions as labels: rules, calibrated thresholds, phrase counts, threshold
-sweeps.
-"""
+"""Selection of regions as labels: rules, calibration, phrase counts, threshold sweeps."""

@@ -1,6 +1,4 @@
-"""Non-maximum suppression in numpy, for all groups of a shard at once; ties are broken by row
-order.
-"""
+"""Non-maximum suppression in numpy, of many groups at once; ties are broken by row order."""
 
 from __future__ import annotations
 
@@ -8,9 +6,7 @@ import numpy as np
 
 
 def pair_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n,) IoU of corresponding boxes of ``a`` and ``b``, (n, 4) xyxy float64; nan for two boxes
-    without area.
-    """
+    """(n,) IoU of corresponding boxes (n, 4) xyxy float64; nan if both have no area."""
     low = np.maximum(a[:, :2], b[:, :2])
     high = np.minimum(a[:, 2:], b[:, 2:])
     side = np.clip(high - low, 0, None)
@@ -63,9 +59,7 @@ def suppress(
 
 
 def over_limit(score: np.ndarray, group: np.ndarray, limit: int) -> np.ndarray:
-    """(n,) True for all but the ``limit`` best of each group; of equal scores the earlier row is
-    better.
-    """
+    """(n,) True for all but the ``limit`` best of each group; ties are broken by row order."""
     order = np.lexsort((-score, group))
     _, size = run_lengths(group[order])
     result = np.zeros(len(order), bool)

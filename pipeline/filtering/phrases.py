@@ -32,9 +32,7 @@ def text_hashes(texts: pa.Array) -> np.ndarray:
 
 
 class DistinctTexts:
-    """Tracks which of up to 64 filters each distinct text passed; about 30 bytes per text at the
-    peak.
-    """
+    """Tracks which of up to 64 filters each distinct text passed, in about 30 bytes per text."""
 
     def __init__(self) -> None:
         self._hashes, self._bits = np.zeros(0, np.uint64), np.zeros(0, np.uint64)

@@ -47,9 +47,7 @@ def check(config: FilterConfig, fitted: FilterTables) -> None:
 
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
-    """Digest of the rules with which kept regions are counted, as counts are only valid for the
-    same rules.
-    """
+    """Digest of the rules with which kept regions are counted."""
     return digest_json(
         {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
     )
@@ -90,9 +88,7 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
 
 
 class RegionPool:
-    """Regions of a shard, and the reasons of those dropped so far. Arrays are (size,) unless stated
-    otherwise.
-    """
+    """Regions of a shard, and the reasons of those dropped so far. Arrays are (size,)."""
 
     def __init__(self, shard: RegionShard, config: FilterConfig, fitted: FilterTables) -> None:
         self.shard, self.config, self.fitted = shard, config, fitted
@@ -137,9 +133,12 @@ def below_threshold(pool: RegionPool) -> np.ndarray:
     if fitted is not None:
         codes, texts = pool.shard.texts()
         mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
-        return ~(pool.score > fitted.of(mentions)[codes])
-    above: np.ndarray = pool.score > pool.config.threshold
-    return ~((pool.score >= pool.config.threshold) if pool.config.include_equal else above)
+        limits: np.ndarray | float = fitted.of(mentions)[codes]
+    else:
+        limits = pool.config.threshold
+    inclusive = fitted is None and pool.config.include_equal
+    above: np.ndarray = pool.score >= limits if inclusive else pool.score > limits
+    return ~above
 
 
 def no_area(pool: RegionPool) -> np.ndarray:
@@ -177,7 +176,8 @@ def aspect(pool: RegionPool) -> np.ndarray | None:
         return None
     width, height = pool.sides()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(width / height, height / width) > pool.config.max_aspect
+        elongated: np.ndarray = np.maximum(width / height, height / width) > pool.config.max_aspect
+    return elongated
 
 
 def same_text_overlap(pool: RegionPool) -> np.ndarray | None:
@@ -210,7 +210,9 @@ def _overlap(pool: RegionPool, group: np.ndarray, iou: float, spare: np.ndarray 
 def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
     if pool.config.image_threshold is None:
         return None
-    return pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))[pool.shard.keys()[0]] < 1
+    counts = pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))
+    low: np.ndarray = counts[pool.shard.keys()[0]] < 1
+    return low
 
 
 def image_score_low(pool: RegionPool) -> np.ndarray | None:
@@ -218,7 +220,8 @@ def image_score_low(pool: RegionPool) -> np.ndarray | None:
         return None
     value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
-    return ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
+    low: np.ndarray = ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
+    return low
 
 
 def phrase_cap(pool: RegionPool) -> np.ndarray | None:
@@ -239,7 +242,9 @@ def balanced_away(pool: RegionPool) -> np.ndarray | None:
     codes, texts = pool.shard.texts()
     _, kept = pool.fitted.counts.of(texts)
     share = pool.config.balance_to / np.maximum(kept, 1)
-    return uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank")) >= share[codes]
+    number = uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank"))
+    dropped: np.ndarray = number >= share[codes]
+    return dropped
 
 
 def too_few_regions(pool: RegionPool) -> np.ndarray | None:
@@ -251,9 +256,7 @@ RULES: tuple[Rule, ...] = (
     same_text_overlap, cross_phrase_overlap, near_identical,
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip
-"""Rules in the order of application; a rule's name is the reason under which its regions are
-counted.
-"""
+"""Rules in the order of application; their names are the reasons in the counts."""
 REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
 KEEP, IGNORE, BELOW = 0, 1, 2
 
@@ -270,12 +273,14 @@ class FilterResult:
     @property
     def keeps(self) -> np.ndarray:
         """(size,) True for labels."""
-        return self.reason == KEEP
+        keeps: np.ndarray = self.reason == KEEP
+        return keeps
 
     @property
     def stays(self) -> np.ndarray:
         """(size,) True for labels and ignore regions."""
-        return self.reason <= IGNORE
+        stays: np.ndarray = self.reason <= IGNORE
+        return stays
 
     def counts(self) -> dict[str, int]:
         """Number of regions by reason, including "keep"; the sum is the shard's number of regions."""

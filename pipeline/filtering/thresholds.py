@@ -88,9 +88,7 @@ class Thresholds(BaseModel):
         return min((b.threshold for b in self.bands if b.threshold is not None), default=1.0)
 
     def of(self, mentions: np.ndarray) -> np.ndarray:
-        """(n,) float32 thresholds of phrases by their number of mentions (n,); inf if nothing is
-        kept.
-        """
+        """(n,) float32 thresholds by a phrase's mentions (n,); inf if nothing is kept."""
         values = [np.inf if b.threshold is None else b.threshold for b in self.bands]
         thresholds: np.ndarray = np.array(values, np.float32)[band_of([b.from_mentions for b in self.bands], mentions)]
         return thresholds

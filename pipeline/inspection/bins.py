@@ -1,6 +1,4 @@
-"""Bins of the histograms: each has the values from its lower edge up to, but not including, the
-next bin's.
-"""
+"""Bins of the histograms; lower edges are inclusive, upper edges exclusive."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bins:
-    """edges: ascending lower edges; values below the first are counted in the first bin. labels: of
-    the bins.
-    """
+    """edges: ascending lower edges; the first bin also has the values below it."""
 
     title: str
     edges: Sequence[float]

@@ -20,9 +20,7 @@ OUTSIDE = 1.0
 
 @dataclass(frozen=True)
 class Picture:
-    """A sample that may be drawn. rank: the lowest are drawn. image: encoded; None if it is read
-    later.
-    """
+    """A sample that may be drawn: those of lowest rank. image: None if it is read later."""
 
     rank: tuple[bool, int]
     shard: str

@@ -71,9 +71,7 @@ def _numbers(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
-    """Count sizes, phrases and scores of kept boxes, problems of all boxes, and sizes of images
-    with boxes.
-    """
+    """Count kept boxes' sizes, phrases and scores, all boxes' problems, and image sizes."""
     boxes, images = _numbers(table, BOX), _numbers(table, ("height", "width"))
     empty = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     limits = np.concatenate([images[:, ::-1], images[:, ::-1]], 1)

@@ -130,9 +130,7 @@ def write_json(path: str | Path, value: Any) -> OutputFile:
 
 
 def sync_all(out: str | Path) -> None:
-    """Flush all files written below a local folder to disk, before a file that refers to them is
-    written.
-    """
+    """Flush the files below a local folder to disk, before writing a file that refers to them."""
     if not is_url(out):
         os.sync()
 

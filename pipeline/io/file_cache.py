@@ -24,9 +24,7 @@ Kind = Literal["digests", "indexes"]
 CACHED_FROM = 4 << 20
 """Bytes: smaller local files are not cached, as deriving the data again is cheaper."""
 RACY_NS = 2_000_000_000
-"""A file modified this recently may change again within the resolution of its mtime, so it is not
-cached.
-"""
+"""A file modified this recently is not cached: it may change again with the same mtime."""
 VERSION_TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
 
 
@@ -74,9 +72,7 @@ def cache_get(kind: Kind, path: str, version: FileVersion) -> bytes | None:
 
 
 def cache_put(kind: Kind, path: str, version: FileVersion, data: bytes) -> None:
-    """Cache data derived from this version of a file. Does nothing if there is no writable cache
-    folder.
-    """
+    """Cache data derived from this version of a file, if there is a writable cache folder."""
     if not version.large or (version.mtime_ns is not None and time.time_ns() - version.mtime_ns <= RACY_NS):
         return
     with suppress(OSError, RuntimeError):

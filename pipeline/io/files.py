@@ -285,9 +285,7 @@ def remove(path: str | Path) -> None:
 
 
 def listing_below(folder: str | Path, suffix: str) -> list[str]:
-    """Files at any depth below a folder that end in ``suffix``: paths relative to it, with "/",
-    sorted.
-    """
+    """Files at any depth that end in ``suffix``: paths relative to the folder, with "/", sorted."""
     if is_url(folder):
         fs, inner = filesystem(str(folder))
         root = inner.rstrip("/")

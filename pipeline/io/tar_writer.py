@@ -10,9 +10,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _MAX_USTAR_SIZE = 8**11
 """Members of this size or larger need an extended (pax) header."""
 _JOIN_BELOW = 1 << 20
-"""Bytes: smaller samples are joined and written in one call, as copying costs less than three calls
-a member.
-"""
+"""Bytes: smaller samples are joined and written in one call."""
 _ZEROS = bytes(_BLOCK)
 
 

@@ -40,9 +40,7 @@ _HINT = re.compile(
     r"[$£€¥₹@%\d]|\.\w|buy now|to cart|click|free|photo |stock|rights res|sold out|may contain|getty|no image",
     re.IGNORECASE,
 )
-"""Matches in all boilerplate; most captions have no match, and are not searched with the slower
-_PARTS.
-"""
+"""Matches in all boilerplate; captions without a match need not be searched further."""
 
 
 class Boilerplate(NamedTuple):

@@ -29,9 +29,7 @@ OWL_ST = _words(
     stock svg thumbnail tumblr tumgir twitter uk uploaded vector vectors video videos wallpaper wallpapers
     wholesale www xxx youtube"""
 )
-"""Generic words of alt-texts, selected manually from the thousand most common (OWL-ST, appendix
-A.2).
-"""
+"""Generic words among the thousand most common of alt-texts (OWL-ST, appendix A.2)."""
 
 GRIT = frozenset({"time", "love", "freedom"})
 """Abstract head nouns given as examples in the description of GRIT (Kosmos-2, section 2, step 1);
@@ -51,9 +49,7 @@ amounts and times.
 
 @lru_cache(maxsize=8)
 def nonvisual(names: tuple[str, ...]) -> frozenset[str]:
-    """Union of the named lists of non-visual head nouns: ``wordnet``, ``owl_st``, ``grit``,
-    ``frame``.
-    """
+    """Union of lists of non-visual nouns: ``wordnet``, ``owl_st``, ``grit``, ``frame``."""
     nouns: frozenset[str] = frozenset()
     for name in names:
         nouns |= nonvisual_nouns() if name == "wordnet" else {"owl_st": OWL_ST, "grit": GRIT, "frame": FRAME}[name]

@@ -132,9 +132,7 @@ def _not_contained(phrases: Sequence[tuple[int, int, str]]) -> list[tuple[int, i
 
 
 def trim(span: Span, *, determiners: bool) -> Span:
-    """Remove leading punctuation, spaces and, with ``determiners``, determiners; the result may be
-    empty.
-    """
+    """Remove leading punctuation, spaces and, optionally, determiners; may be empty."""
     start = span.start
     while start < span.end:
         token = span.doc[start]

@@ -24,9 +24,7 @@ Kind = Literal["detection", "grounding"]
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Paths or URLs of a set's files. ``companions``: further annotation files, by their role in
-    the format.
-    """
+    """Paths or URLs of a set's files. ``companions``: further annotation files, by role."""
 
     name: str
     annotations: str
@@ -84,14 +82,10 @@ UNREADABLE = frozenset(
 """Reasons for dropping a region that indicate an unexpected format; the others occur in any set."""
 
 CUT = "cut_at_edge"
-"""Counted together with the losses: kept boxes that had more than a tenth of their area outside the
-image.
-"""
+"""Counted with the losses: kept boxes with over a tenth of their area outside the image."""
 
 Header = Mapping[str, Any]
-"""Data of the whole set. ``label_space``: class names of a detection set, in order; ``frequency``:
-of LVIS.
-"""
+"""Data of the set. ``label_space``: class names in order; ``frequency``: LVIS'."""
 
 
 @dataclass(frozen=True)
@@ -241,9 +235,7 @@ def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box |
 
 
 def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
-    """``tokens_positive`` as spans of a caption of ``length`` characters; None, and counted, if
-    invalid.
-    """
+    """``tokens_positive`` as spans of a caption of ``length``; None, and counted, if invalid."""
     if not isinstance(value, list) or not value:
         lost["no_span"] += 1
         return None

@@ -1,6 +1,4 @@
-"""Image size and EXIF orientation from a file's header, and transformation of boxes to the upright
-image.
-"""
+"""Image size and EXIF orientation from headers, and boxes of the upright image."""
 
 from __future__ import annotations
 

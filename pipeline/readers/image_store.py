@@ -29,9 +29,7 @@ class _Missing(Exception):
 
 @dataclass(frozen=True)
 class ImageStore:
-    """Image folders of a set: a tuple to search in order, or a mapping from the names used in the
-    annotations.
-    """
+    """Image folders: a tuple to search in order, or a mapping from names in annotations."""
 
     folders: tuple[str, ...] | Mapping[str, str]
 
@@ -55,9 +53,7 @@ class ImageStore:
         return [*(join(folder, location.file) for folder in self.folders), *own]
 
     def size(self, location: ImageLocation) -> int | None:
-        """Size of an image in bytes; -1 if it is missing; None if it is remote, as each would take
-        a request.
-        """
+        """Size of an image in bytes; -1 if missing; None if remote, to avoid requests."""
         if location.size is not None:
             return location.size
         try:

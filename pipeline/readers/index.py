@@ -24,9 +24,7 @@ Id = int | str
 
 
 class Entry(NamedTuple):
-    """An image: its id, and what the reader's ``fill`` stored of its row and of its annotations'
-    rows.
-    """
+    """An image: its id, and the data that ``fill`` stored of it and of its annotations."""
 
     id: Id
     image: Any
@@ -139,9 +137,7 @@ class IndexWriter:
         self._db.execute("COMMIT")
 
     def _refuse_duplicate_keys(self) -> None:
-        """Check that keys are unique, unless all are made of ids of one type, which have distinct
-        keys.
-        """
+        """Check that keys are unique, unless all are made of ids of one type."""
         if len(self._key_kinds) < 2 and type(None) not in self._key_kinds:
             return
         self._db.create_function("key_of", 1, image_key, deterministic=True)
@@ -181,9 +177,7 @@ _HAS_IMAGE = "EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
 
 
 def _bytes(value: Any) -> bytes:
-    """Serialise with marshal's version 2; later versions encode shared references, so equal values
-    could differ.
-    """
+    """Serialise with marshal's version 2; in later versions equal values may differ."""
     return marshal.dumps(value, 2)
 
 

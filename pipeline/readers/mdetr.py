@@ -53,9 +53,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:
-    """Location of the image; in the mixed set ``data_source`` names its folder, Visual Genome's or
-    COCO's.
-    """
+    """Location of the image; in the mixed set ``data_source`` names its folder."""
     return ImageLocation(image[0], folder=image[3] if isinstance(image[3], str) else None)
 
 

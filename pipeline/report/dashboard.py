@@ -1,5 +1,4 @@
-"""The run's report as self-contained Markdown with embedded plots and images, for Prefect's
-page."""
+"""The run's report as self-contained Markdown with embedded images, for Prefect's page."""
 
 from __future__ import annotations
 

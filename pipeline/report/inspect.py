@@ -1,5 +1,4 @@
-"""A self-contained HTML page on the content of shards: counts, histograms, phrases, problems,
-images."""
+"""A self-contained HTML page on shards: counts, histograms, phrases, problems, images."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from pipeline.report.gallery import figure
 from pipeline.report.templates import render
 
 
-def write_page(summary: Summary, pictures: Sequence[Picture], out: str | Path, *, title: str) -> None:
+def write_page(summary: Summary, samples: Sequence[Picture], out: str | Path, *, title: str) -> None:
     """Write the page; images that cannot be decoded are added to the problems of ``summary``."""
-    items = _figures(summary, pictures)
+    items = _figures(summary, samples)
     page = render(
         "inspect.html",
         title=title,
@@ -31,19 +30,19 @@ def write_page(summary: Summary, pictures: Sequence[Picture], out: str | Path, *
     write_atomic(out, page)
 
 
-def _figures(summary: Summary, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+def _figures(summary: Summary, samples: Sequence[Picture]) -> list[dict[str, Any]]:
     items = []
-    for picture in pictures:
-        where = f"{picture.shard}/{picture.key}"
-        if picture.image is None:
+    for sample in samples:
+        where = f"{sample.shard}/{sample.key}"
+        if sample.image is None:
             _problem(summary, "picture_not_at_hand", f"{where}: drawing it needs its image (--shards)")
             continue
         try:
-            image = open_image(picture.image)
+            image = open_image(sample.image)
         except ImageError as error:
             _problem(summary, "undecodable_when_drawn", f"{where}: {error}")
             continue
-        items.append({**figure(image, picture.record), "key": where})
+        items.append({**figure(image, sample.record), "key": where})
     return items
 
 

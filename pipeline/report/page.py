@@ -26,7 +26,7 @@ def write_report(
     summary: Mapping[str, Any],
     out: str | Path,
     *,
-    pictures: Mapping[str, str | Path] | None = None,
+    images: Mapping[str, str | Path] | None = None,
     links: Mapping[str, str] | None = None,
     curves: Mapping[str, Any] | None = None,
 ) -> None:
@@ -34,7 +34,7 @@ def write_report(
 
     Args:
         summary: of :func:`pipeline.runs.summary.summarise`.
-        pictures: caption -> PNG file to embed. links: text -> address relative to the page.
+        images: caption -> PNG file to embed. links: text -> address relative to the page.
         curves: model -> rows of its training curve.
     """
     quality = summary.get("pseudo_labels")
@@ -49,7 +49,7 @@ def write_report(
         curves=Markup(loss_curves(curves or {})),
         tallies=_tallies(summary),
         stages=stage_rows(summary),
-        pictures={name: png_url(path) for name, path in (pictures or {}).items() if Path(path).is_file()},
+        images={name: png_url(path) for name, path in (images or {}).items() if Path(path).is_file()},
         links=links or {},
     )
     write_atomic(out, page)

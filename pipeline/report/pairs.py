@@ -24,8 +24,7 @@ SIDE = 240
 def write_pairs(
     matches: pa.Table, training: ImageSet, against: Sequence[ImageSet], out: str, *, limit: int, report: DedupReport
 ) -> None:
-    """Write ``out/pairs.html`` with up to ``limit`` pairs, the least similar first: likely
-    mistakes."""
+    """Write ``out/pairs.html``: up to ``limit`` pairs, least similar (likely mistakes) first."""
     rows = matches.sort_by([("details", "descending"), ("shard", "ascending"), ("key", "ascending")])
     sets = {images.name: images for images in against}
     ranges = lru_cache(maxsize=4)(_byte_ranges)

@@ -32,20 +32,19 @@ def gallery_name(round_number: int) -> str:
 
 
 def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult, reports: Reports) -> str:
-    """Write ``report/round-N.html`` and the gallery and montage of its labels; returns it as
-    Markdown.
+    """Write ``report/round-N.html``, gallery and montage of its labels; returns Markdown.
 
     The files contain no times or hosts, so that the same run writes the same bytes.
     """
     layout.report.mkdir(parents=True, exist_ok=True)
     number = result.round
-    picture = layout.report / f"labels-round-{number}.png"
+    montage = layout.report / f"labels-round-{number}.png"
     links = {}
     if layout.pseudo(number).is_dir():
         shards = files_of(config, layout, "build-shards", number)
         title = f"Pseudo-labels of round {number}" if config.rounds > 1 else "Pseudo-labels"
         write_gallery(shards, layout.report / gallery_name(number), title=title, limit=36)
-        write_montage(shards, picture, limit=8, columns=4)
+        write_montage(shards, montage, limit=8, columns=4)
         links["More of these labels"] = gallery_name(number)
     if number > 1:
         links["Previous round"] = f"round-{number - 1}.html"
@@ -59,17 +58,16 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
         page,
         render(
             "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates, quality=quality,
-            picture=png_url(picture) if picture.is_file() else "", tallies=tallies, links=links,
+            montage=png_url(montage) if montage.is_file() else "", tallies=tallies, links=links,
         ),
     )  # fmt: skip
-    return _markdown(result, tables, gates, quality, tallies, picture, page)
+    return _markdown(result, tables, gates, quality, tallies, montage, page)
 
 
 def metric_tables(
     layout: RunLayout, result: RoundResult, verdict: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Set -> rows of ``metric``, ``teacher``, ``control``, ``student``, ``difference``,
-    ``interval`` (95 %)."""
+    """Set -> rows of metric, teacher, control, student, difference and its 95 % interval."""
     control_file = layout.evaluation(f"control-{result.round}") / "metrics.json"
     control = json.loads(control_file.read_text())["sets"] if control_file.is_file() else {}
     return {
@@ -99,7 +97,7 @@ def _markdown(
     gates: Sequence[Mapping[str, Any]],
     quality: Mapping[str, Any] | None,
     tallies: Mapping[str, Mapping[str, Any]],
-    picture: Path,
+    montage: Path,
     page: Path,
 ) -> str:
     parts = [f"# Round {result.round}\n\nTeacher {result.teacher}, student {result.student}. **{result.why}**\n"]
@@ -123,8 +121,8 @@ def _markdown(
             for g in gates
         ]
         parts.append("\n".join(lines) + "\n")
-    if picture.is_file():
-        parts.append(f"## Labels\n\n![pseudo-labels of the round]({thumbnail_url(picture)})\n")
+    if montage.is_file():
+        parts.append(f"## Labels\n\n![pseudo-labels of the round]({thumbnail_url(montage)})\n")
     if quality:
         parts.append(quality_markdown({"pseudo_labels": quality}))
     parts += [f"### {stage}\n\n{tally_markdown(tally)}" for stage, tally in tallies.items() if tally]

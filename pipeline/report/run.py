@@ -20,13 +20,12 @@ PHOTO_NOTE = (
 
 
 def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
-    """Write ``report/index.html`` and, if there are any, a gallery of photographs; returns the
-    page.
+    """Write ``report/index.html`` and, if any, a gallery of photographs; returns the page.
 
     It links to the rounds' pages, which :func:`pipeline.report.round.write_round` wrote before.
     """
     layout.report.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     links: dict[str, str] = {}
     rounds = summary["rounds"]
     for number in range(1, rounds + 1):
@@ -34,15 +33,15 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
         links[f"Round {number}: metrics, gates, labels"] = f"round-{number}.html"
         if (layout.report / gallery_name(number)).is_file():
             links[f"More pseudo-labels{of_round}"] = gallery_name(number)
-        if number == rounds and (picture := layout.report / f"labels-round-{number}.png").is_file():
-            pictures[f"Pseudo-labels{of_round} on crawled images"] = picture
+        if number == rounds and (montage := layout.report / f"labels-round-{number}.png").is_file():
+            images[f"Pseudo-labels{of_round} on crawled images"] = montage
     photos = layout.photos / "train"
     if any(photos.glob("*.tar")):
         shards = expand_shards(str(photos))
         write_gallery(shards, layout.report / "photos.html", title="Photographs", note=PHOTO_NOTE, limit=20)
         links["Real photographs through the same stages"] = "photos.html"
     index = layout.report / "index.html"
-    write_report(summary, index, pictures=pictures, links=links, curves=training_curves(layout))
+    write_report(summary, index, images=images, links=links, curves=training_curves(layout))
     return index
 
 

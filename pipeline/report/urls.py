@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 FILES, BOARD = "GLIP_SELF_TRAIN_FILES", "GLIP_SELF_TRAIN_BOARD"
-"""Environment variables of ``self-train up``: "URL FOLDER" of its file server, and TensorBoard's
-URL."""
+"""Environment variables of ``self-train up``: "URL FOLDER" of its files; TensorBoard's URL."""
 THUMBNAIL_WIDTH = 1200
 
 

@@ -1,5 +1,4 @@
-"""Shards of a run that its stages have committed, and failed shards that are excluded from later
-stages.
+"""Committed shards of a run, and failed shards that are excluded from later stages.
 
 A reused folder may hold a shard's earlier result, of other settings or another teacher. If the
 shard fails now, that result is kept, but later stages must not read it: the failed stage records
@@ -49,8 +48,7 @@ def stage_folder(layout: RunLayout, stage: str, round_: int) -> Path:
 
 
 def note_excluded(layout: RunLayout, stage: str, round_: int, failed: Sequence[FailedShard]) -> None:
-    """Write ``set-aside/STAGE.json``: error and, if any, fingerprint of the earlier result by
-    shard.
+    """Write ``set-aside/STAGE.json``: error and earlier result's fingerprint, by shard.
 
     Without a failed shard the file is removed.
     """

@@ -1,5 +1,4 @@
-"""Paths of a self-training run. Rounds count from 1; a round's student is the next round's
-teacher."""
+"""Paths of a self-training run. Rounds count from 1; round N's student teaches round N + 1."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Decision at the end of a round: whether the student is promoted, and whether another round
-follows."""
+"""Decision at the end of a round: is the student promoted, does another round follow?"""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from pipeline.io.atomic import write_json
 from pipeline.runs.layout import RunLayout
 
 HEADLINES = ("recall_at_1", "precision_at_1", "ap")
-"""Metrics that measure a round's gain if the recipe names none: the first of these that the set
-has."""
+"""Metrics of a round's gain if the recipe names none: the first that the set has."""
 
 
 class RoundResult(BaseModel):
@@ -59,8 +57,7 @@ def gain_metric(config: SelfTrainConfig, layout: RunLayout) -> tuple[str, str]:
 
 
 def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
-    """Check the recipe's gates and gain by the first teacher's metrics, before anything is
-    labelled.
+    """Check the recipe's gates and gain by the first teacher's metrics, before labelling.
 
     Raises:
         InputError: one of them matches no metric.
@@ -70,8 +67,7 @@ def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
 
 
 def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> RoundResult:
-    """Compare the round's student with its teacher; write ``promotion.json`` and
-    ``rounds/round-N.json``.
+    """Compare the round's student with its teacher; write promotion.json and rounds/round-N.json.
 
     Without evaluation sets every student is the next round's teacher.
     """

@@ -22,8 +22,7 @@ CHANCE = 25.0
 
 
 def model_metrics(metrics_file: Path, config: SelfTrainConfig) -> dict[str, float]:
-    """recall_at_1 and ap50 of the BASE and NOVEL sets in percent, as ``base_recall_at_1`` and so
-    on.
+    """BASE and NOVEL metrics in percent: ``base_recall_at_1``, ``base_ap50`` and so on.
 
     Only those that the sets' protocols have: LVIS has no recall, RefCOCO no AP.
     """
@@ -38,8 +37,7 @@ def model_metrics(metrics_file: Path, config: SelfTrainConfig) -> dict[str, floa
 
 
 def stage_times(logs: Path) -> dict[str, dict[str, Any]]:
-    """Seconds and peak memory of each stage's child processes; of a child's runs, the longest
-    counts."""
+    """Seconds and peak memory of each stage's children; the longest run of a child counts."""
     longest: dict[str, dict[str, Any]] = {}
     times = logs / "times.jsonl"
     if times.is_file():

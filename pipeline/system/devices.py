@@ -20,9 +20,7 @@ def cores() -> int:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether the GPU has failed, so that this process must exit: every further shard would fail at
-    once.
-    """
+    """Whether the GPU has failed; the process must exit, as every further shard would fail."""
     torch = sys.modules.get("torch")  # the error is torch's only if torch is imported
     return (
         torch is not None

@@ -1,6 +1,4 @@
-"""File locks between the processes of one machine. The kernel releases a lock when its holder exits
-or is killed.
-"""
+"""File locks between the processes of one machine. The kernel releases a dead holder's locks."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ the same folder.
 
 
 def lock_folder() -> Path:
-    """Folder of this machine's locks, shared by all its users (not TMPDIR, which may be private to
-    a job).
-    """
+    """Folder of this machine's locks, shared by all users (TMPDIR may be private to a job)."""
     return Path(os.environ.get(LOCKS) or "/tmp/glip-self-train-locks")
 
 

@@ -36,7 +36,7 @@ def _tar_error(name: str) -> type[Exception]:
 
 def is_uncompressed(stream: tarfile.TarFile) -> bool:
     """Whether the archive read by ``tarfile.open(mode="r|*")`` is not compressed."""
-    return getattr(stream.fileobj, "comptype") == "tar"  # noqa: B009 - not in the type stubs
+    return str(getattr(stream.fileobj, "comptype")) == "tar"  # noqa: B009 - not in the type stubs
 
 
 def forget_members(tar: tarfile.TarFile) -> None:

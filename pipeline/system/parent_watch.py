@@ -18,9 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 LIFELINE = "GLIP_SELF_TRAIN_LIFELINE"
-"""Environment variable: set to "stdin" by a parent that holds the write end of the child's standard
-input.
-"""
+"""Environment variable: "stdin" if the parent holds the write end of the child's stdin."""
 
 GRACE_SECONDS = 20.0
 """Time between SIGTERM and SIGKILL for a third-party program whose parent has died."""
@@ -47,9 +45,7 @@ def _watch_stdin(at_end: Callable[[], None]) -> None:
 
 
 def exit_immediately() -> None:
-    """Exit without clean-up, with SIGTERM's exit code; output files are atomic, so no clean-up is
-    needed.
-    """
+    """Exit without clean-up, with SIGTERM's exit code, which atomic output files do not need."""
     os._exit(143)
 
 

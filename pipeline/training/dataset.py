@@ -102,8 +102,7 @@ class TrainingData:
         return _unpacked(iter(loader), buffers)
 
     def _shared_buffers(self, images: int, workers: int) -> SharedBuffers | None:
-        """Buffers for all batches that are being prepared or in use, of the largest possible
-        size."""
+        """Buffers of the largest possible size for all batches being prepared or in use."""
         multiple = self.processor.image_processor.pad_to_multiple
         longest = (max(self.config.max_image_size, *self.config.image_sizes) // multiple + 1) * multiple
         in_use = 2 * self.config.accumulate  # the step's, and the last step's until they are replaced

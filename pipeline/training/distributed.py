@@ -71,15 +71,13 @@ class Processes:
         return model, prepared
 
     def forward(self, network: nn.Module, **inputs: Any) -> Any:
-        """The network's output at the training's precision; adds the autocast missing under
-        FSDP2."""
+        """The network's output at the training's precision, under FSDP2 too."""
         with self.accelerator.autocast() if self.sharded else contextlib.nullcontext():
             return network(**inputs)
 
     @contextlib.contextmanager
     def gradient_sync(self, network: nn.Module, sync: bool) -> Iterator[None]:
-        """Average gradients over processes in backward if ``sync``; else accumulate them
-        locally."""
+        """Average gradients over processes in backward if ``sync``; else accumulate locally."""
         if isinstance(network, FSDPModule):
             network.set_requires_gradient_sync(sync)
             yield

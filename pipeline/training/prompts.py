@@ -110,20 +110,20 @@ def _class_prompt(
     """
     texts = [(region, clean_name(name) if name else None) for region, name in regions]
     present = list(dict.fromkeys(text for _, text in texts if text))
-    room = max_tokens - 2
+    tokens_left = max_tokens - 2
     chosen: list[str] = []
     for i in rng.permutation(len(present)):
         cost = token_count(present[i] + SEPARATOR)
-        if cost <= room:
+        if cost <= tokens_left:
             chosen.append(present[i])
-            room -= cost
+            tokens_left -= cost
     for text in map(clean_name, absent):
         cost = token_count(text + SEPARATOR)
-        if cost >= room:
+        if cost >= tokens_left:
             break
         if text not in present:
             chosen.append(text)
-            room -= cost
+            tokens_left -= cost
     caption, spans = "", {}
     for i in rng.permutation(len(chosen)):
         caption += SEPARATOR if caption else ""
@@ -221,16 +221,16 @@ def _pack_captions(
 ) -> tuple[str, int]:
     """(captions of other images around ``own``, offset of ``own``)."""
     captions = [_terminated(own)]
-    room = max_tokens - 2 - token_count(captions[0])
+    tokens_left = max_tokens - 2 - token_count(captions[0])
     count = noisy.max_caption_negatives
     if not (noisy.full_caption_share and rng.random() < noisy.full_caption_share):
         count = int(rng.integers(1, count + 1))
     for _ in range(count):
         text = _terminated(other_caption(rng))
         cost = token_count(text)
-        if cost > room:
+        if cost > tokens_left:
             break
-        room -= cost
+        tokens_left -= cost
         captions.append(text)
     packed, shift = "", 0
     for i in rng.permutation(len(captions)):

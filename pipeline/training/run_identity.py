@@ -26,8 +26,7 @@ RUNTIME_SETTINGS = {
 }
 """Settings that do not change any finite step; a run may be resumed with others."""
 MEMORY_SETTINGS = {"accumulate"}
-"""Settings that keep the samples and their order but weight a step's images differently: a run may
-be resumed with others, and logs it."""
+"""Settings that keep samples and order but weight images differently; resuming logs a change."""
 
 
 class Identity(BaseModel):

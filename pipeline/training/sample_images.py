@@ -41,7 +41,7 @@ def predictions_beside_targets(
     detections = processor.post_process_grounded_object_detection(
         outputs, phrases, threshold=0.0, offset_mapping=offsets, max_detections=BOXES
     )
-    pictures = []
+    drawn = []
     for i in range(images):
         height, width = inputs["image_sizes"][i].tolist()
         image = _image(inputs["pixel_values"][i, :, :height, :width], processor)
@@ -54,8 +54,8 @@ def predictions_beside_targets(
         joined = Image.new("RGB", (2 * WIDTH, pair[0].height))
         for column, half in enumerate(pair):
             joined.paste(half, (column * WIDTH, 0))
-        pictures.append(joined)
-    return pictures
+        drawn.append(joined)
+    return drawn
 
 
 def _image(pixels: torch.Tensor, processor: GlipProcessor) -> Image.Image:

@@ -13,9 +13,7 @@ from pipeline.io.paths import join
 
 
 class Sink:
-    """Opens files below ``out``, a local folder or a URL. Without :meth:`commit` all are discarded
-    on exit.
-    """
+    """Opens files below a folder or URL. Without :meth:`commit` all are discarded on exit."""
 
     def __init__(self, out: str) -> None:
         self.out = out
@@ -23,9 +21,7 @@ class Sink:
         self._files: dict[str, HashingFile] = {}
 
     def open(self, name: str) -> HashingFile:
-        """Open a file for writing. Files appear in reverse order: open a file that refers to the
-        others first.
-        """
+        """Open a file. Files appear in reverse order: open one that refers to others first."""
         self._files[name] = self._stack.enter_context(atomic_file(join(self.out, name)))
         return self._files[name]
 

@@ -160,9 +160,7 @@ class _Detection(_File):
 
 
 class _Grounding(_File):
-    """MDETR's layout. ``tokens_negative``: caption spans that may be trained as absent from other
-    boxes.
-    """
+    """MDETR's layout. ``tokens_negative``: caption spans that are negatives of other boxes."""
 
     kind, format = "grounding", "mdetr"
 

@@ -1,6 +1,4 @@
-"""Sets of an export: their file names, class ids, and the manifest with which ingest reads the
-export.
-"""
+"""File names and class ids of an export's sets, and its manifest for ingest."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ class SetNames:
 
 
 def write_manifest(context: ExportContext, sets: dict[str, tuple[str, dict[str, Any]]], folder: str) -> None:
-    """Write ``manifest.yaml``, with which ingest reads the export. ``sets``: name -> (dataset,
-    fields).
-    """
+    """Write ``manifest.yaml`` for ingest. ``sets``: name -> (dataset, fields)."""
     rows = {}
     for name, (dataset, fields) in sets.items():
         card = context.cards.get(dataset)

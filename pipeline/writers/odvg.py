@@ -19,9 +19,7 @@ from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
 
 
 class Odvg:
-    """Writes ``SET.jsonl`` for every set, ``SET.label_map.json`` for detection sets, and the
-    manifest.
-    """
+    """Writes ``SET.jsonl``, ``SET.label_map.json`` (detection sets) and the manifest."""
 
     folder, takes_images = "images", False
 

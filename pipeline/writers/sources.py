@@ -66,9 +66,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """Shards of records. ``names``: of the shards, in order. ``images``: whether images are
-    available.
-    """
+    """Shards of records. ``names``: of the shards. ``images``: whether images are available."""
 
     names: list[str]
     images: bool
@@ -212,9 +210,7 @@ class TrainingShards:
 
 
 class LabelStore:
-    """Output of filter-boxes, converted to records as by build-shards; images are read from the
-    crawl.
-    """
+    """Output of filter-boxes, converted as by build-shards; images are from the crawl."""
 
     def __init__(self, labels: list[str], phrases: str | None, crawl: list[str], dataset: str) -> None:
         self._labels, self._dataset = labels, dataset

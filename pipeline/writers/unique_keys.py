@@ -14,9 +14,7 @@ _FIRST_OTHER_ID = 10**12
 
 
 class Name(NamedTuple):
-    """An image's key and id, and whether the key was changed because another image of the set has
-    it.
-    """
+    """An image's key and id, and whether the key was changed to be unique."""
 
     key: str
     number: int
@@ -39,9 +37,7 @@ class UniqueNames:
         self._count: dict[str, int] = {}
 
     def take(self, part: str, key: str) -> Name:
-        """Name of the next image of the set ``part``. Repeated keys get the suffix ``~2``, ``~3``,
-        ...
-        """
+        """Name of the next image of set ``part``. Repeated keys get suffixes ``~2``, ``~3``, ..."""
         unique, n = key, 1
         while not self._free(part, unique):
             n += 1

@@ -88,7 +88,7 @@ def test_sets_of_one_name_in_two_folders_have_each_their_own_names(sources, tmp_
             asked[path in here] |= {name.strip() for name in prompted.caption.split(". ")}
     assert not {"wheel", "sky"} & asked[True] and {"wheel", "sky"} <= asked[False]
     renamed = [str(Path(p).rename(Path(p).with_name(f"more-{Path(p).name}"))) for p in there["detection"]]
-    with pytest.raises(InputError, match=r"evaluation set gold: .* detection\.dataset\.json differ"):
+    with pytest.raises(InputError, match=r"evaluation set gold: .* detection\.dataset\.json beside its shards differ"):
         EvaluationSet.open("gold", [*sources["detection"], *renamed], EvaluateConfig())
 
 

@@ -241,6 +241,7 @@ def test_looking_through_shards_leaves_digests_and_indexes(tmp_path, cache):
         index_shards([*paths, str(tmp_path / "broken.tar")], Silent())
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_work_get_the_same(tmp_path, cache):
     paths = [str(large(tmp_path / f"{n}.tar", records=200 + n)) for n in range(4)]
     code = (

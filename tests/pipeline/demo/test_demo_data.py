@@ -21,6 +21,7 @@ from pipeline.demo.formats import GOLD
 from pipeline.demo.generate import SETS, folder_digest, generate_demo
 from pipeline.demo.manifest import load_manifest
 from pipeline.errors import InputError
+from pipeline.execution.progress import Silent
 from pipeline.io.tables import read_table
 
 CONFIG = DemoDataConfig(
@@ -101,12 +102,13 @@ def test_a_finished_folder_is_left_alone_and_a_strangers_refused(demo: Demo, tmp
 
 
 def test_an_interrupted_folder_is_made_anew(demo: Demo, tmp_path: Path) -> None:
-    def stop(name: str, done: int, total: int) -> None:
-        if name == "crawl":
-            raise KeyboardInterrupt
+    class Stop(Silent):
+        def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
+            if stage == "crawl":
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate_demo(tmp_path, CONFIG, progress=stop)
+        generate_demo(tmp_path, CONFIG, progress=Stop())
     assert not (tmp_path / "summary.json").exists()
     generate_demo(tmp_path, CONFIG)
     assert folder_digest(tmp_path) == folder_digest(demo[0])

@@ -11,9 +11,9 @@ import yaml
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from pipeline.cli.data import make_demo_data as main
 from pipeline.demo import generate
 from pipeline.demo.captions import CRAWLED, PLAIN, write_caption
-from pipeline.cli.data import make_demo_data as main
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.glyphs import INK, GlyphBook
 from pipeline.demo.manifest import MANIFEST, DemoManifest, load_manifest
@@ -56,7 +56,7 @@ def test_families_are_apart_between_splits(manifest: DemoManifest) -> None:
 @pytest.mark.parametrize(
     ("field", "family", "message"),
     [
-        ("evaluation_fonts", "bootstrap", "evaluation_fonts: bootstrap draws the validation scenes"),
+        ("evaluation_fonts", "bootstrap", "evaluation_fonts: bootstrap is used for validation scenes"),
         ("train_fonts", "wingdings", "train_fonts: no family 'wingdings'; known: fontawesome"),
         ("train_fonts", "elusive", "train_fonts: none of elusive draws"),
     ],
@@ -90,7 +90,7 @@ def test_a_wrong_manifest_names_the_field(tmp_path: Path) -> None:
     text = MANIFEST.read_text()
     wrong = tmp_path / "demo.yaml"
     wrong.write_text(text.replace("base_nouns: [airplane,", "base_nouns: [bell,"))
-    with pytest.raises(InputError, match="a noun is there twice"):
+    with pytest.raises(InputError, match="duplicate noun"):
         load_manifest(wrong)
     wrong.write_text(text.replace("split: evaluation", "split: examination"))
     with pytest.raises(InputError, match=r"demo.yaml: fonts.fluent.split"):

@@ -87,7 +87,7 @@ def test_a_wrong_grid_or_gold_is_named(store, tmp_path):
     with pytest.raises(InputError, match="want 1 to 64 thresholds between 0 and 1"):
         sweep(FilterConfig(), store, [0.5, 1.5])
     write_gold(tmp_path / "elsewhere.parquet", [{"key": "a"}])
-    with pytest.raises(InputError, match="no gold table of the name"):
+    with pytest.raises(InputError, match="no gold table with the name"):
         sweep(FilterConfig(), store, [0.5], gold=tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_the_command_prints_and_writes_the_same(train, tmp_path):
 
 def test_the_pictures_depend_on_names_alone(train, tmp_path):
     _, few = inspect_shards(train, pictures=3)
-    _, turned = inspect_shards(train[::-1], pictures=3, workers=2)
+    _, turned = inspect_shards(train[::-1], pictures=3)
     _, more = inspect_shards(train, pictures=5)
     assert [(p.shard, p.key) for p in few] == [(p.shard, p.key) for p in turned]
     assert {(p.shard, p.key) for p in few} < {(p.shard, p.key) for p in more}
@@ -194,8 +194,9 @@ def test_the_pictures_depend_on_names_alone(train, tmp_path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_several_processes_count_the_same(train):
-    assert inspect_shards(train, workers=2)[0] == inspect_shards(train)[0]
+def test_several_processes_count_the_same_and_choose_the_same_pictures(train):
+    (one, few), (two, same) = (inspect_shards(train, pictures=3, workers=n) for n in (1, 2))
+    assert two == one and [(p.shard, p.key) for p in same] == [(p.shard, p.key) for p in few]
 
 
 def test_a_crawl_has_captions_and_broken_members(tmp_path):

@@ -24,6 +24,7 @@ from pipeline.stages.jobs import TrainModel
 from pipeline.training.checkpoints import read_state
 from pipeline.training.report import read_report
 from pipeline.training.run_identity import MEMORY_SETTINGS, RUNTIME_SETTINGS, Identity
+from tests.conftest import TINY_TEXT_ENCODER, tiny_text_encoder
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.training import NAMES, poison, write_sources
 from tests.flows.tiny import ROOT
@@ -236,7 +237,8 @@ run(json.loads(sys.argv[1]), Path(sys.argv[2]), progress=Waits())
 def test_a_training_that_goes_on_elsewhere_is_not_joined_and_its_end_is_noticed(sources, tmp_path, told, monkeypatch):
     command = [sys.executable, "-c", ELSEWHERE, json.dumps(sources), str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) as other:
+    env = os.environ | {"PYTHONPATH": str(ROOT), TINY_TEXT_ENCODER: tiny_text_encoder()}
+    with subprocess.Popen(command, cwd=ROOT, text=True, env=env, **pipes) as other:
         assert other.stdout is not None and other.stdin is not None and other.stdout.readline() == "trains\n"
         with monkeypatch.context() as impatient, pytest.raises(InputError) as error:
             impatient.setattr(alone, "PATIENCE", 1)
