@@ -272,7 +272,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
         ([crawl], "00000.tar: no record in it (000000000: "),
         ([mixed, store / "labels"], "export them one after the other"),
         ([mixed, "--shards", crawl], "are for a label store"),
-        ([mixed, "--dataset", "mine"], "--dataset names the set of a label store"),
+        ([mixed, "--dataset", "mine"], "--dataset is for a label store"),
         ([mixed, "--classes", "root"], "--classes is of yolo"),
         ([mixed / "det.dataset.json"], "found a file with another suffix"),
         ([mixed / "*-9.tar"], "matches no file"),
