@@ -25,7 +25,7 @@ from pipeline.io.hashing import fingerprint
 from pipeline.io.paths import is_url, join, stem
 from pipeline.io.temporaries import clear_temporaries
 from pipeline.readers.image_headers import read_header
-from pipeline.stages.jobs import ExportLabels
+from pipeline.stages.jobs import Exported, ExportLabels
 from pipeline.writers.atomic_files import Sink
 from pipeline.writers.base import ExportContext, Item, Target
 from pipeline.writers.parallel_files import ordered_map, writer_threads
@@ -40,14 +40,6 @@ BEGUN = "export.begun"
 _STEP = 100
 
 log = logging.getLogger("glip_self_train")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What became of an export, and how to read it."""
-
-    report: StageReport
-    hints: tuple[str, ...]
 
 
 def run(job: ExportLabels) -> Exported:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from pipeline.config import (
     BuildShardsConfig,
@@ -41,8 +42,6 @@ from pipeline.io.shard_patterns import expand_shards
 if TYPE_CHECKING:
     from pipeline.dedup.report import DedupReport
     from pipeline.filtering.fitted import Thresholds
-    from pipeline.stages.export import Exported
-    from pipeline.stages.thresholds import PhraseCounts
     from pipeline.training.report import TrainReport
 
 
@@ -74,6 +73,23 @@ PHRASES = "Folder that parse-phrases wrote."
 COUNTS = "What count-phrases wrote; balance_to and thresholds by frequency need it."
 IOU = "IoU at which a box fits."
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+
+class PhraseCounts(BaseModel):
+    """Number of phrases in the file that count-phrases wrote, and the file's size and digest."""
+
+    phrases: int
+    min_count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What became of an export, and how to read it."""
+
+    report: StageReport
+    hints: tuple[str, ...]
 
 
 class Job(RunOptions):

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
 from pipeline.filtering import calibration, counting
 from pipeline.filtering import sweep as sweeping
 from pipeline.filtering.thresholds import Thresholds
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.stages.jobs import Calibrate, CountPhrases, SweepThresholds
-
-
-class PhraseCounts(BaseModel):
-    """Number of phrases in the file that count-phrases wrote, and the file's size and digest."""
-
-    phrases: int
-    min_count: int
-    bytes: int
-    sha256: str
+from pipeline.stages.jobs import Calibrate, CountPhrases, PhraseCounts, SweepThresholds
 
 
 def sweep(job: SweepThresholds) -> dict[str, Any]:
