@@ -50,9 +50,9 @@ def token_evidence(probabilities: Tensor, tokens: Sequence[Sequence[int]], phras
     has = torch.zeros(len(tokens), probabilities.shape[1], dtype=torch.bool)
     for i, phrase_tokens in enumerate(tokens):
         has[i, list(phrase_tokens)] = True
-    mine = has.to(phrase.device)[phrase]
+    own = has.to(phrase.device)[phrase]
     return {
-        "token_mean": probabilities.masked_fill(~mine, 0).sum(-1) / mine.sum(-1).clamp(min=1),
-        "token_min": probabilities.masked_fill(~mine, 1).amin(-1),
-        "token_max": probabilities.masked_fill(~mine, 0).amax(-1),
+        "token_mean": probabilities.masked_fill(~own, 0).sum(-1) / own.sum(-1).clamp(min=1),
+        "token_min": probabilities.masked_fill(~own, 1).amin(-1),
+        "token_max": probabilities.masked_fill(~own, 0).amax(-1),
     }

@@ -26,6 +26,8 @@ STAGE = "evaluate"
 VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's boxes end behind their last pixel
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
+Ready = tuple[list[Item], list[Prepared], list[Batch]]
+"""Queries, their decoded images, and the first query about them collated (none if all images are broken)."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class DetectionShard:
     def _batches(self, items: list[Item]) -> list[list[Item]]:
         return list(batches.batches(items, self._worker.config.batch_size))
 
-    def prepare(self, unit: list[Item]) -> tuple[list[Item], list[Prepared], list[Batch]]:
+    def prepare(self, unit: list[Item]) -> Ready:
         """Decode a batch's images and collate the first query about them, unless all are broken."""
         items, images = batches.decode(
             self._annotator, unit, lambda item, error: self._lost.setdefault(item.index, (item.key, error))
@@ -134,8 +136,8 @@ class DetectionShard:
         first = [self._annotator.collate(images, [item.query for item in items])] if items else []
         return items, images, first
 
-    def collate(self, ready: tuple[list[Item], list[Prepared], list[Batch]] | None) -> Iterator[_Queries]:
-        """A caption's query about each image, or those of all class names, each collated while the last is predicted."""
+    def collate(self, ready: Ready | None) -> Iterator[_Queries]:
+        """A caption's query about each image, or all class names', each collated while the one before is predicted."""
         if ready is None or not ready[0]:
             return
         items, images, (first,) = ready
@@ -152,8 +154,8 @@ class DetectionShard:
         if batch.ends_chunk:
             limit = self._worker.config.chunk_detections if self._spec.protocol == "lvis" else None
             for item, *parts in zip(batch.items, *self._chunk, strict=True):
-                found = RegionPredictions.joined(parts)
-                self._predictions[item.index].append(found if limit is None else best(found, limit))
+                regions = RegionPredictions.joined(parts)
+                self._predictions[item.index].append(regions if limit is None else best(regions, limit))
             self._chunk = []
         return batch.done
 

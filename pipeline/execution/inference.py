@@ -213,8 +213,7 @@ class _Loop:
         except Exception as error:
             running.error = error
             if is_device_lost(error):
-                self._queue.failed(running.job, error)
-                raise
+                self.finish(running)
         else:
             self._queue.advance(images, "images")
 
@@ -227,6 +226,6 @@ class _Loop:
         except Exception as error:
             self._queue.failed(running.job, error)
             if is_device_lost(error):
-                raise
+                raise  # through this process nothing else can go
         else:
             self._queue.done(running.job, report)

@@ -42,9 +42,10 @@ class ShardLabels:
         self, phrases: str, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
     ) -> None:
         self._phrases, rows = read_caption_phrases(phrases), dict[str, list[Row]]()
-        for row in read_table(labels, LABELS).to_pylist():
+        table = read_table(labels, LABELS)
+        for row in table.to_pylist():
             rows.setdefault(row["key"], []).append(row)
-        self._annotator = footer(labels).get("teacher") or None
+        self._annotator = footer(table.schema).get("teacher") or None
         self._rows = {key: of_image for key, of_image in rows.items() if key not in without}
         self._dataset, self._config = dataset, config
         self.samples, self.regions = Tally(), Tally()

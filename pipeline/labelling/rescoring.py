@@ -97,8 +97,8 @@ class RescoringShard:
             raise ImageError("no_image", "the shard holds no image for its regions")
         decoded = open_image(stored[1])
         if (decoded.height, decoded.width) != (height, width):
-            found = f"{decoded.height} x {decoded.width} pixels"
-            raise ImageError("image_changed", f"{found}, its regions were found in {height} x {width}")
+            size = f"{decoded.height} x {decoded.width} pixels"
+            raise ImageError("image_changed", f"{size}, its regions were found in {height} x {width}")
         return self._scorer.crops(decoded, self._boxes[image.rows])
 
     def collate(self, ready: list[_Image] | None) -> Iterator[_Batch]:
@@ -156,7 +156,7 @@ class RescoringShard:
         check_losses(job, "images", self._tallies["samples"], config.max_lost_share)
         for notes_before, note in reversed(self._lost):
             problems.notes.insert(notes_before, note)  # among the tar's own, in the shard's order
-        about = footer(self._path) | {
+        about = footer(self._table.schema) | {
             "stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION),
             "scorer": f"{self._scorer.name}@{self._scorer.revision}", "rescore": config.model_dump_json(),
         }  # fmt: skip

@@ -79,7 +79,7 @@ def test_a_phrase_has_context_on_both_sides():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text("ab ", min_size=1, max_size=12), max_size=20), st.integers(8, 30))
+@given(st.lists(st.text("ab ", min_size=1, max_size=12), max_size=20), st.integers(10, 30))
 def test_class_lists_are_asked_in_order_in_few_texts(names, limit):
     def count(text: str) -> int:
         return len(text.split()) + text.count(".")
