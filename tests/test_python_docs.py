@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,28 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def script(folder, monkeypatch, capsys):
+    """Runs a script of the folder in this process, and returns its output; what it registers is forgotten afterwards."""
+    before = {group: dict(names) for group, names in plugins._REGISTERED.items()}
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv(plugins.MODULES, "brightest,word_limit")
+    plugins._import_modules.cache_clear()
+
+    def run_script(name: str) -> str:
+        runpy.run_path(name, run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run_script
+    plugins._import_modules.cache_clear()
+    for group, names in plugins._REGISTERED.items():
+        names.clear()
+        names.update(before.get(group, {}))
+    for name in BLOCKS:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
 def run(folder: Path, *arguments: str, modules: str = "brightest,box_lines,word_limit") -> str:
     """Run Python in the folder, which is on PYTHONPATH, as the page says."""
     environment = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "PYTHONSAFEPATH": "1", plugins.MODULES: modules}
@@ -76,20 +99,16 @@ def test_every_block_of_the_page_is_a_file_and_runs_in_a_test():
     assert scripts == {"label.py", "own_teacher.py", "own_format.py", "own_rule.py"}
 
 
-def test_a_teacher_and_a_rule_of_ones_own_label_a_crawl(folder):
-    for name in ("own_teacher.py", "label.py", "reports.py", "own_rule.py"):
-        if name == "own_teacher.py":  # two processes: see the slow test
-            (folder / name).write_text(BLOCKS[name].replace("processes=2", "processes=1"))
-    steps = (
-        "import runpy\n"
-        "runpy.run_path('own_teacher.py', run_name='__main__')\n"
-        "import os; os.rename('bright', 'teacher')\n"
-        "for name in ('label.py', 'reports.py', 'own_rule.py'): runpy.run_path(name, run_name='__main__')"
-    )
-    said = run(folder, "-c", steps)
-    assert "2 images labelled" in said and said.rstrip().endswith("{'too_many_words': 2}")
+def test_a_teacher_and_a_rule_of_ones_own_label_a_crawl(folder, script):
+    code = BLOCKS["own_teacher.py"].replace("processes=2", "processes=1")  # two: the slow test
+    (folder / "own_teacher.py").write_text(code)
+    assert script("own_teacher.py") == "2 images labelled\n"
     assert_labelled(folder / "own")
+    (folder / "bright").rename(folder / "teacher")
+    said = script("label.py")
     assert "pseudo-label: 2 shards done" in said and "filter-boxes: 2 shards done" in said
+    assert script("reports.py") == "0 shards made, 2 already there, []\n{}\n"
+    assert script("own_rule.py") == "{'too_many_words': 2}\n"
 
 
 def test_a_reader_and_a_writer_of_ones_own(folder):

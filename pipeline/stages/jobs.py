@@ -42,7 +42,7 @@ from pipeline.writers.registry import WRITTEN
 
 if TYPE_CHECKING:
     from pipeline.dedup.report import DedupReport
-    from pipeline.filtering.fitted import Thresholds
+    from pipeline.filtering.thresholds import Thresholds
     from pipeline.training.report import TrainReport
 
 
@@ -402,7 +402,7 @@ JOBS: dict[str, type[Job]] = {
 """Name of a stage -> its job."""
 
 
-def write_job(path: Path, job: Job) -> None:
+def write_job(path: str | Path, job: Job) -> None:
     """Write a job as JSON that :func:`read_job` reads."""
     write_json(path, {"stage": job.stage, "job": job.model_dump(mode="json")})
 
