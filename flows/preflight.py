@@ -14,6 +14,7 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.compare import MEAN_SET
 from pipeline.evaluation.promotion import parse_gates
 from pipeline.filtering.gold import gold_tables
+from pipeline.filtering.rules import extra_rules
 from pipeline.io.paths import is_url
 from pipeline.io.shard_patterns import expand_shards
 
@@ -38,6 +39,7 @@ def check_inputs(config: SelfTrainConfig) -> None:
             )
     if "pseudo" not in config.student.mixture:
         raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
+    extra_rules(config.filter_boxes)
     evaluated = list(data.evaluated())
     sets = [*evaluated, MEAN_SET]
     for gate in parse_gates(config.promotion.gates):

@@ -6,10 +6,9 @@ Only the forward pass needs the teacher's own thread: any other prepares queries
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.model_folder import model_revision
+from pipeline.system.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -109,29 +109,30 @@ class Annotator(Protocol):
         """Run the network: the regions of every query. A batch too large for the memory is halved."""
 
 
-FAMILIES = {
-    "glip": ("glip", "GlipAnnotator"),
-    "grounding-dino": ("grounding_dino", "GroundingDinoAnnotator"),
-    "mm-grounding-dino": ("grounding_dino", "GroundingDinoAnnotator"),
-    "owlv2": ("owl", "OwlAnnotator"),
-    "owlvit": ("owl", "OwlAnnotator"),
-}
-"""model_type of a folder's config.json -> module of this room, and class."""
+TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Registry(
+    "annotators",
+    {
+        "glip": "pipeline.annotators.glip:GlipAnnotator",
+        "grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
+        "mm-grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
+        "owlv2": "pipeline.annotators.owl:OwlAnnotator",
+        "owlvit": "pipeline.annotators.owl:OwlAnnotator",
+    },
+)
+"""model_type of a folder's config.json -> class; called with the folder, its revision, the settings and a device."""
 
 
 @lru_cache(maxsize=1)
 def _load(folder: str, revision: str, settings: str, device: str) -> Annotator:
     config = PseudoLabelConfig.model_validate_json(settings)
     model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
-    if model_type not in FAMILIES:
+    make = TEACHERS.get(model_type)
+    if make is None:
         raise InputError(
-            f"{folder}/config.json: model_type {model_type!r} is no known teacher; known: {', '.join(sorted(FAMILIES))}"
+            f"{folder}/config.json: model_type {model_type!r} is no known teacher; "
+            f"known: {', '.join(sorted(TEACHERS.names()))}"
         )
-    module, name = FAMILIES[model_type]
-    annotator: Annotator = getattr(import_module(f"pipeline.annotators.{module}"), name)(
-        folder, revision, config, device
-    )
-    return annotator
+    return make(folder, revision, config, device)
 
 
 def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = "cpu") -> Annotator:

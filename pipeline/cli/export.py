@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from pipeline.cli.common import echo_lines, job_command, make_job
 from pipeline.execution.reports import StageReport
 from pipeline.stages.jobs import ExportLabels
-from pipeline.writers.registry import WRITTEN
 
 
-@job_command(ExportLabels, without=["to"])
-@click.option("--to", type=click.Choice(WRITTEN), required=True, help="The format to write.")
-def export_labels(values: dict[str, Any], to: str) -> StageReport:
+@job_command(ExportLabels)
+def export_labels(values: dict[str, Any]) -> StageReport:
     """Write our labels in the formats that others' trainers and viewers read.
 
     DIR is a folder or pattern of training shards (of ingest or build-shards), or a folder of labels (of filter-boxes). What
@@ -26,7 +22,7 @@ def export_labels(values: dict[str, Any], to: str) -> StageReport:
     Example: export-labels 'pseudo/pseudo-*.tar' --to odvg --out odvg --images none
     Example: export-labels store/labels --phrases store/phrases --shards 'crawl/{00000..00099}.tar' --to fiftyone --out fo
     """
-    exported = make_job(ExportLabels, values | {"to": to}).run()
+    exported = make_job(ExportLabels, values).run()
     echo_lines(exported.report.lines())
     echo_lines([f"  {hint}" for hint in exported.hints])
     return exported.report

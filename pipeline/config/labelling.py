@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pipeline.config.base import Config
 from pipeline.config.filter_presets import PRESETS
@@ -155,6 +155,25 @@ class FilterConfig(Config):
         None, ge=0, le=1, description="regions with scores between this and the threshold become ignore regions"
     )
 
+    extra_rules: dict[str, Any] = Field(
+        {},
+        description="rules of your own (docs/python.md): name -> setting; null switches a rule off. They apply after "
+        "max_aspect",
+    )
+
+    @field_validator("extra_rules")
+    @classmethod
+    def _without_those_off(cls, rules: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in rules.items() if value is not None}
+
+    @model_serializer(mode="wrap")
+    def _without_no_rules(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave empty ``extra_rules`` out, so that fingerprints without any stay as they were."""
+        data: dict[str, Any] = dump(self)
+        if not self.extra_rules:
+            data.pop("extra_rules", None)
+        return data
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
@@ -162,7 +181,9 @@ class FilterConfig(Config):
         return data if preset is None else {**preset, **data}
 
     def effective(self) -> dict[str, Any]:
-        """Resolved rules without the preset's name, for footers and fingerprints."""
+        """Resolved rules without the preset's name. Footers and fingerprints have those of
+        :func:`pipeline.filtering.rules.versioned`.
+        """
         return self.model_dump(mode="json", exclude={"preset"})
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.io.strict_yaml import read_yaml
+from pipeline.system.plugins import Registry
 
 FOLDER_VARIABLE = "GLIP_SELF_TRAIN_MANIFESTS"
 """Environment variable: a folder of the user's manifests, searched first."""
@@ -20,10 +21,17 @@ BUILTIN_FOLDER = Path(__file__).resolve().parents[2] / "data_manifests"
 """Manifests of this project, beside the packages both in a checkout and in an installation."""
 LABELLED_KINDS = ("detection", "grounding", "evaluation")
 
-FormatName = Literal[
+FORMATS: Registry[object] = Registry("readers", dict.fromkeys((
     "coco", "lvis", "mdetr", "refcoco", "openimages", "visual_genome_objects", "visual_genome_regions", "voc",
     "flickr30k", "odvg_detection", "odvg_grounding", "grit", "glip_captions", "img2dataset", "parquet",
-]  # fmt: skip
+), ""))  # fmt: skip
+"""Names of formats; those of readers are mapped to them in pipeline/readers/registry.py."""
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"found {name!r}; want one of {', '.join(FORMATS.names())}")
+    return name
 
 
 Topic = Literal["page", "licence", "files", "checksums", "layout", "counts", "copies"]
@@ -53,7 +61,7 @@ class SetManifest(_Strict):
     """One data set of a manifest. Paths are absolute, URLs, or relative to the root."""
 
     kind: Literal["detection", "grounding", "evaluation", "crawl", "gold"]
-    format: FormatName
+    format: Annotated[str, AfterValidator(_known_format)]
     path: str | None = None
     split: str | None = Field(None, description="train, val or test, as its publisher calls it")
     annotations: str | None = Field(None, description="annotation file of a labelled set, or folder of such files")

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import gold_tables, match, read_gold
-from pipeline.filtering.rules import apply_rules, open_regions, scores
+from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
 from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, Thresholds, band_of
 from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
@@ -113,7 +113,7 @@ def calibrate(
         "regions": digest_json({stem(p): digest_file(p) for p in regions if stem(p) in golds}),
         "gold": digest_json({name: digest_file(p) for name, p in golds.items()}),
     } | ({} if counts is None else {"counts": digest_file(counts)})
-    result = fit(sample, starts, precision, by, min_labels, iou=iou, rules=rules.effective(), inputs=inputs)
+    result = fit(sample, starts, precision, by, min_labels, iou=iou, rules=versioned(rules), inputs=inputs)
     write_json(out, result.model_dump(mode="json"))
     return result
 

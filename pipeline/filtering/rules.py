@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,17 @@ from pipeline.filtering.nms import over_limit, suppress
 from pipeline.filtering.phrases import uniform
 from pipeline.filtering.store import RegionShard
 from pipeline.io.hashing import digest_json
+from pipeline.system.plugins import Registry
 
 
 def check(config: FilterConfig, fitted: FilterTables) -> None:
-    """Check that the tables suit the settings.
+    """Check that the tables suit the settings, and that all rules are known.
 
     Raises:
-        InputError: required phrase counts are missing, or were made with other rules.
+        InputError: required phrase counts are missing, or were made with other rules; an unknown
+            extra rule.
     """
+    extra_rules(config)
     if config.balance_to is None:
         return
     if fitted.counts is None:
@@ -46,11 +50,49 @@ def check(config: FilterConfig, fitted: FilterTables) -> None:
         )
 
 
+@dataclass(frozen=True)
+class FilterRule:
+    """A rule of the user's own, registered in EXTRA_RULES.
+
+    drops: pool and setting -> (size,) bool, True for regions to drop. version: part of the
+    fingerprint; another one makes labels anew.
+    """
+
+    drops: Callable[[RegionPool, Any], np.ndarray]
+    version: str = "1"
+
+
+EXTRA_RULES: Registry[FilterRule] = Registry("filter_rules", {})
+"""Rules by their names in the setting ``extra_rules``, which are the reasons in the counts."""
+
+
+def extra_rules(config: FilterConfig) -> dict[str, FilterRule]:
+    """The rules of ``extra_rules``, in the order of their names, in which they apply.
+
+    Raises:
+        InputError: no such rule.
+    """
+    rules = {}
+    for name in sorted(config.extra_rules):
+        rule = None if name in REASONS else EXTRA_RULES.get(name)
+        if rule is None:
+            known = ", ".join(EXTRA_RULES.names()) or "those that are registered, of which there are none"
+            raise InputError(f"filter_boxes.extra_rules: found {name!r}; want one of {known}")
+        rules[name] = rule
+    return rules
+
+
+def versioned(config: FilterConfig) -> dict[str, Any]:
+    """Resolved rules for footers and fingerprints, extra ones with their versions."""
+    rules = config.effective()
+    for name, rule in extra_rules(config).items():
+        rules["extra_rules"][name] = [rules["extra_rules"][name], rule.version]
+    return rules
+
+
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
     """Digest of the rules with which kept regions are counted."""
-    return digest_json(
-        {**config.effective(), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest}
-    )
+    return digest_json({**versioned(config), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest})
 
 
 def preset_of(config: FilterConfig) -> str:
@@ -257,18 +299,21 @@ RULES: tuple[Rule, ...] = (
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip
 """Rules in the order of application; their names are the reasons in the counts."""
+BEFORE_EXTRA = RULES.index(aspect) + 1
+"""Number of rules that apply before the extra ones."""
 REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
 KEEP, IGNORE, BELOW = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class FilterResult:
-    """Result for a shard. ``reason``: (size,) indices into REASONS. ``unread``: number of regions
-    with too low scores.
+    """Result for a shard. ``reason``: (size,) indices into REASONS and, behind them, ``extra``, the
+    names of the extra rules. ``unread``: number of regions with too low scores.
     """
 
     reason: np.ndarray
     unread: int
+    extra: tuple[str, ...] = ()
 
     @property
     def keeps(self) -> np.ndarray:
@@ -284,9 +329,10 @@ class FilterResult:
 
     def counts(self) -> dict[str, int]:
         """Number of regions by reason, including "keep"; the sum is the shard's number of regions."""
-        counts = np.bincount(self.reason, minlength=len(REASONS))
+        names = (*REASONS, *self.extra)
+        counts = np.bincount(self.reason, minlength=len(names))
         counts[BELOW] += self.unread
-        return {REASONS[i]: int(n) for i, n in enumerate(counts) if n}
+        return {names[i]: int(n) for i, n in enumerate(counts) if n}
 
 
 def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables = FilterTables()) -> FilterResult:
@@ -294,15 +340,31 @@ def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables =
     thresholds.
 
     Raises:
-        InputError: the shard lacks a column that a rule needs, or as :func:`check`.
+        InputError: the shard lacks a column that a rule needs, an extra rule returns no mask, or as
+            :func:`check`.
     """
     check(config, fitted)
     pool = RegionPool(shard, config, fitted)
-    for number, rule in enumerate(RULES, start=BELOW):
+    extra = extra_rules(config)
+    rules = list(enumerate(RULES, start=BELOW))
+    rules[BEFORE_EXTRA:BEFORE_EXTRA] = enumerate((_extra(*item) for item in extra.items()), start=len(REASONS))
+    for number, rule in rules:
         bad = rule(pool)
         if bad is not None:
             pool.reason[(pool.reason == KEEP) & bad] = number
     if config.ignore_above is not None:
         unsure = (pool.reason == BELOW) & (pool.score > config.ignore_above) & ~no_area(pool)
         pool.reason[unsure & (pool.per_image()[shard.keys()[0]] > 0)] = IGNORE
-    return FilterResult(pool.reason, shard.total - shard.size)
+    return FilterResult(pool.reason, shard.total - shard.size, tuple(extra))
+
+
+def _extra(name: str, rule: FilterRule) -> Rule:
+    def drops(pool: RegionPool) -> np.ndarray:
+        bad = np.asarray(rule.drops(pool, pool.config.extra_rules[name]))
+        if bad.dtype != bool or bad.shape != (pool.shard.size,):
+            raise InputError(
+                f"filter rule {name}: found {bad.dtype} of the shape {bad.shape}; want bool of ({pool.shard.size},)"
+            )
+        return bad
+
+    return drops

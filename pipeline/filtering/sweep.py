@@ -15,7 +15,7 @@ from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
-from pipeline.filtering.rules import apply_rules, open_regions
+from pipeline.filtering.rules import apply_rules, open_regions, versioned
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
 
@@ -78,7 +78,7 @@ def sweep(
         "regions": int(store[0]),
         "images": int(store[1]),
         "gold_boxes": int(store[2]) if gold is not None else None,
-        "rules": {k: v for k, v in config.effective().items() if k not in ("threshold", "ignore_above")},
+        "rules": {k: v for k, v in versioned(config).items() if k not in ("threshold", "ignore_above")},
         "thresholds": [
             {"threshold": t, "images": int(row[0]), "boxes": int(row[1]), "phrases": n}
             | ({} if gold is None else _quality(row[2:], int(store[2])))

@@ -79,7 +79,9 @@ class Thresholds(BaseModel):
         """Descriptions of differences between ``rules`` and those during calibration."""
         fitted, current = self.rules | CALIBRATION_OVERRIDES, rules | CALIBRATION_OVERRIDES
         return [
-            f"{name}: {fitted.get(name)}, here {value}" for name, value in current.items() if fitted.get(name) != value
+            f"{name}: {fitted.get(name)}, here {current.get(name)}"
+            for name in fitted | current
+            if fitted.get(name) != current.get(name)
         ]
 
     @property

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-
+from pipeline.errors import InputError
 from pipeline.readers.base import Format
+from pipeline.system.plugins import Registry
 
-_READERS: Mapping[str, str] = {
-    "coco": "coco.FORMAT",
-    "lvis": "coco.LVIS",
-    "mdetr": "mdetr.FORMAT",
-    "refcoco": "mdetr.FORMAT",
-    "openimages": "openimages.FORMAT",
-    "visual_genome_objects": "visual_genome.OBJECTS",
-    "visual_genome_regions": "visual_genome.REGIONS",
-    "voc": "voc.FORMAT",
-    "flickr30k": "flickr30k.FORMAT",
-    "odvg_detection": "odvg.DETECTION",
-    "odvg_grounding": "odvg.GROUNDING",
-    "grit": "grit.FORMAT",
-    "glip_captions": "glip_captions.FORMAT",
-}
-READ = tuple(_READERS)
+READERS: Registry[Format] = Registry(
+    "readers",
+    {
+        "coco": "pipeline.readers.coco:FORMAT",
+        "lvis": "pipeline.readers.coco:LVIS",
+        "mdetr": "pipeline.readers.mdetr:FORMAT",
+        "refcoco": "pipeline.readers.mdetr:FORMAT",
+        "openimages": "pipeline.readers.openimages:FORMAT",
+        "visual_genome_objects": "pipeline.readers.visual_genome:OBJECTS",
+        "visual_genome_regions": "pipeline.readers.visual_genome:REGIONS",
+        "voc": "pipeline.readers.voc:FORMAT",
+        "flickr30k": "pipeline.readers.flickr30k:FORMAT",
+        "odvg_detection": "pipeline.readers.odvg:DETECTION",
+        "odvg_grounding": "pipeline.readers.odvg:GROUNDING",
+        "grit": "pipeline.readers.grit:FORMAT",
+        "glip_captions": "pipeline.readers.glip_captions:FORMAT",
+    },
+)
+READ = tuple(READERS.builtin)
+"""Names of the built-in readers."""
 
 
 def load_format(name: str) -> Format:
-    """Reader of a format; ``name`` is one of READ."""
-    module, attribute = _READERS[name].split(".")
-    reader: Format = getattr(import_module(f"pipeline.readers.{module}"), attribute)
+    """Return the reader of a format.
+
+    Raises:
+        InputError: no such reader.
+    """
+    reader = READERS.get(name)
+    if reader is None:
+        raise InputError(f"format {name}: want one of {', '.join(READERS.names())}")
     return reader

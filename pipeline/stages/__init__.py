@@ -1,0 +1,29 @@
+"""The Python API (docs/python.md): a job for each stage. Importing them loads no heavy library."""
+
+from pipeline.stages.jobs import (
+    JOBS,
+    BuildShards,
+    Calibrate,
+    CountPhrases,
+    Dedup,
+    Evaluate,
+    ExportLabels,
+    FilterBoxes,
+    Ingest,
+    Job,
+    MakeDemoData,
+    ParsePhrases,
+    PerShardJob,
+    PseudoLabel,
+    Rescore,
+    SweepThresholds,
+    TrainModel,
+    read_job,
+    write_job,
+)
+
+__all__ = [
+    "JOBS", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels", "FilterBoxes", "Ingest",
+    "Job", "MakeDemoData", "ParsePhrases", "PerShardJob", "PseudoLabel", "Rescore", "SweepThresholds", "TrainModel",
+    "read_job", "write_job",
+]  # fmt: skip

@@ -18,7 +18,7 @@ from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
 from pipeline.filtering.fitted import digests, load_tables
-from pipeline.filtering.rules import apply_rules, check, open_regions, preset_of
+from pipeline.filtering.rules import apply_rules, check, open_regions, preset_of, versioned
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
@@ -39,7 +39,7 @@ def run(job: FilterBoxes) -> StageReport:
     config, thresholds, counts = job.settings, job.thresholds, job.counts
     fitted = load_tables(thresholds, counts)
     check(config, fitted)
-    if fitted.thresholds is not None and (other := fitted.thresholds.differing(config.effective())):
+    if fitted.thresholds is not None and (other := fitted.thresholds.differing(versioned(config))):
         log.warning(
             "%s was fitted with other rules, so its precision is not that of these: %s", thresholds, "; ".join(other)
         )
@@ -47,7 +47,7 @@ def run(job: FilterBoxes) -> StageReport:
 
     def fingerprint_of(shard: ShardJob) -> str:
         inputs = {"regions": digest_file(shard.path), **tables}
-        return fingerprint(STAGE, version=STORE_VERSION, config=config.effective(), inputs=inputs)
+        return fingerprint(STAGE, version=STORE_VERSION, config=versioned(config), inputs=inputs)
 
     work = partial(_filter_shard, config=config, out=job.out, thresholds=thresholds, counts=counts)
     jobs = [ShardJob(path, stem(path)) for path in expand_shards(job.regions, suffix=".parquet")]
@@ -78,7 +78,7 @@ def _filter_shard(
         "stage": STAGE,
         "fingerprint": job.fingerprint,
         "version": str(STORE_VERSION),
-        "rules": json.dumps(config.effective()),
+        "rules": json.dumps(versioned(config)),
         "preset": preset_of(config) if fitted.thresholds is None else "",
         "teacher": shard.footer.get("teacher", ""),
     }

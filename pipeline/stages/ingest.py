@@ -45,7 +45,7 @@ from pipeline.readers.base import (
 from pipeline.readers.image_headers import ImageHeader, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
-from pipeline.readers.registry import READ, load_format
+from pipeline.readers.registry import READERS, load_format
 from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
 from pipeline.stages.jobs import Ingest
 
@@ -96,9 +96,9 @@ def run(job: Ingest) -> StageReport:
 
 def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageReport:
     config, out = job.settings, job.out
-    if entry.format not in READ or entry.kind not in LABELLED_KINDS or entry.annotations is None:
+    if entry.format not in READERS or entry.kind not in LABELLED_KINDS or entry.annotations is None:
         raise InputError(
-            f"set {name}: ingest reads {', '.join(READ)} with `annotations`; "
+            f"set {name}: ingest reads {', '.join(READERS.names())} with `annotations`; "
             f"this one is {entry.kind} in format {entry.format}"
         )
     files = SetFiles(

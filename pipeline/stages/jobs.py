@@ -38,10 +38,11 @@ from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
+from pipeline.writers.registry import WRITTEN
 
 if TYPE_CHECKING:
     from pipeline.dedup.report import DedupReport
-    from pipeline.filtering.fitted import Thresholds
+    from pipeline.filtering.thresholds import Thresholds
     from pipeline.training.report import TrainReport
 
 
@@ -331,7 +332,9 @@ class ExportLabels(Job):
     stage, entry, written_last = "export-labels", "export", "export.report.json"
     max_failed: Literal[0] = Field(0, exclude=True)
     dirs: Annotated[Paths, Cli("dirs", "DIR...")]
-    to: str = Field(description="The format to write.")
+    to: Annotated[str, Cli(metavar=f"[{'|'.join(WRITTEN)}|...]")] = Field(
+        description="The format to write; one of your own as well (docs/python.md)."
+    )
     out: PathText = Field(description="A new folder for it, or a URL.")
     images: Literal["copy", "none"] | None = Field(
         None,
@@ -399,7 +402,7 @@ JOBS: dict[str, type[Job]] = {
 """Name of a stage -> its job."""
 
 
-def write_job(path: Path, job: Job) -> None:
+def write_job(path: str | Path, job: Job) -> None:
     """Write a job as JSON that :func:`read_job` reads."""
     write_json(path, {"stage": job.stage, "job": job.model_dump(mode="json")})
 

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
+from pipeline.system.plugins import Registry
 
 if TYPE_CHECKING:
     from pipeline.writers.base import ExportContext, Target
 
-_TARGETS: Mapping[str, str] = {
-    "coco": "coco.Coco",
-    "odvg": "odvg.Odvg",
-    "glip": "glip.Glip",
-    "fiftyone": "fiftyone.FiftyOne",
-    "yolo": "yolo.Yolo",
-}
-WRITTEN = tuple(_TARGETS)
+WRITERS: Registry[Callable[[ExportContext], Target]] = Registry(
+    "writers",
+    {
+        "coco": "pipeline.writers.coco:Coco",
+        "odvg": "pipeline.writers.odvg:Odvg",
+        "glip": "pipeline.writers.glip:Glip",
+        "fiftyone": "pipeline.writers.fiftyone:FiftyOne",
+        "yolo": "pipeline.writers.yolo:Yolo",
+    },
+)
+WRITTEN = tuple(WRITERS.builtin)
+"""Names of the built-in formats."""
 DATASET = "pseudo"
 """Default name of the set of a label store's records."""
 
 
 def load_target(name: str) -> Callable[[ExportContext], Target]:
-    """Constructor of a format's writer; ``name`` is one of WRITTEN.
+    """Return the constructor of a format's writer.
 
     Raises:
         InputError: no such format.
     """
-    if name not in _TARGETS:
-        raise InputError(f"--to {name}: want one of {', '.join(WRITTEN)}")
-    module, attribute = _TARGETS[name].split(".")
-    target: Callable[[ExportContext], Target] = getattr(import_module(f"pipeline.writers.{module}"), attribute)
+    target = WRITERS.get(name)
+    if target is None:
+        raise InputError(f"--to {name}: want one of {', '.join(WRITERS.names())}")
     return target

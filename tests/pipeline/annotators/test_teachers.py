@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from pipeline.annotators import owl
-from pipeline.annotators.base import FAMILIES, RegionPredictions, load_annotator
+from pipeline.annotators.base import TEACHERS, RegionPredictions, load_annotator
 from pipeline.annotators.grounding_dino import closed
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import InputError
@@ -48,7 +48,7 @@ def same(a: RegionPredictions, b: RegionPredictions, tolerance: float = 2e-3) ->
 
 
 def test_every_family_is_here(folders):
-    assert set(EVERY) == set(FAMILIES)
+    assert set(EVERY) == set(TEACHERS.builtin)
     for name in EVERY:
         annotator = load_annotator(folders[name], ALL)
         assert annotator.name == name and len(annotator.revision) == 12

@@ -290,7 +290,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
     done = call(tmp_path / "only", "--to", "glip", "--out", tmp_path / "out")
     assert done.exit_code == 2 and "--to coco" in done.output
     done = call(mixed, "--to", "voc", "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "'voc' is not one of 'coco'" in done.output
+    assert done.exit_code == 2 and "--to voc: want one of coco, odvg" in done.output
     with pytest.raises(InputError, match="--to voc: want one of coco, odvg"):
         ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="voc").run()
 
