@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def script(folder, monkeypatch, capsys):
-    """Runs a script of the folder in this process, and returns its output; what it registers is forgotten afterwards."""
+    """Run a script of the folder in this process and return its output; what it registers is forgotten."""
     before = {group: dict(names) for group, names in plugins._REGISTERED.items()}
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
@@ -128,7 +128,10 @@ def test_a_reader_and_a_writer_of_ones_own(folder):
 def test_spawned_workers_and_job_files_find_the_teacher(folder):
     run(folder, "own_teacher.py")  # two processes
     assert_labelled(folder / "own")
-    job = "from pipeline.stages import *\nwrite_job('a.json', PseudoLabel(shards='crawl', teacher='bright', out='b/regions'))"
+    job = (
+        "from pipeline.stages import *\n"
+        "write_job('a.json', PseudoLabel(shards='crawl', teacher='bright', out='b/regions'))"
+    )
     run(folder, "-c", job)
     run(folder, "-m", "pipeline", "run-job", "a.json")
     name = "regions/00000.parquet"

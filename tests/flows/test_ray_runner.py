@@ -213,7 +213,8 @@ from pipeline.errors import InputError
 jobs = pickle.load(open(sys.argv[1], "rb"))
 ray.init("local", num_cpus=2, num_gpus=2, **on_ray.LOCAL)  # Ray does not look whether there are any
 anchor = on_ray.anchored()
-ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_persistent)  # the process that asks is another each time
+# the process that asks is another each time
+ask = ray.remote(num_gpus=1, num_cpus=0, max_calls=1)(on_ray.run_persistent)
 done = sum(report["done"] for report in ray.get([ask.remote(job) for job in jobs]))
 work = jobs[0].job.model_copy(update={"teacher": jobs[0].job.teacher.replace("/teacher/", "/nobody/")})
 broken = jobs[0].model_copy(update={"job": work})

@@ -46,7 +46,7 @@ def ended(up: Up, run: str) -> tuple[str, str]:
 
 def test_cancelling_ends_the_children(up, out):
     run = up.start(out, IMPOSSIBLE)
-    wait_until(lambda: shards(out) and children_of(out, "pipeline pseudo-label"), 420, "labelling", up.process)
+    wait_until(lambda: shards(out) and children_of(out, "logs/pseudo-label"), 420, "labelling", up.process)
     up.prefect("flow-run", "cancel", run)
     assert ended(up, run)[0] == "CANCELLED"
     wait_until(lambda: not children_of(out), 60, "the children's end", up.process)

@@ -66,14 +66,14 @@ def children_with_parent(parent: int) -> list[int]:
 def test_two_runs_go_on_at_a_time_but_one_in_a_folder_and_cancelling_ends_one(two):
     out = two.runs / "a"
     first = two.start(out, endless())
-    wait_until(lambda: children_of(out, "pipeline.cli.train"), 420, "the first run's training", two.process)
+    wait_until(lambda: children_of(out, "logs/train-"), 420, "the first run's training", two.process)
     second = two.start(out, endless())
     log = two.logs / "worker.log"
     wait_until(
         lambda: "another run works there (process " in log.read_text(), 120, "the second run's words", two.process
     )
     assert two.state(first)[0] == two.state(second)[0] == "RUNNING"
-    trainings = set(children_of(out, "pipeline.cli.train"))
+    trainings = set(children_of(out, "logs/train-"))
     two.prefect("flow-run", "cancel", first)
     wait_until(lambda: not any(map(alive, trainings)), 60, "the cancelled run's children to end", two.process)
     # by the run itself, not with it when Prefect's patience has ended
@@ -85,21 +85,21 @@ def test_two_runs_go_on_at_a_time_but_one_in_a_folder_and_cancelling_ends_one(tw
     )
     wait_until(lambda: two.state(first)[0] == "CANCELLED", 60, "the state", two.process)
     wait_until(
-        lambda: set(children_of(out, "pipeline.cli.train")) - trainings, 120, "the second run in its place", two.process
+        lambda: set(children_of(out, "logs/train-")) - trainings, 120, "the second run in its place", two.process
     )
 
 
 def test_a_run_whose_worker_was_killed_can_be_cancelled(two):
     out = two.runs / "a"
     (run,) = [r["id"] for r in ask("POST", f"{two.api}/flow_runs/filter", ROOT_RUNS) if r["state_type"] == "RUNNING"]
-    trainings = children_of(out, "pipeline.cli.train")
+    trainings = children_of(out, "logs/train-")
     two.kill("worker start")
     assert trainings and all(map(alive, trainings)), "a run goes on without its worker"
     two.prefect("flow-run", "cancel", run)
     wait_until(lambda: not any(map(alive, trainings)), 120, "the end of the cancelled run", two.process)
     wait_until(lambda: two.state(run)[0] == "CANCELLED", 60, "its state", two.process)
     two.start(out, endless())  # for the next test
-    wait_until(lambda: children_of(out, "pipeline.cli.train"), 180, "the next run's training", two.process)
+    wait_until(lambda: children_of(out, "logs/train-"), 180, "the next run's training", two.process)
 
 
 ORPHAN = """
@@ -150,7 +150,7 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
         assert all(pids.values()), pids
         worker = pids["worker start"]
         assert worker
-        work = [*children_of(two.runs / "a", "pipeline.cli.train"), *children_with_parent(worker)]  # and the run itself
+        work = [*children_of(two.runs / "a", "logs/train-"), *children_with_parent(worker)]  # and the run itself
         assert len(work) >= 2
         two.process.kill()
         two.process.wait()

@@ -158,7 +158,9 @@ def test_server_worker_and_labelling_killed_in_mid_run_leave_the_same_bytes(up, 
     run = up.start(out, tiny_config())
     shards = out / "regions" / "round-1"
     wait_until(lambda: list(shards.glob("*.report.json")), 420, f"shards in {shards}", up.process)
-    for pid in children_of(out, "pipeline pseudo-label"):
+    labelling = children_of(out, "logs/pseudo-label")
+    assert labelling
+    for pid in labelling:
         os.kill(pid, signal.SIGKILL)
     up.kill("server start")
     up.kill("worker start")
@@ -233,7 +235,7 @@ def listens(port: int) -> bool:
 def test_interrupted_twice_and_killed_twice_it_leaves_the_same_bytes(deployed, tmp_path):
     """One run without a server of its own, started five times: each time it goes on where it was."""
     out = tmp_path / "run"
-    for sign, child in ((signal.SIGTERM, "parse-phrases"), (signal.SIGINT, "pipeline.cli.train")):
+    for sign, child in ((signal.SIGTERM, "parse-phrases"), (signal.SIGINT, "logs/train-")):
         interrupt(out, tmp_path, sign, child)
     total = len(list((deployed / "data" / "crawl").glob("*.tar")))
     labelled = kill_in_the_middle(out, tmp_path, out / "regions" / "round-1")

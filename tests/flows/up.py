@@ -35,7 +35,10 @@ def three_ports() -> int:
 
 
 def children_of(run: Path, words: str = "") -> list[int]:
-    """Pids of living processes that work on the run and have these words in their command line."""
+    """Pids of living processes that work on the run and have these words in their command line.
+
+    Children of a flow have their job's file there: ``RUN/logs/train-teacher.job.json``.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

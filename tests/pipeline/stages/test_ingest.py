@@ -208,7 +208,8 @@ def test_wrong_label_files_are_named(tmp_path):
         ('{"images": [{"id": 1, "file_na', "want JSON; found none .cut off"),
         ('{"images": []}', "`annotations`"),
         (
-            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": [], "categories": []}',
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
+            '"annotations": [], "categories": []}',
             "duplicate image id 1",
         ),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "want `file_name`; found `id`"),

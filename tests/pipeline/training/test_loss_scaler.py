@@ -43,8 +43,8 @@ class Scaled:
         self.patch.undo()  # accelerate's state is the process's, and what the training before was told
         self.held.close()  # the training before has ended, or was killed
         trainer = Trainer(
-            config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model, init=None,
-            device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), exit_stack=self.held,
+            config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model,
+            init=None, device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), exit_stack=self.held,
         )  # fmt: skip
         self._add_scaler(trainer)
         step = [-1]
