@@ -79,11 +79,11 @@ def job_command(
 
     def wrap(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
-        def run(recipe: str | None = None, changes: tuple[str, ...] = (), **arguments: Any) -> None:
+        def run(**arguments: Any) -> None:
             report_json = arguments.pop("report_json", None)
             values = {n: _value(n, field, arguments.pop(n)) for n, field in fields.items()}
             if section:
-                values["settings"] = load_section(section, recipe, changes)
+                values["settings"] = load_section(section, arguments.pop("recipe"), arguments.pop("changes"))
             values["progress"] = Terminal()
             result = function(values, **arguments)
             if isinstance(result, StageReport):

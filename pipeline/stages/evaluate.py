@@ -61,7 +61,7 @@ def run(job: Evaluate) -> Metrics:
         InputError: no usable model, shard or set. RunError: a shard failed.
     """
     out, config = local_folder(job.out, "an evaluation"), job.settings
-    shards = {name: expand_shards(paths) for name, paths in job.sets.items()}
+    shards = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sets.items()}
     if unknown := sorted(set(job.frequencies) - set(shards)):
         told = "; ".join(f"{name}: no such set{did_you_mean(name, sorted(shards))}" for name in unknown)
         raise InputError(f"frequencies of {told}")

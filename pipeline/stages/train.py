@@ -46,7 +46,7 @@ def run(job: TrainModel) -> TrainReport:
     """
     config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
     out = local_folder(job.out, "a training")
-    sources = {name: expand_shards(paths) for name, paths in job.sources.items()}
+    sources = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sources.items()}
     check_tracker(job.tracker)
     check_device(job.device, config.precision)
     if not sources or not all(sources.values()):

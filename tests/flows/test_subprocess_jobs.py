@@ -127,4 +127,4 @@ def test_a_line_that_was_cut_off_costs_no_run_its_summary(tmp_path, caplog):
         json.dumps(row) + '\n{"name": "s-1", "sta\n[]\n' + json.dumps(row | {"name": "s-2"})
     )
     assert stage_times(tmp_path) == {"s": {"seconds": 4.0, "peak_mib": 3.0}}
-    assert "a line is no record of times" in caplog.text
+    assert "not a record of times" in caplog.text
