@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.cli.common import job_command, make_job
-from pipeline.config.recipes import load_recipe
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config.recipes import build, load_recipe
 from pipeline.errors import InputError
 from pipeline.stages.jobs import TrainModel
 
@@ -57,3 +61,27 @@ train_student = _train_command(
         --init checkpoints/teacher/final --out checkpoints/student
     """,
 )
+
+
+@job_command(TrainModel, "train", without=["model"], report=False)
+@click.option("--config", required=True, help="JSON file of training settings (pipeline.config.TrainConfig).")
+@click.option("--model", "model_file", help="JSON file of the network to build, when not starting from --init.")
+def main(values: dict[str, Any], config: str, model_file: str | None) -> None:
+    """Train one model from settings in files: one process of `accelerate launch -m pipeline.cli.train`."""
+    values["settings"] = build(TrainConfig, _read(config), where=config)
+    values["model"] = build(ModelConfig, _read(model_file), where=model_file) if model_file else None
+    if os.environ.get("RANK", "0") != "0":
+        del values["progress"]
+    make_job(TrainModel, values).run()
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: want a JSON file of settings ({error})") from None
+    return data
+
+
+if __name__ == "__main__":
+    main()
