@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from pipeline.config import SelfTrainConfig
 
 DEFAULTS = SERVER_SETTINGS | {
+    "PYTHONSAFEPATH": "1",  # what this starts imports our packages, whatever lies in the user's folder
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy laptop takes longer than the default 20
 }
-"""Settings of Prefect that hold unless the environment says otherwise; set before it is imported."""
+"""Environment variables, Prefect's most of them, that hold unless the environment says otherwise; set before it is imported."""
 
 RECIPE = click.option("--recipe", default="demo", show_default=True, help="A recipe's name or YAML file.")
 SET = click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")

@@ -15,11 +15,8 @@ from pipeline.errors import InputError, RunError
 from pipeline.stages.jobs import ParsePhrases, TrainModel, read_job, write_job
 from tests.conftest import tiny_model
 from tests.fixtures.training import write_sources
-from tests.flows.tiny import BIN, ROOT
+from tests.flows.tiny import BIN, ROOT, misleading
 from tests.pipeline.stages.test_train import KillAt, Killed
-
-TWINS = ("pipeline.py", "model/__init__.py", "flows.py", "datasets.py")
-"""Files in a user's folder that have the names of our packages, or of a library that we import."""
 
 
 def training(tmp_path: Path, out: Path, **settings) -> ChildJob:
@@ -53,11 +50,7 @@ def test_two_hundred_thousand_shards_start(tmp_path):
 
 @pytest.mark.slow
 def test_files_of_the_users_with_our_names_mislead_neither_commands_nor_children(tmp_path, monkeypatch):
-    for name in TWINS:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("raise SystemExit('the user\\'s own file')\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(misleading(tmp_path))
     report = run_child(training(tmp_path, tmp_path / "out"))
     assert report is not None and report["steps"] == 6
     env = {n: v for n, v in os.environ.items() if n != "PYTHONPATH"} | {"PREFECT_HOME": str(tmp_path / "prefect")}

@@ -31,6 +31,19 @@ CHANGES = [
 ]  # fmt: skip
 
 
+TWINS = ("pipeline.py", "model/__init__.py", "flows.py", "datasets.py")
+"""Files in a user's folder that have the names of our packages, or of a library that we import."""
+
+
+def misleading(folder: Path) -> Path:
+    """Write TWINS into a folder, each of which ends whoever imports it."""
+    for name in TWINS:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('the user\\'s own file')\n")
+    return folder
+
+
 def tiny_config(*more: str) -> SelfTrainConfig:
     """The recipe with all changes: a job for each stage, as what takes time is the start of a process."""
     return load_recipe("demo", [*CHANGES, *more])
