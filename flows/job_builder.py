@@ -14,7 +14,7 @@ from flows.subprocess_jobs import ChildJob
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.errors import InputError
 from pipeline.execution.options import DeviceOptions
-from pipeline.io.atomic import write_atomic
+from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.paths import local_folder
 from pipeline.runs.layout import RunLayout
 from pipeline.stages.jobs import Job, PerShardJob, TrainModel
@@ -61,6 +61,10 @@ class JobBuilder:
         resources, gpus = self.config.resources, self._gpus(together)
         processes = resources.train_processes or max(1, gpus)
         threads = self._threads(together, processes)
+        settings = self.layout.root / "settings"  # for a training on several nodes: docs/cluster.md
+        write_json(settings / f"{name}.json", config.model_dump(mode="json"))
+        if init is None:
+            write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
         job = TrainModel(
             settings=config, sources=sources, out=out, init=init, model=self.config.model if init is None else None,
             device=resources.device, threads=threads, data_workers=self._data_workers(together, processes),

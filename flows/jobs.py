@@ -16,7 +16,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
-from pydantic import BaseModel
 
 from flows.artifacts import StageProgress, show_failures, show_tallies
 from flows.gpu_leases import taken
@@ -26,7 +25,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.io.atomic import write_json
-from pipeline.stages.jobs import PerShardJob
+from pipeline.stages.jobs import PerShardJob, plain
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
@@ -76,7 +75,8 @@ def _run(job: ChildJob) -> dict[str, Any] | None:
 
         return run_persistent(job)
     if (report := job.finished()) is not None:
-        return report.model_dump(mode="json") if isinstance(report, BaseModel) else report
+        finished: dict[str, Any] = plain(report)
+        return finished
     if job.gpus:
         with taken(job.gpus, partial(_tell_waiting, job)) as gpus:
             return run_child(job, gpus)

@@ -9,7 +9,6 @@ a chunk that is run twice because a machine died finds the shards that were done
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
@@ -228,4 +227,5 @@ def run_here(job: ChildJob) -> dict[str, Any] | None:
             del os.environ[PROGRESS_FILE]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_times(job, time.monotonic() - began, peak)
-    return json.loads(job.report.read_text()) if job.report.is_file() else None
+    report: dict[str, Any] | None = job.read_report()
+    return report

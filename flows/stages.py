@@ -122,7 +122,7 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
 
 
 def _sweep(s: JobBuilder, name: str, regions: Sequence[str], *, again: bool) -> list[dict[str, Any]]:
-    """What each of some thresholds would keep; read from the earlier run's report where no label was made ``again``."""
+    """Rows of the table of thresholds; from the earlier run's report where no label was made ``again``."""
     child = s.child(name, SweepThresholds(regions=regions, settings=s.config.filter_boxes), counted_as="filter-boxes")
     if again or not child.report.is_file():
         run_job(child)

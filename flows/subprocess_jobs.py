@@ -92,6 +92,10 @@ class ChildJob(BaseModel):
         except (FileNotFoundError, ValueError):
             return None
 
+    def read_report(self) -> Any:
+        """The report that the command wrote, or None."""
+        return json.loads(self.report.read_text()) if self.report.is_file() else None
+
     def finished(self) -> Any:
         """The report if all outputs are there, so that no process is needed, else None."""
         if self.job is None:
@@ -158,6 +162,7 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
         RunError: it failed otherwise, with the child's own error line.
     """
     prepare_files(job)
+    job.failure.write_bytes(b" " * FAILURE_BYTES)
     output_file = job.logs / f"{job.name}.log"
     # torch's threads wait for each other by spinning: where another process wants the core too, long spins made a
     # training 7 times slower than it had to be, short ones 2.5 times; alone they cost nothing that could be measured
@@ -196,7 +201,7 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
     if code == 0:
         job.failure.unlink(missing_ok=True)
         write_times(job, time.monotonic() - began, peak_kib / 1024)
-        return json.loads(job.report.read_text()) if job.report.is_file() else None
+        return job.read_report()
     go_on_or_end(job.name)
     raise _error(job, code, output_file, start)
 
@@ -208,7 +213,6 @@ def prepare_files(job: ChildJob) -> None:
         stale.unlink(missing_ok=True)
     if job.job is not None:
         write_job(job.job_file, job.job)
-        job.failure.write_bytes(b" " * FAILURE_BYTES)
 
 
 def _error(job: ChildJob, code: int, output_file: Path, start: int) -> Exception:

@@ -64,7 +64,7 @@ IMPORTED = {name: imported(name) for name in MODULES}
 
 
 def room(module: str) -> str:
-    """What LEVELS calls the room of a module."""
+    """Name of a module's room in LEVELS."""
     top, *rest = module.split(".")
     return rest[0] if top == "pipeline" and rest else top
 

@@ -1,4 +1,4 @@
-"""What all commands share: options made of a job's fields, recipes and ``--set``, one-line errors, logging."""
+"""Parts of all commands: options made of a job's fields, recipes and ``--set``, one-line errors, logging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.execution.options import Cli, LabellingOptions, ShardOptions
 from pipeline.execution.progress import Terminal
 from pipeline.execution.reports import StageReport
 from pipeline.io.atomic import write_json
-from pipeline.stages.jobs import Job
+from pipeline.stages.jobs import Job, plain
 from pipeline.system.parent_watch import exit_with_parent
 
 J = TypeVar("J", bound=Job)
@@ -85,11 +85,7 @@ def job_command(
             if section:
                 values["settings"] = load_section(section, arguments.pop("recipe"), arguments.pop("changes"))
             values["progress"] = Terminal()
-            result = function(values, **arguments)
-            if isinstance(result, StageReport):
-                echo_lines(result.lines())
-            if report_json and result is not None:
-                write_json(report_json, result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
+            show_report(function(values, **arguments), report_json)
 
         made = command(name, **settings)(run)
         own = [_option(n, f) for n, f in fields.items() if n not in inherited]
@@ -245,6 +241,14 @@ def setup_logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("glip_self_train").setLevel(logging.DEBUG if verbose else logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that load in a blink
+
+
+def show_report(report: Any, file: str | None) -> None:
+    """Print a stage's report; write any report as JSON into ``file``."""
+    if isinstance(report, StageReport):
+        echo_lines(report.lines())
+    if file and report is not None:
+        write_json(file, plain(report))
 
 
 def echo_lines(lines: Sequence[str]) -> None:

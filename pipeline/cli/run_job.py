@@ -9,12 +9,9 @@ import traceback
 from contextlib import suppress
 
 import click
-from pydantic import BaseModel
 
-from pipeline.cli.common import command, echo_lines, one_line
+from pipeline.cli.common import command, one_line, show_report
 from pipeline.execution.progress import Silent, Terminal
-from pipeline.execution.reports import StageReport
-from pipeline.io.atomic import write_json
 from pipeline.stages.jobs import read_job
 
 
@@ -46,11 +43,8 @@ def run_file(file: str, report_json: str | None) -> None:
     """
     first = os.environ.get("RANK", "0") == "0"
     job = read_job(file)
-    result = job.model_copy(update={"progress": Terminal() if first else Silent()}).run()
-    if isinstance(result, StageReport):
-        echo_lines(result.lines())
-    if report_json and first and result is not None:
-        write_json(report_json, result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
+    report = job.model_copy(update={"progress": Terminal() if first else Silent()}).run()
+    show_report(report, report_json if first else None)
 
 
 def _write_failure(file: str, error: Exception) -> None:

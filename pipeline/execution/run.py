@@ -55,13 +55,14 @@ def run_workers(
     limit, price = (options.limit, options.price) if isinstance(options, LabellingOptions) else (None, None)
     scheduler = ShardScheduler(stage, jobs, out, fingerprint_of=fingerprint_of, progress=options.progress, limit=limit)
     if options.check_only:
-        scheduler.check()
         workers = ()
     started = time.monotonic()
     try:
-        if len(workers) == 1:
+        if options.check_only:
+            scheduler.check()
+        elif len(workers) == 1:
             workers[0](scheduler)
-        elif workers:
+        else:
             run_in_processes(workers, scheduler)
     finally:
         scheduler.rates.device_seconds = (time.monotonic() - started) * len(workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.errors import InputError
 from pipeline.readers.base import Format
 from pipeline.system.plugins import Registry
 
@@ -34,7 +33,4 @@ def load_format(name: str) -> Format:
     Raises:
         InputError: no such reader.
     """
-    reader = READERS.get(name)
-    if reader is None:
-        raise InputError(f"format {name}: want one of {', '.join(READERS.names())}")
-    return reader
+    return READERS.require(name, "format")

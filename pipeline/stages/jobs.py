@@ -35,7 +35,7 @@ from pipeline.execution.commit import report_path
 from pipeline.execution.options import Cli, Device, DeviceOptions, LabellingOptions, RunOptions, ShardOptions, WorkLeft
 from pipeline.execution.reports import StageReport
 from pipeline.io.atomic import write_json
-from pipeline.io.files import file_size
+from pipeline.io.files import file_size, listing
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.writers.registry import WRITTEN
@@ -87,7 +87,7 @@ class PhraseCounts(BaseModel):
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of an export, and how to read it."""
+    """Report of an export, and hints on how to read it."""
 
     report: StageReport
     hints: tuple[str, ...]
@@ -142,8 +142,12 @@ class PerShardJob(Job):
 
     def finished(self) -> StageReport | None:
         """As :meth:`Job.finished`; imports nothing heavy where a shard has no report."""
-        shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix) if self.shards_field else []
-        if any(file_size(report_path(self.out, stem(shard))) is None for shard in shards):
+        if not self.shards_field:  # what shards there are is known from the inputs, which may be large
+            started = bool(listing(self.out, ".report.json"))
+        else:
+            shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix)
+            started = all(file_size(report_path(self.out, stem(shard))) is not None for shard in shards)
+        if not started:
             return None
         report: StageReport | None = self._check()
         return report
@@ -206,7 +210,7 @@ class FilterBoxes(PerShardJob, ShardOptions):
 
 
 class SweepThresholds(Job):
-    """What each of several thresholds would keep of stored regions; writes nothing."""
+    """Counts of what each of several thresholds would keep of stored regions; writes nothing."""
 
     stage, section, entry = "sweep-thresholds", "filter_boxes", "thresholds:sweep"
     max_failed: Literal[0] = Field(0, exclude=True)
@@ -400,6 +404,11 @@ JOBS: dict[str, type[Job]] = {
     )
 }  # fmt: skip
 """Name of a stage -> its job."""
+
+
+def plain(report: Any) -> Any:
+    """A job's report as JSON's values."""
+    return report.model_dump(mode="json") if isinstance(report, BaseModel) else report
 
 
 def write_job(path: str | Path, job: Job) -> None:

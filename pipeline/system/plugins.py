@@ -65,6 +65,17 @@ class Registry(Generic[T]):
         except (ImportError, AttributeError) as error:
             raise InputError(f"{self.group}: {name} cannot be imported from {origin} ({error})") from None
 
+    def require(self, name: str, title: str) -> T:
+        """Return a name's component.
+
+        Raises:
+            InputError: as :meth:`get`; or there is none of this name (``title`` says what was to be named).
+        """
+        component = self.get(name)
+        if component is None:
+            raise InputError(f"{title} {name}: want one of {', '.join(self.names())}")
+        return component
+
     def names(self) -> list[str]:
         """Return all names, the built-in ones first."""
         return [*self.builtin, *sorted(self._others())]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.errors import InputError
 from pipeline.system.plugins import Registry
 
 if TYPE_CHECKING:
@@ -33,7 +32,4 @@ def load_target(name: str) -> Callable[[ExportContext], Target]:
     Raises:
         InputError: no such format.
     """
-    target = WRITERS.get(name)
-    if target is None:
-        raise InputError(f"--to {name}: want one of {', '.join(WRITERS.names())}")
-    return target
+    return WRITERS.require(name, "--to")

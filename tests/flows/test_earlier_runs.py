@@ -55,7 +55,7 @@ def outputs(run: Path) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """What is in the archive: ``bert`` (a text encoder that the settings name by this relative
+    """The archive's contents: ``bert`` (a text encoder that the settings name by this relative
     path), ``run``, ``interrupted``."""
     with tarfile.open(RUN) as archive:
         archive.extractall(tmp_path, filter="data")

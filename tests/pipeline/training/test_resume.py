@@ -1,5 +1,5 @@
-"""What a training does with what lies in its folder: it goes on, begins anew, or asks; and loses no
-checkpoint of another."""
+"""A training whose folder is not empty: it resumes, starts anew or is refused, and loses no checkpoint
+of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others' own readers make of an export: pycocotools, HF datasets, and the layouts that
+"""Exports as others' own readers see them: pycocotools, HF datasets, and the layouts that
 FiftyOne, GLIP and YOLO document."""
 
 from __future__ import annotations
