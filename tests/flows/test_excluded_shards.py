@@ -22,6 +22,7 @@ from pipeline.errors import RunError
 from pipeline.io.tars import write_tar
 from pipeline.runs.excluded_shards import files_of, shards_of_set
 from pipeline.runs.layout import RunLayout
+from pipeline.stages.jobs import Ingest, TrainModel, read_job
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.faults import dying_at
 
@@ -67,8 +68,9 @@ def go_through(out: Path, config: SelfTrainConfig, chain: Sequence[Flow[..., Any
 
 def sources(layout: RunLayout) -> list[str]:
     """Pseudo-labelled files that the last training was given."""
-    commands = [x for x in (layout.logs / "train-student-1.log").read_text().splitlines() if x.startswith("$ ")]
-    return [word.rsplit("/", 1)[-1] for word in commands[-1].split() if word.startswith("pseudo=")]
+    job = read_job(layout.logs / "train-student-1.job.json")
+    assert isinstance(job, TrainModel)
+    return [shard.rsplit("/", 1)[-1] for shard in job.sources["pseudo"]]
 
 
 def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, tmp_path):
@@ -160,7 +162,8 @@ def test_a_shard_that_ingest_cannot_write_is_within_the_limit(server, tmp_path):
         stages.ingest(str(out), config(0))
     report = stages.ingest(str(out), config(1))
     assert [f.shard for f in report.failed] == ["cars-000001"] and report.skipped + report.done == 2
-    assert "--workers 2 --max-failed 1" in (out / "logs" / "ingest.log").read_text()
+    job = read_job(out / "logs" / "ingest.job.json")
+    assert isinstance(job, Ingest) and (job.workers, job.max_failed) == (2, 1)
     layout = RunLayout(out)
     (out / "train" / "cars-000001.tar").rmdir()
     stages.ingest(str(out), config(0))

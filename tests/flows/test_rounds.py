@@ -82,7 +82,7 @@ def test_with_other_gates_the_same_folder_goes_on_to_the_next_round(up, out):
     assert [row["result"]["teacher"] for row in summary["by_round"]] == ["teacher", "student-1"]
     found = ask("POST", f"{up.api}/artifacts/latest/filter", {"limit": 200})
     pages = {a["key"]: a["data"] for a in found}
-    assert "student-1 learnt. **promoted: eval_novel.recall_at_1" in pages["round-1"]
+    assert "Teacher teacher, student student-1. **promoted: eval_novel.recall_at_1" in pages["round-1"]
     assert f"http://127.0.0.1:{up.port + 1}/rounds/report/round-2.html" in pages["round-2"]
     assert pages["round-2"].count("data:image/jpeg") == 1 and "## Gates" in pages["round-2"]
     runs = ask("POST", f"{up.api}/flow_runs/filter", {"limit": 200})
