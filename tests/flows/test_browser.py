@@ -68,11 +68,11 @@ def test_a_round_has_a_page_with_its_stages_and_its_verdict(up, deployed_run, pa
     for stage in ("pseudo-label-round-1", "train-student-round-1"):
         page.get_by_text(stage).first.wait_for(timeout=60_000)
     page.goto(artifact(up, deployed_run, "round-1"))
-    for words in ("teacher taught, student-1 learnt.", "Gates", "Labels", "regions"):
+    for words in ("Teacher teacher, student student-1.", "Gates", "Labels", "regions"):
         page.get_by_text(words).first.wait_for(timeout=60_000)
     keep(page, "round")
     page.goto(f"http://127.0.0.1:{up.port + 1}/whole/report/round-1.html")
-    page.get_by_text("A student teaches the next round only if all of these hold").wait_for(timeout=30_000)
+    page.get_by_text("The student is promoted if all of them hold").wait_for(timeout=30_000)
     keep(page, "round-page")
 
 
