@@ -16,7 +16,6 @@ import pytest
 
 from pipeline.config import BuildShardsConfig, ModelConfig, ParsePhrasesConfig, TrainConfig
 from pipeline.data.training_shards import ShardSet
-from pipeline.dedup.image_sets import read_image_set
 from pipeline.errors import InputError, RunError
 from pipeline.inspection.summary import inspect_shards
 from pipeline.io.files import listing, open_file, read_range, write_remote
@@ -287,7 +286,7 @@ def test_shards_in_the_store_are_looked_at_and_cleaned(store, local, tmp_path):
         ("s3://look/out", "s3://look/crawl", "s3://look/gold"),
         (str(tmp_path / "out"), str(local / "crawl"), str(tmp_path / "gold")),
     ):
-        found[base] = Dedup(shards=expand_shards(crawl), against=[read_image_set(gold)], out=base, drop=True).run()[0]
+        found[base] = Dedup(shards=expand_shards(crawl), against=gold, out=base, drop=True).run()[0]
         assert inspect_shards(expand_shards(crawl))[0] == inspect_shards(expand_shards(str(local / "crawl")))[0]
     remote, here = found.values()
     assert remote == here and here.matched >= 1
