@@ -60,7 +60,8 @@ class JobBuilder:
         """A training, in as many processes as the resources say."""
         resources, gpus = self.config.resources, self._gpus(together)
         processes = resources.train_processes or max(1, gpus)
-        threads = self._threads(together, processes)
+        # one, where the settings say nothing: with more the same weights would differ in their last digits
+        threads = self._threads(together, processes) or 1
         settings = self.layout.root / "settings"  # for a training on several nodes: docs/cluster.md
         write_json(settings / f"{name}.json", config.model_dump(mode="json"))
         if init is None:
