@@ -63,6 +63,19 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (sides(a).prod(-1) + sides(b).prod(-1) - inter)
 
 
+def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+    """Compute the GIoU, without the +1, of boxes (n, 4) and (n, 4), pair by pair.
+
+    eps is added to the union and to the enclosing area (GLIP spec section 7). torchvision's loss
+    adds it elsewhere, which changes the last digits of a training's weights.
+    """
+    a = torch.cat([a[:, :2], torch.maximum(a[:, :2], a[:, 2:])], -1)
+    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
+    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inter + eps
+    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(-1) + eps
+    return inter / union - (hull - union) / hull
+
+
 def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     """Clip boxes (B, n, 4) to [0, W-1] x [0, H-1]; image_sizes: (B, 2) height, width."""
     limit = (image_sizes.flip(-1).to(boxes.dtype) - 1).repeat(1, 2)[:, None]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from .assigners import IGNORED, atss, hungarian, ignore_negatives, max_iou
-from .box_ops import centres, decode, encode, paired_iou
+from .box_ops import centres, decode, encode, paired_giou, paired_iou
 from .configuration_glip import GlipConfig
 from .targets import Targets
 
@@ -141,8 +140,7 @@ def dense_losses(
         share = torch.ones_like(centre) if one_to_one else centre
     share_sum = across_processes(share.sum())
     share_sum = share_sum.masked_fill(~(share_sum > 0), 1.0)
-    ordered = torch.cat([predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])], -1)
-    box = generalized_box_iou_loss(ordered, goal) * share * weight / share_sum
+    box = (1 - paired_giou(predicted, goal)) * share * weight / share_sum
     regressed = _count(row >= 0)  # without a condition: every process must take part in the same sums
     centred = F.binary_cross_entropy_with_logits(centerness[image, anchor], centre, reduction="none")
     return finite_sums({

@@ -87,3 +87,12 @@ def test_regions_of_maps_in_half_precision_are_not_rounded():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         one, other = regions(maps, boxes)[0]
     assert not torch.equal(one, other)
+
+
+def test_giou_adds_eps_to_union_and_enclosing_area():
+    """By boxes whose areas are of the size of eps; the formula is GLIP spec section 7, in double precision."""
+    a = torch.tensor([[0.0, 0.0, 2e-4, 3e-4], [0.0, 0.0, 4.0, 4.0]], dtype=torch.float64)
+    b = torch.tensor([[1e-4, 1e-4, 4e-4, 3e-4], [2.0, 2.0, 6.0, 5.0]], dtype=torch.float64)
+    inter, union, hull = torch.tensor([2e-8, 4.0]), torch.tensor([10e-8, 24.0]), torch.tensor([12e-8, 30.0])
+    want = inter / (union + 1e-7) - (hull - union) / (hull + 1e-7)
+    torch.testing.assert_close(box_ops.paired_giou(a, b).float(), want, rtol=1e-6, atol=1e-6)
