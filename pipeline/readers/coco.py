@@ -9,18 +9,17 @@ annotation, are additions of export-labels.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
 
 from pipeline.data.keys import image_key, row_key
-from pipeline.data.records import Region
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     Format,
     Header,
     ImageLocation,
+    LabelCollector,
     LabelledImage,
     SetFiles,
     provenance_of,
@@ -115,45 +114,35 @@ def _file(row: dict[str, Any], parts: int, where: str) -> str:
     return "/".join(str(want(row, "file_name", where)).split("/")[-parts:])
 
 
-def location(image_id: Any, image: Any) -> ImageLocation:
-    return ImageLocation(image[0])
-
-
 def labelled(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. ``iscrowd`` regions become ignore regions. Images without annotations are
     kept as negatives.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``unknown_category``.
     """
     file, size, absent, incomplete, key = entry.image
     names = header["names"]
-    regions: list[Region] = []
-    boxless: list[str] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int | float | str) else None
         if not label:  # unknown, or its name is empty
-            lost["unknown_category"] += 1
-            continue
-        box = xywh_box(bbox, size, lost, xyxy)
-        if box is None:
-            boxless.append(label)
+            labels.lost["unknown_category"] += 1
         else:
-            regions.append(Region(box=box, phrase=label, ignore=crowd, **origin or {}))
+            labels.add(xywh_box(bbox, size, labels.lost, xyxy), label, ignore=crowd, **origin or {})
     verified_absent = None
     if header["federated"]:
-        present = {r.phrase for r in regions}
+        present = {r.phrase for r in labels.regions}
         verified_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present))
     not_exhaustive = None if incomplete is None else tuple(sorted({names[n] for n in incomplete if names.get(n)}))
-    return LabelledImage(
-        key or image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
-        verified_absent=verified_absent, not_exhaustive=not_exhaustive, lost=lost,
-    )  # fmt: skip
+    return labels.image(
+        key or image_key(entry.id),
+        ImageLocation(file),
+        size,
+        verified_absent=verified_absent,
+        not_exhaustive=not_exhaustive,
+    )
 
 
 FORMAT = Format(
-    "detection", WANTED, fill, labelled, location,
+    "detection", WANTED, fill, labelled,
     options={"name_parts": "last components of a path to keep (Objects365: 2, patch0/x.jpg of images/v1/patch0/x.jpg)"},
 )  # fmt: skip
 LVIS = replace(FORMAT, fill=fill_lvis)

@@ -8,23 +8,30 @@ Input is img2dataset's output: shards whose ``KEY.json`` has GRIT's columns, or 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.io.files import listing
 from pipeline.io.paths import is_url
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, read_tar
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, clipped, is_number, phrase_of
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    clipped,
+    is_number,
+)
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_lines
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import describe_row, wrong_format
 
 WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_chunks` or `ref_exps`)"
 ANNOTATOR = "grit"
@@ -69,8 +76,7 @@ def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str,
     """
     name = f"{path}: {where[0]}.json" if where else path
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
-        found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
-        raise InputError(f"{name}: want {WANTED}; found {found}")
+        raise InputError(f"{name}: want {WANTED}; found {describe_row(row)}")
     if where is None:
         key = str(row.get("key", ""))
         if len(key) < 5:
@@ -141,35 +147,22 @@ def location(image_id: Any, image: Any) -> ImageLocation:
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry. Chunks are [start, end, x1, y1, x2, y2, score] with relative boxes.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``span_outside_caption``.
-    """
+    """Convert an entry. Chunks are [start, end, x1, y1, x2, y2, score] with relative boxes."""
     _, caption, chunks = entry.image
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
+    labels = LabelCollector()
     for chunk in chunks:
         start, end = map(int, chunk[:2]) if len(chunk) > 1 and all(map(is_number, chunk[:2])) else (0, 0)
         inside = 0 <= start < end <= len(caption)
-        box = None
+        box, score = None, None
         if len(chunk) != 7 or not all(map(is_number, chunk)):
-            lost["bad_box"] += 1
+            labels.lost["bad_box"] += 1
         elif not inside:
-            lost["span_outside_caption"] += 1
+            labels.lost["span_outside_caption"] += 1
         else:
-            box = clipped(tuple(chunk[2:6]), (1, 1), lost)
-        if inside and box is None:
-            boxless.append((start, end))
-        elif box is not None:
-            spans = ((start, end),)
-            phrase, score = phrase_of(caption, spans), float(chunk[6])
-            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, score=score, annotator=ANNOTATOR))
-    return LabelledImage(
-        image_key(entry.id), location(entry.id, entry.image),
-        caption=caption, regions=tuple(regions), boxless=tuple(boxless), relative=True, lost=lost,
-    )  # fmt: skip
+            box, score = clipped(tuple(chunk[2:6]), (1, 1), labels.lost), float(chunk[6])
+        if inside:
+            labels.add(box, caption[start:end], ((start, end),), score=score, annotator=ANNOTATOR)
+    return labels.image(image_key(entry.id), location(entry.id, entry.image), caption=caption, relative=True)
 
 
 FORMAT = Format(

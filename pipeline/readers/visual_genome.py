@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region, Span
+from pipeline.data.records import Span
 from pipeline.errors import InputError
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, size_of, xywh_box
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    size_of,
+    xywh_box,
+)
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_list
 from pipeline.readers.sniff import wrong_format
@@ -81,30 +90,20 @@ def _name(names: Any) -> str:
     return " ".join(str(first).lower().split())
 
 
-def location(image_id: Any, image: Any) -> ImageLocation:
-    return ImageLocation(image[0])
-
-
 def labelled_objects(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. An object's class is the first of its names, in lower case.
 
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``no_name``, ``rare_name`` (fewer than ``least_boxes`` boxes in the set).
+    Regions are also dropped for ``no_name`` and ``rare_name``: fewer than ``least_boxes`` boxes in
+    the set.
     """
     file, size, rows = entry.image
-    regions: list[Region] = []
-    boxless: list[str] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     for name, bbox in rows:
         if not name or header["counts"][name] < header["least"]:
-            lost["rare_name" if name else "no_name"] += 1
-        elif (box := xywh_box(bbox, size, lost)) is not None:
-            regions.append(Region(box=box, phrase=name))
+            labels.lost["rare_name" if name else "no_name"] += 1
         else:
-            boxless.append(name)
-    return LabelledImage(
-        image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless), lost=lost
-    )
+            labels.add(xywh_box(bbox, size, labels.lost), name)
+    return labels.image(image_key(entry.id), ImageLocation(file), size)
 
 
 def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
@@ -141,29 +140,19 @@ def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str
 
 
 def labelled_regions(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry. Reasons for dropping regions: ``bad_box``, ``box_without_area``,
-    ``box_outside_image``.
-    """
-    file, size, caption, parts = entry.image
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
-    for (start, end), bbox in parts:
-        box = xywh_box(bbox, size, lost)
-        if box is None:
-            boxless.append((start, end))
-        else:
-            regions.append(Region(box=box, phrase=caption[start:end], tokens_positive=((start, end),)))
-    return LabelledImage(
-        image_key(entry.id), ImageLocation(file), size,
-        caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
-    )  # fmt: skip
+    """Convert an entry."""
+    file, size, caption, descriptions = entry.image
+    labels = LabelCollector()
+    for (start, end), bbox in descriptions:
+        labels.add(xywh_box(bbox, size, labels.lost), caption[start:end], ((start, end),))
+    return labels.image(image_key(entry.id), ImageLocation(file), size, caption=caption)
 
 
 OBJECTS = Format(
-    "detection", WANTED_OBJECTS, fill_objects, labelled_objects, location, COMPANIONS, ("images",),
-    {**OPTIONS, "least_boxes": "exclude names with fewer boxes in the set"},
+    "detection", WANTED_OBJECTS, fill_objects, labelled_objects, companions=COMPANIONS, needed=("images",),
+    options={**OPTIONS, "least_boxes": "exclude names with fewer boxes in the set"},
 )  # fmt: skip
 REGIONS = Format(
-    "grounding", WANTED_REGIONS, fill_regions, labelled_regions, location, COMPANIONS, ("images",), OPTIONS
-)
+    "grounding", WANTED_REGIONS, fill_regions, labelled_regions, companions=COMPANIONS, needed=("images",),
+    options=OPTIONS,
+)  # fmt: skip
