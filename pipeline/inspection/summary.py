@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
@@ -14,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError, RunError
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.inspection.bins import BINS, FREQUENCIES
@@ -187,14 +187,9 @@ def _counted(count: Any, shards: Sequence[str], workers: int) -> Iterator[Counts
         yield from map(count, shards)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = deque[Future[Counts | FailedShard]]()
         try:
-            for shard in shards:
-                pending.append(pool.submit(count, shard))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            for _, future in submit_ahead(pool, count, shards, 2 * workers):
+                yield future.result()
         except BrokenProcessPool:
             raise RunError("a worker process died (out of memory?)") from None
 

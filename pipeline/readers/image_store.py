@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.io.files import open_file, read_range, read_small
 from pipeline.io.paths import is_url, join
 from pipeline.readers.base import ImageLocation
@@ -71,16 +70,13 @@ class ImageStore:
         """For each location a function that returns its image, or raises, as :meth:`read`.
         Prefetches remote images.
         """
-        remaining = iter(locations)
         if not any(map(is_url, self.folders if isinstance(self.folders, tuple) else self.folders.values())):
-            for location in remaining:
+            for location in locations:
                 yield partial(self.read, location)
             return
         with ThreadPoolExecutor(REQUESTS) as pool:
-            pending = deque(pool.submit(self.read, location) for location in islice(remaining, 2 * REQUESTS))
-            while pending:
-                yield pending.popleft().result
-                pending.extend(pool.submit(self.read, location) for location in islice(remaining, 1))
+            for _, future in submit_ahead(pool, self.read, locations, 2 * REQUESTS):
+                yield future.result
 
     def read(self, location: ImageLocation) -> bytes:
         """Encoded image.

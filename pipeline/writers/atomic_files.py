@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from contextlib import ExitStack
 from types import TracebackType
@@ -57,9 +56,3 @@ class JsonRows:
         """Append an element."""
         self._file.write(b",\n" + row if self.count else b"\n" + row)
         self.count += 1
-
-
-def copy_spool(spool: IO[bytes], file: HashingFile) -> None:
-    """Append the whole of a temporary file to ``file``."""
-    spool.seek(0)
-    shutil.copyfileobj(spool, file)

@@ -15,7 +15,7 @@ from pipeline.data.records import Box, DatasetCard, GroundingRecord, Region
 from pipeline.execution.reports import Tally
 from pipeline.readers.base import phrase_of
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.unique_keys import UniqueNames
+from pipeline.writers.unique_keys import Name, UniqueNames
 
 Numbers = Counter[str]
 ClassNames = Literal["phrase", "root"]
@@ -44,6 +44,12 @@ class ExportContext:
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
     numbers: Numbers = field(default_factory=Counter)
+
+    def unique_name(self, set_name: str, key: str) -> Name:
+        """Name of the next image of a set; a changed key is counted."""
+        name = self.names.take(set_name, key)
+        self.numbers["renamed_duplicate_keys"] += name.renamed
+        return name
 
 
 class Target(Protocol):
