@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils import recursively_apply
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from model import GlipProcessor
 from model.grounding import phrase_tokens, positive_map
@@ -44,7 +44,7 @@ OTHER_RECORDS = 50
 """Records searched for absent names; a set of few nouns may have fewer than a prompt needs."""
 
 
-class TrainingData:
+class TrainingData(Dataset[dict[str, Any]]):
     """The records of a training run, in the order of its mixture, and their batches.
 
     Raises:
@@ -92,10 +92,13 @@ class TrainingData:
 
         Every process gets as many, of the same size. ``workers`` do not change them.
         """
-        sampler = _MicroBatchSampler(self.config, first, rank, processes)
-        buffers = self._shared_buffers(sampler.size, workers)
+        size = self.config.batch_size // (processes * self.config.accumulate)
+        buffers = self._shared_buffers(size, workers)
+        micro_batches = range(first * self.config.accumulate, self.config.steps * self.config.accumulate)
+        starts = ((number * processes + rank) * size for number in micro_batches)
+        positions = (list(range(start, start + size)) for start in starts)
         loader = DataLoader(
-            _Samples(self), batch_sampler=sampler, collate_fn=partial(self._collate_packed, buffers),
+            self, batch_sampler=positions, collate_fn=partial(self._collate_packed, buffers),
             num_workers=workers, pin_memory=pin, worker_init_fn=self._start_worker,
             prefetch_factor=PREFETCH_FACTOR if workers else None,
         )  # fmt: skip
@@ -125,6 +128,9 @@ class TrainingData:
         prepare_worker()
         for records in self.sets.values():
             records.forget_open_files()
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.sample(position)
 
     def sample(self, position: int) -> dict[str, Any]:
         """The record at a position: ``prompted``, ``image`` (mirrored and resized) and ``name``.
@@ -249,32 +255,6 @@ class TrainingData:
             uncertain, _ = phrase_tokens(offsets, [[s] for s in prompted.uncertain])
             label["token_ignore"] = positive_map(uncertain, length).amax(0) > 0
         return label, keep
-
-
-class _Samples(Dataset[dict[str, Any]]):
-    def __init__(self, data: TrainingData) -> None:
-        self._data = data
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return self._data.sample(position)
-
-
-class _MicroBatchSampler(Sampler[list[int]]):
-    """Stream positions of one process's micro-batches, ``size`` in each."""
-
-    def __init__(self, config: TrainConfig, first: int, rank: int, processes: int) -> None:
-        self._steps, self._batch, self._pieces = range(first, config.steps), config.batch_size, config.accumulate
-        self._rank, self._processes = rank, processes
-        self.size = config.batch_size // (processes * config.accumulate)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            for piece in range(self._pieces):
-                start = step * self._batch + (piece * self._processes + self._rank) * self.size
-                yield list(range(start, start + self.size))
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._pieces
 
 
 def _unpacked(batches: Iterator[dict[str, Any]], buffers: SharedBuffers | None) -> Iterator[dict[str, Any]]:
