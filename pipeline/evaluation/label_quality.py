@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.filtering.gold import GOLD_COLUMNS, gold_tables, match, read_gold
+from pipeline.filtering.gold import gold_tables, match, read_gold
 from pipeline.filtering.store import RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
-
-__all__ = ["BANDS", "GOLD_COLUMNS", "label_quality"]
 
 BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -30,7 +28,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
 
     Args:
         labels: folder that filter-boxes wrote, or files of it.
-        gold: folder of Parquet tables with GOLD_COLUMNS, named as all or some of the label files;
+        gold: folder of Parquet tables with filtering.gold's GOLD_COLUMNS, named as all or some of the label files;
             ``novel``: the noun is not in the teacher's training data.
 
     Returns:

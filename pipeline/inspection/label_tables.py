@@ -16,7 +16,7 @@ from pipeline.data.crawl import image_of
 from pipeline.data.records import LABELS, REGIONS
 from pipeline.filtering.store import BOX
 from pipeline.inspection.bins import BINS
-from pipeline.inspection.counts import OUTSIDE, Counts, Picture, Pictures, key_hash, sample_rank
+from pipeline.inspection.counts import OUTSIDE, Counts, Picture, key_hash, sample_rank
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import read_tar
@@ -122,14 +122,14 @@ def _pictures(
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         by_key.setdefault(row["key"], []).append(row)
-    chosen = Pictures(limit)
+    pictures = []
     for rank, key in ranks:
         regions = [row for row in by_key.get(key, ()) if row["phrase_row"] in captions[key].rows]
         if regions:
             size = (regions[0]["height"], regions[0]["width"])
             record = make_record(key, "labels", size, captions[key], regions, teacher, BuildShardsConfig())
-            chosen.add(Picture(rank, name, key, record, None))
-    return chosen.chosen()
+            pictures.append(Picture(rank, name, key, record, None))
+    return pictures
 
 
 def with_images(pictures: Sequence[Picture], shards: Mapping[str, str]) -> list[Picture]:

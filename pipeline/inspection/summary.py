@@ -18,7 +18,9 @@ from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.inspection.bins import BINS, FREQUENCIES
 from pipeline.inspection.counts import Counts, Picture, Pictures
+from pipeline.inspection.label_tables import count_table, with_images
 from pipeline.inspection.phrase_counts import TextCounts
+from pipeline.inspection.tars import count_tar, holds_records
 from pipeline.io.files import file_size
 from pipeline.io.paths import stem
 from pipeline.io.tables import open_parquet
@@ -91,8 +93,6 @@ def _kind_of_table(path: str) -> Kind:
 
 
 def _kind_of_tar(shard: str) -> Kind | None:
-    from pipeline.inspection.tars import holds_records
-
     records = holds_records(shard)
     return None if records is None else "training" if records else "crawl"
 
@@ -151,8 +151,6 @@ def inspect_shards(
         raise InputError(f"no shard can be read; first: {failed[0].error}")
     chosen = selection.chosen()
     if kind in {"labels", "regions"} and crawl:
-        from pipeline.inspection.label_tables import with_images
-
         chosen = with_images(chosen, {stem(path): path for path in crawl})
     return _summary(kind, len(shards), total, keys, texts, top, failed), chosen
 
@@ -161,11 +159,7 @@ def count_shard(shard: str, *, kind: Kind, phrases: str | None, pictures: int) -
     """Statistics of one shard, or the reason of its failure."""
     try:
         if kind in {"training", "crawl"}:
-            from pipeline.inspection.tars import count_tar
-
             return count_tar(shard, records=kind == "training", pictures=pictures)
-        from pipeline.inspection.label_tables import count_table
-
         return count_table(shard, status=kind == "labels", phrases=phrases, pictures=pictures)
     except (InputError, OSError) as error:
         return FailedShard(shard=stem(shard), error=str(error))
