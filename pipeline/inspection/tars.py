@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,7 @@ class _Tar:
         self._pictures, self._links = Pictures(pictures), LinkReader()
         self._boxes: list[tuple[float, ...]] = []
         self._box_images: list[tuple[int, int]] = []
-        self._scores: list[float] = []
-        self._phrase_words: list[int] = []
-        self._per_image: list[int] = []
-        self._caption_words: list[int] = []
+        self._values: dict[str, list[float]] = defaultdict(list)  # by the name of their histogram
         self._sizes: list[tuple[int, int]] = []
 
     def count(self, records: bool) -> Counts:
@@ -73,10 +71,7 @@ class _Tar:
         for note in problems.notes:
             counts.note(note)
         counts.boxes(np.array(self._boxes, np.float64).reshape(-1, 4), np.array(self._box_images).reshape(-1, 2))
-        for name, values in (
-            ("scores", self._scores), ("phrase_words", self._phrase_words), ("boxes_per_image", self._per_image),
-            ("caption_words", self._caption_words),
-        ):  # fmt: skip
+        for name, values in self._values.items():
             counts.bin(name, np.array(values, np.float64))
         counts.sizes(self._sizes)
         counts.pictures = self._pictures.chosen()
@@ -143,7 +138,7 @@ class _Tar:
         counts.numbers["uncertain_phrases"] += len(record.uncertain)
         counts.numbers["samples_with_verified_absent"] += record.verified_absent is not None
         self._caption(record.caption)
-        self._per_image.append(len(labelled))
+        self._values["boxes_per_image"].append(len(labelled))
         outside = sum(reaches_outside(region.box, record.image_size) for region in record.regions)
         if outside:
             counts.problems["box_outside_image"] += outside
@@ -151,16 +146,16 @@ class _Tar:
         for region in labelled:
             counts.phrases[region.phrase.lower()] += 1
             counts.table("annotators", region.annotator or "human")
-            self._phrase_words.append(len(region.phrase.split()))
+            self._values["phrase_words"].append(len(region.phrase.split()))
             self._boxes.append(region.box)
             self._box_images.append(record.image_size)
             if region.score is not None:
-                self._scores.append(region.score)
+                self._values["scores"].append(region.score)
 
     def _caption(self, caption: str | None) -> None:
         if caption:
             self.counts.numbers["captions"] += 1
-            self._caption_words.append(len(caption.split()))
+            self._values["caption_words"].append(len(caption.split()))
 
     def _crawl_sample(self, sample: TarSample) -> str:
         caption, reason = caption_of(sample)

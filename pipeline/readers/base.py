@@ -126,7 +126,8 @@ class Format:
 
     Attributes:
         reads: description of the annotation file, for error messages.
-        fill: reads the files, writes the index, returns the header.
+        fill: reads the files, writes the index, returns the header; raises InputError for files of
+            another layout, or two images with the same id.
         labelled: converts an entry to a labelled image, or to None to exclude it; a pure function.
             Regions dropped for ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span``,
             ``span_outside_caption`` or ``unknown_category`` are counted so in every format.

@@ -36,10 +36,7 @@ WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the file. Ids with the same name are one class: a labelling tool writes each
-    set's first class twice, once as the parent of all.
-
-    Raises:
-        InputError: not COCO's layout, or two categories or images have the same id.
+    set's first class twice, once as the parent of all. Two categories with the same id are an error.
     """
     path = files.annotations
     names: dict[int | str, str] = {}
@@ -92,12 +89,7 @@ def _parts(files: SetFiles) -> int:
 
 
 def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read LVIS' file.
-
-    Raises:
-        InputError: as :func:`fill`, or the file is COCO's, whose classes without a box would count
-            as absent.
-    """
+    """Read LVIS' file. COCO's is refused: its classes without a box would count as absent."""
     header = fill(files, index)
     if not header["federated"]:
         raise InputError(

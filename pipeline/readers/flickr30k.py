@@ -58,11 +58,7 @@ def parse_sentence(line: str) -> tuple[str, list[tuple[str, str, Span]]]:
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the XML files and sentences.
-
-    Raises:
-        InputError: a file is missing or not of the set's layout.
-    """
+    """Read the XML files and sentences."""
     sentences = files.companions["sentences"]
     for name in xml_names(files.annotations, files.companions.get("ids"), WANTED):
         root = read_xml(join(files.annotations, f"{name}.xml"), WANTED)

@@ -40,11 +40,7 @@ ANNOTATOR = "glip"
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the label TSV, and the image TSV if given.
-
-    Raises:
-        InputError: not the records' layout.
-    """
+    """Read the label TSV, and the image TSV if given."""
     path, images = files.annotations, files.companions.get("images")
     suffix = str(files.options.get("image_suffix", ".jpg"))
     for line, (key, _, value) in enumerate(_columns(path, WANTED), 1):

@@ -43,10 +43,7 @@ _Where = tuple[str, str, int, int]
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the shards or tables. Invalid rows are skipped and counted as ``bad_labels``, damage of
-    tars by its reason.
-
-    Raises:
-        InputError: not GRIT's layout: the first rows are all invalid.
+    tars by its reason; the set is refused if its first rows are all invalid.
     """
     column = "ref_exps" if files.options.get("expressions") else "noun_chunks"
     problems, valid = TarProblems(), 0
@@ -69,11 +66,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
 
 
 def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str, tuple[Any, str, list[list[Any]]]]:
-    """(key, (location, caption, chunks)) of a row.
-
-    Raises:
-        InputError: not a row of GRIT.
-    """
+    """(key, (location, caption, chunks)) of a row; raises InputError if it is none of GRIT's."""
     name = f"{path}: {where[0]}.json" if where else path
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
         raise InputError(f"{name}: want {WANTED}; found {describe_row(row)}")

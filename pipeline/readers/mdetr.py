@@ -28,11 +28,7 @@ WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captio
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the file.
-
-    Raises:
-        InputError: not MDETR's layout, an image without a caption, or two images with the same id.
-    """
+    """Read the file, all of whose images must have captions."""
     path = files.annotations
     for part, row in stream_object(path, ("images", "annotations"), WANTED):
         if part == "images":

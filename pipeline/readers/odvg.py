@@ -49,11 +49,7 @@ def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any
 
 
 def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read detection lines.
-
-    Raises:
-        InputError: not ODVG's layout, or grounding lines.
-    """
+    """Read detection lines; grounding lines are refused."""
     names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
@@ -72,25 +68,15 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
 
 
 def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read grounding lines.
-
-    Raises:
-        InputError: not ODVG's layout, detection lines, or a line without a caption.
-    """
+    """Read grounding lines, each with a caption; detection lines are refused."""
     for line, file, size, key, part in _rows(files, "grounding"):
         caption = part.get("caption")
         if not isinstance(caption, str) or not caption:
             raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
-        rows = [
-            (
-                r.get("tokens_positive"),
-                r.get("bbox"),
-                ignore,
-                r.get("phrase") if ignore else None,
-                provenance_of(r) or None,
-            )
-            for ignore, r in _both(part, "regions")
-        ]
+        rows = []
+        for ignore, item in _both(part, "regions"):
+            text = item.get("phrase") if ignore else None
+            rows.append((item.get("tokens_positive"), item.get("bbox"), ignore, text, provenance_of(item) or None))
         index.image(line, (file, size, caption, rows, key, part.get("uncertain")), key)
     return {}
 

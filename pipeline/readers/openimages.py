@@ -28,19 +28,14 @@ WANTED_HIERARCHY = "OpenImages' hierarchy JSON (an object with `LabelName` and `
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the files.
-
-    Raises:
-        InputError: a file is not of OpenImages' layout.
-    """
+    """Read the files."""
     names = {label: name for label, name in _classes(files.companions["classes"]) if name.strip()}
     for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED):
         index.row(image, (label, x1, y1, x2, y2, group == "1"))
     index.images_of_rows()
     if "labels" in files.companions:
-        for image, label, confidence in _columns(
-            files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin"
-        ):
+        labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin")
+        for image, label, confidence in labels:
             index.row(image, (label, confidence not in ("0", "0.0")))
         index.forget_orphan_annotations()  # labels of images outside this set
     below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}

@@ -67,11 +67,7 @@ def _id(row: Any) -> int | None:
 
 
 def fill_objects(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read objects.json.
-
-    Raises:
-        InputError: not Visual Genome's layout.
-    """
+    """Read objects.json."""
     counts: Counter[str] = Counter()
     for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS):
         kept = [(_name(r.get("names")), [r.get("x"), r.get("y"), r.get("w"), r.get("h")]) for r in rows]
@@ -107,11 +103,7 @@ def labelled_objects(entry: Entry, header: Header) -> LabelledImage:
 
 
 def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``.
-
-    Raises:
-        InputError: not Visual Genome's layout.
-    """
+    """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``."""
     without_text = 0
     for number, file, size, rows in _images(files, "regions", WANTED_REGIONS):
         described = [(text, row) for row in rows if (text := _text(row))]

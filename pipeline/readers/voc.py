@@ -19,15 +19,12 @@ WANTED_CLASSES = "lines of a class's id, a space and its name (n01440764 tench, 
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the XML files.
-
-    Raises:
-        InputError: not a folder of XML files, or a file has another format.
-    """
+    """Read the XML files."""
     classes = _Classes.read(files.companions["classes"]) if "classes" in files.companions else None
-    scaled = files.options.get("boxes", "image") == "stated_size"
-    if files.options.get("boxes", "image") not in ("image", "stated_size"):
-        raise InputError(f"set {files.name}: option boxes: want image or stated_size, not {files.options['boxes']!r}")
+    boxes = files.options.get("boxes", "image")
+    if boxes not in ("image", "stated_size"):
+        raise InputError(f"set {files.name}: option boxes: found {boxes!r}; want image or stated_size")
+    scaled = boxes == "stated_size"
     suffix, first = str(files.options.get("image_suffix", "")), int(files.options.get("first_pixel", 1))
     seen: set[str] = set()
     for stem in xml_names(files.annotations, files.companions.get("ids"), WANTED):

@@ -119,19 +119,14 @@ def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
             ``not_exhaustive``); of its regions ``score``, ``annotator``, ``root``, ``spans``. Empty
             fields are not counted, except ``verified_absent``.
     """
-    of_regions = {
-        "score": lambda r: r.score is not None,
-        "annotator": lambda r: r.annotator is not None,
-        "root": lambda r: r.root is not None,
-        "spans": lambda r: bool(r.tokens_positive),
-    }
-    of_record = {
-        "caption": int(record.caption is not None),
+    counts = {
+        "caption": record.caption is not None,
         "uncertain": len(record.uncertain),
-        "verified_absent": int(record.verified_absent is not None),
+        "verified_absent": record.verified_absent is not None,
         "not_exhaustive": len(record.not_exhaustive or ()),
+        "spans": sum(bool(region.tokens_positive) for region in record.regions),
     }
     for name in (*fields, *(("not_exhaustive",) if "verified_absent" in fields else ())):
-        n = of_record[name] if name in of_record else sum(map(of_regions[name], record.regions))
+        n = counts[name] if name in counts else sum(getattr(r, name) is not None for r in record.regions)
         if n:
             numbers[f"lost_{name}"] += n
