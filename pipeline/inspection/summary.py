@@ -20,7 +20,7 @@ from pipeline.inspection.bins import BINS, FREQUENCIES
 from pipeline.inspection.counts import Counts, Picture, Pictures
 from pipeline.inspection.label_tables import count_table, with_images
 from pipeline.inspection.phrase_counts import TextCounts
-from pipeline.inspection.tars import count_tar, holds_records
+from pipeline.inspection.tars import count_tar, kind_of_tar
 from pipeline.io.files import file_size
 from pipeline.io.paths import stem
 from pipeline.io.tables import open_parquet
@@ -73,7 +73,7 @@ def kind_of(shards: Sequence[str]) -> Kind:
     read = 0
     for shard in shards:
         try:
-            kind = _kind_of_table(shard) if shards[0].endswith(".parquet") else _kind_of_tar(shard)
+            kind = _kind_of_table(shard) if shards[0].endswith(".parquet") else kind_of_tar(shard)
         except (InputError, OSError) as error:
             first_error = first_error or error
             continue
@@ -90,11 +90,6 @@ def _kind_of_table(path: str) -> Kind:
     if "score" not in columns:
         raise InputError(f"{path}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
     return "labels" if "status" in columns else "regions"
-
-
-def _kind_of_tar(shard: str) -> Kind | None:
-    records = holds_records(shard)
-    return None if records is None else "training" if records else "crawl"
 
 
 def inspect_shards(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,8 +19,8 @@ from pipeline.io.paths import stem
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
 
-def holds_records(shard: str) -> bool | None:
-    """Whether a tar is a training shard: its first valid JSON looks like a record, even if invalid.
+def kind_of_tar(shard: str) -> Literal["training", "crawl"] | None:
+    """Kind of a tar: "training" if its first valid JSON looks like a record, even an invalid one.
 
     None if it has no sample. All samples of training shards have a JSON; those of a crawl may have
     none.
@@ -32,8 +32,8 @@ def holds_records(shard: str) -> bool | None:
                 data = json.loads(sample.files["json"])
             except ValueError:
                 continue
-            return isinstance(data, dict) and {"regions", "kind"} <= data.keys()
-    return None if sample is None else False
+            return "training" if isinstance(data, dict) and {"regions", "kind"} <= data.keys() else "crawl"
+    return None if sample is None else "crawl"
 
 
 def count_tar(shard: str, *, records: bool, pictures: int) -> Counts:

@@ -86,13 +86,10 @@ class ImageStore:
                 ``broken_image`` (invalid base64).
         """
         paths = self.paths(location)
-        for path in paths[:-1]:
+        for path in paths:
             with suppress(_Missing):
                 return self._read(path, location)
-        try:
-            return self._read(paths[-1], location)
-        except _Missing:
-            raise ImageError("image_missing", f"{' and '.join(paths)}: no such file") from None
+        raise ImageError("image_missing", f"{' and '.join(paths)}: no such file")
 
     @staticmethod
     def _read(path: str, location: ImageLocation) -> bytes:
