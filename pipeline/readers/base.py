@@ -320,11 +320,10 @@ def presence_of(
     names = {*item.boxless_names, *(region.phrase for region in outside)}
     if item.caption is not None or not names:
         return item.verified_absent, item.not_exhaustive
-    absent = item.verified_absent
+    absent = item.verified_absent and tuple(name for name in item.verified_absent if name not in names)
     if absent is not None and item.not_exhaustive is None:  # a federated set that does not state not_exhaustive
-        return tuple(name for name in absent if name not in names), None
-    incomplete = tuple(sorted({*(item.not_exhaustive or ()), *names}))
-    return None if absent is None else tuple(name for name in absent if name not in names), incomplete
+        return absent, None
+    return absent, tuple(sorted({*(item.not_exhaustive or ()), *names}))
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

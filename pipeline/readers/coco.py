@@ -57,14 +57,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 raise InputError(
                     f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
                 )
-            kept = (
-                row.get("category_id"),
-                row.get("bbox"),
-                bool(row.get("iscrowd")),
-                provenance_of(row) or None,
-                row.get("xyxy"),
-            )
-            index.row(row.get("image_id"), kept)
+            fields = (row.get("category_id"), row.get("bbox"), bool(row.get("iscrowd")))
+            index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
         else:
             number, name = want(row, "id", f"{path}: categories"), want(row, "name", f"{path}: categories")
             name = "" if name is None else str(name)

@@ -81,7 +81,7 @@ def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str,
     chunks = row[column]
     try:
         chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
-        return key, (location, row["caption"], [list(map(_plain, chunk)) for chunk in chunks])
+        return key, (location, row["caption"], [list(chunk) for chunk in chunks])
     except (ValueError, TypeError):
         raise InputError(
             f"{name}: {key}: want a list of chunks in `{column}`; found {str(row[column])[:40]!r}"
@@ -128,10 +128,6 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
 def _name(path: str) -> str:
     """File name for the report, which has no folders."""
     return path.rsplit("/", 1)[-1]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:

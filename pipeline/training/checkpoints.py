@@ -78,18 +78,13 @@ def recover(out: Path) -> None:
     Only the process that holds the folder's lock may call it: a checkpoint that another process is
     still writing looks the same as an abandoned one.
     """
-    for temporary in [p for p in out.glob("*.tmp") if LEFTOVER_NAME.match(p.name)]:
-        folder = temporary.with_suffix("")
-        if not folder.exists() and read_state(temporary) is not None:
-            os.rename(temporary, folder)
-        else:
-            shutil.rmtree(temporary)
-    for old in [p for p in out.glob("*.old") if LEFTOVER_NAME.match(p.name)]:
-        folder = old.with_suffix("")
-        if not folder.exists():
-            os.rename(old, folder)
-        else:
-            shutil.rmtree(old)
+    for suffix in (".tmp", ".old"):
+        for leftover in [p for p in out.glob(f"*{suffix}") if LEFTOVER_NAME.match(p.name)]:
+            folder = leftover.with_suffix("")
+            if not folder.exists() and (suffix == ".old" or read_state(leftover) is not None):
+                os.rename(leftover, folder)
+            else:
+                shutil.rmtree(leftover)
 
 
 def read_state(folder: Path) -> CheckpointState | None:

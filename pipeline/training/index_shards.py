@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.shard_index import index_shard
 from pipeline.data.training_shards import rank_order
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
 from pipeline.io.file_cache import file_version
@@ -36,12 +37,10 @@ def index_shards(shards: Sequence[str], progress: Progress) -> None:
         digest_file(shard)
         index_shard(shard)
         progress.advance(1, "shards")
-    pool = ThreadPoolExecutor(STREAMS)
-    try:
-        for _ in pool.map(_index_remote, rank_order(remote)):
+    with ThreadPoolExecutor(STREAMS) as pool:
+        for _, future in submit_ahead(pool, _index_remote, rank_order(remote), STREAMS):
+            future.result()
             progress.advance(1, "shards")
-    finally:
-        pool.shutdown(cancel_futures=True)
     progress.end(StageReport(stage="look through shards"))
 
 

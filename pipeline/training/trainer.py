@@ -337,7 +337,7 @@ class Trainer:
         report = self._report(self.config.steps)
         results = {"final": state.weights(self.network)}
         if self.average is not None:
-            results["final_ema"] = self.average.weights(self.network)
+            results["final_ema"] = state.weights(self.network, self.average.values)
         if self.processes.main:
             self.lock.check()
             for name, weights in reversed(results.items()):  # final last: it marks the run as finished
