@@ -53,8 +53,8 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
         shard.restrict(pc.equal(shard.whole("status"), "keep").to_numpy(zero_copy_only=False))
         start, end = shard.numbers("start"), shard.numbers("end")
         matched, correct = match(truth, *shard.keys(), start, end, shard.boxes(), iou)
-        found = np.zeros(len(truth), bool)
-        found[matched[correct]] = True
+        recalled = np.zeros(len(truth), bool)
+        recalled[matched[correct]] = True
         not_gold += int((matched < 0).sum())
         novel = truth.novel[matched] if len(truth) else np.zeros(len(matched), bool)
         for name, in_group, gold_in_group in (
@@ -63,7 +63,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
             ("novel", (matched >= 0) & novel, truth.novel),
         ):
             groups[name] += (
-                in_group.sum(), (in_group & correct).sum(), gold_in_group.sum(), (found & gold_in_group).sum()
+                in_group.sum(), (in_group & correct).sum(), gold_in_group.sum(), (recalled & gold_in_group).sum()
             )  # fmt: skip
         band = (np.searchsorted(BANDS, shard.numbers("score"), side="right") - 1).clip(max=len(bands) - 1)
         bands[:, 0] += np.bincount(band, minlength=len(bands))

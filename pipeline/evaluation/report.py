@@ -64,10 +64,10 @@ def name_values(tables: MatchTables) -> tuple[str, dict[str, float]]:
     """(metric, its percent by name): AP of class names, recall at 1 of captions' phrases."""
     if tables.names:
         return "AP", {tables.names[n]: 100 * float(c.mean()) for n, c in class_curves(tables.matches).items()}
-    found: dict[str, list[bool]] = {}
+    matched: dict[str, list[bool]] = {}
     for phrase, first in zip(tables.phrases, tables.queries.first, strict=True):
-        found.setdefault(normalise_name(phrase), []).append(first < 1)
-    return "R@1", {phrase: 100 * float(np.mean(flags)) for phrase, flags in found.items()}
+        matched.setdefault(normalise_name(phrase), []).append(first < 1)
+    return "R@1", {phrase: 100 * float(np.mean(flags)) for phrase, flags in matched.items()}
 
 
 def _plots(out: Path, name: str, tables: MatchTables) -> list[str]:

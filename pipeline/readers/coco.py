@@ -41,16 +41,16 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     path = files.annotations
     names: dict[int | str, str] = {}
     frequency: dict[str, str] = {}
-    federated, parts = False, _parts(files)
-    for part, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
-        if part == "images":
+    federated, components = False, _kept_components(files)
+    for section, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
+        if section == "images":
             number = want(row, "id", f"{path}: images")
             absent = row.get("neg_category_ids")
             federated |= absent is not None
-            key, file = row_key(row), _file(row, parts, f"{path}: image {number}")
+            key, file = row_key(row), _file(row, components, f"{path}: image {number}")
             incomplete = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
             index.image(number, (file, size_of(row), absent, incomplete, key), key)
-        elif part == "annotations":
+        elif section == "annotations":
             if not isinstance(row, dict):
                 raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
             if "tokens_positive" in row:  # MDETR's file has a single category, "object"
@@ -75,11 +75,11 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
 
 
-def _parts(files: SetFiles) -> int:
-    parts = files.options.get("name_parts", 0)
-    if not isinstance(parts, int):
-        raise InputError(f"{files.name}: options.name_parts {parts!r}: want an integer, the path components to keep")
-    return parts
+def _kept_components(files: SetFiles) -> int:
+    count = files.options.get("name_parts", 0)
+    if not isinstance(count, int):
+        raise InputError(f"{files.name}: options.name_parts {count!r}: want an integer, the path components to keep")
+    return count
 
 
 def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
@@ -93,11 +93,11 @@ def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     return header
 
 
-def _file(row: dict[str, Any], parts: int, where: str) -> str:
+def _file(row: dict[str, Any], components: int, where: str) -> str:
     """File name of an image; LVIS only states its COCO URL: .../train2017/000000391895.jpg."""
     if "file_name" not in row and isinstance(row.get("coco_url"), str):
         return "/".join(urlparse(row["coco_url"]).path.split("/")[-2:])
-    return "/".join(str(want(row, "file_name", where)).split("/")[-parts:])
+    return "/".join(str(want(row, "file_name", where)).split("/")[-components:])
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:

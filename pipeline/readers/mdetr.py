@@ -30,8 +30,8 @@ WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captio
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the file, all of whose images must have captions."""
     path = files.annotations
-    for part, row in stream_object(path, ("images", "annotations"), WANTED):
-        if part == "images":
+    for section, row in stream_object(path, ("images", "annotations"), WANTED):
+        if section == "images":
             number = want(row, "id", f"{path}: images")
             caption = want(row, "caption", f"{path}: image {number}")
             if not isinstance(caption, str):

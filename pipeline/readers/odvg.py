@@ -34,18 +34,18 @@ WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
 WANTED_CLASSES = 'a label map (a JSON object such as {"0": "person"})'
 
 
-def _rows(files: SetFiles, part: str) -> Any:
-    wanted = WANTED.format(part)
+def _rows(files: SetFiles, kind: str) -> Any:
+    wanted = WANTED.format(kind)
     for line, row in stream_lines(files.annotations, wanted):
-        if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
+        if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(kind), dict):
             raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {describe_row(row)}")
-        yield line, row["filename"], size_of(row), row_key(row), row[part]
+        yield line, row["filename"], size_of(row), row_key(row), row[kind]
 
 
-def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
+def _both(labels: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
     """(is an ignore region, row) of a line's boxes; ``ignore`` is an addition of export-labels."""
-    yield from ((False, row) for row in part.get(name) or ())
-    yield from ((True, row) for row in part.get("ignore") or ())
+    yield from ((False, row) for row in labels.get(name) or ())
+    yield from ((True, row) for row in labels.get("ignore") or ())
 
 
 def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
@@ -54,30 +54,30 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
     seen: set[str] = set()
-    for line, file, size, key, part in _rows(files, "detection"):
+    for line, file, size, key, labels in _rows(files, "detection"):
         rows = []
-        for ignore, item in _both(part, "instances"):
+        for ignore, item in _both(labels, "instances"):
             name = item.get("category") if names is None else names.get(str(item.get("label")))
             name = name if isinstance(name, str) and name.strip() else None
             if name is not None:
                 seen.add(name)
             rows.append((name, item.get("bbox"), ignore, provenance_of(item) or None))
-        index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
+        index.image(line, (file, size, rows, key, labels.get("verified_absent"), labels.get("not_exhaustive")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
     return {"label_space": list(dict.fromkeys(name for name in space if name.strip()))}
 
 
 def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read grounding lines, each with a caption; detection lines are refused."""
-    for line, file, size, key, part in _rows(files, "grounding"):
-        caption = part.get("caption")
+    for line, file, size, key, labels in _rows(files, "grounding"):
+        caption = labels.get("caption")
         if not isinstance(caption, str) or not caption:
             raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
         rows = []
-        for ignore, item in _both(part, "regions"):
+        for ignore, item in _both(labels, "regions"):
             text = item.get("phrase") if ignore else None
             rows.append((item.get("tokens_positive"), item.get("bbox"), ignore, text, provenance_of(item) or None))
-        index.image(line, (file, size, caption, rows, key, part.get("uncertain")), key)
+        index.image(line, (file, size, caption, rows, key, labels.get("uncertain")), key)
     return {}
 
 

@@ -36,7 +36,7 @@ COMPANIONS = {"images": "image_data.json: sizes, folders, and COCO ids"}
 OPTIONS = {"without_coco": "exclude images that are also in COCO"}
 
 
-def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str, Any, list[Any]]]:
+def _images(files: SetFiles, field: str, wanted: str) -> Iterator[tuple[int, str, Any, list[Any]]]:
     """(id, file, size, rows) of every image in the annotations."""
     path = files.companions["images"]
     known: dict[int, tuple[str, Any]] = {}
@@ -51,13 +51,13 @@ def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str,
             known[number] = "", None
     for row in stream_list(files.annotations, wanted):
         number = _id(row)
-        if number is None or not isinstance(row.get(part), list):
+        if number is None or not isinstance(row.get(field), list):
             raise wrong_format(files.annotations, wanted)
         if number not in known:
             raise InputError(f"{files.annotations}: want images of {path}; found image {number}")
         file, size = known[number]
         if file:
-            yield number, file, size, [r if isinstance(r, dict) else {} for r in row[part]]
+            yield number, file, size, [r if isinstance(r, dict) else {} for r in row[field]]
 
 
 def _id(row: Any) -> int | None:
@@ -108,8 +108,8 @@ def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     for number, file, size, rows in _images(files, "regions", WANTED_REGIONS):
         described = [(text, row) for row in rows if (text := _text(row))]
         without_text += len(rows) - len(described)
-        for n, (caption, parts) in enumerate(_captions(described)):
-            index.image(f"{number:09d}-{n:02d}", (file, size, caption, parts))
+        for n, (caption, spans) in enumerate(_captions(described)):
+            index.image(f"{number:09d}-{n:02d}", (file, size, caption, spans))
     return {"lost": {"no_phrase": without_text} if without_text else {}}
 
 
@@ -119,16 +119,16 @@ def _text(row: dict[str, Any]) -> str:
 
 def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, list[tuple[Span, Any]]]]:
     """Captions of an image, each with (span, xywh) of its descriptions."""
-    caption, parts = "", list[tuple[Span, Any]]()
+    caption, spans = "", list[tuple[Span, Any]]()
     for text, row in described:
         if caption and len(caption) + len(text) + 3 > CAPTION_CHARACTERS:
-            yield caption + ".", parts
-            caption, parts = "", []
+            yield caption + ".", spans
+            caption, spans = "", []
         start = len(caption) + 2 if caption else 0
         caption = f"{caption}. {text}" if caption else text
-        parts.append(((start, start + len(text)), [row.get("x"), row.get("y"), row.get("width"), row.get("height")]))
+        spans.append(((start, start + len(text)), [row.get("x"), row.get("y"), row.get("width"), row.get("height")]))
     if caption:
-        yield caption + ".", parts
+        yield caption + ".", spans
 
 
 def labelled_regions(entry: Entry, header: Header) -> LabelledImage:

@@ -7,9 +7,13 @@ its source and counted; so is a box whose span was truncated by the tokenizer.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -27,7 +31,6 @@ from pipeline.data.images import ImageError, open_image
 from pipeline.data.records import GroundingRecord
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError, RunError
-from pipeline.training.dataloader_workers import prepare_worker
 from pipeline.training.image_batch import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.sampling import Mixture, PicklableCache, SourceOrder, generator
@@ -273,3 +276,22 @@ def _unpacked(batches: Iterator[dict[str, Any]], buffers: SharedBuffers | None) 
     except (InputError, RunError) as error:
         kind = type(error)
         raise kind(str(error).strip().splitlines()[-1].removeprefix(f"pipeline.errors.{kind.__name__}: ")) from None
+
+
+def prepare_worker() -> None:
+    """Prepare a worker process: no tokenizer threads, and an exit without the parent's hooks.
+
+    Libraries of the parent (Prefect's client, anyio) register hooks that stop their threads at
+    exit. A forked worker inherits the hooks without the threads; a hook that raises would make a
+    worker that finished look like one that failed.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    Finalize(None, _exit_without_hooks, exitpriority=-1000)  # after the finalisers that flush its queues
+
+
+def _exit_without_hooks() -> None:
+    if sys.exc_info()[0] is None:  # else multiprocessing has to print a traceback and set the exit status
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, ValueError, OSError):  # closed, or None
+                stream.flush()
+        os._exit(0)

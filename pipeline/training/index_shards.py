@@ -29,7 +29,7 @@ def index_shards(shards: Sequence[str], progress: Progress) -> None:
         InputError, RunError: as :func:`index_shard`.
     """
     remote = [s for s in shards if is_url(s)]
-    large = [s for s in shards if not is_url(s) and (mark := file_version(s)) is not None and mark.large]
+    large = [s for s in shards if not is_url(s) and (version := file_version(s)) is not None and version.large]
     if not large and not remote:
         return
     progress.begin("look through shards", len(large) + len(remote))
@@ -45,6 +45,6 @@ def index_shards(shards: Sequence[str], progress: Progress) -> None:
 
 
 def _index_remote(shard: str) -> None:
-    mark = file_version(shard)
-    if mark is not None:  # else the index could not be cached
-        index_shard(shard, mark)
+    version = file_version(shard)
+    if version is not None:  # else the index could not be cached
+        index_shard(shard, version)

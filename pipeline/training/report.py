@@ -50,8 +50,3 @@ class TrainerState(BaseModel):
 def read_report(folder: Path) -> TrainReport | None:
     """The folder's report; None, with a warning in the log, if it cannot be read."""
     return read_document(folder / REPORT, TrainReport, "a training report")
-
-
-def read_trainer_state(folder: Path) -> TrainerState | None:
-    """A checkpoint's trainer state; None, with a warning in the log, if it is of another version."""
-    return read_document(folder / TRAINER, TrainerState, "this version's trainer state")

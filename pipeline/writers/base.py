@@ -17,9 +17,6 @@ from pipeline.readers.base import phrase_of
 from pipeline.writers.atomic_files import Sink
 from pipeline.writers.unique_keys import Name, UniqueNames
 
-Numbers = Counter[str]
-ClassNames = Literal["phrase", "root"]
-
 
 @dataclass(frozen=True)
 class Item:
@@ -40,10 +37,10 @@ class ExportContext:
     sink: Sink
     names: UniqueNames
     cards: Mapping[str, DatasetCard] = field(default_factory=dict)
-    class_names: ClassNames = "phrase"
+    class_names: Literal["phrase", "root"] = "phrase"
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
-    numbers: Numbers = field(default_factory=Counter)
+    numbers: Counter[str] = field(default_factory=Counter)
 
     def unique_name(self, set_name: str, key: str) -> Name:
         """Name of the next image of a set; a changed key is counted."""
@@ -105,13 +102,13 @@ def explicit_phrase(record: GroundingRecord, region: Region) -> dict[str, Any]:
     return {} if text == region.phrase else {"phrase": region.phrase}
 
 
-def count_extra(numbers: Numbers, region: Region) -> None:
+def count_extra(numbers: Counter[str], region: Region) -> None:
     """Count the fields of :func:`provenance`."""
     for name in provenance(region):
         numbers[f"extra_{name}"] += 1
 
 
-def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
+def count_lost(numbers: Counter[str], record: GroundingRecord, *fields: str) -> None:
     """Count fields of a record that are not written.
 
     Args:
