@@ -41,7 +41,9 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     path = files.annotations
     names: dict[int | str, str] = {}
     frequency: dict[str, str] = {}
-    federated, components = False, _kept_components(files)
+    federated, components = False, files.options.get("name_parts", 0)
+    if not isinstance(components, int):
+        raise InputError(f"{files.name}: options.name_parts: found {components!r}; want a number of path components")
     for section, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
         if section == "images":
             number = want(row, "id", f"{path}: images")
@@ -73,13 +75,6 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     ordered = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
     space = [name for name in dict.fromkeys(ordered) if name]
     return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
-
-
-def _kept_components(files: SetFiles) -> int:
-    count = files.options.get("name_parts", 0)
-    if not isinstance(count, int):
-        raise InputError(f"{files.name}: options.name_parts {count!r}: want an integer, the path components to keep")
-    return count
 
 
 def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:

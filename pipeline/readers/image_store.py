@@ -22,10 +22,6 @@ REQUESTS = 16
 """Number of concurrent requests for remote images."""
 
 
-class _Missing(Exception):
-    """The file does not exist."""
-
-
 @dataclass(frozen=True)
 class ImageStore:
     """Image folders: a tuple to search in order, or a mapping from names in annotations."""
@@ -87,12 +83,13 @@ class ImageStore:
         """
         paths = self.paths(location)
         for path in paths:
-            with suppress(_Missing):
+            with suppress(FileNotFoundError):
                 return self._read(path, location)
         raise ImageError("image_missing", f"{' and '.join(paths)}: no such file")
 
     @staticmethod
     def _read(path: str, location: ImageLocation) -> bytes:
+        """Encoded image. A folder, or no object in a store, is a FileNotFoundError as well."""
         try:
             if location.size is not None:
                 data = read_range(path, location.offset, location.size)
@@ -102,10 +99,10 @@ class ImageStore:
             with open_file(path) as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise _Missing from None
+            raise FileNotFoundError(path) from None
         except InputError as error:
             if "no such object" in str(error):
-                raise _Missing from None
+                raise FileNotFoundError(path) from None
             raise
         except binascii.Error as error:
             raise ImageError("broken_image", f"not base64: {error}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply, send_to_device, set_seed
+from accelerate.utils import gather_object, recursively_apply, send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
@@ -117,7 +117,7 @@ class Trainer:
                 checkpoint = find_checkpoint(self.out, self.identity)
             except (InputError, RunError) as raised:
                 error = raised
-        checkpoint, error = self.processes.from_main((checkpoint, error))
+        checkpoint, error = gather_object([(checkpoint, error)])[0]
         if error is not None:
             raise error
         return checkpoint

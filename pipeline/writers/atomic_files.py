@@ -38,11 +38,8 @@ class Sink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.__exit__(kind or _NotCommitted, error or _NotCommitted(), at)
-
-
-class _NotCommitted(Exception):
-    """Makes the open files remove their temporary files."""
+        # an error, even where there was none, makes the open files remove their temporary files
+        self._stack.__exit__(kind or RuntimeError, error or RuntimeError("not committed"), at)
 
 
 class JsonRows:
