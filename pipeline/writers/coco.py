@@ -38,7 +38,6 @@ class Coco:
         self._files: dict[str, _File] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write an image and its annotations."""
         name, record = self._sets.of(item.record), item.record
         if name not in self._files:
             kind = _Detection if record.kind == "detection" else _Grounding
@@ -56,7 +55,6 @@ class Coco:
         write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """How to read the files with pycocotools."""
         names = ", ".join(f"{out}/{name}.json" for name in self._files)
         return [f"read them with pycocotools.coco.COCO, image files are relative to {out}: {names}"]
 

@@ -72,7 +72,6 @@ class Glip:
             write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """Files for GLIP's CaptionTSV."""
         if not self._images:
             names = ", ".join(f"{out}/{name}.label.tsv" for name in self._labels)
             return [

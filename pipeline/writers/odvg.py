@@ -29,7 +29,6 @@ class Odvg:
         self._classes: dict[str, ClassIds] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write a line."""
         record, context = item.record, self._context
         name = self._sets.of(record)
         if name not in self._files:
@@ -85,7 +84,6 @@ class Odvg:
         write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """Entries for the data set list of Open-GroundingDino."""
         lines = []
         for name in self._files:
             entry = {"root": out, "anno": f"{out}/{name}.jsonl", "dataset_mode": "odvg"}

@@ -82,5 +82,4 @@ class Yolo:
         self._context.numbers["classes"] += len(names)
 
     def hints(self, out: str) -> list[str]:
-        """Training command."""
         return [f"yolo detect train data={out}/data.yaml"]
