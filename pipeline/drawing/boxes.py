@@ -19,7 +19,7 @@ Colour = tuple[int, int, int]
 
 
 def phrase_colours(record: GroundingRecord) -> dict[str, Colour]:
-    """Saturated colour of each distinct phrase, in the order of the regions; consecutive ones have distinct hues."""
+    """Colour of each distinct phrase, in the order of the regions; neighbours have distinct hues."""
     colours: dict[str, Colour] = {}
     for number, phrase in enumerate(dict.fromkeys(r.phrase for r in record.regions if not r.ignore)):
         red, green, blue = colorsys.hsv_to_rgb((0.58 + number * 0.382) % 1.0, 0.9, 0.78)

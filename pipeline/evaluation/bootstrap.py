@@ -99,7 +99,10 @@ def _recalls_reached(recall: np.ndarray) -> np.ndarray:
 
 
 def resample(tables: MatchTables, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """A set's metrics in percent (samples,), by their names in metrics.json; weights (samples, images)."""
+    """Metrics of a set by their names in metrics.json: percents (samples,).
+
+    weights: (samples, images), of :func:`draw_weights`.
+    """
     if not tables.names:
         stem = "precision_at" if tables.protocol == "refcoco" else "recall_at"
         metrics = {f"{stem}_{k}": _recall(tables, "first", k, weights) for k in KS}

@@ -28,8 +28,8 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
 
     Args:
         labels: folder that filter-boxes wrote, or files of it.
-        gold: folder of Parquet tables with filtering.gold's GOLD_COLUMNS, named as all or some of the label files;
-            ``novel``: the noun is not in the teacher's training data.
+        gold: folder of Parquet tables with the columns of :mod:`pipeline.filtering.gold`, named as
+            all or some of the label files; ``novel``: the noun is not in the teacher's training data.
 
     Returns:
         "all", "base", "novel" -> labels, correct, gold, found, precision, recall;

@@ -89,7 +89,7 @@ Header = Mapping[str, Any]
 
 
 class LabelCollector:
-    """Collects the regions of one image, and counts those that are dropped in ``lost``, by reason."""
+    """Collects the regions of one image. lost: number of dropped regions by reason."""
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
@@ -97,7 +97,7 @@ class LabelCollector:
         self._boxless, self._boxless_names = list[Span](), list[str]()
 
     def add(self, box: Box | None, phrase: str, spans: tuple[Span, ...] = (), **fields: Any) -> None:
-        """Add a region; one without a box, already counted as lost, as boxless by its spans or its name."""
+        """Add a region, or record its spans or class name as boxless if its box was dropped."""
         if box is not None:
             self.regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, **fields))
         elif spans:
@@ -129,8 +129,7 @@ class Format:
         fill: reads the files, writes the index, returns the header; raises InputError for files of
             another layout, or two images with the same id.
         labelled: converts an entry to a labelled image, or to None to exclude it; a pure function.
-            Regions dropped for ``bad_box``, ``box_without_area``, ``box_outside_image``, ``no_span``,
-            ``span_outside_caption`` or ``unknown_category`` are counted so in every format.
+            Reasons for dropping regions are UNREADABLE, ``box_outside_image``, and the format's own.
         location: (id, image) of an entry -> location of the image.
         companions: role of further annotation files -> description.
         needed: roles that are required.

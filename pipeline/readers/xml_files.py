@@ -44,7 +44,7 @@ def _read(path: str) -> bytes:
 
 
 def xml_names(folder: str, ids: str | None, wanted: str) -> list[str]:
-    """Names, without suffix, of the XML files: those listed in the file ``ids``, or all below the folder.
+    """Names of XML files without suffix: those listed in the file ``ids``, or all in the folder.
 
     Raises:
         InputError: no file; ``ids`` is missing or has another format.

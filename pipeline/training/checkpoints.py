@@ -159,7 +159,7 @@ def _read_unverified(folder: Path) -> CheckpointState | None:
 
 
 def read_document(file: Path, kind: type[Document], description: str) -> Document | None:
-    """Read a JSON file; None if it does not exist or, with a warning in the log, is of another kind."""
+    """Read a JSON file; None if it is missing or, with a warning in the log, invalid."""
     try:
         return kind.model_validate_json(file.read_bytes())
     except FileNotFoundError:

@@ -223,9 +223,10 @@ class Trainer:
     def _skip_overflow(
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], norm: float
     ) -> None:
-        """Skip a step whose gradients are not finite; fp16's scaler halves its scale while that may help.
+        """Skip a step whose gradients are not finite; halve the loss scale while that may help.
 
-        By itself it would skip every step to the end of the training if gradients are never finite.
+        torch's scaler has no lower limit: with gradients that are never finite it would skip every
+        step to the end of the training.
         """
         if self.scaler.get_scale() <= MIN_LOSS_SCALE:
             self.scaler.update(self.scaler.get_scale())  # resets the step's state and keeps the scale

@@ -103,7 +103,7 @@ def _kind(path: str) -> str:
 
 
 class TrainingShards:
-    """Shards written by ingest or build-shards, with images or links to them. names: of the shards."""
+    """Shards of ingest or build-shards, with images or links to them. names: of the shards."""
 
     images = True
     """Whether images are available."""
