@@ -104,9 +104,9 @@ class Counts:
         """Count a value of a table."""
         self.tables.setdefault(name, Counter())[value] += n
 
-    def bin(self, name: str, values: Sequence[float] | np.ndarray) -> None:
-        """Count values into a histogram."""
-        self.histograms[name] += BINS[name].count(values)
+    def bin(self, name: str, values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Count values into a histogram, each once or by its weight."""
+        self.histograms[name] += BINS[name].count(values, weights)
 
     def sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Count images of these sizes (height, width)."""

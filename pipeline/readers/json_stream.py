@@ -51,9 +51,6 @@ class _JsonScanner:
 
     def peek(self) -> str:
         """Skip white space and return the next character; "" at the end."""
-        character = self.text[self.position : self.position + 1]
-        if character and character not in " \t\r\n":
-            return character
         while True:
             while self.position < len(self.text):
                 if self.text[self.position] not in " \t\r\n":

@@ -89,7 +89,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
 
 def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = "") -> Iterator[tuple[str, ...]]:
     """The wanted columns of every row. ``never``: a column that only the set's other files have."""
-    with _text(path) as file:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         try:
             head = next(rows, [])
@@ -107,7 +107,7 @@ def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = 
 
 
 def _classes(path: str) -> Iterator[tuple[str, str]]:
-    with _text(path) as file:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
         try:
             for row in csv.reader(file):
                 if row == ["LabelName", "DisplayName"]:
@@ -117,10 +117,6 @@ def _classes(path: str) -> Iterator[tuple[str, str]]:
                 yield row[0], row[1]
         except (csv.Error, UnicodeDecodeError):
             raise wrong_format(path, WANTED_CLASSES) from None
-
-
-def _text(path: str) -> io.TextIOWrapper:
-    return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="")
 
 
 def _below(path: str) -> dict[str, list[str]]:
