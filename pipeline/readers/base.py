@@ -99,7 +99,9 @@ class LabelCollector:
     def add(self, box: Box | None, phrase: str, spans: tuple[Span, ...] = (), **fields: Any) -> None:
         """Add a region, or record its spans or class name as boxless if its box was dropped."""
         if box is not None:
-            self.regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, **fields))
+            if spans:  # a default is not validated
+                fields["tokens_positive"] = spans
+            self.regions.append(Region(box=box, phrase=phrase, **fields))
         elif spans:
             self._boxless += spans
         else:
