@@ -173,7 +173,7 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder instead of a file, or vice versa
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: no such file") from None
+        raise InputError(f"{error.filename or files.annotations}: no such file") from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row with unexpected types
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:80]
         raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({cause})") from None
