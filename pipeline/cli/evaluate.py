@@ -71,29 +71,38 @@ def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | 
 @click.argument("student")
 @click.option("--over", "teacher", required=True, metavar="TEACHER", help="Evaluation folder of the present teacher.")
 @click.option(
+    "--control",
+    help="Evaluation folder of the model that was trained as the student was, but without its labels.",
+)
+@click.option(
     "--gates",
     multiple=True,
     metavar="GATE[,GATE...]",
-    help="SET.METRIC>=POINTS or SET.METRIC>POINTS: student minus teacher; shell patterns are fine. May be repeated.  "
-    "[default: *.ap>=-1, *.recall_at_1>=-1, *.precision_at_1>=-1, *.ap_rare>=0]",
+    help="SET.METRIC>=POINTS or SET.METRIC>POINTS: student minus teacher, with control: before it student minus "
+    "control; shell patterns are fine. May be repeated.  [default: *.ap>=-1, *.recall_at_1>=-1, *.precision_at_1>=-1, "
+    "*.ap_rare>=0; with --control also control:*.ap>=0, control:*.recall_at_1>=0]",
 )
 @SAMPLES
 @SEED
 @click.option("--out", type=FILE, help="The verdict's file.  [default: STUDENT/promotion.json]")
-def promote(student: str, teacher: str, gates: tuple[str, ...], samples: int, seed: int, out: str | None) -> None:
+def promote(
+    student: str, teacher: str, control: str | None, gates: tuple[str, ...], samples: int, seed: int, out: str | None
+) -> None:
     """Decide whether a student teaches the next round: only if every gate holds. STUDENT is its evaluation folder.
 
     Exit code 0: promoted; 3: a gate does not hold. Both write promotion.json.
 
     \b
-    Example: promote evaluation/student-1 --over evaluation/teacher --gates '*.ap>=-0.5,eval_novel.recall_at_1>0'
+    Example: promote evaluation/student-1 --over evaluation/teacher --control evaluation/control-1
     """
     from pipeline.evaluation import promotion
 
-    verdict = promotion.promote(student, teacher, gates=gates, samples=samples, seed=seed, out=out)
+    verdict = promotion.promote(student, teacher, control=control, gates=gates, samples=samples, seed=seed, out=out)
     for row in verdict["gates"]:
         sign = "holds" if row["holds"] else "FAILS"
-        click.echo(f"{sign}  {row['gate']}: {row['metric']} {row['teacher']:.1f} -> {row['student']:.1f}")
+        click.echo(
+            f"{sign}  {row['gate']}: {row['metric']} {row.get('teacher', row.get('control')):.1f} -> {row['student']:.1f}"
+        )
     if not verdict["promoted"]:
         click.echo(f"promote: not promoted: {'; '.join(verdict['failed'])}", err=True)
         sys.exit(NOT_PROMOTED)

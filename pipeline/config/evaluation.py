@@ -44,7 +44,8 @@ class PromotionConfig(Config):
     gates: tuple[str, ...] = Field(
         (),
         description="conditions on student minus teacher, in points, as SET.METRIC>=POINTS or SET.METRIC>POINTS with "
-        "shell patterns; default: no ap, recall_at_1 or precision_at_1 down by more than 1, ap_rare not down",
+        "shell patterns, or on student minus control with control: before them; default: no ap, recall_at_1 or "
+        "precision_at_1 down by more than 1, ap_rare not down, and no ap or recall_at_1 below the control's",
     )
     gain: str | None = Field(
         None,

@@ -115,9 +115,10 @@ def _markdown(
             )
         parts.append("\n".join(lines) + "\n")
     if gates:
-        lines = ["## Gates\n", "| gate | metric | student - teacher | |", "|---|---|---|---|"]
+        lines = ["## Gates\n", "| gate | metric | difference (95 %) | |", "|---|---|---|---|"]
         lines += [
-            f"| `{g['gate']}` | {g['metric']} | {g['difference']:+.1f} | {'holds' if g['holds'] else '**fails**'} |"
+            f"| `{g['gate']}` | {g['metric']} | {g['difference']:+.1f}"
+            f"{format_interval(g.get('difference_interval'), '+')} | {'holds' if g['holds'] else '**fails**'} |"
             for g in gates
         ]
         parts.append("\n".join(lines) + "\n")

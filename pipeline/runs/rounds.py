@@ -31,6 +31,11 @@ class RoundResult(BaseModel):
     metric: str | None = Field(None, description="SET.METRIC of the gain")
     gain: float | None = Field(None, description="student minus teacher, in points")
     gain_interval: tuple[float, float] | None = Field(None, description="95 %, by the bootstrap over images")
+    control_gain: float | None = Field(None, description="student minus control, in points of the same metric")
+    control_gain_interval: tuple[float, float] | None = Field(None, description="95 %")
+    better_control: str | None = Field(
+        None, description="the control, where it is the model to use: the student is refused, and it beats the teacher"
+    )
     go_on: bool
     why: str
 
@@ -62,12 +67,13 @@ def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
     Raises:
         InputError: one of them matches no metric.
     """
-    promotion.check_gates(layout.evaluation("teacher"), config.promotion.gates)
+    promotion.check_gates(layout.evaluation("teacher"), config.promotion.gates, control=config.control)
     gain_metric(config, layout)
 
 
 def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> RoundResult:
-    """Compare the round's student with its teacher; write promotion.json and rounds/round-N.json.
+    """Compare the round's student with its teacher and control; write promotion.json and
+    rounds/round-N.json.
 
     Without evaluation sets every student is the next round's teacher.
     """
@@ -79,31 +85,41 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
         result = RoundResult(**names, promoted=None, go_on=True, why=why)
     else:
         verdict = promotion.promote(
-            layout.evaluation(names["student"]), layout.evaluation(names["teacher"]), gates=config.promotion.gates,
-            samples=config.promotion.samples, seed=config.seed,
+            layout.evaluation(names["student"]), layout.evaluation(names["teacher"]),
+            control=layout.evaluation(f"control-{round_number}") if config.control else None,
+            gates=config.promotion.gates, samples=config.promotion.samples, seed=config.seed,
         )  # fmt: skip
-        result = RoundResult(**names, **_decision(config, layout, verdict))
+        result = RoundResult(**names, **_decision(config, layout, verdict, round_number))
     write_json(layout.round(round_number), result.model_dump(mode="json"))
     return result
 
 
-def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any]) -> dict[str, Any]:
+def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any], number: int) -> dict[str, Any]:
     set_name, metric = gain_metric(config, layout)
     cell = verdict["sets"][set_name][metric][1]
     gain, least = round(float(cell["difference"]), 9), config.promotion.least_gain
-    if not verdict["promoted"]:
-        why = f"not promoted: {'; '.join(verdict['failed'])}"
-    else:
+    better_control = None
+    if verdict["promoted"]:
         why = f"promoted: {set_name}.{metric} {gain:+.1f}"
         if gain < least:
             why += f"; no further round, as the gain is below promotion.least_gain {least:g}"
+    else:
+        harmed = "the labels harmed: " if verdict.get("harmed") else ""
+        why = f"not promoted: {harmed}{'; '.join(verdict['failed'])}"
+        over_teacher = verdict.get("control_over_teacher") or {}
+        if over_teacher.get(set_name, {}).get(metric, 0.0) > 0:
+            better_control = f"control-{number}"
+    over_control = verdict.get("control_sets", {}).get(set_name, {}).get(metric, [{}, {}])[1]
     return {
         "promoted": verdict["promoted"], "failed": tuple(verdict["failed"]), "metric": f"{set_name}.{metric}",
         "gain": gain, "gain_interval": cell.get("difference_interval"),
+        "control_gain": over_control.get("difference"),
+        "control_gain_interval": over_control.get("difference_interval"), "better_control": better_control,
         "go_on": verdict["promoted"] and gain >= least, "why": why,
     }  # fmt: skip
 
 
 def best_model(results: Sequence[RoundResult]) -> str:
-    """The last student that was not rejected, or the first teacher."""
-    return next((r.student for r in reversed(results) if r.promoted is not False), "teacher")
+    """The last student that was not rejected, a later control that beats its teacher, or the first teacher."""
+    models = (r.student if r.promoted is not False else r.better_control for r in reversed(results))
+    return next((model for model in models if model), "teacher")

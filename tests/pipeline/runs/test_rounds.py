@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -72,6 +73,7 @@ def test_a_student_that_lost_what_the_teacher_knew_is_refused(tmp_path):
     layout = RunLayout(tmp_path)
     evaluated(layout, "teacher", eval_base=0.9, eval_novel=0.3)
     evaluated(layout, "student-1", eval_base=0.4, eval_novel=0.9)
+    evaluated(layout, "control-1", eval_base=0.4, eval_novel=0.3)
     result = decide(recipe(), layout, 1)
     assert result.promoted is False and not result.go_on
     assert any(text.startswith("eval_base.recall_at_1 -") for text in result.failed)
@@ -84,11 +86,44 @@ def test_a_student_that_lost_what_the_teacher_knew_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("teacher", "best"), [(0.3, "control-1"), (1.0, "teacher")])
+def test_a_student_below_its_control_is_refused_and_the_better_control_is_used(tmp_path, teacher, best):
+    """Playing cards in photographs: AP50 of teacher, control and student 26.0, 54.9, 39.2."""
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.3, eval_novel=teacher)
+    evaluated(layout, "student-1", eval_base=0.6, eval_novel=0.6)
+    evaluated(layout, "control-1", eval_base=0.6, eval_novel=0.85)
+    result = decide(recipe("promotion.gates=[eval_base.ap>=0]"), layout, 1)
+    assert result.promoted is False and not result.go_on and best_model([result]) == best
+    assert result.control_gain is not None and result.control_gain < -10 and result.control_gain_interval
+    assert re.search(
+        r"^not promoted: the labels harmed: eval_novel\.ap -\d+\.\d+ \(-\d+\.\d to -\d+\.\d\) against the control, "
+        r"wanted control:\*\.ap >= 0",
+        result.why,
+    )
+    page = write_round(recipe(), layout, result, {})
+    html = (layout.report / "round-1.html").read_text()
+    for text in (page, html):
+        assert "the labels harmed" in text and "control:*.ap" in text
+    assert ("The model to use is control-1." in html) == (best == "control-1")
+    lenient = decide(recipe("promotion.gates=['control:*.ap>=-100', 'eval_base.ap>=0']"), layout, 1)
+    assert lenient.promoted and best_model([lenient]) == "student-1"
+
+
+def test_a_gate_on_a_control_that_is_not_trained_is_refused(tmp_path):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    with pytest.raises(InputError, match=r"gate 'control:\*.ap >= 0': found no control; want one"):
+        check_promotion(recipe("control=false", "promotion.gates=['control:*.ap>=0']"), layout)
+
+
 def test_rounds_stop_when_they_no_longer_pay(tmp_path):
     layout = RunLayout(tmp_path)
     for model, quality in (("student-1", 0.8), ("student-2", 0.82)):
         evaluated(layout, model, eval_base=0.8, eval_novel=quality)
     evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    for control in ("control-1", "control-2"):
+        evaluated(layout, control, eval_base=0.8, eval_novel=0.5)
     config = recipe("promotion.least_gain=8", "promotion.gates=[eval_novel.*recall_at_1>=-100]")
     assert decide(config, layout, 1).go_on
     last = decide(config, layout, 2)
