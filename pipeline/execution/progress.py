@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log, or whatever the caller hands in."""
+"""Progress of long work: a bar on a terminal, periodic log lines, or a caller's own implementation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipeline.io.atomic import write_json
 
 log = logging.getLogger("glip_self_train")
 PROGRESS_FILE = "GLIP_SELF_TRAIN_PROGRESS"
-"""Environment variable: a file in which a command keeps its :class:`ProgressNote`, for whoever started it."""
+"""Environment variable: path of the file in which a command keeps its :class:`ProgressNote` up to date."""
 
 
 class Progress(Protocol):
-    """What a stage tells while it runs: ``total`` shards (or steps, or images) to come, and what is done.
+    """Receiver of a stage's progress towards a total of shards, steps or images.
 
-    ``advance`` may come from the middle of a shard; where its unit is the one that ``begin`` named, it counts towards
-    the total. ``shard`` counts one shard towards it. ``detail`` is a line of figures of the stage's own. ``before``: so many were done
-    by earlier starts; they are in no rate.
+    begin: ``before`` of the units were done by earlier runs; rates leave them out. advance: may be called
+    within a shard; counts towards the total if its unit is that of ``begin``. shard: counts one shard
+    towards the total. detail: a line of the stage's own figures.
     """
 
     def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None: ...
@@ -38,28 +38,14 @@ class Progress(Protocol):
     def end(self, report: StageReport) -> None: ...
 
 
-class Silent:
-    """No progress at all."""
-
-    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
-        pass
-
-    def advance(self, n: int, unit: str = "samples") -> None:
-        pass
-
-    def detail(self, text: str) -> None:
-        pass
-
-    def shard(self, report: ShardReport, skipped: bool) -> None:
-        pass
-
-    def end(self, report: StageReport) -> None:
-        pass
+class Silent(Progress):
+    """Progress that shows nothing; base of implementations that need some of the methods."""
 
 
 class ProgressNote(BaseModel):
-    """Where a command stands: ``done`` of ``total`` units, ``before`` of them by earlier starts, and ``rate`` of the finer unit a second;
-    or what it waits for."""
+    """Progress of a command: ``done`` of ``total`` units, ``before`` of them by earlier runs, and ``rate`` in
+    ``rate_unit`` per second; or, in ``waiting``, the reason why it waits.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,12 +61,12 @@ class ProgressNote(BaseModel):
 
     @property
     def seconds_left(self) -> float | None:
-        """By what this start has done so far; None before anything is."""
+        """Estimate by the rate of this run; None before anything is done."""
         done = self.done - self.before
         return None if done <= 0 else self.seconds / done * (self.total - self.done)
 
     def words(self) -> str:
-        """For people: "3 of 40 shards, 12.5 images/s, 4 min left"."""
+        """Return a line such as "3 of 40 shards, 12.5 images/s, 4 min left"."""
         if self.waiting:
             return self.waiting
         rate = f", {self.rate:,.1f} {self.rate_unit}/s" if self.rate_unit and self.rate else ""
@@ -90,16 +76,16 @@ class ProgressNote(BaseModel):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    """Format seconds as 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 class Terminal:
-    """tqdm's bar of shards with the rate of samples on a terminal; a log line every ``every`` seconds elsewhere.
+    """Show a tqdm bar on a terminal; elsewhere log a line every ``every`` seconds.
 
-    ``note`` is a file kept up to date with where the work stands; by default the one that PROGRESS_FILE names.
+    ``note`` is the file of the :class:`ProgressNote`; default: the one that PROGRESS_FILE names.
     """
 
     def __init__(self, every: float = 10.0, note: str | None = None) -> None:
@@ -111,7 +97,7 @@ class Terminal:
     def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
         self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, before, 0
         self._before = before
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -128,12 +114,12 @@ class Terminal:
         self._write_note()
         if self._bar is not None:
             self._bar.set_postfix_str(self._detail or f"{rate:,.1f} {unit}/s")
-        elif time.monotonic() - self._told > self._every:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._logged > self._every:
+            self._logged = time.monotonic()
             log.info("%s: %d of %d %s, %.1f %s/s", self._stage, self._done, self._total, self._unit, rate, unit)
 
     def detail(self, text: str) -> None:
-        """What stands beside the bar from now on, in place of the rate."""
+        """Show a text beside the bar in place of the rate."""
         self._detail = text
 
     def shard(self, report: ShardReport, skipped: bool) -> None:
@@ -157,8 +143,8 @@ class Terminal:
         try:
             Path(self._note).parent.mkdir(parents=True, exist_ok=True)
             write_json(self._note, note.model_dump())
-        except OSError as error:  # for people: the work does not stop for it
-            log.debug("%s: progress not noted: %s", self._note, error)
+        except OSError as error:  # must not stop the work
+            log.debug("%s: progress not written: %s", self._note, error)
 
     def end(self, report: StageReport) -> None:
         self._write_note(now=True)

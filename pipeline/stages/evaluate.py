@@ -76,7 +76,8 @@ def run(job: Evaluate) -> Metrics:
     if metrics_file.is_file():
         saved = json.loads(metrics_file.read_text())
         if saved.get("fingerprint") == plan.fingerprint_of():
-            return saved["sets"]
+            measured: Metrics = saved["sets"]
+            return measured
     if job.check_only:
         raise WorkLeft
     _detect(plan, out / "predictions", job)
