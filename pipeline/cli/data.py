@@ -125,11 +125,7 @@ def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
     from pipeline.errors import InputError
 
     with one_line_errors("datasets"):
-        sets = read_manifest(name)
-        if only is not None:
-            if only not in sets:
-                raise InputError(f"{name}: no set {only!r}; it has {', '.join(sets)}")
-            sets = {only: sets[only]}
+        sets = read_manifest(name, only)
         states: Counter[str] = Counter()
         for checked in check_files(sets, root, sizes_only=sizes_only):
             states[checked.state] += 1

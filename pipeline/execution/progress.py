@@ -24,18 +24,23 @@ class Progress(Protocol):
 
     begin: ``before`` of the units were done by earlier runs; rates leave them out. advance: may be called
     within a shard; counts towards the total if its unit is that of ``begin``. shard: counts one shard
-    towards the total. detail: a line of the stage's own figures.
+    towards the total. detail: a line of the stage's own figures. The default methods do nothing.
     """
 
-    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None: ...
+    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
+        return
 
-    def advance(self, n: int, unit: str = "samples") -> None: ...
+    def advance(self, n: int, unit: str = "samples") -> None:
+        return
 
-    def detail(self, text: str) -> None: ...
+    def detail(self, text: str) -> None:
+        return
 
-    def shard(self, report: ShardReport, skipped: bool) -> None: ...
+    def shard(self, report: ShardReport, skipped: bool) -> None:
+        return
 
-    def end(self, report: StageReport) -> None: ...
+    def end(self, report: StageReport) -> None:
+        return
 
 
 class Silent(Progress):

@@ -21,18 +21,20 @@ def run_shards(
     options: ShardOptions = ShardOptions(),
     *,
     fingerprint_of: Callable[[ShardJob], str] | None = None,
+    advances: bool = False,
 ) -> StageReport:
     """Run ``work`` on every shard that is not done yet and commit each result.
 
     A shard that raises is recorded as failed and the rest go on. ``options.workers`` > 1 runs shards in
     spawned processes (``work`` must then be picklable). Runs with the same ``out`` share the work.
+    With ``advances``, ``work`` also gets the ``queue``, to report progress within a shard.
 
     Raises:
         RunError: more than ``max_failed`` shards failed; the others stay done.
         WorkLeft: ``options.check_only`` is set, and a shard is not done.
     """
-    workers = max(1, min(options.workers, len(jobs)))
-    return run_workers(stage, jobs, out, [EachShard(work)] * workers, options, fingerprint_of=fingerprint_of)
+    workers = [EachShard(work, advances)] * max(1, min(options.workers, len(jobs)))
+    return run_workers(stage, jobs, out, workers, options, fingerprint_of=fingerprint_of)
 
 
 def run_workers(

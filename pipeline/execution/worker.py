@@ -77,20 +77,21 @@ class WorkQueue(Protocol):
 
 Worker = Callable[[WorkQueue], None]
 """Processes the queue's shards until none is left."""
-Work = Callable[[ShardJob], ShardReport]
-"""Writes a shard's outputs, each atomically, and returns its report (not yet committed)."""
+Work = Callable[..., ShardReport]
+"""Writes the outputs of a ShardJob, each atomically, and returns its report (not yet committed)."""
 
 
 @dataclass(frozen=True)
 class EachShard:
-    """Worker that calls a function on one shard after the other."""
+    """Worker that calls ``work(job)``, or with ``advances`` ``work(job, queue=queue)``, on one shard after the other."""
 
     work: Work
+    advances: bool = False
 
     def __call__(self, queue: WorkQueue) -> None:
         while (job := queue.take()) is not None:
             try:
-                report = self.work(job)
+                report = self.work(job, queue=queue) if self.advances else self.work(job)
             except Exception as error:
                 queue.failed(job, error)
                 if is_device_lost(error):
