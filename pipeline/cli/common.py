@@ -31,8 +31,6 @@ J = TypeVar("J", bound=Job)
 FILE = click.Path(dir_okay=False)
 """Type of an option that names an output file."""
 VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG level.")
-OWN_FIELDS = {"settings"}
-"""Fields of jobs that the recipe sets; they have no option."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
@@ -50,9 +48,9 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
             with one_line_errors(name):
                 function(**arguments)
 
-        made = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)
-        made.params.append(VERBOSE)
-        return made
+        decorated = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)
+        decorated.params.append(VERBOSE)
+        return decorated
 
     return wrap
 
@@ -76,7 +74,8 @@ def job_command(
         without: fields that have no option. report: offer ``--report-json`` for the function's result.
     """
     name, section = name or kind.stage, section or kind.section
-    fields = {n: f for n, f in kind.model_fields.items() if not (f.exclude or n in OWN_FIELDS or n in without)}
+    left_out = {"settings", *without}  # a recipe and --set give the settings
+    fields = {n: f for n, f in kind.model_fields.items() if not (f.exclude or n in left_out)}
     inherited = LabellingOptions.model_fields | ShardOptions.model_fields
 
     def wrap(function: Callable[..., Any]) -> click.Command:
@@ -89,7 +88,7 @@ def job_command(
             values["progress"] = Terminal()
             show_report(function(values, **arguments), report_json)
 
-        made = command(name, **settings)(run)
+        decorated = command(name, **settings)(run)
         own = [_option(n, f) for n, f in fields.items() if n not in inherited]
         options = [_option(n, f) for n, f in fields.items() if n in inherited]
         if section:
@@ -99,8 +98,8 @@ def job_command(
             options.append(click.Option(["--set", "changes"], multiple=True, metavar="NAME=VALUE", help=change))
         if report:
             options.append(click.Option(["--report-json"], type=FILE, help="Also write the report as JSON."))
-        made.params = [*own, *made.params[:-1], *options, VERBOSE]
-        return made
+        decorated.params = [*own, *made.params[:-1], *options, VERBOSE]
+        return decorated
 
     return wrap
 
@@ -224,7 +223,7 @@ def one_line(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, IsADirectoryError):
         return f"{error.filename}: is a folder; want a file", InputError.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename}: is, or lies below, a file; want a folder", InputError.exit_code
+        return f"{error.filename}: is, or is below, a file; want a folder", InputError.exit_code
     if error.errno in FULL_DISK:
         return f"{error.filename}: {error.strerror}", RunError.exit_code
     return None

@@ -138,7 +138,7 @@ def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
                 f"{states['differs']} of {states.total()} files differ from what {name} states; fetch them again"
             )
         if not states["ok"]:
-            raise InputError(f"nothing compared: no file of {name} with a size or checksum lies below {root}")
+            raise InputError(f"nothing compared: no file of {name} with a size or checksum is below {root}")
 
 
 def _echo_fields(fields: dict[str, str | None]) -> None:

@@ -64,14 +64,14 @@ def folder_lock(
     folder.mkdir(parents=True, exist_ok=True)
     held = FolderLock(folder, name, Claims(folder))
     try:
-        deadline, told = time.monotonic() + patience, False
+        deadline, announced = time.monotonic() + patience, False
         while not held.claims.take(name):
             who = f"{folder}: another {name} works there ({held.claims.holder(name) or 'it is ending'})"
             if time.monotonic() > deadline:
                 raise InputError(f"{who}; wait for its end, cancel it, or give another folder")
-            if not told:
+            if not announced:
                 waiting(f"{who}; waiting up to {patience:.0f} s for its end")
-            told = True
+            announced = True
             time.sleep(LOOK_AGAIN)
         _HELD[folder, name] = held
         try:

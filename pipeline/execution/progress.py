@@ -96,32 +96,29 @@ class Terminal:
     def __init__(self, every: float = 10.0, note: str | None = None) -> None:
         self._every = every
         self._bar: Any = None
-        self._note = note or os.environ.get(PROGRESS_FILE)
-        self._noted = 0.0
+        self._file = note or os.environ.get(PROGRESS_FILE)
 
     def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
-        self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, before, 0
-        self._before = before
+        self._note = ProgressNote(stage=stage, done=before, total=total, unit=unit, before=before)
+        self._advanced, self._detail = 0, ""
         self._started = self._logged = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=before, desc=stage, unit=f" {unit}", dynamic_ncols=True)
-        self._rate, self._rate_unit, self._detail = 0.0, "", ""
-        self._write_note(now=True)
+        self._write_note()
 
     def advance(self, n: int, unit: str = "samples") -> None:
+        note, now = self._note, time.monotonic()
         self._advanced += n
-        rate = self._advanced / max(time.monotonic() - self._started, 1e-9)
-        self._rate, self._rate_unit = rate, unit
-        if unit == self._unit:
-            self._count(n)
-        self._write_note()
+        rate = self._advanced / max(now - self._started, 1e-9)
+        note.rate, note.rate_unit = round(rate, 2), unit
+        self._count(n if unit == note.unit else 0)
         if self._bar is not None:
             self._bar.set_postfix_str(self._detail or f"{rate:,.1f} {unit}/s")
-        elif time.monotonic() - self._logged > self._every:
-            self._logged = time.monotonic()
-            log.info("%s: %d of %d %s, %.1f %s/s", self._stage, self._done, self._total, self._unit, rate, unit)
+        elif now - self._logged > self._every:
+            self._logged = now
+            log.info("%s: %d of %d %s, %.1f %s/s", note.stage, note.done, note.total, note.unit, rate, unit)
 
     def detail(self, text: str) -> None:
         """Show a text beside the bar in place of the rate."""
@@ -131,28 +128,25 @@ class Terminal:
         self._count(1)
 
     def _count(self, n: int) -> None:
-        self._done += n
-        if self._bar is not None:
+        self._note.done += n
+        if self._bar is not None and n:
             self._bar.update(n)
-        self._write_note()
+        if time.monotonic() - self._written > 1.0:
+            self._write_note()
 
-    def _write_note(self, now: bool = False) -> None:
-        if self._note is None or not (now or time.monotonic() - self._noted > 1.0):
+    def _write_note(self) -> None:
+        self._written = time.monotonic()
+        if self._file is None:
             return
-        self._noted = time.monotonic()
-        note = ProgressNote(
-            stage=self._stage, done=self._done, total=self._total, unit=self._unit, before=self._before,
-            rate=round(self._rate, 2), rate_unit=self._rate_unit,
-            seconds=round(time.monotonic() - self._started, 1),
-        )  # fmt: skip
+        self._note.seconds = round(self._written - self._started, 1)
         try:
-            Path(self._note).parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._note, note.model_dump())
+            Path(self._file).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, self._note.model_dump())
         except OSError as error:  # must not stop the work
-            log.debug("%s: progress not written: %s", self._note, error)
+            log.debug("%s: progress not written: %s", self._file, error)
 
     def end(self, report: StageReport) -> None:
-        self._write_note(now=True)
+        self._write_note()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

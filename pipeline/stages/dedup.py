@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def _search(
     queries: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
 ) -> tuple[pa.Table, Tally]:
     """Return the matches, by shard, row and evaluation image, and the tally of the candidates of the 64-bit search."""
-    found: list[tuple[int, Pairs]] = []
+    matched: list[tuple[int, Pairs]] = []
     pairs = Tally()
     progress.begin("search", len(parts) * max(1, -(-len(queries.words) // BLOCK)))
     for block in blocks(queries, rules):
@@ -113,31 +114,30 @@ def _search(
             pairs.keep(len(some.row))
             pairs.drop("other_details", some.candidates - len(some.row))
             if len(some.row):
-                found.append((number, some))
+                matched.append((number, some))
             progress.advance(1, "shards")
     progress.end(StageReport(stage="search"))
-    return _table(found, queries, parts, folder), pairs
+    return _table(matched, queries, parts, folder), pairs
 
 
-def _table(found: Sequence[tuple[int, Pairs]], queries: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
-    rows: list[tuple[int, int, int]] = []
-    values: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for number in sorted({number for number, _ in found}):
+def _table(matched: Sequence[tuple[int, Pairs]], queries: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
+    rows: list[tuple[tuple[int, int, int], dict[str, Any]]] = []
+    for number in sorted({number for number, _ in matched}):
         table = read_table(join(folder, f"{parts[number]}.parquet"), ["key", "image"])
         keys, images = table["key"], table["image"].to_numpy()
-        for some in (pairs for n, pairs in found if n == number):
+        for some in (pairs for n, pairs in matched if n == number):
             set_keys = queries.keys.take(pa.array(some.wanted)).to_pylist()
-            mine = keys.take(pa.array(some.row)).to_pylist()
+            own_keys = keys.take(pa.array(some.row)).to_pylist()
             for i, (row, other) in enumerate(zip(some.row.tolist(), some.wanted.tolist(), strict=True)):
                 name, part = queries.parts[int(queries.part[other])]
-                rows.append((number, row, other))
-                values[rows[-1]] = {
-                    "shard": parts[number], "key": mine[i], "set": name, "set_part": part, "set_key": set_keys[i],
+                values = {
+                    "shard": parts[number], "key": own_keys[i], "set": name, "set_part": part, "set_key": set_keys[i],
                     "distance": int(some.distance[i]), "details": int(some.details[i]),
                     "mirrored": bool(some.mirrored[i]), "image": int(images[row]),
                     "set_image": int(queries.images[other]),
                 }  # fmt: skip
-    return pa.Table.from_pylist([values[row] for row in sorted(rows)], schema=MATCHES)
+                rows.append(((number, row, other), values))
+    return pa.Table.from_pylist([values for _, values in sorted(rows, key=itemgetter(0))], schema=MATCHES)
 
 
 def _summary(
@@ -150,12 +150,12 @@ def _summary(
 ) -> DedupReport:
     sets = {}
     for name, report in hashed.items():
-        mine = matches.filter(pc.equal(matches["set"], name))
+        of_set = matches.filter(pc.equal(matches["set"], name))
         sets[name] = SetMatches(
             records=report.tallies.get("samples", Tally()),
             images=distinct.get(name, 0),
-            matched=len(mine["set_image"].unique()),
-            training_images=len(mine["image"].unique()),
+            matched=len(of_set["set_image"].unique()),
+            training_images=len(of_set["image"].unique()),
             failed=report.failed,
         )
     details = np.bincount(matches["details"].to_numpy() // 8, minlength=1)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
+from typing_extensions import TypeVar
 
 from pipeline.config import (
     BuildShardsConfig,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:  # of the quoted base classes below
     from pipeline.training.report import TrainReport  # noqa: F401
 
 
-R = TypeVar("R", covariant=True)
+R = TypeVar("R", covariant=True, default=Any)
 
 
 def _text(value: Any) -> Any:
@@ -96,18 +97,8 @@ class Exported:
     hints: tuple[str, ...]
 
 
-class Returns(Generic[R]):
-    """Mixin that declares the type of a job's report."""
-
-    if TYPE_CHECKING:
-
-        def run(self) -> R: ...
-
-        def finished(self) -> R | None: ...
-
-
-class Job(RunOptions):
-    """Base of all jobs.
+class Job(RunOptions, Generic[R]):
+    """Base of all jobs. ``R``: type of the report.
 
     Attributes:
         stage: name of the command. section: the recipe's section with the ``settings``.
@@ -121,16 +112,17 @@ class Job(RunOptions):
     entry: ClassVar[str] = ""
     written_last: ClassVar[str] = ""
 
-    def run(self) -> Any:
+    def run(self) -> R:
         """Run the stage and return its report.
 
         Raises:
             InputError: a setting, path or input is wrong. RunError: the work could not be finished.
         """
         module, _, function = (self.entry or self.stage.replace("-", "_")).partition(":")
-        return getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+        report: R = getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+        return report
 
-    def finished(self) -> Any:
+    def finished(self) -> R | None:
         """Return the report if all outputs are complete, else None. Imports nothing heavy if they are clearly not."""
         try:
             return self.model_copy(update={"check_only": True}).run() if self._may_be_finished() else None
@@ -141,13 +133,13 @@ class Job(RunOptions):
         return bool(self.written_last) and file_size(join(dict(self)["out"], self.written_last)) is not None
 
 
-class WholeJob(Job):
+class WholeJob(Job[R]):
     """Base of the jobs that do not work shard by shard: none of their inputs may fail."""
 
     max_failed: Literal[0] = Field(0, exclude=True)
 
 
-class PerShardJob(Job, Returns[StageReport]):
+class PerShardJob(Job[StageReport]):
     """Base of the jobs that make one output for each shard.
 
     Attributes:
@@ -220,7 +212,7 @@ class FilterBoxes(PerShardJob, ShardOptions):
     counts: PathText | None = Field(None, description=COUNTS)
 
 
-class SweepThresholds(WholeJob, Returns[dict[str, Any]]):
+class SweepThresholds(WholeJob[dict[str, Any]]):
     """Counts of the stored regions that each of several thresholds would keep; writes nothing."""
 
     stage, section, entry = "sweep-thresholds", "filter_boxes", "thresholds:sweep"
@@ -231,7 +223,7 @@ class SweepThresholds(WholeJob, Returns[dict[str, Any]]):
     iou: PositiveShare = Field(0.5, description=IOU)
 
 
-class CountPhrases(WholeJob, Returns[PhraseCounts]):
+class CountPhrases(WholeJob[PhraseCounts]):
     """Mentions of each phrase, and its regions that the rules keep: a table in the file ``out``."""
 
     stage, section, entry = "count-phrases", "filter_boxes", "thresholds:count_phrases"
@@ -243,7 +235,7 @@ class CountPhrases(WholeJob, Returns[PhraseCounts]):
     counts: PathText | None = Field(None, description=COUNTS)
 
 
-class Calibrate(WholeJob, Returns["Thresholds"]):
+class Calibrate(WholeJob["Thresholds"]):
     """Thresholds that reach a precision on ground truth, by band of phrase frequency: JSON in the file ``out``."""
 
     stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
@@ -278,7 +270,7 @@ class BuildShards(PerShardJob, ShardOptions):
     )
 
 
-class TrainModel(WholeJob, Returns["TrainReport"]):
+class TrainModel(WholeJob["TrainReport"]):
     """Training of a teacher or a student; writes the model to ``out/final``."""
 
     stage, written_last = "train", "report.json"
@@ -303,7 +295,7 @@ class TrainModel(WholeJob, Returns["TrainReport"]):
     )
 
 
-class Evaluate(WholeJob, DeviceOptions, Returns[dict[str, dict[str, float]]]):
+class Evaluate(WholeJob[dict[str, dict[str, float]]], DeviceOptions):
     """Metrics of a model on sets with ground truth."""
 
     stage, section, written_last = "evaluate", "evaluate", "metrics.json"
@@ -318,7 +310,7 @@ class Evaluate(WholeJob, DeviceOptions, Returns[dict[str, dict[str, float]]]):
     settings: EvaluateConfig = EvaluateConfig()
 
 
-class ExportLabels(WholeJob, Returns[Exported]):
+class ExportLabels(WholeJob[Exported]):
     """Labels in a format of other trainers and viewers."""
 
     stage, entry, written_last = "export-labels", "export", "export.report.json"
@@ -346,7 +338,7 @@ class ExportLabels(WholeJob, Returns[Exported]):
     drop_empty: bool = Field(False, description="Leave out images without a label; they are counted.")
 
 
-class Dedup(Job, ShardOptions, Returns["tuple[DedupReport, StageReport | None]"]):
+class Dedup(Job["tuple[DedupReport, StageReport | None]"], ShardOptions):
     """Images of shards that are near-duplicates of evaluation images."""
 
     stage = "dedup"
@@ -362,7 +354,7 @@ class Dedup(Job, ShardOptions, Returns["tuple[DedupReport, StageReport | None]"]
     pictures: int = Field(24, ge=0, description="Number of pairs on the page, the least similar first.")
 
 
-class MakeDemoData(WholeJob, Returns[DemoDataSummary]):
+class MakeDemoData(WholeJob[DemoDataSummary]):
     """The demo's data sets, drawn."""
 
     stage, written_last = "make-demo-data", "summary.json"

@@ -68,7 +68,7 @@ def run(job: TrainModel) -> TrainReport:
     if job.threads:
         torch.set_num_threads(job.threads)
     if (out / "final").is_dir() and not (out / "report.json").is_file() and read_state(out / "final") is None:
-        raise InputError(f"{out}/final: no training of ours made it; want another --out, or move it away")
+        raise InputError(f"{out}/final: found a model folder of another origin; want another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exit_stack:
         trainer = Trainer(
