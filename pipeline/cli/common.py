@@ -98,7 +98,7 @@ def job_command(
             options.append(click.Option(["--set", "changes"], multiple=True, metavar="NAME=VALUE", help=change))
         if report:
             options.append(click.Option(["--report-json"], type=FILE, help="Also write the report as JSON."))
-        decorated.params = [*own, *made.params[:-1], *options, VERBOSE]
+        decorated.params = [*own, *decorated.params[:-1], *options, VERBOSE]
         return decorated
 
     return wrap
