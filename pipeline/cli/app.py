@@ -1,4 +1,4 @@
-"""The command group of ``python -m pipeline``: one command a stage. Heavy imports wait until a command runs."""
+"""The command group of ``python -m pipeline``: a command per stage, without heavy imports."""
 
 from __future__ import annotations
 

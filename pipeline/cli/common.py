@@ -1,4 +1,4 @@
-"""Shared parts of the commands: options from a job's fields, recipes and ``--set``, one-line errors, logging."""
+"""Shared parts of the commands: options from job fields, settings, one-line errors, logging."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
-    """Decorate a function as a command: defaults in the help, ``-v``, logging, one-line errors and exit codes.
+    """Decorate a function as a command with ``-v``, logging, one-line errors and exit codes.
 
     InputError becomes one line and exit code 2, RunError one line and exit code 1.
     """
@@ -64,14 +64,15 @@ def job_command(
     report: bool = True,
     **settings: Any,
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Decorate ``function(values, **others)`` as the command of a job, with an option for each of the job's fields.
+    """Decorate ``function(values, **others)`` as the command of a job, with an option per field.
 
-    ``values`` are the job's fields by name, for :func:`make_job`; ``others`` are options that the function
-    declares itself.
+    ``values`` are the job's fields by name, for :func:`make_job`; ``others`` are options that the
+    function declares itself.
 
     Args:
         section: the recipe's section with the job's ``settings``. Default: the job's own.
-        without: fields that have no option. report: offer ``--report-json`` for the function's result.
+        without: fields that have no option. report: offer ``--report-json`` for the function's
+            result.
     """
     name, section = name or kind.stage, section or kind.section
     left_out = {"settings", *without}  # a recipe and --set give the settings
@@ -105,7 +106,7 @@ def job_command(
 
 
 def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:
-    """Return a stage's settings: a recipe's section or the defaults, with ``--set`` changes applied."""
+    """Return a stage's settings: a recipe's section or the defaults, with ``--set`` changes."""
     kind = SelfTrainConfig.model_fields[section].annotation
     assert isinstance(kind, type) and issubclass(kind, BaseModel)
     data = getattr(load_recipe(recipe), section).model_dump() if recipe else {}
@@ -118,7 +119,7 @@ def make_job(kind: type[J], values: Mapping[str, Any]) -> J:
 
 
 def _parts(field: FieldInfo) -> tuple[Any, Cli, dict[str, Any]]:
-    """Return a field's type without None, its :class:`Cli` annotation and its bounds as click's arguments."""
+    """Return a field's type without None, its :class:`Cli`, and its bounds as click's arguments."""
     kind = field.annotation
     if get_origin(kind) in {Union, types.UnionType}:
         (kind,) = (k for k in get_args(kind) if k is not type(None))
@@ -203,7 +204,7 @@ def numbers(text: str, kind: type, option: str) -> tuple[Any, ...]:
 
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Exit with one line on stderr and code 2 or 1 on InputError, RunError, or an OSError of a file."""
+    """Turn InputError, RunError and file errors into a line on stderr and exit code 2 or 1."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Commands about data sets: ``ingest`` and ``make-demo-data`` write them; ``datasets`` lists them and checks files."""
+"""Commands about data sets: ``ingest``, ``make-demo-data`` and ``datasets``."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def ingest(values: dict[str, Any]) -> StageReport:
 def make_demo_data(values: dict[str, Any], seed: int | None, changes: tuple[str, ...], quiet: bool) -> None:
     """Draw the demo's scenes and write labelled, crawled and held-out sets into a folder.
 
-    Needs no network: glyph fonts and photographs come from installed packages. A folder that already holds
-    the sets of these settings stays as it is. data_manifests/demo.yaml describes the contents.
+    Needs no network: glyph fonts and photographs come from installed packages. A folder that
+    already holds the sets of these settings stays as it is. data_manifests/demo.yaml describes the
+    contents.
     """
     values["settings"] = build(DemoDataConfig, {} if seed is None else {"seed": seed}, changes)
     if quiet:
@@ -60,7 +61,7 @@ def datasets() -> None:
 @datasets.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 def list_sets(as_json: bool) -> None:
-    """List all manifests: name, kinds of its sets, title. The JSON also has formats and the sets' names."""
+    """List all manifests: name, kinds of sets, title. The JSON also has formats and set names."""
     from pipeline.data.manifests import load_manifest, manifest_names
 
     rows: list[dict[str, Any]] = []
@@ -89,7 +90,7 @@ def list_sets(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def show_set(name: str, as_json: bool) -> None:
-    """Show one manifest: pages, licence, files to fetch and their paths, counts, and which facts were checked.
+    """Show one manifest: pages, licence, files to fetch, counts, and which facts were checked.
 
     For a mixture, show the shares.
     """
@@ -111,9 +112,9 @@ def show_set(name: str, as_json: bool) -> None:
 def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
     """Compare the files under --root with the sizes and checksums that a manifest states.
 
-    A file is searched at the manifest's `path`, else by name in the root and beside the set's own files. The exit
-    code is 2 if a file differs, or if there is none to compare; archives that were unpacked and removed are listed
-    as absent.
+    A file is searched at the manifest's `path`, else by name in the root and beside the set's own
+    files. The exit code is 2 if a file differs, or if there is none to compare; archives that were
+    unpacked and removed are listed as absent.
 
     \b
     Example: datasets check coco --root /data --only coco2017_val

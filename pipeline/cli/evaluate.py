@@ -21,10 +21,11 @@ NOT_PROMOTED = 3
 @job_command(Evaluate)
 @click.option("--model-card", is_flag=True, help="Also write the results into README.md of the model folder.")
 def evaluate(values: dict[str, Any], model_card: bool) -> dict[str, Any]:
-    """Evaluate a model on sets with ground truth, by the published protocols (--set protocols.NAME=lvis).
+    """Evaluate a model on sets with ground truth by published protocols (--set
+    protocols.NAME=lvis).
 
-    Predictions are stored shard by shard, so a killed run resumes. OUT gets metrics.json, report.md and the
-    predictions in COCO's format.
+    Predictions are stored shard by shard, so a killed run resumes. OUT gets metrics.json, report.md
+    and the predictions in COCO's format.
 
     \b
     Example: evaluate --model checkpoints/student/final \\
@@ -84,7 +85,8 @@ def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | 
 def promote(student: str, teacher: str, gates: tuple[str, ...], samples: int, seed: int, out: str | None) -> None:
     """Decide whether a student becomes the next round's teacher: only if every gate holds.
 
-    STUDENT is its evaluation folder. Exit code 0: promoted; 3: a gate does not hold. Both write promotion.json.
+    STUDENT is its evaluation folder. Exit code 0: promoted; 3: a gate does not hold. Both write
+    promotion.json.
 
     \b
     Example: promote evaluation/student-1 --over evaluation/teacher --gates '*.ap>=-0.5,eval_novel.recall_at_1>0'
@@ -114,7 +116,7 @@ def promote(student: str, teacher: str, gates: tuple[str, ...], samples: int, se
 )
 @click.option("--out", help="Folder for label_qa.json and label_qa.md.  [default: EVALUATION]")
 def label_qa(folder: str, wanted: tuple[float, ...], out: str | None) -> None:
-    """Estimate the quality of a teacher's labels, by score, box size and frequency, from its evaluation.
+    """Estimate the quality of a teacher's labels by score, box size and frequency.
 
     \b
     Example: label-qa evaluation/teacher --precision 80

@@ -13,9 +13,9 @@ from pipeline.stages.jobs import ExportLabels
 def export_labels(values: dict[str, Any]) -> StageReport:
     """Write labels in the formats of other trainers and viewers.
 
-    DIR is a folder or pattern of training shards (of ingest or build-shards), or a folder of labels (of
-    filter-boxes). The report counts facts that the format cannot hold: lost_X is not in the output, extra_X is in a
-    field that only ingest reads.
+    DIR is a folder or pattern of training shards (of ingest or build-shards), or a folder of labels
+    (of filter-boxes). The report counts facts that the format cannot hold: lost_X is not in the
+    output, extra_X is in a field that only ingest reads.
 
     \b
     Example: export-labels train --to coco --out coco

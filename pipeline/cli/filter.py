@@ -1,4 +1,4 @@
-"""Commands that select labels without a GPU: filter-boxes (with --sweep), count-phrases and calibrate."""
+"""Commands that select labels without a GPU: filter-boxes, count-phrases and calibrate."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def count_phrases(values: dict[str, Any]) -> Any:
 
 @job_command(Calibrate)
 def calibrate(values: dict[str, Any]) -> Any:
-    """Fit the threshold that reaches a precision on ground truth, for each band of phrase frequency.
+    """Fit the threshold that reaches a precision on ground truth, by band of phrase frequency.
 
     \b
     Example: calibrate --regions sample/regions --gold sample/gold --counts counts.parquet \\

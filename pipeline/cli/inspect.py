@@ -1,4 +1,4 @@
-"""Commands on existing shards: inspect summarises them, dedup finds evaluation images among them."""
+"""Commands on existing shards: inspect summarises them, dedup finds evaluation images."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def inspect(
 ) -> None:
     """Summarise DIR: training shards, a crawl, labels or regions; a folder, glob or brace pattern.
 
-    Prints counts, histograms, the most frequent phrases and problems, and writes an HTML page with drawn images that
-    needs no network. The choice of images depends on their names alone.
+    Prints counts, histograms, the most frequent phrases and problems, and writes an HTML page with
+    drawn images that needs no network. The choice of images depends on their names alone.
 
     \b
     Example: inspect train --html train.html
@@ -84,10 +84,12 @@ def _shards(patterns: tuple[str, ...]) -> list[str]:
 
 @job_command(Dedup)
 def dedup(values: dict[str, Any]) -> DedupReport:
-    """Find images of SHARDS (a crawl's or training shards) that are near-duplicates of evaluation images.
+    """Find images of SHARDS (of a crawl or training set) that are near-duplicates of evaluation
+    images.
 
-    OUT gets matches.parquet, report.md, and pairs.html with the pairs side by side. build-shards --without
-    OUT/matches.parquet leaves them out of a crawl's training shards; --drop writes shards of any kind without them.
+    OUT gets matches.parquet, report.md, and pairs.html with the pairs side by side. build-shards
+    --without OUT/matches.parquet leaves them out of a crawl's training shards; --drop writes shards
+    of any kind without them.
 
     \b
     Example: dedup 'crawl/{00000..00099}.tar' --against 'lvis=train/lvis_minival-*.tar' \\

@@ -22,7 +22,7 @@ from pipeline.stages.jobs import read_job
     "--failure-json", help="Existing file of spaces, overwritten with the error and exit code as JSON if the job fails."
 )
 def run_job(file: str, report_json: str | None, failure_json: str | None) -> None:
-    """Run the stage that a job file describes. self-train writes these files to RUN/logs/NAME.job.json.
+    """Run the stage of a job file. self-train writes such files to RUN/logs/NAME.job.json.
 
     \b
     Example: run-job runs/demo/logs/train-teacher.job.json
@@ -36,7 +36,7 @@ def run_job(file: str, report_json: str | None, failure_json: str | None) -> Non
 
 
 def run_file(file: str, report_json: str | None) -> None:
-    """Run a job file in this process and write its report. Only the first of several training processes shows progress.
+    """Run a job file in this process; the first of several training processes reports.
 
     Raises:
         InputError, RunError: as the stage.
@@ -48,9 +48,11 @@ def run_file(file: str, report_json: str | None) -> None:
 
 
 def _write_failure(file: str, error: Exception) -> None:
-    """Overwrite the spaces of ``file`` with the error: if the disk is full, a new file could not be written.
+    """Overwrite the spaces of ``file`` with the error; a full disk would have no room for a new
+    file.
 
-    The first of several processes to fail has the cause; the later ones fail because of it and write nothing.
+    The first of several processes to fail has the cause; the later ones fail because of it and
+    write nothing.
     """
     line, code = one_line(error) or ("".join(traceback.format_exception_only(error)).strip(), 1)
     with suppress(OSError), open(file, "r+b") as output:

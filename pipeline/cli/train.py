@@ -67,7 +67,7 @@ train_student = _train_command(
 @click.option("--config", required=True, help="JSON file of training settings (pipeline.config.TrainConfig).")
 @click.option("--model", "model_file", help="JSON file of the network to build, when not starting from --init.")
 def main(values: dict[str, Any], config: str, model_file: str | None) -> None:
-    """Train a model with settings from files, as one process of `accelerate launch -m pipeline.cli.train`."""
+    """Train with settings from files, as a process of `accelerate launch -m pipeline.cli.train`."""
     values["settings"] = build(TrainConfig, _read(config), where=config)
     values["model"] = build(ModelConfig, _read(model_file), where=model_file) if model_file else None
     if os.environ.get("RANK", "0") != "0":

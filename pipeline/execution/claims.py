@@ -1,7 +1,7 @@
 """Claims on shards, so that several processes, machines or runs can share one output folder.
 
-A claim is a small file ``.SHARD.claim`` beside the outputs. It avoids duplicate work only: outputs are
-written atomically and with the same bytes by every process. (Callers that need exclusion check
+A claim is a small file ``.SHARD.claim`` beside the outputs. It avoids duplicate work only: outputs
+are written atomically and with the same bytes by every process. (Callers that need exclusion check
 :meth:`Claims.holds`.) The owner renews its claims; a claim expires when it is no longer renewed, or
 when its process has exited on this host.
 """
@@ -36,7 +36,7 @@ measured on this host's clock alone.
 
 
 def _owner_alive(claim: bytes) -> bool | None:
-    """Whether a claim's owner is running on this host; None if it is on another one, or unreadable."""
+    """Whether a claim's owner is running on this host; None if it is elsewhere or unreadable."""
     try:
         owner: dict[str, Any] = json.loads(claim)
         if owner.get("host") != host_identity():
@@ -109,7 +109,7 @@ class Claims:
         return now - since > STILL_SECONDS
 
     def holder(self, name: str) -> str | None:
-        """Description of the process that holds a shard, "process 123 on HOST"; None if it is not claimed."""
+        """The process that holds a shard, as "process 123 on HOST"; None if there is none."""
         try:
             claim = json.loads(read_bytes(self._path(name)) or b"null")
             return claim and f"process {claim['pid']} on {claim['host'].split()[0]}"

@@ -1,7 +1,8 @@
 """The commit that makes a shard's outputs count as done.
 
-The report is written last. A shard is done if its report has the right fingerprint and the files that
-the report lists exist with their sizes. A process killed at any point leaves every shard either done or to be redone.
+The report is written last. A shard is done if its report has the right fingerprint and the files
+that the report lists exist with their sizes. A process killed at any point leaves every shard
+either done or to be redone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def report_path(out: str | Path, shard: str) -> str:
 def commit_report(out: str | Path, report: ShardReport) -> None:
     """Commit a shard whose outputs are in place.
 
-    Outputs that only its previous report lists (of other settings) are removed: later stages would read them.
+    Outputs that only its previous report lists (of other settings) are removed: later stages would
+    read them.
     """
     before = read_report(out, report.shard)
     for name in set(before.outputs if before else ()) - set(report.outputs):
@@ -33,7 +35,7 @@ def commit_report(out: str | Path, report: ShardReport) -> None:
 
 
 def committed(out: str | Path, shard: str, fingerprint: str | None = None) -> ShardReport | None:
-    """The shard's report if it has this fingerprint (None: any) and its files are complete; else None."""
+    """The shard's report if it has this fingerprint (None: any) and complete files; else None."""
     report = read_report(out, shard)
     if report is None or fingerprint not in (None, report.fingerprint):
         return None

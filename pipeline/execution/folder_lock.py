@@ -1,4 +1,4 @@
-"""Locks on output folders: one run, or one training, at a time. Two would remove each other's checkpoints."""
+"""Locks on output folders, as two runs or trainings would remove each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution.claims import STILL_SECONDS, Claims
 
 PATIENCE = STILL_SECONDS + 30
-"""Default seconds to wait for a lock: a cancelled process needs a while to end, and the claim of a lost
-host a while to expire.
+"""Default seconds to wait for a lock: a cancelled process needs a while to end, and the claim of a
+lost host a while to expire.
 """
 LOOK_AGAIN = 1.0
 
@@ -27,7 +27,7 @@ class FolderLock:
     claims: Claims
 
     def check(self) -> None:
-        """Check that the lock is still held; call before writing anything that another process would read.
+        """Check that the lock is still held, before writing what another process would read.
 
         Raises:
             RunError: another process took over, as this one did not renew its claim in time.
@@ -40,7 +40,7 @@ class FolderLock:
 
 
 _HELD: dict[tuple[Path, str], FolderLock] = {}
-"""Locks of this process. They are re-entrant: a round is a flow of its own and also part of a run."""
+"""Locks of this process. They are re-entrant: a round may be a flow or a part of a run."""
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from pipeline.execution.worker import ShardJob, Worker, WorkQueue
 from pipeline.system.devices import MAX_DECODERS, cores, devices_of, is_device_lost, limit_torch_threads
 
 SHARDS_IN_HAND = 2
-"""Shards that a worker reads ahead of its writer: one in the model and one being read. More would be
-lost if the process is killed, and withheld from other workers.
+"""Shards that a worker reads ahead of its writer: one in the model and one being read. More would
+be lost if the process is killed, and withheld from other workers.
 """
 
 T = TypeVar("T")
@@ -36,10 +36,10 @@ Batch = TypeVar("Batch")
 
 
 class InferenceShard(Protocol[Unit, Ready, Batch]):
-    """Inputs and results of one shard. An error in a method fails this shard alone, unless the device is lost."""
+    """Inputs and results of one shard. Errors fail this shard alone, unless the device is lost."""
 
     def windows(self) -> Iterator[Sequence[Unit]]:
-        """Read the shard as units to decode, a bounded number at a time. Called from the reading thread."""
+        """Yield bounded groups of units to decode. Called from the reading thread."""
 
     def prepare(self, unit: Unit) -> Ready:
         """Decode a unit. Called from several threads, in any order."""
@@ -59,7 +59,7 @@ class InferenceShard(Protocol[Unit, Ready, Batch]):
 
 @dataclass(frozen=True)
 class InferenceWorker(Generic[Model]):
-    """A worker (:data:`pipeline.execution.worker.Worker`): runs the queue's shards through one copy of a model.
+    """Worker (:data:`pipeline.execution.worker.Worker`) with one copy of a model.
 
     load: returns the model on a torch device. open_shard: called in the reading thread. decoders:
     number of decoding threads. threads: torch's CPU threads; None leaves torch's default.
@@ -119,7 +119,7 @@ def run_inference(
     queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], InferenceShard[Any, Any, Any]],
     decoders: int,
 ) -> None:  # fmt: skip
-    """Run the model on every shard, in order. Reports, failures, progress and times go to the queue.
+    """Run the model on every shard, in order; results, progress and times go to the queue.
 
     Raises:
         torch.AcceleratorError: the device is lost; the process must end.

@@ -17,7 +17,8 @@ Device = Literal["cpu", "cuda"]
 class Cli:
     """Annotation of a job's field whose option differs from the field's name.
 
-    name: such as ``--source``; without dashes it is an argument. metavar: placeholder of the value in the help.
+    name: such as ``--source``; without dashes it is an argument. metavar: placeholder of the value
+    in the help.
     """
 
     name: str = ""
@@ -32,7 +33,8 @@ class RunOptions(Config):
     """Options of every stage. None enters a fingerprint.
 
     Attributes:
-        progress: receives counts while the stage runs, such as :class:`pipeline.execution.progress.Terminal`.
+        progress: receives counts while the stage runs, such as
+            :class:`pipeline.execution.progress.Terminal`.
         check_only: write nothing; raise :class:`WorkLeft` if an output is missing.
     """
 

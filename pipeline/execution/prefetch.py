@@ -13,7 +13,7 @@ _POLL = 0.1
 
 
 class Prefetcher(Generic[T]):
-    """Iterate ``source`` in a thread, at most ``depth`` items ahead. Close it, or use it in ``with``.
+    """Iterate ``source`` in a thread, up to ``depth`` items ahead. Close it, or use it in ``with``.
 
     An error of ``source`` is raised to the consumer, after the items before it. Closing stops
     ``source`` at its next item.

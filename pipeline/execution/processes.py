@@ -1,4 +1,4 @@
-"""Workers in child processes: the scheduler stays in the parent; shards and reports go through pipes."""
+"""Workers in child processes, connected to the scheduler in the parent by pipes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ log = logging.getLogger("glip_self_train")
 
 
 class _RemoteQueue:
-    """Client, in a child process, of the parent's scheduler (:class:`pipeline.execution.worker.WorkQueue`).
+    """WorkQueue of a child process: client of the parent's scheduler.
 
-    A request for a shard waits for its response, which may take the digest of a large file. Messages have
-    a pipe of their own and wait for none, so that reading ahead never delays the model.
+    A request for a shard waits for its response, which may take the digest of a large file.
+    Messages have a pipe of their own and wait for none, so that reading ahead never delays the
+    model.
     """
 
     def __init__(self, requests: Connection, messages: Connection) -> None:
@@ -79,8 +80,8 @@ def _run_child(worker: Worker, requests: Connection, messages: Connection, level
 def run_in_processes(workers: Sequence[Worker], scheduler: ShardScheduler) -> None:
     """Run each worker in a spawned process, until the scheduler has no more shards.
 
-    A process that dies (out of memory, a crash in a library) fails the shards that it held; the others
-    do the rest.
+    A process that dies (out of memory, a crash in a library) fails the shards that it held; the
+    others do the rest.
 
     Raises:
         RunError: every process failed, so shards may be left.
@@ -136,7 +137,7 @@ class _Child:
 
     @contextmanager
     def _until_exit(self) -> Iterator[None]:
-        """Serve until the process exits. If the scheduler fails, terminate it: it would wait for ever."""
+        """Serve until the process exits. Terminate it if the scheduler fails: it would hang."""
         try:
             yield
         except (EOFError, ConnectionError):
@@ -147,7 +148,7 @@ class _Child:
             self._process.terminate()
 
     def wait(self) -> None:
-        """Wait until the process has exited and its messages are served; fail the shards that it still held."""
+        """Wait for the exit and the last messages; fail the shards that the process still held."""
         for thread in self._threads:
             thread.join()
         self._process.join()

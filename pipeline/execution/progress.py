@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, periodic log lines, or a caller's own implementation."""
+"""Progress of long work: a bar on a terminal, periodic log lines, or the caller's own."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from pipeline.io.atomic import write_json
 
 log = logging.getLogger("glip_self_train")
 PROGRESS_FILE = "GLIP_SELF_TRAIN_PROGRESS"
-"""Environment variable: path of the file in which a command keeps its :class:`ProgressNote` up to date."""
+"""Environment variable: file to which a command writes its current :class:`ProgressNote`."""
 
 
 class Progress(Protocol):
     """Receiver of a stage's progress towards a total of shards, steps or images.
 
-    begin: ``before`` of the units were done by earlier runs; rates leave them out. advance: may be called
-    within a shard; counts towards the total if its unit is that of ``begin``. shard: counts one shard
-    towards the total. detail: a line of the stage's own figures. The default methods do nothing.
+    begin: ``before`` of the units were done by earlier runs; rates leave them out. advance: may be
+    called within a shard; counts towards the total if its unit is that of ``begin``. shard: counts
+    one shard towards the total. detail: a line of the stage's own figures. The default methods do
+    nothing.
     """
 
     def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
@@ -48,8 +49,8 @@ class Silent(Progress):
 
 
 class ProgressNote(BaseModel):
-    """Progress of a command: ``done`` of ``total`` units, ``before`` of them by earlier runs, and ``rate`` in
-    ``rate_unit`` per second; or, in ``waiting``, the reason why it waits.
+    """Progress of a command: ``done`` of ``total`` units, ``before`` of them by earlier runs, and
+    ``rate`` in ``rate_unit`` per second; or, in ``waiting``, the reason why it waits.
     """
 
     model_config = ConfigDict(extra="forbid")

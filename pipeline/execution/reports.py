@@ -78,7 +78,7 @@ class FailedShard(BaseModel):
 
 
 class StageReport(BaseModel):
-    """Sum of a stage's shard reports. ``done``: processed now; ``skipped``: done by earlier runs."""
+    """Sum of a stage's shards. ``done``: processed now; ``skipped``: done by earlier runs."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -25,9 +25,10 @@ def run_shards(
 ) -> StageReport:
     """Run ``work`` on every shard that is not done yet and commit each result.
 
-    A shard that raises is recorded as failed and the rest go on. ``options.workers`` > 1 runs shards in
-    spawned processes (``work`` must then be picklable). Runs with the same ``out`` share the work.
-    With ``advances``, ``work`` also gets the ``queue``, to report progress within a shard.
+    A shard that raises is recorded as failed and the rest go on. ``options.workers`` > 1 runs
+    shards in spawned processes (``work`` must then be picklable). Runs with the same ``out`` share
+    the work. With ``advances``, ``work`` also gets the ``queue``, to report progress within a
+    shard.
 
     Raises:
         RunError: more than ``max_failed`` shards failed; the others stay done.
@@ -49,7 +50,8 @@ def run_workers(
     """Distribute the shards over workers, each in its own process (a single one in this process).
 
     Args:
-        fingerprint_of: returns a shard's fingerprint; called just before its work, for jobs without one.
+        fingerprint_of: returns a shard's fingerprint; called just before its work, for jobs without
+            one.
 
     Raises:
         RunError, WorkLeft: as :func:`run_shards`.

@@ -1,4 +1,4 @@
-"""Thread-safe scheduler of a stage's shards: skips committed ones, claims pending ones, records results."""
+"""Thread-safe scheduler of a stage's shards: skips, claims and commits them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ WAIT = "wait"
 class ShardScheduler:
     """Queue of the shards that are not done (:class:`pipeline.execution.worker.WorkQueue`).
 
-    A shard that is committed for its fingerprint is skipped. One that another run has claimed is checked
-    again when no other is left: by then it is done, or its claim has expired and this run takes it.
+    A shard that is committed for its fingerprint is skipped. One that another run has claimed is
+    checked again when no other is left: by then it is done, or its claim has expired and this run
+    takes it.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ShardScheduler:
                 raise WorkLeft
 
     def take(self) -> ShardJob | None:
-        """Claim and return the next shard; None when nothing is left. Waits while other runs hold the rest."""
+        """Claim the next shard; None when nothing is left. Waits while other runs hold the rest."""
         while isinstance(job := self.offer(), str):
             time.sleep(LOOK_AGAIN)
         return job
@@ -106,7 +107,7 @@ class ShardScheduler:
             return WAIT if self._claimed or self._rechecking else None
 
     def _try(self, job: ShardJob) -> ShardJob | None:
-        """Return the job if it is claimed now; else record it as skipped, failed or claimed by another run."""
+        """Return the job if it is claimed now; else record it as skipped, failed or claimed."""
         try:
             job = self._with_fingerprint(job)
             if self._done_before(job):
@@ -190,7 +191,7 @@ class ShardScheduler:
         self._release(job.name)
 
     def _has_old_result(self, job: ShardJob) -> bool:
-        """Whether a failed shard's previous output is still there; it is kept, as the failure may be the settings'."""
+        """Whether a failed shard still has output of other settings, which is kept."""
         try:
             return bool(job.fingerprint) and committed(self._out, job.name) is not None
         except Exception:

@@ -1,4 +1,4 @@
-"""Removal of an earlier run's shards that the present run does not replace: later stages would read them."""
+"""Removal of an earlier run's shards, which later stages would read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pipeline.io.paths import join
 
 
 def remove_stale(stage: str, out: str | Path, stale: Callable[[str], bool]) -> Iterator[str]:
-    """Remove the outputs and the report of every shard of this stage whose name is ``stale``; yields the names.
+    """Remove outputs and report of every shard of a stage whose name is ``stale``; yields the
+    names.
 
     Files that no report of the stage lists stay.
     """

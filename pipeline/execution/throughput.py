@@ -1,4 +1,4 @@
-"""Throughput and cost of a run: images per second, pairs per device-hour, time by part, estimate of the rest.
+"""Throughput of a run, its cost, time by part of the work, and an estimate of the rest.
 
 Not part of shard reports, whose bytes do not depend on time or host.
 """
@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Rates(BaseModel):
     """Times of one run, or the sum of several.
 
-    device_seconds: wall time summed over the worker processes. parts: seconds by part of the work; they
-    overlap, as reading, decoding and writing run beside the model. bytes_done, bytes_left: of input shards.
+    device_seconds: wall time summed over the worker processes. parts: seconds by part of the work;
+    they overlap, as reading, decoding and writing run beside the model. bytes_done, bytes_left: of
+    input shards.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,7 +55,7 @@ class Rates(BaseModel):
 
     @property
     def hours_left(self) -> float | None:
-        """Estimated device-hours of the shards left, by their bytes; None before any shard is done."""
+        """Estimated device-hours of the shards left, by bytes; None before any is done."""
         if not self.bytes_done or not self.bytes_left:
             return 0.0 if not self.bytes_left else None
         work = self.device_seconds - self.parts.get("load", 0.0)  # the rest loads the model only once, too

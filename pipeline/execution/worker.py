@@ -1,4 +1,4 @@
-"""Interface between stages and the scheduler: jobs of shards, workers, and the queue that workers read."""
+"""Interface between stages and the scheduler: shard jobs, workers and their queue."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_NOTES = 10
 class ShardJob:
     """One shard to process: path of its input, its name, and its output's fingerprint.
 
-    An empty fingerprint is computed just before the work (``fingerprint_of`` of :func:`run_shards`),
-    as that reads the inputs, which may be terabytes.
+    An empty fingerprint is computed just before the work (``fingerprint_of`` of
+    :func:`run_shards`), as that reads the inputs, which may be terabytes.
     """
 
     path: str
@@ -38,7 +38,7 @@ class ShardJob:
         problems: TarProblems | None = None,
         notes: Sequence[str] = (),
     ) -> ShardReport:
-        """Return the shard's report; ``problems`` of reading it are added to its numbers and notes."""
+        """Return the shard's report; reading ``problems`` are added to numbers and notes."""
         damage = {} if problems is None else {f"shard_{reason}": float(n) for reason, n in problems.counts.items()}
         return ShardReport(
             stage=stage,
@@ -52,7 +52,7 @@ class ShardJob:
 
 
 class WorkQueue(Protocol):
-    """Source of a worker's shards and sink of their reports, in this process or another. Thread-safe."""
+    """Source of a worker's shards and sink of their reports. Thread-safe."""
 
     def take(self) -> ShardJob | None:
         """Return the next shard, or None when nothing is left."""
@@ -83,7 +83,7 @@ Work = Callable[..., ShardReport]
 
 @dataclass(frozen=True)
 class EachShard:
-    """Worker that calls ``work(job)``, or with ``advances`` ``work(job, queue=queue)``, on one shard after the other."""
+    """Call ``work(job)`` on each shard, with ``advances`` ``work(job, queue=queue)``."""
 
     work: Work
     advances: bool = False

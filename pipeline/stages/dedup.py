@@ -1,4 +1,4 @@
-"""dedup: list, and optionally drop, training images that are near-duplicates of evaluation images."""
+"""dedup: list, and optionally drop, near-duplicates of evaluation images."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ MATCHES = pa.schema(
         pa.field("set_image", pa.uint64(), nullable=False),
     ]
 )
-"""A row per pair: a training record; a similar evaluation record (``set_key`` is a path for a folder of
-files); how many bits of the images' hashes differ, of the 64 that are searched and of all 256; and the
-images' digests, which records of the same image share.
+"""A row per pair: a training record; a similar evaluation record (``set_key`` is a path for a
+folder of files); how many bits of the images' hashes differ, of the 64 that are searched and of all
+256; and the images' digests, which records of the same image share.
 """
 
 
 def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
-    """Write ``out/matches.parquet`` (MATCHES, by shard and row), ``report.json``, ``report.md`` and ``pairs.html``.
+    """Write ``matches.parquet`` (MATCHES), ``report.json``, ``report.md`` and ``pairs.html``.
 
-    Hashes stay in ``out/hashes``: shards and sets that were hashed before are not read again. With ``drop``,
-    also write ``out/shards``: the shards without the matching samples.
+    Hashes stay in ``out/hashes``: shards and sets that were hashed before are not read again. With
+    ``drop``, also write ``out/shards``: the shards without the matching samples.
 
     Returns:
         The report of the matches, and that of dropping them.
@@ -103,7 +103,7 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
 def _search(
     queries: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
 ) -> tuple[pa.Table, Tally]:
-    """Return the matches, by shard, row and evaluation image, and the tally of the candidates of the 64-bit search."""
+    """Return the matches by shard, row and evaluation image, and a tally of the candidates."""
     matched: list[tuple[int, Pairs]] = []
     pairs = Tally()
     progress.begin("search", len(parts) * max(1, -(-len(queries.words) // BLOCK)))

@@ -36,13 +36,15 @@ def run(
     failed: Collection[str] = (),
     options: ShardOptions = ShardOptions(),
 ) -> StageReport:
-    """Write ``out/<shard>.tar`` for every shard, without the listed samples, which are counted under ``reason``.
+    """Write every shard without the listed samples, counted under ``reason``, to ``out``.
 
-    The sets' ``dataset.json`` are copied, and links to images keep their targets. Outputs of an earlier run for
-    shards that are not among these are removed, with a warning, as ``out`` is read as a whole.
+    The sets' ``dataset.json`` are copied, and links to images keep their targets. Outputs of an
+    earlier run for shards that are not among these are removed, with a warning, as ``out`` is read
+    as a whole.
 
     Args:
-        failed: names of shards that are missing in ``shards`` because they failed; their earlier outputs stay.
+        failed: names of shards that are missing in ``shards`` because they failed; their earlier
+            outputs stay.
     """
     require_files(shards)
     work = partial(_drop, out=str(out), without=without, reason=reason)

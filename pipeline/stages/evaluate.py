@@ -1,6 +1,7 @@
-"""evaluate: metrics of a model on sets with ground truth, with the annotator that also labels crawls.
+"""evaluate: metrics of a model on sets with ground truth.
 
-Predictions are committed shard by shard, as labels are; metrics are computed from them without the model.
+Predictions are committed shard by shard, as labels are; metrics are computed from them without the
+model.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ KS = (1, 5, 10)
 LVIS_ONLY = {"chunk_names", "chunk_detections", "class_detections"}
 """Settings that only the lvis protocol uses."""
 METRICS = 3
-"""Version of the metrics, apart from the predictions; 3: names without a training image are rare; settings by set."""
+"""Version of the metrics; 3: names without a training image are rare; settings by set."""
 
 
 def run(job: Evaluate) -> Metrics:
     """Evaluate a model folder on sets of shards; a repeated run computes only what is missing.
 
-    Writes ``predictions/SET--SHARD.parquet``, ``evidence/``, ``predictions-SET.json`` (COCO's results format),
-    ``report.md`` with plots, and last ``metrics.json``.
+    Writes ``predictions/SET--SHARD.parquet``, ``evidence/``, ``predictions-SET.json`` (COCO's
+    results format), ``report.md`` with plots, and last ``metrics.json``.
 
     Returns:
         The metrics of each set's protocol, in percent; ``images`` and ``queries`` are counts.
@@ -121,7 +122,7 @@ class _Plan:
         )
 
     def settings(self, spec: SetSpec) -> dict[str, Any]:
-        """Return the settings that a set's metrics depend on; metrics of other settings are not comparable."""
+        """Return the settings that a set's metrics depend on; others are not comparable."""
         lvis = spec.protocol == "lvis"
         others = {"max_detections"} if lvis else LVIS_ONLY
         used = self.config.model_dump(mode="json", exclude={"protocols", "batch_size", *others})
@@ -129,7 +130,7 @@ class _Plan:
         return used | ({"frequencies": table.digest[:12]} if table else {})
 
     def fingerprint_of_shard(self, spec: SetSpec, path: str) -> str:
-        """Return the fingerprint of a shard's predictions, which depend on some of the settings only."""
+        """Return the fingerprint of a shard's predictions, which not all settings affect."""
         unused = {"protocols", "class_detections"} | (set() if spec.protocol == "lvis" else LVIS_ONLY)
         return fingerprint(
             f"{STAGE}/predictions",

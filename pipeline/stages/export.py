@@ -1,7 +1,7 @@
 """export: convert records to the formats of other trainers and viewers; the inverse of ingest.
 
-Shards are streamed, so that memory does not grow with their number. Images are copied unchanged, each to a
-unique name; the files that refer to them appear after all images, and the report last.
+Shards are streamed, so that memory does not grow with their number. Images are copied unchanged,
+each to a unique name; the files that refer to them appear after all images, and the report last.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ log = logging.getLogger("glip_self_train")
 
 
 def run(job: ExportLabels) -> Exported:
-    """Write training shards, or a label store, in the format ``to`` into ``out``, a folder or a URL.
+    """Write training shards or a label store in the format ``to`` into the folder or URL ``out``.
 
-    ``phrases``, ``crawl`` and ``dataset`` are for a label store (:func:`pipeline.writers.sources.find_source`).
-    ``drop_empty`` leaves out images without a label, counted as ``no_region``.
+    ``phrases``, ``crawl`` and ``dataset`` are for a label store
+    (:func:`pipeline.writers.sources.find_source`). ``drop_empty`` leaves out images without a
+    label, counted as ``no_region``.
 
     Raises:
-        InputError: an unknown format, unusable inputs, options of other formats or inputs, another export
-            in ``out``, or no record to write.
+        InputError: an unknown format, unusable inputs, options of other formats or inputs, another
+            export in ``out``, or no record to write.
     """
     out, to, progress = job.out.rstrip("/"), job.to, job.progress
     make_target = load_target(to)
@@ -123,7 +124,8 @@ def _begin(out: str, mark: str) -> bool:
     """Prepare ``out`` for this export. Returns whether it was begun there before.
 
     Raises:
-        InputError: the folder holds another export, whose images would stay among these, or other files.
+        InputError: the folder holds another export, whose images would stay among these, or other
+            files.
     """
     begun = (read_bytes(join(out, BEGUN)) or b"").decode(errors="replace").strip()
     before = read_report(out, STAGE)
@@ -162,7 +164,7 @@ def _samples(
 
 
 class _Image(NamedTuple):
-    """A copied image: its bytes, a problem that other readers may have with it (a name to count), and a note on that."""
+    """A copied image. problem: name, to count, of a problem for other readers; note: details."""
 
     data: bytes | None = None
     problem: str = ""
@@ -197,7 +199,7 @@ def _copy(item_and_sample: tuple[Item, Sample], *, out: str, resumed: bool, writ
 def _write(
     target: Target, context: ExportContext, copied: Iterable[tuple[tuple[Item, Sample], _Image]], progress: Progress
 ) -> list[str]:
-    """Pass the records to the target and count the problems of their images. Returns the first few notes on those."""
+    """Pass the records to the target and count image problems. Returns the first few notes."""
     notes: list[str] = []
     for n, ((item, _), image) in enumerate(copied, 1):
         before = context.samples.kept

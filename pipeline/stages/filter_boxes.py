@@ -1,4 +1,4 @@
-"""filter-boxes: select the stored regions that become labels. Needs no images, no teacher and no GPU.
+"""filter-boxes: select the stored regions that become labels, without images or teacher.
 
 Each dropped region is counted under the first rule that it fails (pipeline/filtering/rules.py).
 """
@@ -31,10 +31,11 @@ STAGE = "filter-boxes"
 
 
 def run(job: FilterBoxes) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.LABELS) for every regions file: the kept and the ignored regions.
+    """Write kept and ignored regions to ``out/<shard>.parquet`` (records.LABELS).
 
     Raises:
-        InputError: an input is missing or invalid. RunError: more than ``max_failed`` shards failed.
+        InputError: an input is missing or invalid.
+        RunError: more than ``max_failed`` shards failed.
     """
     config, thresholds, counts = job.settings, job.thresholds, job.counts
     fitted = load_tables(thresholds, counts)

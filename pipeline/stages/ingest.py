@@ -1,7 +1,8 @@
 """ingest: convert human-labelled sets, in their published formats, to training shards.
 
-A set's annotation files are read once, into an index on disk; its shards are then written one by one, with
-the images' bytes unchanged. Neither all labels nor all images of a set are in memory at once.
+A set's annotation files are read once, into an index on disk; its shards are then written one by
+one, with the images' bytes unchanged. Neither all labels nor all images of a set are in memory at
+once.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"
 CONVERSION_VERSION = 3
-"""Version of the conversion of labels to records. 2: classes whose box was unusable are not absent. 3: MDETR's
-images without annotations are left out; corners of GLIP's caption records end behind their last pixel.
+"""Version of the conversion of labels to records. 2: classes whose box was unusable are not absent.
+3: MDETR's images without annotations are left out; corners of GLIP's caption records end behind
+their last pixel.
 """
 _SLOW_BYTES = 64 << 20
 """Size of annotation files from which reading takes a while."""
@@ -61,7 +63,7 @@ log = logging.getLogger("glip_self_train")
 
 @dataclass(frozen=True)
 class SetWork:
-    """Description of a set that a worker needs for any of its shards. ``parts``: the images of each shard."""
+    """Description of a set for its workers. ``parts``: the images of each shard."""
 
     name: str
     format: str
@@ -75,13 +77,15 @@ class SetWork:
 
 
 def run(job: Ingest) -> StageReport:
-    """Write shards ``out/<set>-000003.tar`` and ``out/<set>.dataset.json`` of every labelled set of a manifest.
+    """Write ``<set>-000003.tar`` and ``<set>.dataset.json`` for every labelled set of a manifest.
 
-    The manifest is a YAML file or a name that ``datasets list`` shows; it may be a mixture of others.
+    The manifest is a YAML file or a name that ``datasets list`` shows; it may be a mixture of
+    others.
 
     Raises:
         InputError: the manifest or an annotation file is wrong; nothing is written for that set.
-        RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards failed.
+        RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards
+            failed.
     """
     manifest, only = job.manifest, job.only
     sets = read_manifest(manifest, only)
@@ -195,8 +199,8 @@ def _number(job: ShardJob) -> int:
 def _fingerprint_of(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
     """Return a shard's fingerprint.
 
-    Images enter by name and size: hashing them all would cost as much as ingesting the set. Images at URLs
-    enter by name, as a request for each size would cost as much too.
+    Images enter by name and size: hashing them all would cost as much as ingesting the set. Images
+    at URLs enter by name, as a request for each size would cost as much too.
     """
     location_of, sizes = load_format(work.format).location, {}
     for number, image in _index(work.index).images_of(work.parts[_number(job)]):
@@ -293,6 +297,6 @@ def _sample(
 
 
 def _extension(file: str, header: ImageHeader) -> str:
-    """Return the file's own extension if it fits the content, so that .jpeg stays; else the content's."""
+    """Return the file's own extension if it fits the content (.jpeg stays), else the content's."""
     named = file.rsplit(".", 1)[-1].lower() if "." in file else ""
     return named if named in {header.extension, *(["jpeg"] if header.extension == "jpg" else [])} else header.extension

@@ -1,4 +1,4 @@
-"""Checks of an ingest's losses: many lost images or cut boxes point to a wrong path, file or format."""
+"""Checks of an ingest's losses: many point to a wrong path, file or format."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pipeline.readers.base import LEFT_OUT, UNREADABLE
 
 
 def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str) -> None:
-    """Check that a set lost no more than the allowed share of its images, and of its regions by unreadable labels.
+    """Check that a set lost at most the allowed share of images, and of regions by bad labels.
 
     Raises:
-        RunError: more is lost; the message quotes the first note and names the report with the others.
+        RunError: more is lost; the message quotes the first note and names the report with the
+            others.
     """
     samples, regions = (report.tallies.get(unit, Tally()) for unit in ("samples", "regions"))
     unreadable = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
@@ -35,11 +36,11 @@ def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str
 
 REGIONS_CUT = "regions_cut_at_edge"
 _MANY_CUT = 0.1
-"""Suspicious share of cut boxes: correct sets have few, corners read as x, y, width, height about a half."""
+"""Suspicious share of cut boxes; corners read as x, y, width, height give about a half."""
 
 
 def cut_boxes(report: StageReport) -> str | None:
-    """Return a warning if suspiciously many boxes lost more than a tenth of their area at the image's edge."""
+    """Return a warning if suspiciously many boxes were cut at the image's edge."""
     kept, cut = report.tallies.get("regions", Tally()).kept, int(report.numbers.get(REGIONS_CUT, 0))
     if cut <= _MANY_CUT * kept:
         return None

@@ -123,7 +123,8 @@ class Job(RunOptions, Generic[R]):
         return report
 
     def finished(self) -> R | None:
-        """Return the report if all outputs are complete, else None. Imports nothing heavy if they are clearly not."""
+        """Return the report if all outputs are complete, else None."""
+        # imports nothing heavy where a file is missing
         try:
             return self.model_copy(update={"check_only": True}).run() if self._may_be_finished() else None
         except WorkLeft:
@@ -143,7 +144,8 @@ class PerShardJob(Job[StageReport]):
     """Base of the jobs that make one output for each shard.
 
     Attributes:
-        shards_field: field with the input shards; "" if they are known only after reading the inputs.
+        shards_field: field with the input shards; "" if they are known only after reading the
+            inputs.
         suffix: of the input shards.
     """
 
@@ -236,7 +238,7 @@ class CountPhrases(WholeJob[PhraseCounts]):
 
 
 class Calibrate(WholeJob["Thresholds"]):
-    """Thresholds that reach a precision on ground truth, by band of phrase frequency: JSON in the file ``out``."""
+    """Thresholds that reach a precision, by band of phrase frequency: JSON in the file ``out``."""
 
     stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
     regions: Paths = Field(description=REGIONS)

@@ -30,9 +30,10 @@ PROGRESS_EVERY = 500
 
 
 def run(job: ParsePhrases) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.PHRASES) for every crawl shard, a row per phrase, in the shard's order.
+    """Write ``out/<shard>.parquet`` (records.PHRASES) for every crawl shard, a row per phrase.
 
-    ``caption[start:end] == phrase`` holds for every row. A sample is kept if it has an image and at least one phrase.
+    ``caption[start:end] == phrase`` holds for every row. A sample is kept if it has an image and at
+    least one phrase.
 
     Raises:
         InputError: a local shard is missing, or the spaCy model is not installed.
@@ -82,7 +83,7 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
 def _captions(
     shard: str, config: ParsePhrasesConfig, problems: TarProblems, samples: Tally
 ) -> tuple[list[tuple[str, str]], int]:
-    """Return (key, caption) of the samples to parse, and how many of the captions were cut; count the other samples."""
+    """Return (key, caption) of the samples to parse, and how many captions were cut."""
     captions: list[tuple[str, str]] = []
     cut, longest = 0, config.max_caption_chars
     for sample in read_tar(shard, problems):

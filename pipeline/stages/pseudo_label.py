@@ -1,7 +1,8 @@
 """pseudo-label: detect the phrases of a crawl with a teacher. The most expensive stage, run once.
 
-Every region above a low floor is stored with its scores, so that any rule can be applied later without the
-teacher. Batches are formed inside a shard and depend on that shard alone, so a restart gives the same bytes.
+Every region above a low floor is stored with its scores, so that any rule can be applied later
+without the teacher. Batches are formed inside a shard and depend on that shard alone, so a restart
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def run(job: PseudoLabel) -> StageReport:
 
     Raises:
         InputError: a shard has no phrases, the teacher cannot be used, or there is no such device.
-        RunError: more than ``max_failed`` shards failed (one fails if it loses more than ``max_lost_share``).
+        RunError: more than ``max_failed`` shards failed (one fails if it loses more than
+            ``max_lost_share``).
     """
     revision = model_revision(job.teacher)  # fails before any parsing
     all_shards = shards = expand_shards(job.shards)
@@ -63,7 +65,7 @@ def run(job: PseudoLabel) -> StageReport:
 
 
 def _parse_missing(job: PseudoLabel, shards: Sequence[str], phrases: str) -> list[str]:
-    """Parse the shards without phrases, at most ``job.limit`` of them; return all shards with phrases."""
+    """Parse at most ``job.limit`` shards without phrases; return all shards with phrases."""
 
     def parsed() -> list[str]:
         names = {stem(path) for path in listing(phrases, ".parquet")}

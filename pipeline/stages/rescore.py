@@ -27,7 +27,8 @@ def run(job: Rescore) -> StageReport:
 
     Raises:
         InputError: the scorer cannot be used, a shard has no regions, or there is no such device.
-        RunError: more than ``max_failed`` shards failed (one fails if it loses more than ``max_lost_share``).
+        RunError: more than ``max_failed`` shards failed (one fails if it loses more than
+            ``max_lost_share``).
     """
     revision = model_revision(job.scorer)
     check_region_text(job.scorer, job.settings)

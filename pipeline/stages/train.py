@@ -1,9 +1,9 @@
 """Train a teacher or a student on any mixture of human labels and pseudo-labels.
 
-An optimiser step is a function of (configuration, shards, initial weights, step): the order of records is
-computed (pipeline/training/sampling.py), learning rates are stateless, and checkpoints are atomic. A killed
-run resumes from its newest intact checkpoint. If the data have changed, training restarts; if a setting has
-changed, it is refused (pipeline/training/resume.py).
+An optimiser step is a function of (configuration, shards, initial weights, step): the order of
+records is computed (pipeline/training/sampling.py), learning rates are stateless, and checkpoints
+are atomic. A killed run resumes from its newest intact checkpoint. If the data have changed,
+training restarts; if a setting has changed, it is refused (pipeline/training/resume.py).
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ log = logging.getLogger("glip_self_train")
 def run(job: TrainModel) -> TrainReport:
     """Train for ``settings.steps`` and write a model folder to ``out/final``.
 
-    The names of ``sources`` are those of ``settings.mixture``. ``init`` is the model folder to start from (the
-    teacher of a warm-started student, a converted release); without it a network is built as ``model`` states.
+    The names of ``sources`` are those of ``settings.mixture``. ``init`` is the model folder to
+    start from (the teacher of a warm-started student, a converted release); without it a network is
+    built as ``model`` states.
 
     Raises:
-        InputError: the mixture, shards or model folder are wrong, there is no such device, or ``out`` holds a
-            training with other settings or one that another process runs.
-        RunError: the loss is not finite; the message names the step, the records and the batch's file.
+        InputError: the mixture, shards or model folder are wrong, there is no such device, or
+            ``out`` holds a training with other settings or one that another process runs.
+        RunError: the loss is not finite; the message names the step, the records and the batch's
+            file.
     """
     config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
     out = local_folder(job.out, "a training")
