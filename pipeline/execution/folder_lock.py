@@ -35,7 +35,8 @@ class FolderLock:
         if not self.claims.holds(self.name):
             who = self.claims.holder(self.name) or "which has ended since"
             raise RunError(
-                f"{self.folder}: another {self.name} took over ({who}), as this one did not renew its claim in time; it ends here"
+                f"{self.folder}: another {self.name} took over ({who}), as this one did not renew its claim in time; "
+                "it ends here"
             )
 
 

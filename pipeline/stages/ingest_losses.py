@@ -46,8 +46,8 @@ def cut_boxes(report: StageReport) -> str | None:
         return None
     return (
         f"{cut:,} of {kept:,} boxes reached outside their image by more than a tenth and were cut there: "
-        "look at some with `inspect`; are they corners where the format has x, y, width, height, or of images of another "
-        "size?"
+        "look at some with `inspect`; are they corners where the format has x, y, width, height, or of images of "
+        "another size?"
     )
 
 

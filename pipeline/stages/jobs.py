@@ -323,8 +323,8 @@ class ExportLabels(WholeJob[Exported]):
     out: PathText = Field(description="New folder or URL for the export.")
     images: Literal["copy", "none"] | None = Field(
         None,
-        description="Copy the images, unchanged, beside the labels, or write labels only.  [default: copy, if they can be "
-        "read]",
+        description="Copy the images, unchanged, beside the labels, or write labels only.  [default: copy, if they can "
+        "be read]",
     )
     phrases: PathText | None = Field(
         None,
