@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,21 +63,18 @@ def folder_lock(
         yield _HELD[folder, name]
         return
     folder.mkdir(parents=True, exist_ok=True)
-    held = FolderLock(folder, name, Claims(folder))
-    try:
+    with closing(Claims(folder)) as claims:
         deadline, announced = time.monotonic() + patience, False
-        while not held.claims.take(name):
-            who = f"{folder}: another {name} works there ({held.claims.holder(name) or 'it is ending'})"
+        while not claims.take(name):
+            who = f"{folder}: another {name} works there ({claims.holder(name) or 'it is ending'})"
             if time.monotonic() > deadline:
                 raise InputError(f"{who}; wait for its end, cancel it, or give another folder")
             if not announced:
                 waiting(f"{who}; waiting up to {patience:.0f} s for its end")
             announced = True
             time.sleep(LOOK_AGAIN)
-        _HELD[folder, name] = held
+        _HELD[folder, name] = held = FolderLock(folder, name, claims)
         try:
             yield held
         finally:
             del _HELD[folder, name]
-    finally:
-        held.claims.close()

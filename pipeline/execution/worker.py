@@ -56,23 +56,18 @@ class WorkQueue(Protocol):
 
     def take(self) -> ShardJob | None:
         """Return the next shard, or None when nothing is left."""
-        ...
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
         """Commit a shard's report; its outputs are in place."""
-        ...
 
     def failed(self, job: ShardJob, error: BaseException | str) -> None:
         """Record a failed shard and its error."""
-        ...
 
     def advance(self, n: int, unit: str) -> None:
         """Report progress within a shard."""
-        ...
 
     def spent(self, part: str, seconds: float) -> None:
         """Add seconds to the time of a part of the work."""
-        ...
 
 
 Worker = Callable[[WorkQueue], None]
