@@ -1,4 +1,4 @@
-"""One command a stage. Nothing heavy is imported before a command knows what it has to do."""
+"""The command group of ``python -m pipeline``: a command per stage, without heavy imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.cli.train import train_student, train_teacher
 
 
 class _Commands(click.Group):
-    """Knows a command by its other name, too."""
+    """Group in which ``export`` is an alias of ``export-labels``."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, "export-labels" if cmd_name == "export" else cmd_name)
@@ -27,8 +27,8 @@ def main() -> None:
 
 
 for _command in (
-    make_demo_data, datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate, build_shards,
-    train_teacher, train_student, evaluate,
-    compare, promote, label_qa, inspect, dedup, export_labels, run_job,
+    make_demo_data, datasets, ingest, parse_phrases, pseudo_label, rescore, filter_boxes, count_phrases, calibrate,
+    build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect, dedup, export_labels,
+    run_job,
 ):  # fmt: skip
     main.add_command(_command)

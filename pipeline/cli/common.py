@@ -1,4 +1,4 @@
-"""Parts of all commands: options made of a job's fields, recipes and ``--set``, one-line errors, logging."""
+"""Shared parts of the commands: options from job fields, settings, one-line errors, logging."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
@@ -28,15 +29,13 @@ from pipeline.system.parent_watch import exit_with_parent
 
 J = TypeVar("J", bound=Job)
 FILE = click.Path(dir_okay=False)
-"""A file to be written."""
+"""Type of an option that names an output file."""
 VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG level.")
-OWN_FIELDS = {"settings"}
-"""Fields of jobs that the recipe gives, not an option of their own."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
-    """Decorate a function as a command: defaults in the help, ``-v``, logging, one-line errors and exit codes.
+    """Decorate a function as a command with ``-v``, logging, one-line errors and exit codes.
 
     InputError becomes one line and exit code 2, RunError one line and exit code 1.
     """
@@ -49,9 +48,9 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
             with one_line_errors(name):
                 function(**arguments)
 
-        made = click.command(name, context_settings={"show_default": True}, **settings)(run)
-        made.params.append(VERBOSE)
-        return made
+        decorated = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)
+        decorated.params.append(VERBOSE)
+        return decorated
 
     return wrap
 
@@ -65,16 +64,19 @@ def job_command(
     report: bool = True,
     **settings: Any,
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Decorate ``function(values, **others)`` as the command of a job, with an option for each of the job's fields.
+    """Decorate ``function(values, **others)`` as the command of a job, with an option per field.
+
+    ``values`` are the job's fields by name, for :func:`make_job`; ``others`` are options that the
+    function declares itself.
 
     Args:
-        section: of a recipe, where ``settings`` of the job comes from. Default: the job's.
-        without: fields that have no option. report: offer ``--report-json`` for what the function returns.
-
-    ``values`` are the job's fields by name, for ``kind(**values)``; options that the function declares itself follow.
+        section: the recipe's section with the job's ``settings``. Default: the job's own.
+        without: fields that have no option. report: offer ``--report-json`` for the function's
+            result.
     """
     name, section = name or kind.stage, section or kind.section
-    fields = {n: f for n, f in kind.model_fields.items() if not (f.exclude or n in OWN_FIELDS or n in without)}
+    left_out = {"settings", *without}  # a recipe and --set give the settings
+    fields = {n: f for n, f in kind.model_fields.items() if not (f.exclude or n in left_out)}
     inherited = LabellingOptions.model_fields | ShardOptions.model_fields
 
     def wrap(function: Callable[..., Any]) -> click.Command:
@@ -87,29 +89,24 @@ def job_command(
             values["progress"] = Terminal()
             show_report(function(values, **arguments), report_json)
 
-        made = command(name, **settings)(run)
+        decorated = command(name, **settings)(run)
         own = [_option(n, f) for n, f in fields.items() if n not in inherited]
         options = [_option(n, f) for n, f in fields.items() if n in inherited]
-        others = _settings_options(section) if section else []
+        if section:
+            recipe = "A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones."
+            change = f"Change a setting of {section}; may be repeated."
+            options.append(click.Option(["--recipe"], help=recipe))
+            options.append(click.Option(["--set", "changes"], multiple=True, metavar="NAME=VALUE", help=change))
         if report:
-            others.append(click.Option(["--report-json"], type=FILE, help="Also write the report as JSON."))
-        made.params = [*own, *made.params[:-1], *options, *others, VERBOSE]
-        return made
+            options.append(click.Option(["--report-json"], type=FILE, help="Also write the report as JSON."))
+        decorated.params = [*own, *decorated.params[:-1], *options, VERBOSE]
+        return decorated
 
     return wrap
 
 
-def _settings_options(section: str) -> list[click.Parameter]:
-    recipe = "A recipe's name or YAML file; its settings for this stage apply. Default: the built-in ones."
-    change = f"Change a setting of {section}; may be repeated."
-    return [
-        click.Option(["--recipe"], help=recipe),
-        click.Option(["--set", "changes"], multiple=True, metavar="NAME=VALUE", help=change),
-    ]
-
-
 def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:
-    """Return a stage's settings: a recipe's section, or the defaults, with ``--set`` changes applied."""
+    """Return a stage's settings: a recipe's section or the defaults, with ``--set`` changes."""
     kind = SelfTrainConfig.model_fields[section].annotation
     assert isinstance(kind, type) and issubclass(kind, BaseModel)
     data = getattr(load_recipe(recipe), section).model_dump() if recipe else {}
@@ -122,7 +119,7 @@ def make_job(kind: type[J], values: Mapping[str, Any]) -> J:
 
 
 def _parts(field: FieldInfo) -> tuple[Any, Cli, dict[str, Any]]:
-    """Return a field's type without None, its place on the command line, and its bounds."""
+    """Return a field's type without None, its :class:`Cli`, and its bounds as click's arguments."""
     kind = field.annotation
     if get_origin(kind) in {Union, types.UnionType}:
         (kind,) = (k for k in get_args(kind) if k is not type(None))
@@ -139,7 +136,7 @@ def _parts(field: FieldInfo) -> tuple[Any, Cli, dict[str, Any]]:
 
 
 def _option(name: str, field: FieldInfo) -> click.Parameter:
-    """Return the click option, or argument, of a job's field."""
+    """Return the click option or argument of a job's field."""
     kind, cli, bounds = _parts(field)
     required = field.is_required()
     origin = get_origin(kind)
@@ -164,7 +161,7 @@ def _option(name: str, field: FieldInfo) -> click.Parameter:
 
 
 def _value(name: str, field: FieldInfo, given: Any) -> Any:
-    """Return an option's value as the job takes it."""
+    """Convert an option's value to that of the job's field."""
     kind, cli, _ = _parts(field)
     option = cli.name or f"--{name.replace('_', '-')}"
     if get_origin(kind) is dict:
@@ -175,10 +172,10 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
 
 
 def _named(given: Sequence[str], option: str, metavar: str, *, several: bool) -> dict[str, Any]:
-    """``NAME=VALUE`` options by name. several: a name may come several times.
+    """Parse ``NAME=VALUE`` options into a dict. several: names may repeat; the values are lists.
 
     Raises:
-        InputError: no ``=``, or no value.
+        InputError: an option has no ``=`` or no value.
     """
     named: dict[str, Any] = {}
     for text in given:
@@ -194,34 +191,31 @@ def _named(given: Sequence[str], option: str, metavar: str, *, several: bool) ->
 
 
 def numbers(text: str, kind: type, option: str) -> tuple[Any, ...]:
-    """Parse numbers with commas between them.
+    """Parse comma-separated numbers.
 
     Raises:
-        InputError: they are not.
+        InputError: a part is not a number.
     """
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError(f"{option} {text!r}: want numbers with commas between them") from None
+        raise InputError(f"{option} {text!r}: want comma-separated numbers") from None
 
 
-class one_line_errors:
-    """Turn InputError, RunError and what the system says of files into a line on stderr and the exit code 2 or 1."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if (found := one_line(error)) is not None:
-            line, code = found
-            click.echo(f"{self._name}: error: {line}", err=True)
-            sys.exit(code)
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Turn InputError, RunError and file errors into a line on stderr and exit code 2 or 1."""
+    try:
+        yield
+    except Exception as error:
+        if (line_and_code := one_line(error)) is None:
+            raise
+        line, code = line_and_code
+        click.echo(f"{name}: error: {line}", err=True)
+        sys.exit(code)
 
 
-def one_line(error: BaseException | None) -> tuple[str, int] | None:
+def one_line(error: Exception) -> tuple[str, int] | None:
     """Return the line and the exit code of an error that needs no traceback, else None."""
     if isinstance(error, InputError | RunError):
         return str(error), error.exit_code
@@ -230,21 +224,21 @@ def one_line(error: BaseException | None) -> tuple[str, int] | None:
     if isinstance(error, IsADirectoryError):
         return f"{error.filename}: is a folder; want a file", InputError.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename}: is, or lies below, a file; want a folder", InputError.exit_code
+        return f"{error.filename}: is, or is below, a file; want a folder", InputError.exit_code
     if error.errno in FULL_DISK:
         return f"{error.filename}: {error.strerror}", RunError.exit_code
     return None
 
 
 def setup_logging(verbose: bool) -> None:
-    """Log our own messages to stderr, others' only when they warn."""
+    """Log this project's messages to stderr, those of libraries from WARNING on."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("glip_self_train").setLevel(logging.DEBUG if verbose else logging.INFO)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that load in a blink
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they flash by for local files
 
 
 def show_report(report: Any, file: str | None) -> None:
-    """Print a stage's report; write any report as JSON into ``file``."""
+    """Print a StageReport; write any report as JSON to ``file``."""
     if isinstance(report, StageReport):
         echo_lines(report.lines())
     if file and report is not None:

@@ -1,4 +1,4 @@
-"""Commands about data sets: ``ingest`` makes training shards of them, ``datasets`` says what there is, and checks files."""
+"""Commands about data sets: ``ingest``, ``make-demo-data`` and ``datasets``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @job_command(Ingest)
 def ingest(values: dict[str, Any]) -> StageReport:
-    """Turn human-labelled sets, as their owners publish them, into training shards.
+    """Convert human-labelled sets, in their published formats, to training shards.
 
     MANIFEST is a YAML file or a name that `datasets list` shows.
 
@@ -31,14 +31,21 @@ def ingest(values: dict[str, Any]) -> StageReport:
 
 
 @job_command(MakeDemoData, report=False)
-@click.option("--seed", type=int, help="Same seed, same bytes.  [default: 0]")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Such as crawled_scenes=500.")
+@click.option("--seed", type=int, help="The same seed gives the same bytes.  [default: 0]")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting, such as crawled_scenes=500; may be repeated.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def make_demo_data(values: dict[str, Any], seed: int | None, changes: tuple[str, ...], quiet: bool) -> None:
     """Draw the demo's scenes and write labelled, crawled and held-out sets into a folder.
 
-    Needs no network: glyph fonts and photographs come from installed packages. A folder that already holds
-    what these settings give is left alone. data_manifests/demo.yaml says what is in it.
+    Needs no network: glyph fonts and photographs come from installed packages. A folder that
+    already holds the sets of these settings stays as it is. data_manifests/demo.yaml describes the
+    contents.
     """
     values["settings"] = build(DemoDataConfig, {} if seed is None else {"seed": seed}, changes)
     if quiet:
@@ -48,13 +55,13 @@ def make_demo_data(values: dict[str, Any], seed: int | None, changes: tuple[str,
 
 @click.group()
 def datasets() -> None:
-    """What sets there are, where they come from, and under which licence."""
+    """List the known data sets with their sources and licences, and check their files."""
 
 
 @datasets.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of a table.")
 def list_sets(as_json: bool) -> None:
-    """All manifests, a line each: name, kinds of its sets, title. In the JSON their formats and the sets' names, too."""
+    """List all manifests: name, kinds of sets, title. The JSON also has formats and set names."""
     from pipeline.data.manifests import load_manifest, manifest_names
 
     rows: list[dict[str, Any]] = []
@@ -81,11 +88,11 @@ def list_sets(as_json: bool) -> None:
 
 @datasets.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def show_set(name: str, as_json: bool) -> None:
-    """One manifest: pages, licence, files to fetch and where they go, counts, and which of it was checked.
+    """Show one manifest: pages, licence, files to fetch, counts, and which facts were checked.
 
-    Of a mixture it shows the shares.
+    For a mixture, show the shares.
     """
     from pipeline.data.manifests import load_manifest
 
@@ -100,13 +107,14 @@ def show_set(name: str, as_json: bool) -> None:
 @datasets.command("check")
 @click.argument("name")
 @click.option("--root", default=".", show_default=True, help="Folder or URL that the manifest's paths are relative to.")
-@click.option("--only", help="One set of the manifest, by name.")
-@click.option("--sizes-only", is_flag=True, help="Compare sizes alone: nothing is read.")
+@click.option("--only", help="Check this set of the manifest only.")
+@click.option("--sizes-only", is_flag=True, help="Compare sizes only, without reading the files.")
 def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
     """Compare the files under --root with the sizes and checksums that a manifest states.
 
-    A file is looked for at the manifest's `path`, else by its name in the root and beside the set's own files. The exit code is 2 if a
-    file differs, or if there is none to compare; archives that you have unpacked and removed are told as absent.
+    A file is searched at the manifest's `path`, else by name in the root and beside the set's own
+    files. The exit code is 2 if a file differs, or if there is none to compare; archives that were
+    unpacked and removed are listed as absent.
 
     \b
     Example: datasets check coco --root /data --only coco2017_val
@@ -118,15 +126,11 @@ def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
     from pipeline.errors import InputError
 
     with one_line_errors("datasets"):
-        sets = read_manifest(name)
-        if only is not None:
-            if only not in sets:
-                raise InputError(f"{name}: no set {only!r}; it has {', '.join(sets)}")
-            sets = {only: sets[only]}
+        sets = read_manifest(name, only)
         states: Counter[str] = Counter()
-        for found in check_files(sets, root, sizes_only=sizes_only):
-            states[found.state] += 1
-            click.echo(f"{found.state:<8}  {found.path or found.name}: {found.detail}")
+        for checked in check_files(sets, root, sizes_only=sizes_only):
+            states[checked.state] += 1
+            click.echo(f"{checked.state:<8}  {checked.path or checked.name}: {checked.detail}")
         if not states:
             raise InputError(f"{name}: names no files to check")
         click.echo(", ".join(f"{n} {state}" for state, n in sorted(states.items())))
@@ -135,24 +139,24 @@ def check_set(name: str, root: str, only: str | None, sizes_only: bool) -> None:
                 f"{states['differs']} of {states.total()} files differ from what {name} states; fetch them again"
             )
         if not states["ok"]:
-            raise InputError(f"nothing compared: no file of {name} with a size or checksum lies below {root}")
+            raise InputError(f"nothing compared: no file of {name} with a size or checksum is below {root}")
 
 
-def _tell(fields: dict[str, str | None]) -> None:
+def _echo_fields(fields: dict[str, str | None]) -> None:
     for label, text in fields.items():
         if text:
             click.echo(f"  {label}: {' '.join(text.split())}")
 
 
-def _tell_checks(of: Manifest | SetManifest) -> None:
-    _tell({f"checked, {topic}": text for topic, text in of.checked.items()})
-    _tell({f"not checked, {topic}": text for topic, text in of.unchecked.items()})
+def _echo_checks(of: Manifest | SetManifest) -> None:
+    _echo_fields({f"checked, {topic}": text for topic, text in of.checked.items()})
+    _echo_fields({f"not checked, {topic}": text for topic, text in of.unchecked.items()})
 
 
 def _show(manifest: Manifest) -> None:
     click.echo(f"{manifest.name}: {manifest.title or ''}")
-    _tell({"page": manifest.source, "licence": manifest.licence, "note": manifest.note})
-    _tell_checks(manifest)
+    _echo_fields({"page": manifest.source, "licence": manifest.licence, "note": manifest.note})
+    _echo_checks(manifest)
     for name, entry in manifest.sets.items():
         click.echo(f"\n{name}: {entry.kind}, format {entry.format}" + (f", split {entry.split}" if entry.split else ""))
         for role, path in (
@@ -170,10 +174,10 @@ def _show(manifest: Manifest) -> None:
             sums += [f"as stated by {file.checksum_source}"] if sums and file.checksum_source else []
             click.echo(f"  fetch: {file.url or file.name}" + (f" ({', '.join(sums)})" if sums else ""))
         if entry.counts:
-            counts = ", ".join(f"{n:,} {what}" for what, n in entry.counts.items())
+            counts = ", ".join(f"{n:,} {unit}" for unit, n in entry.counts.items())
             click.echo(f"  counts: {counts}" + (f" ({entry.counts_source})" if entry.counts_source else ""))
-        _tell({"page": entry.source, "licence": entry.licence, "note": entry.note})
-        _tell_checks(entry)
+        _echo_fields({"page": entry.source, "licence": entry.licence, "note": entry.note})
+        _echo_checks(entry)
     total = sum((share.images or 0) * share.copies for share in manifest.mixture)
     for share in manifest.mixture:
         of_all = f", {share.images:,} images each" if share.images else ""

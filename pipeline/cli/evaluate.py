@@ -1,4 +1,4 @@
-"""The commands that measure models, compare them, and decide which one teaches."""
+"""Commands that evaluate models, compare them, and promote students to teachers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.stages.jobs import Evaluate
 
 SAMPLES = click.option(
-    "--samples", type=click.IntRange(1), default=1000, show_default=True, help="Resamples of the images."
+    "--samples", type=click.IntRange(1), default=1000, show_default=True, help="Bootstrap resamples of the images."
 )
 SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
 NOT_PROMOTED = 3
@@ -21,13 +21,15 @@ NOT_PROMOTED = 3
 @job_command(Evaluate)
 @click.option("--model-card", is_flag=True, help="Also write the results into README.md of the model folder.")
 def evaluate(values: dict[str, Any], model_card: bool) -> dict[str, Any]:
-    """Measure a model on sets with gold boxes, by the published protocols (--set protocols.NAME=lvis).
+    """Evaluate a model on sets with ground truth by published protocols (--set
+    protocols.NAME=lvis).
 
-    Predictions are stored shard by shard: kill it anywhere and start it again. OUT gets metrics.json, report.md and
-    the predictions in COCO's format.
+    Predictions are stored shard by shard, so a killed run resumes. OUT gets metrics.json, report.md
+    and the predictions in COCO's format.
 
     \b
-    Example: evaluate --model checkpoints/student/final --set-shards eval_novel='train/eval_novel-*.tar' --out evaluation
+    Example: evaluate --model checkpoints/student/final \\
+        --set-shards eval_novel='train/eval_novel-*.tar' --out evaluation
     """
     from pipeline.evaluation.compare import Evaluated
     from pipeline.evaluation.report import format_metric
@@ -50,7 +52,7 @@ def evaluate(values: dict[str, Any], model_card: bool) -> dict[str, Any]:
 @SEED
 @click.option("--json", "json_file", type=FILE, help="Also write the comparison as JSON.")
 def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | None) -> None:
-    """Put evaluation folders side by side, with confidence intervals by the bootstrap over images.
+    """Compare evaluation folders, with confidence intervals by a bootstrap over images.
 
     \b
     Example: compare evaluation/teacher evaluation/student-1 evaluation/control-1
@@ -79,18 +81,19 @@ def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | 
     multiple=True,
     metavar="GATE[,GATE...]",
     help="SET.METRIC>=POINTS or SET.METRIC>POINTS: student minus teacher, with control: before it student minus "
-    "control; shell patterns are fine. May be repeated.  [default: *.ap>=-1, *.recall_at_1>=-1, *.precision_at_1>=-1, "
+    "control; may be a shell pattern or repeated.  [default: *.ap>=-1, *.recall_at_1>=-1, *.precision_at_1>=-1, "
     "*.ap_rare>=0; with --control also control:*.ap>=0, control:*.recall_at_1>=0]",
 )
 @SAMPLES
 @SEED
-@click.option("--out", type=FILE, help="The verdict's file.  [default: STUDENT/promotion.json]")
+@click.option("--out", type=FILE, help="File for the decision.  [default: STUDENT/promotion.json]")
 def promote(
     student: str, teacher: str, control: str | None, gates: tuple[str, ...], samples: int, seed: int, out: str | None
 ) -> None:
-    """Decide whether a student teaches the next round: only if every gate holds. STUDENT is its evaluation folder.
+    """Decide whether a student becomes the next round's teacher: only if every gate holds.
 
-    Exit code 0: promoted; 3: a gate does not hold. Both write promotion.json.
+    STUDENT is its evaluation folder. Exit code 0: promoted; 3: a gate does not hold. Both write
+    promotion.json.
 
     \b
     Example: promote evaluation/student-1 --over evaluation/teacher --control evaluation/control-1
@@ -122,7 +125,7 @@ def promote(
 )
 @click.option("--out", help="Folder for label_qa.json and label_qa.md.  [default: EVALUATION]")
 def label_qa(folder: str, wanted: tuple[float, ...], out: str | None) -> None:
-    """Measure how good a teacher's labels would be, from its evaluation on gold sets: by score, box size and frequency.
+    """Estimate the quality of a teacher's labels by score, box size and frequency.
 
     \b
     Example: label-qa evaluation/teacher --precision 80

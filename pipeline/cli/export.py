@@ -1,4 +1,4 @@
-"""The export command. `export` is a word of the shell's own, so it is installed as export-labels."""
+"""The export command. It is installed as export-labels, as `export` is a shell builtin."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pipeline.stages.jobs import ExportLabels
 
 @job_command(ExportLabels)
 def export_labels(values: dict[str, Any]) -> StageReport:
-    """Write our labels in the formats that others' trainers and viewers read.
+    """Write labels in the formats of other trainers and viewers.
 
-    DIR is a folder or pattern of training shards (of ingest or build-shards), or a folder of labels (of filter-boxes). What
-    the format has no place for is counted in the report: lost_X is not in the output, extra_X is, in a field that only
-    ingest reads.
+    DIR is a folder or pattern of training shards (of ingest or build-shards), or a folder of labels
+    (of filter-boxes). The report counts facts that the format cannot hold: lost_X is not in the
+    output, extra_X is in a field that only ingest reads.
 
     \b
     Example: export-labels train --to coco --out coco
     Example: export-labels 'pseudo/pseudo-*.tar' --to odvg --out odvg --images none
-    Example: export-labels store/labels --phrases store/phrases --shards 'crawl/{00000..00099}.tar' --to fiftyone --out fo
+    Example: export-labels store/labels --phrases store/phrases --shards 'crawl/{00000..00099}.tar' \\
+        --to fiftyone --out fo
     """
     exported = make_job(ExportLabels, values).run()
     echo_lines(exported.report.lines())

@@ -1,4 +1,4 @@
-"""The commands that choose labels: filter-boxes (with --sweep), count-phrases and calibrate. None of them needs a GPU."""
+"""Commands that select labels without a GPU: filter-boxes, count-phrases and calibrate."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import click
 from pipeline.cli.common import echo_lines, job_command, make_job, numbers
 from pipeline.errors import InputError
 from pipeline.execution.reports import StageReport
-from pipeline.stages.jobs import IOU, Calibrate, CountPhrases, FilterBoxes, SweepThresholds
+from pipeline.stages.jobs import IOU, OUT, Calibrate, CountPhrases, FilterBoxes, SweepThresholds
 
 
 @job_command(FilterBoxes, without=["out"])
-@click.option("--out", help="Folder for the outputs. What is done there already is not done again.")
+@click.option("--out", help=OUT)
 @click.option(
     "--sweep",
     is_flag=False,
     flag_value="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     metavar="[T,T,...]",
-    help="Write nothing; print what each of these thresholds would keep.",
+    help="Write nothing; print the counts that each of these thresholds would keep.",
 )
-@click.option("--gold", help="With --sweep: folder of gold tables, for precision and recall.")
+@click.option("--gold", help="With --sweep: folder of ground-truth tables, for precision and recall.")
 @click.option("--iou", type=click.FloatRange(0, 1, min_open=True), default=0.5, help=IOU)
 def filter_boxes(
     values: dict[str, Any], out: str | None, sweep: str | None, gold: str | None, iou: float
 ) -> StageReport | dict[str, Any]:
-    """Choose which stored regions become labels. Needs no image and no GPU.
+    """Select the stored regions that become labels. Needs no images and no GPU.
 
     \b
     Example: filter-boxes --regions regions --out labels --set threshold=0.5 --set best_per_phrase=1
@@ -35,14 +35,14 @@ def filter_boxes(
     """
     if sweep is None:
         if out is None:
-            raise InputError("want --out FOLDER for the labels, or --sweep to see what thresholds would keep")
+            raise InputError("want --out FOLDER for the labels, or --sweep to count what thresholds would keep")
         if gold is not None:
-            raise InputError("--gold goes with --sweep; to fit thresholds on gold use calibrate")
+            raise InputError("--gold goes with --sweep; to fit thresholds on ground truth use calibrate")
         return make_job(FilterBoxes, values | {"out": out}).run()
     if values["thresholds"] is not None:
-        raise InputError("--sweep tries thresholds of its own; leave --thresholds out")
+        raise InputError("--sweep has its own thresholds; leave --thresholds out")
     if values["counts"] is not None:
-        raise InputError("--counts are of one threshold; leave them out with --sweep")
+        raise InputError("--counts belong to one threshold; leave them out with --sweep")
     from pipeline.filtering.sweep import lines
 
     kept = {name: values[name] for name in ("regions", "settings", "progress")}
@@ -54,9 +54,9 @@ def filter_boxes(
 
 @job_command(CountPhrases)
 def count_phrases(values: dict[str, Any]) -> Any:
-    """Count how often each phrase is mentioned, and how many of its regions the rules keep.
+    """Count the mentions of each phrase, and its regions that the rules keep.
 
-    Calibrating by frequency and balancing (balance_to) over a whole store need it.
+    Calibration by frequency and balancing (balance_to) over a whole store need the counts.
 
     \b
     Example: count-phrases --regions regions --out counts.parquet --set preset=glip
@@ -70,7 +70,7 @@ def count_phrases(values: dict[str, Any]) -> Any:
 
 @job_command(Calibrate)
 def calibrate(values: dict[str, Any]) -> Any:
-    """Fit the threshold that reaches a precision on gold boxes, for each band of phrase frequency.
+    """Fit the threshold that reaches a precision on ground truth, by band of phrase frequency.
 
     \b
     Example: calibrate --regions sample/regions --gold sample/gold --counts counts.parquet \\

@@ -1,4 +1,4 @@
-"""Commands that look at shards: inspect shows what is in them, dedup finds evaluation images among them."""
+"""Commands on existing shards: inspect summarises them, dedup finds evaluation images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 @command("inspect")
 @click.argument("shards", nargs=-1, required=True, metavar="DIR...")
 @click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
-@click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for pictures.")
-@click.option("--html", default="inspect.html", type=FILE, help="The page.")
-@click.option("--no-html", is_flag=True, help="Print only.")
-@click.option("--json", "json_file", type=FILE, help="Also write everything as JSON.")
+@click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for images.")
+@click.option("--html", default="inspect.html", type=FILE, help="File for the HTML page.")
+@click.option("--no-html", is_flag=True, help="Print the summary only.")
+@click.option("--json", "json_file", type=FILE, help="Also write the summary as JSON.")
 @click.option("--pictures", type=click.IntRange(0), default=24, help="Images drawn on the page.")
 @click.option(
     "--top", type=click.IntRange(0, 1 << 16), default=50, help="Most frequent phrases in the page and the JSON."
@@ -41,10 +41,10 @@ def inspect(
     top: int,
     workers: int | None,
 ) -> None:
-    """Show what is in DIR: training shards, a crawl, labels or regions; a folder, glob or brace pattern.
+    """Summarise DIR: training shards, a crawl, labels or regions; a folder, glob or brace pattern.
 
-    Prints counts, histograms, the most frequent phrases and problems, and writes a page with drawn images that needs no
-    network. Which images are drawn depends on their names alone.
+    Prints counts, histograms, the most frequent phrases and problems, and writes an HTML page with
+    drawn images that needs no network. The choice of images depends on their names alone.
 
     \b
     Example: inspect train --html train.html
@@ -69,7 +69,7 @@ def inspect(
 
 
 def _shards(patterns: tuple[str, ...]) -> list[str]:
-    """Tars, or the tables of a folder that has no tars."""
+    """Expand patterns to tars, or to tables where a folder has no tars."""
     from pipeline.io.files import listing
     from pipeline.io.paths import is_url
 
@@ -84,13 +84,16 @@ def _shards(patterns: tuple[str, ...]) -> list[str]:
 
 @job_command(Dedup)
 def dedup(values: dict[str, Any]) -> DedupReport:
-    """Find images of SHARDS (a crawl's or training shards) that are near-duplicates of evaluation images.
+    """Find images of SHARDS (of a crawl or training set) that are near-duplicates of evaluation
+    images.
 
-    OUT gets matches.parquet, report.md and pairs.html, the pairs side by side. build-shards --without OUT/matches.parquet
-    leaves them out of a crawl's training shards; --drop writes shards of any kind without them.
+    OUT gets matches.parquet, report.md, and pairs.html with the pairs side by side. build-shards
+    --without OUT/matches.parquet leaves them out of a crawl's training shards; --drop writes shards
+    of any kind without them.
 
     \b
-    Example: dedup 'crawl/{00000..00099}.tar' --against 'lvis=train/lvis_minival-*.tar' --against flickr30k/test --out dedup
+    Example: dedup 'crawl/{00000..00099}.tar' --against 'lvis=train/lvis_minival-*.tar' \\
+        --against flickr30k/test --out dedup
     """
     job = make_job(Dedup, values)
     report, dropped = job.run()

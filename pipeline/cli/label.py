@@ -1,4 +1,4 @@
-"""The commands that label a crawl and build training shards of the labels."""
+"""Commands that label a crawl and build training shards from the labels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def parse_phrases(values: dict[str, Any]) -> StageReport:
 
 @job_command(PseudoLabel)
 def pseudo_label(values: dict[str, Any]) -> StageReport:
-    """Box the phrases of a crawl with a teacher; every region above a low floor is stored with its scores.
+    """Detect the phrases of a crawl with a teacher; store every region above a low floor.
 
-    Shards and folders may be paths or URLs (s3://, gs://, https://). Several runs may share OUT: each shard is labelled by
-    one of them. The report says images a second, where the time went and, with --limit, what the rest will take.
+    Shards and folders may be paths or URLs (s3://, gs://, https://). Several runs may share OUT:
+    each shard is labelled by one of them. The report shows images per second, time by part of the
+    work and, with --limit, an estimate of the rest.
 
     \b
     Example: pseudo-label --shards 'crawl/{00000..00099}.tar' --teacher glip-t --device cuda --out store/regions
@@ -35,7 +36,9 @@ def pseudo_label(values: dict[str, Any]) -> StageReport:
 
 
 @job_command(BuildShards)
-@click.option("--link", is_flag=True, help="Labels only; images stay in the crawl shards (same as --set link=true).")
+@click.option(
+    "--link", is_flag=True, help="Write labels only; images stay in the crawl shards (same as --set link=true)."
+)
 def build_shards(values: dict[str, Any], link: bool) -> StageReport:
     """Join labels and images into training shards.
 
@@ -49,7 +52,7 @@ def build_shards(values: dict[str, Any], link: bool) -> StageReport:
 
 @job_command(Rescore)
 def rescore(values: dict[str, Any]) -> StageReport:
-    """Compare the crop of every stored region with its phrase; the result is one more column, region_text.
+    """Score the crop of every stored region against its phrase, in a new column, region_text.
 
     \b
     Example: rescore --shards 'crawl/{00000..00099}.tar' --regions regions --scorer siglip --out rescored

@@ -1,4 +1,4 @@
-"""``run-job``: a stage from a job file, as the flow starts it in child processes."""
+"""``run-job``: run a stage from a job file, as the flow does in child processes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.stages.jobs import read_job
 @click.argument("file")
 @click.option("--report-json", help="Write the report as JSON.")
 @click.option(
-    "--failure-json", help="File of spaces to write the error and the exit code over, as JSON, if the job fails."
+    "--failure-json", help="Existing file of spaces, overwritten with the error and exit code as JSON if the job fails."
 )
 def run_job(file: str, report_json: str | None, failure_json: str | None) -> None:
-    """Run the stage that a job file describes. self-train writes these files to RUN/logs/NAME.job.json.
+    """Run the stage of a job file. self-train writes such files to RUN/logs/NAME.job.json.
 
     \b
     Example: run-job runs/demo/logs/train-teacher.job.json
@@ -36,7 +36,7 @@ def run_job(file: str, report_json: str | None, failure_json: str | None) -> Non
 
 
 def run_file(file: str, report_json: str | None) -> None:
-    """Run a job file in this process and write its report. Of several training processes the first shows progress.
+    """Run a job file in this process; the first of several training processes reports.
 
     Raises:
         InputError, RunError: as the stage.
@@ -48,14 +48,15 @@ def run_file(file: str, report_json: str | None) -> None:
 
 
 def _write_failure(file: str, error: Exception) -> None:
-    """Write the reason over the spaces of ``file``: a full disk, which may be the reason, has no room for a new file.
+    """Overwrite the spaces of ``file`` with the error; a full disk would have no room for a new
+    file.
 
-    Of several processes the first to fail has the reason: the others fail because it is gone.
+    The first of several processes to fail has the cause; the later ones fail because of it and
+    write nothing.
     """
     line, code = one_line(error) or ("".join(traceback.format_exception_only(error)).strip(), 1)
     with suppress(OSError), open(file, "r+b") as output:
         fcntl.flock(output, fcntl.LOCK_EX)
         if not (room := output.read()).strip():
-            words = json.dumps({"error": line[: len(room) // 8], "exit_code": code}).encode()
             output.seek(0)
-            output.write(words)
+            output.write(json.dumps({"error": line[: len(room) // 8], "exit_code": code}).encode())

@@ -1,4 +1,4 @@
-"""The commands that train a teacher or a student."""
+"""Commands that train a teacher or a student."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
         recipe = click.get_current_context().params["recipe"]
         if values["init"] is None:
             if recipe is None:
-                raise InputError("want --init MODEL to start from, or --recipe NAME that says which network to build")
+                raise InputError("want --init MODEL to start from, or --recipe NAME for the network to build")
             paths = {"text_encoder": text_encoder, "backbone": backbone}
             values["model"] = load_recipe(recipe).model.model_copy(update={n: p for n, p in paths.items() if p})
         elif text_encoder or backbone:
-            raise InputError("--text-encoder and --backbone are for a new network; --init has both already")
+            raise InputError("--text-encoder and --backbone are for a new network; the model of --init has both")
         report = make_job(TrainModel, values).run()
         click.echo(f"{values['out']}/{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")
         for reason, n in report.lost.items():
@@ -67,7 +67,7 @@ train_student = _train_command(
 @click.option("--config", required=True, help="JSON file of training settings (pipeline.config.TrainConfig).")
 @click.option("--model", "model_file", help="JSON file of the network to build, when not starting from --init.")
 def main(values: dict[str, Any], config: str, model_file: str | None) -> None:
-    """Train one model from settings in files: one process of `accelerate launch -m pipeline.cli.train`."""
+    """Train with settings from files, as a process of `accelerate launch -m pipeline.cli.train`."""
     values["settings"] = build(TrainConfig, _read(config), where=config)
     values["model"] = build(ModelConfig, _read(model_file), where=model_file) if model_file else None
     if os.environ.get("RANK", "0") != "0":

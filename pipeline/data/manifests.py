@@ -188,11 +188,11 @@ def load_manifest(name: str | Path) -> Manifest:
     return manifest
 
 
-def read_manifest(path: str | Path) -> dict[str, SetManifest]:
-    """Sets of a manifest by name, including the sets of its mixture.
+def read_manifest(path: str | Path, only: str | None = None) -> dict[str, SetManifest]:
+    """Sets of a manifest by name, including the sets of its mixture; or the set ``only``.
 
     Raises:
-        InputError: as :func:`load_manifest`, or a mixture refers to a missing set.
+        InputError: as :func:`load_manifest`, or ``only`` or a set that a mixture refers to is missing.
     """
     manifest = load_manifest(path)
     sets = dict(manifest.sets)
@@ -205,4 +205,8 @@ def read_manifest(path: str | Path) -> dict[str, SetManifest]:
                 f"{manifest.path}: two sets {share.set!r}, one of them in {share.manifest}; rename one, as their "
                 "shards would have the same names"
             )
-    return sets
+    if only is None:
+        return sets
+    if only not in sets:
+        raise InputError(f"{path}: no set {only!r}; it has {', '.join(sets)}")
+    return {only: sets[only]}

@@ -21,10 +21,10 @@ BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: float = 0.5) -> dict[str, Any]:
     """Precision and recall of kept labels in percent, for all, BASE and NOVEL phrases.
 
-    A label is correct if its phrase overlaps a gold phrase of the same caption (the one it shares
-    most characters with) and its box has at least ``iou`` with that phrase's box. A gold phrase is
-    found if some label of it is correct. Labels whose phrase overlaps none ("a photo") are wrong in
-    "all", and also counted in "phrases_not_gold".
+    A label's gold phrase is the one of the same caption that it shares most characters with. It is
+    correct if it is matched one to one with a gold box of that phrase at ``iou``; such a box is
+    found. Labels whose phrase overlaps none ("a photo") are wrong in "all", and also counted in
+    "phrases_not_gold".
 
     Args:
         labels: folder that filter-boxes wrote, or files of it.
@@ -32,7 +32,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
             all or some of the label files; ``novel``: the noun is not in the teacher's training data.
 
     Returns:
-        "all", "base", "novel" -> labels, correct, gold, found, precision, recall;
+        "all", "base", "novel" -> labels, correct, gold, found, precision, recall (None of none);
         "phrases_not_gold"; "by_score": labels and correct ones in bands of score.
 
     Raises:
@@ -52,15 +52,17 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
         shard = RegionShard(path)
         shard.restrict(pc.equal(shard.whole("status"), "keep").to_numpy(zero_copy_only=False))
         start, end = shard.numbers("start"), shard.numbers("end")
-        matched, correct = match(truth, *shard.keys(), start, end, shard.boxes(), iou)
+        matcher = GoldMatcher(truth, *shard.keys(), start, end, shard.boxes(), shard.numbers("score"), iou)
+        phrase, taken = matcher.phrase, matcher.match(np.ones(len(start), bool))
+        correct = taken >= 0
         recalled = np.zeros(len(truth), bool)
-        recalled[matched[correct]] = True
-        not_gold += int((matched < 0).sum())
-        novel = truth.novel[matched] if len(truth) else np.zeros(len(matched), bool)
+        recalled[taken[correct]] = True
+        not_gold += int((phrase < 0).sum())
+        novel = truth.novel[phrase] if len(truth) else np.zeros(len(phrase), bool)
         for name, in_group, gold_in_group in (
-            ("all", np.ones(len(matched), bool), np.ones(len(truth), bool)),
-            ("base", (matched >= 0) & ~novel, ~truth.novel),
-            ("novel", (matched >= 0) & novel, truth.novel),
+            ("all", np.ones(len(phrase), bool), np.ones(len(truth), bool)),
+            ("base", (phrase >= 0) & ~novel, ~truth.novel),
+            ("novel", (phrase >= 0) & novel, truth.novel),
         ):
             groups[name] += (
                 in_group.sum(), (in_group & correct).sum(), gold_in_group.sum(), (recalled & gold_in_group).sum()
@@ -78,8 +80,9 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
     }
 
 
-def _group(labels: int, correct: int, gold: int, found: int) -> dict[str, float]:
-    precision = round(100 * correct / labels, 2) if labels else 0.0
-    recall = round(100 * found / gold, 2) if gold else 0.0
-    counts = {"labels": labels, "correct": correct, "gold": gold, "found": found}
-    return counts | {"precision": precision, "recall": recall}
+def _group(labels: int, correct: int, gold: int, found: int) -> dict[str, float | None]:
+    return {
+        "labels": labels, "correct": correct, "gold": gold, "found": found,
+        "precision": round(100 * correct / labels, 2) if labels else None,
+        "recall": round(100 * found / gold, 2) if gold else None,
+    }  # fmt: skip

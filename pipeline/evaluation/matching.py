@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from pipeline.evaluation.metrics import ImageResult, xywh
+from pipeline.evaluation.metrics import ImageResult
+from pipeline.filtering.box_matching import match_boxes
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -44,41 +44,6 @@ class Matches:
     images: int
 
 
-def match_pair(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Greedy matching of one class in one image at each of IOUS, as COCOeval.evaluateImg.
-
-    In order of score, each detection takes the free gold box of highest IoU. Ignored gold (crowds)
-    is matched if no other is free, any number of times; its overlap is relative to the detection's
-    area.
-
-    Args:
-        boxes: (n, 4) xyxy by falling score. gold: (m, 4) xyxy. ignore: (m,) bool.
-
-    Returns:
-        tp (n, 10), ignored (n, 10), and the detection matched to each gold box at IoU 0.5 (m,),
-        else -1.
-    """
-    tp = np.zeros((len(boxes), len(IOUS)), bool)
-    ignored = np.zeros_like(tp)
-    matched_dt = np.full(len(gold), -1)
-    if not len(boxes) or not len(gold):
-        return tp, ignored, matched_dt
-    overlap = coco_mask.iou(xywh(boxes), xywh(gold), ignore.astype(np.uint8))
-    thresholds = np.minimum(IOUS, 1 - 1e-10)[:, None]
-    free = np.ones((len(IOUS), len(gold)), bool)
-    rows = np.arange(len(IOUS))
-    for i in np.flatnonzero(overlap.max(axis=1) >= thresholds[0]):
-        fits = free & (overlap[i] >= thresholds)
-        counted = np.where(fits & ~ignore, overlap[i], -1.0)
-        best = len(gold) - 1 - np.argmax(counted[:, ::-1], axis=1)  # the last of equal ones, as COCOeval
-        tp[i] = counted[rows, best] >= 0
-        free[rows[tp[i]], best[tp[i]]] = False
-        if tp[i, 0]:
-            matched_dt[best[0]] = i
-        ignored[i] = ~tp[i] & (fits & ignore).any(axis=1)
-    return tp, ignored, matched_dt
-
-
 def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, federated: bool = False) -> Matches:
     """Match every image's detections.
 
@@ -106,7 +71,7 @@ def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, f
         gold_score = np.full(len(r.gold_labels), np.nan)
         for label in gold_labels:
             dt, gt = np.flatnonzero(labels == label), np.flatnonzero(r.gold_labels == label)
-            tp[dt], ignored[dt], matched_dt = match_pair(boxes[dt], r.gold_boxes[gt], r.gold_ignore[gt])
+            tp[dt], ignored[dt], matched_dt = match_boxes(boxes[dt], r.gold_boxes[gt], IOUS, r.gold_ignore[gt])
             matched = matched_dt >= 0
             gold_score[gt[matched]] = scores[dt[matched_dt[matched]]]
         if federated and len(r.not_exhaustive):

@@ -12,6 +12,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from pipeline.filtering.box_matching import xywh
+
 
 @dataclass(frozen=True)
 class ImageResult:
@@ -85,11 +87,6 @@ def queries_of(results: Sequence[ImageResult]) -> Queries:
 
 def _first(matched: np.ndarray) -> int:
     return min(int(np.argmax(matched)), NEVER - 1) if matched.any() else NEVER
-
-
-def xywh(boxes: np.ndarray) -> np.ndarray:
-    """(n, 4) float64 x, y, width, height of xyxy boxes, as pycocotools takes them."""
-    return np.ascontiguousarray(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), np.float64)
 
 
 def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:

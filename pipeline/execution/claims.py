@@ -1,8 +1,9 @@
-"""Who works on which shard: several processes, machines or runs can share one output folder.
+"""Claims on shards, so that several processes, machines or runs can share one output folder.
 
-A claim is a small file ``.SHARD.claim`` beside the outputs. Outputs are atomic and the same bytes whoever makes them, so a
-claim is a courtesy that saves work, never what correctness rests on. (Who rests more on it asks :meth:`Claims.holds`.) The owner
-renews its claims; one that stands still, or whose process is gone from this machine, is void.
+A claim is a small file ``.SHARD.claim`` beside the outputs. It avoids duplicate work only: outputs
+are written atomically and with the same bytes by every process. (Callers that need exclusion check
+:meth:`Claims.holds`.) The owner renews its claims; a claim expires when it is no longer renewed, or
+when its process has exited on this host.
 """
 
 from __future__ import annotations
@@ -29,25 +30,27 @@ log = logging.getLogger("glip_self_train")
 
 RENEW_SECONDS = 20.0
 STILL_SECONDS = 90.0
-"""A claim of another machine that nobody renewed for so long, while we watched, is void: no clock but ours is asked."""
+"""A claim of another host expires when this process has seen it unchanged for so long. The time is
+measured on this host's clock alone.
+"""
 
 
-def _alive(claim: bytes) -> bool | None:
-    """Whether a claim's owner, a process of this machine, is there; None: it is another machine's, or no claim of ours."""
+def _owner_alive(claim: bytes) -> bool | None:
+    """Whether a claim's owner is running on this host; None if it is elsewhere or unreadable."""
     try:
         owner: dict[str, Any] = json.loads(claim)
         if owner.get("host") != host_identity():
             return None
         now = process_start(int(owner.get("pid", -1)))
         if now == "" and owner.get("started"):
-            return None  # hidden from us (another user's, under hidepid): it, or another that has its number now
+            return None  # another user's process under hidepid: the owner, or a later one with its pid
         return now == owner.get("started")
     except (ValueError, TypeError, AttributeError):
         return None
 
 
 class Claims:
-    """The claims of this process in one output folder. Usable from any thread."""
+    """The claims of this process in one output folder. Thread-safe."""
 
     def __init__(self, out: str | Path) -> None:
         self._out = str(out)
@@ -62,14 +65,14 @@ class Claims:
         return join(self._out, f".{name}.claim")
 
     def _text(self, beat: int) -> bytes:
-        me = {
+        owner = {
             "host": host_identity(),
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
             "by": self._by,
             "beat": beat,
         }
-        return json.dumps(me, sort_keys=True).encode()
+        return json.dumps(owner, sort_keys=True).encode()
 
     def _ours(self, claim: bytes | None) -> bool:
         try:
@@ -78,15 +81,15 @@ class Claims:
             return False
 
     def take(self, name: str) -> bool:
-        """Claim a shard. False while another process has it."""
+        """Claim a shard. Returns False while another process holds it."""
         path = self._path(name)
-        with one_at_a_time(self._out):
+        with flocked(self._out):
             if not create_exclusively(path, self._text(0)):
                 held = read_bytes(path)
-                lost_answer = self._ours(held) and name not in self._mine  # it was made, though the store did not tell
-                if held is not None and not (lost_answer or (self._void(name, held) and remove_if(path, held))):
+                created = self._ours(held) and name not in self._mine  # by the call above: its response was lost
+                if held is not None and not (created or (self._expired(name, held) and remove_if_equal(path, held))):
                     return False
-                if not lost_answer and not create_exclusively(path, self._text(0)):
+                if not created and not create_exclusively(path, self._text(0)):
                     return False
         with self._lock:
             self._mine[name] = 0
@@ -95,8 +98,8 @@ class Claims:
                 self._renewer.start()
         return True
 
-    def _void(self, name: str, held: bytes) -> bool:
-        if (alive := _alive(held)) is not None:
+    def _expired(self, name: str, held: bytes) -> bool:
+        if (alive := _owner_alive(held)) is not None:
             return not alive
         now = time.monotonic()
         seen, since = self._watched.get(name, (b"", now))
@@ -106,21 +109,24 @@ class Claims:
         return now - since > STILL_SECONDS
 
     def holder(self, name: str) -> str | None:
-        """Who has claimed it, for people: "process 123 on HOST". None if nobody has."""
+        """The process that holds a shard, as "process 123 on HOST"; None if there is none."""
         try:
             claim = json.loads(read_bytes(self._path(name)) or b"null")
             return claim and f"process {claim['pid']} on {claim['host'].split()[0]}"
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-            return "somebody unknown"
+            return "an unknown process"
 
     def holds(self, name: str) -> bool:
-        """Whether a claim that was taken is still ours: it is lost if it stood still (a disk that hung, a process that was stopped)."""
+        """Whether this process still holds a claim that it took.
+
+        It is lost if it was not renewed in time: the disk hung, or the process was stopped.
+        """
         with self._lock:
             return name in self._mine and self._ours(read_bytes(self._path(name)))
 
     def release(self, name: str) -> None:
-        """Give a shard up, done or not. One that was not ours is left alone."""
-        with self._lock, one_at_a_time(self._out):
+        """Release a shard, done or not. A claim of another process stays."""
+        with self._lock, flocked(self._out):
             if self._mine.pop(name, None) is not None and self._ours(read_bytes(self._path(name))):
                 remove(self._path(name))
 
@@ -131,40 +137,43 @@ class Claims:
                     if name in self._mine:
                         try:
                             self._renew_one(name)
-                        except Exception as error:  # the claim may lapse; the work may not stop for it
+                        except Exception as error:  # an expired claim must not stop the work
                             log.debug("claim of %s not renewed: %s", name, error)
 
     def _renew_one(self, name: str) -> None:
         path, beat = self._path(name), self._mine[name] + 1
-        with one_at_a_time(self._out):
+        with flocked(self._out):
             if self._ours(read_bytes(path)):
                 write_atomic(path, self._text(beat))
             elif not create_exclusively(path, self._text(beat)) and not self._ours(read_bytes(path)):
                 del self._mine[name]
-                log.warning("%s: another run has %s now, as our claim stood still", self._out, name)
+                log.warning("%s: another run has taken over %s, as this claim was not renewed in time", self._out, name)
                 return
         self._mine[name] = beat
 
     def close(self) -> None:
-        """Give up what is still claimed."""
+        """Release every claim."""
         self._ended.set()
         for name in list(self._mine):
             self.release(name)
 
 
 def clear_claims(out: str | Path) -> int:
-    """Remove the claims of this machine's processes that are gone (killed). Returns how many."""
+    """Remove the claims of this host's dead processes. Returns the number."""
     removed = 0
     for path in listing(out, ".claim"):
         claim = read_bytes(path)
-        if claim is not None and _alive(claim) is False:
-            removed += remove_if(path, claim)
+        if claim is not None and _owner_alive(claim) is False:
+            removed += remove_if_equal(path, claim)
     return removed
 
 
 @contextmanager
-def one_at_a_time(folder: str | Path) -> Iterator[None]:
-    """Keep this machine's other processes (and threads) that ask for the same folder out, for moments. Buckets and some network disks cannot."""
+def flocked(folder: str | Path) -> Iterator[None]:
+    """Hold an exclusive flock on a folder, against this host's other processes and threads.
+
+    Without effect on URLs, and on network disks that have no locks.
+    """
     handle = -1
     if not is_url(folder):
         with suppress(OSError):
@@ -174,13 +183,13 @@ def one_at_a_time(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         if handle >= 0:
-            with suppress(OSError):  # closing is not enough: a process forked meanwhile has the handle, too
+            with suppress(OSError):  # closing is not enough: a process forked meanwhile holds the same open file
                 fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 
 def create_exclusively(path: str | Path, data: bytes) -> bool:
-    """Make a small file unless there is one of the name. Whether it was made."""
+    """Create a small file unless the path exists. Returns whether it was created."""
     if is_url(path):
         fs, inner = filesystem(str(path))
 
@@ -203,12 +212,12 @@ def create_exclusively(path: str | Path, data: bytes) -> bool:
     temporary = temporary_beside(path)
     temporary.write_bytes(data)
     try:
-        os.link(temporary, path)  # unlike a rename it fails if the name is taken, and the file is never half there
+        os.link(temporary, path)  # fails if the path exists, unlike a rename, and never shows part of the file
         return True
     except FileExistsError:
-        # or a network disk had made the link, lost its answer, and was asked again
+        # by this very call, if a network disk lost the response and repeated the request
         return os.stat(temporary).st_nlink > 1
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         with suppress(FileExistsError), open(path, "xb") as file:
             file.write(data)
             return True
@@ -217,10 +226,10 @@ def create_exclusively(path: str | Path, data: bytes) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def remove_if(path: str | Path, data: bytes) -> bool:
-    """Remove a small file if these are its bytes. Whether there is nothing of the name now, as far as we can tell.
+def remove_if_equal(path: str | Path, data: bytes) -> bool:
+    """Remove a small file if it holds these bytes. Returns whether the path is free now.
 
-    On a disk the file is moved away before it is looked at, so that one which was made meanwhile is not removed.
+    A local file is renamed before it is read, so that one created meanwhile is not removed.
     """
     if is_url(path):
         if read_bytes(path) not in (None, data):
@@ -228,16 +237,16 @@ def remove_if(path: str | Path, data: bytes) -> bool:
         remove(path)
         return True
     path = Path(path)
-    aside = temporary_beside(path)
+    renamed = temporary_beside(path)
     try:
-        os.rename(path, aside)
+        os.rename(path, renamed)
     except FileNotFoundError:
         return True
     try:
-        if aside.read_bytes() == data:
+        if renamed.read_bytes() == data:
             return True
         with suppress(OSError):
-            os.link(aside, path)
+            os.link(renamed, path)
         return False
     finally:
-        aside.unlink(missing_ok=True)
+        renamed.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """The commit that makes a shard's outputs count as done.
 
-The report is written last: a shard is done if its report carries the right fingerprint and the files that it
-names exist with the sizes it names. A process killed anywhere leaves a shard that is done or one that is made again.
+The report is written last. A shard is done if its report has the right fingerprint and the files
+that the report lists exist with their sizes. A process killed at any point leaves every shard
+either done or to be redone.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from pipeline.io.paths import join
 
 
 def report_path(out: str | Path, shard: str) -> str:
-    """Where the report of ``shard`` lies in an output folder."""
+    """Path of a shard's report in an output folder."""
     return join(out, f"{shard}.report.json")
 
 
 def commit_report(out: str | Path, report: ShardReport) -> None:
-    """Declare a shard done. Call after its outputs are in place.
+    """Commit a shard whose outputs are in place.
 
-    Outputs that the shard had before, under other settings, and has no longer are removed: they would be read along.
+    Outputs that only its previous report lists (of other settings) are removed: later stages would
+    read them.
     """
     before = read_report(out, report.shard)
     for name in set(before.outputs if before else ()) - set(report.outputs):
@@ -33,7 +35,7 @@ def commit_report(out: str | Path, report: ShardReport) -> None:
 
 
 def committed(out: str | Path, shard: str, fingerprint: str | None = None) -> ShardReport | None:
-    """The shard's report if it is done for this fingerprint (None: for any) and its files are there, whole; else None."""
+    """The shard's report if it has this fingerprint (None: any) and complete files; else None."""
     report = read_report(out, shard)
     if report is None or fingerprint not in (None, report.fingerprint):
         return None
@@ -44,7 +46,7 @@ def committed(out: str | Path, shard: str, fingerprint: str | None = None) -> Sh
 
 
 def read_report(out: str | Path, shard: str) -> ShardReport | None:
-    """The shard's report, or None if there is none or it is not readable as one."""
+    """The shard's report, or None if there is none or it is invalid."""
     data = read_bytes(report_path(out, shard))
     try:
         return None if data is None else ShardReport.model_validate_json(data)

@@ -1,8 +1,7 @@
-"""The batched inference loop of a worker: read, decode, collate, predict and write, each beside the others.
+"""Batched inference loop of a worker: read, decode, collate, predict and write shards concurrently.
 
-Threads do all but the forward pass: reading waits for disks and networks, PIL decodes and resizes
-without Python's lock, and so does Parquet's writer. The model runs on the calling thread, which
-should never wait.
+Threads do all but the forward pass: reading waits for disks and networks, and PIL and Parquet's
+writer release the GIL. The model runs on the calling thread, which should never wait.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from pipeline.execution.options import DeviceOptions
 from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob, Worker, WorkQueue
-from pipeline.system.devices import cores, devices_of, is_device_lost, limit_torch_threads
+from pipeline.system.devices import MAX_DECODERS, cores, devices_of, is_device_lost, limit_torch_threads
 
 SHARDS_IN_HAND = 2
-"""One with the model, one being read: a process that is killed loses little, and leaves the others their share."""
-MAX_DECODERS = 8
+"""Shards that a worker reads ahead of its writer: one in the model and one being read. More would
+be lost if the process is killed, and withheld from other workers.
+"""
 
 T = TypeVar("T")
 Model = TypeVar("Model")
@@ -36,22 +36,22 @@ Batch = TypeVar("Batch")
 
 
 class InferenceShard(Protocol[Unit, Ready, Batch]):
-    """One shard's inputs and results. An error in a method fails this shard alone, unless the device is lost."""
+    """Inputs and results of one shard. Errors fail this shard alone, unless the device is lost."""
 
     def windows(self) -> Iterator[Sequence[Unit]]:
-        """Read the shard, a bounded part at a time, as units to decode. Called from the reading thread."""
+        """Yield bounded groups of units to decode. Called from the reading thread."""
 
     def prepare(self, unit: Unit) -> Ready:
         """Decode a unit. Called from several threads, in any order."""
 
     def collate(self, ready: Ready | None) -> Iterable[Batch]:
-        """The batches that a unit completes; for None, those that the shard's end completes.
+        """Return the batches that a unit completes; for None, those that the shard's end completes.
 
         Called from one thread, in the order of the units.
         """
 
     def predict(self, batch: Batch) -> int:
-        """Run the model on a batch. Returns how many images are done with it."""
+        """Run the model on a batch. Returns the number of images that it completes."""
 
     def finish(self) -> ShardReport:
         """Write the outputs, after the last batch. Called from the writing thread."""
@@ -59,10 +59,10 @@ class InferenceShard(Protocol[Unit, Ready, Batch]):
 
 @dataclass(frozen=True)
 class InferenceWorker(Generic[Model]):
-    """A worker (:data:`pipeline.execution.worker.Worker`): runs the queue's shards through one copy of a model.
+    """Worker (:data:`pipeline.execution.worker.Worker`) with one copy of a model.
 
-    load: the model, on a torch device. open_shard: called in the reading thread. decoders: decoding
-    threads. threads: torch's own, on the CPU; None leaves them.
+    load: returns the model on a torch device. open_shard: called in the reading thread. decoders:
+    number of decoding threads. threads: torch's CPU threads; None leaves torch's default.
     """
 
     load: Callable[[str], Model]
@@ -75,7 +75,7 @@ class InferenceWorker(Generic[Model]):
         """Work until the queue has no more shards.
 
         Raises:
-            InputError: no usable model. torch.AcceleratorError: the device is lost.
+            InputError: the model cannot be used. torch.AcceleratorError: the device is lost.
         """
         with timed(queue, "load"):
             limit_torch_threads(self.threads)
@@ -86,10 +86,13 @@ class InferenceWorker(Generic[Model]):
 def inference_workers(
     make: Callable[[str, int, int | None], Worker], options: DeviceOptions, jobs: int
 ) -> list[Worker]:
-    """A worker for each process that there is work for; ``make`` gets its device, decoding threads and torch's threads.
+    """Return a worker for each process, at most one a job.
+
+    Args:
+        make: called with a process's device, number of decoding threads and torch threads.
 
     Raises:
-        InputError: no GPU for ``cuda``.
+        InputError: ``options.device`` is "cuda" and there is no GPU.
     """
     devices = devices_of(options.device, options.processes)
     share = max(1, cores() // len(devices))
@@ -99,18 +102,14 @@ def inference_workers(
 
 @contextmanager
 def timed(queue: WorkQueue, part: str) -> Iterator[None]:
-    """Count the seconds of a block as a part of the work, unless it raises."""
+    """Report the seconds that a block takes as time of a part of the work, unless it raises."""
     started = time.monotonic()
     yield
     queue.spent(part, time.monotonic() - started)
 
 
 def check_losses(job: ShardJob, unit: str, tally: Tally, allowed: float) -> None:
-    """Check that no more than a share of a shard's inputs is lost.
-
-    Raises:
-        RunError: more is lost.
-    """
+    """Raise a RunError if more than the share ``allowed`` of a shard's inputs was lost."""
     lost = sum(tally.dropped.values())
     if lost > allowed * max(tally.seen, 1):
         raise RunError(f"{job.path}: {lost} of {tally.seen} {unit} lost ({tally.dropped}); allowed share: {allowed}")
@@ -120,7 +119,7 @@ def run_inference(
     queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], InferenceShard[Any, Any, Any]],
     decoders: int,
 ) -> None:  # fmt: skip
-    """Run the model on every shard, in order; reports, failures, progress and times go to the queue.
+    """Run the model on every shard, in order; results, progress and times go to the queue.
 
     Raises:
         torch.AcceleratorError: the device is lost; the process must end.
@@ -140,7 +139,7 @@ def run_inference(
                 loop.predict(running, batch)
             else:
                 loop.room.release()
-                writing.result()  # one shard's results wait to be written, never more
+                writing.result()  # at most one shard's results wait to be written
                 writing = writer.submit(loop.finish, running)
             waited = time.monotonic()
         writing.result()
@@ -148,7 +147,7 @@ def run_inference(
 
 @dataclass
 class _Running:
-    """A shard in the loop. Once it has an error, the rest of its work is skipped."""
+    """A shard in the loop. After an error the rest of its work is skipped."""
 
     job: ShardJob
     shard: Any = None
@@ -156,7 +155,7 @@ class _Running:
 
 
 Steps = Iterable[tuple[_Running, T | None]]
-"""Parts of shards in order, and None at each shard's end."""
+"""Items of shards, in order, and None at each shard's end."""
 
 
 class _Loop:
@@ -226,6 +225,6 @@ class _Loop:
         except Exception as error:
             self._queue.failed(running.job, error)
             if is_device_lost(error):
-                raise  # through this process nothing else can go
+                raise  # this process can do no other shard
         else:
             self._queue.done(running.job, report)

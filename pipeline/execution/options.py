@@ -1,4 +1,4 @@
-"""Options of a run: what decides how a stage runs and never what it makes."""
+"""Run options: they decide how a stage runs, never what it writes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Cli:
-    """Name and value of a field on the command line, where the field's own name does not say them.
+    """Annotation of a job's field whose option differs from the field's name.
 
-    name: such as ``--source``; without dashes it is an argument. metavar: the value in the help.
+    name: such as ``--source``; without dashes it is an argument. metavar: placeholder of the value
+    in the help.
     """
 
     name: str = ""
@@ -25,15 +26,16 @@ class Cli:
 
 
 class WorkLeft(Exception):
-    """Raised where :attr:`RunOptions.check_only` is set and something is to be made."""
+    """Raised if :attr:`RunOptions.check_only` is set and an output is missing."""
 
 
 class RunOptions(Config):
-    """How a stage runs. None of it enters a fingerprint.
+    """Options of every stage. None enters a fingerprint.
 
     Attributes:
-        progress: receives counts while the stage runs; :class:`pipeline.execution.progress.Terminal` shows them.
-        check_only: make nothing; raise :class:`WorkLeft` if there is something to make.
+        progress: receives counts while the stage runs, such as
+            :class:`pipeline.execution.progress.Terminal`.
+        check_only: write nothing; raise :class:`WorkLeft` if an output is missing.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -44,31 +46,31 @@ class RunOptions(Config):
 
 
 class ShardOptions(RunOptions):
-    """How a stage without a network runs."""
+    """Options of a stage without a network."""
 
-    workers: int = Field(1, ge=1, description="Shards worked on at a time, each in a process of its own.")
+    workers: int = Field(1, ge=1, description="Shards processed at a time, each in its own process.")
 
 
 class DeviceOptions(RunOptions):
-    """How a stage with a network runs: one copy of it in each process."""
+    """Options of a stage with a network: each process has a copy."""
 
     device: Device = "cpu"
     processes: int | None = Field(
-        None, ge=1, description="Copies of the model, each in a process of its own.  [default: one a GPU; 1 on the CPU]"
+        None, ge=1, description="Copies of the model, each in its own process.  [default: one a GPU; 1 on the CPU]"
     )
     decoders: Annotated[int | None, Cli("--workers")] = Field(
         None,
         ge=1,
-        description="Threads of each process that decode images ahead.  [default: its share of the cores, 8 at most]",
+        description="Image-decoding threads of each process.  [default: its share of the cores, 8 at most]",
     )
 
 
 class LabellingOptions(DeviceOptions):
-    """How a stage that costs GPU hours runs."""
+    """Options of a stage that costs GPU hours."""
 
     limit: int | None = Field(
-        None, ge=1, description="Make at most so many shards now, and report what the rest takes."
+        None, ge=1, description="Process at most this many shards now, and estimate the time of the rest."
     )
     price: Annotated[float | None, Cli("--price-per-hour")] = Field(
-        None, ge=0, description="Of one device; the report then has the costs."
+        None, ge=0, description="Price of one device-hour; the report then shows costs."
     )

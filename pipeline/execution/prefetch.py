@@ -14,7 +14,7 @@ T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
 _POLL = 0.1
-"""Seconds between looks at whether the prefetcher was closed."""
+"""Seconds between checks for a closed prefetcher."""
 
 
 def submit_ahead(
@@ -29,7 +29,7 @@ def submit_ahead(
 
 
 class Prefetcher(Generic[T]):
-    """Iterates ``source`` in a thread of its own, at most ``depth`` items ahead. Close it, or use it in ``with``.
+    """Iterate ``source`` in a thread, up to ``depth`` items ahead. Close it, or use it in ``with``.
 
     An error of ``source`` is raised to the consumer, after the items before it. Closing stops
     ``source`` at its next item.
@@ -73,7 +73,7 @@ class Prefetcher(Generic[T]):
             yield item  # type: ignore[misc]
 
     def close(self) -> None:
-        """Stop the thread, and a consumer that waits."""
+        """Stop the thread and a waiting consumer."""
         self._closed.set()
 
     def __enter__(self) -> Prefetcher[T]:

@@ -1,4 +1,4 @@
-"""Workers in processes of their own: the scheduler stays with the parent, shards and reports go through pipes."""
+"""Workers in child processes, connected to the scheduler in the parent by pipes."""
 
 from __future__ import annotations
 
@@ -13,128 +13,131 @@ from typing import Any
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.reports import ShardReport
-from pipeline.execution.scheduler import LOOK_AGAIN, WAIT, ShardScheduler
+from pipeline.execution.scheduler import LOOK_AGAIN, ShardScheduler
 from pipeline.execution.worker import ShardJob, Worker
 
 log = logging.getLogger("glip_self_train")
 
 
-class _FarDesk:
-    """The parent's scheduler as a child sees it. Usable from any thread of the child.
+class _RemoteQueue:
+    """WorkQueue of a child process: client of the parent's scheduler.
 
-    Asking for a shard waits for an answer, which may take the digest of a large file; telling does not wait, so the one
-    who reads ahead never holds up the one who labels.
+    A request for a shard waits for its response, which may take the digest of a large file.
+    Messages have a pipe of their own and wait for none, so that reading ahead never delays the
+    model.
     """
 
-    def __init__(self, asks: Connection, tells: Connection) -> None:
-        self._asks, self._tells = asks, tells
-        self._asking, self._telling = threading.Lock(), threading.Lock()
+    def __init__(self, requests: Connection, messages: Connection) -> None:
+        self._requests, self._messages = requests, messages
+        self._request_lock, self._message_lock = threading.Lock(), threading.Lock()
 
     def take(self) -> ShardJob | None:
         while True:
-            with self._asking:
-                self._asks.send("next")
-                answer = self._asks.recv()
-            if answer != WAIT:
-                return answer
+            with self._request_lock:
+                self._requests.send("next")
+                job: ShardJob | str | None = self._requests.recv()
+            if not isinstance(job, str):
+                return job
             time.sleep(LOOK_AGAIN)
 
-    def _tell(self, name: str, *arguments: Any) -> None:
-        with self._telling:
-            self._tells.send((name, arguments))
+    def _send(self, method: str, *arguments: Any) -> None:
+        with self._message_lock:
+            self._messages.send((method, arguments))
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
-        self._tell("done", job, report)
+        self._send("done", job, report)
 
     def failed(self, job: ShardJob, error: BaseException | str) -> None:
         if not isinstance(error, InputError | RunError | str):
             log.error("shard %s", job.path, exc_info=error)
             error = f"{type(error).__name__}: {error}"
-        self._tell("failed", job, str(error))
+        self._send("failed", job, str(error))
 
     def advance(self, n: int, unit: str) -> None:
-        self._tell("advance", n, unit)
+        self._send("advance", n, unit)
 
     def spent(self, part: str, seconds: float) -> None:
-        self._tell("spent", part, seconds)
+        self._send("spent", part, seconds)
 
     def broken(self, reason: str) -> None:
-        """Say why this process ends."""
-        self._tell("broken", reason)
+        """Send the reason why this process ends."""
+        self._send("broken", reason)
 
 
-def _child(worker: Worker, asks: Connection, tells: Connection, level: int) -> None:
+def _run_child(worker: Worker, requests: Connection, messages: Connection, level: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(level)
-    queue = _FarDesk(asks, tells)
+    queue = _RemoteQueue(requests, messages)
     try:
         worker(queue)
     except (EOFError, BrokenPipeError):
-        pass  # the parent is gone: what is not committed will be made again
+        pass  # the parent has died: the next run repeats what is not committed
     except Exception as error:
         log.debug("worker ended", exc_info=True)
         queue.broken(str(error) if isinstance(error, InputError | RunError) else f"{type(error).__name__}: {error}")
 
 
 def run_in_processes(workers: Sequence[Worker], scheduler: ShardScheduler) -> None:
-    """Each worker in a spawned process, until the scheduler has no more shards.
+    """Run each worker in a spawned process, until the scheduler has no more shards.
 
-    A process that dies (out of memory, a crash in a library) fails the shards that it held; the others go on with the rest.
+    A process that dies (out of memory, a crash in a library) fails the shards that it held; the
+    others do the rest.
 
     Raises:
-        RunError: every process broke down, so shards may be left over.
+        RunError: every process failed, so shards may be left.
     """
     children = [_Child(worker, scheduler) for worker in workers]
     for child in children:
         child.wait()
     reasons = [child.reason for child in children if child.reason]
     if len(reasons) == len(children):
-        raise RunError(f"every worker broke down; first: {reasons[0]}")
+        raise RunError(f"every worker failed; first: {reasons[0]}")
 
 
 class _Child:
-    """One process, and the two threads that answer it and listen to it."""
+    """A child process, and the parent's two threads that serve its requests and its messages."""
 
     def __init__(self, worker: Worker, scheduler: ShardScheduler) -> None:
         self.reason: str | None = None
         self._scheduler = scheduler
         self._held: dict[str, ShardJob] = {}
         context = get_context("spawn")
-        self._asks, theirs = context.Pipe()
-        self._tells, told = context.Pipe(duplex=False)
+        self._requests, requests = context.Pipe()
+        self._messages, messages = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_child, args=(worker, theirs, told, log.getEffectiveLevel()), daemon=True
+            target=_run_child, args=(worker, requests, messages, log.getEffectiveLevel()), daemon=True
         )
         self._process.start()
-        theirs.close()
-        told.close()
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._answer, self._listen)]
+        requests.close()
+        messages.close()
+        serve = (self._serve_requests, self._serve_messages)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in serve]
         for thread in self._threads:
             thread.start()
 
-    def _answer(self) -> None:
-        with self._until_its_end():
+    def _serve_requests(self) -> None:
+        with self._until_exit():
             while True:
-                self._asks.recv()
-                given = self._scheduler.offer()
-                if isinstance(given, ShardJob):
-                    self._held[given.name] = given
-                self._asks.send(given)
+                self._requests.recv()
+                job = self._scheduler.offer()
+                if isinstance(job, ShardJob):
+                    self._held[job.name] = job
+                self._requests.send(job)
 
-    def _listen(self) -> None:
-        with self._until_its_end():
+    def _serve_messages(self) -> None:
+        with self._until_exit():
             while True:
-                name, arguments = self._tells.recv()
-                if name == "broken":
+                method, arguments = self._messages.recv()
+                if method == "broken":
                     (self.reason,) = arguments
                     continue
-                getattr(self._scheduler, name)(*arguments)
-                if name in {"done", "failed"}:
+                getattr(self._scheduler, method)(*arguments)
+                if method in {"done", "failed"}:
                     self._held.pop(arguments[0].name, None)
 
     @contextmanager
-    def _until_its_end(self) -> Iterator[None]:
-        """While the process is there. If it cannot be served it is ended: it would wait for ever, and the stage with it."""
+    def _until_exit(self) -> Iterator[None]:
+        """Serve until the process exits. Terminate it if the scheduler fails: it would hang."""
         try:
             yield
         except (EOFError, ConnectionError):
@@ -145,7 +148,7 @@ class _Child:
             self._process.terminate()
 
     def wait(self) -> None:
-        """Until the process has ended and all that it told is dealt with."""
+        """Wait for the exit and the last messages; fail the shards that the process still held."""
         for thread in self._threads:
             thread.join()
         self._process.join()

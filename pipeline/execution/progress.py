@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log, or whatever the caller hands in."""
+"""Progress of long work: a bar on a terminal, periodic log lines, or the caller's own."""
 
 from __future__ import annotations
 
@@ -16,50 +16,42 @@ from pipeline.io.atomic import write_json
 
 log = logging.getLogger("glip_self_train")
 PROGRESS_FILE = "GLIP_SELF_TRAIN_PROGRESS"
-"""Environment variable: a file in which a command keeps its :class:`ProgressNote`, for whoever started it."""
+"""Environment variable: file to which a command writes its current :class:`ProgressNote`."""
 
 
 class Progress(Protocol):
-    """What a stage tells while it runs: ``total`` shards (or steps, or images) to come, and what is done.
+    """Receiver of a stage's progress towards a total of shards, steps or images.
 
-    ``advance`` may come from the middle of a shard; where its unit is the one that ``begin`` named, it counts towards
-    the total. ``shard`` counts one shard towards it. ``detail`` is a line of figures of the stage's own. ``before``: so many were done
-    by earlier starts; they are in no rate.
+    begin: ``before`` of the units were done by earlier runs; rates leave them out. advance: may be
+    called within a shard; counts towards the total if its unit is that of ``begin``. shard: counts
+    one shard towards the total. detail: a line of the stage's own figures. The default methods do
+    nothing.
     """
 
-    def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None: ...
-
-    def advance(self, n: int, unit: str = "samples") -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-    def shard(self, report: ShardReport, skipped: bool) -> None: ...
-
-    def end(self, report: StageReport) -> None: ...
-
-
-class Silent:
-    """No progress at all."""
-
     def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
-        pass
+        return
 
     def advance(self, n: int, unit: str = "samples") -> None:
-        pass
+        return
 
     def detail(self, text: str) -> None:
-        pass
+        return
 
     def shard(self, report: ShardReport, skipped: bool) -> None:
-        pass
+        return
 
     def end(self, report: StageReport) -> None:
-        pass
+        return
+
+
+class Silent(Progress):
+    """Progress that shows nothing; base of implementations that need some of the methods."""
 
 
 class ProgressNote(BaseModel):
-    """Where a command stands: ``done`` of ``total`` units, ``before`` of them by earlier starts, and ``rate`` of the finer unit a second;
-    or what it waits for."""
+    """Progress of a command: ``done`` of ``total`` units, ``before`` of them by earlier runs, and
+    ``rate`` in ``rate_unit`` per second; or, in ``waiting``, the reason why it waits.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,12 +67,12 @@ class ProgressNote(BaseModel):
 
     @property
     def seconds_left(self) -> float | None:
-        """By what this start has done so far; None before anything is."""
+        """Estimate by the rate of this run; None before anything is done."""
         done = self.done - self.before
         return None if done <= 0 else self.seconds / done * (self.total - self.done)
 
     def words(self) -> str:
-        """For people: "3 of 40 shards, 12.5 images/s, 4 min left"."""
+        """Return a line such as "3 of 40 shards, 12.5 images/s, 4 min left"."""
         if self.waiting:
             return self.waiting
         rate = f", {self.rate:,.1f} {self.rate_unit}/s" if self.rate_unit and self.rate else ""
@@ -90,78 +82,72 @@ class ProgressNote(BaseModel):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    """Format seconds as 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 class Terminal:
-    """tqdm's bar of shards with the rate of samples on a terminal; a log line every ``every`` seconds elsewhere.
+    """Show a tqdm bar on a terminal; elsewhere log a line every ``every`` seconds.
 
-    ``note`` is a file kept up to date with where the work stands; by default the one that PROGRESS_FILE names.
+    ``note`` is the file of the :class:`ProgressNote`; default: the one that PROGRESS_FILE names.
     """
 
     def __init__(self, every: float = 10.0, note: str | None = None) -> None:
         self._every = every
         self._bar: Any = None
-        self._note = note or os.environ.get(PROGRESS_FILE)
-        self._noted = 0.0
+        self._file = note or os.environ.get(PROGRESS_FILE)
 
     def begin(self, stage: str, total: int, unit: str = "shards", before: int = 0) -> None:
-        self._stage, self._total, self._unit, self._done, self._advanced = stage, total, unit, before, 0
-        self._before = before
-        self._started = self._told = time.monotonic()
+        self._note = ProgressNote(stage=stage, done=before, total=total, unit=unit, before=before)
+        self._advanced, self._detail = 0, ""
+        self._started = self._logged = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=before, desc=stage, unit=f" {unit}", dynamic_ncols=True)
-        self._rate, self._rate_unit, self._detail = 0.0, "", ""
-        self._write_note(now=True)
+        self._write_note()
 
     def advance(self, n: int, unit: str = "samples") -> None:
+        note, now = self._note, time.monotonic()
         self._advanced += n
-        rate = self._advanced / max(time.monotonic() - self._started, 1e-9)
-        self._rate, self._rate_unit = rate, unit
-        if unit == self._unit:
-            self._count(n)
-        self._write_note()
+        rate = self._advanced / max(now - self._started, 1e-9)
+        note.rate, note.rate_unit = round(rate, 2), unit
+        self._count(n if unit == note.unit else 0)
         if self._bar is not None:
             self._bar.set_postfix_str(self._detail or f"{rate:,.1f} {unit}/s")
-        elif time.monotonic() - self._told > self._every:
-            self._told = time.monotonic()
-            log.info("%s: %d of %d %s, %.1f %s/s", self._stage, self._done, self._total, self._unit, rate, unit)
+        elif now - self._logged > self._every:
+            self._logged = now
+            log.info("%s: %d of %d %s, %.1f %s/s", note.stage, note.done, note.total, note.unit, rate, unit)
 
     def detail(self, text: str) -> None:
-        """What stands beside the bar from now on, in place of the rate."""
+        """Show a text beside the bar in place of the rate."""
         self._detail = text
 
     def shard(self, report: ShardReport, skipped: bool) -> None:
         self._count(1)
 
     def _count(self, n: int) -> None:
-        self._done += n
-        if self._bar is not None:
+        self._note.done += n
+        if self._bar is not None and n:
             self._bar.update(n)
-        self._write_note()
+        if time.monotonic() - self._written > 1.0:
+            self._write_note()
 
-    def _write_note(self, now: bool = False) -> None:
-        if self._note is None or not (now or time.monotonic() - self._noted > 1.0):
+    def _write_note(self) -> None:
+        self._written = time.monotonic()
+        if self._file is None:
             return
-        self._noted = time.monotonic()
-        note = ProgressNote(
-            stage=self._stage, done=self._done, total=self._total, unit=self._unit, before=self._before,
-            rate=round(self._rate, 2), rate_unit=self._rate_unit,
-            seconds=round(time.monotonic() - self._started, 1),
-        )  # fmt: skip
+        self._note.seconds = round(self._written - self._started, 1)
         try:
-            Path(self._note).parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._note, note.model_dump())
-        except OSError as error:  # for people: the work does not stop for it
-            log.debug("%s: progress not noted: %s", self._note, error)
+            Path(self._file).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, self._note.model_dump())
+        except OSError as error:  # must not stop the work
+            log.debug("%s: progress not written: %s", self._file, error)
 
     def end(self, report: StageReport) -> None:
-        self._write_note(now=True)
+        self._write_note()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

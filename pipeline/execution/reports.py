@@ -1,6 +1,6 @@
-"""What happened to every input: tallies that must add up, one report a shard, one a stage.
+"""Reports of shards and stages, with tallies that account for every input.
 
-Nothing in a shard's report depends on time or host, so that it is the same bytes whenever and wherever it is written.
+A shard's report does not depend on time or host, so that its bytes are the same in every run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pipeline.io.atomic import OutputFile
 
 
 class Tally(BaseModel):
-    """How many of one unit ("samples", "phrases", "regions") came in, stayed, and went for which reason.
+    """Number of one unit ("samples", "phrases", "regions") seen, kept, and dropped by reason.
 
     Raises:
-        ValueError: ``seen != kept + sum(dropped)``, wherever a tally is read or made.
+        ValueError: ``seen != kept + sum(dropped)``, when a tally is created or read.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,12 +35,12 @@ class Tally(BaseModel):
         return self
 
     def keep(self, n: int = 1) -> None:
-        """Count ``n`` inputs that stayed."""
+        """Count ``n`` kept inputs."""
         self.seen += n
         self.kept += n
 
     def drop(self, reason: str, n: int = 1) -> None:
-        """Count ``n`` inputs that went, and why. ``reason`` is a snake_case word from the stage's own list."""
+        """Count ``n`` dropped inputs. ``reason`` is a snake_case word from the stage's own list."""
         if n:
             self.seen += n
             self.dropped[reason] = self.dropped.get(reason, 0) + n
@@ -55,7 +55,7 @@ class Tally(BaseModel):
 
 
 class ShardReport(BaseModel):
-    """The record that makes a shard's output count as done. Stored beside it, written last."""
+    """Report that commits a shard's outputs; stored beside them and written last."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,7 +69,7 @@ class ShardReport(BaseModel):
 
 
 class FailedShard(BaseModel):
-    """A shard that gave no output, with the one line that says why."""
+    """A shard without output, and its error in one line."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +78,7 @@ class FailedShard(BaseModel):
 
 
 class StageReport(BaseModel):
-    """Sum of a stage's shards. ``done`` were made now, ``skipped`` were already there, whole."""
+    """Sum of a stage's shards. ``done``: processed now; ``skipped``: done by earlier runs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,37 +88,31 @@ class StageReport(BaseModel):
     failed: list[FailedShard] = Field(default_factory=list)
     tallies: dict[str, Tally] = Field(default_factory=dict)
     numbers: dict[str, float] = Field(default_factory=dict)
-    rates: Rates | None = Field(None, description="what this run cost; says nothing of shards that were there already")
+    rates: Rates | None = Field(None, description="throughput and cost of this run, without skipped shards")
 
     @classmethod
     def of(
-        cls,
-        stage: str,
-        reports: Iterable[ShardReport],
-        *,
-        skipped: int = 0,
-        failed: Iterable[FailedShard] = (),
+        cls, stage: str, reports: Iterable[ShardReport], *, skipped: int = 0, failed: Iterable[FailedShard] = ()
     ) -> StageReport:
-        """Sum shard reports; ``skipped`` says how many of them were found done rather than made."""
-        total = cls(stage=stage, skipped=skipped, failed=list(failed))
+        """Sum shard reports, ``skipped`` of which were done by earlier runs."""
+        reports = list(reports)
+        total = cls(stage=stage, done=len(reports) - skipped, skipped=skipped, failed=list(failed))
         for report in reports:
-            total.done += 1
-            for unit, tally in report.tallies.items():
-                total.tallies.setdefault(unit, Tally()).add(tally)
-            for name, value in report.numbers.items():
-                total.numbers[name] = total.numbers.get(name, 0) + value
-        total.done -= skipped
+            total._add(report)
         return total
 
+    def _add(self, report: ShardReport | StageReport) -> None:
+        for unit, tally in report.tallies.items():
+            self.tallies.setdefault(unit, Tally()).add(tally)
+        for name, value in report.numbers.items():
+            self.numbers[name] = self.numbers.get(name, 0) + value
+
     def merge(self, other: StageReport) -> None:
-        """Add the report of another set of shards of the same stage (for chunked runs)."""
+        """Add the report of other shards of the same stage."""
         self.done += other.done
         self.skipped += other.skipped
         self.failed += other.failed
-        for unit, tally in other.tallies.items():
-            self.tallies.setdefault(unit, Tally()).add(tally)
-        for name, value in other.numbers.items():
-            self.numbers[name] = self.numbers.get(name, 0) + value
+        self._add(other)
         if other.rates is not None:
             self.rates = self.rates or Rates(devices=other.rates.devices)
             self.rates.add(other.rates)

@@ -1,4 +1,4 @@
-"""Run a stage: skip shards that are done, share the rest among workers, commit each result."""
+"""Run a stage: skip shards that are done, distribute the rest over workers, commit each result."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ def run_shards(
     options: ShardOptions = ShardOptions(),
     *,
     fingerprint_of: Callable[[ShardJob], str] | None = None,
+    advances: bool = False,
 ) -> StageReport:
     """Run ``work`` on every shard that is not done yet and commit each result.
 
-    A shard that raises is excluded with its reason while the rest go on. ``options.workers`` > 1 runs shards in spawned
-    processes (``work`` must then be picklable). Runs that share ``out`` share the work.
+    A shard that raises is recorded as failed and the rest go on. ``options.workers`` > 1 runs
+    shards in spawned processes (``work`` must then be picklable). Runs with the same ``out`` share
+    the work. With ``advances``, ``work`` also gets the ``queue``, to report progress within a
+    shard.
 
     Raises:
-        RunError: more than ``max_failed`` shards failed; the report so far is logged, what is done stays done.
+        RunError: more than ``max_failed`` shards failed; the others stay done.
         WorkLeft: ``options.check_only`` is set, and a shard is not done.
     """
-    workers = max(1, min(options.workers, len(jobs)))
-    return run_workers(stage, jobs, out, [EachShard(work)] * workers, options, fingerprint_of=fingerprint_of)
+    workers = [EachShard(work, advances)] * max(1, min(options.workers, len(jobs)))
+    return run_workers(stage, jobs, out, workers, options, fingerprint_of=fingerprint_of)
 
 
 def run_workers(
@@ -44,10 +47,11 @@ def run_workers(
     *,
     fingerprint_of: Callable[[ShardJob], str] | None = None,
 ) -> StageReport:
-    """Share the shards among workers, each in a process of its own (a single one in this process).
+    """Distribute the shards over workers, each in its own process (a single one in this process).
 
     Args:
-        fingerprint_of: returns a shard's fingerprint; called when the shard's turn comes, for jobs without one.
+        fingerprint_of: returns a shard's fingerprint; called just before its work, for jobs without
+            one.
 
     Raises:
         RunError, WorkLeft: as :func:`run_shards`.

@@ -1,4 +1,4 @@
-"""Which shards are to do, whose they are, and what became of each: shared by all that work on a stage at a time."""
+"""Thread-safe scheduler of a stage's shards: skips, claims and commits them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,16 +26,17 @@ from pipeline.io.temporaries import clear_temporaries
 log = logging.getLogger("glip_self_train")
 
 LOOK_AGAIN = 1.0
-"""Seconds between looks at shards that another run is working on."""
+"""Seconds between checks of shards that another run has claimed."""
 WAIT = "wait"
-"""Nothing to hand out now, but there may be later."""
+"""Returned by :meth:`ShardScheduler.offer` while other runs hold every shard that is left."""
 
 
 class ShardScheduler:
-    """Hands out the shards that are not done, commits what comes back. Usable from any thread.
+    """Queue of the shards that are not done (:class:`pipeline.execution.worker.WorkQueue`).
 
-    A shard that is committed for its fingerprint is skipped; one that another run has claimed is left to it, and looked
-    at again when nothing else is left: by then it is done, or its claim is void and it is ours.
+    A shard that is committed for its fingerprint is skipped. One that another run has claimed is
+    checked again when no other is left: by then it is done, or its claim has expired and this run
+    takes it.
     """
 
     def __init__(
@@ -49,9 +51,9 @@ class ShardScheduler:
     ) -> None:
         self.stage, self._out, self._fingerprint_of, self._progress = stage, str(out), fingerprint_of, progress
         self._pending: deque[ShardJob] = deque(jobs)
-        self._busy: deque[ShardJob] = deque()
-        self._looked_at = 0
-        self._room = self._limit = limit
+        self._claimed: deque[ShardJob] = deque()  # by other runs
+        self._rechecking = 0
+        self._quota = self._limit = limit
         self._reports: dict[str, ShardReport] = {}
         self._skipped: set[str] = set()
         self._failed: list[FailedShard] = []
@@ -67,26 +69,20 @@ class ShardScheduler:
         progress.begin(stage, len(jobs))
 
     def check(self) -> None:
-        """Look at every shard's output and make none.
-
-        Raises:
-            WorkLeft: a shard is not committed for its fingerprint.
-        """
+        """Raise WorkLeft if a shard is not committed for its fingerprint."""
         while self._pending:
             job = self._with_fingerprint(self._pending.popleft())
             if not self._done_before(job):
                 raise WorkLeft
 
-    # --- for those who work
-
     def take(self) -> ShardJob | None:
-        """The next shard to do, claimed; None when nothing is left. Waits while other runs hold what is left."""
-        while (given := self.offer()) == WAIT:
+        """Claim the next shard; None when nothing is left. Waits while other runs hold the rest."""
+        while isinstance(job := self.offer(), str):
             time.sleep(LOOK_AGAIN)
-        return given if isinstance(given, ShardJob) else None
+        return job
 
     def offer(self) -> ShardJob | str | None:
-        """As :meth:`take`, but WAIT instead of waiting."""
+        """As :meth:`take`, but return WAIT instead of waiting."""
         while True:
             with self._lock:
                 if not self._pending:
@@ -94,46 +90,46 @@ class ShardScheduler:
                 job = self._pending.popleft()
             if (given := self._try(job)) is not None:
                 return given
-        for _ in range(len(self._busy)):  # at most: others may look at some of them meanwhile
+        for _ in range(len(self._claimed)):  # at most: other threads may take some meanwhile
             with self._lock:
-                if not self._busy:
+                if not self._claimed:
                     break
-                job = self._busy.popleft()
-                self._looked_at += 1
+                job = self._claimed.popleft()
+                self._rechecking += 1
             try:
                 given = self._try(job)
             finally:
                 with self._lock:
-                    self._looked_at -= 1
+                    self._rechecking -= 1
             if given is not None:
                 return given
         with self._lock:
-            return WAIT if self._busy or self._looked_at else None
+            return WAIT if self._claimed or self._rechecking else None
 
     def _try(self, job: ShardJob) -> ShardJob | None:
-        """Skip it, put it back, or claim it."""
+        """Return the job if it is claimed now; else record it as skipped, failed or claimed."""
         try:
             job = self._with_fingerprint(job)
             if self._done_before(job):
                 return None
             with self._lock:
-                if self._room == 0:
+                if self._quota == 0:
                     return None
-                if self._room is not None:  # before the claim, or several threads would take the last place
-                    self._room -= 1
+                if self._quota is not None:  # before the claim, or several threads would use the last one
+                    self._quota -= 1
             given = False
             try:
                 if not self._claims.take(job.name):
                     with self._lock:
-                        self._busy.append(job)
-                elif self._done_before(job):  # by the run that has just given it up
-                    self._give_up(job.name)
+                        self._claimed.append(job)
+                elif self._done_before(job):  # by the run that has just released it
+                    self._release(job.name)
                 else:
                     given = True
             finally:
-                if not given and self._room is not None:
+                if not given and self._quota is not None:
                     with self._lock:
-                        self._room += 1
+                        self._quota += 1
         except Exception as error:
             self.failed(job, error)
             return None
@@ -152,78 +148,71 @@ class ShardScheduler:
         with self._lock:
             self._reports[job.name] = report
             self._skipped.add(job.name)
-            self._show(lambda: self._progress.shard(report, skipped=True))
+            with self._tolerate("progress not reported"):
+                self._progress.shard(report, skipped=True)
         return True
 
-    def _show(self, tell: Callable[[], None]) -> None:
-        """Progress is for people: where it cannot be told, no shard fails for it."""
+    @contextmanager
+    def _tolerate(self, what: str) -> Iterator[None]:
+        """Log an error of reporting progress or releasing a claim: no shard fails for it."""
         try:
-            tell()
+            yield
         except Exception as error:
-            log.warning("%s: progress not told: %s: %s", self.stage, type(error).__name__, error)
+            log.warning("%s: %s: %s: %s", self.stage, what, type(error).__name__, error)
 
-    def _give_up(self, name: str) -> None:
-        """A claim that cannot be given up lapses, or is cleared by who comes next; the shard is dealt with all the same."""
-        try:
+    def _release(self, name: str) -> None:
+        with self._tolerate(f"claim of shard {name} not released"):  # it expires, or the next run clears it
             self._claims.release(name)
-        except Exception as error:
-            log.warning("%s: claim of shard %s not given up: %s: %s", self.stage, name, type(error).__name__, error)
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
-        """Commit a shard's report; its outputs are in place."""
         try:
             commit_report(self._out, report)
         except Exception as error:
             self.failed(job, error)
             return
-        self._give_up(job.name)
+        self._release(job.name)
         with self._lock:
             self._reports[job.name] = report
-            self._show(lambda: self._progress.shard(report, skipped=False))
+            with self._tolerate("progress not reported"):
+                self._progress.shard(report, skipped=False)
 
     def failed(self, job: ShardJob, error: BaseException | str) -> None:
-        """Set a shard aside with its reason."""
         expected = isinstance(error, InputError | RunError | str)
         line = str(error) if expected else f"{type(error).__name__}: {error}"
         trace = None if expected else error
         log.error("%s: shard %s failed: %s", self.stage, job.path, line, exc_info=trace)  # type: ignore[arg-type]
         if self._has_old_result(job):
             log.warning(
-                "%s: %s still holds what shard %s gave before, under other settings or of another input",
-                self.stage,
-                self._out,
-                job.name,
-            )
+                "%s: %s still holds the previous output of shard %s, of other settings or another input",
+                self.stage, self._out, job.name,
+            )  # fmt: skip
         with self._lock:
             self._failed.append(FailedShard(shard=job.name, error=line))
-        self._give_up(job.name)
+        self._release(job.name)
 
     def _has_old_result(self, job: ShardJob) -> bool:
-        """It stays, for settings that do not work must not cost what others gave; who reads the folder should know."""
+        """Whether a failed shard still has output of other settings, which is kept."""
         try:
             return bool(job.fingerprint) and committed(self._out, job.name) is not None
         except Exception:
             return False
 
     def advance(self, n: int, unit: str) -> None:
-        """Tell of progress within a shard."""
         with self._lock:
             self.rates.samples += n
             self.rates.unit = unit
-            self._show(lambda: self._progress.advance(n, unit))
+            with self._tolerate("progress not reported"):
+                self._progress.advance(n, unit)
 
     def spent(self, part: str, seconds: float) -> None:
-        """Count time that went into a part of the work."""
         with self._lock:
             self.rates.parts[part] = self.rates.parts.get(part, 0.0) + seconds
 
-    # --- for the one who started it
-
     def close(self, *, devices: int, price: float | None, max_failed: int) -> StageReport:
-        """The sum of it all.
+        """Release the claims and return the stage's report.
 
         Raises:
-            RunError: more than ``max_failed`` shards failed; what is done stays done.
+            RunError: more than ``max_failed`` shards failed; the others stay done.
         """
         self._claims.close()
         self._failed.sort(key=lambda f: f.shard)
@@ -241,12 +230,12 @@ class ShardScheduler:
         return total
 
     def _measure(self, devices: int, price: float | None) -> None:
-        """How much of the input is done now, and how much is left."""
+        """Complete the rates: devices, and bytes of the input done and left."""
         self.rates.devices, self.rates.price = devices, price
         failed = {f.shard for f in self._failed}
         left = [n for n in self._paths if n not in self._reports and n not in failed]
-        made = [n for n in self._reports if n not in self._skipped]
+        done = [n for n in self._reports if n not in self._skipped]
         self.rates.shards_left = len(left)
-        if made and (left or self._limit is not None):
-            self.rates.bytes_done = sum(file_size(self._paths[n]) or 0 for n in made)
+        if done and (left or self._limit is not None):
+            self.rates.bytes_done = sum(file_size(self._paths[n]) or 0 for n in done)
             self.rates.bytes_left = sum(file_size(self._paths[n]) or 0 for n in left)

@@ -1,4 +1,4 @@
-"""Shards of an earlier run in the same folder that this run has nothing to do with: they would be read as its own."""
+"""Removal of an earlier run's shards, which later stages would read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pipeline.io.paths import join
 
 
 def remove_stale(stage: str, out: str | Path, stale: Callable[[str], bool]) -> Iterator[str]:
-    """Remove the outputs and the report of every shard that ``stale`` says yes to, by its name; the names, as they go.
+    """Remove outputs and report of every shard of a stage whose name is ``stale``; yields the
+    names.
 
-    Only what a report of this stage stands beside is ours to remove.
+    Files that no report of the stage lists stay.
     """
     for path in listing(out, ".report.json"):
         shard = path.rsplit("/", 1)[-1].removesuffix(".report.json")

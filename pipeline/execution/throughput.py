@@ -1,6 +1,6 @@
-"""What a run of a stage cost: images a second, pairs per device-hour, where the time went, what the rest will take.
+"""Throughput of a run, its cost, time by part of the work, and an estimate of the rest.
 
-Kept apart from shard reports: those are the same bytes whenever and wherever they are written.
+Not part of shard reports, whose bytes do not depend on time or host.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Rates(BaseModel):
-    """Times of one run, or of several that were added up.
+    """Times of one run, or the sum of several.
 
-    device_seconds: wall time of every process that works, summed. parts: seconds by what they went into; they
-    overlap, since reading, decoding and writing run beside the model. bytes_done, bytes_left: of input shards.
+    device_seconds: wall time summed over the worker processes. parts: seconds by part of the work;
+    they overlap, as reading, decoding and writing run beside the model. bytes_done, bytes_left: of
+    input shards.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,7 +31,7 @@ class Rates(BaseModel):
     price: float | None = Field(None, description="of a device-hour")
 
     def add(self, other: Rates) -> None:
-        """Add another run's (of other shards)."""
+        """Add a run of other shards."""
         self.devices = max(self.devices, other.devices)
         self.device_seconds += other.device_seconds
         self.samples += other.samples
@@ -42,26 +43,26 @@ class Rates(BaseModel):
             self.parts[part] = self.parts.get(part, 0.0) + seconds
 
     def count_left(self, sizes: Iterable[int]) -> None:
-        """Count input shards that are left beside those that the run knew of, by their bytes."""
+        """Count input shards that the run did not include as left, given their bytes."""
         for size in sizes:
             self.shards_left += 1
             self.bytes_left += size
 
     @property
     def samples_per_second(self) -> float:
-        """Of all devices together."""
+        """Samples per second of all devices together."""
         return self.devices * self.samples / self.device_seconds if self.device_seconds > 0 else 0.0
 
     @property
     def hours_left(self) -> float | None:
-        """Device-hours for the shards that are left, by their bytes; None before anything is done."""
+        """Estimated device-hours of the shards left, by bytes; None before any is done."""
         if not self.bytes_done or not self.bytes_left:
             return 0.0 if not self.bytes_left else None
-        work = self.device_seconds - self.parts.get("load", 0.0)  # a long run loads its teacher once, too
+        work = self.device_seconds - self.parts.get("load", 0.0)  # the rest loads the model only once, too
         return work / 3600 * self.bytes_left / self.bytes_done
 
     def lines(self) -> list[str]:
-        """For a terminal; empty if nothing was done."""
+        """Lines for a terminal; empty if nothing was done."""
         if not self.samples or self.device_seconds <= 0:
             return []
         hours, images = self.device_seconds / 3600, self.unit == "images"

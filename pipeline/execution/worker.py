@@ -1,4 +1,4 @@
-"""What all stages share: skip what is done, do the rest shard by shard, commit each, count everything."""
+"""Interface between stages and the scheduler: shard jobs, workers and their queue."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pipeline.io.atomic import OutputFile
 from pipeline.system.devices import is_device_lost
 
 if TYPE_CHECKING:
-    from pipeline.io.tars import TarProblems  # webdataset brings torch along, which filter-boxes does without
+    from pipeline.io.tars import TarProblems  # webdataset imports torch, which filter-boxes does not need
 
 MAX_NOTES = 10
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to make: where it comes from, its name, and the fingerprint its output will carry.
+    """One shard to process: path of its input, its name, and its output's fingerprint.
 
-    An empty fingerprint is worked out when the shard's turn comes (``fingerprint_of`` of :func:`run_shards`): it takes a look at
-    the inputs, which may be terabytes.
+    An empty fingerprint is computed just before the work (``fingerprint_of`` of
+    :func:`run_shards`), as that reads the inputs, which may be terabytes.
     """
 
     path: str
@@ -38,7 +38,7 @@ class ShardJob:
         problems: TarProblems | None = None,
         notes: Sequence[str] = (),
     ) -> ShardReport:
-        """What became of the shard; ``problems`` of reading it are added to its numbers and notes."""
+        """Return the shard's report; reading ``problems`` are added to numbers and notes."""
         damage = {} if problems is None else {f"shard_{reason}": float(n) for reason, n in problems.counts.items()}
         return ShardReport(
             stage=stage,
@@ -52,45 +52,41 @@ class ShardJob:
 
 
 class WorkQueue(Protocol):
-    """Where a worker gets its shards and hands in what became of them; in this process or another."""
+    """Source of a worker's shards and sink of their reports. Thread-safe."""
 
     def take(self) -> ShardJob | None:
-        """The next shard to do, or None when nothing is left."""
-        ...
+        """Return the next shard, or None when nothing is left."""
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
-        """Hand in a shard's report; its outputs are in place."""
-        ...
+        """Commit a shard's report; its outputs are in place."""
 
     def failed(self, job: ShardJob, error: BaseException | str) -> None:
-        """Set a shard aside with its reason."""
-        ...
+        """Record a failed shard and its error."""
 
     def advance(self, n: int, unit: str) -> None:
-        """Tell of progress within a shard."""
-        ...
+        """Report progress within a shard."""
 
     def spent(self, part: str, seconds: float) -> None:
-        """Count time that went into a part of the work."""
-        ...
+        """Add seconds to the time of a part of the work."""
 
 
 Worker = Callable[[WorkQueue], None]
-"""Works on the queue's shards until it has no more."""
-Work = Callable[[ShardJob], ShardReport]
-"""Makes a shard's outputs, each atomically, and returns its report (not yet committed)."""
+"""Processes the queue's shards until none is left."""
+Work = Callable[..., ShardReport]
+"""Writes the outputs of a ShardJob, each atomically, and returns its report (not yet committed)."""
 
 
 @dataclass(frozen=True)
 class EachShard:
-    """The plain worker: one shard after the other."""
+    """Call ``work(job)`` on each shard, with ``advances`` ``work(job, queue=queue)``."""
 
     work: Work
+    advances: bool = False
 
     def __call__(self, queue: WorkQueue) -> None:
         while (job := queue.take()) is not None:
             try:
-                report = self.work(job)
+                report = self.work(job, queue=queue) if self.advances else self.work(job)
             except Exception as error:
                 queue.failed(job, error)
                 if is_device_lost(error):

@@ -15,7 +15,7 @@ from pipeline.config import FilterConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
-from pipeline.filtering.gold import gold_tables, match, read_gold
+from pipeline.filtering.gold import GoldMatcher, gold_tables, read_gold
 from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
 from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, Thresholds, band_of
 from pipeline.io.atomic import write_json
@@ -125,15 +125,16 @@ def _sample(
     codes, keys = shard.keys()
     labels = apply_rules(shard, config).keeps & truth.has(keys)[codes]
     text_codes, texts = shard.texts()
-    matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
+    spans, score = (shard.numbers("start"), shard.numbers("end")), scores(shard, config)
+    matched = GoldMatcher(truth, codes, keys, *spans, shard.boxes(), score, iou).match(labels)
     if fitted.counts is None:
         band, gold_band = np.zeros(len(texts), np.int64), np.zeros(len(truth), np.int64)
     else:
         band = band_of(starts, fitted.counts.of(texts)[0])
         gold_band = band_of(starts, fitted.counts.of(truth.phrases)[0])
     return Sample(
-        scores(shard, config)[labels],
-        correct[labels],
+        score[labels],
+        (matched >= 0)[labels],
         np.where(matched < 0, -1, matched + offset)[labels],
         band[text_codes][labels],
         gold_band,

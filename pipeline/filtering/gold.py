@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.filtering.nms import concatenated_ranges, pair_iou, run_lengths
+from pipeline.filtering.box_matching import match_boxes
+from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.filtering.store import BOX
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
@@ -20,7 +21,10 @@ GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
 
 @dataclass(frozen=True)
 class Gold:
-    """Gold boxes of a shard, one per phrase of a caption. ``boxes``: (n, 4) absolute xyxy."""
+    """Gold boxes of a shard; those of one phrase have the same key and span.
+
+    boxes: (n, 4) absolute xyxy.
+    """
 
     keys: pa.Array
     phrases: pa.Array
@@ -63,38 +67,71 @@ def gold_tables(folder: str | Path) -> dict[str, str]:
     return {stem(p): p for p in expand_shards(str(folder), suffix=".parquet")}
 
 
-def match(
-    gold: Gold, codes: np.ndarray, keys: pa.Array, start: np.ndarray, end: np.ndarray, boxes: np.ndarray, iou: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match labels with gold phrases.
+class GoldMatcher:
+    """One-to-one matching of labels with the gold boxes of their phrases.
 
     A label's gold phrase is the one of the same caption with the most characters in common, the
-    first of equals. The label is correct if the IoU of the boxes is at least ``iou``.
+    first of equals; a phrase may have several boxes. In order of score each label takes the free
+    box of its phrase with the highest IoU, as :func:`match_boxes`.
 
-    Args:
-        codes: (n,) indices of the labels' images in ``keys``.
-        start: (n,) start of the labels' spans.
-        end: (n,) end of the labels' spans.
-        boxes: (n, 4) xyxy.
-
-    Returns:
-        (n,) rows of the gold phrases, -1 for none, and (n,) whether the label is correct.
+    Attributes:
+        phrase: (n,) a row of each label's gold phrase, -1 for none.
     """
-    order, first, size = _by_image(gold, keys)
-    sizes = size[codes]
-    label = np.repeat(np.arange(len(codes)), sizes)
-    candidate = order[np.repeat(first[codes], sizes) + concatenated_ranges(sizes)]
-    shared = np.minimum(end[label], gold.end[candidate]) - np.maximum(start[label], gold.start[candidate])
-    matched = np.full(len(codes), -1)
-    if len(label):
-        starts, lengths = run_lengths(label)
-        best = np.repeat(np.maximum.reduceat(shared, starts), lengths)
-        pairs = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # reversed, so that the first of equals is used
-        matched[label[pairs]] = candidate[pairs]
-    rows = np.flatnonzero(matched >= 0)
-    correct = np.zeros(len(codes), bool)
-    correct[rows] = pair_iou(boxes[rows].astype(np.float64), gold.boxes[matched[rows]]) >= iou
-    return matched, correct
+
+    def __init__(
+        self, gold: Gold, codes: np.ndarray, keys: pa.Array, start: np.ndarray, end: np.ndarray, boxes: np.ndarray,
+        score: np.ndarray, iou: float,
+    ) -> None:  # fmt: skip
+        """Find the phrases of n labels.
+
+        Args:
+            codes: (n,) indices of the labels' images in ``keys``.
+            start: (n,) start of the labels' spans.
+            end: (n,) end of the labels' spans.
+            boxes: (n, 4) xyxy.
+            score: (n,).
+            iou: minimum IoU of a correct label with its gold box.
+        """
+        order, first, size = _by_image(gold, keys)
+        sizes = size[codes]
+        label = np.repeat(np.arange(len(codes)), sizes)
+        candidate = order[np.repeat(first[codes], sizes) + concatenated_ranges(sizes)]
+        shared = np.minimum(end[label], gold.end[candidate]) - np.maximum(start[label], gold.start[candidate])
+        self.phrase = np.full(len(codes), -1)
+        if len(label):
+            starts, lengths = run_lengths(label)
+            best = np.repeat(np.maximum.reduceat(shared, starts), lengths)
+            pairs = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # reversed: the first of equals is used
+            self.phrase[label[pairs]] = candidate[pairs]
+        self._gold, self._boxes, self._iou = gold.boxes, boxes.astype(np.float64), np.array([iou])
+        rows = np.flatnonzero(self.phrase >= 0)
+        rows = rows[np.lexsort((-score[rows], self.phrase[rows]))]
+        firsts, counts = run_lengths(self.phrase[rows])
+        same = _rows_of_same_phrase(gold)
+        self._groups = [(rows[a : a + n], same[self.phrase[rows[a]]]) for a, n in zip(firsts, counts, strict=True)]
+
+    def match(self, kept: np.ndarray) -> np.ndarray:
+        """(n,) rows of the gold boxes that the ``kept`` labels take, -1 for none: a wrong label."""
+        taken = np.full(len(self.phrase), -1)
+        for labels, golds in self._groups:
+            labels = labels[kept[labels]]
+            if len(labels):
+                _, _, label = match_boxes(self._boxes[labels], self._gold[golds], self._iou)
+                taken[labels[label[label >= 0]]] = golds[label >= 0]
+        return taken
+
+
+def _rows_of_same_phrase(gold: Gold) -> list[np.ndarray]:
+    """For each row the rows of the same span in the same caption: the boxes of its phrase."""
+    image = gold.keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    order = np.lexsort((gold.end, gold.start, image))
+    spans = np.stack([image, gold.start, gold.end], 1)[order]
+    changes = np.flatnonzero((spans[1:] != spans[:-1]).any(1)) + 1
+    rows: list[np.ndarray] = [order] * len(order)
+    for group in np.split(order, changes):
+        for row in group.tolist():
+            rows[row] = group
+    return rows
 
 
 def _by_image(gold: Gold, keys: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ from pipeline.config import FilterConfig
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
-from pipeline.filtering.gold import Gold, gold_tables, match, read_gold
+from pipeline.filtering.gold import Gold, GoldMatcher, gold_tables, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
-from pipeline.filtering.rules import apply_rules, open_regions, versioned
+from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
 
@@ -101,14 +101,15 @@ def _of_shard(
     total = np.zeros((len(configs), 5), np.int64)
     if truth is not None:
         measured = truth.has(keys)[codes]
-        matched, correct = match(truth, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), iou)
+        spans = shard.numbers("start"), shard.numbers("end")
+        matcher = GoldMatcher(truth, codes, keys, *spans, shard.boxes(), scores(shard, configs[0]), iou)
     for i, config in enumerate(configs):
         kept = apply_rules(shard, config, fitted).keeps
         total[i, :2] = len(np.unique(codes[kept])), kept.sum()
         bits[np.unique(text_codes[kept])] |= np.uint64(1 << i)
         if truth is not None:
-            kept_correct = kept & correct
-            total[i, 2:] = (kept & measured).sum(), kept_correct.sum(), len(np.unique(matched[kept_correct]))
+            correct = (matcher.match(kept) >= 0).sum()
+            total[i, 2:] = (kept & measured).sum(), correct, correct
     kept_texts = np.flatnonzero(bits)
     distinct.add(text_hashes(texts.take(pa.array(kept_texts))), bits[kept_texts])
     return total

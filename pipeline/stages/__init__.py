@@ -1,4 +1,4 @@
-"""The Python API (docs/python.md): a job for each stage. Importing them loads no heavy library."""
+"""Python API (docs/python.md): a job for each stage. Importing the jobs loads no heavy library."""
 
 from pipeline.stages.jobs import (
     JOBS,

@@ -1,4 +1,4 @@
-"""build-shards: labels joined with their images into training shards, the same record as the human-labelled ones."""
+"""build-shards: join labels with their images into training shards."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ STAGE = "build-shards"
 
 
 def run(job: BuildShards) -> StageReport:
-    """Write ``out/<dataset>-<shard>.tar`` for every crawl shard: its labelled images, untouched, each with its record.
+    """Write ``out/<dataset>-<shard>.tar``, labelled images and records, for every crawl shard.
 
     Phrases and labels are joined on (shard, key). Samples listed in ``without``
-    (:class:`pipeline.dedup.exclusion_list.ExclusionList`) are left out and counted as near_duplicate.
+    (:class:`pipeline.dedup.exclusion_list.ExclusionList`) are left out and counted as
+    near_duplicate.
 
     Raises:
-        InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
+        InputError: an input is missing or invalid.
+        RunError: more than ``max_failed`` shards failed.
     """
 
     def inputs(shard: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""dedup: training images that are near-duplicates of evaluation images. Hash both sides once, search, list, and drop if asked."""
+"""dedup: list, and optionally drop, near-duplicates of evaluation images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -43,22 +44,24 @@ MATCHES = pa.schema(
         pa.field("set_image", pa.uint64(), nullable=False),
     ]
 )
-"""A row a pair: a training record, the evaluation record it is like (``set_key`` is a path for a folder of files), by how many bits their
-images differ, of the 64 that are searched by and of all 256, and the images' digests: records of one image have the same."""
+"""A row per pair: a training record; a similar evaluation record (``set_key`` is a path for a
+folder of files); how many bits of the images' hashes differ, of the 64 that are searched and of all
+256; and the images' digests, which records of the same image share.
+"""
 
 
 def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
-    """Write ``out/matches.parquet`` (MATCHES, by shard and row), ``report.json``, ``report.md`` and ``pairs.html``.
+    """Write ``matches.parquet`` (MATCHES), ``report.json``, ``report.md`` and ``pairs.html``.
 
-    Hashes stay in ``out/hashes``; shards and sets that were hashed before, whatever they were compared with, are not
-    read again. With ``drop`` also ``out/shards``: the shards without what matched.
+    Hashes stay in ``out/hashes``: shards and sets that were hashed before are not read again. With
+    ``drop``, also write ``out/shards``: the shards without the matching samples.
 
     Returns:
-        What was found, and what was dropped.
+        The report of the matches, and that of dropping them.
 
     Raises:
-        InputError: two sets of one name, a local shard that is missing. RunError: more than ``max_failed`` shards of one
-            side failed.
+        InputError: two sets have the same name, or a local shard is missing.
+        RunError: more than ``max_failed`` shards of one side failed.
     """
     out, progress = job.out, job.progress
     rules = MatchRules(job.distance, job.details, job.mirrored)
@@ -74,15 +77,15 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     folder = join(out, "hashes/shards")
     searched = hash_images.run(training, folder, job)
     failed = {name: {f.shard for f in report.failed} for name, report in hashed.items()}
-    wanted = QueryImages.read(
+    queries = QueryImages.read(
         [(i.name, folders[i.name], [p for p in i.parts if p not in failed[i.name]]) for i in against]
     )
     lost = {f.shard for f in searched.failed}
     parts = [p for p in training.parts if p not in lost]
-    matches, pairs = _search(wanted, parts, folder, rules, progress)
+    matches, pairs = _search(queries, parts, folder, rules, progress)
     footer = {"stage": STAGE, "version": str(HASH_VERSION), "rules": digest_json(vars(rules))}
     write_table(join(out, "matches.parquet"), matches, MATCHES, footer)
-    report = _summary(matches, pairs, searched, hashed, wanted.distinct(), rules)
+    report = _summary(matches, pairs, searched, hashed, queries.distinct(), rules)
     write_json(join(out, "report.json"), report.model_dump(mode="json"))
     write_atomic(join(out, "report.md"), markdown(report, matches))
     from pipeline.report.pairs import write_pairs
@@ -91,50 +94,50 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     dropped = None
     if job.drop:
         dropped = drop_samples.run(
-            [training.shards[p] for p in parts], join(out, "shards"), without=ExclusionList.of_table(matches), reason=REASON,
-            failed=lost, options=job,
+            [training.shards[p] for p in parts], join(out, "shards"), without=ExclusionList.of_table(matches),
+            reason=REASON, failed=lost, options=job,
         )  # fmt: skip
     return report, dropped
 
 
 def _search(
-    wanted: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
+    queries: QueryImages, parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress
 ) -> tuple[pa.Table, Tally]:
-    """The matches, by shard, row and wanted image, and the tally of the pairs that the first 64 bits proposed."""
-    found: list[tuple[int, Pairs]] = []
+    """Return the matches by shard, row and evaluation image, and a tally of the candidates."""
+    matched: list[tuple[int, Pairs]] = []
     pairs = Tally()
-    progress.begin("search", len(parts) * max(1, -(-len(wanted.words) // BLOCK)))
-    for block in blocks(wanted, rules):
+    progress.begin("search", len(parts) * max(1, -(-len(queries.words) // BLOCK)))
+    for block in blocks(queries, rules):
         for number, part in enumerate(parts):
             hashes = read_table(join(folder, f"{part}.parquet"), WORD_COLUMNS)
             some = block.search(words_of(hashes))
             pairs.keep(len(some.row))
             pairs.drop("other_details", some.candidates - len(some.row))
             if len(some.row):
-                found.append((number, some))
+                matched.append((number, some))
             progress.advance(1, "shards")
     progress.end(StageReport(stage="search"))
-    return _table(found, wanted, parts, folder), pairs
+    return _table(matched, queries, parts, folder), pairs
 
 
-def _table(found: Sequence[tuple[int, Pairs]], wanted: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
-    rows: list[tuple[int, int, int]] = []
-    values: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for number in sorted({number for number, _ in found}):
+def _table(matched: Sequence[tuple[int, Pairs]], queries: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:
+    rows: list[tuple[tuple[int, int, int], dict[str, Any]]] = []
+    for number in sorted({number for number, _ in matched}):
         table = read_table(join(folder, f"{parts[number]}.parquet"), ["key", "image"])
         keys, images = table["key"], table["image"].to_numpy()
-        for some in (pairs for n, pairs in found if n == number):
-            set_keys = wanted.keys.take(pa.array(some.wanted)).to_pylist()
-            mine = keys.take(pa.array(some.row)).to_pylist()
+        for some in (pairs for n, pairs in matched if n == number):
+            set_keys = queries.keys.take(pa.array(some.wanted)).to_pylist()
+            own_keys = keys.take(pa.array(some.row)).to_pylist()
             for i, (row, other) in enumerate(zip(some.row.tolist(), some.wanted.tolist(), strict=True)):
-                name, part = wanted.parts[int(wanted.part[other])]
-                rows.append((number, row, other))
-                values[rows[-1]] = {
-                    "shard": parts[number], "key": mine[i], "set": name, "set_part": part, "set_key": set_keys[i],
-                    "distance": int(some.distance[i]), "details": int(some.details[i]), "mirrored": bool(some.mirrored[i]),
-                    "image": int(images[row]), "set_image": int(wanted.images[other]),
+                name, part = queries.parts[int(queries.part[other])]
+                values = {
+                    "shard": parts[number], "key": own_keys[i], "set": name, "set_part": part, "set_key": set_keys[i],
+                    "distance": int(some.distance[i]), "details": int(some.details[i]),
+                    "mirrored": bool(some.mirrored[i]), "image": int(images[row]),
+                    "set_image": int(queries.images[other]),
                 }  # fmt: skip
-    return pa.Table.from_pylist([values[row] for row in sorted(rows)], schema=MATCHES)
+                rows.append(((number, row, other), values))
+    return pa.Table.from_pylist([values for _, values in sorted(rows, key=itemgetter(0))], schema=MATCHES)
 
 
 def _summary(
@@ -147,12 +150,12 @@ def _summary(
 ) -> DedupReport:
     sets = {}
     for name, report in hashed.items():
-        mine = matches.filter(pc.equal(matches["set"], name))
+        of_set = matches.filter(pc.equal(matches["set"], name))
         sets[name] = SetMatches(
             records=report.tallies.get("samples", Tally()),
             images=distinct.get(name, 0),
-            matched=len(mine["set_image"].unique()),
-            training_images=len(mine["image"].unique()),
+            matched=len(of_set["set_image"].unique()),
+            training_images=len(of_set["image"].unique()),
             failed=report.failed,
         )
     details = np.bincount(matches["details"].to_numpy() // 8, minlength=1)

@@ -1,4 +1,4 @@
-"""Shards without the samples of a list, everything else as it was: for training shards, which nothing is built from."""
+"""Copy shards without the samples of a list; everything else stays as it is."""
 
 from __future__ import annotations
 
@@ -36,19 +36,23 @@ def run(
     failed: Collection[str] = (),
     options: ShardOptions = ShardOptions(),
 ) -> StageReport:
-    """Write ``out/<shard>.tar`` for every shard, without the listed samples, which are counted under ``reason``.
+    """Write every shard without the listed samples, counted under ``reason``, to ``out``.
 
-    The sets' ``dataset.json`` come along; links to images lead where they led. What an earlier run made of shards that are not
-    among these is removed, with a warning: ``out`` is read as a whole. failed: names of shards that should have been; what is
-    there of them stays, as a failed shard's always does.
+    The sets' ``dataset.json`` are copied, and links to images keep their targets. Outputs of an
+    earlier run for shards that are not among these are removed, with a warning, as ``out`` is read
+    as a whole.
+
+    Args:
+        failed: names of shards that are missing in ``shards`` because they failed; their earlier
+            outputs stay.
     """
     require_files(shards)
     work = partial(_drop, out=str(out), without=without, reason=reason)
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     fingerprint_of = partial(_fingerprint_of, without=without, reason=reason)
     report = run_shards(STAGE, jobs, out, work, options, fingerprint_of=fingerprint_of)
-    ours = {job.name for job in jobs} | set(failed)
-    for shard in remove_stale(STAGE, out, lambda shard: shard not in ours):
+    known = {job.name for job in jobs} | set(failed)
+    for shard in remove_stale(STAGE, out, lambda shard: shard not in known):
         log.warning("%s: removed %s.tar of an earlier run; that shard is not among these", out, shard)
     for folder in sorted({parent(shard) for shard in shards}):
         for card in listing(folder, "dataset.json"):
@@ -74,7 +78,7 @@ def _drop(job: ShardJob, *, out: str, without: ExclusionList, reason: str) -> Sh
             samples.keep()
             files = sample.files
             if "link" in files:
-                files = {**files, "link": _moved(files["link"], job.path, out)}
+                files = {**files, "link": _moved_link(files["link"], job.path, out)}
             yield sample.key, files
 
     name = f"{job.name}.tar"
@@ -82,8 +86,8 @@ def _drop(job: ShardJob, *, out: str, without: ExclusionList, reason: str) -> Sh
     return job.report(STAGE, {name: output}, {"samples": samples}, problems=problems)
 
 
-def _moved(data: bytes, shard: str, out: str) -> bytes:
-    """A link from ``shard`` as it must be from ``out``."""
+def _moved_link(data: bytes, shard: str, out: str) -> bytes:
+    """Rewrite a link of ``shard`` to be relative to ``out``."""
     link = ImageLink.model_validate_json(data)
     path = linked_path(shard, link)
     if is_url(out) and not is_url(path):

@@ -1,7 +1,7 @@
-"""export: our records in the formats that others' trainers and viewers read; the inverse of ingest.
+"""export: convert records to the formats of other trainers and viewers; the inverse of ingest.
 
-Shards are read one after the other and written as they come, so that memory does not grow with them. Images are copied as
-they are, each under a name of its own; the files that name them appear when all images are there, and the report last.
+Shards are streamed, so that memory does not grow with their number. Images are copied unchanged,
+each to a unique name; the files that refer to them appear after all images, and the report last.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
@@ -36,24 +37,25 @@ from pipeline.writers.unique_keys import UniqueNames
 STAGE = "export"
 VERSION = 1
 BEGUN = "export.begun"
-"""Whose export is in the making in a folder; it is gone when the report is there."""
-_STEP = 100
+"""File with the fingerprint of an unfinished export; removed when the report is written."""
+_PROGRESS_EVERY = 100
 
 log = logging.getLogger("glip_self_train")
 
 
 def run(job: ExportLabels) -> Exported:
-    """Write training shards, or a label store, in the format ``to`` into ``out``, a folder or a URL.
+    """Write training shards or a label store in the format ``to`` into the folder or URL ``out``.
 
-    ``phrases``, ``crawl`` and ``dataset`` are of a label store (:func:`pipeline.writers.sources.find_source`).
-    ``drop_empty`` leaves images without a label out, counted as ``no_region``.
+    ``phrases``, ``crawl`` and ``dataset`` are for a label store
+    (:func:`pipeline.writers.sources.find_source`). ``drop_empty`` leaves out images without a
+    label, counted as ``no_region``.
 
     Raises:
-        InputError: no such format, inputs that are none of ours, options that are for others, another export in ``out``, or no
-            record to write.
+        InputError: an unknown format, unusable inputs, options of other formats or inputs, another
+            export in ``out``, or no record to write.
     """
-    out, to, progress, drop_empty = job.out.rstrip("/"), job.to, job.progress, job.drop_empty
-    make = load_target(to)
+    out, to, progress = job.out.rstrip("/"), job.to, job.progress
+    make_target = load_target(to)
     if job.class_names is not None and to != "yolo":
         raise InputError(f"--classes is of yolo, which knows classes only; {to} holds the phrases as they are")
     class_names = job.class_names or "phrase"
@@ -63,47 +65,53 @@ def run(job: ExportLabels) -> Exported:
     copy = source.images if job.images is None else job.images == "copy"
     cards = source.cards()
     settings = {
-        "to": to, "images": copy, "dataset": job.dataset or DATASET, "class_names": class_names, "drop_empty": drop_empty, "shards": source.names,
+        "to": to, "images": copy, "dataset": job.dataset or DATASET, "class_names": class_names,
+        "drop_empty": job.drop_empty, "shards": source.names,
         "cards": {name: card.model_dump(mode="json") for name, card in cards.items()},
     }  # fmt: skip
     mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())
-    done = committed(out, STAGE, mark)
-    if done is not None:
+    if (done := committed(out, STAGE, mark)) is not None:
         report = StageReport.of(STAGE, [done])
         report.done, report.skipped = 0, len(source.names)
         return Exported(report, ())
     if job.check_only:
         raise WorkLeft
-    again = _begin(out, mark)
+    resumed = _begin(out, mark)
     progress.begin(STAGE, len(source.names))
     report = StageReport(stage=STAGE)
     try:
         with Sink(out) as sink, UniqueNames() as names:
-            context, found = ExportContext(sink, names, cards, class_names), ReadLosses()
-            target = make(context)
-            work = _Copier(out, again, write=not target.takes_images) if copy else _no_copy
-            samples = _samples(source, found, context, drop_empty, out, target.folder, mark, progress)
-            notes = _write(target, context, ordered_map(work, samples, writer_threads(out)), progress)
-            context.samples.add(found.samples)
-            context.regions.add(found.regions)
-            _refuse_nothing(context, f"{', '.join(job.dirs)}: no record to write as {to}")
+            context, losses = ExportContext(sink, names, cards, class_names), ReadLosses()
+            target = make_target(context)
+            image_of = partial(_copy, out=out, resumed=resumed, write=not target.takes_images) if copy else _no_image
+            samples = _samples(job, source, losses, context, target.folder, mark)
+            notes = _write(target, context, ordered_map(image_of, samples, writer_threads(out)), progress)
+            context.samples.add(losses.samples)
+            context.regions.add(losses.regions)
+            if not context.samples.kept:
+                dropped = context.samples.dropped
+                why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.items()) or "there are none"
+                advice = "; GLIP reads detection sets as COCO JSON: --to coco" if "detection_record" in dropped else ""
+                raise InputError(f"{', '.join(job.dirs)}: no record to write as {to} ({why}){advice}")
             sync_all(out)
             outputs = sink.commit()
         if to != "coco":
             context.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())
-        numbers = found.problems.counts | context.numbers
+        numbers = losses.problems.counts | context.numbers
         shard = ShardReport(
             stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,
             tallies={"samples": context.samples, "regions": context.regions},
             numbers={name: float(n) for name, n in sorted(numbers.items()) if n},
-            notes=[*found.problems.notes, *notes][:MAX_NOTES],
+            notes=[*losses.problems.notes, *notes][:MAX_NOTES],
         )  # fmt: skip
         commit_report(out, shard)
         remove(join(out, BEGUN))
         report = StageReport.of(STAGE, [shard])
         report.done = len(source.names)
     except BaseException:
-        _leave_if_empty(out)
+        with suppress(Exception):  # a failed export that wrote nothing leaves its folder to others
+            if listing_below(out, "") == [BEGUN]:
+                remove(join(out, BEGUN))
         raise
     finally:
         progress.end(report)
@@ -112,41 +120,12 @@ def run(job: ExportLabels) -> Exported:
     return Exported(report, tuple(target.hints(out)))
 
 
-def _write(
-    target: Target, context: ExportContext, ready: Iterable[tuple[_Ready, _Copied]], progress: Progress
-) -> list[str]:
-    """Hand the records to the target, count what their images are like, and return the first few notes on those."""
-    notes: list[str] = []
-    for n, (one, copied) in enumerate(ready, 1):
-        before = context.samples.kept
-        target.add(one.item, copied.data if target.takes_images else None)
-        if (
-            context.samples.kept > before or not target.takes_images
-        ):  # else the image of a record that it turned away is nowhere
-            context.numbers["images_copied"] += copied.data is not None
-            if copied.trouble:
-                context.numbers[copied.trouble] += 1
-            if copied.note and len(notes) < MAX_NOTES:
-                notes.append(f"{one.item.file}: {copied.note}")
-        if n % _STEP == 0:
-            progress.advance(_STEP)
-    target.finish()
-    return notes
-
-
-def _refuse_nothing(context: ExportContext, words: str) -> None:
-    if not context.samples.kept:
-        dropped = context.samples.dropped
-        why = ", ".join(f"{reason} {n:,}" for reason, n in dropped.items()) or "there are none"
-        advice = "; GLIP reads detection sets as COCO JSON: --to coco" if "detection_record" in dropped else ""
-        raise InputError(f"{words} ({why}){advice}")
-
-
 def _begin(out: str, mark: str) -> bool:
-    """Take the folder for this export. Whether the same one was begun there before.
+    """Prepare ``out`` for this export. Returns whether it was begun there before.
 
     Raises:
-        InputError: the folder has another one, whose images would stay among these, or files of somebody's own.
+        InputError: the folder holds another export, whose images would stay among these, or other
+            files.
     """
     begun = (read_bytes(join(out, BEGUN)) or b"").decode(errors="replace").strip()
     before = read_report(out, STAGE)
@@ -155,12 +134,12 @@ def _begin(out: str, mark: str) -> bool:
             raise InputError(
                 f"{out}: another export is {state} (other labels or settings); want a new folder, or remove it"
             )
-    if not begun and before is None and (found := [p for p in listing(out, "") if stem(p)]):
+    if not begun and before is None and (files := [p for p in listing(out, "") if stem(p)]):
         raise InputError(
-            f"{out}: has files that are of no export, first {found[0].rsplit('/', 1)[-1]}; want a new or empty folder"
+            f"{out}: has files that are of no export, first {files[0].rsplit('/', 1)[-1]}; want a new or empty folder"
         )
     if before is not None:
-        remove(report_path(out, STAGE))  # what it says is not so, until it is written anew
+        remove(report_path(out, STAGE))  # invalid until it is written again
     if not is_url(out):
         Path(out).mkdir(parents=True, exist_ok=True)
         clear_temporaries(out)
@@ -168,80 +147,70 @@ def _begin(out: str, mark: str) -> bool:
     return bool(begun or before)
 
 
-def _leave_if_empty(out: str) -> None:
-    """An export that failed before it wrote anything keeps no other one out of its folder."""
-    with suppress(Exception):  # what it failed of is what is to be told
-        if listing_below(out, "") == [BEGUN]:
-            remove(join(out, BEGUN))
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A record with its place in the export, and its sample."""
-
-    item: Item
-    sample: Sample
-
-
 def _samples(
-    source: Source,
-    found: ReadLosses,
-    context: ExportContext,
-    drop_empty: bool,
-    out: str,
-    folder: str,
-    mark: str,
-    progress: Progress,
-) -> Iterator[_Ready]:
+    job: ExportLabels, source: Source, losses: ReadLosses, context: ExportContext, folder: str, mark: str
+) -> Iterator[tuple[Item, Sample]]:
+    """Yield the records to export with their samples; report each shard that is read."""
     for number, name in enumerate(source.names):
-        if not is_url(out):
-            clear_temporaries(join(out, f"{folder}/{name}"))
-        for sample in source.read(number, found):
-            if drop_empty and not any(not region.ignore for region in sample.record.regions):
+        if not is_url(job.out):
+            clear_temporaries(join(job.out, f"{folder}/{name}"))
+        for sample in source.read(number, losses):
+            if job.drop_empty and not any(not region.ignore for region in sample.record.regions):
                 context.samples.drop("no_region")
                 context.regions.drop("no_region", len(sample.record.regions))
                 continue
-            yield _Ready(Item(sample.record, f"{folder}/{name}/{sample.key}.{sample.extension}"), sample)
-        progress.shard(ShardReport(stage=STAGE, shard=name, fingerprint=mark), skipped=False)
+            yield Item(sample.record, f"{folder}/{name}/{sample.key}.{sample.extension}"), sample
+        job.progress.shard(ShardReport(stage=STAGE, shard=name, fingerprint=mark), skipped=False)
 
 
-@dataclass(frozen=True)
-class _Copied:
-    """An image that is in its place, and what of it others may stumble over: a word to count, and a line for people."""
+class _Image(NamedTuple):
+    """A copied image. problem: name, to count, of a problem for other readers; note: details."""
 
     data: bytes | None = None
-    trouble: str = ""
+    problem: str = ""
     note: str = ""
 
 
-def _no_copy(ready: _Ready) -> _Copied:
-    """Labels only."""
-    return _Copied()
+def _no_image(_: tuple[Item, Sample]) -> _Image:
+    return _Image()
 
 
-@dataclass(frozen=True)
-class _Copier:
-    """Gets an image's bytes, writes them, and looks whether others will see it as we do; in several threads.
+def _copy(item_and_sample: tuple[Item, Sample], *, out: str, resumed: bool, write: bool) -> _Image:
+    """Read an image, check its header, and with ``write`` write its file; called in threads.
 
-    again: what has the right size already is left, as an earlier try has put it there. write: make files of them.
+    resumed: files of the right size are kept, as an earlier attempt wrote them.
     """
+    item, sample = item_and_sample
+    assert sample.image is not None
+    data, size = sample.image(), sample.record.image_size
+    path = join(out, item.file)
+    if write and not (resumed and file_size(path) == len(data)):
+        write_atomic(path, data, durable=False)
+    try:
+        header = read_header(data)
+    except ImageError as error:
+        return _Image(data, f"images_{error.reason}", str(error))
+    if header.upright != size:
+        note = f"{header.upright} pixels high and wide; its record says {size}"
+        return _Image(data, "images_of_another_size", note)
+    return _Image(data, "images_with_exif_orientation" if header.orientation != 1 else "")
 
-    out: str
-    again: bool
-    write: bool
 
-    def __call__(self, ready: _Ready) -> _Copied:
-        assert ready.sample.image is not None
-        data, size = ready.sample.image(), ready.sample.record.image_size
-        path = join(self.out, ready.item.file)
-        if self.write and not (self.again and file_size(path) == len(data)):
-            write_atomic(path, data, durable=False)
-        try:
-            header = read_header(data)
-        except ImageError as error:
-            return _Copied(data, f"images_{error.reason}", str(error))
-        if header.upright != size:
-            return _Copied(
-                data, "images_of_another_size", f"{header.upright} pixels high and wide; its record says {size}"
-            )
-        return _Copied(data, "images_with_exif_orientation" if header.orientation != 1 else "")
+def _write(
+    target: Target, context: ExportContext, copied: Iterable[tuple[tuple[Item, Sample], _Image]], progress: Progress
+) -> list[str]:
+    """Pass the records to the target and count image problems. Returns the first few notes."""
+    notes: list[str] = []
+    for n, ((item, _), image) in enumerate(copied, 1):
+        before = context.samples.kept
+        target.add(item, image.data if target.takes_images else None)
+        if context.samples.kept > before or not target.takes_images:  # else the image is not in the export
+            context.numbers["images_copied"] += image.data is not None
+            if image.problem:
+                context.numbers[image.problem] += 1
+            if image.note and len(notes) < MAX_NOTES:
+                notes.append(f"{item.file}: {image.note}")
+        if n % _PROGRESS_EVERY == 0:
+            progress.advance(_PROGRESS_EVERY)
+    target.finish()
+    return notes

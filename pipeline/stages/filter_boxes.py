@@ -1,6 +1,6 @@
-"""filter-boxes: which stored regions become labels. Reads the store only: no image, no teacher, no GPU.
+"""filter-boxes: select the stored regions that become labels, without images or teacher.
 
-Each region that goes has one reason, the first rule it fails (pipeline/filtering/rules.py).
+Each dropped region is counted under the first rule that it fails (pipeline/filtering/rules.py).
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ STAGE = "filter-boxes"
 
 
 def run(job: FilterBoxes) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.LABELS) for every regions file: kept regions, and those to ignore.
+    """Write kept and ignored regions to ``out/<shard>.parquet`` (records.LABELS).
 
     Raises:
-        InputError: an input is missing, or is none of ours. RunError: more than ``max_failed`` shards failed.
+        InputError: an input is missing or invalid.
+        RunError: more than ``max_failed`` shards failed.
     """
     config, thresholds, counts = job.settings, job.thresholds, job.counts
     fitted = load_tables(thresholds, counts)
     check(config, fitted)
     if fitted.thresholds is not None and (other := fitted.thresholds.differing(versioned(config))):
         log.warning(
-            "%s was fitted with other rules, so its precision is not that of these: %s", thresholds, "; ".join(other)
+            "%s was fitted with other rules, so its precision does not hold for these: %s", thresholds, "; ".join(other)
         )
     tables = digests(thresholds, counts)
 

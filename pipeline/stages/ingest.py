@@ -1,7 +1,8 @@
-"""ingest: human-labelled sets, as their owners publish them, into training shards of one record.
+"""ingest: convert human-labelled sets, in their published formats, to training shards.
 
-A set's label files are read once, into an index on disk; its shards are then made one by one, each image's bytes copied as
-they are. Neither the labels nor the images of a set are ever in memory together.
+A set's annotation files are read once, into an index on disk; its shards are then written one by
+one, with the images' bytes unchanged. Neither all labels nor all images of a set are in memory at
+once.
 """
 
 from __future__ import annotations
@@ -50,15 +51,19 @@ from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
 from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"
-MADE = 3
-"""How records are made of labels; 2: classes whose box was of no use are not taught as absent; 3: MDETR's images without annotations are
-left out, corners of GLIP's caption records end behind their last pixel."""
+CONVERSION_VERSION = 3
+"""Version of the conversion of labels to records. 2: classes whose box was unusable are not absent.
+3: MDETR's images without annotations are left out; corners of GLIP's caption records end behind
+their last pixel.
+"""
+_SLOW_BYTES = 64 << 20
+"""Size of annotation files from which reading takes a while."""
 log = logging.getLogger("glip_self_train")
 
 
 @dataclass(frozen=True)
 class SetWork:
-    """What a worker needs to know to make any shard of a set. ``parts``: the images of every shard."""
+    """Description of a set for its workers. ``parts``: the images of each shard."""
 
     name: str
     format: str
@@ -72,20 +77,20 @@ class SetWork:
 
 
 def run(job: Ingest) -> StageReport:
-    """Write ``out/<set>-000003.tar`` with ``out/<set>.dataset.json`` for every labelled set of a manifest or mixture.
+    """Write ``<set>-000003.tar`` and ``<set>.dataset.json`` for every labelled set of a manifest.
 
-    The manifest is a YAML file, or the name of one of those that ``datasets list`` shows.
+    The manifest is a YAML file or a name that ``datasets list`` shows; it may be a mixture of
+    others.
 
     Raises:
-        InputError: a wrong manifest or label file; nothing is written for that set.
-        RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards failed.
+        InputError: the manifest or an annotation file is wrong; nothing is written for that set.
+        RunError: more than ``config.max_failed_share`` of a set's images are lost, or shards
+            failed.
     """
     manifest, only = job.manifest, job.only
-    sets = read_manifest(manifest)
+    sets = read_manifest(manifest, only)
     base = job.root if job.root is not None else "." if is_name(manifest) else str(Path(manifest).parent)
-    if only is not None and only not in sets:
-        raise InputError(f"{manifest}: no set {only!r}; it has {', '.join(sets)}")
-    chosen = {n: s for n, s in sets.items() if (s.labelled if only is None else n == only)}
+    chosen = {name: entry for name, entry in sets.items() if entry.labelled or only is not None}
     if not chosen:
         raise InputError(f"{manifest}: no labelled set in it (crawls need no ingest: the labelling stages read them)")
     total = StageReport(stage=STAGE)
@@ -110,36 +115,38 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
     format_ = load_format(entry.format)
     with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
         path = str(Path(folder) / "index")
-        log.log(_loudness(files.annotations), "%s: reading %s", name, files.annotations)
+        slow = not is_url(files.annotations) and (file_size(files.annotations) or 0) > _SLOW_BYTES
+        log.log(logging.INFO if slow else logging.DEBUG, "%s: reading %s", name, files.annotations)
         build_index(format_, files, path)
         index = IndexReader(path)
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
-            name, entry.format, format_.kind, config, path, ImageStore(_folders(base, entry.images_folder)), entry.orientation,
-            tuple(index.ranges(config.samples_per_shard)), out,
+            name, entry.format, format_.kind, config, path, ImageStore(_image_folders(base, entry.images_folder)),
+            entry.orientation, tuple(index.ranges(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
         fingerprint_of = partial(_fingerprint_of, work=work, settings=settings)
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
         report = run_shards(STAGE, jobs, out, partial(_ingest_shard, work=work), job, fingerprint_of=fingerprint_of)
-        lost = {**index.header.get("lost", {}), **index.orphan_annotations()}
         header = index.header
+        lost = {**header.get("lost", {}), **index.orphan_annotations()}
         index.close()
         _index.cache_clear()
     if lost:
-        report.tallies.setdefault("regions", Tally()).add(_losses(lost))
-    gone = Counter(header.get("lost_samples", {}))
-    gone["duplicate_key"] += header.get("duplicates", 0)
-    for reason, n in gone.items():
+        tally = Tally(seen=sum(lost.values()), dropped=lost)
+        report.tallies.setdefault("regions", Tally()).add(tally)
+    lost_samples = Counter(header.get("lost_samples", {}))
+    lost_samples["duplicate_key"] += header.get("duplicates", 0)
+    for reason, n in lost_samples.items():
         if n:
             report.tallies.setdefault("samples", Tally()).drop(reason, n)
     for note in header.get("notes", ()):
         log.warning("%s: %s", name, note)
     refuse_losses(config, name, report, out)
-    if doubt := cut_boxes(report):
-        log.warning("%s: %s", name, doubt)
+    if warning := cut_boxes(report):
+        log.warning("%s: %s", name, warning)
     _remove_beyond(len(work.parts), name, out)
     card = DatasetCard(
         name=name, kind=format_.kind, label_space=header.get("label_space"), frequency=header.get("frequency"),
@@ -149,17 +156,8 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
     return report
 
 
-def _loudness(path: str) -> int:
-    """Worth telling if it takes a while."""
-    return (
-        logging.INFO
-        if not is_url(path) and Path(path).is_file() and (file_size(path) or 0) > 64 << 20
-        else logging.DEBUG
-    )
-
-
 def _remove_beyond(count: int, name: str, out: str) -> None:
-    """Remove shards of an earlier ingest into more of them, whose samples the first ``count`` hold again."""
+    """Remove the shards from number ``count`` on: an earlier ingest into more shards wrote them."""
 
     def beyond(shard: str) -> bool:
         number = re.fullmatch(rf"{re.escape(name)}-(\d{{6,}})", shard)
@@ -169,26 +167,28 @@ def _remove_beyond(count: int, name: str, out: str) -> None:
         log.warning("%s: removed %s.tar of an earlier ingest; the set has %d shards now", name, shard, count)
 
 
-# --- where things lie
+def _image_folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
+    """Resolve a set's image folders against ``base``.
 
-
-def _folders(base: str, folder: str | list[str] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str]:
-    found: tuple[str, ...] | dict[str, str]
+    Raises:
+        InputError: none of them exists.
+    """
+    folders: tuple[str, ...] | dict[str, str]
     if isinstance(folder, dict):
-        found = {name: resolve_path(base, path) for name, path in folder.items()}
+        folders = {name: resolve_path(base, path) for name, path in folder.items()}
     else:
-        found = tuple(resolve_path(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
-    paths = [*found.values()] if isinstance(found, dict) else found
+        folders = tuple(resolve_path(base, f) for f in ([folder] if isinstance(folder, str) else folder or ["."]))
+    paths = [*folders.values()] if isinstance(folders, dict) else folders
     if not any(is_url(path) or Path(path).is_dir() for path in paths):
         raise InputError(
             f"images_folder: {', '.join(paths)}: no such folder; it is relative to --root, or to the manifest's folder"
         )
-    return found
+    return folders
 
 
 @lru_cache(maxsize=2)
 def _index(path: str) -> IndexReader:
-    """Opened once a process."""
+    """Open a set's index, once per process."""
     return IndexReader(path)
 
 
@@ -197,32 +197,24 @@ def _number(job: ShardJob) -> int:
 
 
 def _fingerprint_of(job: ShardJob, *, work: SetWork, settings: Mapping[str, str]) -> str:
-    """The fingerprint of a shard, when its turn comes.
+    """Return a shard's fingerprint.
 
-    Sizes stand in for the images' digests: hashing every image of a set would cost as much as ingesting it. Objects behind
-    URLs are taken by their names, as a request for each would cost as much too.
+    Images enter by name and size: hashing them all would cost as much as ingesting the set. Images
+    at URLs enter by name, as a request for each size would cost as much too.
     """
     location_of, sizes = load_format(work.format).location, {}
     for number, image in _index(work.index).images_of(work.parts[_number(job)]):
-        where = location_of(number, image)
-        sizes[f"{where.file} {where.offset}"] = work.images.size(where)
+        location = location_of(number, image)
+        sizes[f"{location.file} {location.offset}"] = work.images.size(location)
     inputs = {"images": digest_json(sizes)}
     return fingerprint(
-        STAGE,
-        version=RECORD_VERSION,
-        config=work.config,
-        inputs=inputs,
-        start=str(_number(job)),
-        made=str(MADE),
-        **settings,
-    )
+        STAGE, version=RECORD_VERSION, config=work.config, inputs=inputs, start=str(_number(job)),
+        made=str(CONVERSION_VERSION), **settings,
+    )  # fmt: skip
 
 
-# --- one shard
-
-
-class Counts:
-    """A tally in the making: pydantic checks every change of one, which costs more here than what is counted."""
+class _Counts:
+    """Counts of a tally, without pydantic's checks at every change."""
 
     def __init__(self) -> None:
         self.kept = 0
@@ -230,20 +222,20 @@ class Counts:
         self.dropped: Counter[str] = Counter()
 
     def tally(self) -> Tally:
-        """Checked and sorted."""
+        """Return the checked tally."""
         dropped = {reason: n for reason, n in self.dropped.items() if n}
         return Tally(seen=self.kept + sum(dropped.values()), kept=self.kept, dropped=dropped)
 
 
 def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     format_, index = load_format(work.format), _index(work.index)
-    samples, regions, notes = Counts(), Counts(), list[str]()
+    samples, regions, notes = _Counts(), _Counts(), list[str]()
 
     def items() -> Iterator[LabelledImage]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
                 item = format_.labelled(entry, index.header)
-            except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # of another shape than any
+            except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # malformed labels
                 samples.dropped["bad_labels"] += 1
                 notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
                 continue
@@ -253,11 +245,11 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
                 yield item
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        ones, twins = tee(items())
-        for item, read in zip(ones, work.images.reading(item.location for item in twins)):
-            made = _sample(item, read, work, samples, regions, notes)
-            if made is not None:
-                yield item.key, made
+        to_read, to_locate = tee(items())
+        for item, read in zip(to_read, work.images.reading(item.location for item in to_locate)):
+            files = _sample(item, read, work, samples, regions, notes)
+            if files is not None:
+                yield item.key, files
 
     file = f"{job.name}.tar"
     output = write_tar(join(work.out, file), records())
@@ -267,16 +259,14 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
 
 
 def _sample(
-    item: LabelledImage, read: Callable[[], bytes], work: SetWork, samples: Counts, regions: Counts, notes: list[str]
+    item: LabelledImage, read: Callable[[], bytes], work: SetWork, samples: _Counts, regions: _Counts, notes: list[str]
 ) -> dict[str, bytes] | None:
-    """An image's files, or None, counted, if it is lost."""
-    outside: Counter[str] = (
-        Counter()
-    )  # what is seen once the image is; readers that know its size have cut and counted before
+    """Return an image's files in the shard; if it is lost, count the reason and return None."""
+    outside = Counter[str]()  # of the image's actual size; readers that know a stated size have counted before
     lost = {reason: n for reason, n in item.lost.items() if reason != CUT}
     if lost:
         regions.dropped.update(lost)
-        if not item.regions and UNREADABLE & lost.keys():  # without any, it would teach that what is there is absent
+        if not item.regions and UNREADABLE & lost.keys():  # it would teach that its objects are absent
             samples.dropped["no_usable_region"] += 1
             notes.append(f"{item.location.file}: none of its regions can be used ({lost})")
             return None
@@ -285,12 +275,12 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
-        kept, gone = upright_regions(item, header, work.orientation, outside)
-        absent, more = presence_of(item, gone)
+        kept, dropped = upright_regions(item, header, work.orientation, outside)
+        absent, not_exhaustive = presence_of(item, dropped)
         record = GroundingRecord(
             key=item.key, dataset=work.name, kind=work.kind, image_size=header.upright, caption=item.caption,
-            regions=tuple(kept), uncertain=uncertain_spans(item, kept, gone), verified_absent=absent,
-            not_exhaustive=more,
+            regions=tuple(kept), uncertain=uncertain_spans(item, kept, dropped), verified_absent=absent,
+            not_exhaustive=not_exhaustive,
         )  # fmt: skip
         text = record.to_json()
     except (ImageError, ValueError) as error:  # pydantic's errors are ValueErrors, as are half surrogates
@@ -307,10 +297,6 @@ def _sample(
 
 
 def _extension(file: str, header: ImageHeader) -> str:
-    """As the file is called, so that a JPEG stays .jpeg; what is called otherwise than it is goes by what it is."""
+    """Return the file's own extension if it fits the content (.jpeg stays), else the content's."""
     named = file.rsplit(".", 1)[-1].lower() if "." in file else ""
     return named if named in {header.extension, *(["jpeg"] if header.extension == "jpg" else [])} else header.extension
-
-
-def _losses(lost: Mapping[str, int]) -> Tally:
-    return Tally(seen=sum(lost.values()), dropped=dict(lost))

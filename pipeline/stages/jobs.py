@@ -1,6 +1,6 @@
-"""Jobs: the frozen description of one run of a stage (inputs, outputs, settings, options).
+"""Jobs: immutable descriptions of one run of a stage (inputs, outputs, settings, options).
 
-The Python API, the command line, the flow's child processes and Ray all run the same jobs:
+The Python API, the command line, the flow's child processes and Ray run the same jobs:
 ``PseudoLabel(shards="crawl", teacher="glip-t", out="regions").run()``. A job is JSON in a file
 (:func:`write_job`, :func:`read_job`; ``run-job FILE``). Nothing heavy is imported before one runs.
 """
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
+from typing_extensions import TypeVar
 
 from pipeline.config import (
     BuildShardsConfig,
@@ -40,10 +41,13 @@ from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.writers.registry import WRITTEN
 
-if TYPE_CHECKING:
-    from pipeline.dedup.report import DedupReport
-    from pipeline.filtering.thresholds import Thresholds
-    from pipeline.training.report import TrainReport
+if TYPE_CHECKING:  # of the quoted base classes below
+    from pipeline.dedup.report import DedupReport  # noqa: F401
+    from pipeline.filtering.thresholds import Thresholds  # noqa: F401
+    from pipeline.training.report import TrainReport  # noqa: F401
+
+
+R = TypeVar("R", covariant=True, default=Any)
 
 
 def _text(value: Any) -> Any:
@@ -61,18 +65,18 @@ def _named(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(_text)]
-"""A path or URL; ``pathlib`` paths become text."""
+"""A path or URL; ``pathlib`` paths are converted to str."""
 Paths = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-"""Shards: folders, globs, brace patterns, paths or URLs; a single one may stand alone."""
+"""Shards: folders, globs, brace patterns, paths or URLs; a single one needs no tuple."""
 NamedPaths = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_named)]
 """Name -> shards."""
 
 CRAWL = "Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs."
-OUT = "Folder for the outputs. What is done there already is not done again."
-REGIONS = "What pseudo-label wrote: a folder, glob or brace pattern; paths or URLs."
+OUT = "Folder for the outputs. Shards that are done there already are skipped."
+REGIONS = "Regions that pseudo-label wrote: a folder, glob or brace pattern; paths or URLs."
 PHRASES = "Folder that parse-phrases wrote."
-COUNTS = "What count-phrases wrote; balance_to and thresholds by frequency need it."
-IOU = "IoU at which a box fits."
+COUNTS = "File that count-phrases wrote; balance_to and thresholds by frequency need it."
+IOU = "IoU from which a box counts as correct."
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -93,78 +97,81 @@ class Exported:
     hints: tuple[str, ...]
 
 
-class Job(RunOptions):
-    """Base of all jobs.
+class Job(RunOptions, Generic[R]):
+    """Base of all jobs. ``R``: type of the report.
 
     Attributes:
-        stage: name of the command. section: the recipe's section that ``settings`` comes from.
+        stage: name of the command. section: the recipe's section with the ``settings``.
+        entry: function that runs the job, as ``module:function`` below pipeline.stages. Default:
+            ``run`` of the module with the stage's name.
+        written_last: file of the output folder that the job writes last; "" if there is none.
     """
 
     stage: ClassVar[str]
     section: ClassVar[str] = ""
     entry: ClassVar[str] = ""
-    """Function that runs it, as ``module:function`` of this package. Default: ``run`` of the module of the stage's name."""
     written_last: ClassVar[str] = ""
-    """File of the output folder without which the job is not finished."""
 
-    def run(self) -> Any:
+    def run(self) -> R:
         """Run the stage and return its report.
 
         Raises:
             InputError: a setting, path or input is wrong. RunError: the work could not be finished.
         """
         module, _, function = (self.entry or self.stage.replace("-", "_")).partition(":")
-        return getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+        report: R = getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+        return report
 
-    def finished(self) -> Any:
-        """Return the report if every output is there already, so that nothing is to be made; else None."""
-        if not self.written_last or file_size(join(dict(self)["out"], self.written_last)) is None:
-            return None
-        return self._check()
-
-    def _check(self) -> Any:
+    def finished(self) -> R | None:
+        """Return the report if all outputs are complete, else None."""
+        # imports nothing heavy where a file is missing
         try:
-            return self.model_copy(update={"check_only": True}).run()
+            return self.model_copy(update={"check_only": True}).run() if self._may_be_finished() else None
         except WorkLeft:
             return None
 
+    def _may_be_finished(self) -> bool:
+        return bool(self.written_last) and file_size(join(dict(self)["out"], self.written_last)) is not None
 
-class PerShardJob(Job):
-    """Base of the jobs that make one output for each shard."""
+
+class WholeJob(Job[R]):
+    """Base of the jobs that do not work shard by shard: none of their inputs may fail."""
+
+    max_failed: Literal[0] = Field(0, exclude=True)
+
+
+class PerShardJob(Job[StageReport]):
+    """Base of the jobs that make one output for each shard.
+
+    Attributes:
+        shards_field: field with the input shards; "" if they are known only after reading the
+            inputs.
+        suffix: of the input shards.
+    """
 
     shards_field: ClassVar[str] = "shards"
     suffix: ClassVar[str] = ".tar"
     out: PathText = Field(description=OUT)
 
-    if TYPE_CHECKING:
-
-        def run(self) -> StageReport: ...
-
-    def finished(self) -> StageReport | None:
-        """As :meth:`Job.finished`; imports nothing heavy where a shard has no report."""
-        if not self.shards_field:  # what shards there are is known from the inputs, which may be large
-            started = bool(listing(self.out, ".report.json"))
-        else:
-            shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix)
-            started = all(file_size(report_path(self.out, stem(shard))) is not None for shard in shards)
-        if not started:
-            return None
-        report: StageReport | None = self._check()
-        return report
+    def _may_be_finished(self) -> bool:
+        if not self.shards_field:
+            return bool(listing(self.out, ".report.json"))
+        shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix)
+        return all(file_size(report_path(self.out, stem(shard))) is not None for shard in shards)
 
 
 class Ingest(PerShardJob, ShardOptions):
-    """Training shards from human-labelled sets, as their owners publish them."""
+    """Training shards from human-labelled sets in their published formats."""
 
     stage, section, shards_field = "ingest", "ingest", ""
     manifest: Annotated[PathText, Cli("manifest")]
     settings: IngestConfig = IngestConfig()
     root: PathText | None = Field(
         None,
-        description="Folder or URL that the manifest's paths are relative to. Default: the file's own, or for a name the "
-        "working folder.",
+        description="Folder or URL that the manifest's paths are relative to. Default: the manifest's folder, or for a "
+        "name the working folder.",
     )
-    only: str | None = Field(None, description="One set of the manifest, by name.")
+    only: str | None = Field(None, description="Ingest this set of the manifest only.")
 
 
 class ParsePhrases(PerShardJob, ShardOptions):
@@ -176,19 +183,19 @@ class ParsePhrases(PerShardJob, ShardOptions):
 
 
 class PseudoLabel(PerShardJob, LabellingOptions):
-    """Boxes of the phrases by a teacher, with scores: ``out/SHARD.parquet``."""
+    """A teacher's boxes of the phrases, with scores: ``out/SHARD.parquet``."""
 
     stage, section = "pseudo-label", "pseudo_label"
     shards: Paths = Field(description=CRAWL)
     phrases: PathText | None = Field(
-        None, description="Folder that parse-phrases wrote. Default: OUT/../phrases, made there if it is missing."
+        None, description="Folder that parse-phrases wrote. Default: OUT/../phrases, written there if it is missing."
     )
     teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
     settings: PseudoLabelConfig = PseudoLabelConfig()
 
 
 class Rescore(PerShardJob, LabellingOptions):
-    """A second score of stored regions, by a CLIP or SigLIP: ``out/SHARD.parquet``."""
+    """A second score of stored regions, by CLIP or SigLIP: ``out/SHARD.parquet``."""
 
     stage, section = "rescore", "rescore"
     shards: Paths = Field(description=CRAWL)
@@ -198,74 +205,57 @@ class Rescore(PerShardJob, LabellingOptions):
 
 
 class FilterBoxes(PerShardJob, ShardOptions):
-    """Labels chosen among stored regions: ``out/SHARD.parquet``."""
+    """Labels selected from stored regions: ``out/SHARD.parquet``."""
 
     stage, section, shards_field, suffix = "filter-boxes", "filter_boxes", "regions", ".parquet"
     regions: Paths = Field(description=REGIONS)
     settings: FilterConfig = FilterConfig()
-    thresholds: PathText | None = Field(
-        None, description="What calibrate wrote; takes the place of the threshold setting."
-    )
+    thresholds: PathText | None = Field(None, description="File that calibrate wrote; replaces the threshold setting.")
     counts: PathText | None = Field(None, description=COUNTS)
 
 
-class SweepThresholds(Job):
-    """Counts of what each of several thresholds would keep of stored regions; writes nothing."""
+class SweepThresholds(WholeJob[dict[str, Any]]):
+    """Counts of the stored regions that each of several thresholds would keep; writes nothing."""
 
     stage, section, entry = "sweep-thresholds", "filter_boxes", "thresholds:sweep"
-    max_failed: Literal[0] = Field(0, exclude=True)
     regions: Paths = Field(description=REGIONS)
     settings: FilterConfig = FilterConfig()
     thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    gold: PathText | None = Field(None, description="Folder of gold tables, for precision and recall.")
+    gold: PathText | None = Field(None, description="Folder of ground-truth tables, for precision and recall.")
     iou: PositiveShare = Field(0.5, description=IOU)
 
-    if TYPE_CHECKING:
 
-        def run(self) -> dict[str, Any]: ...
-
-
-class CountPhrases(Job):
-    """How often each phrase is mentioned, and how many of its regions the rules keep: a table in the file ``out``."""
+class CountPhrases(WholeJob[PhraseCounts]):
+    """Mentions of each phrase, and its regions that the rules keep: a table in the file ``out``."""
 
     stage, section, entry = "count-phrases", "filter_boxes", "thresholds:count_phrases"
-    max_failed: Literal[0] = Field(0, exclude=True)
     regions: Paths = Field(description=REGIONS)
     out: PathText = Field(description="Parquet file for the counts.")
     settings: FilterConfig = FilterConfig()
-    min_count: int = Field(10, ge=1, description="Leave out phrases that are rarer.")
-    thresholds: PathText | None = Field(None, description="What calibrate wrote, if filter-boxes is going to use it.")
+    min_count: int = Field(10, ge=1, description="Leave out phrases with fewer mentions and kept regions.")
+    thresholds: PathText | None = Field(None, description="File that calibrate wrote, if filter-boxes will use it.")
     counts: PathText | None = Field(None, description=COUNTS)
 
-    if TYPE_CHECKING:
 
-        def run(self) -> PhraseCounts: ...
-
-
-class Calibrate(Job):
-    """Thresholds that reach a precision on ground truth, for each band of phrase frequency: JSON in the file ``out``."""
+class Calibrate(WholeJob["Thresholds"]):
+    """Thresholds that reach a precision, by band of phrase frequency: JSON in the file ``out``."""
 
     stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
-    max_failed: Literal[0] = Field(0, exclude=True)
     regions: Paths = Field(description=REGIONS)
-    gold: PathText = Field(description="Folder of gold tables, named as the shards are.")
+    gold: PathText = Field(description="Folder of ground-truth tables, named as the shards are.")
     out: PathText = Field(description="JSON file for the thresholds.")
     settings: FilterConfig = FilterConfig()
-    precision: float = Field(0.9, ge=0, le=1, description="Share of kept boxes that must fit.")
+    precision: float = Field(0.9, ge=0, le=1, description="Share of the kept boxes that must be correct.")
     counts: PathText | None = Field(None, description=COUNTS)
     bands: tuple[int, ...] = Field(
-        (100, 1000, 10000), description="Mentions at which the second and later bands begin."
+        (100, 1000, 10000), description="Numbers of mentions at which the second and later bands begin."
     )
     by: Literal["estimate", "lower"] = Field(
         "estimate",
-        description="What must reach the precision: the sample's own, or the lower end of its 95 % interval.",
+        description="Value that must reach the precision: the sample's own, or the lower end of its 95 % interval.",
     )
-    min_labels: int = Field(50, ge=1, description="Boxes of the sample that a threshold must keep.")
+    min_labels: int = Field(50, ge=1, description="Number of the sample's boxes that a threshold must keep.")
     iou: PositiveShare = Field(0.5, description=IOU)
-
-    if TYPE_CHECKING:
-
-        def run(self) -> Thresholds: ...
 
 
 class BuildShards(PerShardJob, ShardOptions):
@@ -278,20 +268,21 @@ class BuildShards(PerShardJob, ShardOptions):
     settings: BuildShardsConfig = BuildShardsConfig()
     dataset: str = Field("pseudo", description="Name of the new set.")
     without: Annotated[PathText | None, Cli(metavar="FILE")] = Field(
-        None, description="Leave these samples out: what dedup wrote (columns shard and key)."
+        None, description="Leave these samples out: a table as dedup writes it (columns shard and key)."
     )
 
 
-class TrainModel(Job):
-    """A training of a teacher or a student; the model is in ``out/final``."""
+class TrainModel(WholeJob["TrainReport"]):
+    """Training of a teacher or a student; writes the model to ``out/final``."""
 
     stage, written_last = "train", "report.json"
-    max_failed: Literal[0] = Field(0, exclude=True)
     sources: Annotated[NamedPaths, Cli("--source", "NAME=SHARDS")] = Field(description="A source of the mixture.")
     init: PathText | None = Field(
-        None, description="Model folder to start from. Default: a new network, as the recipe's model section says."
+        None, description="Model folder to start from. Default: a new network of the recipe's model section."
     )
-    out: PathText = Field(description="Folder for checkpoints and the final model. A training there is resumed.")
+    out: PathText = Field(
+        description="Folder for checkpoints and the final model. An unfinished training there is resumed."
+    )
     settings: TrainConfig = TrainConfig()
     model: ModelConfig | None = None
     device: Device = "cpu"
@@ -299,50 +290,40 @@ class TrainModel(Job):
     data_workers: int = Field(
         0,
         ge=0,
-        description="Processes that read ahead, for each training process; the batches are the same for any number.",
+        description="Reading processes of each training process; batches do not depend on their number.",
     )
     tracker: Annotated[Literal["wandb", "trackio"] | None, Cli("--log-with")] = Field(
         None, description="A tracker beside TensorBoard."
     )
 
-    if TYPE_CHECKING:
 
-        def run(self) -> TrainReport: ...
-
-
-class Evaluate(Job, DeviceOptions):
+class Evaluate(WholeJob[dict[str, dict[str, float]]], DeviceOptions):
     """Metrics of a model on sets with ground truth."""
 
     stage, section, written_last = "evaluate", "evaluate", "metrics.json"
-    max_failed: Literal[0] = Field(0, exclude=True)
     model: PathText = Field(description="Model folder.")
     sets: Annotated[NamedPaths, Cli("--set-shards", "NAME=SHARDS")] = Field(description="A set with ground truth.")
     frequencies: Annotated[dict[str, PathText], Cli(metavar="NAME=FILE")] = Field(
         {},
-        description="How often a set's names stand in training data: LVIS' annotation JSON (APr, APc, APf), a JSON object "
-        "of names and numbers, or training shards to count in.",
+        description="How often a set's names occur in training data: LVIS' annotation JSON (APr, APc, APf), a JSON "
+        "object of names and numbers, or training shards to count in.",
     )
     out: PathText = Field(description=OUT)
     settings: EvaluateConfig = EvaluateConfig()
 
-    if TYPE_CHECKING:
 
-        def run(self) -> dict[str, dict[str, float]]: ...
-
-
-class ExportLabels(Job):
-    """Labels in a format that others' trainers and viewers read."""
+class ExportLabels(WholeJob[Exported]):
+    """Labels in a format of other trainers and viewers."""
 
     stage, entry, written_last = "export-labels", "export", "export.report.json"
-    max_failed: Literal[0] = Field(0, exclude=True)
     dirs: Annotated[Paths, Cli("dirs", "DIR...")]
     to: Annotated[str, Cli(metavar=f"[{'|'.join(WRITTEN)}|...]")] = Field(
-        description="The format to write; one of your own as well (docs/python.md)."
+        description="The format to write; may be your own (docs/python.md)."
     )
-    out: PathText = Field(description="A new folder for it, or a URL.")
+    out: PathText = Field(description="New folder or URL for the export.")
     images: Literal["copy", "none"] | None = Field(
         None,
-        description="Copy the images beside the labels, as they are, or write labels only.  [default: copy, where they can "
+        description="Copy the images, unchanged, beside the labels, or write labels only.  [default: copy, if they can "
         "be read]",
     )
     phrases: PathText | None = Field(
@@ -354,16 +335,12 @@ class ExportLabels(Job):
     )
     dataset: str | None = Field(None, description="Of a label store: the name of the set.  [default: pseudo]")
     class_names: Annotated[Literal["phrase", "root"] | None, Cli("--classes")] = Field(
-        None, description="yolo: what is the class: all of a phrase, or its head noun.  [default: phrase]"
+        None, description="yolo: the class is the whole phrase or its head noun.  [default: phrase]"
     )
     drop_empty: bool = Field(False, description="Leave out images without a label; they are counted.")
 
-    if TYPE_CHECKING:
 
-        def run(self) -> Exported: ...
-
-
-class Dedup(Job, ShardOptions):
+class Dedup(Job["tuple[DedupReport, StageReport | None]"], ShardOptions):
     """Images of shards that are near-duplicates of evaluation images."""
 
     stage = "dedup"
@@ -371,29 +348,20 @@ class Dedup(Job, ShardOptions):
     against: Annotated[Paths, Cli(metavar="[NAME=]EVALSET")] = Field(
         description="Evaluation images: training shards (what ingest wrote) or a folder of image files."
     )
-    out: PathText = Field("dedup", description="Folder for the hashes, which are made once, and for what was found.")
-    distance: int = Field(11, ge=0, le=16, description="Bits of the 64-bit hash that may differ (search).")
-    details: int = Field(72, ge=0, le=256, description="Bits of all 256 that may differ (the second check).")
-    mirrored: bool = Field(False, description="Find images that are mirrored left to right, too.")
-    drop: bool = Field(False, description="Also write OUT/shards: the shards without what matched.")
-    pictures: int = Field(24, ge=0, description="Pairs on the page, the least alike first.")
-
-    if TYPE_CHECKING:
-
-        def run(self) -> tuple[DedupReport, StageReport | None]: ...
+    out: PathText = Field("dedup", description="Folder for the hashes, which are computed once, and for the matches.")
+    distance: int = Field(11, ge=0, le=16, description="Number of bits of the 64-bit hash that may differ (search).")
+    details: int = Field(72, ge=0, le=256, description="Number of all 256 bits that may differ (second check).")
+    mirrored: bool = Field(False, description="Also find images that are mirrored left to right.")
+    drop: bool = Field(False, description="Also write OUT/shards: the shards without the matches.")
+    pictures: int = Field(24, ge=0, description="Number of pairs on the page, the least similar first.")
 
 
-class MakeDemoData(Job):
-    """The demo's data, drawn."""
+class MakeDemoData(WholeJob[DemoDataSummary]):
+    """The demo's data sets, drawn."""
 
     stage, written_last = "make-demo-data", "summary.json"
-    max_failed: Literal[0] = Field(0, exclude=True)
-    out: PathText = Field(description="New, empty or an earlier demo's.")
+    out: PathText = Field(description="Folder that is new, empty or holds an earlier demo's data.")
     settings: DemoDataConfig = DemoDataConfig()
-
-    if TYPE_CHECKING:
-
-        def run(self) -> DemoDataSummary: ...
 
 
 JOBS: dict[str, type[Job]] = {
@@ -403,11 +371,11 @@ JOBS: dict[str, type[Job]] = {
         BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
     )
 }  # fmt: skip
-"""Name of a stage -> its job."""
+"""Jobs by name of the stage."""
 
 
 def plain(report: Any) -> Any:
-    """A job's report as JSON's values."""
+    """Return a job's report as JSON values."""
     return report.model_dump(mode="json") if isinstance(report, BaseModel) else report
 
 
@@ -417,10 +385,10 @@ def write_job(path: str | Path, job: Job) -> None:
 
 
 def read_job(path: str | Path) -> Job:
-    """Read what :func:`write_job` wrote.
+    """Read a job that :func:`write_job` wrote.
 
     Raises:
-        InputError: no such file, or no job.
+        InputError: the file is missing or holds no job.
     """
     try:
         data = json.loads(Path(path).read_text())

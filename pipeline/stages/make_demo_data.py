@@ -1,4 +1,4 @@
-"""make-demo-data: the demo's data, drawn."""
+"""make-demo-data: draw the demo's data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.stages.jobs import MakeDemoData
 
 
 def run(job: MakeDemoData) -> DemoDataSummary:
-    """Draw the demo's scenes and write its sets below ``out``, or leave them if they are there.
+    """Draw the demo's scenes and write its sets below ``out``, unless they are there.
 
     Raises:
         InputError, WorkLeft: as :func:`pipeline.demo.generate.generate_demo`.

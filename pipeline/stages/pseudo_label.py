@@ -1,7 +1,8 @@
-"""pseudo-label: the teacher boxes the phrases of a crawl. The expensive step, run once.
+"""pseudo-label: detect the phrases of a crawl with a teacher. The most expensive stage, run once.
 
-Every region above a low floor is stored with its evidence, so that any rule can be applied later without the teacher.
-Batches are formed inside a shard as a function of that shard alone, so a restart gives the same bytes.
+Every region above a low floor is stored with its scores, so that any rule can be applied later
+without the teacher. Batches are formed inside a shard and depend on that shard alone, so a restart
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ def run(job: PseudoLabel) -> StageReport:
     """Write ``out/<shard>.parquet`` (records.REGIONS) for every crawl shard.
 
     Raises:
-        InputError: no phrases for a shard, no usable teacher, or no such device.
-        RunError: more than ``max_failed`` shards failed (one fails if it loses more than ``max_lost_share``).
+        InputError: a shard has no phrases, the teacher cannot be used, or there is no such device.
+        RunError: more than ``max_failed`` shards failed (one fails if it loses more than
+            ``max_lost_share``).
     """
-    revision = model_revision(job.teacher)  # before any parsing
-    every = shards = expand_shards(job.shards)
+    revision = model_revision(job.teacher)  # fails before any parsing
+    all_shards = shards = expand_shards(job.shards)
     phrases = job.phrases
     if phrases is None:
         phrases = join(parent(job.out), "phrases")
-        shards = _parse_missing(job, every, phrases)
+        shards = _parse_missing(job, all_shards, phrases)
 
     def phrases_of(shard: str) -> str:
         return join(phrases, f"{stem(shard)}.parquet")
@@ -58,12 +60,12 @@ def run(job: PseudoLabel) -> StageReport:
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     report = run_workers(STAGE, jobs, job.out, workers, job, fingerprint_of=fingerprint_of)
     if report.rates is not None:
-        report.rates.count_left(file_size(shard) or 0 for shard in set(every) - set(shards))
+        report.rates.count_left(file_size(shard) or 0 for shard in set(all_shards) - set(shards))
     return report
 
 
 def _parse_missing(job: PseudoLabel, shards: Sequence[str], phrases: str) -> list[str]:
-    """Parse the shards that have no phrases yet, ``job.limit`` of them at most; return those that have."""
+    """Parse at most ``job.limit`` shards without phrases; return all shards with phrases."""
 
     def parsed() -> list[str]:
         names = {stem(path) for path in listing(phrases, ".parquet")}

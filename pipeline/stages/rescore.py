@@ -1,6 +1,6 @@
-"""rescore: a second score of stored regions, by CLIP or SigLIP, which compare the crop of a box with its phrase.
+"""rescore: score the crops of stored regions against their phrases with CLIP or SigLIP.
 
-One row in, one row out, in the same order, with one column more; filter-boxes reads both kinds.
+Tables keep their rows and get one more column; filter-boxes reads both kinds.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def run(job: Rescore) -> StageReport:
     """Write ``out/<shard>.parquet`` (records.RESCORED) for every crawl shard.
 
     Raises:
-        InputError: no usable scorer, no regions for a shard, or no such device.
-        RunError: more than ``max_failed`` shards failed (one fails if it loses more than ``max_lost_share``).
+        InputError: the scorer cannot be used, a shard has no regions, or there is no such device.
+        RunError: more than ``max_failed`` shards failed (one fails if it loses more than
+            ``max_lost_share``).
     """
     revision = model_revision(job.scorer)
     check_region_text(job.scorer, job.settings)

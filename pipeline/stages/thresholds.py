@@ -1,4 +1,4 @@
-"""Entry points of what needs regions alone: sweep-thresholds (``filter-boxes --sweep``), count-phrases and calibrate."""
+"""Entry points of sweep-thresholds (``filter-boxes --sweep``), count-phrases and calibrate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.stages.jobs import Calibrate, CountPhrases, PhraseCounts, SweepThr
 
 
 def sweep(job: SweepThresholds) -> dict[str, Any]:
-    """Return :func:`pipeline.filtering.sweep.sweep`'s table."""
+    """Run :func:`pipeline.filtering.sweep.sweep`."""
     return sweeping.sweep(
         job.settings, expand_shards(job.regions, suffix=".parquet"), job.thresholds,
         gold=job.gold, iou=job.iou, progress=job.progress,
@@ -20,7 +20,7 @@ def sweep(job: SweepThresholds) -> dict[str, Any]:
 
 
 def count_phrases(job: CountPhrases) -> PhraseCounts:
-    """Write :func:`pipeline.filtering.counting.count_phrases`'s table."""
+    """Run :func:`pipeline.filtering.counting.count_phrases`."""
     n, file = counting.count_phrases(
         job.settings, expand_shards(job.regions, suffix=".parquet"), job.out,
         thresholds=job.thresholds, counts=job.counts, min_count=job.min_count, progress=job.progress,
@@ -29,7 +29,7 @@ def count_phrases(job: CountPhrases) -> PhraseCounts:
 
 
 def calibrate(job: Calibrate) -> Thresholds:
-    """Write :func:`pipeline.filtering.calibration.calibrate`'s thresholds."""
+    """Run :func:`pipeline.filtering.calibration.calibrate`."""
     return calibration.calibrate(
         job.settings, expand_shards(job.regions, suffix=".parquet"), job.gold, job.out,
         precision=job.precision, counts=job.counts, bands=job.bands, by=job.by, min_labels=job.min_labels, iou=job.iou,

@@ -1,9 +1,9 @@
-"""Train a teacher or a student on any mixture of human and pseudo labels.
+"""Train a teacher or a student on any mixture of human labels and pseudo-labels.
 
-One optimiser step is a function of (configuration, shards, initial weights, step): the order of
-records is arithmetic (pipeline/training/sampling.py), rates are stateless, and checkpoints are atomic. A
-killed run resumes from its newest intact checkpoint. If the data have changed, it starts from the
-beginning; if a setting has, it is refused (pipeline/training/resume.py).
+An optimiser step is a function of (configuration, shards, initial weights, step): the order of
+records is computed (pipeline/training/sampling.py), learning rates are stateless, and checkpoints
+are atomic. A killed run resumes from its newest intact checkpoint. If the data have changed,
+training restarts; if a setting has changed, it is refused (pipeline/training/resume.py).
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ log = logging.getLogger("glip_self_train")
 
 
 def run(job: TrainModel) -> TrainReport:
-    """Train for ``settings.steps`` and leave a model folder in ``out/final``.
+    """Train for ``settings.steps`` and write a model folder to ``out/final``.
 
-    The names of ``sources`` are those of ``settings.mixture``. ``init`` is the model folder to start from (the teacher of
-    a warm-started student, a converted release); without it ``model`` is built.
+    The names of ``sources`` are those of ``settings.mixture``. ``init`` is the model folder to
+    start from (the teacher of a warm-started student, a converted release); without it a network is
+    built as ``model`` states.
 
     Raises:
-        InputError: wrong mixture, shards or model folder; no such device; or ``out`` holds an
-            unfinished training with other settings, or one that is running in other processes.
-        RunError: the loss is not finite; the message names the step, the records and the batch's file.
+        InputError: the mixture, shards or model folder are wrong, there is no such device, or
+            ``out`` holds a training with other settings or one that another process runs.
+        RunError: the loss is not finite; the message names the step, the records and the batch's
+            file.
     """
     config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
     out = local_folder(job.out, "a training")
@@ -63,12 +65,12 @@ def run(job: TrainModel) -> TrainReport:
         return report
     if job.check_only:
         raise WorkLeft
-    # a pool of threads for a handful of captions costs more than it saves
+    # a thread pool for a few captions costs more than it saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if job.threads:
         torch.set_num_threads(job.threads)
     if (out / "final").is_dir() and not (out / "report.json").is_file() and read_state(out / "final") is None:
-        raise InputError(f"{out}/final: no training of ours made it; want another --out, or move it away")
+        raise InputError(f"{out}/final: found a model folder of another origin; want another --out, or move it away")
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exit_stack:
         trainer = Trainer(

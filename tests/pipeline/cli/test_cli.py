@@ -112,7 +112,7 @@ def test_counts_and_fitted_thresholds_go_from_command_to_command(store, tmp_path
         (["--out", "y", "--gold", "g"], "--gold goes with --sweep"),
         (["--sweep", "--thresholds", "t"], "leave --thresholds out"),
         (["--sweep", "--counts", "c"], "leave them out with --sweep"),
-        (["--sweep", "0.3,much"], "want numbers with commas"),
+        (["--sweep", "0.3,much"], "want comma-separated numbers"),
         (["--out", "y", "--set", "balance_to=9"], "run count-phrases"),
     ],
 )

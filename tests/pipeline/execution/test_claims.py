@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.execution import claims
-from pipeline.execution.claims import Claims, clear_claims, one_at_a_time
+from pipeline.execution.claims import Claims, clear_claims, flocked
 from pipeline.system.host_lock import host_lock
 from pipeline.system.process_identity import host_identity
 
@@ -129,7 +129,7 @@ def test_an_owner_that_lost_its_claim_notices_and_leaves_the_new_one_alone(tmp_p
     assert next_one.take("00000") and next_one.holds("00000")
     assert not slow.holds("00000")
     deadline = time.monotonic() + 10
-    while "as our claim stood still" not in caplog.text and time.monotonic() < deadline:
+    while "this claim was not renewed in time" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.02)
     slow.release("00000")
     slow.close()
@@ -255,7 +255,7 @@ def test_an_owner_that_the_system_hides_is_watched_before_it_loses_its_claim(hol
     mine.close()
 
 
-@pytest.mark.parametrize("held", [one_at_a_time, lambda folder: host_lock("held")])
+@pytest.mark.parametrize("held", [flocked, lambda folder: host_lock("held")])
 def test_a_lock_is_free_again_although_a_process_was_forked_under_it(tmp_path, monkeypatch, held):
     """As a loader's worker may be, while another thread renews a claim."""
     monkeypatch.setenv("GLIP_SELF_TRAIN_LOCKS", str(tmp_path / "locks"))

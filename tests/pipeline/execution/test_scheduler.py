@@ -1,5 +1,5 @@
-"""A stage's shards shared by workers, in this process and in others: each once, failures set aside,
-the rest projected."""
+"""A stage's shards shared by workers, in this process and in others: each once, failures
+recorded, the rest projected."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def test_a_failed_shard_is_set_aside_and_tried_again_next_time(tmp_path, workers
 def test_a_failed_shards_result_under_other_settings_stays_and_is_told_of(tmp_path, caplog):
     run_shards("write", jobs(2, "old"), tmp_path, Write(str(tmp_path)))
     run_shards("write", jobs(2, "new"), tmp_path, Write(str(tmp_path), "00001"), options=ShardOptions(max_failed=1))
-    assert f"{tmp_path} still holds what shard 00001 gave before" in caplog.text and "shard 00000" not in caplog.text
+    assert (
+        f"{tmp_path} still holds the previous output of shard 00001" in caplog.text and "shard 00000" not in caplog.text
+    )
     caplog.clear()
     again = run_shards(
         "write", jobs(2, "old"), tmp_path, Write(str(tmp_path), "00000"), options=ShardOptions(max_failed=1)
@@ -135,7 +137,7 @@ def test_a_gpu_that_breaks_down_takes_its_process_along_and_no_other_shard(tmp_p
 
 
 def test_when_every_worker_breaks_down_the_run_says_why(tmp_path):
-    with pytest.raises(RunError, match="every worker broke down; first: no GPU here"):
+    with pytest.raises(RunError, match="every worker failed; first: no GPU here"):
         run_workers("write", jobs(3), tmp_path, [Broken(), Broken()])
     with pytest.raises(InputError, match="no GPU here"):
         run_workers("write", jobs(3), tmp_path, [Broken()])
@@ -260,7 +262,7 @@ def test_progress_that_cannot_be_told_fails_no_shard(tmp_path, workers, caplog):
             "write", jobs(4), tmp_path, Write(str(tmp_path)), options=ShardOptions(workers=workers, progress=Unheard())
         )
         assert (report.done, report.skipped, report.failed) == (done, skipped, [])
-    assert "write: progress not told: OSError: [Errno 28]" in caplog.text and "still holds" not in caplog.text
+    assert "write: progress not reported: OSError: [Errno 28]" in caplog.text and "still holds" not in caplog.text
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -274,7 +276,7 @@ def test_a_claim_that_cannot_be_given_up_costs_nothing(tmp_path, workers, monkey
         "write", jobs(4), tmp_path, Write(str(tmp_path), "00002"), options=ShardOptions(workers=workers, max_failed=1)
     )
     assert report.done == 3 and [(f.shard, f.error) for f in report.failed] == [("00002", "crawl/00002.tar: poisoned")]
-    assert "claim of shard 00001 not given up: ConnectionError" in caplog.text
+    assert "claim of shard 00001 not released: ConnectionError" in caplog.text
 
 
 def test_a_ledger_that_fails_ends_its_processes_and_says_so(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ class Heard(Silent):
 
 
 def test_the_same_caption_is_parsed_once_and_progress_told_within_a_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(parse_phrases, "TELL_EVERY", 3)
+    monkeypatch.setattr(parse_phrases, "PROGRESS_EVERY", 3)
     heard = Heard()
     report = ParsePhrases(
         settings=CONFIG, shards=[shard(tmp_path, CAPTIONS * 3)], out=tmp_path / "out", progress=heard

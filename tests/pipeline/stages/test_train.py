@@ -171,7 +171,7 @@ def test_a_model_that_no_training_made_is_not_replaced(sources, tmp_path, teache
     shutil.copytree(teacher, tmp_path / "out" / "final")
     (tmp_path / "out" / "final" / "notes.txt").write_text("mine")
     with pytest.raises(
-        InputError, match=r"out/final: no training of ours made it; want another --out, or move it away"
+        InputError, match=r"out/final: found a model folder of another origin; want another --out, or move it away"
     ):
         run(sources, tmp_path / "out")
     assert (tmp_path / "out" / "final" / "notes.txt").read_text() == "mine"

@@ -269,7 +269,8 @@ class TakenOver(Silent):
 def test_a_training_that_lost_its_folder_writes_nothing_there(sources, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(
-        RunError, match=r"out: another training took over \(process 7 on elsewhere\), as this one had stood still"
+        RunError,
+        match=r"out: another training took over \(process 7 on elsewhere\), as this one did not renew its claim",
     ):
         run(sources, out, progress=TakenOver(out))
     assert names(out) == ["step-00000002"] and not (out / "final").exists()
