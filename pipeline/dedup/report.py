@@ -55,8 +55,10 @@ class DedupReport(BaseModel):
         ]
         width = max((len(name) for name in self.sets), default=0)
         for name, matches in self.sets.items():
+            tally, images = matches.records, matches.images
+            notes = _dropped(tally) if images == tally.kept else f"in {_records(tally)}"
             out.append(
-                f"  {name:<{width}}  {matches.matched:,} of {_images(matches.records, matches.images)} have a "
+                f"  {name:<{width}}  {matches.matched:,} of {images:,} images{notes and f' ({notes})'} have a "
                 f"near-duplicate in the shards, where {matches.training_images:,} images are one"
             )
         if self.pairs.seen:
@@ -66,11 +68,6 @@ class DedupReport(BaseModel):
             )
         failed = [("shard", self.failed), *((name, matches.failed) for name, matches in self.sets.items())]
         return out + [f"  FAILED {part} {f.shard}: {f.error}" for part, failures in failed for f in failures]
-
-
-def _images(tally: Tally, distinct: int) -> str:
-    notes = _dropped(tally) if distinct == tally.kept else f"in {_records(tally)}"
-    return f"{distinct:,} images" + (f" ({notes})" if notes else "")
 
 
 def _records(tally: Tally) -> str:

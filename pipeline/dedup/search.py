@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dedup.hash_index import BandedIndex
-from pipeline.dedup.perceptual_hash import MIRROR, WORDS, hamming
+from pipeline.dedup.perceptual_hash import HASHES, MIRROR, WORDS, hamming
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table
 
@@ -49,19 +49,13 @@ class QueryImages:
     @classmethod
     def read(cls, folders: Sequence[tuple[str, str, Sequence[str]]]) -> QueryImages:
         """Read the hashes of sets. folders: (set, folder of its hashes, parts)."""
-        parts: list[tuple[str, str]] = []
-        words, keys, numbers = [np.zeros((0, WORDS), np.uint64)], [pa.array([], pa.string())], []
-        images = [np.zeros(0, np.uint64)]
-        for name, folder, names in folders:
-            for part in names:
-                table = read_table(join(folder, f"{part}.parquet"), ["key", *WORD_COLUMNS, "image"])
-                numbers.append(np.full(table.num_rows, len(parts)))
-                parts.append((name, part))
-                words.append(words_of(table))
-                images.append(table["image"].to_numpy())
-                keys.append(table["key"].combine_chunks())
-        number = np.concatenate([np.zeros(0, np.int64), *numbers])
-        return cls(np.concatenate(words), np.concatenate(images), pa.chunked_array(keys), number, parts)
+        columns = pa.schema([HASHES.field(name) for name in ("key", *WORD_COLUMNS, "image")])
+        parts = [(name, part) for name, _, names in folders for part in names]
+        paths = [join(folder, f"{part}.parquet") for _, folder, names in folders for part in names]
+        tables = [read_table(path, columns) for path in paths]
+        table = pa.concat_tables([columns.empty_table(), *tables])
+        numbers = np.repeat(np.arange(len(parts)), np.array([t.num_rows for t in tables], np.int64))
+        return cls(words_of(table), table["image"].to_numpy(), table["key"], numbers, parts)
 
     def distinct(self) -> dict[str, int]:
         """Number of distinct images by set."""

@@ -13,20 +13,18 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.data.images import open_image
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.data.training_shards import ShardSet
-from pipeline.io.atomic import atomic_file
+from pipeline.io.atomic import write_atomic
 
 Colour = tuple[int, int, int]
 
 
-def colour_of(number: int) -> Colour:
-    """Saturated colour of an image's ``number``-th phrase; consecutive numbers have distinct hues."""
-    red, green, blue = colorsys.hsv_to_rgb((0.58 + number * 0.382) % 1.0, 0.9, 0.78)
-    return int(red * 255), int(green * 255), int(blue * 255)
-
-
 def phrase_colours(record: GroundingRecord) -> dict[str, Colour]:
-    """Colour of each distinct phrase, in the order of the regions."""
-    return {p: colour_of(i) for i, p in enumerate(dict.fromkeys(r.phrase for r in record.regions if not r.ignore))}
+    """Colour of each distinct phrase, in the order of the regions; neighbours have distinct hues."""
+    colours: dict[str, Colour] = {}
+    for number, phrase in enumerate(dict.fromkeys(r.phrase for r in record.regions if not r.ignore)):
+        red, green, blue = colorsys.hsv_to_rgb((0.58 + number * 0.382) % 1.0, 0.9, 0.78)
+        colours[phrase] = int(red * 255), int(green * 255), int(blue * 255)
+    return colours
 
 
 def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> Image.Image:
@@ -107,10 +105,9 @@ def write_montage(
         for i, tile in enumerate(row):
             sheet.paste(tile, (gap + i * (width + gap), y))
         y += height + gap
-    with atomic_file(out) as file:
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
-        file.write(buffer.getvalue())
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomic(out, buffer.getvalue())
 
 
 def _tile(image: Image.Image, record: GroundingRecord, width: int) -> Image.Image:

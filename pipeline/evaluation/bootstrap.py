@@ -6,9 +6,6 @@ counts. Precision only falls between two true positives, so it is computed at tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -19,8 +16,8 @@ from pipeline.evaluation.matching import IOUS, RECALLS, Matches, by_class
 CHUNK = 1 << 22
 """Largest number of elements of a work array."""
 
-Estimate = Callable[[np.ndarray], np.ndarray]
-"""Weights (samples, images) -> a metric in percent (samples,)."""
+KS = (1, 5, 10)
+"""Numbers of best boxes whose recall is measured."""
 
 
 def draw_weights(images: int, samples: int, seed: int = 0, name: str = "") -> np.ndarray:
@@ -101,52 +98,42 @@ def _recalls_reached(recall: np.ndarray) -> np.ndarray:
     return reached
 
 
-def estimates(tables: MatchTables) -> dict[str, Estimate]:
-    """The metrics of a set that can be resampled, by their names in metrics.json."""
-    metrics: dict[str, Estimate] = {}
+def resample(tables: MatchTables, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of a set by their names in metrics.json: percents (samples,).
+
+    weights: (samples, images), of :func:`draw_weights`.
+    """
     if not tables.names:
         stem = "precision_at" if tables.protocol == "refcoco" else "recall_at"
-        for k in (1, 5, 10):
-            metrics[f"{stem}_{k}"] = partial(_recall, tables, "first", k)
-            if tables.protocol == "flickr":
-                metrics[f"merged_{stem}_{k}"] = partial(_recall, tables, "first_merged", k)
+        metrics = {f"{stem}_{k}": _recall(tables, "first", k, weights) for k in KS}
+        if tables.protocol == "flickr":
+            metrics |= {f"merged_{stem}_{k}": _recall(tables, "first_merged", k, weights) for k in KS}
         return metrics
-    aps = _MeanAp(tables)
-    metrics = {"ap": aps.mean, "ap50": partial(aps.mean, iou=0), "ap75": partial(aps.mean, iou=5)}
+    labels, aps = class_aps(tables.matches, weights)
+    mean_aps = aps.mean(axis=2)
+    metrics = {"ap": _mean(mean_aps), "ap50": _mean(aps[:, :, 0]), "ap75": _mean(aps[:, :, 5])}
     if tables.protocol == "detection":
-        metrics |= {f"recall_at_{k}": partial(_recall, tables, "first", k) for k in (1, 5, 10)}
+        metrics |= {f"recall_at_{k}": _recall(tables, "first", k, weights) for k in KS}
     if tables.protocol == "lvis":
-        metrics |= {f"ap_{group}": partial(aps.mean, group=group) for group in sorted({*tables.groups.values()})}
+        groups = np.array([tables.groups.get(normalise_name(tables.names[n])) for n in labels], object)
+        metrics |= {f"ap_{group}": _mean(mean_aps[groups == group]) for group in sorted({*tables.groups.values()})}
     return metrics
 
 
-class _MeanAp:
-    """Mean AP over classes; caches the classes' APs of the last weights."""
-
-    def __init__(self, tables: MatchTables) -> None:
-        self._tables = tables
-        self._last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-
-    def mean(self, weights: np.ndarray, iou: int | None = None, group: str | None = None) -> np.ndarray:
-        if self._last is None or self._last[0] is not weights:
-            self._last = (weights, *class_aps(self._tables.matches, weights))
-        _, labels, aps = self._last
-        if group is not None:
-            names, groups = self._tables.names, self._tables.groups
-            aps = aps[[groups.get(normalise_name(names[n])) == group for n in labels]]
-        values = aps.mean(axis=2) if iou is None else aps[:, :, iou]
-        valid = ~np.isnan(values)
-        means: np.ndarray = 100.0 * np.where(valid, values, 0).sum(axis=0) / np.maximum(valid.sum(axis=0), 1)
-        return means
+def _mean(aps: np.ndarray) -> np.ndarray:
+    """(classes, samples) AP, NaN for none -> (samples,) mean over the classes in percent."""
+    valid = ~np.isnan(aps)
+    means: np.ndarray = 100.0 * np.where(valid, aps, 0).sum(axis=0) / np.maximum(valid.sum(axis=0), 1)
+    return means
 
 
 def _recall(tables: MatchTables, first: str, k: int, weights: np.ndarray) -> np.ndarray:
     queries = tables.queries
-    found, total = (
+    matched, total = (
         np.bincount(queries.image, values, minlength=tables.matches.images)
         for values in (getattr(queries, first) < k, np.ones(len(queries.image)))
     )
-    recall: np.ndarray = 100.0 * (weights @ found) / np.maximum(weights @ total, 1)
+    recall: np.ndarray = 100.0 * (weights @ matched) / np.maximum(weights @ total, 1)
     return recall
 
 

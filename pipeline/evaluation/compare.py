@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.evaluation.bootstrap import centred, draw_weights, estimates, interval
+from pipeline.evaluation.bootstrap import centred, draw_weights, interval, resample
 from pipeline.evaluation.match_tables import MatchTables, read_match_tables
 from pipeline.evaluation.report import COUNTS, TITLES, metric_order
 
@@ -132,7 +132,7 @@ def _compare_set(
                 f"protocols ({first.protocol}, {one.protocol}); evaluate both on the same"
             )
     weights = draw_weights(first.matches.images, samples, seed, name)
-    resampled = [{metric: estimate(weights) for metric, estimate in estimates(one).items()} for one in tables]
+    resampled = [resample(one, weights) for one in tables]
     rows = {
         metric: _cells([m.sets[name][metric] for m in models], [r.get(metric) for r in resampled])
         for metric in sorted(models[0].sets[name], key=metric_order)

@@ -112,9 +112,7 @@ class EvaluationSet:
             gold_boxes=np.concatenate([np.zeros((0, 4)), *(p.boxes for p in phrases)]),
             gold_labels=np.repeat(np.arange(len(phrases)), counts),
             gold_ignore=np.zeros(sum(counts), bool),
-            boxes=detections.boxes,
-            labels=detections.labels,
-            scores=detections.scores,
+            **vars(detections),
         )
         return result, [p.phrase for p in phrases]
 
@@ -130,9 +128,7 @@ class EvaluationSet:
             gold_boxes=np.array([r.box for r in record.regions], np.float64).reshape(-1, 4),
             gold_labels=np.array([index[r.phrase] for r in record.regions], np.int64),
             gold_ignore=np.array([r.ignore for r in record.regions], bool),
-            boxes=detections.boxes,
-            labels=detections.labels,
-            scores=detections.scores,
+            **vars(detections),
             absent=None if absent is None else np.array([index[n] for n in absent], np.int64),
             not_exhaustive=np.array([index[n] for n in not_exhaustive], np.int64),
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluation.matching import IOUS, Matches, class_curves, rank_in_class
+from pipeline.evaluation.matching import Matches, class_curves, rank_in_class
 from pipeline.evaluation.metrics import ImageResult
 
 GROUPS = ("rare", "common", "frequent")
@@ -45,11 +45,10 @@ def fixed_ap(matches: Matches, names: Sequence[str], groups: Mapping[str, str] |
     Means over classes with gold boxes; groups without such classes are omitted. ``matches``: of
     :func:`best_of_each_class`, by federated rules.
     """
-    curves = class_curves(matches)
-    if not curves:
+    by_label = {label: curve.mean(axis=1) for label, curve in class_curves(matches).items()}
+    if not by_label:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
-    by_label = {label: curve.mean(axis=1) for label, curve in curves.items()}
-    aps = np.array(list(by_label.values())).reshape(-1, len(IOUS))
+    aps = np.array(list(by_label.values()))
     metrics = {"ap": aps.mean(), "ap50": aps[:, 0].mean(), "ap75": aps[:, 5].mean()}
     for group in GROUPS:
         in_group = [ap.mean() for label, ap in by_label.items() if groups and groups.get(names[label]) == group]

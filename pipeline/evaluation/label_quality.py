@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.filtering.gold import GOLD_COLUMNS, gold_tables, match, read_gold
+from pipeline.filtering.gold import gold_tables, match, read_gold
 from pipeline.filtering.store import RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
-
-__all__ = ["BANDS", "GOLD_COLUMNS", "label_quality"]
 
 BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -30,8 +28,8 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
 
     Args:
         labels: folder that filter-boxes wrote, or files of it.
-        gold: folder of Parquet tables with GOLD_COLUMNS, named as all or some of the label files;
-            ``novel``: the noun is not in the teacher's training data.
+        gold: folder of Parquet tables with the columns of :mod:`pipeline.filtering.gold`, named as
+            all or some of the label files; ``novel``: the noun is not in the teacher's training data.
 
     Returns:
         "all", "base", "novel" -> labels, correct, gold, found, precision, recall;
@@ -55,8 +53,8 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
         shard.restrict(pc.equal(shard.whole("status"), "keep").to_numpy(zero_copy_only=False))
         start, end = shard.numbers("start"), shard.numbers("end")
         matched, correct = match(truth, *shard.keys(), start, end, shard.boxes(), iou)
-        found = np.zeros(len(truth), bool)
-        found[matched[correct]] = True
+        recalled = np.zeros(len(truth), bool)
+        recalled[matched[correct]] = True
         not_gold += int((matched < 0).sum())
         novel = truth.novel[matched] if len(truth) else np.zeros(len(matched), bool)
         for name, in_group, gold_in_group in (
@@ -65,7 +63,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
             ("novel", (matched >= 0) & novel, truth.novel),
         ):
             groups[name] += (
-                in_group.sum(), (in_group & correct).sum(), gold_in_group.sum(), (found & gold_in_group).sum()
+                in_group.sum(), (in_group & correct).sum(), gold_in_group.sum(), (recalled & gold_in_group).sum()
             )  # fmt: skip
         band = (np.searchsorted(BANDS, shard.numbers("score"), side="right") - 1).clip(max=len(bands) - 1)
         bands[:, 0] += np.bincount(band, minlength=len(bands))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.evaluation.metrics import ImageResult
+from pipeline.evaluation.metrics import ImageResult, xywh
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -63,7 +63,7 @@ def match_pair(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> tuple
     matched_dt = np.full(len(gold), -1)
     if not len(boxes) or not len(gold):
         return tp, ignored, matched_dt
-    overlap = coco_mask.iou(_xywh(boxes), _xywh(gold), ignore.astype(np.uint8))
+    overlap = coco_mask.iou(xywh(boxes), xywh(gold), ignore.astype(np.uint8))
     thresholds = np.minimum(IOUS, 1 - 1e-10)[:, None]
     free = np.ones((len(IOUS), len(gold)), bool)
     rows = np.arange(len(IOUS))
@@ -77,10 +77,6 @@ def match_pair(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> tuple
             matched_dt[best[0]] = i
         ignored[i] = ~tp[i] & (fits & ignore).any(axis=1)
     return tp, ignored, matched_dt
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), np.float64)
 
 
 def match(results: Sequence[ImageResult], max_per_class: int | None = None, *, federated: bool = False) -> Matches:

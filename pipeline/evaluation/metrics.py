@@ -87,9 +87,9 @@ def _first(matched: np.ndarray) -> int:
     return min(int(np.argmax(matched)), NEVER - 1) if matched.any() else NEVER
 
 
-def _xywh(box: np.ndarray) -> list[float]:
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return [x1, y1, x2 - x1, y2 - y1]
+def xywh(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) float64 x, y, width, height of xyxy boxes, as pycocotools takes them."""
+    return np.ascontiguousarray(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), np.float64)
 
 
 def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:
@@ -101,20 +101,18 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
         and image; ar_small, ar_medium, ar_large. Sizes without gold are omitted.
     """
     annotations: list[dict[str, Any]] = []
-    detections: list[dict[str, Any]] = []
-    for image_id, result in enumerate(results, start=1):
-        for box, label, ignore in zip(result.gold_boxes, result.gold_labels, result.gold_ignore, strict=True):
-            *_, width, height = bbox = _xywh(box)
+    detections = [np.zeros((0, 7))]
+    for image_id, r in enumerate(results, start=1):
+        for bbox, label, ignore in zip(xywh(r.gold_boxes).tolist(), r.gold_labels, r.gold_ignore, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1, "image_id": image_id, "category_id": int(label) + 1, "bbox": bbox,
-                    "area": width * height, "iscrowd": int(ignore),
+                    "area": bbox[2] * bbox[3], "iscrowd": int(ignore),
                 }
             )  # fmt: skip
-        for box, label, score in zip(result.boxes, result.labels, result.scores, strict=True):
-            row = {"image_id": image_id, "category_id": int(label) + 1, "bbox": _xywh(box), "score": float(score)}
-            detections.append(row)
-    if not annotations or not detections:
+        detections.append(np.column_stack([np.full(len(r.labels), image_id), xywh(r.boxes), r.scores, r.labels + 1]))
+    detected = np.concatenate(detections)
+    if not annotations or not len(detected):
         areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
         sizes = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]
         by_size = (f"{kind}_{size}" for size in sizes for kind in ("ap", "ar"))
@@ -128,7 +126,7 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
             "annotations": annotations,
         }
         gold.createIndex()
-        evaluation = COCOeval(gold, gold.loadRes(detections), "bbox")
+        evaluation = COCOeval(gold, gold.loadRes(detected), "bbox")
         evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()

@@ -1,4 +1,4 @@
-"""evaluate's worker: predictions of a model on shards of records, through the annotator that labels."""
+"""The worker of evaluate: a model's predictions on shards of records, by the labelling annotator."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
 Ready = tuple[list[Item], list[Prepared], list[Batch]]
-"""Queries, their decoded images, and the first query about them collated (none if all images are broken)."""
+"""Queries, their decoded images, and the first query collated (none if all images are broken)."""
 
 
 @dataclass(frozen=True)
 class DetectShards:
-    """A worker (:data:`pipeline.execution.worker.Worker`): predictions of the queue's shards, by one copy of the model.
+    """Worker (:data:`pipeline.execution.worker.Worker`) that predicts shards with one copy of the model.
 
-    specs: the set of each job, by the job's name. out: folder or URL. The rest is as of
+    specs: the set of each job, by the job's name. out: folder or URL. Other fields as of
     :class:`pipeline.execution.inference.InferenceWorker`.
     """
 
@@ -47,7 +47,7 @@ class DetectShards:
     threads: int | None
 
     def __call__(self, queue: WorkQueue) -> None:
-        """Predict until the queue has no more shards. The model is loaded anew for shards that want other settings.
+        """Predict until the queue is empty; reload the model for shards that need other settings.
 
         Raises:
             torch.AcceleratorError: the device is lost; the process must end.
@@ -74,7 +74,8 @@ class DetectShards:
 class _Queries:
     """One query about each of some images, collated.
 
-    ends_chunk: the last query of a chunk of class names. done: images to which no further query comes.
+    ends_chunk: whether it is the last query of a chunk of class names. done: number of images whose
+    last query this is.
     """
 
     items: list[Item]
@@ -137,7 +138,10 @@ class DetectionShard:
         return items, images, first
 
     def collate(self, ready: Ready | None) -> Iterator[_Queries]:
-        """A caption's query about each image, or all class names', each collated while the one before is predicted."""
+        """Collate a caption's query about each image, or the queries of all class names in turn.
+
+        A query is collated while the model predicts the one before.
+        """
         if ready is None or not ready[0]:
             return
         items, images, (first,) = ready

@@ -28,11 +28,6 @@ class SetSpec:
         """Whether the queries are phrases of the images' captions instead of class names."""
         return self.protocol in CAPTION_PROTOCOLS
 
-    def chunks(self, config: EvaluateConfig) -> list[range]:
-        """Ranges of class names in each prompt, before the text limit is applied."""
-        size = config.chunk_names if self.protocol == "lvis" else max(len(self.names), 1)
-        return [range(i, min(i + size, len(self.names))) for i in range(0, len(self.names), size)]
-
     def limit(self, config: EvaluateConfig) -> int | None:
         """Maximum number of detections of an image over all prompts; None: no limit."""
         if self.protocol == "lvis":
@@ -59,10 +54,10 @@ def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) ->
     Raises:
         InputError: a name is longer than the text limit.
     """
-    chunks = []
-    for indices in spec.chunks(config):
-        queries = annotator.class_queries([spec.names[i] for i in indices])
-        chunks.append([replace(q, phrases=tuple(p + indices.start for p in q.phrases)) for q in queries])
+    chunks, size = [], config.chunk_names if spec.protocol == "lvis" else max(len(spec.names), 1)
+    for start in range(0, len(spec.names), size):
+        queries = annotator.class_queries(spec.names[start : start + size])
+        chunks.append([replace(q, phrases=tuple(p + start for p in q.phrases)) for q in queries])
     return chunks
 
 

@@ -45,12 +45,6 @@ def format_metric(name: str, value: float) -> str:
     return f"{int(value):,}" if name in COUNTS else f"{value:.1f}"
 
 
-def metric_table(metrics: Mapping[str, float]) -> list[str]:
-    """Metrics as a Markdown table."""
-    rows = (f"| {TITLES.get(n, n)} | {format_metric(n, metrics[n])} |" for n in sorted(metrics, key=metric_order))
-    return ["| Metric | Value |", "|---|---:|", *rows]
-
-
 def write_report(out: Path, document: Mapping[str, Any], match_tables: Mapping[str, MatchTables]) -> None:
     """Write ``out/report.md`` and ``out/plots/``; ``document``: the content of metrics.json."""
     lines = ["# Evaluation", "", f"Model `{document['model']}`."]
@@ -58,7 +52,9 @@ def write_report(out: Path, document: Mapping[str, Any], match_tables: Mapping[s
         lines += ["", f"Mean AP over the {mean['sets']} sets of {PROTOCOLS[name]}: **{mean['ap']:.1f}**."]
     for name, metrics in document["sets"].items():
         tables = match_tables[name]
-        lines += ["", f"## {name}", "", f"Protocol: {PROTOCOLS[tables.protocol]}.", "", *metric_table(metrics)]
+        lines += ["", f"## {name}", "", f"Protocol: {PROTOCOLS[tables.protocol]}."]
+        lines += ["", "| Metric | Value |", "|---|---:|"]
+        lines += [f"| {TITLES.get(n, n)} | {format_metric(n, metrics[n])} |" for n in sorted(metrics, key=metric_order)]
         lines += _plots(out, name, tables)
         lines += _extremes(tables)
     write_atomic(out / "report.md", "\n".join(lines) + "\n")
@@ -68,10 +64,10 @@ def name_values(tables: MatchTables) -> tuple[str, dict[str, float]]:
     """(metric, its percent by name): AP of class names, recall at 1 of captions' phrases."""
     if tables.names:
         return "AP", {tables.names[n]: 100 * float(c.mean()) for n, c in class_curves(tables.matches).items()}
-    found: dict[str, list[bool]] = {}
+    matched: dict[str, list[bool]] = {}
     for phrase, first in zip(tables.phrases, tables.queries.first, strict=True):
-        found.setdefault(normalise_name(phrase), []).append(first < 1)
-    return "R@1", {phrase: 100 * float(np.mean(flags)) for phrase, flags in found.items()}
+        matched.setdefault(normalise_name(phrase), []).append(first < 1)
+    return "R@1", {phrase: 100 * float(np.mean(flags)) for phrase, flags in matched.items()}
 
 
 def _plots(out: Path, name: str, tables: MatchTables) -> list[str]:

@@ -1,15 +1,31 @@
-"""Prefetch an iterator in a background thread, with a bounded queue."""
+"""Work ahead of a consumer, within bounds: an iterator in a background thread, or calls in a pool."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+In = TypeVar("In")
+Out = TypeVar("Out")
 _POLL = 0.1
 """Seconds between checks for a closed prefetcher."""
+
+
+def submit_ahead(
+    pool: Executor, work: Callable[[In], Out], items: Iterable[In], ahead: int
+) -> Iterator[tuple[In, Future[Out]]]:
+    """(item, future of work(item)) in order; at most ``ahead`` futures are in flight."""
+    remaining = iter(items)
+    pending = deque((item, pool.submit(work, item)) for item in islice(remaining, ahead))
+    while pending:
+        yield pending.popleft()
+        pending.extend((item, pool.submit(work, item)) for item in islice(remaining, 1))
 
 
 class Prefetcher(Generic[T]):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from heapq import heappush, heapreplace
 
 import numpy as np
 
@@ -36,25 +36,21 @@ class Pictures:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._heap: list[tuple[tuple[bool, int], int, Picture]] = []  # ranks are negated: the highest is on top
+        self._kept: list[Picture] = []  # by rank
 
     def wants(self, rank: tuple[bool, int]) -> bool:
         """Whether a sample of this rank would be kept."""
-        return self._limit > 0 and (len(self._heap) < self._limit or _negated(rank) > self._heap[0][0])
+        return len(self._kept) < self._limit or (self._limit > 0 and rank < self._kept[-1].rank)
 
     def add(self, picture: Picture) -> None:
         """Keep a picture if its rank is low enough."""
         if self.wants(picture.rank):
-            item = (_negated(picture.rank), len(self._heap), picture)
-            (heappush if len(self._heap) < self._limit else heapreplace)(self._heap, item)
+            insort(self._kept, picture, key=lambda kept: kept.rank)
+            del self._kept[self._limit :]
 
     def chosen(self) -> list[Picture]:
         """Kept pictures, sorted by shard and key."""
-        return sorted((p for _, _, p in self._heap), key=lambda p: (p.shard, p.key))
-
-
-def _negated(rank: tuple[bool, int]) -> tuple[bool, int]:
-    return not rank[0], -rank[1]
+        return sorted(self._kept, key=lambda p: (p.shard, p.key))
 
 
 def sample_rank(shard: str, key: str, has_boxes: bool) -> tuple[bool, int]:
@@ -108,9 +104,9 @@ class Counts:
         """Count a value of a table."""
         self.tables.setdefault(name, Counter())[value] += n
 
-    def bin(self, name: str, values: Sequence[float] | np.ndarray) -> None:
-        """Count values into a histogram."""
-        self.histograms[name] += BINS[name].count(values)
+    def bin(self, name: str, values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Count values into a histogram, each once or by its weight."""
+        self.histograms[name] += BINS[name].count(values, weights)
 
     def sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Count images of these sizes (height, width)."""

@@ -15,8 +15,7 @@ from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.records import LABELS, REGIONS
 from pipeline.filtering.store import BOX
-from pipeline.inspection.bins import BINS
-from pipeline.inspection.counts import OUTSIDE, Counts, Picture, Pictures, key_hash, sample_rank
+from pipeline.inspection.counts import OUTSIDE, Counts, Picture, key_hash, sample_rank
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import read_tar
@@ -88,8 +87,7 @@ def _boxes(counts: Counts, table: pa.Table, kept: pa.Table, name: str) -> None:
     counts.bin("scores", scores[~np.isnan(scores)])
     texts = _value_counts(pc.utf8_lower(kept["phrase"]))
     counts.phrases.update(texts)
-    words = np.array([len(text.split()) for text in texts], np.float64)
-    counts.histograms["phrase_words"] += BINS["phrase_words"].count(words, np.array(list(texts.values()), np.int64))
+    counts.bin("phrase_words", [len(text.split()) for text in texts], np.array(list(texts.values()), np.int64))
     first_rows = table.group_by("key", use_threads=False).aggregate([("height", "first"), ("width", "first")])
     counts.sizes(list(zip(first_rows["height_first"].to_pylist(), first_rows["width_first"].to_pylist(), strict=True)))
 
@@ -122,14 +120,14 @@ def _pictures(
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         by_key.setdefault(row["key"], []).append(row)
-    chosen = Pictures(limit)
+    pictures = []
     for rank, key in ranks:
         regions = [row for row in by_key.get(key, ()) if row["phrase_row"] in captions[key].rows]
         if regions:
             size = (regions[0]["height"], regions[0]["width"])
             record = make_record(key, "labels", size, captions[key], regions, teacher, BuildShardsConfig())
-            chosen.add(Picture(rank, name, key, record, None))
-    return chosen.chosen()
+            pictures.append(Picture(rank, name, key, record, None))
+    return pictures
 
 
 def with_images(pictures: Sequence[Picture], shards: Mapping[str, str]) -> list[Picture]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
@@ -14,11 +13,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError, RunError
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.inspection.bins import BINS, FREQUENCIES
 from pipeline.inspection.counts import Counts, Picture, Pictures
+from pipeline.inspection.label_tables import count_table, with_images
 from pipeline.inspection.phrase_counts import TextCounts
+from pipeline.inspection.tars import count_tar, kind_of_tar
 from pipeline.io.files import file_size
 from pipeline.io.paths import stem
 from pipeline.io.tables import open_parquet
@@ -71,7 +73,7 @@ def kind_of(shards: Sequence[str]) -> Kind:
     read = 0
     for shard in shards:
         try:
-            kind = _kind_of_table(shard) if shards[0].endswith(".parquet") else _kind_of_tar(shard)
+            kind = _kind_of_table(shard) if shards[0].endswith(".parquet") else kind_of_tar(shard)
         except (InputError, OSError) as error:
             first_error = first_error or error
             continue
@@ -88,13 +90,6 @@ def _kind_of_table(path: str) -> Kind:
     if "score" not in columns:
         raise InputError(f"{path}: want labels (filter-boxes) or regions (pseudo-label); it has {', '.join(columns)}")
     return "labels" if "status" in columns else "regions"
-
-
-def _kind_of_tar(shard: str) -> Kind | None:
-    from pipeline.inspection.tars import holds_records
-
-    records = holds_records(shard)
-    return None if records is None else "training" if records else "crawl"
 
 
 def inspect_shards(
@@ -151,8 +146,6 @@ def inspect_shards(
         raise InputError(f"no shard can be read; first: {failed[0].error}")
     chosen = selection.chosen()
     if kind in {"labels", "regions"} and crawl:
-        from pipeline.inspection.label_tables import with_images
-
         chosen = with_images(chosen, {stem(path): path for path in crawl})
     return _summary(kind, len(shards), total, keys, texts, top, failed), chosen
 
@@ -161,11 +154,7 @@ def count_shard(shard: str, *, kind: Kind, phrases: str | None, pictures: int) -
     """Statistics of one shard, or the reason of its failure."""
     try:
         if kind in {"training", "crawl"}:
-            from pipeline.inspection.tars import count_tar
-
             return count_tar(shard, records=kind == "training", pictures=pictures)
-        from pipeline.inspection.label_tables import count_table
-
         return count_table(shard, status=kind == "labels", phrases=phrases, pictures=pictures)
     except (InputError, OSError) as error:
         return FailedShard(shard=stem(shard), error=str(error))
@@ -187,14 +176,9 @@ def _counted(count: Any, shards: Sequence[str], workers: int) -> Iterator[Counts
         yield from map(count, shards)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = deque[Future[Counts | FailedShard]]()
         try:
-            for shard in shards:
-                pending.append(pool.submit(count, shard))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            for _, future in submit_ahead(pool, count, shards, 2 * workers):
+                yield future.result()
         except BrokenProcessPool:
             raise RunError("a worker process died (out of memory?)") from None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import defaultdict
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,8 +19,8 @@ from pipeline.io.paths import stem
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
 
-def holds_records(shard: str) -> bool | None:
-    """Whether a tar is a training shard: its first valid JSON looks like a record, even if invalid.
+def kind_of_tar(shard: str) -> Literal["training", "crawl"] | None:
+    """Kind of a tar: "training" if its first valid JSON looks like a record, even an invalid one.
 
     None if it has no sample. All samples of training shards have a JSON; those of a crawl may have
     none.
@@ -31,8 +32,8 @@ def holds_records(shard: str) -> bool | None:
                 data = json.loads(sample.files["json"])
             except ValueError:
                 continue
-            return isinstance(data, dict) and {"regions", "kind"} <= data.keys()
-    return None if sample is None else False
+            return "training" if isinstance(data, dict) and {"regions", "kind"} <= data.keys() else "crawl"
+    return None if sample is None else "crawl"
 
 
 def count_tar(shard: str, *, records: bool, pictures: int) -> Counts:
@@ -57,10 +58,7 @@ class _Tar:
         self._pictures, self._links = Pictures(pictures), LinkReader()
         self._boxes: list[tuple[float, ...]] = []
         self._box_images: list[tuple[int, int]] = []
-        self._scores: list[float] = []
-        self._phrase_words: list[int] = []
-        self._per_image: list[int] = []
-        self._caption_words: list[int] = []
+        self._values: dict[str, list[float]] = defaultdict(list)  # by the name of their histogram
         self._sizes: list[tuple[int, int]] = []
 
     def count(self, records: bool) -> Counts:
@@ -73,10 +71,7 @@ class _Tar:
         for note in problems.notes:
             counts.note(note)
         counts.boxes(np.array(self._boxes, np.float64).reshape(-1, 4), np.array(self._box_images).reshape(-1, 2))
-        for name, values in (
-            ("scores", self._scores), ("phrase_words", self._phrase_words), ("boxes_per_image", self._per_image),
-            ("caption_words", self._caption_words),
-        ):  # fmt: skip
+        for name, values in self._values.items():
             counts.bin(name, np.array(values, np.float64))
         counts.sizes(self._sizes)
         counts.pictures = self._pictures.chosen()
@@ -143,7 +138,7 @@ class _Tar:
         counts.numbers["uncertain_phrases"] += len(record.uncertain)
         counts.numbers["samples_with_verified_absent"] += record.verified_absent is not None
         self._caption(record.caption)
-        self._per_image.append(len(labelled))
+        self._values["boxes_per_image"].append(len(labelled))
         outside = sum(reaches_outside(region.box, record.image_size) for region in record.regions)
         if outside:
             counts.problems["box_outside_image"] += outside
@@ -151,16 +146,16 @@ class _Tar:
         for region in labelled:
             counts.phrases[region.phrase.lower()] += 1
             counts.table("annotators", region.annotator or "human")
-            self._phrase_words.append(len(region.phrase.split()))
+            self._values["phrase_words"].append(len(region.phrase.split()))
             self._boxes.append(region.box)
             self._box_images.append(record.image_size)
             if region.score is not None:
-                self._scores.append(region.score)
+                self._values["scores"].append(region.score)
 
     def _caption(self, caption: str | None) -> None:
         if caption:
             self.counts.numbers["captions"] += 1
-            self._caption_words.append(len(caption.split()))
+            self._values["caption_words"].append(len(caption.split()))
 
     def _crawl_sample(self, sample: TarSample) -> str:
         caption, reason = caption_of(sample)

@@ -110,7 +110,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, durable_name: bool = 
                 os.fsync(raw.fileno())
         os.replace(temporary, path)
         if durable and durable_name:
-            _fsync_folder(path.parent)
+            fsync_path(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -135,8 +135,9 @@ def sync_all(out: str | Path) -> None:
         os.sync()
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Flush a local file, or the names in a local folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

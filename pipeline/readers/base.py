@@ -88,14 +88,50 @@ Header = Mapping[str, Any]
 """Data of the set. ``label_space``: class names in order; ``frequency``: LVIS'."""
 
 
+class LabelCollector:
+    """Collects the regions of one image. lost: number of dropped regions by reason."""
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        self.lost: Counter[str] = Counter()
+        self._boxless, self._boxless_names = list[Span](), list[str]()
+
+    def add(self, box: Box | None, phrase: str, spans: tuple[Span, ...] = (), **fields: Any) -> None:
+        """Add a region, or record its spans or class name as boxless if its box was dropped."""
+        if box is not None:
+            if spans:  # a default is not validated
+                fields["tokens_positive"] = spans
+            self.regions.append(Region(box=box, phrase=phrase, **fields))
+        elif spans:
+            self._boxless += spans
+        else:
+            self._boxless_names.append(phrase)
+
+    def image(
+        self, key: str, location: ImageLocation, size: tuple[int, int] | None = None, **fields: Any
+    ) -> LabelledImage:
+        """The image with the collected regions; ``fields`` as of :class:`LabelledImage`."""
+        return LabelledImage(
+            key, location, size, regions=tuple(self.regions), boxless=tuple(self._boxless),
+            boxless_names=tuple(self._boxless_names), lost=self.lost, **fields,
+        )  # fmt: skip
+
+
+def first_field(number: Any, image: Any) -> ImageLocation:
+    """Location of an image whose file is the first field of its index data."""
+    return ImageLocation(image[0])
+
+
 @dataclass(frozen=True)
 class Format:
     """Reader of a format.
 
     Attributes:
         reads: description of the annotation file, for error messages.
-        fill: reads the files, writes the index, returns the header.
+        fill: reads the files, writes the index, returns the header; raises InputError for files of
+            another layout, or two images with the same id.
         labelled: converts an entry to a labelled image, or to None to exclude it; a pure function.
+            Reasons for dropping regions are UNREADABLE, ``box_outside_image``, and the format's own.
         location: (id, image) of an entry -> location of the image.
         companions: role of further annotation files -> description.
         needed: roles that are required.
@@ -106,7 +142,7 @@ class Format:
     reads: str
     fill: Callable[[SetFiles, IndexWriter], dict[str, Any]]
     labelled: Callable[[Entry, Header], LabelledImage | None]
-    location: Callable[[Any, Any], ImageLocation]
+    location: Callable[[Any, Any], ImageLocation] = first_field
     companions: Mapping[str, str] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
@@ -136,6 +172,8 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
         index.refuse_unknown_ids()
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder instead of a file, or vice versa
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename or files.annotations}: no such file") from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row with unexpected types
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:80]
         raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({cause})") from None
@@ -283,11 +321,10 @@ def presence_of(
     names = {*item.boxless_names, *(region.phrase for region in outside)}
     if item.caption is not None or not names:
         return item.verified_absent, item.not_exhaustive
-    absent = item.verified_absent
+    absent = item.verified_absent and tuple(name for name in item.verified_absent if name not in names)
     if absent is not None and item.not_exhaustive is None:  # a federated set that does not state not_exhaustive
-        return tuple(name for name in absent if name not in names), None
-    incomplete = tuple(sorted({*(item.not_exhaustive or ()), *names}))
-    return None if absent is None else tuple(name for name in absent if name not in names), incomplete
+        return absent, None
+    return absent, tuple(sorted({*(item.not_exhaustive or ()), *names}))
 
 
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:

@@ -8,18 +8,24 @@ it to boxes.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import Any
 
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region, Span
+from pipeline.data.records import Span
 from pipeline.errors import InputError
-from pipeline.io.files import listing_below, read_bytes
 from pipeline.io.paths import join
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, phrase_of, xyxy_box
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    phrase_of,
+    xyxy_box,
+)
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.sniff import wrong_format
-from pipeline.readers.xml_files import corners, listed_names, read_xml, stated_size
+from pipeline.readers.xml_files import corners, read_text, read_xml, stated_size, xml_names
 
 WANTED = "Flickr30k Entities' Annotations (XML with root <annotation> and entities' numbers in <name>)"
 WANTED_SENTENCES = "Flickr30k Entities' Sentences ([/EN#1/people Two men] in [/EN#2/scene a park] .)"
@@ -52,16 +58,9 @@ def parse_sentence(line: str) -> tuple[str, list[tuple[str, str, Span]]]:
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the XML files and sentences.
-
-    Raises:
-        InputError: a file is missing or not of the set's layout.
-    """
+    """Read the XML files and sentences."""
     sentences = files.companions["sentences"]
-    names = _names(files)
-    if not names:
-        raise wrong_format(files.annotations, WANTED)
-    for name in names:
+    for name in xml_names(files.annotations, files.companions.get("ids"), WANTED):
         root = read_xml(join(files.annotations, f"{name}.xml"), WANTED)
         boxes: list[tuple[list[str], Any]] = []
         for item in root.iter("object"):
@@ -72,10 +71,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             if box is not None:
                 boxes.append((entities, corners(box, 1)))  # coordinates start at 1, as in the set's own reader
         path = join(sentences, f"{name}.txt")
-        data = read_bytes(path)
-        if data is None:
-            raise InputError(f"{path}: no such file")
-        for n, line in enumerate(_text(data, path).splitlines()):
+        for n, line in enumerate(read_text(path, WANTED_SENTENCES).splitlines()):
             if not line.strip():
                 continue
             try:
@@ -88,55 +84,32 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     return {}
 
 
-def _text(data: bytes, path: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise wrong_format(path, WANTED_SENTENCES) from None
-
-
-def _names(files: SetFiles) -> list[str]:
-    if "ids" in files.companions:
-        return listed_names(files.companions["ids"])
-    return [name.removesuffix(".xml") for name in listing_below(files.annotations, ".xml")]
-
-
-def location(image_id: Any, image: Any) -> ImageLocation:
-    return ImageLocation(image[0])
-
-
 def labelled(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. A box has the spans of all the sentence's phrases that refer to its
     entities.
 
     Phrases whose entity has no box but is in the image (scenes) are ``uncertain``; "notvisual"
-    phrases are not.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``not_in_this_sentence`` (only other sentences of the image refer to the entity).
+    phrases are not. Regions are also dropped for ``not_in_this_sentence``: only other sentences of
+    the image refer to the entity.
     """
     file, size, caption, phrases, boxes = entry.image
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     boxed: set[str] = set()
     for entities, bbox in boxes:
         spans = tuple(span for entity, _, span in phrases if entity in entities)
         if not spans:
-            lost["not_in_this_sentence"] += 1
+            labels.lost["not_in_this_sentence"] += 1
             continue
-        box = xyxy_box(bbox, size, lost)
+        box = xyxy_box(bbox, size, labels.lost)
         if box is not None:
             boxed.update(entities)
-            regions.append(Region(box=box, phrase=phrase_of(caption, spans), tokens_positive=spans))
-    rest = [s for entity, _, s in phrases if entity != _NOT_VISUAL and entity not in boxed]
-    return LabelledImage(
-        image_key(entry.id), ImageLocation(file), size,
-        caption=caption, regions=tuple(regions), uncertain=tuple(rest), lost=lost,
-    )  # fmt: skip
+            labels.add(box, phrase_of(caption, spans), spans)
+    rest = tuple(s for entity, _, s in phrases if entity != _NOT_VISUAL and entity not in boxed)
+    return labels.image(image_key(entry.id), ImageLocation(file), size, caption=caption, uncertain=rest)
 
 
 FORMAT = Format(
-    "grounding", WANTED, fill, labelled, location,
+    "grounding", WANTED, fill, labelled,
     companions={"sentences": "the folder Sentences", "ids": "list of the images of a split, such as train.txt"},
     needed=("sentences",),
 )  # fmt: skip

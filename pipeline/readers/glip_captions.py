@@ -9,18 +9,18 @@ them, are joined. x2 and y2 of boxes are inclusive, as in GLIP's code.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region, Span
+from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.readers.base import (
     Format,
     Header,
     ImageLocation,
+    LabelCollector,
     LabelledImage,
     SetFiles,
     phrase_of,
@@ -29,7 +29,7 @@ from pipeline.readers.base import (
     xyxy_box,
 )
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import describe_row, wrong_format
 
 WANTED = (
     "GLIP's caption records (lines of a key, a tab, and JSON with `caption`, `bboxes`, `scores`, `tokens_positive`)"
@@ -40,11 +40,7 @@ ANNOTATOR = "glip"
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the label TSV, and the image TSV if given.
-
-    Raises:
-        InputError: not the records' layout.
-    """
+    """Read the label TSV, and the image TSV if given."""
     path, images = files.annotations, files.companions.get("images")
     suffix = str(files.options.get("image_suffix", ".jpg"))
     for line, (key, _, value) in enumerate(_columns(path, WANTED), 1):
@@ -54,8 +50,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             raise wrong_format(path, WANTED) from None
         record = record[0] if isinstance(record, list) and len(record) == 1 else record
         if not isinstance(record, dict) or not all(name in record for name in FIELDS):
-            found = ", ".join(f"`{k}`" for k in record) if isinstance(record, dict) else str(record)[:40]
-            raise InputError(f"{path}: line {line}: want {WANTED}; found {found}")
+            raise InputError(f"{path}: line {line}: want {WANTED}; found {describe_row(record)}")
         size = size_of(record, "img_h", "img_w")
         kept = (record["caption"], record["bboxes"], record["scores"], record["tokens_positive"])
         if images is None:
@@ -72,12 +67,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
 
 def _columns(path: str, wanted: str) -> Iterator[tuple[str, int, bytes]]:
     """(key, byte offset of the value, value) of every line."""
-    try:
-        file = open_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     offset = 0
-    with file:
+    with open_file(path) as file:
         for line in file:
             if line.strip():
                 key, tab, value = line.partition(b"\t")
@@ -93,42 +84,26 @@ def location(image_id: Any, image: Any) -> ImageLocation:
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``no_span``, ``span_outside_caption``.
-    """
+    """Convert an entry."""
     size, caption, bboxes, scores, tokens = entry.image[3:] if not entry.rows else entry.rows[0][1:]
     caption = caption if isinstance(caption, str) else ""
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
+    labels = LabelCollector()
     for n, bbox_or_list in enumerate(bboxes or ()):
         several = isinstance(bbox_or_list, list) and all(isinstance(b, list) for b in bbox_or_list)
         score_or_list = scores[n] if isinstance(scores, list) and n < len(scores) else None
         boxes = bbox_or_list if several else [bbox_or_list]
         for k, bbox in enumerate(boxes or [None]):  # None: a phrase for which the teacher has no box
-            spans = spans_of(tokens[n] if n < len(tokens) else None, len(caption), lost)
+            spans = spans_of(tokens[n] if n < len(tokens) else None, len(caption), labels.lost)
             if spans is None:
                 continue
-            box = xyxy_box(bbox, size, lost, beyond=1) if boxes else None
+            box = xyxy_box(bbox, size, labels.lost, beyond=1) if boxes else None
             spans = join_adjacent(caption, spans)
-            if box is None:
-                boxless += spans
-                continue
             score = score_or_list
             if isinstance(score_or_list, list):
                 score = score_or_list[k] if k < len(score_or_list) else None
-            regions.append(
-                Region(
-                    box=box, phrase=phrase_of(caption, spans), tokens_positive=spans,
-                    score=None if score is None else float(score), annotator=ANNOTATOR,
-                )
-            )  # fmt: skip
-    return LabelledImage(
-        image_key(entry.id), location(entry.id, entry.image), size,
-        caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
-    )  # fmt: skip
+            score = None if score is None or box is None else float(score)
+            labels.add(box, phrase_of(caption, spans), spans, score=score, annotator=ANNOTATOR)
+    return labels.image(image_key(entry.id), location(entry.id, entry.image), size, caption=caption)
 
 
 def join_adjacent(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:

@@ -8,23 +8,30 @@ Input is img2dataset's output: shards whose ``KEY.json`` has GRIT's columns, or 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.io.files import listing
 from pipeline.io.paths import is_url
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, read_tar
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, clipped, is_number, phrase_of
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    clipped,
+    is_number,
+)
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_lines
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import describe_row, wrong_format
 
 WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_chunks` or `ref_exps`)"
 ANNOTATOR = "grit"
@@ -36,10 +43,7 @@ _Where = tuple[str, str, int, int]
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the shards or tables. Invalid rows are skipped and counted as ``bad_labels``, damage of
-    tars by its reason.
-
-    Raises:
-        InputError: not GRIT's layout: the first rows are all invalid.
+    tars by its reason; the set is refused if its first rows are all invalid.
     """
     column = "ref_exps" if files.options.get("expressions") else "noun_chunks"
     problems, valid = TarProblems(), 0
@@ -62,15 +66,10 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
 
 
 def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str, tuple[Any, str, list[list[Any]]]]:
-    """(key, (location, caption, chunks)) of a row.
-
-    Raises:
-        InputError: not a row of GRIT.
-    """
+    """(key, (location, caption, chunks)) of a row; raises InputError if it is none of GRIT's."""
     name = f"{path}: {where[0]}.json" if where else path
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
-        found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
-        raise InputError(f"{name}: want {WANTED}; found {found}")
+        raise InputError(f"{name}: want {WANTED}; found {describe_row(row)}")
     if where is None:
         key = str(row.get("key", ""))
         if len(key) < 5:
@@ -82,7 +81,7 @@ def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str,
     chunks = row[column]
     try:
         chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
-        return key, (location, row["caption"], [list(map(_plain, chunk)) for chunk in chunks])
+        return key, (location, row["caption"], [list(chunk) for chunk in chunks])
     except (ValueError, TypeError):
         raise InputError(
             f"{name}: {key}: want a list of chunks in `{column}`; found {str(row[column])[:40]!r}"
@@ -131,45 +130,28 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
 def location(image_id: Any, image: Any) -> ImageLocation:
     file, offset, size = image[0]
     return ImageLocation(file, offset=offset, size=size, absolute=size is not None)
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry. Chunks are [start, end, x1, y1, x2, y2, score] with relative boxes.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``span_outside_caption``.
-    """
+    """Convert an entry. Chunks are [start, end, x1, y1, x2, y2, score] with relative boxes."""
     _, caption, chunks = entry.image
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
+    labels = LabelCollector()
     for chunk in chunks:
         start, end = map(int, chunk[:2]) if len(chunk) > 1 and all(map(is_number, chunk[:2])) else (0, 0)
         inside = 0 <= start < end <= len(caption)
-        box = None
+        box, score = None, None
         if len(chunk) != 7 or not all(map(is_number, chunk)):
-            lost["bad_box"] += 1
+            labels.lost["bad_box"] += 1
         elif not inside:
-            lost["span_outside_caption"] += 1
+            labels.lost["span_outside_caption"] += 1
         else:
-            box = clipped(tuple(chunk[2:6]), (1, 1), lost)
-        if inside and box is None:
-            boxless.append((start, end))
-        elif box is not None:
-            spans = ((start, end),)
-            phrase, score = phrase_of(caption, spans), float(chunk[6])
-            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, score=score, annotator=ANNOTATOR))
-    return LabelledImage(
-        image_key(entry.id), location(entry.id, entry.image),
-        caption=caption, regions=tuple(regions), boxless=tuple(boxless), relative=True, lost=lost,
-    )  # fmt: skip
+            box, score = clipped(tuple(chunk[2:6]), (1, 1), labels.lost), float(chunk[6])
+        if inside:
+            labels.add(box, caption[start:end], ((start, end),), score=score, annotator=ANNOTATOR)
+    return labels.image(image_key(entry.id), location(entry.id, entry.image), caption=caption, relative=True)
 
 
 FORMAT = Format(

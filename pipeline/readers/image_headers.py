@@ -94,22 +94,11 @@ def to_upright(box: Box, header: ImageHeader) -> Box:
     """Transform a box on the stored image to the upright image."""
     x1, y1, x2, y2 = box
     w, h = float(header.width), float(header.height)
-    match header.orientation:
-        case 2:
-            return w - x2, y1, w - x1, y2
-        case 3:
-            return w - x2, h - y2, w - x1, h - y1
-        case 4:
-            return x1, h - y2, x2, h - y1
-        case 5:
-            return y1, x1, y2, x2
-        case 6:
-            return h - y2, x1, h - y1, x2
-        case 7:
-            return h - y2, w - x2, h - y1, w - x1
-        case 8:
-            return y1, w - x2, y2, w - x1
-    return box
+    if header.orientation in (2, 3, 7, 8):
+        x1, x2 = w - x2, w - x1
+    if header.orientation in (3, 4, 6, 7):
+        y1, y2 = h - y2, h - y1
+    return (y1, x1, y2, x2) if header.orientation >= 5 else (x1, y1, x2, y2)
 
 
 def upright_regions(

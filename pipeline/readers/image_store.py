@@ -5,26 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.io.files import open_file, read_range, read_small
 from pipeline.io.paths import is_url, join
 from pipeline.readers.base import ImageLocation
 
 REQUESTS = 16
 """Number of concurrent requests for remote images."""
-
-
-class _Missing(Exception):
-    """The file does not exist."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +66,13 @@ class ImageStore:
         """For each location a function that returns its image, or raises, as :meth:`read`.
         Prefetches remote images.
         """
-        remaining = iter(locations)
         if not any(map(is_url, self.folders if isinstance(self.folders, tuple) else self.folders.values())):
-            for location in remaining:
+            for location in locations:
                 yield partial(self.read, location)
             return
         with ThreadPoolExecutor(REQUESTS) as pool:
-            pending = deque(pool.submit(self.read, location) for location in islice(remaining, 2 * REQUESTS))
-            while pending:
-                yield pending.popleft().result
-                pending.extend(pool.submit(self.read, location) for location in islice(remaining, 1))
+            for _, future in submit_ahead(pool, self.read, locations, 2 * REQUESTS):
+                yield future.result
 
     def read(self, location: ImageLocation) -> bytes:
         """Encoded image.
@@ -90,16 +82,14 @@ class ImageStore:
                 ``broken_image`` (invalid base64).
         """
         paths = self.paths(location)
-        for path in paths[:-1]:
-            with suppress(_Missing):
+        for path in paths:
+            with suppress(FileNotFoundError):
                 return self._read(path, location)
-        try:
-            return self._read(paths[-1], location)
-        except _Missing:
-            raise ImageError("image_missing", f"{' and '.join(paths)}: no such file") from None
+        raise ImageError("image_missing", f"{' and '.join(paths)}: no such file")
 
     @staticmethod
     def _read(path: str, location: ImageLocation) -> bytes:
+        """Encoded image. A folder, or no object in a store, is a FileNotFoundError as well."""
         try:
             if location.size is not None:
                 data = read_range(path, location.offset, location.size)
@@ -109,10 +99,10 @@ class ImageStore:
             with open_file(path) as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise _Missing from None
+            raise FileNotFoundError(path) from None
         except InputError as error:
             if "no such object" in str(error):
-                raise _Missing from None
+                raise FileNotFoundError(path) from None
             raise
         except binascii.Error as error:
             raise ImageError("broken_image", f"not base64: {error}") from None

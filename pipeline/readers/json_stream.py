@@ -24,20 +24,11 @@ _CONTINUES_NUMBER = ("", *"0123456789.eE+-")
 
 
 class _JsonScanner:
-    """Buffered text of a UTF-8 file, and the current position in it.
-
-    Raises:
-        InputError: no such file, or a folder.
-    """
+    """Buffered text of a UTF-8 file, and the current position in it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
-            self._file = open_file(path)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except IsADirectoryError:
-            raise InputError(f"{path}: want a JSON file; found a folder") from None
+        self._file = open_file(path)
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._decode = json.JSONDecoder().raw_decode
         self.text, self.position, self.ended = "", 0, False
@@ -60,9 +51,6 @@ class _JsonScanner:
 
     def peek(self) -> str:
         """Skip white space and return the next character; "" at the end."""
-        character = self.text[self.position : self.position + 1]
-        if character and character not in " \t\r\n":
-            return character
         while True:
             while self.position < len(self.text):
                 if self.text[self.position] not in " \t\r\n":
@@ -173,11 +161,7 @@ def stream_lines(path: str | Path, wanted: str) -> Iterator[tuple[int, Any]]:
     Raises:
         InputError: a line is not JSON.
     """
-    try:
-        file = open_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    with file:
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

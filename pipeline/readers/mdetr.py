@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from pipeline.data.keys import image_key, row_key
-from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     Format,
     Header,
     ImageLocation,
+    LabelCollector,
     LabelledImage,
     SetFiles,
     phrase_of,
@@ -29,14 +28,10 @@ WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captio
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the file.
-
-    Raises:
-        InputError: not MDETR's layout, an image without a caption, or two images with the same id.
-    """
+    """Read the file, all of whose images must have captions."""
     path = files.annotations
-    for part, row in stream_object(path, ("images", "annotations"), WANTED):
-        if part == "images":
+    for section, row in stream_object(path, ("images", "annotations"), WANTED):
+        if section == "images":
             number = want(row, "id", f"{path}: images")
             caption = want(row, "caption", f"{path}: image {number}")
             if not isinstance(caption, str):
@@ -62,30 +57,21 @@ def labelled(entry: Entry, header: Header) -> LabelledImage | None:
 
     An image without annotations is excluded, as in MDETR and GLIP (GLIP spec 9.3): every word of
     its caption would be trained as absent. Images written by export-labels are kept, as their
-    record was the same.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``no_span`` (no ``tokens_positive``), ``span_outside_caption``. The spans of a region with an
-    invalid box become uncertain. Ignore regions need no spans.
+    record was the same. The spans of a region with an invalid box become uncertain. Ignore regions
+    need no spans.
     """
     _, size, caption, _, key, uncertain = entry.image
     if not entry.rows and key is None:
         return None
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
+    labels = LabelCollector()
     for tokens, bbox, crowd, text, origin, xyxy in entry.rows:
-        spans = () if crowd and not tokens else spans_of(tokens, len(caption), lost)
-        box = None if spans is None else xywh_box(bbox, size, lost, xyxy)
-        if spans is not None and box is None:
-            boxless += spans
-        elif spans is not None and box is not None:
+        spans = () if crowd and not tokens else spans_of(tokens, len(caption), labels.lost)
+        if spans is not None:
             phrase = text if isinstance(text, str) else phrase_of(caption, spans)
-            regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=crowd, **origin or {}))
-    return LabelledImage(
-        key or image_key(entry.id), location(entry.id, entry.image), size, caption=caption, regions=tuple(regions),
-        uncertain=stated_uncertain(uncertain, len(caption), lost), boxless=tuple(boxless), lost=lost,
-    )  # fmt: skip
+            labels.add(xywh_box(bbox, size, labels.lost, xyxy), phrase, spans, ignore=crowd, **origin or {})
+    stated = stated_uncertain(uncertain, len(caption), labels.lost)
+    where = location(entry.id, entry.image)
+    return labels.image(key or image_key(entry.id), where, size, caption=caption, uncertain=stated)
 
 
 FORMAT = Format("grounding", WANTED, fill, labelled, location)

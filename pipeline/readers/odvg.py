@@ -7,17 +7,16 @@ occur more than once.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.keys import image_key, row_key
-from pipeline.data.records import Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     Format,
     Header,
     ImageLocation,
+    LabelCollector,
     LabelledImage,
     SetFiles,
     phrase_of,
@@ -29,98 +28,70 @@ from pipeline.readers.base import (
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object, stream_lines
+from pipeline.readers.sniff import describe_row
 
 WANTED = "ODVG JSON Lines (objects with `filename` and `{}`)"
 WANTED_CLASSES = 'a label map (a JSON object such as {"0": "person"})'
 
 
-def _rows(files: SetFiles, part: str) -> Any:
-    wanted = WANTED.format(part)
+def _rows(files: SetFiles, kind: str) -> Any:
+    wanted = WANTED.format(kind)
     for line, row in stream_lines(files.annotations, wanted):
-        if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(part), dict):
-            found = f"one with {', '.join(f'`{k}`' for k in row)}" if isinstance(row, dict) else str(row)[:40]
-            raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {found}")
-        yield line, row["filename"], size_of(row), row_key(row), row[part]
+        if not isinstance(row, dict) or not isinstance(row.get("filename"), str) or not isinstance(row.get(kind), dict):
+            raise InputError(f"{files.annotations}: line {line}: want {wanted}; found {describe_row(row)}")
+        yield line, row["filename"], size_of(row), row_key(row), row[kind]
 
 
-def _both(part: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
+def _both(labels: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
     """(is an ignore region, row) of a line's boxes; ``ignore`` is an addition of export-labels."""
-    yield from ((False, row) for row in part.get(name) or ())
-    yield from ((True, row) for row in part.get("ignore") or ())
+    yield from ((False, row) for row in labels.get(name) or ())
+    yield from ((True, row) for row in labels.get("ignore") or ())
 
 
 def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read detection lines.
-
-    Raises:
-        InputError: not ODVG's layout, or grounding lines.
-    """
+    """Read detection lines; grounding lines are refused."""
     names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
     seen: set[str] = set()
-    for line, file, size, key, part in _rows(files, "detection"):
+    for line, file, size, key, labels in _rows(files, "detection"):
         rows = []
-        for ignore, item in _both(part, "instances"):
+        for ignore, item in _both(labels, "instances"):
             name = item.get("category") if names is None else names.get(str(item.get("label")))
             name = name if isinstance(name, str) and name.strip() else None
             if name is not None:
                 seen.add(name)
             rows.append((name, item.get("bbox"), ignore, provenance_of(item) or None))
-        index.image(line, (file, size, rows, key, part.get("verified_absent"), part.get("not_exhaustive")), key)
+        index.image(line, (file, size, rows, key, labels.get("verified_absent"), labels.get("not_exhaustive")), key)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
     return {"label_space": list(dict.fromkeys(name for name in space if name.strip()))}
 
 
 def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read grounding lines.
-
-    Raises:
-        InputError: not ODVG's layout, detection lines, or a line without a caption.
-    """
-    for line, file, size, key, part in _rows(files, "grounding"):
-        caption = part.get("caption")
+    """Read grounding lines, each with a caption; detection lines are refused."""
+    for line, file, size, key, labels in _rows(files, "grounding"):
+        caption = labels.get("caption")
         if not isinstance(caption, str) or not caption:
             raise InputError(f"{files.annotations}: line {line}: want a text `caption`; found {caption!r}")
-        rows = [
-            (
-                r.get("tokens_positive"),
-                r.get("bbox"),
-                ignore,
-                r.get("phrase") if ignore else None,
-                provenance_of(r) or None,
-            )
-            for ignore, r in _both(part, "regions")
-        ]
-        index.image(line, (file, size, caption, rows, key, part.get("uncertain")), key)
+        rows = []
+        for ignore, item in _both(labels, "regions"):
+            text = item.get("phrase") if ignore else None
+            rows.append((item.get("tokens_positive"), item.get("bbox"), ignore, text, provenance_of(item) or None))
+        index.image(line, (file, size, caption, rows, key, labels.get("uncertain")), key)
     return {}
 
 
-def location(image_id: Any, image: Any) -> ImageLocation:
-    return ImageLocation(image[0])
-
-
 def labelled_detection(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry of a detection line.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``unknown_category``.
-    """
+    """Convert an entry of a detection line."""
     file, size, rows, key, absent, incomplete = entry.image
-    regions: list[Region] = []
-    boxless: list[str] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     for name, bbox, ignore, origin in rows:
         if name is None:
-            lost["unknown_category"] += 1
-        elif (box := xyxy_box(bbox, size, lost)) is not None:
-            regions.append(Region(box=box, phrase=name, ignore=ignore, **origin or {}))
+            labels.lost["unknown_category"] += 1
         else:
-            boxless.append(name)
-    return LabelledImage(
-        key or image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless),
-        verified_absent=_names(absent), not_exhaustive=_names(incomplete), lost=lost,
-    )  # fmt: skip
+            labels.add(xyxy_box(bbox, size, labels.lost), name, ignore=ignore, **origin or {})
+    fields = {"verified_absent": _names(absent), "not_exhaustive": _names(incomplete)}
+    return labels.image(key or image_key(entry.id), ImageLocation(file), size, **fields)
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
@@ -128,33 +99,22 @@ def _names(value: Any) -> tuple[str, ...] | None:
 
 
 def labelled_grounding(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry of a grounding line. A phrase's ``bbox`` is one box or a list of boxes.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``no_span``, ``span_outside_caption``.
-    """
+    """Convert an entry of a grounding line. A phrase's ``bbox`` is one box or a list of boxes."""
     file, size, caption, rows, key, uncertain = entry.image
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
+    labels = LabelCollector()
     for tokens, boxes, ignore, text, origin in rows:
         several = isinstance(boxes, list) and bool(boxes) and all(isinstance(b, list) for b in boxes)
         for bbox in boxes if several else [boxes]:
-            spans = () if ignore and not tokens else spans_of(tokens, len(caption), lost)
-            box = None if spans is None else xyxy_box(bbox, size, lost)
-            if spans is not None and box is None:
-                boxless += spans
-            elif spans is not None and box is not None:
+            spans = () if ignore and not tokens else spans_of(tokens, len(caption), labels.lost)
+            if spans is not None:
                 phrase = text if isinstance(text, str) else phrase_of(caption, spans)
-                regions.append(Region(box=box, phrase=phrase, tokens_positive=spans, ignore=ignore, **origin or {}))
-    return LabelledImage(
-        key or image_key(entry.id), ImageLocation(file), size, caption=caption, regions=tuple(regions),
-        uncertain=stated_uncertain(uncertain, len(caption), lost), boxless=tuple(boxless), lost=lost,
-    )  # fmt: skip
+                labels.add(xyxy_box(bbox, size, labels.lost), phrase, spans, ignore=ignore, **origin or {})
+    stated = stated_uncertain(uncertain, len(caption), labels.lost)
+    return labels.image(key or image_key(entry.id), ImageLocation(file), size, caption=caption, uncertain=stated)
 
 
 DETECTION = Format(
-    "detection", WANTED.format("detection"), fill_detection, labelled_detection, location,
+    "detection", WANTED.format("detection"), fill_detection, labelled_detection,
     companions={"classes": "label map JSON; by default the `category` of each instance is its class name"},
 )  # fmt: skip
-GROUNDING = Format("grounding", WANTED.format("grounding"), fill_grounding, labelled_grounding, location)
+GROUNDING = Format("grounding", WANTED.format("grounding"), fill_grounding, labelled_grounding)

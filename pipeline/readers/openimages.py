@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, clipped
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles, clipped
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object
 from pipeline.readers.sniff import wrong_format
@@ -30,19 +28,14 @@ WANTED_HIERARCHY = "OpenImages' hierarchy JSON (an object with `LabelName` and `
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the files.
-
-    Raises:
-        InputError: a file is not of OpenImages' layout.
-    """
+    """Read the files."""
     names = {label: name for label, name in _classes(files.companions["classes"]) if name.strip()}
     for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED):
         index.row(image, (label, x1, y1, x2, y2, group == "1"))
     index.images_of_rows()
     if "labels" in files.companions:
-        for image, label, confidence in _columns(
-            files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin"
-        ):
+        labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin")
+        for image, label, confidence in labels:
             index.row(image, (label, confidence not in ("0", "0.0")))
         index.forget_orphan_annotations()  # labels of images outside this set
     below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}
@@ -63,14 +56,9 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
 
     With image-level labels, the subclasses of a class verified absent are absent too. Classes that
     have a box or are verified present, and their superclasses, are never absent.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``unknown_category``.
     """
     names, below = header["names"], header["below"]
-    regions: list[Region] = []
-    boxless: list[str] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     present: set[str] = set()
     absent: set[str] = set()
     for row in entry.rows:
@@ -81,34 +69,27 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         present.add(label)
         name = names.get(label)
         if name is None:
-            lost["unknown_category"] += 1
+            labels.lost["unknown_category"] += 1
             continue
         try:
             x1, y1, x2, y2 = map(float, corners)
+            box = clipped((x1, y1, x2, y2), (1, 1), labels.lost)
         except ValueError:
-            lost["bad_box"] += 1
-            boxless.append(name)
-            continue
-        box = clipped((x1, y1, x2, y2), (1, 1), lost)
-        if box is None:
-            boxless.append(name)
-        else:
-            regions.append(Region(box=box, phrase=name, ignore=group))
+            labels.lost["bad_box"] += 1
+            box = None
+        labels.add(box, name, ignore=group)
     verified = None
     if header["federated"]:
         absent |= {lower for label in absent for lower in below.get(label, ())}
         above = {upper for upper, lower in below.items() if present & set(lower)}
         present_names = {names.get(label) for label in present | above}
         verified = tuple(sorted({names[n] for n in absent if n in names} - present_names))
-    return LabelledImage(
-        image_key(entry.id), location(entry.id, None),
-        regions=tuple(regions), boxless_names=tuple(boxless), verified_absent=verified, relative=True, lost=lost,
-    )  # fmt: skip
+    return labels.image(image_key(entry.id), location(entry.id, None), verified_absent=verified, relative=True)
 
 
 def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = "") -> Iterator[tuple[str, ...]]:
     """The wanted columns of every row. ``never``: a column that only the set's other files have."""
-    with _text(path) as file:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         try:
             head = next(rows, [])
@@ -126,7 +107,7 @@ def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = 
 
 
 def _classes(path: str) -> Iterator[tuple[str, str]]:
-    with _text(path) as file:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
         try:
             for row in csv.reader(file):
                 if row == ["LabelName", "DisplayName"]:
@@ -136,13 +117,6 @@ def _classes(path: str) -> Iterator[tuple[str, str]]:
                 yield row[0], row[1]
         except (csv.Error, UnicodeDecodeError):
             raise wrong_format(path, WANTED_CLASSES) from None
-
-
-def _text(path: str) -> io.TextIOWrapper:
-    try:
-        return io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
 
 
 def _below(path: str) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
@@ -25,6 +26,11 @@ _MAGIC = (
 def wrong_format(path: str | Path, wanted: str) -> InputError:
     """Error that states the wanted format and the apparent format of a file."""
     return InputError(f"{path}: want {wanted}; found {describe_file(path)}")
+
+
+def describe_row(row: Any) -> str:
+    """Names of a row's fields, or its beginning if it is no object."""
+    return f"one with {', '.join(f'`{name}`' for name in row)}" if isinstance(row, dict) else str(row)[:40]
 
 
 def describe_file(path: str | Path) -> str:

@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region, Span
+from pipeline.data.records import Span
 from pipeline.errors import InputError
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, size_of, xywh_box
+from pipeline.readers.base import (
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    size_of,
+    xywh_box,
+)
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_list
 from pipeline.readers.sniff import wrong_format
@@ -27,7 +36,7 @@ COMPANIONS = {"images": "image_data.json: sizes, folders, and COCO ids"}
 OPTIONS = {"without_coco": "exclude images that are also in COCO"}
 
 
-def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str, Any, list[Any]]]:
+def _images(files: SetFiles, field: str, wanted: str) -> Iterator[tuple[int, str, Any, list[Any]]]:
     """(id, file, size, rows) of every image in the annotations."""
     path = files.companions["images"]
     known: dict[int, tuple[str, Any]] = {}
@@ -42,13 +51,13 @@ def _images(files: SetFiles, part: str, wanted: str) -> Iterator[tuple[int, str,
             known[number] = "", None
     for row in stream_list(files.annotations, wanted):
         number = _id(row)
-        if number is None or not isinstance(row.get(part), list):
+        if number is None or not isinstance(row.get(field), list):
             raise wrong_format(files.annotations, wanted)
         if number not in known:
             raise InputError(f"{files.annotations}: want images of {path}; found image {number}")
         file, size = known[number]
         if file:
-            yield number, file, size, [r if isinstance(r, dict) else {} for r in row[part]]
+            yield number, file, size, [r if isinstance(r, dict) else {} for r in row[field]]
 
 
 def _id(row: Any) -> int | None:
@@ -58,11 +67,7 @@ def _id(row: Any) -> int | None:
 
 
 def fill_objects(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read objects.json.
-
-    Raises:
-        InputError: not Visual Genome's layout.
-    """
+    """Read objects.json."""
     counts: Counter[str] = Counter()
     for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS):
         kept = [(_name(r.get("names")), [r.get("x"), r.get("y"), r.get("w"), r.get("h")]) for r in rows]
@@ -81,44 +86,30 @@ def _name(names: Any) -> str:
     return " ".join(str(first).lower().split())
 
 
-def location(image_id: Any, image: Any) -> ImageLocation:
-    return ImageLocation(image[0])
-
-
 def labelled_objects(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. An object's class is the first of its names, in lower case.
 
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``no_name``, ``rare_name`` (fewer than ``least_boxes`` boxes in the set).
+    Regions are also dropped for ``no_name`` and ``rare_name``: fewer than ``least_boxes`` boxes in
+    the set.
     """
     file, size, rows = entry.image
-    regions: list[Region] = []
-    boxless: list[str] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     for name, bbox in rows:
         if not name or header["counts"][name] < header["least"]:
-            lost["rare_name" if name else "no_name"] += 1
-        elif (box := xywh_box(bbox, size, lost)) is not None:
-            regions.append(Region(box=box, phrase=name))
+            labels.lost["rare_name" if name else "no_name"] += 1
         else:
-            boxless.append(name)
-    return LabelledImage(
-        image_key(entry.id), ImageLocation(file), size, regions=tuple(regions), boxless_names=tuple(boxless), lost=lost
-    )
+            labels.add(xywh_box(bbox, size, labels.lost), name)
+    return labels.image(image_key(entry.id), ImageLocation(file), size)
 
 
 def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``.
-
-    Raises:
-        InputError: not Visual Genome's layout.
-    """
+    """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``."""
     without_text = 0
     for number, file, size, rows in _images(files, "regions", WANTED_REGIONS):
         described = [(text, row) for row in rows if (text := _text(row))]
         without_text += len(rows) - len(described)
-        for n, (caption, parts) in enumerate(_captions(described)):
-            index.image(f"{number:09d}-{n:02d}", (file, size, caption, parts))
+        for n, (caption, spans) in enumerate(_captions(described)):
+            index.image(f"{number:09d}-{n:02d}", (file, size, caption, spans))
     return {"lost": {"no_phrase": without_text} if without_text else {}}
 
 
@@ -128,42 +119,32 @@ def _text(row: dict[str, Any]) -> str:
 
 def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, list[tuple[Span, Any]]]]:
     """Captions of an image, each with (span, xywh) of its descriptions."""
-    caption, parts = "", list[tuple[Span, Any]]()
+    caption, spans = "", list[tuple[Span, Any]]()
     for text, row in described:
         if caption and len(caption) + len(text) + 3 > CAPTION_CHARACTERS:
-            yield caption + ".", parts
-            caption, parts = "", []
+            yield caption + ".", spans
+            caption, spans = "", []
         start = len(caption) + 2 if caption else 0
         caption = f"{caption}. {text}" if caption else text
-        parts.append(((start, start + len(text)), [row.get("x"), row.get("y"), row.get("width"), row.get("height")]))
+        spans.append(((start, start + len(text)), [row.get("x"), row.get("y"), row.get("width"), row.get("height")]))
     if caption:
-        yield caption + ".", parts
+        yield caption + ".", spans
 
 
 def labelled_regions(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry. Reasons for dropping regions: ``bad_box``, ``box_without_area``,
-    ``box_outside_image``.
-    """
-    file, size, caption, parts = entry.image
-    regions: list[Region] = []
-    lost: Counter[str] = Counter()
-    boxless: list[Span] = []
-    for (start, end), bbox in parts:
-        box = xywh_box(bbox, size, lost)
-        if box is None:
-            boxless.append((start, end))
-        else:
-            regions.append(Region(box=box, phrase=caption[start:end], tokens_positive=((start, end),)))
-    return LabelledImage(
-        image_key(entry.id), ImageLocation(file), size,
-        caption=caption, regions=tuple(regions), boxless=tuple(boxless), lost=lost,
-    )  # fmt: skip
+    """Convert an entry."""
+    file, size, caption, descriptions = entry.image
+    labels = LabelCollector()
+    for (start, end), bbox in descriptions:
+        labels.add(xywh_box(bbox, size, labels.lost), caption[start:end], ((start, end),))
+    return labels.image(image_key(entry.id), ImageLocation(file), size, caption=caption)
 
 
 OBJECTS = Format(
-    "detection", WANTED_OBJECTS, fill_objects, labelled_objects, location, COMPANIONS, ("images",),
-    {**OPTIONS, "least_boxes": "exclude names with fewer boxes in the set"},
+    "detection", WANTED_OBJECTS, fill_objects, labelled_objects, companions=COMPANIONS, needed=("images",),
+    options={**OPTIONS, "least_boxes": "exclude names with fewer boxes in the set"},
 )  # fmt: skip
 REGIONS = Format(
-    "grounding", WANTED_REGIONS, fill_regions, labelled_regions, location, COMPANIONS, ("images",), OPTIONS
-)
+    "grounding", WANTED_REGIONS, fill_regions, labelled_regions, companions=COMPANIONS, needed=("images",),
+    options=OPTIONS,
+)  # fmt: skip

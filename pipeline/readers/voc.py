@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.keys import image_key
-from pipeline.data.records import Region
 from pipeline.errors import InputError
-from pipeline.io.files import listing_below
 from pipeline.io.paths import join
-from pipeline.readers.base import Format, Header, ImageLocation, LabelledImage, SetFiles, xyxy_box
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles, xyxy_box
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
-from pipeline.readers.xml_files import corners, listed_names, read_xml, stated_size, text_lines
+from pipeline.readers.xml_files import corners, read_xml, stated_size, text_lines, xml_names
 
 WANTED = "a folder of Pascal VOC XML files (root <annotation> with <object> elements)"
 WANTED_CLASSES = "lines of a class's id, a space and its name (n01440764 tench, Tinca tinca)"
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
-    """Read the XML files.
-
-    Raises:
-        InputError: not a folder of XML files, or a file has another format.
-    """
+    """Read the XML files."""
     classes = _Classes.read(files.companions["classes"]) if "classes" in files.companions else None
-    scaled = files.options.get("boxes", "image") == "stated_size"
-    if files.options.get("boxes", "image") not in ("image", "stated_size"):
-        raise InputError(f"set {files.name}: option boxes: want image or stated_size, not {files.options['boxes']!r}")
+    boxes = files.options.get("boxes", "image")
+    if boxes not in ("image", "stated_size"):
+        raise InputError(f"set {files.name}: option boxes: found {boxes!r}; want image or stated_size")
+    scaled = boxes == "stated_size"
     suffix, first = str(files.options.get("image_suffix", "")), int(files.options.get("first_pixel", 1))
     seen: set[str] = set()
-    names = _files(files)
-    if not names:
-        raise wrong_format(files.annotations, WANTED)
-    for name in names:
-        root = read_xml(join(files.annotations, name), WANTED)
-        stem = name.removesuffix(".xml")
+    for stem in xml_names(files.annotations, files.companions.get("ids"), WANTED):
+        path = join(files.annotations, f"{stem}.xml")
+        root = read_xml(path, WANTED)
         stated = (root.findtext("filename") or "").strip()
         file = stem + suffix if suffix else "/".join([*stem.split("/")[:-1], stated or stem.split("/")[-1] + ".jpg"])
         rows = []
         for item in root.iter("object"):
             box = item.find("bndbox")
             if item.find("nobndbox") is not None or len(item.findall("name")) > 1:
-                path = join(files.annotations, name)
                 raise InputError(f"{path}: want {WANTED}; found Flickr30k Entities' (format flickr30k)")
             label = " ".join((item.findtext("name") or "").split())
             label = classes.id_of(label, stem) if classes is not None else label
@@ -57,13 +47,6 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         return {"names": None, "label_space": sorted(seen - {""}), "scaled": scaled}
     space = list(dict.fromkeys(filter(None, classes.names.values())))
     return {"names": classes.names, "label_space": space, "scaled": scaled}
-
-
-def _files(files: SetFiles) -> list[str]:
-    """Names of the XML files: those listed in ``ids``, or all below the folder."""
-    if "ids" in files.companions:
-        return [f"{name}.xml" for name in listed_names(files.companions["ids"])]
-    return listing_below(files.annotations, ".xml")
 
 
 @dataclass(frozen=True)
@@ -106,42 +89,27 @@ def _plain(word: str) -> str:
     return " ".join(word.replace("_", " ").lower().split())
 
 
-def location(image_id: Any, image: Any) -> ImageLocation:
-    return ImageLocation(image[0])
-
-
 def labelled(entry: Entry, header: Header) -> LabelledImage:
-    """Convert an entry. Objects marked ``difficult`` become ignore regions, as in VOC's evaluation.
-
-    Reasons for dropping regions: ``bad_box``, ``box_without_area``, ``box_outside_image``,
-    ``unknown_category``.
-    """
+    """Convert an entry. Objects marked ``difficult`` become ignore regions, as in VOC's evaluation."""
     file, size, rows = entry.image
     names = header["names"]
-    regions: list[Region] = []
-    boxless: list[str] = []
-    lost: Counter[str] = Counter()
+    labels = LabelCollector()
     relative = size is not None and header["scaled"]
     for label, bbox, difficult in rows:
         name = label if names is None else names.get(label)
         if not name:
-            lost["unknown_category"] += 1
+            labels.lost["unknown_category"] += 1
             continue
-        box = xyxy_box(bbox, size, lost)
+        box = xyxy_box(bbox, size, labels.lost)
         if box is not None and relative:
             box = (box[0] / size[1], box[1] / size[0], box[2] / size[1], box[3] / size[0])
-        if box is None:
-            boxless.append(name)
-        else:
-            regions.append(Region(box=box, phrase=name, ignore=difficult))
-    return LabelledImage(
-        image_key(entry.id), ImageLocation(file), None if relative else size,
-        regions=tuple(regions), boxless_names=tuple(boxless), relative=relative, lost=lost,
-    )  # fmt: skip
+        labels.add(box, name, ignore=difficult)
+    stated = None if relative else size
+    return labels.image(image_key(entry.id), ImageLocation(file), stated, relative=relative)
 
 
 FORMAT = Format(
-    "detection", WANTED, fill, labelled, location,
+    "detection", WANTED, fill, labelled,
     companions={
         "ids": "list of the images of a split, such as ImageSets/Main/train.txt",
         "classes": "names of class ids, such as ImageNet's LOC_synset_mapping.txt; by default <name> is the class name",

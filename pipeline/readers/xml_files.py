@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.io.files import read_bytes
+from pipeline.io.files import listing_below, read_bytes
 from pipeline.readers.sniff import wrong_format
 
 WANTED_NAMES = "a list of names, one a line"
@@ -22,9 +22,7 @@ def read_xml(path: str, wanted: str) -> ET.Element:
         InputError: missing, not XML, another root, or entity definitions (which could expand
             without limit).
     """
-    data = read_bytes(path)
-    if data is None:
-        raise InputError(f"{path}: no such file")
+    data = _read(path)
     if b"<!ENTITY" in data:
         raise InputError(f"{path}: want {wanted}; found XML that defines entities")
     try:
@@ -38,12 +36,28 @@ def read_xml(path: str, wanted: str) -> ET.Element:
     return root
 
 
+def _read(path: str) -> bytes:
+    data = read_bytes(path)
+    if data is None:
+        raise InputError(f"{path}: no such file")
+    return data
+
+
+def xml_names(folder: str, ids: str | None, wanted: str) -> list[str]:
+    """Names of XML files without suffix: those listed in the file ``ids``, or all in the folder.
+
+    Raises:
+        InputError: no file; ``ids`` is missing or has another format.
+    """
+    names = [name.removesuffix(".xml") for name in listing_below(folder, ".xml")] if ids is None else listed_names(ids)
+    if not names:
+        raise wrong_format(folder, wanted)
+    return names
+
+
 def listed_names(path: str) -> list[str]:
     """Names of a split's images, one a line, without those marked -1 in a second column (VOC's
     lists of a class).
-
-    Raises:
-        InputError: missing, or another format.
     """
     names = []
     for line in text_lines(path, WANTED_NAMES):
@@ -56,18 +70,21 @@ def listed_names(path: str) -> list[str]:
 
 
 def text_lines(path: str, wanted: str) -> list[str]:
-    """Non-empty lines of a small text file.
+    """Non-empty lines of a text file."""
+    return [line for line in read_text(path, wanted).splitlines() if line.strip()]
+
+
+def read_text(path: str, wanted: str) -> str:
+    """Content of a small text file.
 
     Raises:
         InputError: missing, not UTF-8, or a Git LFS pointer.
     """
-    data = read_bytes(path)
-    if data is None:
-        raise InputError(f"{path}: no such file")
+    data = _read(path)
     if data.startswith(b"version https://git-lfs"):
         raise wrong_format(path, wanted)
     try:
-        return [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise wrong_format(path, wanted) from None
 

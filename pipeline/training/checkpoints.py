@@ -13,14 +13,15 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.io.atomic import write_json
+from pipeline.io.atomic import fsync_path, write_json
 
 log = logging.getLogger("glip_self_train")
 STATE, ASIDE = "training_state.json", "aside-"
@@ -29,6 +30,8 @@ LEFTOVER_NAME = re.compile(r"(step-\d+|final\w*)\.(tmp|old)$")
 
 HASH_THREADS = 4
 """Files hashed at a time; hashing releases the GIL."""
+
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class CheckpointState(BaseModel):
@@ -51,21 +54,21 @@ def write_checkpoint(folder: Path, step: int, fingerprint: str, fill: Callable[[
     recover(folder.parent)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    with _Flusher(temporary):  # starts writing back to disk while the files are still growing
+    with _flushing(temporary):  # starts writing back to disk while the files are still growing
         fill(temporary)
     names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
     with ThreadPoolExecutor(2 * HASH_THREADS) as pool:
-        flushed = pool.map(_fsync, [temporary / name for name in names])
+        flushed = pool.map(fsync_path, [temporary / name for name in names])
         digests = dict(zip(names, pool.map(_digest, [temporary / name for name in names]), strict=True))
         list(flushed)
     for subfolder in [p for p in temporary.rglob("*") if p.is_dir()]:
-        _fsync(subfolder)
+        fsync_path(subfolder)
     state = CheckpointState(step=step, fingerprint=fingerprint, files=digests)
     write_json(temporary / STATE, state.model_dump(mode="json"))
     if folder.exists():
         os.rename(folder, old)
     os.rename(temporary, folder)
-    _fsync(folder.parent)
+    fsync_path(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -75,18 +78,13 @@ def recover(out: Path) -> None:
     Only the process that holds the folder's lock may call it: a checkpoint that another process is
     still writing looks the same as an abandoned one.
     """
-    for temporary in [p for p in out.glob("*.tmp") if LEFTOVER_NAME.match(p.name)]:
-        folder = temporary.with_suffix("")
-        if not folder.exists() and read_state(temporary) is not None:
-            os.rename(temporary, folder)
-        else:
-            shutil.rmtree(temporary)
-    for old in [p for p in out.glob("*.old") if LEFTOVER_NAME.match(p.name)]:
-        folder = old.with_suffix("")
-        if not folder.exists():
-            os.rename(old, folder)
-        else:
-            shutil.rmtree(old)
+    for suffix in (".tmp", ".old"):
+        for leftover in [p for p in out.glob(f"*{suffix}") if LEFTOVER_NAME.match(p.name)]:
+            folder = leftover.with_suffix("")
+            if not folder.exists() and (suffix == ".old" or read_state(leftover) is not None):
+                os.rename(leftover, folder)
+            else:
+                shutil.rmtree(leftover)
 
 
 def read_state(folder: Path) -> CheckpointState | None:
@@ -157,12 +155,17 @@ def _aside(out: Path) -> list[Path]:
 
 
 def _read_unverified(folder: Path) -> CheckpointState | None:
+    return read_document(folder / STATE, CheckpointState, "a checkpoint state")
+
+
+def read_document(file: Path, kind: type[Document], description: str) -> Document | None:
+    """Read a JSON file; None if it is missing or, with a warning in the log, invalid."""
     try:
-        return CheckpointState.model_validate_json((folder / STATE).read_bytes())
+        return kind.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        log.warning("%s: not a checkpoint state (%s); ignored", folder / STATE, error.errors()[0]["msg"])
+        log.warning("%s: not %s (%s); ignored", file, description, error.errors()[0]["msg"])
         return None
 
 
@@ -185,30 +188,21 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+@contextmanager
+def _flushing(folder: Path) -> Iterator[None]:
+    """Fsync a folder's files repeatedly in a background thread."""
+    done = threading.Event()
 
-
-class _Flusher:
-    """Context manager: fsyncs a folder's files repeatedly in a background thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._done = folder, threading.Event()
-        self._thread = threading.Thread(target=self._work, name="flusher", daemon=True)
-
-    def _work(self) -> None:
-        while not self._done.wait(0.05):
+    def work() -> None:
+        while not done.wait(0.05):
             with suppress(OSError):  # a file or folder that is renamed meanwhile
-                for path in [p for p in self._folder.rglob("*") if p.is_file()]:
-                    _fsync(path)
+                for path in [p for p in folder.rglob("*") if p.is_file()]:
+                    fsync_path(path)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+    thread = threading.Thread(target=work, name="flusher", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -7,16 +7,20 @@ its source and counted; so is a box whose span was truncated by the tokenizer.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import recursively_apply
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from model import GlipProcessor
 from model.grounding import phrase_tokens, positive_map
@@ -27,7 +31,6 @@ from pipeline.data.images import ImageError, open_image
 from pipeline.data.records import GroundingRecord
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError, RunError
-from pipeline.training.dataloader_workers import prepare_worker
 from pipeline.training.image_batch import stack
 from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
 from pipeline.training.sampling import Mixture, PicklableCache, SourceOrder, generator
@@ -44,7 +47,7 @@ OTHER_RECORDS = 50
 """Records searched for absent names; a set of few nouns may have fewer than a prompt needs."""
 
 
-class TrainingData:
+class TrainingData(Dataset[dict[str, Any]]):
     """The records of a training run, in the order of its mixture, and their batches.
 
     Raises:
@@ -92,10 +95,13 @@ class TrainingData:
 
         Every process gets as many, of the same size. ``workers`` do not change them.
         """
-        sampler = _MicroBatchSampler(self.config, first, rank, processes)
-        buffers = self._shared_buffers(sampler.size, workers)
+        size = self.config.batch_size // (processes * self.config.accumulate)
+        buffers = self._shared_buffers(size, workers)
+        micro_batches = range(first * self.config.accumulate, self.config.steps * self.config.accumulate)
+        starts = ((number * processes + rank) * size for number in micro_batches)
+        positions = (list(range(start, start + size)) for start in starts)
         loader = DataLoader(
-            _Samples(self), batch_sampler=sampler, collate_fn=partial(self._collate_packed, buffers),
+            self, batch_sampler=positions, collate_fn=partial(self._collate_packed, buffers),
             num_workers=workers, pin_memory=pin, worker_init_fn=self._start_worker,
             prefetch_factor=PREFETCH_FACTOR if workers else None,
         )  # fmt: skip
@@ -125,6 +131,9 @@ class TrainingData:
         prepare_worker()
         for records in self.sets.values():
             records.forget_open_files()
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.sample(position)
 
     def sample(self, position: int) -> dict[str, Any]:
         """The record at a position: ``prompted``, ``image`` (mirrored and resized) and ``name``.
@@ -251,32 +260,6 @@ class TrainingData:
         return label, keep
 
 
-class _Samples(Dataset[dict[str, Any]]):
-    def __init__(self, data: TrainingData) -> None:
-        self._data = data
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return self._data.sample(position)
-
-
-class _MicroBatchSampler(Sampler[list[int]]):
-    """Stream positions of one process's micro-batches, ``size`` in each."""
-
-    def __init__(self, config: TrainConfig, first: int, rank: int, processes: int) -> None:
-        self._steps, self._batch, self._pieces = range(first, config.steps), config.batch_size, config.accumulate
-        self._rank, self._processes = rank, processes
-        self.size = config.batch_size // (processes * config.accumulate)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            for piece in range(self._pieces):
-                start = step * self._batch + (piece * self._processes + self._rank) * self.size
-                yield list(range(start, start + self.size))
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._pieces
-
-
 def _unpacked(batches: Iterator[dict[str, Any]], buffers: SharedBuffers | None) -> Iterator[dict[str, Any]]:
     """Batches with tensors again; a worker's InputError or RunError without torch's traceback.
 
@@ -293,3 +276,22 @@ def _unpacked(batches: Iterator[dict[str, Any]], buffers: SharedBuffers | None) 
     except (InputError, RunError) as error:
         kind = type(error)
         raise kind(str(error).strip().splitlines()[-1].removeprefix(f"pipeline.errors.{kind.__name__}: ")) from None
+
+
+def prepare_worker() -> None:
+    """Prepare a worker process: no tokenizer threads, and an exit without the parent's hooks.
+
+    Libraries of the parent (Prefect's client, anyio) register hooks that stop their threads at
+    exit. A forked worker inherits the hooks without the threads; a hook that raises would make a
+    worker that finished look like one that failed.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    Finalize(None, _exit_without_hooks, exitpriority=-1000)  # after the finalisers that flush its queues
+
+
+def _exit_without_hooks() -> None:
+    if sys.exc_info()[0] is None:  # else multiprocessing has to print a traceback and set the exit status
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, ValueError, OSError):  # closed, or None
+                stream.flush()
+        os._exit(0)

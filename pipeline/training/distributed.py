@@ -107,14 +107,6 @@ class Processes:
             sums.update(process_counts)
         return sums
 
-    def from_main(self, value: Any) -> Any:
-        """The main process's value, in every process."""
-        return gather_object([value])[0]
-
-    def wait(self) -> None:
-        """Wait for every process."""
-        self.accelerator.wait_for_everyone()
-
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
         """Scale gradients so that their norm is at most ``limit``; returns the norm before."""
         return float(full(self.accelerator.clip_grad_norm_([p for p in parameters if p.requires_grad], limit)))

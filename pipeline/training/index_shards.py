@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.shard_index import index_shard
 from pipeline.data.training_shards import rank_order
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import StageReport
 from pipeline.io.file_cache import file_version
@@ -28,7 +29,7 @@ def index_shards(shards: Sequence[str], progress: Progress) -> None:
         InputError, RunError: as :func:`index_shard`.
     """
     remote = [s for s in shards if is_url(s)]
-    large = [s for s in shards if not is_url(s) and (mark := file_version(s)) is not None and mark.large]
+    large = [s for s in shards if not is_url(s) and (version := file_version(s)) is not None and version.large]
     if not large and not remote:
         return
     progress.begin("look through shards", len(large) + len(remote))
@@ -36,16 +37,14 @@ def index_shards(shards: Sequence[str], progress: Progress) -> None:
         digest_file(shard)
         index_shard(shard)
         progress.advance(1, "shards")
-    pool = ThreadPoolExecutor(STREAMS)
-    try:
-        for _ in pool.map(_index_remote, rank_order(remote)):
+    with ThreadPoolExecutor(STREAMS) as pool:
+        for _, future in submit_ahead(pool, _index_remote, rank_order(remote), STREAMS):
+            future.result()
             progress.advance(1, "shards")
-    finally:
-        pool.shutdown(cancel_futures=True)
     progress.end(StageReport(stage="look through shards"))
 
 
 def _index_remote(shard: str) -> None:
-    mark = file_version(shard)
-    if mark is not None:  # else the index could not be cached
-        index_shard(shard, mark)
+    version = file_version(shard)
+    if version is not None:  # else the index could not be cached
+        index_shard(shard, version)

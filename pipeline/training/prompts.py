@@ -6,7 +6,7 @@ GLIP paper section 3.1 and appendix C.1; GLIP spec 9.2 and 16.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -129,23 +129,26 @@ def _class_prompt(
         caption += SEPARATOR if caption else ""
         spans[chosen[i]] = (len(caption), len(caption) + len(chosen[i]))
         caption += chosen[i]
-    prompted = [(region, spans[text]) for region, text in texts if text in spans]
-    weights, regress = _loss_weights([region for region, _ in prompted], noisy)
+    prompted = [(region, [spans[text]]) for region, text in texts if text in spans]
+    return replace(_prompted(record, caption, prompted, noisy), lost=len(regions) - len(prompted))
+
+
+def _prompted(
+    record: GroundingRecord,
+    caption: str,
+    regions: Sequence[tuple[Region, list[Span]]],
+    noisy: NoisyLabelConfig,
+) -> Prompted:
+    """Prompt with labelled regions and their spans; human labels have score 1."""
+    scores = np.array([1.0 if r.score is None else r.score for r, _ in regions], np.float32)
     return Prompted(
         caption=caption,
-        boxes=_boxes([region.box for region, _ in prompted]),
-        spans=[[span] for _, span in prompted],
-        weights=weights,
-        regress=regress,
+        boxes=_boxes([region.box for region, _ in regions]),
+        spans=[spans for _, spans in regions],
+        weights=scores if noisy.score_weight else np.ones_like(scores),
+        regress=scores >= noisy.regress_above,
         ignore_boxes=_boxes([r.box for r in record.regions if r.ignore]),
-        lost=len(regions) - len(prompted),
     )
-
-
-def _loss_weights(regions: Sequence[Region], noisy: NoisyLabelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) loss factors, (n,) bool whether to train regression; human labels have score 1."""
-    scores = np.array([1.0 if r.score is None else r.score for r in regions], np.float32)
-    return scores if noisy.score_weight else np.ones_like(scores), scores >= noisy.regress_above
 
 
 def _negative_count(config: PromptConfig, rng: np.random.Generator) -> int:
@@ -195,20 +198,16 @@ def grounding_prompt(
     around the record's own (GLIP spec 16): phrases that are most likely absent from this image.
     """
     assert record.caption is not None
-    regions = [r for r in record.regions if not r.ignore]
-    weights, regress = _loss_weights(regions, noisy)
     caption, shift = record.caption, 0
     if is_pseudo(record) and other_caption is not None and rng.random() < noisy.caption_negatives:
         caption, shift = _pack_captions(record.caption, noisy, rng, other_caption, token_count, max_tokens)
-    return Prompted(
-        caption=caption,
-        boxes=_boxes([r.box for r in regions]),
-        spans=[[(s + shift, e + shift) for s, e in r.tokens_positive] for r in regions],
-        weights=weights,
-        regress=regress,
-        ignore_boxes=_boxes([r.box for r in record.regions if r.ignore]),
-        uncertain=[(s + shift, e + shift) for s, e in record.uncertain] if noisy.ignore_uncertain else [],
-    )
+
+    def shifted(spans: Iterable[Span]) -> list[Span]:
+        return [(start + shift, end + shift) for start, end in spans]
+
+    regions = [(r, shifted(r.tokens_positive)) for r in record.regions if not r.ignore]
+    uncertain = shifted(record.uncertain) if noisy.ignore_uncertain else []
+    return replace(_prompted(record, caption, regions, noisy), uncertain=uncertain)
 
 
 def _pack_captions(

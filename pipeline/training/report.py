@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from pipeline.training.checkpoints import read_document
 from pipeline.training.run_identity import Identity
 
-log = logging.getLogger("glip_self_train")
 REPORT, TRAINER = "report.json", "trainer.json"
 
 
@@ -50,18 +49,4 @@ class TrainerState(BaseModel):
 
 def read_report(folder: Path) -> TrainReport | None:
     """The folder's report; None, with a warning in the log, if it cannot be read."""
-    try:
-        return TrainReport.model_validate_json((folder / REPORT).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        log.warning("%s: not a training report (%s); ignored", folder / REPORT, error.errors()[0]["msg"])
-        return None
-
-
-def read_trainer_state(folder: Path) -> TrainerState | None:
-    """A checkpoint's trainer state; None if it cannot be read, as another version's may not."""
-    try:
-        return TrainerState.model_validate_json((folder / TRAINER).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
+    return read_document(folder / REPORT, TrainReport, "a training report")

@@ -6,8 +6,15 @@ import logging
 from pathlib import Path
 
 from pipeline.errors import InputError, RunError
-from pipeline.training.checkpoints import activate_run, checkpoints_of_others, latest_checkpoint, read_state, recover
-from pipeline.training.report import TrainReport, read_report, read_trainer_state
+from pipeline.training.checkpoints import (
+    activate_run,
+    checkpoints_of_others,
+    latest_checkpoint,
+    read_document,
+    read_state,
+    recover,
+)
+from pipeline.training.report import TRAINER, TrainerState, TrainReport, read_report
 from pipeline.training.run_identity import Identity
 
 log = logging.getLogger("glip_self_train")
@@ -52,7 +59,7 @@ def _check_restart(out: Path, identity: Identity) -> None:
     for folder, state in checkpoints_of_others(out, identity.fingerprint):
         if finished is not None and finished.fingerprint == state.fingerprint:
             continue  # a finished run that was killed before it removed its checkpoints
-        trainer_state = read_trainer_state(folder)
+        trainer_state = read_document(folder / TRAINER, TrainerState, "this version's trainer state")
         before = trainer_state.report.run if trainer_state is not None else None
         changed = ["settings that this version cannot read"] if before is None else identity.changed_settings(before)
         if before is None or changed:

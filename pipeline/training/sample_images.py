@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -50,11 +51,8 @@ def predictions_beside_targets(
             (box, phrases[i][label])
             for box, label in zip(detections[i]["boxes"].tolist(), detections[i]["labels"].tolist(), strict=True)
         ]
-        pair = [_draw(image, captions[i], boxes) for boxes in (predicted, labels)]
-        joined = Image.new("RGB", (2 * WIDTH, pair[0].height))
-        for column, half in enumerate(pair):
-            joined.paste(half, (column * WIDTH, 0))
-        drawn.append(joined)
+        pair = [np.asarray(_draw(image, captions[i], boxes)) for boxes in (predicted, labels)]
+        drawn.append(Image.fromarray(np.hstack(pair)))
     return drawn
 
 

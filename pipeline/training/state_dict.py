@@ -7,7 +7,9 @@ of processes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,9 +41,9 @@ def copy_full(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def weights(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state as full tensors by name."""
-    return {name: full(value.detach()) for name, value in network.state_dict().items()}
+def weights(network: nn.Module, average: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
+    """The network's state as full tensors by name, with the parameters of ``average`` if given."""
+    return {name: full(average.get(name, value).detach()) for name, value in network.state_dict().items()}
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
@@ -77,11 +79,6 @@ class Average:
             for average, value in zip(averages, parameters):
                 average.copy_(value)
         self.updates += 1
-
-    def weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """The network's state with averaged parameters, as full tensors by name."""
-        state = network.state_dict()
-        return {name: full(self.values.get(name, v).detach()) for name, v in state.items()}
 
     def load(self, file: Path, updates: int) -> None:
         """Restore a saved average and its number of updates."""

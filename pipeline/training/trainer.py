@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import time
@@ -14,21 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import gather_object, recursively_apply, send_to_device, set_seed
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.folder_lock import FolderLock, folder_lock
 from pipeline.execution.progress import Progress
-from pipeline.io.atomic import write_json
+from pipeline.io.atomic import write_atomic, write_json
 from pipeline.training import state_dict as state
 from pipeline.training.checkpoints import prune, remove_all, write_checkpoint
 from pipeline.training.dataset import TrainingData
 from pipeline.training.distributed import Processes
 from pipeline.training.image_batch import Normaliser
-from pipeline.training.loss_scaler import LossScaler
 from pipeline.training.model_factory import build_model
-from pipeline.training.nonfinite import write_batch
 from pipeline.training.optim import make_optimizer, set_rates
 from pipeline.training.report import REPORT, TRAINER, TrainerState, TrainReport
 from pipeline.training.resume import find_checkpoint
@@ -40,6 +39,8 @@ from pipeline.training.trackers import TrackerHub
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
 """Keys of a batch that are not inputs of the network."""
+MIN_LOSS_SCALE = 1.0
+"""Gradients that are not finite at this scale are not so because of fp16's loss scaling."""
 
 
 class Trainer:
@@ -98,7 +99,7 @@ class Trainer:
         self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
         self.network = self.accelerator.unwrap_model(self.model)
         self.average = state.Average(self.network, config.ema) if config.ema is not None else None
-        self.scaler = LossScaler(self.accelerator.scaler)
+        self.scaler = self.accelerator.scaler or torch.amp.GradScaler(enabled=False)
         self.lost, self.new_lost = Counter[str](), Counter[str]()
         self.skipped = self.overflowed = self.first = self.counted = 0
         self.curve: list[dict[str, float]] = []
@@ -116,7 +117,7 @@ class Trainer:
                 checkpoint = find_checkpoint(self.out, self.identity)
             except (InputError, RunError) as raised:
                 error = raised
-        checkpoint, error = self.processes.from_main((checkpoint, error))
+        checkpoint, error = gather_object([(checkpoint, error)])[0]
         if error is not None:
             raise error
         return checkpoint
@@ -127,7 +128,8 @@ class Trainer:
         state.load_optimizer(self.optimizer, self.network, folder)
         if self.average is not None:
             self.average.load(folder / state.AVERAGE, saved.averaged)
-        self.scaler.load(saved.scaler)
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
         self.lost, self.curve, self.skipped = Counter(saved.report.lost), saved.report.curve, saved.report.skipped_steps
         self.overflowed = saved.report.overflowed_steps
         self.first, self.sums, self.counted = step, saved.sums, saved.counted
@@ -221,9 +223,13 @@ class Trainer:
     def _skip_overflow(
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], norm: float
     ) -> None:
-        """Skip a step whose gradients are not finite; halve the loss scale while that may help."""
-        if not self.scaler.may_shrink:
-            self.scaler.discard_step()
+        """Skip a step whose gradients are not finite; halve the loss scale while that may help.
+
+        torch's scaler has no lower limit: with gradients that are never finite it would skip every
+        step to the end of the training.
+        """
+        if self.scaler.get_scale() <= MIN_LOSS_SCALE:
+            self.scaler.update(self.scaler.get_scale())  # resets the step's state and keeps the scale
             self._skip(step, batches, inputs, f"gradient norm is {norm}")
             return
         self.optimizer.step()  # skipped by the scaler
@@ -236,17 +242,37 @@ class Trainer:
         self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], reason: str
     ) -> None:
         """Dump the batch; raises RunError if more steps than ``max_skipped_steps`` are skipped."""
-        folder = write_batch(self.out, step, self.processes.rank, batches, reason, inputs)
+        names = [name for batch in batches for name in batch["names"]]
+        folder = self._dump(
+            step, batches, inputs, {"what": reason or "finite here; another process's was not", "records": names}
+        )
         self.optimizer.zero_grad(set_to_none=True)
-        self.processes.wait()
+        self.accelerator.wait_for_everyone()
         self.skipped += 1
-        names = ", ".join(name for batch in batches for name in batch["names"])
         message = (
-            f"step {step}: {reason or 'loss not finite in another process'}; the batch is in {folder}; records: {names}"
+            f"step {step}: {reason or 'loss not finite in another process'}; the batch is in {folder}; "
+            f"records: {', '.join(names)}"
         )
         if self.skipped > self.config.max_skipped_steps:
             raise RunError(message)
         log.warning("%s; skipped, %d of %d allowed", message, self.skipped, self.config.max_skipped_steps)
+
+    def _dump(
+        self, step: int, batches: Sequence[dict[str, Any]], inputs: Sequence[dict[str, Any]], about: dict[str, Any]
+    ) -> Path:
+        """Write ``nonfinite-STEP/rank-R.json`` and ``rank-R.pt`` for debugging; returns the folder.
+
+        The ``.pt`` file is the list of the micro-batches' inputs to the network, so that
+        ``network(**torch.load(file)[0])`` repeats the first forward pass.
+        """
+        folder, name = self.out / f"nonfinite-{step:08d}", f"rank-{self.processes.rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = io.BytesIO()
+        torch.save(recursively_apply(lambda tensor: tensor.detach().cpu(), list(inputs)), file)
+        write_atomic(folder / f"{name}.pt", file.getvalue())
+        captions = [caption for batch in batches for caption in batch["captions"]]
+        write_json(folder / f"{name}.json", {"step": step, "captions": captions, **about})
+        return folder
 
     def _log(self, done: int, steps: int, waited: float, seconds: float, trackers: TrackerHub) -> None:
         """Log the means of ``steps`` steps that took ``seconds``, ``waited`` of them for data."""
@@ -285,7 +311,7 @@ class Trainer:
     def _save(self, done: int) -> None:
         trainer_state = TrainerState(
             report=self._report(done), sums=self.sums, counted=self.counted,
-            averaged=self.average.updates if self.average else 0, scaler=self.scaler.state(),
+            averaged=self.average.updates if self.average else 0, scaler=self.scaler.state_dict(),
         )  # fmt: skip
         weights = state.weights(self.network)
         moments = state.optimizer_state(self.optimizer, self.network)
@@ -302,7 +328,7 @@ class Trainer:
             self.lock.check()
             write_checkpoint(self.out / f"step-{done:08d}", done, self.identity.fingerprint, fill)
             prune(self.out, self.config.keep_checkpoints, self.identity.fingerprint, done)
-        self.processes.wait()
+        self.accelerator.wait_for_everyone()
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         self.network.save_pretrained(folder, state_dict=weights)
@@ -312,7 +338,7 @@ class Trainer:
         report = self._report(self.config.steps)
         results = {"final": state.weights(self.network)}
         if self.average is not None:
-            results["final_ema"] = self.average.weights(self.network)
+            results["final_ema"] = state.weights(self.network, self.average.values)
         if self.processes.main:
             self.lock.check()
             for name, weights in reversed(results.items()):  # final last: it marks the run as finished
@@ -320,5 +346,5 @@ class Trainer:
                 write_checkpoint(self.out / name, self.config.steps, self.identity.result_fingerprint, fill)
             write_json(self.out / REPORT, report.model_dump(mode="json"))
             remove_all(self.out)
-        self.processes.wait()
+        self.accelerator.wait_for_everyone()
         return report

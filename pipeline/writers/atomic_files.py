@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from contextlib import ExitStack
 from types import TracebackType
@@ -39,11 +38,8 @@ class Sink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.__exit__(kind or _NotCommitted, error or _NotCommitted(), at)
-
-
-class _NotCommitted(Exception):
-    """Makes the open files remove their temporary files."""
+        # an error, even where there was none, makes the open files remove their temporary files
+        self._stack.__exit__(kind or RuntimeError, error or RuntimeError("not committed"), at)
 
 
 class JsonRows:
@@ -57,9 +53,3 @@ class JsonRows:
         """Append an element."""
         self._file.write(b",\n" + row if self.count else b"\n" + row)
         self.count += 1
-
-
-def copy_spool(spool: IO[bytes], file: HashingFile) -> None:
-    """Append the whole of a temporary file to ``file``."""
-    spool.seek(0)
-    shutil.copyfileobj(spool, file)

@@ -15,10 +15,7 @@ from pipeline.data.records import Box, DatasetCard, GroundingRecord, Region
 from pipeline.execution.reports import Tally
 from pipeline.readers.base import phrase_of
 from pipeline.writers.atomic_files import Sink
-from pipeline.writers.unique_keys import UniqueNames
-
-Numbers = Counter[str]
-ClassNames = Literal["phrase", "root"]
+from pipeline.writers.unique_keys import Name, UniqueNames
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,16 @@ class ExportContext:
     sink: Sink
     names: UniqueNames
     cards: Mapping[str, DatasetCard] = field(default_factory=dict)
-    class_names: ClassNames = "phrase"
+    class_names: Literal["phrase", "root"] = "phrase"
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
-    numbers: Numbers = field(default_factory=Counter)
+    numbers: Counter[str] = field(default_factory=Counter)
+
+    def unique_name(self, set_name: str, key: str) -> Name:
+        """Name of the next image of a set; a changed key is counted."""
+        name = self.names.take(set_name, key)
+        self.numbers["renamed_duplicate_keys"] += name.renamed
+        return name
 
 
 class Target(Protocol):
@@ -99,13 +102,13 @@ def explicit_phrase(record: GroundingRecord, region: Region) -> dict[str, Any]:
     return {} if text == region.phrase else {"phrase": region.phrase}
 
 
-def count_extra(numbers: Numbers, region: Region) -> None:
+def count_extra(numbers: Counter[str], region: Region) -> None:
     """Count the fields of :func:`provenance`."""
     for name in provenance(region):
         numbers[f"extra_{name}"] += 1
 
 
-def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
+def count_lost(numbers: Counter[str], record: GroundingRecord, *fields: str) -> None:
     """Count fields of a record that are not written.
 
     Args:
@@ -113,19 +116,14 @@ def count_lost(numbers: Numbers, record: GroundingRecord, *fields: str) -> None:
             ``not_exhaustive``); of its regions ``score``, ``annotator``, ``root``, ``spans``. Empty
             fields are not counted, except ``verified_absent``.
     """
-    of_regions = {
-        "score": lambda r: r.score is not None,
-        "annotator": lambda r: r.annotator is not None,
-        "root": lambda r: r.root is not None,
-        "spans": lambda r: bool(r.tokens_positive),
-    }
-    of_record = {
-        "caption": int(record.caption is not None),
+    counts = {
+        "caption": record.caption is not None,
         "uncertain": len(record.uncertain),
-        "verified_absent": int(record.verified_absent is not None),
+        "verified_absent": record.verified_absent is not None,
         "not_exhaustive": len(record.not_exhaustive or ()),
+        "spans": sum(bool(region.tokens_positive) for region in record.regions),
     }
     for name in (*fields, *(("not_exhaustive",) if "verified_absent" in fields else ())):
-        n = of_record[name] if name in of_record else sum(map(of_regions[name], record.regions))
+        n = counts[name] if name in counts else sum(getattr(r, name) is not None for r in record.regions)
         if n:
             numbers[f"lost_{name}"] += n

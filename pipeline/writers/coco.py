@@ -8,12 +8,13 @@ and ingest reads.
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from typing import Any
 
-from pipeline.data.records import DatasetCard, GroundingRecord, Region
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.paths import is_url
-from pipeline.writers.atomic_files import JsonRows, copy_spool
+from pipeline.writers.atomic_files import JsonRows
 from pipeline.writers.base import (
     ExportContext,
     Item,
@@ -37,7 +38,6 @@ class Coco:
         self._files: dict[str, _File] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write an image and its annotations."""
         name, record = self._sets.of(item.record), item.record
         if name not in self._files:
             kind = _Detection if record.kind == "detection" else _Grounding
@@ -55,7 +55,6 @@ class Coco:
         write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """How to read the files with pycocotools."""
         names = ", ".join(f"{out}/{name}.json" for name in self._files)
         return [f"read them with pycocotools.coco.COCO, image files are relative to {out}: {names}"]
 
@@ -64,6 +63,8 @@ class _File(ABC):
     """A set's file."""
 
     kind = format = ""
+    label_space: tuple[str, ...] | None = None
+    """Its classes, if they are not those of the set's card."""
 
     def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
         self._context, self._name, self.dataset = context, name, dataset
@@ -73,16 +74,12 @@ class _File(ABC):
         licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
         self._images, self._annotations = JsonRows(self._file), JsonRows(self._spool)
-        self.classes = ClassIds(self._card(card), first=1)
+        self.classes = ClassIds(self.label_space or (card.label_space if card else None), first=1)
         self._frequency = card.frequency or {} if card else {}
-
-    def _card(self, card: DatasetCard | None) -> DatasetCard | None:
-        return card
 
     def add(self, item: Item) -> None:
         record, context = item.record, self._context
-        name = context.names.take(self._name, record.key)
-        context.numbers["renamed_duplicate_keys"] += name.renamed
+        name = context.unique_name(self._name, record.key)
         height, width = record.image_size
         image = {"id": name.number, "file_name": item.file, "height": height, "width": width, "key": name.key}
         self._images.add(json_bytes(image | self._of_image(record)))
@@ -108,19 +105,17 @@ class _File(ABC):
     def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
         return {}
 
-    def _of_class(self, name: str) -> dict[str, str]:
-        return {"frequency": self._frequency[name]} if name in self._frequency else {}
-
     @abstractmethod
     def _category(self, region: Region) -> int: ...
 
     def finish(self) -> None:
         self._file.write(b'\n],\n"annotations":[')
-        copy_spool(self._spool, self._file)
-        categories = [
-            {"id": number, "name": name, "supercategory": "object"} | self._of_class(name)
-            for name, number in self.classes.ids.items()
-        ]
+        self._spool.seek(0)
+        shutil.copyfileobj(self._spool, self._file)
+        categories: list[dict[str, Any]] = []
+        for name, number in self.classes.ids.items():
+            frequency = {"frequency": self._frequency[name]} if name in self._frequency else {}
+            categories.append({"id": number, "name": name, "supercategory": "object", **frequency})
         self._file.write(b'\n],\n"categories":' + json_bytes(categories) + b"}\n")
         self._context.numbers["classes_outside_the_card"] += self.classes.outside
 
@@ -163,9 +158,7 @@ class _Grounding(_File):
     """MDETR's layout. ``tokens_negative``: caption spans that are negatives of other boxes."""
 
     kind, format = "grounding", "mdetr"
-
-    def _card(self, card: DatasetCard | None) -> DatasetCard | None:
-        return DatasetCard(name=self.dataset, kind="grounding", label_space=("object",))
+    label_space = ("object",)
 
     def _category(self, region: Region) -> int:
         return 1
@@ -174,13 +167,9 @@ class _Grounding(_File):
         count_lost(self._context.numbers, record, "verified_absent")
         self._context.numbers["extra_uncertain"] += len(record.uncertain)
         caption = record.caption or ""
-        extra = {"uncertain": record.uncertain} if record.uncertain else {}
-        return {
-            "caption": caption,
-            "dataset_name": self.dataset,
-            "tokens_negative": _without(len(caption), record.uncertain),
-            **extra,
-        }
+        certain = _without(len(caption), record.uncertain)
+        row = {"caption": caption, "dataset_name": self.dataset, "tokens_negative": certain}
+        return row | ({"uncertain": record.uncertain} if record.uncertain else {})
 
     def _of_region(self, record: GroundingRecord, region: Region) -> dict[str, Any]:
         return {"tokens_positive": region.tokens_positive, **explicit_phrase(record, region)}

@@ -28,7 +28,6 @@ class FiftyOne:
         self._rows = JsonRows(self._file)
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write a sample."""
         record = item.record
         self._rows.add(json_bytes(_sample(item)))
         self._context.samples.keep()
@@ -42,7 +41,6 @@ class FiftyOne:
         self._head.write(json_bytes(head) + b"\n")
 
     def hints(self, out: str) -> list[str]:
-        """Import command."""
         return [f'fiftyone.Dataset.from_dir("{out}", dataset_type=fiftyone.types.FiftyOneDataset)']
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from pipeline.data.records import Box
 from pipeline.io.atomic import HashingFile
 from pipeline.writers.base import ExportContext, Item, count_lost, json_bytes
 from pipeline.writers.manifest import SetNames, write_manifest
@@ -41,8 +40,7 @@ class Glip:
         if name not in self._labels:
             self._labels[name] = _Tsv(context, f"{name}.label")
             self._datasets[name] = record.dataset
-        unique = context.names.take(name, record.key)
-        context.numbers["renamed_duplicate_keys"] += unique.renamed
+        key = context.unique_name(name, record.key).key.encode()
         count_lost(context.numbers, record, "uncertain", "verified_absent", "annotator", "root")
         kept = [region for region in record.regions if not region.ignore]
         context.numbers["made_score_1"] += sum(region.score is None for region in kept)
@@ -51,11 +49,10 @@ class Glip:
             "img_h": height,
             "img_w": width,
             "caption": record.caption,
-            "bboxes": [inclusive(region.box) for region in kept],
+            "bboxes": [(x1, y1, x2 - 1, y2 - 1) for x1, y1, x2, y2 in (region.box for region in kept)],  # inclusive
             "scores": [1.0 if region.score is None else region.score for region in kept],
             "tokens_positive": [region.tokens_positive for region in kept],
         }
-        key = unique.key.encode()
         self._labels[name].add(key, json_bytes(labels))
         if image is not None:
             if name not in self._images:
@@ -67,31 +64,20 @@ class Glip:
 
     def finish(self) -> None:
         """Write the manifest, if there are images: labels do not state the shard of an image."""
-        sets = {}
+        sets: dict[str, tuple[str, dict[str, Any]]] = {}
         for name in self._images:
-            fields: dict[str, Any] = {
-                "kind": "grounding",
-                "format": "glip_captions",
-                "annotations": f"{name}.label.tsv",
-                "companions": {"images": f"{name}.img.tsv"},
-            }
-            sets[name] = (self._datasets[name], fields)
+            files = {"annotations": f"{name}.label.tsv", "companions": {"images": f"{name}.img.tsv"}}
+            sets[name] = self._datasets[name], {"kind": "grounding", "format": "glip_captions", **files}
         if sets:
             write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """Files for GLIP's CaptionTSV."""
         if not self._images:
             names = ", ".join(f"{out}/{name}.label.tsv" for name in self._labels)
             return [
                 f"labels of a CaptionTSV: {names}; its image TSVs, and a manifest for ingest, come with --images copy"
             ]
         return [f"GLIP's CaptionTSV: {out}/{name}.img.tsv with {out}/{name}.label.tsv" for name in self._labels]
-
-
-def inclusive(box: Box) -> Box:
-    """Convert a box with exclusive x2 and y2 to GLIP's inclusive corners."""
-    return box[0], box[1], box[2] - 1, box[3] - 1
 
 
 class _Tsv:

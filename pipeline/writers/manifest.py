@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from pipeline.data.records import DatasetCard, GroundingRecord
+from pipeline.data.records import GroundingRecord
 from pipeline.writers.base import ExportContext
 
 MANIFEST = "manifest.yaml"
@@ -42,12 +43,11 @@ def write_manifest(context: ExportContext, sets: dict[str, tuple[str, dict[str, 
 
 
 class ClassIds:
-    """Assigns class ids: in the order of the card's label space, then in order of appearance."""
+    """Assigns class ids: in the order of the label space, if known, then in order of appearance."""
 
-    def __init__(self, card: DatasetCard | None = None, first: int = 0) -> None:
-        self.known = card is not None and card.label_space is not None
-        names = card.label_space or () if card is not None else ()
-        self.ids = {name: first + i for i, name in enumerate(dict.fromkeys(names))}
+    def __init__(self, label_space: Sequence[str] | None = None, first: int = 0) -> None:
+        self.known = label_space is not None
+        self.ids = {name: first + i for i, name in enumerate(dict.fromkeys(label_space or ()))}
         self._first, self.outside = first, 0
 
     def __getitem__(self, name: str) -> int:

@@ -8,12 +8,11 @@ These projects have neither ignore regions nor uncertain phrases. They are writt
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.atomic import HashingFile
-from pipeline.writers.atomic_files import Sink
 from pipeline.writers.base import ExportContext, Item, count_extra, count_lost, json_bytes, provenance
 from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
 
@@ -30,19 +29,18 @@ class Odvg:
         self._classes: dict[str, ClassIds] = {}
 
     def add(self, item: Item, image: bytes | None) -> None:
-        """Write a line."""
         record, context = item.record, self._context
         name = self._sets.of(record)
         if name not in self._files:
             self._files[name] = context.sink.open(f"{name}.jsonl")
             self._datasets[name] = record.model_copy(update={"regions": ()})
             if record.kind == "detection":
-                self._classes[name] = ClassIds(context.cards.get(record.dataset))
-        unique = context.names.take(name, record.key)
-        context.numbers["renamed_duplicate_keys"] += unique.renamed
+                card = context.cards.get(record.dataset)
+                self._classes[name] = ClassIds(card.label_space if card else None)
+        key = context.unique_name(name, record.key).key
         height, width = record.image_size
         part = self._detection(record, self._classes[name]) if record.kind == "detection" else self._grounding(record)
-        line = {"filename": item.file, "height": height, "width": width, "key": unique.key, record.kind: part}
+        line = {"filename": item.file, "height": height, "width": width, "key": key, record.kind: part}
         self._files[name].write(json_bytes(line) + b"\n")
         for region in record.regions:
             count_extra(context.numbers, region)
@@ -53,16 +51,7 @@ class Odvg:
 
     def _detection(self, record: GroundingRecord, classes: ClassIds) -> dict[str, Any]:
         count_lost(self._context.numbers, record, "caption", "uncertain", "spans")
-
-        def instance(region: Region) -> dict[str, Any]:
-            return {
-                "bbox": region.box,
-                "label": classes[region.phrase],
-                "category": region.phrase,
-                **provenance(region),
-            }
-
-        part = _split("instances", record.regions, instance)
+        part = _split("instances", record.regions, lambda r: {"label": classes[r.phrase], "category": r.phrase})
         if record.verified_absent is not None:
             self._context.numbers["extra_verified_absent"] += 1
             part["verified_absent"] = record.verified_absent
@@ -73,33 +62,28 @@ class Odvg:
     def _grounding(self, record: GroundingRecord) -> dict[str, Any]:
         count_lost(self._context.numbers, record, "verified_absent")
         self._context.numbers["extra_uncertain"] += len(record.uncertain)
-
-        def region_of(region: Region) -> dict[str, Any]:
-            spans = {"phrase": region.phrase, "tokens_positive": region.tokens_positive}
-            return {"bbox": region.box, **spans, **provenance(region)}
-
-        part = {"caption": record.caption, **_split("regions", record.regions, region_of)}
+        regions = _split(
+            "regions", record.regions, lambda r: {"phrase": r.phrase, "tokens_positive": r.tokens_positive}
+        )
+        part = {"caption": record.caption, **regions}
         return part | ({"uncertain": record.uncertain} if record.uncertain else {})
 
     def finish(self) -> None:
         """Write the label maps and the manifest."""
         sets = {}
         for name, record in self._datasets.items():
-            fields: dict[str, Any] = {
-                "kind": record.kind,
-                "format": f"odvg_{record.kind}",
-                "annotations": f"{name}.jsonl",
-            }
+            fields: dict[str, Any] = {"kind": record.kind, "format": f"odvg_{record.kind}"}
+            fields["annotations"] = f"{name}.jsonl"
             if name in self._classes:
                 classes, file = self._classes[name], f"{name}.label_map.json"
-                write_label_map(self._context.sink, file, list(classes.ids))
+                text = json.dumps({str(n): name for n, name in enumerate(classes.ids)}, ensure_ascii=False, indent=0)
+                self._context.sink.open(file).write(text.encode() + b"\n")
                 self._context.numbers["classes_outside_the_card"] += classes.outside
                 fields |= {"companions": {"classes": file}}
             sets[name] = (record.dataset, fields)
         write_manifest(self._context, sets, ".")
 
     def hints(self, out: str) -> list[str]:
-        """Entries for the data set list of Open-GroundingDino."""
         lines = []
         for name in self._files:
             entry = {"root": out, "anno": f"{out}/{name}.jsonl", "dataset_mode": "odvg"}
@@ -109,13 +93,11 @@ class Odvg:
         return lines
 
 
-def _split(name: str, regions: Sequence[Region], row: Any) -> dict[str, Any]:
+def _split(name: str, regions: Sequence[Region], fields_of: Callable[[Region], dict[str, Any]]) -> dict[str, Any]:
     """Labels as the field ``name``, ignore regions, if any, as ``ignore``."""
-    ignored = [row(region) for region in regions if region.ignore]
-    return {name: [row(region) for region in regions if not region.ignore], **({"ignore": ignored} if ignored else {})}
 
+    def rows(ignore: bool) -> list[dict[str, Any]]:
+        return [{"bbox": r.box, **fields_of(r), **provenance(r)} for r in regions if r.ignore == ignore]
 
-def write_label_map(sink: Sink, file: str, names: Sequence[str]) -> None:
-    """Write a label map: ``{"0": "person", ...}``."""
-    text = json.dumps({str(n): name for n, name in enumerate(names)}, ensure_ascii=False, indent=0)
-    sink.open(file).write(text.encode() + b"\n")
+    ignored = rows(True)
+    return {name: rows(False), **({"ignore": ignored} if ignored else {})}

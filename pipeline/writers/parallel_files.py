@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
 
+from pipeline.execution.prefetch import submit_ahead
 from pipeline.io.atomic import write_atomic
 from pipeline.io.paths import is_url, join
 from pipeline.system.devices import cores
@@ -25,14 +25,10 @@ def writer_threads(out: str) -> int:
 
 def ordered_map(work: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[tuple[In, Out]]:
     """(item, work(item)) in order, computed in threads with a bounded number of items in flight."""
-    remaining = iter(items)
     pool = ThreadPoolExecutor(threads)
     try:
-        pending = deque((item, pool.submit(work, item)) for item in islice(remaining, threads * _QUEUED))
-        while pending:
-            item, future = pending.popleft()
+        for item, future in submit_ahead(pool, work, items, threads * _QUEUED):
             yield item, future.result()
-            pending.extend((item, pool.submit(work, item)) for item in islice(remaining, 1))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -39,12 +38,6 @@ class ReadLosses:
     regions: Tally = field(default_factory=Tally)
     problems: TarProblems = field(default_factory=TarProblems)
 
-    def lose(self, tallies: tuple[Tally, Tally]) -> None:
-        """Add the dropped counts of (samples, regions); kept ones are counted when written."""
-        for total, tally in zip((self.samples, self.regions), tallies, strict=True):
-            for reason, n in tally.dropped.items():
-                total.drop(reason, n)
-
     def add_problems(self, shard: str, problems: TarProblems) -> None:
         """Add the problems of a shard."""
         for reason, n in problems.counts.items():
@@ -63,25 +56,6 @@ class Sample:
     key: str
     extension: str
     image: Callable[[], bytes] | None
-
-
-class Source(Protocol):
-    """Shards of records. ``names``: of the shards. ``images``: whether images are available."""
-
-    names: list[str]
-    images: bool
-
-    def digests(self) -> dict[str, str]:
-        """Digest of each input, by name."""
-        ...
-
-    def cards(self) -> dict[str, DatasetCard]:
-        """Data set cards by name."""
-        ...
-
-    def read(self, number: int, losses: ReadLosses) -> Iterator[Sample]:
-        """Records of a shard. A sample holds its image in memory."""
-        ...
 
 
 def find_source(
@@ -129,17 +103,18 @@ def _kind(path: str) -> str:
 
 
 class TrainingShards:
-    """Shards written by ingest or build-shards, with images or links to them."""
+    """Shards of ingest or build-shards, with images or links to them. names: of the shards."""
 
     images = True
+    """Whether images are available."""
 
     def __init__(self, paths: list[str]) -> None:
         self._paths, self._links = paths, LinkReader()
         self.names = [stem(path) for path in paths]
 
     def digests(self) -> dict[str, str]:
-        """Digests stated in the reports beside the shards if the sizes match, as digesting
-        terabytes would take as long as exporting them; otherwise computed.
+        """Digest of each shard by name: as stated in the reports beside the shards if the sizes match,
+        as digesting terabytes would take as long as exporting them; otherwise computed.
         """
         reported: dict[str, tuple[int, str]] = {}
         for folder in sorted({parent(path) for path in self._paths if not is_url(path)}):
@@ -160,8 +135,8 @@ class TrainingShards:
         return {card.name: card for _, card in read_cards(self._paths)}
 
     def read(self, number: int, losses: ReadLosses) -> Iterator[Sample]:
-        """Records of a shard. Invalid samples are counted as ``no_record``, ``bad_record``,
-        ``bad_link`` or ``no_image``.
+        """Records of a shard, each with its image in memory. Invalid samples are counted as
+        ``no_record``, ``bad_record``, ``bad_link`` or ``no_image``.
 
         Raises:
             InputError: not a tar archive, a truncated or damaged one, or one without any record.
@@ -249,7 +224,7 @@ class LabelStore:
         for number, name in enumerate(self.names):
             digests[f"{name} labels"] = digest_file(self._labels[number])
             digests[f"{name} phrases"] = digest_file(self._phrases[number])
-            if self._crawl:
+            if self.images:
                 digests[f"{name} crawl"] = str(file_size(self._crawl[number]))
         return digests
 
@@ -274,5 +249,10 @@ class LabelStore:
         else:
             for key, record in store.alone():
                 yield Sample(record, key, "jpg", None)
-        losses.lose((store.samples, store.regions))
+        for total, tally in ((losses.samples, store.samples), (losses.regions, store.regions)):
+            for reason, n in tally.dropped.items():  # kept ones are counted when written
+                total.drop(reason, n)
         losses.add_problems(self.names[number], problems)
+
+
+Source = TrainingShards | LabelStore

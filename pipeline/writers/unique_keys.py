@@ -36,20 +36,17 @@ class UniqueNames:
         self._numbered: dict[str, bool] = {}
         self._count: dict[str, int] = {}
 
-    def take(self, part: str, key: str) -> Name:
-        """Name of the next image of set ``part``. Repeated keys get suffixes ``~2``, ``~3``, ..."""
+    def take(self, set_name: str, key: str) -> Name:
+        """Name of the next image of a set. Repeated keys get suffixes ``~2``, ``~3``, ..."""
         unique, n = key, 1
-        while not self._free(part, unique):
+        while not self._db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (set_name, unique)).rowcount:
             n += 1
             unique = f"{key}~{n}"
-        count = self._count[part] = self._count.get(part, 0) + 1
+        count = self._count[set_name] = self._count.get(set_name, 0) + 1
         digits = bool(_NUMBERED.fullmatch(unique)) and f"{int(unique):09d}" == unique
-        if not self._numbered.setdefault(part, digits):
+        if not self._numbered.setdefault(set_name, digits):
             return Name(unique, count, n > 1)
         return Name(unique, int(unique) if digits else _FIRST_OTHER_ID + count, n > 1)
-
-    def _free(self, part: str, key: str) -> bool:
-        return self._db.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (part, key)).rowcount == 1
 
     def __enter__(self) -> UniqueNames:
         return self

@@ -40,7 +40,7 @@ class Yolo:
         if record.dataset not in self._sets:
             self._sets.add(record.dataset)
             card = context.cards.get(record.dataset)
-            for name in (card.label_space or ()) if card is not None else ():
+            for name in (card and card.label_space) or ():
                 self._classes[name]
         stem, _, extension = item.file.rpartition(".")
         context.numbers["images_that_yolo_does_not_read"] += extension not in READ
@@ -82,5 +82,4 @@ class Yolo:
         self._context.numbers["classes"] += len(names)
 
     def hints(self, out: str) -> list[str]:
-        """Training command."""
         return [f"yolo detect train data={out}/data.yaml"]

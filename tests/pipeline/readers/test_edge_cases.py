@@ -361,7 +361,7 @@ def test_a_cut_xml_is_told_as_that(tmp_path):
 
 def test_a_wrong_option_is_named(tmp_path):
     path, companions, _ = coco(tmp_path, [BOXES["good"]])
-    with pytest.raises(InputError, match=r"options\.name_parts 'two': want an integer"):
+    with pytest.raises(InputError, match=r"options\.name_parts: found 'two'; want a number"):
         read("coco", path, companions, name_parts="two")
 
 

@@ -165,7 +165,7 @@ def test_imagenet_boxes_are_of_the_stated_size_and_words_stand_for_synsets(tmp_p
     ]  # fmt: skip
     assert all(image.relative and image.size is None for image in found.images)
     assert lost(found) == {"unknown_category": 2}
-    with pytest.raises(InputError, match="option boxes: want image or stated_size, not 'shares'"):
+    with pytest.raises(InputError, match="option boxes: found 'shares'; want image or stated_size"):
         read("voc", tmp_path / "Annotation", boxes="shares")
 
 

@@ -9,7 +9,7 @@ import pytest
 PARENT = """
     import os, threading
     from torch.utils.data import DataLoader
-    from pipeline.training.dataloader_workers import prepare_worker
+    from pipeline.training.dataset import prepare_worker
 
     me = os.getpid()
 

@@ -16,7 +16,6 @@ from accelerate.state import AcceleratorState
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import RunError
 from pipeline.execution.progress import Silent
-from pipeline.training.loss_scaler import LossScaler
 from pipeline.training.report import TrainerState
 from pipeline.training.run_identity import Identity
 from pipeline.training.trainer import Trainer
@@ -60,10 +59,12 @@ class Scaled:
         accelerator.scaler, accelerator.native_amp = scaler, True
         self.patch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
         trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, device_placement=False, scaler=scaler)
-        trainer.scaler = LossScaler(scaler)
+        trainer.scaler = scaler
         checkpoint = max(trainer.out.glob("step-*"), default=None)
         if checkpoint is not None:
-            trainer.scaler.load(TrainerState.model_validate_json((checkpoint / "trainer.json").read_bytes()).scaler)
+            trainer.scaler.load_state_dict(
+                TrainerState.model_validate_json((checkpoint / "trainer.json").read_bytes()).scaler
+            )
 
 
 @pytest.fixture
@@ -94,12 +95,12 @@ def test_a_scalers_state_comes_back_from_a_file_as_it_was():
     step(scaler)
     fields = {"report": {"fingerprint": "", "steps": 1, "final": "", "records": {}, "lost": {}, "curve": []}}
     resumed = TrainerState.model_validate(
-        {**fields, "sums": {}, "counted": 0, "averaged": 0, "scaler": LossScaler(scaler).state()}
+        {**fields, "sums": {}, "counted": 0, "averaged": 0, "scaler": scaler.state_dict()}
     )
     back = TrainerState.model_validate_json(json.dumps(resumed.model_dump(mode="json"))).scaler
     assert {k: (type(v), v) for k, v in back.items()} == {k: (type(v), v) for k, v in scaler.state_dict().items()}
     again = torch.amp.GradScaler("cpu")
-    LossScaler(again).load(back)
+    again.load_state_dict(back)
     step(again)
     assert again.state_dict()["_growth_tracker"] == 2
 

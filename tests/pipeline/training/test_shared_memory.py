@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from pipeline.training.dataloader_workers import prepare_worker
+from pipeline.training.dataset import prepare_worker
 from pipeline.training.shared_memory import SharedBuffers, make_buffers
 from tests.pipeline.training.test_dataset import data
 
