@@ -48,9 +48,7 @@ class ParsePhrasesConfig(Config):
 
 
 class PseudoLabelConfig(Config):
-    """Localisation of phrases by the teacher. All regions above a low score are stored;
-    filter-boxes selects later.
-    """
+    """Localisation of phrases by the teacher: regions above a low score, for filter-boxes to select."""
 
     floor: float = Field(0.05, ge=0, lt=1, description="regions with a lower score are not stored")
     nms_threshold: float = Field(0.6, gt=0, le=1, description="IoU threshold of the NMS among a phrase's boxes")
@@ -181,9 +179,7 @@ class FilterConfig(Config):
         return data if preset is None else {**preset, **data}
 
     def effective(self) -> dict[str, Any]:
-        """Resolved rules without the preset's name. Footers and fingerprints have those of
-        :func:`pipeline.filtering.rules.versioned`.
-        """
+        """Resolved rules without the preset's name; for fingerprints see filtering.rules.versioned."""
         return self.model_dump(mode="json", exclude={"preset"})
 
 

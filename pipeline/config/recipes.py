@@ -1,6 +1,4 @@
-"""Named recipes (``pipeline/configs/*.yaml``) and overrides of their settings (``--set
-teacher.steps=200``).
-"""
+"""Recipes (``pipeline/configs/*.yaml``) and overrides of settings (``--set teacher.steps=200``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Readers of ``data_manifests/*.yaml``: data sets with their files, formats and licences, and
-mixtures of sets.
-"""
+"""Readers of ``data_manifests/*.yaml``: data sets with files and licences, and mixtures of sets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Record of one image's labels, for human labels and pseudo-labels alike, and Arrow schemas of the
-label store.
+"""Record of one image's human labels or pseudo-labels, and Arrow schemas of the label store.
 
 Boxes are absolute xyxy in pixels of the stored image. Spans are ``[start, end)`` character
 positions (code points) in the caption. Image sizes are (height, width).
@@ -104,12 +103,10 @@ class GroundingRecord(_Strict):
 
 
 class ImageLink(_Strict):
-    """``KEY.link`` in a shard without images: the byte range of an image in another, uncompressed
-    tar.
+    """``KEY.link`` in a shard without images: byte range of an image in another, uncompressed tar.
 
-    shard: URL, or path relative to the linking shard's folder. shard_bytes: size of the linked
-    shard when the link was made; a different size means that it was rewritten and the offset is
-    invalid. offset, bytes: of the image.
+    shard: URL, or path relative to the linking shard's folder. shard_bytes: the linked shard's size
+    when the link was made; with another size it was rewritten. offset, bytes: of the image.
     """
 
     shard: str

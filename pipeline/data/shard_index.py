@@ -1,6 +1,4 @@
-"""Index of the records in a training shard: built from its tar headers once, and cached while the
-shard is unchanged.
-"""
+"""Index of a training shard's records, built from its tar headers and cached by file version."""
 
 from __future__ import annotations
 

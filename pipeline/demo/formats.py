@@ -74,8 +74,7 @@ def coco_detection(scenes: Sequence[Scene], nouns: Sequence[str], description: s
 
 
 def mdetr_grounding(scenes: Sequence[Scene], captions: Sequence[Caption], description: str) -> dict[str, Any]:
-    """MDETR's JSON: COCO's with a caption per image and ``tokens_positive`` (lists of [start, end))
-    per box.
+    """MDETR's JSON: COCO's with a caption per image and ``tokens_positive`` ([start, end)s) per box.
 
     Things that the caption does not mention have no annotation. ``tokens_negative`` is the whole
     caption, as in MDETR's mixed set.
@@ -125,9 +124,7 @@ def image_name(image_id: int) -> str:
 def write_labelled(
     folder: Path, annotations: dict[str, Any], scenes: Sequence[Scene], quality: int, **others: dict[str, Any]
 ) -> None:
-    """Write ``images/``, the other JSON files, and last ``annotations.json``, which marks the set
-    as complete.
-    """
+    """Write ``images/``, the other JSON files and last ``annotations.json``: the set is complete."""
     (folder / "images").mkdir(parents=True)
     for image_id, scene in enumerate(scenes, start=1):
         (folder / "images" / image_name(image_id)).write_bytes(scene.jpeg(quality))
@@ -137,13 +134,10 @@ def write_labelled(
 
 
 def write_crawl_shard(folder: Path, shard: int, samples: Sequence[CrawlSample]) -> list[str]:
-    """Write a shard in img2dataset's layout: ``00000.tar`` (jpg, json, txt), ``.parquet``,
-    ``_stats.json``.
+    """Write ``00000.tar`` (jpg, json, txt), ``00000.parquet`` and ``00000_stats.json`` as img2dataset.
 
-    All times are 0, so that the output is deterministic.
-
-    Returns:
-        Keys of the samples, nine digits: shard and number.
+    All times are 0, so that the output is deterministic. Returns the samples' keys, nine digits:
+    shard and number.
     """
     keys = [f"{shard:05d}{number:04d}" for number in range(len(samples))]
     rows = [_meta(key, sample) for key, sample in zip(keys, samples, strict=True)]

@@ -1,6 +1,4 @@
-"""calibrate: finds the lowest threshold that reaches a precision on gold boxes, for each band of
-phrase frequency.
-"""
+"""Lowest threshold that reaches a precision on gold boxes, for each band of phrase frequency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""count-phrases: counts phrase texts in a store, as balancing and frequency bands require."""
+"""Counts of phrase texts in a store, as balancing and frequency bands require."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def count_phrases(
     min_count: int = 10,
     progress: Progress | None = None,
 ) -> tuple[int, OutputFile]:
-    """Count mentions of each phrase text, and regions kept by the rules (without ``balance_to``),
-    and write them.
+    """Write each phrase text's mentions and its regions kept by the rules (without ``balance_to``).
 
     Two passes over the store: the first counts in hash buckets, so that memory (256 MiB) does not
     grow with the number of distinct texts; the second counts exactly the texts whose bucket reached

@@ -98,9 +98,7 @@ def match(
 
 
 def _by_image(gold: Gold, keys: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gold rows ordered by image, and for each of ``keys`` its first position in this order and its
-    number of rows.
-    """
+    """(gold rows ordered by image, each key's first position in this order, its number of rows)."""
     image = pc.fill_null(pc.index_in(gold.keys, value_set=keys), -1).to_numpy(zero_copy_only=False)
     order = np.argsort(image, kind="stable")
     size = np.bincount(image[image >= 0], minlength=len(keys))

@@ -20,8 +20,7 @@ def pair_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def suppress(
     boxes: np.ndarray, score: np.ndarray, group: np.ndarray, iou: float, *, spare: np.ndarray | None = None
 ) -> np.ndarray:
-    """(n,) True for boxes suppressed by a kept, better box of the same group with a larger IoU than
-    ``iou``.
+    """(n,) True for boxes whose IoU with a kept, better box of the same group is above ``iou``.
 
     Equivalent to torchvision's ``batched_nms``; of equal scores the earlier row is better.
 

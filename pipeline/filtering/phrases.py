@@ -21,9 +21,7 @@ COUNTS = pa.schema(
         pa.field("kept", pa.int64(), nullable=False),
     ]
 )
-"""``phrase``: text in lower case. ``mentions``: phrases of captions that have a region. ``kept``:
-regions kept by the rules.
-"""
+"""``phrase``: in lower case. ``mentions``: of captions, with a region. ``kept``: regions kept."""
 
 
 def text_hashes(texts: pa.Array) -> np.ndarray:
@@ -63,9 +61,7 @@ class DistinctTexts:
 
 @dataclass(frozen=True)
 class PhraseCounts:
-    """Output of count-phrases. ``hashes``: (n,) of the texts, sorted, without those below
-    ``min_count``.
-    """
+    """Output of count-phrases. ``hashes``: (n,) of the texts from ``min_count`` on, sorted."""
 
     hashes: np.ndarray
     mentions: np.ndarray
@@ -74,9 +70,7 @@ class PhraseCounts:
     rules: str
 
     def of(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) mentions and (n,) kept regions of texts in lower case; 0 for texts below
-        ``min_count``.
-        """
+        """(n,) mentions and (n,) kept regions of texts in lower case; 0 below ``min_count``."""
         hashes = text_hashes(texts)
         if not len(self.hashes):
             return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.int64)
@@ -107,9 +101,7 @@ def _read_counts(path: str, digest: str) -> PhraseCounts:
 
 
 def uniform(name: str, phrase_row: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(n,) pseudo-random numbers in [0, 1), functions of a region's shard name, phrase row and rank
-    (splitmix64's mixing).
-    """
+    """(n,) pseudo-random numbers in [0, 1) of regions by shard, phrase row and rank (splitmix64)."""
     seed = np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u8")[0]
     x = seed + (phrase_row.astype(np.uint64) << np.uint64(16)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

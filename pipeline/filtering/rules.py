@@ -275,9 +275,7 @@ def phrase_cap(pool: RegionPool) -> np.ndarray | None:
 
 
 def balanced_away(pool: RegionPool) -> np.ndarray | None:
-    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): each of a text's n > t entries is kept
-    with probability t / n.
-    """
+    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): a text's n > t entries stay with p = t / n."""
     if pool.config.balance_to is None:
         return None
     assert pool.fitted.counts is not None
@@ -307,8 +305,10 @@ KEEP, IGNORE, BELOW = 0, 1, 2
 
 @dataclass(frozen=True)
 class FilterResult:
-    """Result for a shard. ``reason``: (size,) indices into REASONS and, behind them, ``extra``, the
-    names of the extra rules. ``unread``: number of regions with too low scores.
+    """Result for a shard.
+
+    reason: (size,) indices into REASONS and, behind them, ``extra``, the names of the extra rules.
+    unread: number of regions with too low scores.
     """
 
     reason: np.ndarray
@@ -336,8 +336,7 @@ class FilterResult:
 
 
 def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables = FilterTables()) -> FilterResult:
-    """Apply the rules to a shard opened by :func:`open_regions` for the same rules, or for lower
-    thresholds.
+    """Apply the rules to a shard that :func:`open_regions` opened for them, or for lower thresholds.
 
     Raises:
         InputError: the shard lacks a column that a rule needs, an extra rule returns no mask, or as

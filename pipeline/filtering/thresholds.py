@@ -1,6 +1,4 @@
-"""Calibrated thresholds, one per band of phrase frequency: the file that calibrate writes and
-filter-boxes reads.
-"""
+"""Calibrated thresholds by band of phrase frequency, as calibrate writes and filter-boxes reads."""
 
 from __future__ import annotations
 
@@ -17,15 +15,12 @@ CALIBRATION_OVERRIDES: dict[str, Any] = {
     "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
     "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
 }  # fmt: skip
-"""Settings during calibration: rules that depend on the threshold or on other images are disabled.
-"""
+"""Settings during calibration, without rules that depend on the threshold or on other images."""
 Status = Literal["fitted", "pooled", "closed"]
 
 
 class Fit(BaseModel):
-    """Result for a set of labels. ``threshold`` None: no threshold reaches the precision, and
-    nothing is kept.
-    """
+    """Result for a set of labels. ``threshold`` None: none reaches the precision, nothing is kept."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,5 +1,4 @@
-"""Cache, in the user's cache folder, of data derived from a file: its digest or index. Valid while
-the file is unchanged.
+"""Cache, in the user's cache folder, of data derived from a file: its digest or index.
 
 Every entry is a file of its own, written atomically and deterministic, so processes need no locks.
 Entries may be deleted at any time; the entry of a changed file is ignored and overwritten.
@@ -30,8 +29,7 @@ VERSION_TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Identity of a file's content: size and mtime of a local file; entity tag and size of a remote
-    object.
+    """Identity of a file's content: size and mtime; of a remote object entity tag and size.
 
     large: the file is large enough to be cached. mtime_ns: None for a remote object.
     """

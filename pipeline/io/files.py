@@ -27,9 +27,8 @@ BLOCK = 16 << 20
 
 T = TypeVar("T")
 _FILE_SYSTEMS: dict[int, Any] = {}
-"""References that keep all file systems alive. A forked process would otherwise garbage-collect its
-parent's: a client's finalizer closes connections that the parent still uses, and fails in the
-fork's event loop.
+"""All file systems, kept alive: in a forked process a client's finalizer would close connections
+that the parent still uses.
 """
 _PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
@@ -64,9 +63,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def with_retries(what: str, action: Callable[[], T]) -> T:
-    """Result of ``action``, retried with exponential backoff on transient errors for at most
-    PATIENCE seconds.
-    """
+    """Run ``action``; on transient errors retry with exponential backoff for PATIENCE seconds."""
     from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
     def warn(state: Any) -> None:
@@ -118,8 +115,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def open_file(path: str | Path) -> IO[bytes]:
-    """Open a local path or a URL supported by fsspec (s3://, gs://, https://) for sequential
-    reading.
+    """Open a local path or a URL (s3://, gs://, https://) for sequential reading.
 
     Raises:
         FileNotFoundError: a local file is missing.
@@ -266,9 +262,7 @@ def _or_none(action: Callable[[], T]) -> T | None:
 
 
 def write_remote(url: str, local: str | Path) -> None:
-    """Upload a finished local file, in one request or a completed multipart upload, so no partial
-    object appears.
-    """
+    """Upload a finished local file. Stores show no object before its upload is complete."""
     fs, inner = filesystem(url)
     with store_errors(url):
         with_retries(url, lambda: fs.put_file(str(local), inner))
@@ -296,9 +290,7 @@ def listing_below(folder: str | Path, suffix: str) -> list[str]:
 
 
 def listing(folder: str | Path, suffix: str) -> list[str]:
-    """Full paths of a folder's files that end in ``suffix``, including hidden ones, sorted; []
-    without the folder.
-    """
+    """Full paths of a folder's files, also hidden ones, that end in ``suffix``, sorted; may be []."""
     if is_url(folder):
         fs, inner = filesystem(str(folder))
         with store_errors(str(folder)):

@@ -22,8 +22,7 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: str | Path) -> str:
-    """Identifier of a file's content: SHA-256 in hex of a local file; the entity tag of a remote
-    object.
+    """Identifier of a file's content: SHA-256 in hex; of a remote object its entity tag.
 
     An entity tag (ETag, MD5, CRC) changes with the content and needs no download. Digests of large
     local files are cached on disk by path, size and mtime, so that a restart does not read
@@ -76,8 +75,6 @@ def fingerprint(
     inputs: Mapping[str, str],
     **extra: str,
 ) -> str:
-    """Digest of everything an output depends on: stage, schema version, settings, input digests,
-    revisions.
-    """
+    """Digest of all that an output depends on; ``inputs``: name -> digest."""
     settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
     return digest_json({"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra})

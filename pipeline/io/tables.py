@@ -16,8 +16,7 @@ from pipeline.io.paths import is_url
 
 
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Mapping[str, str]) -> OutputFile:
-    """Write ``table`` atomically as zstd Parquet with dictionary encoding; ``footer`` becomes the
-    file's metadata.
+    """Write ``table`` atomically as zstd Parquet; ``footer`` becomes the file's metadata.
 
     Raises:
         ValueError: the table's columns differ from those of ``schema``.
@@ -55,8 +54,7 @@ def open_parquet(path: str | Path, strings: Sequence[str] = ()) -> pq.ParquetFil
 
 
 def read_table(path: str | Path, columns: pa.Schema | Sequence[str]) -> pa.Table:
-    """Read these columns of a Parquet file, in this order. The footer is in
-    ``table.schema.metadata``.
+    """Read these columns of a Parquet file, in this order; ``footer(table.schema)`` is its footer.
 
     Raises:
         InputError: no such file, not Parquet, or a column is missing.

@@ -155,8 +155,7 @@ def write_tar(path: str | Path, samples: Samples) -> OutputFile:
 
 
 def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) -> list[OutputFile]:
-    """Write samples into shards of at most ``max_bytes`` each (more only for a single larger
-    sample), atomically.
+    """Write samples atomically into shards of at most ``max_bytes``, or of one larger sample.
 
     At least one shard is written, even without samples. ``path_of``: shard number from 0 -> path.
     """

@@ -100,8 +100,7 @@ def split_conjunctions(chunk: Span) -> list[Span] | None:
 
 
 def expand(chunk: Span, boilerplate: Sequence[Boilerplate] = ()) -> Span:
-    """Expand a chunk to the subtree of its root in the dependency tree: "dog in a field of flowers"
-    (GRIT).
+    """Expand a chunk to its root's subtree, as GRIT does: "dog in a field of flowers".
 
     A chunk with conjuncts is returned unchanged, as in Kosmos-2 (section 2, step 2), and so is one
     whose subtree is not contiguous or overlaps boilerplate.

@@ -32,8 +32,7 @@ _NOUN = re.compile(r"([a-z]+)%1:(\d\d):\S* \d+ (\d+) (\d+)$")
 
 
 def abstract_nouns(index_sense: Iterable[str]) -> dict[str, list[str]]:
-    """Single-word nouns by the lexicographer file of their most frequent abstract sense, each list
-    sorted.
+    """Single-word nouns by lexicographer file of their most frequent abstract sense, sorted.
 
     The weight of a sense is its count in WordNet's tagged texts (the last field of index.sense)
     plus 0.5 divided by the sense's number, so that nouns without counts are ranked by the order of
