@@ -16,7 +16,7 @@ from typing import Literal
 
 from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
-from pipeline.io.files import filesystem, read_small, store_errors, with_retries
+from pipeline.io.files import call_store, read_small
 from pipeline.io.paths import is_url
 
 Kind = Literal["digests", "indexes"]
@@ -46,9 +46,7 @@ def file_version(path: str) -> FileVersion | None:
         InputError: the file does not exist.
     """
     if is_url(path):
-        fs, inner = filesystem(path)
-        with store_errors(path):
-            info = with_retries(path, lambda: fs.info(inner))
+        info = call_store(path, lambda fs, inner: fs.info(inner))
         tag = next((str(info[name]).strip('"') for name in VERSION_TAGS if info.get(name)), None)
         return None if tag is None else FileVersion(f"tag {tag} of {info.get('size')} bytes", large=True)
     try:

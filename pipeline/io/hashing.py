@@ -49,11 +49,8 @@ def _digest_local(path: str, version: FileVersion) -> str:
 
 
 def _digest_stream(path: str) -> str:
-    state = hashlib.sha256()
     with open_file(path) as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def digest_json(value: Any) -> str:
