@@ -34,8 +34,7 @@ class Gold:
 
     def has(self, keys: pa.Array) -> np.ndarray:
         """(n,) True for keys of images with gold boxes."""
-        has_gold: np.ndarray = pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
-        return has_gold
+        return pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
 
 
 def read_gold(path: str | Path) -> Gold:

@@ -13,8 +13,7 @@ def pair_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inner = side[:, 0] * side[:, 1]
     area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        iou: np.ndarray = inner / (area_a + area_b - inner)
-    return iou
+        return inner / (area_a + area_b - inner)
 
 
 def suppress(
@@ -76,5 +75,4 @@ def run_lengths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:
     """Concatenation of 0, 1, ..., size - 1 for each of ``sizes``."""
-    ranges: np.ndarray = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return ranges
+    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)

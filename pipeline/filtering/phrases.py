@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,16 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.io.hashing import digest_file
-from pipeline.io.tables import footer, read_table
+from pipeline.io.tables import footer, read_table, required_columns
 
-COUNTS = pa.schema(
-    [
-        pa.field("phrase", pa.string(), nullable=False),
-        pa.field("mentions", pa.int64(), nullable=False),
-        pa.field("kept", pa.int64(), nullable=False),
-    ]
-)
+COUNTS = pa.schema(required_columns(pa.string(), "phrase") + required_columns(pa.int64(), "mentions", "kept"))
 """``phrase``: in lower case. ``mentions``: of captions, with a region. ``kept``: regions kept."""
 
 
@@ -80,16 +72,11 @@ class PhraseCounts:
 
 
 def read_counts(path: str | Path) -> PhraseCounts:
-    """Read a file of phrase counts; cached by content.
+    """Read a file of phrase counts.
 
     Raises:
         InputError: no such file, or not written by count-phrases.
     """
-    return _read_counts(str(path), digest_file(path))
-
-
-@lru_cache(maxsize=1)
-def _read_counts(path: str, digest: str) -> PhraseCounts:
     table = read_table(path, COUNTS)
     notes = footer(table.schema)
     if "min_count" not in notes:
@@ -106,5 +93,4 @@ def uniform(name: str, phrase_row: np.ndarray, rank: np.ndarray) -> np.ndarray:
     x = seed + (phrase_row.astype(np.uint64) << np.uint64(16)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    numbers: np.ndarray = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -15,6 +15,11 @@ from pipeline.io.files import read_bytes
 from pipeline.io.paths import is_url
 
 
+def required_columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    """Fields of one type without nulls."""
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Mapping[str, str]) -> OutputFile:
     """Write ``table`` atomically as zstd Parquet; ``footer`` becomes the file's metadata.
 

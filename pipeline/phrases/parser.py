@@ -83,8 +83,7 @@ class Parser:
         """Lemma of a token, as the pipeline's lemmatizer would have set it."""
         if token.lemma or self._lemmatizer is None:
             return token.lemma_
-        lemma: str = self._lemmatizer.lemmatize(token)[0]
-        return lemma
+        return self._lemmatizer.lemmatize(token)[0]
 
 
 class _CachedRuler:
