@@ -65,7 +65,7 @@ def calibrate(
     by: Literal["estimate", "lower"] = "estimate",
     min_labels: int = 50,
     iou: float = 0.5,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> Thresholds:
     """Find thresholds on a sample of regions with gold boxes, and write them to ``out``.
 
@@ -97,7 +97,6 @@ def calibrate(
     golds = {name: path for name, path in gold_tables(gold).items() if name in {stem(p) for p in regions}}
     if not golds:
         raise InputError(f"{gold}: has no gold table with the name of a shard")
-    progress = progress or Silent()
     progress.begin("calibrate", len(golds), "shards")
     rules = config.model_copy(update=CALIBRATION_OVERRIDES)
     samples, boxes = [], 0

@@ -31,7 +31,7 @@ def count_phrases(
     thresholds: str | Path | None = None,
     counts: str | Path | None = None,
     min_count: int = 10,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> tuple[int, OutputFile]:
     """Write each phrase text's mentions and its regions kept by the rules (without ``balance_to``).
 
@@ -45,7 +45,6 @@ def count_phrases(
     require_files(regions)
     config = config.model_copy(update={"balance_to": None})
     fitted = load_tables(thresholds, counts)
-    progress = progress or Silent()
     progress.begin("count-phrases", 2 * len(regions), "shards")
     buckets = np.zeros(BUCKETS, np.uint32)
     for path in regions:

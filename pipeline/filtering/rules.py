@@ -192,13 +192,10 @@ def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
 
 
 def too_small(pool: RegionPool) -> np.ndarray | None:
-    bad = None
-    if pool.config.min_box_side > 0:
-        bad = np.minimum(*pool.sides()) < pool.config.min_box_side
-    if pool.config.min_area_share > 0:
-        small = pool.area_share() < pool.config.min_area_share
-        bad = small if bad is None else bad | small
-    return bad
+    side, share = pool.config.min_box_side, pool.config.min_area_share
+    if not (side or share):
+        return None
+    return (np.minimum(*pool.sides()) < side) | (pool.area_share() < share)
 
 
 def too_large(pool: RegionPool) -> np.ndarray | None:

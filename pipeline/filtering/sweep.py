@@ -30,7 +30,7 @@ def sweep(
     *,
     gold: str | Path | None = None,
     iou: float = 0.5,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> dict[str, Any]:
     """Apply the rules with each threshold of a grid. Every column is read once, for all thresholds.
 
@@ -62,7 +62,6 @@ def sweep(
     total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found
     store = np.zeros(3, np.int64)  # regions, images, gold boxes
     texts = DistinctTexts()
-    progress = progress or Silent()
     progress.begin("filter-boxes --sweep", len(regions), "shards")
     for path in regions:
         shard = open_regions(path, configs[0], fitted)
