@@ -30,7 +30,7 @@ TEXTS_AT_ONCE = 256
 CROPS_AT_ONCE = 8
 """Crops of one image that are held at full size."""
 LONGEST = 4
-"""A crop longer than so many times its width is cut to its middle, if the scorer takes the middle square alone."""
+"""Maximum ratio of a crop's sides for scorers that use only the centre square; longer crops are cut."""
 
 
 class RegionText:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Config, Iou, UnitFloat
 from pipeline.config.filter_presets import PRESETS
@@ -146,6 +147,7 @@ class FilterConfig(Config):
 
     extra_rules: dict[str, Any] = Field(
         {},
+        exclude_if=not_,  # so that fingerprints without any stay as they were
         description="rules of your own (docs/python.md): name -> setting; null switches a rule off. They apply after "
         "max_aspect",
     )
@@ -154,14 +156,6 @@ class FilterConfig(Config):
     @classmethod
     def _without_those_off(cls, rules: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in rules.items() if value is not None}
-
-    @model_serializer(mode="wrap")
-    def _without_no_rules(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave empty ``extra_rules`` out, so that fingerprints without any stay as they were."""
-        data: dict[str, Any] = dump(self)
-        if not self.extra_rules:
-            data.pop("extra_rules", None)
-        return data
 
     @model_validator(mode="before")
     @classmethod

@@ -77,7 +77,7 @@ class ShardSet:
         if kind != LINK:
             return data
         try:
-            return self._links.read(self.shards[shard], data)[1]
+            return self._links.read(self.shards[shard], data)
         except InputError as error:
             raise RunError(str(error)) from None
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.filtering.nms import run_lengths
 from pipeline.io.tables import footer, read_table, required_columns
 
 COUNTS = pa.schema(required_columns(pa.string(), "phrase") + required_columns(pa.int64(), "mentions", "kept"))
@@ -42,7 +43,7 @@ class DistinctTexts:
         self._pending, self._rows = [], 0
         order = np.argsort(hashes, kind="stable")
         hashes, bits = hashes[order], bits[order]
-        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])) if len(hashes) else order
+        starts, _ = run_lengths(hashes)
         self._hashes, self._bits = hashes[starts], np.bitwise_or.reduceat(bits, starts) if len(starts) else bits
 
     def counts(self, filters: int) -> list[int]:

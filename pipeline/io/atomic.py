@@ -98,7 +98,7 @@ def atomic_file(path: str | Path, *, durable: bool = True, durable_name: bool = 
                 os.fsync(raw.fileno())
         os.replace(temporary, path)
         if durable and durable_name:
-            _fsync_folder(path.parent)
+            fsync(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -123,8 +123,9 @@ def sync_all(out: str | Path) -> None:
         os.sync()
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Flush a file, or a folder's names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

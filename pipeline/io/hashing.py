@@ -55,13 +55,7 @@ def _digest_stream(path: str) -> str:
 
 def digest_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"cannot digest a {type(value).__name__}")
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
 def fingerprint(

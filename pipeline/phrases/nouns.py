@@ -82,10 +82,8 @@ def split_conjunctions(chunk: Span) -> list[Span] | None:
     "pool and palm trees" is split, "black and white cat" and "Dolce and Gabbana bag" are not.
     Modifiers are not distributed: in "red cup and saucer set", "red" belongs only to the cup.
     """
-    doc, cuts = chunk.doc, []
-    for token in chunk:
-        if token.pos_ == "CCONJ" and token.lower_ in ("and", "or", "&"):
-            cuts.append(token.i)
+    doc = chunk.doc
+    cuts = [token.i for token in chunk if token.pos_ == "CCONJ" and token.lower_ in ("and", "or", "&")]
     if not cuts:
         return None
     cuts += [token.i for token in chunk if token.text == ","]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.io.atomic import write_json
+from pipeline.io.atomic import fsync, write_json
 
 log = logging.getLogger("glip_self_train")
 STATE, ASIDE = "training_state.json", "aside-"
@@ -55,17 +55,17 @@ def write_checkpoint(folder: Path, step: int, fingerprint: str, fill: Callable[[
         fill(temporary)
     names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
     with ThreadPoolExecutor(2 * HASH_THREADS) as pool:
-        flushed = pool.map(_fsync, [temporary / name for name in names])
+        flushed = pool.map(fsync, [temporary / name for name in names])
         digests = dict(zip(names, pool.map(_digest, [temporary / name for name in names]), strict=True))
         list(flushed)
     for subfolder in [p for p in temporary.rglob("*") if p.is_dir()]:
-        _fsync(subfolder)
+        fsync(subfolder)
     state = CheckpointState(step=step, fingerprint=fingerprint, files=digests)
     write_json(temporary / STATE, state.model_dump(mode="json"))
     if folder.exists():
         os.rename(folder, old)
     os.rename(temporary, folder)
-    _fsync(folder.parent)
+    fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -185,14 +185,6 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class _Flusher:
     """Context manager: fsyncs a folder's files repeatedly in a background thread."""
 
@@ -204,7 +196,7 @@ class _Flusher:
         while not self._done.wait(0.05):
             with suppress(OSError):  # a file or folder that is renamed meanwhile
                 for path in [p for p in self._folder.rglob("*") if p.is_file()]:
-                    _fsync(path)
+                    fsync(path)
 
     def __enter__(self) -> None:
         self._thread.start()
