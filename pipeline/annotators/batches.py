@@ -51,8 +51,7 @@ def decode(
 ) -> tuple[list[Item], list[Prepared]]:
     """Decode and resize a batch's images; broken ones are passed to ``lose`` and left out.
 
-    Args:
-        scaled: decode large JPEGs at a fraction of their size, never below the network's.
+    scaled: decode large JPEGs at a fraction of their size, never below the network's.
     """
     whole: list[Item] = []
     images: list[Prepared] = []

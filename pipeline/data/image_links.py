@@ -1,4 +1,4 @@
-"""Reader of images that training shards link to (:class:`pipeline.data.records.ImageLink`)."""
+"""Reader of images that training shards link to."""
 
 from __future__ import annotations
 

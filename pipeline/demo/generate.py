@@ -51,10 +51,8 @@ def generate_demo(
 ) -> DemoDataSummary:
     """Generate all sets below ``out``, as described in ``data_manifests/demo.yaml``.
 
-    A folder that already has the output of these settings is left unchanged; the sets of other settings are replaced.
-
-    Args:
-        check_only: do not generate anything.
+    A folder that already has the output of these settings is left unchanged; the sets of other
+    settings are replaced. ``check_only``: do not generate anything.
 
     Raises:
         InputError: a font or a photograph is missing, a font family is in two splits, or ``out`` has other files.

@@ -23,11 +23,8 @@ def suppress(
 
     Equivalent to torchvision's ``batched_nms``; of equal scores the earlier row is better.
 
-    Args:
-        boxes: (n, 4) xyxy.
-        score: (n,).
-        group: (n,) integers; boxes of different groups do not suppress each other.
-        spare: (n,) integers; boxes with equal values do not suppress each other.
+    boxes (n, 4) xyxy; score (n,); group (n,) integers: only boxes of one group suppress each other;
+    spare (n,) integers: boxes with equal values do not.
     """
     order = np.lexsort((-score, group))  # stable: of equal scores the earlier row comes first
     boxes = boxes[order].astype(np.float64)

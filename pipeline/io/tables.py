@@ -41,10 +41,7 @@ def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Ma
 
 
 def open_parquet(path: str | Path, strings: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a Parquet file. Remote files are downloaded whole: they are small.
-
-    Args:
-        strings: string columns to read as dictionaries.
+    """Open a Parquet file, a remote one by downloading it; ``strings``: columns to read as dictionaries.
 
     Raises:
         InputError: no such file, or not Parquet.

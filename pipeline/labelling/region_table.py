@@ -25,10 +25,7 @@ class ShardResult:
     """A shard's samples, by their index in it: keys, sizes, regions and losses.
 
     The reading thread, the decoding ones and the teacher's write to different fields, apart from
-    the losses, which have a lock.
-
-    Args:
-        phrases: the phrases to label, by sample key.
+    the losses, which have a lock. ``phrases``: those to label, by sample key.
     """
 
     def __init__(self, phrases: Mapping[str, CaptionPhrases]) -> None:

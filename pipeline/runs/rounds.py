@@ -1,4 +1,4 @@
-"""Decision at the end of a round: is the student promoted, does another round follow?"""
+"""Decision at the end of a round: promotion of the student, and whether another round follows."""
 
 from __future__ import annotations
 

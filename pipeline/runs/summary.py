@@ -26,10 +26,10 @@ def _metrics_by_role(
 ) -> dict[str, dict[str, float]]:
     """Metrics of the evaluated ones of ``models``, role -> name."""
     files = {role: layout.evaluation(name) / "metrics.json" for role, name in models.items()}
-    return {role: _metrics(file, config) for role, file in files.items() if file.is_file()}
+    return {role: model_metrics(file, config) for role, file in files.items() if file.is_file()}
 
 
-def _metrics(file: Path, config: SelfTrainConfig) -> dict[str, float]:
+def model_metrics(file: Path, config: SelfTrainConfig) -> dict[str, float]:
     """BASE and NOVEL metrics in percent: ``base_recall_at_1``, ``base_ap50`` and so on.
 
     Only those that the sets' protocols have: LVIS has no recall, RefCOCO no AP.
