@@ -72,9 +72,7 @@ def match(
 
     Args:
         codes: (n,) indices of the labels' images in ``keys``.
-        start: (n,) start of the labels' spans.
-        end: (n,) end of the labels' spans.
-        boxes: (n, 4) xyxy.
+        start, end: (n,) the labels' spans. boxes: (n, 4) xyxy.
 
     Returns:
         (n,) rows of the gold phrases, -1 for none, and (n,) whether the label is correct.
