@@ -34,8 +34,7 @@ class Gold:
 
     def has(self, keys: pa.Array) -> np.ndarray:
         """(n,) True for keys of images with gold boxes."""
-        has_gold: np.ndarray = pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
-        return has_gold
+        return pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
 
 
 def read_gold(path: str | Path) -> Gold:
@@ -73,9 +72,7 @@ def match(
 
     Args:
         codes: (n,) indices of the labels' images in ``keys``.
-        start: (n,) start of the labels' spans.
-        end: (n,) end of the labels' spans.
-        boxes: (n, 4) xyxy.
+        start, end: (n,) the labels' spans. boxes: (n, 4) xyxy.
 
     Returns:
         (n,) rows of the gold phrases, -1 for none, and (n,) whether the label is correct.
@@ -98,9 +95,7 @@ def match(
 
 
 def _by_image(gold: Gold, keys: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gold rows ordered by image, and for each of ``keys`` its first position in this order and its
-    number of rows.
-    """
+    """(gold rows ordered by image, each key's first position in this order, its number of rows)."""
     image = pc.fill_null(pc.index_in(gold.keys, value_set=keys), -1).to_numpy(zero_copy_only=False)
     order = np.argsort(image, kind="stable")
     size = np.bincount(image[image >= 0], minlength=len(keys))

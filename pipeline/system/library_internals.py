@@ -1,6 +1,4 @@
-"""Uses of undocumented parts of Python's library, in one place; a test states the versions they
-were tried with.
-"""
+"""Uses of undocumented parts of Python's library; a test states the versions that were tried."""
 
 from __future__ import annotations
 
@@ -30,8 +28,7 @@ class EndRecordingTarInfo(tarfile.TarInfo):
 
 
 def _tar_error(name: str) -> type[Exception]:
-    error: type[Exception] = getattr(tarfile, name)
-    return error
+    return getattr(tarfile, name)
 
 
 def is_uncompressed(stream: tarfile.TarFile) -> bool:
@@ -50,5 +47,4 @@ def json_chunks(default: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[
     JSONEncoder.encode creates one for every value, which takes half of the time of a small value.
     """
     make, encode_string = (getattr(encoder, name) for name in ("c_make_encoder", "encode_basestring"))
-    chunks: Callable[[Any, int], Iterable[str]] = make(None, default, encode_string, None, ":", ",", True, False, True)
-    return chunks
+    return make(None, default, encode_string, None, ":", ",", True, False, True)
