@@ -1,7 +1,7 @@
-"""Runs whose process is gone: an automation of the server marks them as crashed when their heartbeat stops.
+"""Server automation that marks runs as crashed when their heartbeat stops.
 
-``python -m flows.heartbeat_automation`` makes it on the server that PREFECT_API_URL names. Workers set PREFECT_FLOWS_HEARTBEAT_FREQUENCY=60, or their
-runs have no heartbeat.
+``python -m flows.heartbeat_automation`` creates it on the server of PREFECT_API_URL. Runs send
+heartbeats only if their worker sets PREFECT_FLOWS_HEARTBEAT_FREQUENCY=60.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ NAME = "mark silent runs as crashed"
 
 
 def ensure_automation(silence: int = 3 * HEARTBEAT_SECONDS) -> None:
-    """Make the automation on the server that PREFECT_API_URL names, unless it is there."""
+    """Create the automation on the server of PREFECT_API_URL, unless it exists.
+
+    silence: seconds without a heartbeat after which a run counts as crashed.
+    """
     try:
         Automation.read(name=NAME)  # type: ignore[unused-coroutine]  # Prefect's types know the async half
         return
     except ValueError:
         pass
     ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    message = f"no heartbeat for {silence} seconds: its process is gone"
     Automation(
         name=NAME,
-        description="A run tells now and then that it lives; one that has been silent for long has lost its process.",
+        description="A run sends heartbeats; one that has been silent for long has lost its process.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *ended},
@@ -39,11 +43,7 @@ def ensure_automation(silence: int = 3 * HEARTBEAT_SECONDS) -> None:
             threshold=1,
             within=timedelta(seconds=silence),
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"no sign of life for {silence} seconds: its process is gone"
-            )
-        ],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
     ).create()
 
 
