@@ -18,10 +18,10 @@ DEFAULTS = SERVER_SETTINGS | {
 }
 """Defaults of environment variables, most of them Prefect's, set before Prefect is imported."""
 
-OUT = click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
+OUT = click.option("--out", default="runs/demo", help="Folder of the run.")
 
 
-@click.group()
+@click.group(context_settings={"show_default": True})
 def main() -> None:
     """Self-training of GLIP: a teacher labels a crawl; a student learns from the labels, a control without them."""
     for name, value in DEFAULTS.items():
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--recipe", default="demo", show_default=True, help="A recipe's name or YAML file.")
+@click.option("--recipe", default="demo", help="A recipe's name or YAML file.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
 @OUT
 def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
@@ -67,21 +67,17 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address on which the server listens; any but the default lets other machines reach it.",
 )
 @click.option(
     "--port",
     type=click.IntRange(1, 65533),
     default=4200,
-    show_default=True,
     help="Port of the dashboard; the runs' pages and TensorBoard use the next two.",
 )
-@click.option(
-    "--limit", type=click.IntRange(1), default=1, show_default=True, help="Maximum number of concurrent runs."
-)
-@click.option("--runs", default="runs", show_default=True, help="Folder of the runs whose pages and curves are shown.")
-@click.option("--logs", default=".prefect/logs", show_default=True, help="Folder for the logs of server and worker.")
+@click.option("--limit", type=click.IntRange(1), default=1, help="Maximum number of concurrent runs.")
+@click.option("--runs", default="runs", help="Folder of the runs whose pages and curves are shown.")
+@click.option("--logs", default=".prefect/logs", help="Folder for the logs of server and worker.")
 @click.option("--run", "start_run", is_flag=True, help="Also start a run of the demo, in RUNS/demo.")
 def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) -> None:
     """Start Prefect's server, its dashboard and a worker, and keep them alive until interrupted.
@@ -140,7 +136,7 @@ def status(out: str) -> None:
 
 
 @main.command()
-@click.option("--limit", default=1, show_default=True, help="Maximum number of concurrent runs.")
+@click.option("--limit", default=1, help="Maximum number of concurrent runs.")
 def serve(limit: int) -> None:
     """Serve the flow as the deployment self-train/local until interrupted.
 

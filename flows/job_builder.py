@@ -118,19 +118,12 @@ class JobBuilder:
 
 
 def folder_of(out: str) -> Path:
-    """A run's folder as an absolute path.
-
-    Raises:
-        InputError: ``out`` is a URL.
-    """
+    """A run's folder as an absolute path. Raises InputError if it is a URL."""
     return local_folder(out, "a run").absolute()
 
 
 def _refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
-    """Refuse the demo's recipe, which is the default, in the folder of a run on real data, and the reverse.
-
-    It would retrain the teacher that is there.
-    """
+    """Raise InputError if the recipe is the demo's (the default) and the folder's run is on real data, or the reverse."""
     if not layout.config.is_file():
         return
     try:

@@ -22,7 +22,7 @@ from prefect.runtime import task_run
 from flows.artifacts import StageProgress, show_stage_report
 from flows.gpu_leases import taken
 from flows.orphan_watch import end_unwanted
-from flows.subprocess_jobs import ENDING, ChildJob, EndedError, end_children, run_child
+from flows.subprocess_jobs import ENDING, ChildJob, end_children, run_child
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
@@ -59,8 +59,6 @@ def run_job(job: ChildJob) -> dict[str, Any] | None:
     last_try = (task_run.run_count or 1) > len(RETRY_DELAYS)
     try:
         report = _run(job)
-    except EndedError:
-        raise
     except RunError:
         if not last_try or not (alone := job.split()):
             raise
@@ -92,7 +90,7 @@ def _show_waiting(job: ChildJob, words: str) -> None:
         get_run_logger().info("%s: %s", job.name, words)
     job.logs.mkdir(parents=True, exist_ok=True)
     note = ProgressNote(stage=job.stage, done=0, total=1, unit="jobs", waiting=words)
-    write_json(job.progress, note.model_dump())
+    write_json(job.file("progress"), note.model_dump())
 
 
 def _run_one_by_one(stage: str, jobs: Mapping[str, ChildJob]) -> dict[str, Any]:
@@ -104,8 +102,6 @@ def _run_one_by_one(stage: str, jobs: Mapping[str, ChildJob]) -> dict[str, Any]:
     for shard, alone in jobs.items():
         try:
             total.merge(StageReport.model_validate(_run(alone)))
-        except EndedError:
-            raise
         except RunError as error:
             total.failed.append(FailedShard(shard=shard, error=str(error).splitlines()[0].removesuffix(":")))
     return total.model_dump(mode="json")

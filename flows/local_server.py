@@ -27,8 +27,8 @@ log = logging.getLogger("glip_self_train")
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOYMENTS = ROOT / "flows" / "prefect.yaml"
 POOL = "local"
-HEARTBEAT_SECONDS = 60
-"""Interval of a run's heartbeats; after three without one the run is marked as crashed (flows/heartbeat_automation.py)."""
+AUTOMATION = "mark silent runs as crashed"
+AUTOMATION_FILE = ROOT / "flows" / "deploy" / "heartbeat-automation.yaml"
 UP = "GLIP_SELF_TRAIN_UP"
 """Environment variable of the worker: pid of the ``self-train up`` that started it; its runs end with that process."""
 PATIENCE = 120.0
@@ -111,7 +111,7 @@ class LocalServer:
         self.environment = env = os.environ | {
             "PREFECT_API_URL": f"{self._near}/api",
             "PREFECT_UI_URL": self.url,
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # AUTOMATION counts a run as dead after three minutes without
             "PREFECT_CLIENT_MAX_RETRIES": "8",  # outlasts a restart of the server
             "NO_COLOR": "1",
             UP: str(os.getpid()),
@@ -146,7 +146,7 @@ class LocalServer:
 
         Raises:
             InputError: another program has the server's port.
-            RunError: the server does not come up, or a deployment fails.
+            RunError: the server does not come up, or a deployment or the automation fails.
         """
         for extra, variable, port in zip(list(self._extras), (FILES, BOARD), (self.port + 1, self.port + 2)):
             if self._busy(port):
@@ -162,9 +162,8 @@ class LocalServer:
             self._start_server()
         self._prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
         self._prefect("deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
-        done = self._python("flows.heartbeat_automation")
-        if done.returncode:
-            log.warning("runs without a heartbeat will not be marked: %s", done.stderr.strip().splitlines()[-1:])
+        if self._python(*PREFECT, "automation", "inspect", AUTOMATION).returncode:
+            self._prefect("automation", "create", "--from-file", str(AUTOMATION_FILE))
         for service in (self._worker, *self._extras):
             service.start()
 

@@ -20,11 +20,7 @@ from pipeline.io.shard_patterns import expand_shards
 
 
 def check_inputs(config: SelfTrainConfig) -> None:
-    """Check that the recipe has what its stages need, and that its gates can be parsed.
-
-    Raises:
-        InputError: otherwise.
-    """
+    """Raise InputError if the recipe lacks what its stages need, or a gate cannot be parsed."""
     data = config.data
     if not data.sources:
         raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
@@ -65,11 +61,7 @@ def check_inputs(config: SelfTrainConfig) -> None:
 
 
 def check_files(config: SelfTrainConfig) -> None:
-    """Check that the local files of a recipe on real data exist: some are opened days after the start.
-
-    Raises:
-        InputError: one is missing.
-    """
+    """Raise InputError if a local file of a recipe on real data is missing: some are opened days after the start."""
     if config.demo is not None:
         return
     data = config.data
@@ -84,22 +76,14 @@ def check_files(config: SelfTrainConfig) -> None:
 
 
 def check_machine(resources: ResourcesConfig) -> None:
-    """Check that the machine has the GPUs of a job, and that the cluster can be used.
-
-    Raises:
-        InputError: otherwise.
-    """
+    """Raise InputError if a job needs more GPUs than there are, or the cluster cannot be used."""
     check_cluster(resources)
     if resources.device == "cuda" and resources.cluster is None and (here := gpus_here()):
         check_count(resources.gpus or 1, here)
 
 
 def check_sets(config: SelfTrainConfig) -> None:
-    """Check that the manifest has all sets of the recipe: some are read hours after the start.
-
-    Raises:
-        InputError: a training or evaluation set is missing.
-    """
+    """Raise InputError if the manifest lacks a set of the recipe: some are read hours after the start."""
     manifest = MANIFEST if config.demo is not None else str(config.data.manifest)
     sets = [name for name, entry in read_manifest(manifest).items() if entry.labelled]
     for field, names in (("data.sources", config.data.sources), ("evaluation sets of data", config.data.evaluated())):

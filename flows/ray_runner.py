@@ -196,14 +196,14 @@ def run_here(job: ChildJob) -> dict[str, Any] | None:
         InputError, RunError: the job failed.
     """
     prepare_files(job)
-    os.environ[PROGRESS_FILE] = str(job.progress)
+    os.environ[PROGRESS_FILE] = str(job.file("progress"))
     began = time.monotonic()
     with open(job.logs / f"{job.name}.log", "a", buffering=1) as output, redirect_stdout(output):
         print(f"$ {' '.join(job.arguments())}\non {os.uname().nodename}, process {os.getpid()}")
         handler = logging.StreamHandler(output)
         log.addHandler(handler)
         try:
-            run_file(str(job.job_file), str(job.report))
+            run_file(str(job.file("job")), str(job.file("report")))
         except OSError as error:
             if (found := one_line(error)) is None:
                 raise

@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def stage_flow(name: str, *, run_name: str | None = None) -> Callable[[Callable[P, R]], Flow[P, R]]:
+def stage_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """``@flow`` of a stage that holds the lock of its folder ``out``; a subflow shares its parent's lock."""
 
     def decorate(stage: Callable[P, R]) -> Flow[P, R]:
@@ -34,6 +34,7 @@ def stage_flow(name: str, *, run_name: str | None = None) -> Callable[[Callable[
                 return stage(*args, **kwargs)
 
         locked.__signature__ = signature  # type: ignore[attr-defined]
-        return flow(name=name, flow_run_name=run_name or name, **FAILURE_HOOKS)(locked)
+        run_name = f"{name}-round-{{round_number}}" if "round_number" in signature.parameters else name
+        return flow(name=name, flow_run_name=run_name, **FAILURE_HOOKS)(locked)
 
     return decorate

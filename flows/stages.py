@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from flows.artifacts import show_table
 from flows.job_builder import JobBuilder, job_builder
@@ -90,7 +89,7 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
     return run_excluding_failed(s, "parse-phrases", 1, s.chunked("parse-phrases", job, persistent=True))
 
 
-@stage_flow("pseudo-label", run_name="pseudo-label-round-{round_number}")
+@stage_flow("pseudo-label")
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Predict boxes for the phrases with the round's teacher."""
     s = job_builder(out, config)
@@ -102,7 +101,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     return run_excluding_failed(s, "pseudo-label", round_number, jobs)
 
 
-@stage_flow("filter-boxes", run_name="filter-boxes-round-{round_number}")
+@stage_flow("filter-boxes")
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Select labels among the predicted regions by rules."""
     s = job_builder(out, config)
@@ -113,13 +112,15 @@ def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     readable = tuple(regions[stem(shard)] for shard in made(s, "filter-boxes", round_number))
     sweep = SweepThresholds(regions=readable, settings=config.filter_boxes)
     child = s.child(f"{title}-sweep", sweep, counted_as="filter-boxes")
-    thresholds = child.read_report() if report.done == 0 else None  # no new label: the earlier sweep is still right
-    thresholds = thresholds or run_job(child) or {}
-    show_table(f"thresholds-{title}", thresholds["thresholds"], f"{title}: labels kept at other thresholds, same rules")
+    thresholds = None if report.done else child.read_report()  # without new labels an earlier one holds
+    thresholds = thresholds or run_job(child)
+    assert thresholds is not None
+    words = f"{title}: labels that each threshold keeps, other rules unchanged"
+    show_table(f"thresholds-{title}", thresholds["thresholds"], words)
     return report
 
 
-@stage_flow("build-shards", run_name="build-shards-round-{round_number}")
+@stage_flow("build-shards")
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Write labels and images as the round's training shards."""
     s = job_builder(out, config)
@@ -155,7 +156,7 @@ def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
     )
 
 
-@stage_flow("train-student", run_name="train-student-round-{round_number}")
+@stage_flow("train-student")
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """Train the round's student on human and pseudo labels, and the control on the teacher's mixture."""
     s = job_builder(out, config)

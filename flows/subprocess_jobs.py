@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
@@ -38,7 +38,7 @@ FAILURE_BYTES = 1 << 15
 log = logging.getLogger("glip_self_train")
 
 
-class EndedError(RunError):
+class EndedError(Exception):
     """A child was ended, or not started, because the run was interrupted."""
 
 
@@ -48,7 +48,7 @@ class ChildJob(BaseModel):
     Attributes:
         name: unique in the run; names the child's files in ``logs``.
         stage: name that its time and memory are counted under.
-        threads, gpus: also of the task on a Ray cluster, with ``persistent_worker``.
+        threads, gpus: with ``persistent_worker`` those of the task on a Ray cluster.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,41 +66,21 @@ class ChildJob(BaseModel):
     )
     gpus: int = Field(0, ge=0, description="GPUs of this machine for this job alone; see flows/gpu_leases.py")
 
-    def _file(self, kind: str) -> Path:
+    def file(self, kind: Literal["job", "report", "failure", "progress"]) -> Path:
+        """A file of the child in ``logs``: its job; what it writes: report, error, ProgressNote."""
         return self.logs / f"{self.name}.{kind}.json"
-
-    @property
-    def job_file(self) -> Path:
-        """File of the job, which ``run-job`` reads."""
-        return self._file("job")
-
-    @property
-    def report(self) -> Path:
-        """File of the report that the command writes."""
-        return self._file("report")
-
-    @property
-    def failure(self) -> Path:
-        """File that the command overwrites with its error: created full of spaces, for a full disk has no more room."""
-        return self._file("failure")
-
-    @property
-    def progress(self) -> Path:
-        """File of the command's ProgressNote."""
-        return self._file("progress")
 
     def note(self) -> ProgressNote | None:
         """The command's progress; None if there is none yet."""
         try:
-            return ProgressNote.model_validate_json(self.progress.read_bytes())
+            return ProgressNote.model_validate_json(self.file("progress").read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
     def read_report(self) -> dict[str, Any] | None:
         """The report that the command wrote, or None."""
-        if not self.report.is_file():
-            return None
-        report: dict[str, Any] = json.loads(self.report.read_text())
+        file = self.file("report")
+        report: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
         return report
 
     def finished(self) -> Any:
@@ -127,8 +107,8 @@ class ChildJob(BaseModel):
         """The command line."""
         if self.command:
             return self.command
-        run = ("-m", "pipeline", "run-job", str(self.job_file))
-        files = ("--report-json", str(self.report), "--failure-json", str(self.failure))
+        run = ("-m", "pipeline", "run-job", str(self.file("job")))
+        files = ("--report-json", str(self.file("report")), "--failure-json", str(self.file("failure")))
         return (sys.executable, *self._launcher(), *run, *files)
 
     def _launcher(self) -> tuple[str, ...]:
@@ -166,13 +146,14 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
         RunError: the child failed otherwise, with the child's own error line.
     """
     prepare_files(job)
-    job.failure.write_bytes(b" " * FAILURE_BYTES)
+    failure = job.file("failure")
+    failure.write_bytes(b" " * FAILURE_BYTES)  # to be overwritten: a full disk has no room for a new file
     output_file = job.logs / f"{job.name}.log"
     # torch's threads wait for each other by spinning. On a core that another process uses too, long spins
     # made a training 7 times slower, short ones 2.5 times; on a free core they cost nothing measurable.
     environment = {"GOMP_SPINCOUNT": "30000"} | dict(os.environ, TOKENIZERS_PARALLELISM="false")
     # safe path: a pipeline.py or model/ in the user's folder must not shadow our packages
-    environment |= {PROGRESS_FILE: str(job.progress), LIFELINE: "stdin", "PYTHONSAFEPATH": "1"}
+    environment |= {PROGRESS_FILE: str(job.file("progress")), LIFELINE: "stdin", "PYTHONSAFEPATH": "1"}
     if gpus:
         environment[VISIBLE] = ",".join(gpus)
     if job.threads:
@@ -203,7 +184,7 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
             assert child.stdin is not None
             child.stdin.close()
     if code == 0:
-        job.failure.unlink(missing_ok=True)
+        failure.unlink(missing_ok=True)
         write_times(job, time.monotonic() - began, peak_kib / 1024)
         return job.read_report()
     check_not_ending(job.name)
@@ -213,16 +194,16 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
 def prepare_files(job: ChildJob) -> None:
     """Write the job's file, and remove report and progress of an earlier try."""
     job.logs.mkdir(parents=True, exist_ok=True)
-    for stale in (job.report, job.progress):
-        stale.unlink(missing_ok=True)
+    job.file("report").unlink(missing_ok=True)
+    job.file("progress").unlink(missing_ok=True)
     if job.job is not None:
-        write_job(job.job_file, job.job)
+        write_job(job.file("job"), job.job)
 
 
 def _error(job: ChildJob, code: int, output_file: Path, start: int) -> Exception:
     """The child's own error; if it left none, as when killed, the last lines of its log from ``start``."""
     try:
-        failure = json.loads(job.failure.read_bytes())
+        failure = json.loads(job.file("failure").read_bytes())
         line, code = str(failure["error"]), int(failure["exit_code"])
         message = f"{job.name}: {line} (exit code {code}; log: {output_file})"
     except (OSError, ValueError, KeyError):

@@ -18,11 +18,7 @@ ON_CLUSTER = ("parse-phrases", "pseudo-label")
 
 
 def check_cluster(resources: ResourcesConfig) -> None:
-    """Check that a run on a cluster has Ray, and a server that the cluster's machines can report to.
-
-    Raises:
-        InputError: one of them is missing.
-    """
+    """Raise InputError if a run on a cluster lacks Ray, or a server that the cluster's machines can reach."""
     if resources.cluster is None:
         return
     if importlib.util.find_spec("prefect_ray") is None:
