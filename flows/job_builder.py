@@ -123,7 +123,7 @@ def folder_of(out: str) -> Path:
 
 
 def _refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
-    """Raise InputError if the recipe is the demo's (the default) and the folder's run is on real data, or the reverse."""
+    """Raise InputError if a demo recipe (the default) meets a folder with a run on real data, or vice versa."""
     if not layout.config.is_file():
         return
     try:
