@@ -40,10 +40,8 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     """
     from flows.signals import interruptible
 
-    with (
-        one_line_errors("self-train"),
-        interruptible(f"the same command resumes it; its outputs so far are in {out}"),
-    ):
+    hint = f"the same command resumes it; its outputs so far are in {out}"
+    with one_line_errors("self-train"), interruptible(hint):
         from pipeline.config.recipes import load_recipe
 
         config = load_recipe(recipe, changes)  # before Prefect's slow import
@@ -56,25 +54,14 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
         start_temporary_server()
         summary: Any = self_train(out, config)
         layout = RunLayout(Path(out))
-        click.echo("")
-        for line in table_lines(summary):
-            click.echo(line)
+        click.echo("\n".join(["", *table_lines(summary)]))
         click.echo(f"\nnumbers: {layout.summary}\nreport:  {layout.report / 'index.html'}")
         click.echo(f"took {(time.monotonic() - began) / 60:.1f} minutes")
 
 
 @main.command()
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    help="Address on which the server listens; any but the default lets other machines reach it.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65533),
-    default=4200,
-    help="Port of the dashboard; the runs' pages and TensorBoard use the next two.",
-)
+@click.option("--host", default="127.0.0.1", help="Address to listen on; the default admits this machine only.")
+@click.option("--port", type=click.IntRange(1, 65533), default=4200, help="Port of the dashboard; see above.")
 @click.option("--limit", type=click.IntRange(1), default=1, help="Maximum number of concurrent runs.")
 @click.option("--runs", default="runs", help="Folder of the runs whose pages and curves are shown.")
 @click.option("--logs", default=".prefect/logs", help="Folder for the logs of server and worker.")
@@ -82,8 +69,8 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
 def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) -> None:
     """Start Prefect's server, its dashboard and a worker, and keep them alive until interrupted.
 
-    Deploys every flow under the name local. A server or worker that dies is started again; a server that
-    already answers is used.
+    Deploys every flow under the name local. The runs' pages and TensorBoard use the two ports after the
+    dashboard's. A server or worker that dies is started again; a server that already answers is used.
 
     \b
     Example: self-train up
@@ -164,8 +151,7 @@ def table(out: str) -> None:
         file = RunLayout(Path(out)).summary
         if not file.is_file():
             raise InputError(f"{file}: no such file; the run in {out} has not finished")
-        for line in table_lines(json.loads(file.read_text())):
-            click.echo(line)
+        click.echo("\n".join(table_lines(json.loads(file.read_text()))))
 
 
 if __name__ == "__main__":

@@ -136,9 +136,7 @@ def _give_back(slots: AbstractContextManager[None]) -> None:
     try:
         slots.__exit__(None, None, None)
     except Exception as error:
-        log.warning(
-            "slots of GPUs are released when their lease ends, in %d s: %s", LEASE_SECONDS, type(error).__name__
-        )
+        log.warning("GPU slots are released in %d s, when their lease ends: %s", LEASE_SECONDS, type(error).__name__)
 
 
 def _open_limits(names: Iterable[str]) -> list[GlobalConcurrencyLimitResponse]:

@@ -99,11 +99,13 @@ class JobBuilder:
         return self._here and (resources.gpus or max(1, self._here // min(together, resources.parallel)))
 
     def chunked(self, name: str, job: PerShardJob, *, persistent: bool = False) -> list[ChildJob]:
-        """One child job per chunk of the job's shards.
+        """One child job per chunk of the job's shards; a single one if the job has no list of shards.
 
         persistent: on a cluster, if the run has one, in processes that keep what they load.
         """
         resources, field = self.config.resources, job.shards_field
+        if not field:
+            return [self.child(name, job)]
         parts = chunks(getattr(job, field), resources.chunk_shards, resources.parallel)
         share: dict[str, Any] = {}
         if persistent and resources.cluster is not None:  # a core by default: a machine with few GPUs has many

@@ -27,7 +27,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.io.atomic import write_json
-from pipeline.stages.jobs import PerShardJob, plain
+from pipeline.stages.jobs import PerShardJob
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
@@ -75,8 +75,7 @@ def _run(job: ChildJob) -> dict[str, Any] | None:
 
         return run_persistent(job)
     if (report := job.finished()) is not None:
-        finished: dict[str, Any] = plain(report)
-        return finished
+        return report
     if job.gpus:
         with taken(job.gpus, partial(_show_waiting, job)) as gpus:
             return run_child(job, gpus)
@@ -126,18 +125,17 @@ def run_jobs(
     ENDING.clear()
     end_unwanted()
     progress = StageProgress(title, jobs)
-    try:
-        with _tasks(jobs):
+    with _tasks(jobs):
+        try:
             futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
-            while True:
+            waiting = set(futures)
+            while waiting:
                 waiting = wait(futures, timeout=POLL_SECONDS).not_done
-                progress.update([f not in waiting for f in futures])
-                if not waiting:
-                    break
-    except BaseException:
-        # Ctrl-C, or Prefect's SIGTERM: the task runner waits for the jobs, and they for their children
-        end_children()
-        raise
+                progress.update([future not in waiting for future in futures])
+        except BaseException:
+            # Ctrl-C, or Prefect's SIGTERM: the task runner waits for the jobs, and they for their children
+            end_children()
+            raise
     total = StageReport(stage=title)
     errors: list[Exception] = []
     for job, future in zip(jobs, futures, strict=True):

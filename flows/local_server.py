@@ -88,10 +88,6 @@ class _Service:
             self._output.close()
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 class LocalServer:
     """Server, deployments and worker; besides, the runs' pages and TensorBoard on the next two ports.
 
@@ -103,9 +99,10 @@ class LocalServer:
     def __init__(self, host: str, port: int, limit: int, logs: Path, runs: Path) -> None:
         """limit: maximum of concurrent runs. runs: folder of the runs that pages and TensorBoard show."""
         self.host, self.port = host, port
-        shown = socket.gethostname() if host in ANYWHERE else _in_url(host)
+        in_url = f"[{host}]" if ":" in host else host
+        shown = socket.gethostname() if host in ANYWHERE else in_url
         self.url, self.pages, self.board = (f"http://{shown}:{port + i}" for i in range(3))
-        self._near = f"http://{ANYWHERE.get(host, _in_url(host))}:{port}"
+        self._near = f"http://{ANYWHERE.get(host, in_url)}:{port}"
         for folder in (logs, runs):
             folder.mkdir(parents=True, exist_ok=True)
         self.environment = env = os.environ | {

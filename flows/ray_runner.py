@@ -11,6 +11,7 @@ byte the same.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import resource
 import threading
@@ -86,7 +87,7 @@ def run_persistent(job: ChildJob) -> dict[str, Any] | None:
     node = context.get_node_id()
     gpu = next((str(gpu) for gpu in ray.get_gpu_ids()), None)
     place = f"GPU {gpu} of node {node}" if gpu else f"node {node}"
-    for start in range(1, STARTS + 1):
+    for _ in range(STARTS):
         keeper: Any = ray.remote(Keeper).options(
             name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu or context.get_worker_id()}", namespace=KEEPER,
             get_if_exists=True, num_cpus=0,
@@ -98,16 +99,13 @@ def run_persistent(job: ChildJob) -> dict[str, Any] | None:
             # ray.get would release this task's core to another task meanwhile
             result: dict[str, Any] | InputError | RunError | None = keeper.run.remote(job).future().result()
         except ray.exceptions.RayActorError as error:
-            if start == STARTS:  # the caller excludes a shard that kills every process
-                raise RunError(
-                    f"{job.name}: its process on {place} died {STARTS} times; see {job.logs / job.name}.log"
-                ) from error
-            log.warning("%s: its process on %s died; a new one replaces it", job.name, place)
+            log.warning("%s: its process on %s died: %s", job.name, place, type(error).__name__)
             continue
         if isinstance(result, InputError | RunError):
             raise result
         return result
-    raise AssertionError("unreachable")
+    # the caller excludes a shard that kills every process
+    raise RunError(f"{job.name}: its process on {place} died {STARTS} times; see {job.logs / job.name}.log")
 
 
 class Anchor:
@@ -133,17 +131,15 @@ class Keeper:
     IDLE_SECONDS without a job.
     """
 
-    def __init__(self, anchor: str | None = None) -> None:
+    def __init__(self, anchor: str) -> None:
         """anchor: name of the actor that it ends with."""
-        self._timer = self._start_timer()
-        if anchor is not None:
-            threading.Thread(target=self._end_with, args=(anchor,), daemon=True).start()
+        self._idle_since = time.monotonic()  # infinite during a job
+        threading.Thread(target=self._watch, args=(anchor,), daemon=True).start()
 
-    @staticmethod
-    def _end_with(anchor: str) -> None:
-        """Exit when the anchor is gone: else this would overwrite a restarted run's shards by old settings."""
+    def _watch(self, anchor: str) -> None:
+        """Exit when idle for long, or when the anchor is gone: a restarted run may have other settings."""
         missed = 0
-        while missed < 2:
+        while missed < 2 and time.monotonic() - self._idle_since < IDLE_SECONDS:
             time.sleep(WATCH_SECONDS)
             try:
                 ray.get_actor(anchor, namespace=KEEPER)
@@ -154,18 +150,12 @@ class Keeper:
                 log.warning("cannot find out from Ray whether the run lives: %s", error)
         os._exit(0)
 
-    def _start_timer(self) -> threading.Timer:
-        timer = threading.Timer(IDLE_SECONDS, os._exit, (0,))
-        timer.daemon = True
-        timer.start()
-        return timer
-
     def run(self, job: ChildJob) -> dict[str, Any] | InputError | RunError | None:
         """As :func:`run_here`, with InputError and RunError returned, as Ray would wrap them.
 
         Any other exception ends the process: a GPU that broke down, for example, would fail all later jobs.
         """
-        self._timer.cancel()
+        self._idle_since = math.inf
         try:
             return run_here(job)
         except (InputError, RunError) as error:
@@ -175,7 +165,7 @@ class Keeper:
                 traceback.print_exc(file=output)
             os._exit(1)
         finally:
-            self._timer = self._start_timer()
+            self._idle_since = time.monotonic()
 
 
 def dismiss_keepers() -> None:
@@ -211,6 +201,5 @@ def run_here(job: ChildJob) -> dict[str, Any] | None:
         finally:
             log.removeHandler(handler)
             del os.environ[PROGRESS_FILE]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_times(job, time.monotonic() - began, peak)
+    write_times(job, time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return job.read_report()

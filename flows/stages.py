@@ -10,7 +10,6 @@ from flows.artifacts import show_table
 from flows.job_builder import JobBuilder, job_builder
 from flows.jobs import run_job, run_jobs
 from flows.stage_flow import stage_flow
-from flows.subprocess_jobs import ChildJob
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.config.recipes import build, load_recipe
 from pipeline.demo.config import DemoDataConfig
@@ -25,7 +24,6 @@ from pipeline.runs.excluded_shards import (
     stage_title,
     surviving_shards,
 )
-from pipeline.runs.layout import RunLayout
 from pipeline.stages.jobs import (
     BuildShards,
     Evaluate,
@@ -34,6 +32,7 @@ from pipeline.stages.jobs import (
     Job,
     MakeDemoData,
     ParsePhrases,
+    PerShardJob,
     PseudoLabel,
     SweepThresholds,
 )
@@ -42,15 +41,12 @@ OUT, DEMO = "runs/demo", load_recipe("demo")
 """Defaults of the run forms."""
 
 
-def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
-    """Name -> shards of the human-labelled training sets."""
-    return {name: shards_of_set(layout, name) for name in config.data.sources}
-
-
-def run_excluding_failed(s: JobBuilder, stage: str, round_number: int, jobs: Sequence[ChildJob]) -> StageReport:
-    """Run a stage's jobs; later stages exclude the failed shards too."""
-    noted = partial(note_excluded, s.layout, stage, round_number)
-    return run_jobs(stage_title(stage, round_number), jobs, s.config.resources.max_failed, noted=noted)
+def run_shards(s: JobBuilder, job: PerShardJob, round_number: int = 1, *, persistent: bool = False) -> StageReport:
+    """Run a stage in chunks of shards; later stages exclude the failed ones too. persistent: see JobBuilder.chunked."""
+    title = stage_title(job.stage, round_number)
+    jobs = s.chunked(title, job, persistent=persistent)
+    noted = partial(note_excluded, s.layout, job.stage, round_number)
+    return run_jobs(title, jobs, s.config.resources.max_failed, noted=noted)
 
 
 def made(s: JobBuilder, stage: str, round_number: int) -> list[str]:
@@ -78,7 +74,7 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
         manifest=manifest, root=root, out=s.layout.train, settings=config.ingest,
         workers=config.resources.parallel, max_failed=config.resources.max_failed,
     )  # fmt: skip
-    return run_excluding_failed(s, "ingest", 1, [s.child("ingest", job)])
+    return run_shards(s, job)
 
 
 @stage_flow("parse-phrases")
@@ -86,7 +82,7 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
     """Extract noun phrases from the crawl's captions."""
     s = job_builder(out, config)
     job = ParsePhrases(shards=crawl_shards(config, s.layout), out=s.layout.phrases, settings=config.parse_phrases)
-    return run_excluding_failed(s, "parse-phrases", 1, s.chunked("parse-phrases", job, persistent=True))
+    return run_shards(s, job, persistent=True)
 
 
 @stage_flow("pseudo-label")
@@ -97,19 +93,18 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
         shards=made(s, "parse-phrases", round_number), phrases=s.layout.phrases, settings=config.pseudo_label,
         teacher=s.layout.teacher_of(round_number), out=s.layout.regions(round_number),
     )  # fmt: skip
-    jobs = s.chunked(f"pseudo-label-round-{round_number}", job, persistent=True)
-    return run_excluding_failed(s, "pseudo-label", round_number, jobs)
+    return run_shards(s, job, round_number, persistent=True)
 
 
 @stage_flow("filter-boxes")
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
     """Select labels among the predicted regions by rules."""
     s = job_builder(out, config)
-    title = stage_title("filter-boxes", round_number)
     regions = {stem(f): f for f in files_of(config, s.layout, "pseudo-label", round_number)}
     job = FilterBoxes(regions=tuple(regions.values()), out=s.layout.labels(round_number), settings=config.filter_boxes)
-    report = run_excluding_failed(s, "filter-boxes", round_number, s.chunked(title, job))
+    report = run_shards(s, job, round_number)
     readable = tuple(regions[stem(shard)] for shard in made(s, "filter-boxes", round_number))
+    title = stage_title("filter-boxes", round_number)
     sweep = SweepThresholds(regions=readable, settings=config.filter_boxes)
     child = s.child(f"{title}-sweep", sweep, counted_as="filter-boxes")
     thresholds = None if report.done else child.read_report()  # without new labels an earlier one holds
@@ -128,8 +123,7 @@ def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
         shards=made(s, "filter-boxes", round_number), phrases=s.layout.phrases, labels=s.layout.labels(round_number),
         out=s.layout.pseudo(round_number), settings=config.build_shards,
     )  # fmt: skip
-    jobs = s.chunked(f"build-shards-round-{round_number}", job)
-    return run_excluding_failed(s, "build-shards", round_number, jobs)
+    return run_shards(s, job, round_number)
 
 
 @stage_flow("train-teacher")
@@ -137,10 +131,9 @@ def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     """Train the first teacher on human labels."""
     s = job_builder(out, config)
     settings = config.teacher.model_copy(update={"seed": config.seed})
-    sources = human_sources(config, s.layout)
-    run_jobs(
-        "train-teacher", [s.training("train-teacher", "train-teacher", settings, sources, s.layout.teacher, init=None)]
-    )
+    human = {name: shards_of_set(s.layout, name) for name in config.data.sources}
+    job = s.training("train-teacher", "train-teacher", settings, human, s.layout.teacher, init=None)
+    run_jobs("train-teacher", [job])
 
 
 def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
@@ -160,7 +153,7 @@ def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
     """Train the round's student on human and pseudo labels, and the control on the teacher's mixture."""
     s = job_builder(out, config)
-    layout, human = s.layout, human_sources(config, s.layout)
+    layout, human = s.layout, {name: shards_of_set(s.layout, name) for name in config.data.sources}
     pseudo = {"pseudo": files_of(config, layout, "build-shards", round_number)}
     settings = config.student.model_copy(update={"seed": config.seed + 1000 * round_number})
     before = layout.teacher if round_number == 1 else layout.control(round_number - 1)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import PROGRESS_FILE, ProgressNote
 from pipeline.io.paths import stem
-from pipeline.stages.jobs import Job, PerShardJob, write_job
+from pipeline.stages.jobs import Job, PerShardJob, plain, write_job
 from pipeline.system.parent_watch import LIFELINE
 
 ACCELERATE = Path(__file__).parent / "deploy" / "accelerate.yaml"
@@ -61,10 +61,8 @@ class ChildJob(BaseModel):
     threads: int | None = Field(None, description="CPU threads; default: all cores")
     processes: int = Field(1, ge=1, description="processes of a training; several run under accelerate's launcher")
     fsdp: bool = Field(False, description="shard the weights among the processes (FSDP2); else replicate them (DDP)")
-    persistent_worker: bool = Field(
-        False, description="run in a process that keeps what it loads; see flows/ray_runner.py"
-    )
-    gpus: int = Field(0, ge=0, description="GPUs of this machine for this job alone; see flows/gpu_leases.py")
+    persistent_worker: bool = Field(False, description="run in a process that keeps what it loads (ray_runner.py)")
+    gpus: int = Field(0, ge=0, description="GPUs of this machine for this job alone (gpu_leases.py)")
 
     def file(self, kind: Literal["job", "report", "failure", "progress"]) -> Path:
         """A file of the child in ``logs``: its job; what it writes: report, error, ProgressNote."""
@@ -83,15 +81,14 @@ class ChildJob(BaseModel):
         report: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
         return report
 
-    def finished(self) -> Any:
+    def finished(self) -> dict[str, Any] | None:
         """The report if all outputs exist, so that no process is needed; else None."""
-        if self.job is None:
-            return None
+        report: dict[str, Any] | None = None
         try:
-            return self.job.finished()
+            report = None if self.job is None else plain(self.job.finished())
         except Exception as error:  # the child meets it again, and reports it
             log.debug("%s: cannot tell whether it is finished: %s", self.name, error)
-            return None
+        return report
 
     def split(self) -> dict[str, ChildJob]:
         """Shard name -> job of that shard alone; empty for a job without a list of shards."""

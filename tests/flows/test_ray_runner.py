@@ -263,7 +263,7 @@ def run_file(*arguments):
     raise ArithmeticError("unheard-of")
 ray_runner.run_file = run_file
 job = ParsePhrases(shards="0.tar", out="out")
-ray_runner.Keeper().run(ChildJob(name="job", stage="parse-phrases", job=job, logs=Path(sys.argv[1])))
+ray_runner.Keeper("anchor").run(ChildJob(name="job", stage="parse-phrases", job=job, logs=Path(sys.argv[1])))
 print("still there")
 """
 
