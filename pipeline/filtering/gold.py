@@ -34,7 +34,7 @@ class Gold:
 
     def has(self, keys: pa.Array) -> np.ndarray:
         """(n,) True for keys of images with gold boxes."""
-        return pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
+        return np.asarray(pc.is_in(keys, value_set=self.keys))
 
 
 def read_gold(path: str | Path) -> Gold:

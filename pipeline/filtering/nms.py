@@ -13,7 +13,7 @@ def pair_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inner = side[:, 0] * side[:, 1]
     area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return inner / (area_a + area_b - inner)
+        return np.asarray(inner / (area_a + area_b - inner))
 
 
 def suppress(
@@ -72,4 +72,4 @@ def run_lengths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:
     """Concatenation of 0, 1, ..., size - 1 for each of ``sizes``."""
-    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.asarray(np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes))

@@ -94,4 +94,4 @@ def uniform(name: str, phrase_row: np.ndarray, rank: np.ndarray) -> np.ndarray:
     x = seed + (phrase_row.astype(np.uint64) << np.uint64(16)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray(((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53)

@@ -125,7 +125,7 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
         )
     if config.score_by == "region_text":
         return shard.numbers("region_text")
-    return np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
+    return np.asarray(np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None)))
 
 
 class RegionPool:
@@ -149,7 +149,7 @@ class RegionPool:
         """Share of the image, 0..1."""
         width, height = self.sides()
         image = self.shard.numbers("height").astype(np.float64) * self.shard.numbers("width")
-        return width * height / image
+        return np.asarray(width * height / image)
 
     def per_image(self, values: np.ndarray | None = None) -> np.ndarray:
         """(images,) number of remaining regions of each image, or the sum of their ``values``."""
@@ -173,7 +173,7 @@ def below_threshold(pool: RegionPool) -> np.ndarray:
     if fitted is not None:
         codes, texts = pool.shard.texts()
         mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
-        return ~(pool.score > fitted.of(mentions)[codes])  # also True for nan
+        return np.asarray(~(pool.score > fitted.of(mentions)[codes]))  # also True for nan
     threshold = pool.config.threshold
     return ~(pool.score >= threshold if pool.config.include_equal else pool.score > threshold)
 
@@ -195,7 +195,7 @@ def too_small(pool: RegionPool) -> np.ndarray | None:
     side, share = pool.config.min_box_side, pool.config.min_area_share
     if not (side or share):
         return None
-    return (np.minimum(*pool.sides()) < side) | (pool.area_share() < share)
+    return np.asarray((np.minimum(*pool.sides()) < side) | (pool.area_share() < share))
 
 
 def too_large(pool: RegionPool) -> np.ndarray | None:
@@ -209,7 +209,7 @@ def aspect(pool: RegionPool) -> np.ndarray | None:
         return None
     width, height = pool.sides()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.maximum(width / height, height / width) > pool.config.max_aspect
+        return np.asarray(np.maximum(width / height, height / width) > pool.config.max_aspect)
 
 
 def same_text_overlap(pool: RegionPool) -> np.ndarray | None:
@@ -243,7 +243,7 @@ def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
     if pool.config.image_threshold is None:
         return None
     counts = pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))
-    return counts[pool.shard.keys()[0]] < 1
+    return np.asarray(counts[pool.shard.keys()[0]] < 1)
 
 
 def image_score_low(pool: RegionPool) -> np.ndarray | None:
@@ -251,7 +251,7 @@ def image_score_low(pool: RegionPool) -> np.ndarray | None:
         return None
     value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
-    return ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
+    return np.asarray(~(mean > pool.config.min_image_score)[pool.shard.keys()[0]])
 
 
 def phrase_cap(pool: RegionPool) -> np.ndarray | None:
@@ -271,7 +271,7 @@ def balanced_away(pool: RegionPool) -> np.ndarray | None:
     _, kept = pool.fitted.counts.of(texts)
     share = pool.config.balance_to / np.maximum(kept, 1)
     number = uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank"))
-    return number >= share[codes]
+    return np.asarray(number >= share[codes])
 
 
 def too_few_regions(pool: RegionPool) -> np.ndarray | None:
@@ -305,7 +305,7 @@ class FilterResult:
     @property
     def keeps(self) -> np.ndarray:
         """(size,) True for labels."""
-        return self.reason == KEEP
+        return np.asarray(self.reason == KEEP)
 
     @property
     def stays(self) -> np.ndarray:

@@ -84,7 +84,7 @@ class Thresholds(StrictModel):
     def of(self, mentions: np.ndarray) -> np.ndarray:
         """(n,) float32 thresholds by a phrase's mentions (n,); inf if nothing is kept."""
         values = [np.inf if b.threshold is None else b.threshold for b in self.bands]
-        return np.array(values, np.float32)[band_of([b.from_mentions for b in self.bands], mentions)]
+        return np.array(values, np.float32).take(band_of([b.from_mentions for b in self.bands], mentions))
 
 
 def band_of(starts: list[int], mentions: np.ndarray) -> np.ndarray:

@@ -173,7 +173,7 @@ class _RetryingFile(io.RawIOBase):
             if self._file is None:
                 self._file = self._open()
             try:
-                return self._file.read(len(buffer))
+                return bytes(self._file.read(len(buffer)))
             except Exception:
                 self._drop()
                 raise
@@ -209,7 +209,7 @@ def read_range(path: str | Path, offset: int, size: int) -> bytes:
     """Read ``size`` bytes from ``offset`` on; fewer if the file ends before."""
     if is_url(path):
         try:
-            return call_store(path, lambda fs, inner: fs.cat_file(inner, start=offset, end=offset + size))
+            return bytes(call_store(path, lambda fs, inner: fs.cat_file(inner, start=offset, end=offset + size)))
         except Exception as error:
             if _status(error) == _RANGE_NOT_SATISFIABLE:
                 return b""

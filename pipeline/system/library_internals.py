@@ -28,7 +28,8 @@ class EndRecordingTarInfo(tarfile.TarInfo):
 
 
 def _tar_error(name: str) -> type[Exception]:
-    return getattr(tarfile, name)
+    error: type[Exception] = getattr(tarfile, name)
+    return error
 
 
 def is_uncompressed(stream: tarfile.TarFile) -> bool:
@@ -47,4 +48,5 @@ def json_chunks(default: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[
     JSONEncoder.encode creates one for every value, which takes half of the time of a small value.
     """
     make, encode_string = (getattr(encoder, name) for name in ("c_make_encoder", "encode_basestring"))
-    return make(None, default, encode_string, None, ":", ",", True, False, True)
+    chunks: Callable[[Any, int], Iterable[str]] = make(None, default, encode_string, None, ":", ",", True, False, True)
+    return chunks

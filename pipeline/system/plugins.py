@@ -56,12 +56,14 @@ class Registry(Generic[T]):
             InputError: a module or an entry point cannot be imported, or a name is registered twice.
         """
         if name in self.builtin:
-            return resolve_name(self.builtin[name])
+            component: T | None = resolve_name(self.builtin[name])
+            return component
         origin, load = self._others().get(name, ("", lambda: None))
         try:
-            return load()
+            component = load()
         except (ImportError, AttributeError) as error:
             raise InputError(f"{self.group}: {name} cannot be imported from {origin} ({error})") from None
+        return component
 
     def require(self, name: str, title: str) -> T:
         """Return a name's component.
