@@ -1,62 +1,50 @@
-"""``self-train``: the whole loop from the command line."""
+"""Command ``self-train``: run the whole loop, or a local server for it."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
 
-if TYPE_CHECKING:
-    from pipeline.config import SelfTrainConfig
-
 DEFAULTS = SERVER_SETTINGS | {
-    "PYTHONSAFEPATH": "1",  # what this starts imports our packages, whatever lies in the user's folder
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy laptop takes longer than the default 20
+    "PYTHONSAFEPATH": "1",  # child processes import these packages, not files of the user's folder
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default, 20, is too short for a busy laptop
 }
-"""Environment variables, Prefect's most of them, that hold unless the environment says otherwise; set before it is imported."""
+"""Defaults of environment variables, most of them Prefect's, set before Prefect is imported."""
 
-RECIPE = click.option("--recipe", default="demo", show_default=True, help="A recipe's name or YAML file.")
-SET = click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
-OUT = click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
+OUT = click.option("--out", default="runs/demo", help="Folder of the run.")
 
 
-@click.group()
+@click.group(context_settings={"show_default": True})
 def main() -> None:
-    """GLIP's self-training: a teacher labels a crawl, a student learns from it, a control keeps it honest."""
+    """Self-training of GLIP: a teacher labels a crawl; a student learns from the labels, a control without them."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def settings(recipe: str, changes: tuple[str, ...]) -> SelfTrainConfig:
-    """The recipe with its changes, checked before anything is started."""
-    from pipeline.config.recipes import load_recipe
-
-    return load_recipe(recipe, changes)
-
-
 @main.command()
-@RECIPE
-@SET
+@click.option("--recipe", default="demo", help="A recipe's name or YAML file.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
 @OUT
 def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
-    """Run the whole loop here and now; what is done already in OUT is not done again.
+    """Run the whole loop in this process; outputs that are in OUT already are kept.
 
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
     from flows.signals import interruptible
 
-    with (
-        one_line_errors("self-train"),
-        interruptible(f"the same command goes on where it was; done so far is in {out}"),
-    ):
-        config = settings(recipe, changes)  # no logging of our own: Prefect's console names the stage in every line
+    hint = f"the same command resumes it; its outputs so far are in {out}"
+    with one_line_errors("self-train"), interruptible(hint):
+        from pipeline.config.recipes import load_recipe
+
+        config = load_recipe(recipe, changes)  # before Prefect's slow import
         began = time.monotonic()
         from flows.self_train import self_train
         from flows.temporary_server import start_temporary_server
@@ -66,40 +54,23 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
         start_temporary_server()
         summary: Any = self_train(out, config)
         layout = RunLayout(Path(out))
-        click.echo("")
-        for line in table_lines(summary):
-            click.echo(line)
+        click.echo("\n".join(["", *table_lines(summary)]))
         click.echo(f"\nnumbers: {layout.summary}\nreport:  {layout.report / 'index.html'}")
         click.echo(f"took {(time.monotonic() - began) / 60:.1f} minutes")
 
 
 @main.command()
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Where the server listens; others can reach it if you name another.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65533),
-    default=4200,
-    show_default=True,
-    help="The dashboard's; the runs' pages and TensorBoard take the next two.",
-)
-@click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
-@click.option(
-    "--runs",
-    default="runs",
-    show_default=True,
-    help="Folder of runs whose pages and curves are shown.",
-)
-@click.option("--logs", default=".prefect/logs", show_default=True, help="Folder for what server and worker say.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; the default admits this machine only.")
+@click.option("--port", type=click.IntRange(1, 65533), default=4200, help="Port of the dashboard; see above.")
+@click.option("--limit", type=click.IntRange(1), default=1, help="Maximum number of concurrent runs.")
+@click.option("--runs", default="runs", help="Folder of the runs whose pages and curves are shown.")
+@click.option("--logs", default=".prefect/logs", help="Folder for the logs of server and worker.")
 @click.option("--run", "start_run", is_flag=True, help="Also start a run of the demo, in RUNS/demo.")
 def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) -> None:
-    """Start Prefect's server and dashboard with a worker that runs what is asked, until interrupted.
+    """Start Prefect's server, its dashboard and a worker, and keep them alive until interrupted.
 
-    Deploys every flow under the name local. A server or worker that dies is started again; a server that answers already is used.
+    Deploys every flow under the name local. The runs' pages and TensorBoard use the two ports after the
+    dashboard's. A server or worker that dies is started again; a server that already answers is used.
 
     \b
     Example: self-train up
@@ -115,7 +86,7 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     setup_logging(verbose=False)
     ended = threading.Event()
     for sign in SIGNALS:
-        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # nohup: the terminal may go
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # under nohup the terminal may close
             signal.signal(sign, lambda *_: ended.set())
     server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
     with one_line_errors("self-train"):
@@ -126,7 +97,7 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
             for name, address in server.extras().items():
                 click.echo(f"{name + ':':12} {address}")
             url = f"PREFECT_API_URL={server.url}/api"
-            demo = Path(runs).absolute() / "demo"  # a worker's folder is not this one
+            demo = Path(runs).absolute() / "demo"  # absolute: a worker has another working directory
             click.echo(f"start a run: {url} prefect deployment run self-train/local -p out={demo}")
             click.echo("end:         Ctrl-C")
             if start_run:
@@ -141,7 +112,7 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
 @main.command()
 @OUT
 def status(out: str) -> None:
-    """Print where a run stands, from its folder; needs no server."""
+    """Print the state of a run, read from its folder; needs no server."""
     from pipeline.runs.status import read_status
 
     with one_line_errors("self-train"):
@@ -152,9 +123,9 @@ def status(out: str) -> None:
 
 
 @main.command()
-@click.option("--limit", default=1, show_default=True, help="Runs at a time.")
+@click.option("--limit", default=1, help="Maximum number of concurrent runs.")
 def serve(limit: int) -> None:
-    """Offer the flow as the deployment self-train/local and run what is asked of it, until interrupted.
+    """Serve the flow as the deployment self-train/local until interrupted.
 
     Needs a server (`prefect server start`) that PREFECT_API_URL names. Then, elsewhere:
 
@@ -179,9 +150,8 @@ def table(out: str) -> None:
     with one_line_errors("self-train"):
         file = RunLayout(Path(out)).summary
         if not file.is_file():
-            raise InputError(f"{file}: not there; the run in {out} has not finished")
-        for line in table_lines(json.loads(file.read_text())):
-            click.echo(line)
+            raise InputError(f"{file}: no such file; the run in {out} has not finished")
+        click.echo("\n".join(table_lines(json.loads(file.read_text()))))
 
 
 if __name__ == "__main__":

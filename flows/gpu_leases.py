@@ -1,19 +1,22 @@
-"""Which GPUs a job may use: a concurrency limit of Prefect's for each GPU of a machine, seen and changed on the dashboard.
+"""GPU leases: a Prefect concurrency limit per GPU of a machine, shown and editable on the dashboard.
 
-Runs that share a machine share its GPUs: a job waits until as many as it needs are free, and sees no others. A limit is
-``gpu-HOST-ID``, of one job at a time unless somebody has set it otherwise.
+Runs that share a machine share its GPUs: a job waits until as many as it needs are free, and sees no
+others. The limit's name is ``gpu-HOST-ID``; it allows one job at a time unless it is raised there.
 
-A job holds two things of each GPU. A lock of the machine's (pipeline/system/host_lock.py) is what keeps others off: it holds whatever becomes of
-the server, among runs of several servers too, and the kernel gives it back when the flow ends. The limit's slot is what the
-dashboard shows, and what excludes those who share the server but not the folder of locks. SharedBuffers are leased, and the lease of a job whose
-server was away for too long is lost; those of a flow that was killed come back by themselves after LEASE_SECONDS.
+A job holds two things per GPU:
+
+- A lock of the machine (pipeline/system/host_lock.py) excludes other jobs. It holds without a server and
+  among runs of several servers, and the kernel releases it when the flow ends.
+- A slot of the limit is shown on the dashboard, and excludes runs that share the server but not the
+  folder of locks. It is leased: it is lost if the server is away for too long, and a killed flow's slot
+  is released after LEASE_SECONDS.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +28,7 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-from flows.subprocess_jobs import ENDING, VISIBLE, go_on_or_end
+from flows.subprocess_jobs import ENDING, VISIBLE, check_not_ending
 from pipeline.errors import InputError
 from pipeline.system.host_lock import host_lock
 
@@ -34,17 +37,16 @@ log = logging.getLogger("glip_self_train")
 LEASE_SECONDS = 60.0
 LOOK_AGAIN = 2.0
 TRY_SECONDS = 1.0
-"""How long to try for GPUs that seemed free a moment ago, before looking for others."""
+"""Timeout of taking slots that were free a moment ago, before looking for others."""
 
 
 def gpus_here() -> list[str]:
-    """Ids of this machine's GPUs: those that CUDA_VISIBLE_DEVICES names, else all that the driver lists; torch is not asked, as it would
-    open them.
+    """Ids of this machine's GPUs in CUDA_VISIBLE_DEVICES, or of all that the driver lists.
 
-    An id is the GPU's UUID where nvidia-smi tells it: a scheduler that gives each job some of the GPUs lets each count its own from 0.
-    Numbers in CUDA_VISIBLE_DEVICES are taken for nvidia-smi's.
+    An id is the GPU's UUID if nvidia-smi lists it: under some schedulers the numbers of each job start at
+    0. Numbers in CUDA_VISIBLE_DEVICES are read as nvidia-smi's indices. (torch would open the GPUs.)
     """
-    uuids = _driver()
+    uuids = _driver_uuids()
     visible = os.environ.get(VISIBLE)
     if visible is None:
         return list(uuids.values())
@@ -52,31 +54,29 @@ def gpus_here() -> list[str]:
     return list(dict.fromkeys(_uuid(part, uuids) for part in named if part and part != "-1"))
 
 
-def _driver() -> dict[str, str]:
-    """Index -> UUID of the GPUs that the driver lists."""
-    if shutil.which("nvidia-smi") is None:
-        return {}
+def _driver_uuids() -> dict[str, str]:
+    """Index -> UUID of the GPUs that the driver lists; empty without a driver."""
     command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return {}
-    rows = (line.partition(",") for line in done.stdout.splitlines())
-    return {index.strip(): uuid.strip() for index, comma, uuid in rows if comma}
+    return dict(re.findall(r"^(\d+), *(\S+)", done.stdout, re.MULTILINE))
 
 
 def _uuid(named: str, uuids: Mapping[str, str]) -> str:
-    """The whole UUID of a GPU that is named by its index or the beginning of its UUID; what cannot be told stays as it is."""
+    """The UUID of a GPU given by its index or the beginning of its UUID; ``named`` if that is none or ambiguous."""
     begun = [uuid for uuid in uuids.values() if uuid.startswith(named)] if named.startswith("GPU-") else []
     return uuids.get(named) or (begun[0] if len(begun) == 1 else named)
 
 
 def limit_name(gpu: str) -> str:
-    """The GPU's limit, the same for everybody on this machine."""
+    """Name of the GPU's limit, the same for all runs on this machine."""
     return f"gpu-{socket.gethostname()}-{gpu}"
 
 
 def check_count(count: int, here: Sequence[str]) -> None:
-    """Raises InputError: a job wants more GPUs than this machine has."""
+    """Raise InputError if a job needs more GPUs than there are in ``here``."""
     if count > len(here):
         raise InputError(
             f"resources.gpus: a job wants {count} GPUs, and there are {len(here)} on {socket.gethostname()}"
@@ -86,7 +86,10 @@ def check_count(count: int, here: Sequence[str]) -> None:
 
 @contextmanager
 def taken(count: int, waiting: Callable[[str], None] = log.info) -> Iterator[list[str]]:
-    """Wait for ``count`` of this machine's GPUs and hold them meanwhile; gives their ids. ``waiting`` is told now and then while it waits.
+    """Wait for ``count`` of this machine's GPUs and hold them within the context; yields their ids.
+
+    Args:
+        waiting: called with a message every LOOK_AGAIN seconds of waiting.
 
     Raises:
         InputError: the machine has fewer.
@@ -99,16 +102,16 @@ def taken(count: int, waiting: Callable[[str], None] = log.info) -> Iterator[lis
         while not (mine := _take(count, names, held)):
             waiting(f"waiting for {count} of the GPUs {', '.join(here)}")
             ENDING.wait(LOOK_AGAIN)
-            go_on_or_end("waiting for GPUs")
+            check_not_ending("waiting for GPUs")
         yield [names[name] for name in mine]
 
 
 def _take(count: int, names: Iterable[str], held: ExitStack) -> list[str]:
-    """The limits that are ours until ``held`` ends, all or none."""
+    """Take ``count`` of the limits until ``held`` closes, and return their names; empty if fewer are free."""
     with ExitStack() as ours:
         mine: list[str] = []
         for limit in _open_limits(names):
-            # one lock a slot, and the first that is free
+            # one lock per slot: take the first free one
             if len(mine) < count and any(
                 ours.enter_context(host_lock(f"{limit.name}-{i}")) for i in range(limit.limit)
             ):
@@ -117,11 +120,11 @@ def _take(count: int, names: Iterable[str], held: ExitStack) -> list[str]:
             return []
         slots = concurrency(
             mine, timeout_seconds=TRY_SECONDS, lease_duration=LEASE_SECONDS, strict=True,
-            raise_on_lease_renewal_failure=False,  # a job goes on while its server is away: the locks still hold its GPUs
+            raise_on_lease_renewal_failure=False,  # the locks hold the GPUs while the server is away
         )  # fmt: skip
         try:
             slots.__enter__()
-        except TimeoutError:  # somebody was quicker
+        except TimeoutError:  # another job took one
             return []
         ours.callback(_give_back, slots)
         held.push(ours.pop_all())
@@ -129,11 +132,11 @@ def _take(count: int, names: Iterable[str], held: ExitStack) -> list[str]:
 
 
 def _give_back(slots: AbstractContextManager[None]) -> None:
-    """Release the leased slots. The work is done by then: a server that cannot be told is no reason to do it again."""
+    """Release the slots. An unreachable server is only logged: the job's work is done."""
     try:
         slots.__exit__(None, None, None)
     except Exception as error:
-        log.warning("slots of GPUs come back when their lease ends, in %d s: %s", LEASE_SECONDS, type(error).__name__)
+        log.warning("GPU slots are released in %d s, when their lease ends: %s", LEASE_SECONDS, type(error).__name__)
 
 
 def _open_limits(names: Iterable[str]) -> list[GlobalConcurrencyLimitResponse]:
@@ -144,10 +147,10 @@ def _open_limits(names: Iterable[str]) -> list[GlobalConcurrencyLimitResponse]:
 
 
 def _limit(client: SyncPrefectClient, name: str) -> GlobalConcurrencyLimitResponse:
-    """The limit as somebody has set it, or a new one of one job at a time."""
+    """The limit as it is set on the server; created for one job at a time if there is none."""
     try:
         return client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:
-        with suppress(ObjectAlreadyExists):  # another run's job may be as quick
+        with suppress(ObjectAlreadyExists):  # another job created it first
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
         return client.read_global_concurrency_limit_by_name(name)

@@ -1,12 +1,14 @@
-"""A task is a job: a child process on a chunk of shards. A retry redoes what failed and no more: the commit is per shard.
+"""Prefect tasks of a stage: each runs one job, a child process on a chunk of shards.
 
-A shard that fails does not fail its neighbours. It is tried again with the task, and then set aside with its reason; how many may be in a stage is
-a setting of the run.
+A failed shard does not fail its neighbours. It is tried again with the task, which redoes only the
+uncommitted shards, and is then excluded with its reason. ``resources.max_failed`` limits how many shards of
+a stage may be excluded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,31 +19,31 @@ from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
-from flows.artifacts import StageProgress, show_failures, show_tallies
+from flows.artifacts import StageProgress, show_stage_report
 from flows.gpu_leases import taken
 from flows.orphan_watch import end_unwanted
-from flows.subprocess_jobs import ENDING, ChildJob, EndedError, begin_anew, end_children, run_child
+from flows.subprocess_jobs import ENDING, ChildJob, end_children, run_child
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.io.atomic import write_json
-from pipeline.stages.jobs import PerShardJob, plain
+from pipeline.stages.jobs import PerShardJob
 
 POLL_SECONDS = 2.0
 RETRY_DELAYS: list[float] = [3, 15]
 
 
 class ShardsFailedError(RunError):
-    """Some shards of a task failed; the task may be tried again."""
+    """Some shards of a task failed, and it will be tried again."""
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: not if the input is wrong, nor if the run is being ended."""
+    """Whether a retry can help: not if the input is wrong or the run is being ended."""
     return not ENDING.is_set() and not isinstance(await state.aresult(raise_on_failure=False), InputError)
 
 
 @task(
-    cache_policy=NO_CACHE,  # whether work is done is decided by what lies in the store
+    cache_policy=NO_CACHE,  # the committed shards decide what is done
     persist_result=False,
     retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
@@ -49,16 +51,14 @@ async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
     task_run_name="{job.name}",
 )
 def run_job(job: ChildJob) -> dict[str, Any] | None:
-    """Run one job; returns its report.
+    """Run one job and return its report.
 
     Raises:
-        ShardsFailedError: shards failed, and there is another try.
+        ShardsFailedError: shards failed, and this is not the last try.
     """
     last_try = (task_run.run_count or 1) > len(RETRY_DELAYS)
     try:
         report = _run(job)
-    except EndedError:
-        raise
     except RunError:
         if not last_try or not (alone := job.split()):
             raise
@@ -75,32 +75,32 @@ def _run(job: ChildJob) -> dict[str, Any] | None:
 
         return run_persistent(job)
     if (report := job.finished()) is not None:
-        finished: dict[str, Any] = plain(report)
-        return finished
+        return report
     if job.gpus:
-        with taken(job.gpus, partial(_tell_waiting, job)) as gpus:
+        with taken(job.gpus, partial(_show_waiting, job)) as gpus:
             return run_child(job, gpus)
     return run_child(job)
 
 
-def _tell_waiting(job: ChildJob, words: str) -> None:
-    """On the run's page, once, and in the stage's progress."""
+def _show_waiting(job: ChildJob, words: str) -> None:
+    """Log once that the job waits, and show it in the stage's progress."""
     before = job.note()
     if before is None or before.waiting != words:
         get_run_logger().info("%s: %s", job.name, words)
     job.logs.mkdir(parents=True, exist_ok=True)
     note = ProgressNote(stage=job.stage, done=0, total=1, unit="jobs", waiting=words)
-    write_json(job.progress, note.model_dump())
+    write_json(job.file("progress"), note.model_dump())
 
 
 def _run_one_by_one(stage: str, jobs: Mapping[str, ChildJob]) -> dict[str, Any]:
-    """What a job whose process dies (out of memory, a crash in a library) leaves undone: the shard that it dies of fails, the others are made."""
+    """Run each shard of a job whose process died (out of memory, a crash in a library) by itself.
+
+    The shard that kills its process fails, and the others are made.
+    """
     total = StageReport(stage=stage)
     for shard, alone in jobs.items():
         try:
             total.merge(StageReport.model_validate(_run(alone)))
-        except EndedError:
-            raise
         except RunError as error:
             total.failed.append(FailedShard(shard=shard, error=str(error).splitlines()[0].removesuffix(":")))
     return total.model_dump(mode="json")
@@ -113,27 +113,29 @@ def run_jobs(
     *,
     noted: Callable[[Sequence[FailedShard]], None] | None = None,
 ) -> StageReport:
-    """Run a stage's jobs, as many at a time as the flow's task runner allows; shows progress and what was dropped.
+    """Run a stage's jobs, as many at a time as the flow's task runner allows, and show progress and report.
 
-    ``noted`` is told which shards failed, also if none did or they are too many.
+    Args:
+        noted: called with the failed shards, also if there are none or too many.
 
     Raises:
-        InputError, RunError: of the first job that failed, once all have ended; or more than ``max_failed`` shards failed.
+        InputError, RunError: of the first failed job, once all have ended.
+        RunError: more than ``max_failed`` shards failed.
     """
-    begin_anew()
+    ENDING.clear()
     end_unwanted()
     progress = StageProgress(title, jobs)
-    try:
-        futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
-        while True:
-            waiting = wait(futures, timeout=POLL_SECONDS).not_done
-            progress.update([f not in waiting for f in futures])
-            if not waiting:
-                break
-    except BaseException:
-        # Ctrl-C, or Prefect's SIGTERM: the task runner would wait for the jobs, and they for their children
-        end_children()
-        raise
+    with _tasks(jobs):
+        try:
+            futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
+            waiting = set(futures)
+            while waiting:
+                waiting = wait(futures, timeout=POLL_SECONDS).not_done
+                progress.update([future not in waiting for future in futures])
+        except BaseException:
+            # Ctrl-C, or Prefect's SIGTERM: the task runner waits for the jobs, and they for their children
+            end_children()
+            raise
     total = StageReport(stage=title)
     errors: list[Exception] = []
     for job, future in zip(jobs, futures, strict=True):
@@ -144,9 +146,7 @@ def run_jobs(
             continue
         if isinstance(job.job, PerShardJob) and report is not None:
             total.merge(StageReport.model_validate(report))
-    show_tallies(title, total)
-    if total.failed:
-        show_failures(title, total)
+    show_stage_report(title, total)
     if noted is not None:
         noted(total.failed)
     if errors:
@@ -154,6 +154,16 @@ def run_jobs(
     if len(total.failed) > max_failed:
         first = total.failed[0]
         raise RunError(
-            f"{title}: {len(total.failed)} shards failed (resources.max_failed: {max_failed}); first: {first.shard}: {first.error}"
+            f"{title}: {len(total.failed)} shards failed (resources.max_failed: {max_failed}); "
+            f"first: {first.shard}: {first.error}"
         )
     return total
+
+
+def _tasks(jobs: Sequence[ChildJob]) -> AbstractContextManager[None]:
+    """Context of a stage's tasks."""
+    if not jobs or not jobs[0].persistent_worker:
+        return nullcontext()
+    from flows.ray_runner import cluster_tasks
+
+    return cluster_tasks(jobs[0])

@@ -1,28 +1,29 @@
-"""Word of a run that failed, through a notification block of Prefect's: Slack, mail, a web hook, whatever the team has."""
+"""Notification of a failed run through a Prefect notification block: Slack, mail, a web hook."""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any, TypedDict
+from typing import Any
+
+from prefect.blocks.core import Block
 
 log = logging.getLogger("glip_self_train")
 
 NOTIFY = "GLIP_SELF_TRAIN_NOTIFY"
-"""Environment of the worker: TYPE/NAME of a notification block, such as slack-webhook/on-call. Its address is a secret that the
-block keeps; nothing of it gets into parameters, logs or artifacts."""
+"""Environment variable of the worker: TYPE/NAME of a notification block, such as slack-webhook/on-call.
+
+The block keeps the address, which is secret: it enters no parameters, logs or artifacts."""
 
 
 def notify(flow: Any, flow_run: Any, state: Any) -> None:
-    """A hook of a flow. What goes wrong here is logged and ends nothing.
+    """Notify of a failed flow run; an error here is only logged.
 
-    A flow within another says nothing: if its failure matters, the outer one fails too, and is told of once.
+    A subflow sends nothing: if its failure matters, the parent run fails too.
     """
     slug = os.environ.get(NOTIFY)
     if not slug or flow_run.parent_task_run_id is not None:
         return
-    from prefect.blocks.core import Block
-
     try:
         block: Any = Block.load(slug)
         words = f"{flow.name} {flow_run.name} ({flow_run.id}): {state.name}. {state.message or ''}".strip()
@@ -31,12 +32,5 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
         log.warning("no notification through %s: %s", slug, type(error).__name__)  # its text may hold the address
 
 
-class Told(TypedDict):
-    """What a flow needs to be told of."""
-
-    on_failure: list[Any]
-    on_crashed: list[Any]
-
-
-FAILURE_HOOKS: Told = {"on_failure": [notify], "on_crashed": [notify]}
-"""Of every flow that is deployed: ``@flow(name=..., **FAILURE_HOOKS)``."""
+FAILURE_HOOKS: dict[str, Any] = {"on_failure": [notify], "on_crashed": [notify]}
+"""Hooks of every deployed flow: ``@flow(name=..., **FAILURE_HOOKS)``."""

@@ -1,7 +1,7 @@
-"""A deployed run whose worker died goes on without it, and then nobody would end it: not who cancels it, nor ``self-train up`` when it ends.
+"""Watch of a deployed run over its own cancellation, for when its worker has died.
 
-Prefect gives each run a session of its own, and a worker that takes a dead one's place knows nothing of its runs. So a run looks for itself
-whether it is wanted.
+Prefect starts each run in a session of its own, and a worker that replaces a dead one does not know
+its runs. A run without a worker would go on after it is cancelled or ``self-train up`` has ended.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from pipeline.system.process_identity import process_start
 
 LOOK_SECONDS = 10.0
 PATIENCE = 4
-"""Looks at a run that is to be cancelled until it ends itself; a worker that lives has ended it long before."""
+"""Looks at a cancelling run until it ends itself; a living worker ends it well before."""
 _WATCHED = threading.Lock()
 
 
 def end_unwanted() -> None:
-    """From now on end this process when its run is cancelled and no worker sees to it, or the ``self-train up`` that started it is gone.
+    """Watch a run that a worker started; end this process when nobody else would.
 
-    Of a run that a worker started; any other has somebody at its terminal. Once a process; more calls change nothing.
+    That is when the run is cancelled and no worker ends it, or the ``self-train up`` that started it is
+    gone. Only the first call in a process has an effect.
     """
     run = os.environ.get("PREFECT__FLOW_RUN_ID")
     if run and flow_run.id is not None and _WATCHED.acquire(blocking=False):
@@ -43,21 +44,21 @@ def _watch(run: UUID) -> None:
     while True:
         time.sleep(LOOK_SECONDS)
         if ENDING.is_set():
-            continue  # somebody sees to it
-        # no word of either in the log: the first to write to a dead worker's pipe is ended by rich (SystemExit)
+            continue  # the run is already being ended
+        # neither is logged: the first to write to a dead worker's pipe is ended by rich (SystemExit)
         if since is not None and process_start(up) != since:
             terminate()
         cancelled = cancelled + 1 if _cancelling(run) else 0
         if cancelled >= PATIENCE:
             with suppress(Exception), get_client(sync_client=True) as client:
                 client.set_flow_run_state(run, Cancelled(message="by itself, as its worker is gone"), force=True)
-            exit_immediately()  # and its children, which see their lifeline end
+            exit_immediately()  # the children follow when their standard input ends
 
 
 def _cancelling(run: UUID) -> bool:
     try:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(run).state
-    except Exception:  # a server that is away is no reason to end, nor to stop looking
+    except Exception:  # an unreachable server is no reason to end
         return False
     return state is not None and state.is_cancelling()

@@ -1,4 +1,4 @@
-"""What a recipe must hold for a run, asked before anything runs."""
+"""Checks of a recipe, its files and the machine before a run starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.io.shard_patterns import expand_shards
 
 
 def check_inputs(config: SelfTrainConfig) -> None:
-    """Raises InputError before anything runs if the recipe lacks what its stages will ask for, or has a gate that cannot be read."""
+    """Raise InputError if the recipe lacks what its stages need, or a gate cannot be parsed."""
     data = config.data
     if not data.sources:
         raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
@@ -44,9 +44,8 @@ def check_inputs(config: SelfTrainConfig) -> None:
     sets = [*evaluated, MEAN_SET]
     for gate in parse_gates(config.promotion.gates):
         if evaluated and not any(fnmatchcase(name, gate.set_pattern) for name in sets):
-            raise InputError(
-                f"promotion.gates: {gate.text!r} fits no evaluation set{did_you_mean(gate.set_pattern, sets)}; there are {sets}"
-            )
+            hint = did_you_mean(gate.set_pattern, sets)
+            raise InputError(f"promotion.gates: {gate.text!r} fits no evaluation set{hint}; there are {sets}")
     gain = config.promotion.gain
     if gain is not None and evaluated and (name := gain.rpartition(".")[0]) not in evaluated:
         raise InputError(
@@ -62,14 +61,14 @@ def check_inputs(config: SelfTrainConfig) -> None:
 
 
 def check_files(config: SelfTrainConfig) -> None:
-    """Raises InputError if local files of a recipe that is not the demo's are not there: some are opened days after the start."""
+    """Raise InputError if a local file of a recipe on real data is missing: some are opened days after the start."""
     if config.demo is not None:
         return
     data = config.data
     local = [pattern for pattern in data.crawl if not is_url(pattern)]
     if local:
         expand_shards(local)
-    for name, path in data.frequencies.items():  # others are shards, maybe those that ingest will make
+    for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
         if path.endswith(".json") and not is_url(path) and not Path(path).is_file():
             raise InputError(f"data.frequencies: {name}: {path}: no such file")
     if data.gold is not None and not is_url(data.gold):
@@ -77,14 +76,14 @@ def check_files(config: SelfTrainConfig) -> None:
 
 
 def check_machine(resources: ResourcesConfig) -> None:
-    """Raises InputError if a job asks for more GPUs than there are, or the cluster cannot be asked for anything."""
+    """Raise InputError if a job needs more GPUs than there are, or the cluster cannot be used."""
     check_cluster(resources)
     if resources.device == "cuda" and resources.cluster is None and (here := gpus_here()):
         check_count(resources.gpus or 1, here)
 
 
 def check_sets(config: SelfTrainConfig) -> None:
-    """Raises InputError if the manifest has not all the sets that the recipe trains and evaluates on: some are read hours after the start."""
+    """Raise InputError if the manifest lacks a set of the recipe: some are read hours after the start."""
     manifest = MANIFEST if config.demo is not None else str(config.data.manifest)
     sets = [name for name, entry in read_manifest(manifest).items() if entry.labelled]
     for field, names in (("data.sources", config.data.sources), ("evaluation sets of data", config.data.evaluated())):

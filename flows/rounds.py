@@ -1,4 +1,4 @@
-"""One round as a flow of its own, so that it has a page of its own: labels by its teacher, student and control, the verdict."""
+"""Flow of one round: labels by its teacher, student and control, the promotion decision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows import stages
-from flows.artifacts import show_round
+from flows.artifacts import show_markdown
 from flows.job_builder import folder_of
 from flows.notifications import FAILURE_HOOKS
 from flows.preflight import check_files, check_inputs, check_machine
@@ -25,7 +25,7 @@ from pipeline.runs.rounds import RoundResult, check_promotion, decide
 
 
 class RoundRun(BaseModel):
-    """What a round gives back: its stages' reports and what was decided."""
+    """Reports of a round's stages, and its decision."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,17 +34,17 @@ class RoundRun(BaseModel):
 
 
 def run_stage(stage: Flow[..., Any], out: str, config: SelfTrainConfig, *arguments: Any) -> Any:
-    """A stage flow within this one, on the runner that the recipe gives it."""
+    """Run a stage as a subflow, on the task runner of the recipe."""
     runner: Any = task_runner(config.resources, stage.name)
     return stage.with_options(task_runner=runner)(out, config, *arguments)
 
 
 @flow(name="round", flow_run_name="round-{round_number}", **FAILURE_HOOKS)
 def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, round_number: int = 1) -> RoundRun:
-    """A teacher labels the crawl, a student and its control learn, and gates decide whether the student teaches next.
+    """Label the crawl by the round's teacher, train a student and its control, and decide on promotion.
 
-    The teacher of the round must be there: the first teacher, or the student of the round before. A round of its own, not a part
-    of ``self-train``, measures it first, so that gates which fit nothing are told of before anything is labelled.
+    The teacher must exist: the first teacher, or the student of the round before. A round that is not
+    part of ``self-train`` evaluates it first, so that gates that fit nothing fail before labelling.
     """
     alone = flow_run.parent_flow_run_id is None
     if alone:
@@ -65,5 +65,6 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
             models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
             run_stage(stages.evaluate, out, config, models)
         result = decide(config, layout, round_number)
-        show_round(round_number, write_round(config, layout, result, reports))
+        page = write_round(config, layout, result, reports)
+        show_markdown(f"round-{round_number}", page, f"round {round_number}: metrics, gates, labels, decision")
         return RoundRun(reports=reports, result=result)

@@ -1,4 +1,4 @@
-"""``self-train``: the whole loop as one flow of stage flows."""
+"""Flow ``self-train``: the whole loop, as subflows of its stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows import stages
-from flows.artifacts import show_comparison
+from flows.artifacts import show_markdown, show_table
 from flows.job_builder import folder_of
 from flows.notifications import FAILURE_HOOKS
 from flows.preflight import check_files, check_inputs, check_machine, check_sets
@@ -27,24 +27,26 @@ from pipeline.runs.rounds import RoundResult, check_promotion
 from pipeline.runs.summary import summarise
 
 Rounds = Annotated[int, Field(ge=1)] | None
-"""Checked before anything runs, as the recipe's own number is."""
+"""Prefect validates it before the run starts, as it does the recipe's own number."""
 
 
 @flow(name="self-train", flow_run_name="self-train", **FAILURE_HOOKS)
 def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: Rounds = None) -> Any:
-    """GLIP's self-training: teacher, phrases, pseudo-labels, student and control, and what came of it.
+    """Train a teacher, label a crawl, train student and control, and compare them.
 
-    Every stage skips what already lies in ``out``, so the same call after a crash goes on where it was. One run at a time works there.
+    Every stage skips what is in ``out`` already, so the same call resumes a run that crashed. Only one run
+    at a time works in a folder.
 
     Args:
-        out: folder of the run; everything it makes lies there.
-        config: the recipe. Its defaults are the demo's.
-        rounds: teacher -> labels -> student, so many times at most; default: the recipe's.
+        out: folder of the run and all its outputs.
+        config: the recipe; default: the demo's.
+        rounds: maximum number of rounds (teacher -> labels -> student); default: the recipe's.
 
     Returns:
-        the summary that is written to ``out/summary.json``. Where shards were set aside (``resources.max_failed`` allowed it) the
-        run's state is "Completed with losses" and says how many; where a student was refused or gained too little (``promotion``)
-        before the last round, "Stopped after round N" and why.
+        the summary that is written to ``out/summary.json``. If shards were excluded (within
+        ``resources.max_failed``), the run's state is "Completed with losses" and says how many. If a student
+        was refused or gained too little (``promotion``) before the last round, the state is "Stopped after
+        round N" and says why.
     """
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
@@ -76,14 +78,15 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
             run_stage(stages.label_photos, out, config)
         summary = summarise(config, layout, reports, results)
         write_run_report(layout, summary)
-        show_comparison(comparison(summary), dashboard_markdown(summary, layout))
+        show_table("comparison", comparison(summary), "teacher, control and student, in percent")
+        show_markdown("report", dashboard_markdown(summary, layout), "the run's numbers")
         return ended(json.loads(json.dumps(summary)))
 
 
 def ended(summary: dict[str, Any]) -> Any:
-    """The summary, or a completed state that holds it and says in its name what is unusual: shards set aside, rounds not begun."""
+    """The summary, or a completed state of it whose name says that shards were excluded or rounds not run."""
     reports = {name: stage["report"] for name, stage in summary["stages"].items() if "report" in stage}
-    lost = [f"{name} set {len(r['failed'])} shards aside" for name, r in reports.items() if r["failed"]]
+    lost = [f"{name} excluded {len(r['failed'])} shards" for name, r in reports.items() if r["failed"]]
     if lost:
         words = ", ".join(lost) + (f"; {summary['stopped']}" if summary["stopped"] else "")
         return Completed(name="Completed with losses", message=words, data=summary)

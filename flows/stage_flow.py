@@ -1,4 +1,4 @@
-"""Flows of their own that work in a run's folder: one at a time, as each writes the settings there that its children read."""
+"""Decorator of the stage flows: one flow run at a time in a run's folder."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def stage_flow(name: str, *, run_name: str | None = None) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """``@flow`` for a stage, whose parameter ``out`` is the run's folder. As a part of a run it shares the run's hold on it."""
+def stage_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """``@flow`` of a stage that holds the lock of its folder ``out``; a subflow shares its parent's lock."""
 
-    def made(stage: Callable[P, R]) -> Flow[P, R]:
-        # its annotations as types: Prefect would look for their names in this module
+    def decorate(stage: Callable[P, R]) -> Flow[P, R]:
+        # annotations as types: Prefect would resolve their names in this module
         signature = inspect.signature(stage, eval_str=True)
 
         @wraps(stage)
-        def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             with folder_lock(folder_of(given.arguments["out"]), get_run_logger().warning):
                 return stage(*args, **kwargs)
 
-        alone.__signature__ = signature  # type: ignore[attr-defined]
-        return flow(name=name, flow_run_name=run_name or name, **FAILURE_HOOKS)(alone)
+        locked.__signature__ = signature  # type: ignore[attr-defined]
+        run_name = f"{name}-round-{{round_number}}" if "round_number" in signature.parameters else name
+        return flow(name=name, flow_run_name=run_name, **FAILURE_HOOKS)(locked)
 
-    return made
+    return decorate

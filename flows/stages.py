@@ -1,18 +1,15 @@
-"""The stage flows: each turns a run's folder and settings into jobs. What a stage does is decided in pipeline/."""
+"""Stage flows: each turns a run's folder and settings into jobs of pipeline/stages."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from flows.artifacts import show_sweep
+from flows.artifacts import show_table
 from flows.job_builder import JobBuilder, job_builder
 from flows.jobs import run_job, run_jobs
 from flows.stage_flow import stage_flow
-from flows.subprocess_jobs import ChildJob
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.config.recipes import build, load_recipe
 from pipeline.demo.config import DemoDataConfig
@@ -27,7 +24,6 @@ from pipeline.runs.excluded_shards import (
     stage_title,
     surviving_shards,
 )
-from pipeline.runs.layout import RunLayout
 from pipeline.stages.jobs import (
     BuildShards,
     Evaluate,
@@ -36,38 +32,31 @@ from pipeline.stages.jobs import (
     Job,
     MakeDemoData,
     ParsePhrases,
+    PerShardJob,
     PseudoLabel,
     SweepThresholds,
 )
 
 OUT, DEMO = "runs/demo", load_recipe("demo")
-"""What the run forms of the stages begin with."""
+"""Defaults of the run forms."""
 
 
-def human_sources(config: SelfTrainConfig, layout: RunLayout) -> dict[str, list[str]]:
-    """Source -> shards of the human-labelled sets of the mixture."""
-    return {name: shards_of_set(layout, name) for name in config.data.sources}
-
-
-def run_excluding_failed(s: JobBuilder, stage: str, round_number: int, jobs: Sequence[ChildJob]) -> StageReport:
-    """Run a stage's jobs; the shards that fail are set aside for the stages after it, too."""
-    noted = partial(note_excluded, s.layout, stage, round_number)
-    return run_jobs(stage_title(stage, round_number), jobs, s.config.resources.max_failed, noted=noted)
+def run_shards(s: JobBuilder, job: PerShardJob, round_number: int = 1, *, persistent: bool = False) -> StageReport:
+    """Run a stage in chunks of shards; later stages exclude the failed ones too. persistent: see JobBuilder.chunked."""
+    title = stage_title(job.stage, round_number)
+    jobs = s.chunked(title, job, persistent=persistent)
+    noted = partial(note_excluded, s.layout, job.stage, round_number)
+    return run_jobs(title, jobs, s.config.resources.max_failed, noted=noted)
 
 
 def made(s: JobBuilder, stage: str, round_number: int) -> list[str]:
-    """The crawl's shards that have come through the stage."""
+    """Shards of the crawl that the stage has committed, without excluded ones."""
     return list(surviving_shards(s.config, s.layout, stage, round_number))
-
-
-def seeded(config: TrainConfig, seed: int) -> TrainConfig:
-    """The settings with another seed."""
-    return config.model_copy(update={"seed": seed})
 
 
 @stage_flow("make-demo-data")
 def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
-    """Draw the demo's scenes, or leave them if they are there."""
+    """Draw the demo's scenes, unless they exist."""
     s = job_builder(out, config)
     settings = build(DemoDataConfig, {"seed": config.seed, **(config.demo or {})}, where="demo")
     run_jobs("make-demo-data", [s.child("make-demo-data", MakeDemoData(out=s.layout.data, settings=settings))])
@@ -75,7 +64,7 @@ def make_demo_data(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
 
 @stage_flow("ingest")
 def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
-    """Human-labelled and evaluation sets into training shards."""
+    """Write human-labelled and evaluation sets as training shards."""
     s = job_builder(out, config)
     manifest, root = str(MANIFEST), str(s.layout.data)
     if config.demo is None:
@@ -85,75 +74,70 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
         manifest=manifest, root=root, out=s.layout.train, settings=config.ingest,
         workers=config.resources.parallel, max_failed=config.resources.max_failed,
     )  # fmt: skip
-    return run_excluding_failed(s, "ingest", 1, [s.child("ingest", job)])
+    return run_shards(s, job)
 
 
 @stage_flow("parse-phrases")
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
-    """Noun phrases of the crawl's captions."""
+    """Extract noun phrases from the crawl's captions."""
     s = job_builder(out, config)
     job = ParsePhrases(shards=crawl_shards(config, s.layout), out=s.layout.phrases, settings=config.parse_phrases)
-    return run_excluding_failed(s, "parse-phrases", 1, s.chunked("parse-phrases", job, persistent=True))
+    return run_shards(s, job, persistent=True)
 
 
-@stage_flow("pseudo-label", run_name="pseudo-label-round-{round_number}")
+@stage_flow("pseudo-label")
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
-    """The round's teacher boxes the phrases."""
+    """Predict boxes for the phrases with the round's teacher."""
     s = job_builder(out, config)
     job = PseudoLabel(
         shards=made(s, "parse-phrases", round_number), phrases=s.layout.phrases, settings=config.pseudo_label,
         teacher=s.layout.teacher_of(round_number), out=s.layout.regions(round_number),
     )  # fmt: skip
-    jobs = s.chunked(f"pseudo-label-round-{round_number}", job, persistent=True)
-    return run_excluding_failed(s, "pseudo-label", round_number, jobs)
+    return run_shards(s, job, round_number, persistent=True)
 
 
-@stage_flow("filter-boxes", run_name="filter-boxes-round-{round_number}")
+@stage_flow("filter-boxes")
 def filter_boxes(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
-    """Rules choose labels among the regions."""
+    """Select labels among the predicted regions by rules."""
     s = job_builder(out, config)
-    title = f"filter-boxes-round-{round_number}"
     regions = {stem(f): f for f in files_of(config, s.layout, "pseudo-label", round_number)}
     job = FilterBoxes(regions=tuple(regions.values()), out=s.layout.labels(round_number), settings=config.filter_boxes)
-    report = run_excluding_failed(s, "filter-boxes", round_number, s.chunked(title, job))
+    report = run_shards(s, job, round_number)
     readable = tuple(regions[stem(shard)] for shard in made(s, "filter-boxes", round_number))
-    show_sweep(title, _sweep(s, f"{title}-sweep", readable, again=report.done > 0))
+    title = stage_title("filter-boxes", round_number)
+    sweep = SweepThresholds(regions=readable, settings=config.filter_boxes)
+    child = s.child(f"{title}-sweep", sweep, counted_as="filter-boxes")
+    thresholds = None if report.done else child.read_report()  # without new labels an earlier one holds
+    thresholds = thresholds or run_job(child)
+    assert thresholds is not None
+    words = f"{title}: labels that each threshold keeps, other rules unchanged"
+    show_table(f"thresholds-{title}", thresholds["thresholds"], words)
     return report
 
 
-def _sweep(s: JobBuilder, name: str, regions: Sequence[str], *, again: bool) -> list[dict[str, Any]]:
-    """Rows of the table of thresholds; from the earlier run's report where no label was made ``again``."""
-    child = s.child(name, SweepThresholds(regions=regions, settings=s.config.filter_boxes), counted_as="filter-boxes")
-    if again or not child.report.is_file():
-        run_job(child)
-    return json.loads(child.report.read_text())["thresholds"]
-
-
-@stage_flow("build-shards", run_name="build-shards-round-{round_number}")
+@stage_flow("build-shards")
 def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
-    """Labels and images into the round's training shards."""
+    """Write labels and images as the round's training shards."""
     s = job_builder(out, config)
     job = BuildShards(
         shards=made(s, "filter-boxes", round_number), phrases=s.layout.phrases, labels=s.layout.labels(round_number),
         out=s.layout.pseudo(round_number), settings=config.build_shards,
     )  # fmt: skip
-    jobs = s.chunked(f"build-shards-round-{round_number}", job)
-    return run_excluding_failed(s, "build-shards", round_number, jobs)
+    return run_shards(s, job, round_number)
 
 
 @stage_flow("train-teacher")
 def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
-    """The first teacher, on human labels."""
+    """Train the first teacher on human labels."""
     s = job_builder(out, config)
-    job = s.training(
-        "train-teacher", "train-teacher", seeded(config.teacher, config.seed),
-        human_sources(config, s.layout), s.layout.teacher, init=None,
-    )  # fmt: skip
+    settings = config.teacher.model_copy(update={"seed": config.seed})
+    human = {name: shards_of_set(s.layout, name) for name in config.data.sources}
+    job = s.training("train-teacher", "train-teacher", settings, human, s.layout.teacher, init=None)
     run_jobs("train-teacher", [job])
 
 
 def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
-    """The student's settings on the teacher's mixture, and a beginning without pseudo-labels where the student has one of its own."""
+    """The student's settings with the teacher's mixture, and without pseudo-labels in the first steps."""
     first = {name: share for name, share in student.first_mixture.items() if name != "pseudo"}
     return student.model_copy(
         update={
@@ -165,13 +149,13 @@ def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
     )
 
 
-@stage_flow("train-student", run_name="train-student-round-{round_number}")
+@stage_flow("train-student")
 def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> None:
-    """The round's student on human and pseudo labels, and beside it the control: the teacher's own mixture."""
+    """Train the round's student on human and pseudo labels, and the control on the teacher's mixture."""
     s = job_builder(out, config)
-    layout, human = s.layout, human_sources(config, s.layout)
+    layout, human = s.layout, {name: shards_of_set(s.layout, name) for name in config.data.sources}
     pseudo = {"pseudo": files_of(config, layout, "build-shards", round_number)}
-    settings = seeded(config.student, config.seed + 1000 * round_number)
+    settings = config.student.model_copy(update={"seed": config.seed + 1000 * round_number})
     before = layout.teacher if round_number == 1 else layout.control(round_number - 1)
     together = 1 + config.control
     jobs = [
@@ -192,7 +176,7 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
 
 @stage_flow("evaluate")
 def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[str] = ("teacher",)) -> None:
-    """The evaluation sets by the named models: "teacher", "student-1", "control-1"."""
+    """Evaluate models, such as "teacher", "student-1", "control-1", on the evaluation sets."""
     s = job_builder(out, config)
     sets = {name: shards_of_set(s.layout, name) for name in config.data.evaluated()}
     jobs = []
@@ -207,11 +191,11 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
 
 @stage_flow("label-photos")
 def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
-    """The demo's real photographs through the four labelling stages, by the first teacher."""
+    """Label the demo's real photographs by the first teacher, in the four labelling stages."""
     s = job_builder(out, config)
     photos, shards = s.layout.photos, s.layout.data / "photos"
     phrases, regions, labels = photos / "phrases", photos / "regions", photos / "labels"
-    # a toy teacher is never sure of a photograph: its best guess a phrase shows the path
+    # the demo's teacher scores low on photographs: keep its best box per phrase
     rules = config.filter_boxes.model_copy(update={"threshold": 0.05, "best_per_phrase": 1})
     jobs: list[Job] = [
         ParsePhrases(shards=shards, out=phrases, settings=config.parse_phrases),

@@ -1,10 +1,11 @@
-"""Stages run as child processes: memory is measured and given back, and a crash takes nothing else along."""
+"""Jobs as child processes: their memory is measured and released, and a crash affects no other job."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,14 +14,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import PROGRESS_FILE, ProgressNote
 from pipeline.io.paths import stem
-from pipeline.stages.jobs import Job, PerShardJob, write_job
+from pipeline.stages.jobs import Job, PerShardJob, plain, write_job
 from pipeline.system.parent_watch import LIFELINE
 
 ACCELERATE = Path(__file__).parent / "deploy" / "accelerate.yaml"
@@ -28,23 +29,26 @@ _TIMES = threading.Lock()
 _STARTS = threading.Lock()
 _LIVE: set[subprocess.Popen[bytes]] = set()
 ENDING = threading.Event()
-"""Set from the moment this process's children are being ended: none is started then, and nothing is tried again."""
+"""Set while this process's children are being ended: none is started then, and no task is tried again."""
 END_SECONDS = 10.0
-"""How long a child that was asked to end may take."""
+"""Seconds between SIGTERM and SIGKILL for a child."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TAIL_LINES = 12
 FAILURE_BYTES = 1 << 15
 log = logging.getLogger("glip_self_train")
 
 
-class EndedError(RunError):
+class EndedError(Exception):
     """A child was ended, or not started, because the run was interrupted."""
 
 
 class ChildJob(BaseModel):
     """One child process: a stage on some of its inputs.
 
-    ``name`` is unique in the run and names its files in ``logs``; ``stage`` is what its time and memory are counted under.
+    Attributes:
+        name: unique in the run; names the child's files in ``logs``.
+        stage: name that its time and memory are counted under.
+        threads, gpus: with ``persistent_worker`` those of the task on a Ray cluster.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,123 +56,101 @@ class ChildJob(BaseModel):
     name: str
     stage: str
     logs: Path
-    job: SerializeAsAny[Job] | None = Field(None, description="what it runs; written to a file for it")
+    job: SerializeAsAny[Job] | None = Field(None, description="passed to the child as a file")
     command: tuple[str, ...] = Field((), description="default: run-job with the job's file")
     threads: int | None = Field(None, description="CPU threads; default: all cores")
-    processes: int = Field(1, ge=1, description="of a training, under accelerate's launcher if there are several")
-    fsdp: bool = Field(False, description="the processes share the weights out (FSDP2); else each has them all (DDP)")
-    persistent_worker: bool = Field(
-        False, description="run in a process that keeps what it loads; see flows/ray_runner.py"
-    )
-    gpus: int = Field(0, ge=0, description="of this machine that it needs for itself; see flows/gpu_leases.py")
+    processes: int = Field(1, ge=1, description="processes of a training; several run under accelerate's launcher")
+    fsdp: bool = Field(False, description="shard the weights among the processes (FSDP2); else replicate them (DDP)")
+    persistent_worker: bool = Field(False, description="run in a process that keeps what it loads (ray_runner.py)")
+    gpus: int = Field(0, ge=0, description="GPUs of this machine for this job alone (gpu_leases.py)")
 
-    def _file(self, kind: str) -> Path:
+    def file(self, kind: Literal["job", "report", "failure", "progress"]) -> Path:
+        """A file of the child in ``logs``: its job; what it writes: report, error, ProgressNote."""
         return self.logs / f"{self.name}.{kind}.json"
 
-    @property
-    def job_file(self) -> Path:
-        """File of the job, which ``run-job`` reads."""
-        return self._file("job")
-
-    @property
-    def report(self) -> Path:
-        """File of the report that the command writes."""
-        return self._file("report")
-
-    @property
-    def failure(self) -> Path:
-        """File of the error that the command ended with: spaces to write over, as a full disk has room for no more."""
-        return self._file("failure")
-
-    @property
-    def progress(self) -> Path:
-        """File of the command's ProgressNote."""
-        return self._file("progress")
-
     def note(self) -> ProgressNote | None:
-        """The command's progress, once there is any."""
+        """The command's progress; None if there is none yet."""
         try:
-            return ProgressNote.model_validate_json(self.progress.read_bytes())
+            return ProgressNote.model_validate_json(self.file("progress").read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
-    def read_report(self) -> Any:
+    def read_report(self) -> dict[str, Any] | None:
         """The report that the command wrote, or None."""
-        return json.loads(self.report.read_text()) if self.report.is_file() else None
+        file = self.file("report")
+        report: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+        return report
 
-    def finished(self) -> Any:
-        """The report if all outputs are there, so that no process is needed, else None."""
-        if self.job is None:
-            return None
+    def finished(self) -> dict[str, Any] | None:
+        """The report if all outputs exist, so that no process is needed; else None."""
+        report: dict[str, Any] | None = None
         try:
-            return self.job.finished()
+            report = None if self.job is None else plain(self.job.finished())
         except Exception as error:  # the child meets it again, and reports it
-            log.debug("%s: not known whether it is finished: %s", self.name, error)
-            return None
+            log.debug("%s: cannot tell whether it is finished: %s", self.name, error)
+        return report
 
     def split(self) -> dict[str, ChildJob]:
-        """A job for each of its shards alone, by the shard's name; none where a job has no list of shards."""
+        """Shard name -> job of that shard alone; empty for a job without a list of shards."""
         if not isinstance(self.job, PerShardJob) or not self.job.shards_field:
             return {}
-        field = self.job.shards_field
-        return {
-            stem(shard): self.model_copy(
-                update={
-                    "name": f"{self.name}-{stem(shard)}",
-                    "job": self.job.model_copy(update={field: (shard,), "max_failed": 1}),
-                }
-            )
-            for shard in getattr(self.job, field)
-        }
+        jobs = {}
+        for shard in getattr(self.job, self.job.shards_field):
+            job = self.job.model_copy(update={self.job.shards_field: (shard,), "max_failed": 1})
+            jobs[stem(shard)] = self.model_copy(update={"name": f"{self.name}-{stem(shard)}", "job": job})
+        return jobs
 
     def arguments(self) -> tuple[str, ...]:
         """The command line."""
         if self.command:
             return self.command
-        run = ("-m", "pipeline", "run-job", str(self.job_file))
-        files = ("--report-json", str(self.report), "--failure-json", str(self.failure))
+        run = ("-m", "pipeline", "run-job", str(self.file("job")))
+        files = ("--report-json", str(self.file("report")), "--failure-json", str(self.file("failure")))
         return (sys.executable, *self._launcher(), *run, *files)
 
     def _launcher(self) -> tuple[str, ...]:
-        """``accelerate launch`` of several processes on this machine, with every setting of it named.
+        """Arguments of ``accelerate launch`` for several processes on this machine; empty for one process.
 
-        None is left to the user's own configuration of accelerate, which may name other GPUs than those that the job holds.
+        Every setting is given here: the user's own configuration of accelerate may name other GPUs
+        than those that the job holds.
         """
         if self.processes == 1:
             return ()
-        # the trainer sets the precision; any free port, as several trainings may run on a machine; also on CPUs --multi_gpu:
-        # accelerate's --cpu starts one process whatever the number
-        shared = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
+        # The trainer sets the precision. Port 0: any free one, as several trainings may share the machine.
+        # --multi_gpu also on CPUs: with --cpu accelerate starts one process, whatever the number.
+        fsdp = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
         return (
             "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE), "--gpu_ids", "all",
             "--num_processes", str(self.processes), "--num_machines", "1", "--main_process_port", "0",
-            "--mixed_precision", "no", "--dynamo_backend", "no", *(shared if self.fsdp else ("--multi_gpu",)),
+            "--mixed_precision", "no", "--dynamo_backend", "no", *(fsdp if self.fsdp else ("--multi_gpu",)),
         )  # fmt: skip
 
 
 def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
-    """Run a job to its end with its output in ``logs/NAME.log``; its time and peak memory go to ``times.jsonl``.
+    """Run a job in a child process; output goes to ``logs/NAME.log``, time and peak memory to ``times.jsonl``.
 
-    It sees the ``gpus`` with these ids and no others; without any, those that this process sees.
+    Any exception here also ends the child and its descendants.
 
-    Whatever ends this function early ends the child, and what the child started, too.
+    Args:
+        gpus: ids of the GPUs that are visible to the child; default: those of this process.
 
     Returns:
-        the report that the command wrote, as plain values, or None if it writes none.
+        the report that the command wrote, or None.
 
     Raises:
         InputError: the child's input is wrong (exit code 2), with the child's own error line.
         EndedError: the children of this process are being ended (:func:`end_children`).
-        RunError: it failed otherwise, with the child's own error line.
+        RunError: the child failed otherwise, with the child's own error line.
     """
     prepare_files(job)
-    job.failure.write_bytes(b" " * FAILURE_BYTES)
+    failure = job.file("failure")
+    failure.write_bytes(b" " * FAILURE_BYTES)  # to be overwritten: a full disk has no room for a new file
     output_file = job.logs / f"{job.name}.log"
-    # torch's threads wait for each other by spinning: where another process wants the core too, long spins made a
-    # training 7 times slower than it had to be, short ones 2.5 times; alone they cost nothing that could be measured
+    # torch's threads wait for each other by spinning. On a core that another process uses too, long spins
+    # made a training 7 times slower, short ones 2.5 times; on a free core they cost nothing measurable.
     environment = {"GOMP_SPINCOUNT": "30000"} | dict(os.environ, TOKENIZERS_PARALLELISM="false")
-    # safe path: a pipeline.py or a folder model/ in the user's folder must not take the place of ours
-    environment |= {PROGRESS_FILE: str(job.progress), LIFELINE: "stdin", "PYTHONSAFEPATH": "1"}
+    # safe path: a pipeline.py or model/ in the user's folder must not shadow our packages
+    environment |= {PROGRESS_FILE: str(job.file("progress")), LIFELINE: "stdin", "PYTHONSAFEPATH": "1"}
     if gpus:
         environment[VISIBLE] = ",".join(gpus)
     if job.threads:
@@ -178,15 +160,15 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
         output.write(f"$ {' '.join(command)}\n".encode())
         output.flush()
         start = output.tell()
-        with _STARTS:  # a child is started before its like are ended, and ended with them, or not at all
-            go_on_or_end(job.name)
+        with _STARTS:  # end_children sees each started child, or keeps it from starting
+            check_not_ending(job.name)
             child = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,  # held open: the child ends when it ends, as this process does
+                stdin=subprocess.PIPE,  # its end of file, when this process ends, ends the child
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # a Ctrl-C at the terminal is this process's to pass on
+                start_new_session=True,  # the terminal's Ctrl-C reaches this process alone
             )
             _LIVE.add(child)
         try:
@@ -199,36 +181,36 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
             assert child.stdin is not None
             child.stdin.close()
     if code == 0:
-        job.failure.unlink(missing_ok=True)
+        failure.unlink(missing_ok=True)
         write_times(job, time.monotonic() - began, peak_kib / 1024)
         return job.read_report()
-    go_on_or_end(job.name)
+    check_not_ending(job.name)
     raise _error(job, code, output_file, start)
 
 
 def prepare_files(job: ChildJob) -> None:
-    """Write the job's file, and remove what an earlier try of it left."""
+    """Write the job's file, and remove report and progress of an earlier try."""
     job.logs.mkdir(parents=True, exist_ok=True)
-    for stale in (job.report, job.progress):
-        stale.unlink(missing_ok=True)
+    job.file("report").unlink(missing_ok=True)
+    job.file("progress").unlink(missing_ok=True)
     if job.job is not None:
-        write_job(job.job_file, job.job)
+        write_job(job.file("job"), job.job)
 
 
 def _error(job: ChildJob, code: int, output_file: Path, start: int) -> Exception:
-    """The child's own error and exit code; without one, as when it was killed, the last lines of its log."""
+    """The child's own error; if it left none, as when killed, the last lines of its log from ``start``."""
     try:
-        failure = json.loads(job.failure.read_bytes())
+        failure = json.loads(job.file("failure").read_bytes())
         line, code = str(failure["error"]), int(failure["exit_code"])
         message = f"{job.name}: {line} (exit code {code}; log: {output_file})"
     except (OSError, ValueError, KeyError):
-        said = output_file.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-        message = f"{job.name} ended with {code}; last lines of {output_file}:\n" + "\n".join(said[-TAIL_LINES:])
+        lines = output_file.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+        message = f"{job.name} ended with {code}; last lines of {output_file}:\n" + "\n".join(lines[-TAIL_LINES:])
     return InputError(message) if code == InputError.exit_code else RunError(message)
 
 
 def write_times(job: ChildJob, seconds: float, peak_mib: float) -> None:
-    """Add what a job took to ``times.jsonl``."""
+    """Add a job's time and peak memory to ``times.jsonl``."""
     row = {"name": job.name, "stage": job.stage, "seconds": round(seconds, 2), "peak_mib": round(peak_mib, 1)}
     with _TIMES, open(job.logs / "times.jsonl", "a") as times:
         times.write(json.dumps(row) + "\n")
@@ -237,83 +219,71 @@ def write_times(job: ChildJob, seconds: float, peak_mib: float) -> None:
 def _wait(child: subprocess.Popen[bytes]) -> tuple[int, int]:
     """(exit code, peak resident KiB of the largest process of the child's session).
 
-    Read from the kernel's high-water marks while it runs: what wait4 tells counts the starter's own memory too.
+    Polls the kernel's high-water marks: wait4 includes the memory of the process that forked.
     """
     peak, looks = 0, 0
     while child.poll() is None:
-        # the launcher's own children are looked for now and then only, as that means reading all of /proc
-        pids = _group(child.pid) if looks % 10 == 0 else [child.pid]
-        peak = max([peak, *map(_high_water, pids)])
+        pids = _session(child.pid) if looks % 10 == 0 else [child.pid]  # seldom, as it lists all of /proc
+        peak = max([peak, *map(_peak_kib, pids)])
         looks += 1
         time.sleep(0.05)
     return child.returncode, peak
 
 
-def _group(leader: int) -> list[int]:
+def _session(leader: int) -> list[int]:
     """Processes of the session that ``leader`` leads."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
-                found.append(int(stat.parent.name))
-        except (OSError, IndexError, ValueError):
-            continue
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(folder.name)) == leader:
+                found.append(int(folder.name))
     return found
 
 
-def _high_water(pid: int) -> int:
-    """Peak resident KiB of a process, 0 if it is gone (or the system has no /proc)."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
+def _peak_kib(pid: int) -> int:
+    """Peak resident KiB of a process; 0 if it is gone, or the system has no /proc."""
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text()):
+            return int(found[1])
     return 0
 
 
+def check_not_ending(name: str) -> None:
+    """Raise EndedError if the children of this process are being ended."""
+    if ENDING.is_set():
+        raise EndedError(f"{name}: ended, as the run was interrupted")
+
+
 def end_children() -> None:
-    """End every child of this process, what they started too, and start no more until :func:`begin_anew`."""
+    """End all children of this process and their descendants; none is started until ENDING is cleared."""
     with _STARTS:
         ENDING.set()
         live = list(_LIVE)
     _end(live)
 
 
-def begin_anew() -> None:
-    """Children may be started again: whoever had them ended is done with that."""
-    ENDING.clear()
-
-
-def go_on_or_end(name: str) -> None:
-    """Raises EndedError if the children of this process are being ended."""
-    if ENDING.is_set():
-        raise EndedError(f"{name}: ended, as the run was interrupted")
-
-
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the children's whole process groups: politely, all at once; then not."""
+    """Send SIGTERM to the children's process groups, and SIGKILL to those that are left after END_SECONDS."""
     _signal(children, signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS
     try:
         for child in children:
-            child.wait(timeout=max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        end_children_now(children)
-        for child in children:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=END_SECONDS)
-    except BaseException:  # whoever waits was told to hurry
-        end_children_now(children)
-        raise
+                child.wait(timeout=max(0.1, deadline - time.monotonic()))
+    finally:  # also when the waiting is interrupted
+        left = [child for child in children if child.poll() is None]
+        _signal(left, signal.SIGKILL)
+    for child in left:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=END_SECONDS)
 
 
-def end_children_now(children: Sequence[subprocess.Popen[bytes]] | None = None) -> None:
-    """SIGKILL to the process groups of children, by default of all."""
-    _signal(list(_LIVE) if children is None else children, signal.SIGKILL)
+def end_children_now() -> None:
+    """Send SIGKILL to the process groups of all children."""
+    _signal(list(_LIVE), signal.SIGKILL)
 
 
 def _signal(children: Sequence[subprocess.Popen[bytes]], sign: signal.Signals) -> None:
     for child in children:
-        with suppress(ProcessLookupError, PermissionError):  # it is gone, or was just going
+        with suppress(ProcessLookupError, PermissionError):  # it is gone, or just going
             os.killpg(child.pid, sign)

@@ -1,4 +1,4 @@
-"""Where a stage's tasks run: threads of the flow, each with a child process, or a Ray cluster."""
+"""Task runners of the stage flows: threads, each with a child process, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pipeline.config import ResourcesConfig
 from pipeline.errors import InputError
 
-ON_CLUSTER = {"parse-phrases": False, "pseudo-label": True}
-"""Stages whose shards are worth other machines, and whose processes are worth keeping for what they have loaded; whether on GPUs."""
+ON_CLUSTER = ("parse-phrases", "pseudo-label")
+"""Stages that run on a cluster, in processes that keep the loaded parser or teacher."""
 
 
 def check_cluster(resources: ResourcesConfig) -> None:
-    """Raises InputError: a cluster, but no server that its machines could report to, or nothing to reach it with."""
+    """Raise InputError if a run on a cluster lacks Ray, or a server that the cluster's machines can reach."""
     if resources.cluster is None:
         return
     if importlib.util.find_spec("prefect_ray") is None:
@@ -27,8 +27,8 @@ def check_cluster(resources: ResourcesConfig) -> None:
         )
     if not get_current_settings().api.url:
         raise InputError(
-            f"resources.cluster={resources.cluster}: PREFECT_API_URL is not set; processes on a cluster report to a server "
-            "that all of them reach (`prefect server start`)"
+            f"resources.cluster={resources.cluster}: PREFECT_API_URL is not set; processes on a cluster report to "
+            "a server that all of them reach (`prefect server start`)"
         )
 
 
@@ -42,8 +42,8 @@ def task_runner(resources: ResourcesConfig, stage: str) -> TaskRunner[Any]:
         return ThreadPoolTaskRunner(max_workers=resources.parallel)
     check_cluster(resources)
     if resources.cluster == "local" and "RAY_AUTH_MODE" not in os.environ:
-        # Ray listens on all addresses and runs what it is told; it looks at this once, when it is imported
+        # Ray listens on all addresses and runs any request; it reads this once, on import
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     from flows.ray_runner import cluster_runner
 
-    return cluster_runner(resources, gpus=ON_CLUSTER[stage] and resources.device == "cuda")
+    return cluster_runner(resources)

@@ -1,4 +1,4 @@
-"""The server of a run that has none: Prefect's own temporary one, but out of the terminal's reach, and never left behind."""
+"""Temporary Prefect server of a run, out of the terminal's reach and never left behind."""
 
 from __future__ import annotations
 
@@ -13,41 +13,30 @@ from prefect.settings import get_current_settings
 
 
 class TemporaryServer(SubprocessASGIServer):
-    """As Prefect starts it, in a session of its own and with a lifeline.
+    """Prefect's temporary server in a session of its own, which ends with this process.
 
-    A terminal sends Ctrl-C and its own end to all that was started in it, and so do ``timeout`` and schedulers with SIGTERM. The server
-    must live to be told how the run ended: Prefect would try for minutes to tell a dead one. It ends with this process, even if that
-    was killed.
+    A terminal sends SIGINT and SIGHUP to all processes of its session; ``timeout`` and schedulers
+    send SIGTERM likewise. The server must outlive the signal to record how the run ended: Prefect
+    retries for minutes if it is gone. It ends with this process, even after SIGKILL.
     """
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        """The command and the environment are those of Prefect's method of this name."""
+        """Start the server with the arguments and environment of Prefect's method of this name."""
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline.system.parent_watch",
-            "uvicorn",
-            "--app-dir",
-            str(prefect.__module_path__.parent),
-        ]
-        command += [
-            "--factory",
-            "prefect.server.api.server:create_app",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-        ]
-        command += ["--log-level", "error", "--lifespan", "on"]
         settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        command = [
+            sys.executable, "-m", "pipeline.system.parent_watch",
+            "uvicorn", "--app-dir", str(prefect.__module_path__.parent),
+            "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(self.port),
+            "--log-level", "error", "--lifespan", "on",
+        ]  # fmt: skip
         return subprocess.Popen(
             command, env={**os.environ, **own, **settings}, stdin=subprocess.PIPE, start_new_session=True
         )
 
 
 def start_temporary_server() -> None:
-    """Start the server that Prefect would start when it needs one and none is named. It ends as Prefect's does, when Python ends."""
+    """Start the server that Prefect would start itself where no API URL is set; it ends at exit."""
     settings = get_current_settings()
     if not settings.api.url and settings.server.ephemeral.enabled:
-        TemporaryServer().start()  # the one of this process from now on, as the class keeps one an address
+        TemporaryServer().start()  # Prefect keeps one instance per port, and finds this one

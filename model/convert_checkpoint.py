@@ -84,8 +84,8 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
         elif not torch.equal(tensor.double(), derived_entry(name, config).double()):
             problems.setdefault("of other values", []).append(name)
     if any(problems.values()):
-        found = (f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError("; ".join(found))
+        reports = (f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError("; ".join(reports))
     return state, ignored
 
 

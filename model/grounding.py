@@ -54,9 +54,9 @@ class TokenLookup:
         """List the sorted tokens of all spans; empty when the text's cut removed one of them."""
         tokens: set[int] = set()
         for start, end in spans:
-            found = self.span(int(start), int(end))
-            tokens.update(found)
-            if not found and int(end) > self.covered:
+            own = self.span(int(start), int(end))
+            tokens.update(own)
+            if not own and int(end) > self.covered:
                 return []
         return sorted(tokens)
 

@@ -123,8 +123,8 @@ class GlipImageProcessor(BaseImageProcessor):
         (height, width). `settings`: see `post_processing.detections`.
         """
         words = all_words(outputs.attention_mask)
-        found = detections(outputs, [[w] for w in words], threshold=threshold, target_sizes=target_sizes, **settings)
-        return [{k: f[k] for k in ("scores", "labels", "boxes")} for f in found]
+        results = detections(outputs, [[w] for w in words], threshold=threshold, target_sizes=target_sizes, **settings)
+        return [{k: f[k] for k in ("scores", "labels", "boxes")} for f in results]
 
 
 __all__ = ["GlipImageProcessor"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from .box_ops import decode
 from .configuration_glip import GlipConfig
@@ -23,12 +24,42 @@ from .layers.fusion import GlipFusion
 from .layers.head import AlignmentHead, DynamicHead, Scale, TwoStageHead
 from .layers.initialisation import initialise, initialised
 from .layers.swin import GlipSwin, SwinAttention
-from .outputs import GlipObjectDetectionOutput
 from .targets import collect_targets
 
 # "folded" is a computation of the fusion; inside BERT it means torch's fused attention
 ALL_ATTENTION_FUNCTIONS.register("folded", sdpa_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register("folded", sdpa_mask)
+
+
+@dataclass
+class GlipObjectDetectionOutput(ModelOutput):
+    """Predictions for B captions of T tokens at N anchors.
+
+    loss: the plain sum of loss_dict, only with labels. logits (B, N, T): alignment of every anchor
+    with every token, before the sigmoid. box_deltas (B, N, 4): see `box_ops.decode`. centerness
+    (B, N): logits; None of the two-stage head. anchors (N, 4), or the two-stage head's proposals
+    (B, N, 4): xyxy pixels. level_shapes (L, 2): height, width of each level. pred_boxes (B, N, 4):
+    decoded, not clipped, xyxy pixels of the resized image; only without labels. image_sizes (B, 2):
+    unpadded height, width. attention_mask (B, T), input_ids (B, T), offset_mapping (B, T, 2) and
+    image_index (B,) are the inputs', for post-processing. hidden: every intermediate, only with
+    `output_hidden_states`. score_aggregation: the configuration's.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    box_deltas: Tensor | None = None
+    centerness: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    anchors: Tensor | None = None
+    level_shapes: Tensor | None = None
+    image_sizes: Tensor | None = None
+    attention_mask: Tensor | None = None
+    input_ids: Tensor | None = None
+    offset_mapping: Tensor | None = None
+    image_index: Tensor | None = None
+    hidden: dict[str, Any] | None = None
+    score_aggregation: str | None = None
 
 
 class GlipPreTrainedModel(PreTrainedModel):
@@ -142,11 +173,11 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         if self.training or len(input_ids) == 1 or token_type_ids is not None or torch.compiler.is_compiling():
             return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout: equal rows differ
         both = torch.cat([input_ids, attention_mask], 1)
-        distinct, place = both.unique(dim=0, return_inverse=True)
+        distinct, row_of = both.unique(dim=0, return_inverse=True)
         if len(distinct) == len(input_ids):
             return self.encode_text(input_ids, attention_mask)
         length = input_ids.shape[1]
-        return self.encode_text(distinct[:, :length], distinct[:, length:])[place]
+        return self.encode_text(distinct[:, :length], distinct[:, length:])[row_of]
 
     def forward(
         self,
@@ -283,4 +314,4 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         self.backbone.load_state_dict({n: state[n] for n in wanted}, strict=False)
 
 
-__all__ = ["GlipForObjectDetection", "GlipPreTrainedModel"]
+__all__ = ["GlipForObjectDetection", "GlipObjectDetectionOutput", "GlipPreTrainedModel"]

@@ -123,7 +123,7 @@ class GlipProcessor(ProcessorMixin):
             raise ValueError(f"phrases for {len(phrases)} images, outputs of {max(owner, default=-1) + 1}")
         rows = self._rows(phrases, owner)
         mapped = [phrase_tokens(o, spans) for o, (spans, _) in zip(offsets, rows)]
-        found = detections(
+        by_row = detections(
             outputs,
             [tokens for tokens, _ in mapped],
             threshold=threshold,
@@ -136,8 +136,8 @@ class GlipProcessor(ProcessorMixin):
         results: list[dict[str, Any]] = []
         for image, given in enumerate(phrases):
             mine = [r for r, o in enumerate(owner) if o == image]
-            merged = {k: torch.cat([found[r][k] for r in mine]) for k in found[mine[0]] if k != "labels"}
-            merged["labels"] = torch.cat([found[r]["labels"] + rows[r][1] for r in mine])
+            merged = {k: torch.cat([by_row[r][k] for r in mine]) for k in by_row[mine[0]] if k != "labels"}
+            merged["labels"] = torch.cat([by_row[r]["labels"] + rows[r][1] for r in mine])
             caption = None if text is None or not isinstance(text[image], str) else text[image]
             names = self._names(given, caption, outputs, mine[0], mapped[mine[0]][0])
             merged["text_labels"] = [names[k] for k in merged["labels"].tolist()]

@@ -1,4 +1,4 @@
-"""Labels of a batch in one place: concatenated, checked, cut or padded to the text."""
+"""Labels of a batch as tensors: concatenated, checked, cut or padded to the text."""
 
 from __future__ import annotations
 

@@ -19,17 +19,17 @@ def device_constant(make: Callable, *args: Any, device: torch.device, dtype: tor
     than its arithmetic. The oldest entries of a device are dropped first.
     """
     key = (make, args, device, dtype)
-    found = _CACHE.get(key)
-    if found is None:
+    cached = _CACHE.get(key)
+    if cached is None:
         # a tensor made in inference mode could not serve a later training step
         with torch.inference_mode(False), torch.device("cpu"):
             made = make(*args)
             parts = made if isinstance(made, tuple) else (made,)
-            found = _CACHE[key] = tuple(t.to(device, dtype if t.is_floating_point() else None) for t in parts)
+            cached = _CACHE[key] = tuple(t.to(device, dtype if t.is_floating_point() else None) for t in parts)
         sizes = {k: sum(t.nbytes for t in v) for k, v in _CACHE.items() if k[2] == device}
         for old in list(sizes)[:-1]:
             if sum(sizes.values()) <= _LIMIT_BYTES:
                 break
             del sizes[old]
             _CACHE.pop(old, None)
-    return found if len(found) > 1 else found[0]
+    return cached if len(cached) > 1 else cached[0]

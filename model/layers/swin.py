@@ -6,14 +6,38 @@ Windows never shrink and odd blocks always shift, also on maps smaller than a wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..configuration_glip import GlipBackboneConfig
-from .chunks import in_chunks
 from .constants import device_constant
+
+CHUNK_BYTES = 4 << 20  # fits a core's cache and still holds many rows
+
+
+def in_chunks(work: Callable[[Tensor, slice], Tensor], x: Tensor, row_bytes: int, dim: int = 0) -> Tensor:
+    """Compute ``work(x[part], part)`` over slices of dimension ``dim``, for row-wise work.
+
+    On the CPU in inference, slices stay in the cache; elsewhere there is one call. row_bytes:
+    memory that one row of x needs inside ``work``.
+    """
+    count = x.shape[dim]
+    step = max(1, CHUNK_BYTES // row_bytes)
+    if torch.is_grad_enabled() or x.device.type != "cpu" or step >= count:
+        return work(x, slice(0, count))
+    out = None
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        made = work(x.narrow(dim, start, part.stop - start), part)
+        if out is None:
+            out = made.new_empty(*made.shape[:dim], count, *made.shape[dim + 1 :])
+        out.narrow(dim, start, part.stop - start).copy_(made)
+    assert out is not None
+    return out
 
 
 def relative_position_index(window: int) -> Tensor:

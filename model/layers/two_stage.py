@@ -17,7 +17,6 @@ from ..box_ops import clip, decode, sides
 from ..configuration_glip import GlipConfig
 from .initialisation import NORMAL, initialised
 
-Shapes = list[tuple[int, int]]
 CANDIDATES = 1000  # proposals per image before NMS
 
 

@@ -123,8 +123,7 @@ TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Re
 
 
 @lru_cache(maxsize=1)
-def _load(folder: str, revision: str, settings: str, device: str) -> Annotator:
-    config = PseudoLabelConfig.model_validate_json(settings)
+def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) -> Annotator:
     model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
     make = TEACHERS.get(model_type)
     if make is None:
@@ -141,4 +140,4 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
     Raises:
         InputError: not a model folder, or of a family that is not known.
     """
-    return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
+    return _load(str(folder), model_revision(folder), config, device)

@@ -1,4 +1,4 @@
-"""Queries that share a forward pass: of like image shape and text length, so that little is padding."""
+"""Batches of queries with similar image shapes and text lengths, to limit padding."""
 
 from __future__ import annotations
 
@@ -49,10 +49,9 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 def decode(
     annotator: Annotator, items: Sequence[Item], lose: Callable[[Item, ImageError], object], *, scaled: bool = False
 ) -> tuple[list[Item], list[Prepared]]:
-    """Decode and resize a batch's images; those that turn out broken go to ``lose`` and are left out.
+    """Decode and resize a batch's images; broken ones are passed to ``lose`` and left out.
 
-    Args:
-        scaled: decode large JPEGs at a fraction of their size, never below the network's.
+    scaled: decode large JPEGs at a fraction of their size, never below the network's.
     """
     whole: list[Item] = []
     images: list[Prepared] = []

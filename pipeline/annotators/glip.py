@@ -19,10 +19,10 @@ from pipeline.io.model_folder import check_glip_folder
 EVIDENCE = ("token_mean", "token_min", "token_max", "centerness")
 
 
-def behind_the_end(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Boxes (k, 4) that end behind their last pixel, from GLIP's, which end at it; size: (height, width).
+def exclusive_ends(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Boxes (k, 4) with exclusive x2, y2 from GLIP's inclusive ones, clipped to size (height, width).
 
-    GLIP is trained so (x2 = x + w - 1, GLIP spec 9.3), and COCO's protocol takes its boxes so
+    GLIP's are inclusive in training (x2 = x + w - 1, GLIP spec 9.3) and in COCO's protocol
     (w = x2 - x1 + 1, spec 13).
     """
     height, width = size
@@ -83,7 +83,7 @@ class GlipAnnotator(NetworkAnnotator):
         return [
             RegionPredictions(
                 phrase=np.asarray(query.phrases, np.int64)[regions["labels"].cpu().numpy()],
-                boxes=behind_the_end(regions["boxes"], image.size).float().cpu().numpy(),
+                boxes=exclusive_ends(regions["boxes"], image.size).float().cpu().numpy(),
                 score=regions["scores"].float().cpu().numpy(),
                 **{name: regions[name].float().cpu().numpy() for name in EVIDENCE},
             )

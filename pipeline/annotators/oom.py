@@ -1,4 +1,4 @@
-"""Halve a batch that does not fit the memory, and try no larger one of its kind again."""
+"""Retry of a forward pass that ran out of memory, on halves of its batch."""
 
 from __future__ import annotations
 

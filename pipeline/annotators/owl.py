@@ -48,7 +48,7 @@ class OwlAnnotator(NetworkAnnotator):
         self.name = self._model.config.model_type
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.text_config.max_position_embeddings
-        self._side, self._other_side = self._sides()
+        self._side, self._interpolated = self._sides()
         # OWLv2 makes an image square by padding it at its right or bottom, OWL-ViT by squeezing it
         self._padded = bool(getattr(self._images, "do_pad", False))
 
@@ -112,13 +112,13 @@ class OwlAnnotator(NetworkAnnotator):
         inputs: _Inputs = batch.inputs
         with self._autocast():
             grid, _ = self._model.image_embedder(
-                inputs.pixels.to(self._device), interpolate_pos_encoding=self._other_side
+                inputs.pixels.to(self._device), interpolate_pos_encoding=self._interpolated
             )
             texts = self._encoded(inputs.texts).float()
         # the heads in float32: a box in bf16 would be off by up to 4 pixels in 1,000
         grid = grid.float()
         patches = grid.flatten(1, 2)
-        boxes = self._model.box_predictor(patches, grid, self._other_side)
+        boxes = self._model.box_predictor(patches, grid, self._interpolated)
         parts: list[list[RegionPredictions]] = [[] for _ in batch.images]
         most = max(map(len, inputs.rows), default=0)
         for start in range(0, max(most, 1), PHRASES_AT_ONCE):

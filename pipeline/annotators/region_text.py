@@ -30,7 +30,7 @@ TEXTS_AT_ONCE = 256
 CROPS_AT_ONCE = 8
 """Crops of one image that are held at full size."""
 LONGEST = 4
-"""A crop longer than so many times its width is cut to its middle, if the scorer takes the middle square alone."""
+"""Maximum ratio of a crop's sides for scorers that use only the centre square; longer crops are cut."""
 
 
 class RegionText:
@@ -147,8 +147,7 @@ def check_region_text(folder: str | Path, config: RescoreConfig) -> None:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: str, revision: str, settings: str, device: str) -> RegionText:
-    config = RescoreConfig.model_validate_json(settings)
+def _load(folder: str, revision: str, config: RescoreConfig, device: str) -> RegionText:
     check_region_text(folder, config)
     return RegionText(folder, revision, config, device)
 
@@ -159,4 +158,4 @@ def load_region_text(folder: str | Path, config: RescoreConfig, device: str = "c
     Raises:
         InputError: not a model folder, or as :func:`check_region_text`.
     """
-    return _load(str(folder), model_revision(folder), config.model_dump_json(), device)
+    return _load(str(folder), model_revision(folder), config, device)

@@ -103,9 +103,8 @@ def promote(
     verdict = promotion.promote(student, teacher, control=control, gates=gates, samples=samples, seed=seed, out=out)
     for row in verdict["gates"]:
         sign = "holds" if row["holds"] else "FAILS"
-        click.echo(
-            f"{sign}  {row['gate']}: {row['metric']} {row.get('teacher', row.get('control')):.1f} -> {row['student']:.1f}"
-        )
+        before = row["teacher"] if "teacher" in row else row["control"]
+        click.echo(f"{sign}  {row['gate']}: {row['metric']} {before:.1f} -> {row['student']:.1f}")
     if not verdict["promoted"]:
         click.echo(f"promote: not promoted: {'; '.join(verdict['failed'])}", err=True)
         sys.exit(NOT_PROMOTED)

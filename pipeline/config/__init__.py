@@ -1,9 +1,7 @@
-"""Settings of every stage: immutable, typed, without unknown fields. Imports neither torch nor
-spaCy.
+"""Settings of every stage: immutable and typed. Imports neither torch nor spaCy.
 
-A field's description is shown as help in Prefect's run form. Settings determine an output, so they
-are part of its fingerprint; paths, devices and worker counts do not, and are arguments of the
-stages.
+A field's description is its help in Prefect's run form. Settings determine an output and are part
+of its fingerprint; paths, devices and worker counts do not, and are arguments of the stages.
 """
 
 from __future__ import annotations

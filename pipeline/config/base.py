@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.io.strict_model import StrictModel
+
+UnitFloat = Annotated[float, Field(ge=0, le=1)]
+"""Share, probability or score."""
+Iou = Annotated[float, Field(gt=0, le=1)]
 
 
-class Config(BaseModel):
-    """Immutable settings that refuse unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Base class of settings."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, UnitFloat
 from pipeline.config.secrets import Address, refuse_secrets
 
 
@@ -14,11 +14,8 @@ class IngestConfig(Config):
     """Conversion of human-labelled sets to training shards."""
 
     samples_per_shard: int = Field(500, ge=1, description="records per output shard")
-    max_failed_share: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="fail if more than this share of the images is lost, or of the regions is invalid",
+    max_failed_share: UnitFloat = Field(
+        0.05, description="fail if more than this share of the images is lost, or of the regions is invalid"
     )
     check_images: Literal["header", "decode"] = Field(
         "header",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, Iou, UnitFloat
 from pipeline.config.filter_presets import PRESETS
 
 
@@ -48,12 +49,10 @@ class ParsePhrasesConfig(Config):
 
 
 class PseudoLabelConfig(Config):
-    """Localisation of phrases by the teacher. All regions above a low score are stored;
-    filter-boxes selects later.
-    """
+    """Localisation of phrases by the teacher: regions above a low score, for filter-boxes to select."""
 
     floor: float = Field(0.05, ge=0, lt=1, description="regions with a lower score are not stored")
-    nms_threshold: float = Field(0.6, gt=0, le=1, description="IoU threshold of the NMS among a phrase's boxes")
+    nms_threshold: Iou = Field(0.6, description="IoU threshold of the NMS among a phrase's boxes")
     max_regions_per_phrase: int = Field(20, ge=1, description="maximum regions stored per phrase")
     score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
         "mean", description="aggregation of a phrase's token scores"
@@ -70,7 +69,7 @@ class PseudoLabelConfig(Config):
         description="scaled: a JPEG of at least twice the size the teacher needs is decoded at a fraction of its size; "
         "several times faster, pixels differ by less than JPEG noise",
     )
-    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard that loses a larger share of its samples fails")
+    max_lost_share: UnitFloat = Field(0.5, description="a shard that loses a larger share of its samples fails")
 
 
 class RescoreConfig(Config):
@@ -87,7 +86,7 @@ class RescoreConfig(Config):
         "float32",
         description="precision of the scorer's computation; bf16 is faster on GPUs and changes scores slightly",
     )
-    max_lost_share: float = Field(0.5, ge=0, le=1, description="a shard that loses a larger share of its images fails")
+    max_lost_share: UnitFloat = Field(0.5, description="a shard that loses a larger share of its images fails")
 
     @field_validator("template")
     @classmethod
@@ -108,36 +107,27 @@ class FilterConfig(Config):
         description="score used by the rules: the teacher's, the region-text score of rescore, or their geometric mean "
         "(YOLO-World)",
     )
-    threshold: float = Field(0.5, ge=0, le=1, description="keep regions scoring above this (GLIP: 0.5)")
+    threshold: UnitFloat = Field(0.5, description="keep regions scoring above this (GLIP: 0.5)")
     include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")
     best_per_phrase: int | None = Field(None, ge=1, description="maximum regions per phrase, best first")
     min_box_side: float = Field(0.0, ge=0, description="drop boxes whose shorter side is below this, in pixels")
     min_area_share: float = Field(0.0, ge=0, lt=1, description="drop boxes covering less than this share of the image")
     max_area_share: float = Field(1.0, gt=0, le=1, description="drop boxes covering more than this share of the image")
     max_aspect: float | None = Field(None, gt=1, description="drop boxes with a larger ratio of longer to shorter side")
-    same_text_iou: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="IoU threshold of NMS among boxes of an image with equal phrase text (YOLO-World: 0.5)",
+    same_text_iou: Iou | None = Field(
+        None, description="IoU threshold of NMS among boxes of an image with equal phrase text (YOLO-World: 0.5)"
     )
-    cross_phrase_iou: float | None = Field(
-        None, gt=0, le=1, description="IoU threshold of NMS among all boxes of an image, regardless of phrase (GRIT)"
+    cross_phrase_iou: Iou | None = Field(
+        None, description="IoU threshold of NMS among all boxes of an image, regardless of phrase (GRIT)"
     )
-    near_identical_iou: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="of boxes of different phrases with a larger IoU keep only the best (OWL-ST)",
+    near_identical_iou: Iou | None = Field(
+        None, description="of boxes of different phrases with a larger IoU keep only the best (OWL-ST)"
     )
-    image_threshold: float | None = Field(
-        None, ge=0, le=1, description="drop images without a kept region scoring above this (OWL-ST: 0.3)"
+    image_threshold: UnitFloat | None = Field(
+        None, description="drop images without a kept region scoring above this (OWL-ST: 0.3)"
     )
-    min_image_score: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="drop images whose kept regions' mean region-text score is not above this (YOLO-World)",
+    min_image_score: UnitFloat | None = Field(
+        None, description="drop images whose kept regions' mean region-text score is not above this (YOLO-World)"
     )
     max_per_phrase_text: int | None = Field(
         None,
@@ -151,12 +141,13 @@ class FilterConfig(Config):
         "output of count-phrases",
     )
     min_regions: int = Field(1, ge=0, description="drop images with fewer kept regions than this (GLIP: 1)")
-    ignore_above: float | None = Field(
-        None, ge=0, le=1, description="regions with scores between this and the threshold become ignore regions"
+    ignore_above: UnitFloat | None = Field(
+        None, description="regions with scores between this and the threshold become ignore regions"
     )
 
     extra_rules: dict[str, Any] = Field(
         {},
+        exclude_if=not_,  # so that fingerprints without any stay as they were
         description="rules of your own (docs/python.md): name -> setting; null switches a rule off. They apply after "
         "max_aspect",
     )
@@ -166,14 +157,6 @@ class FilterConfig(Config):
     def _without_those_off(cls, rules: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in rules.items() if value is not None}
 
-    @model_serializer(mode="wrap")
-    def _without_no_rules(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave empty ``extra_rules`` out, so that fingerprints without any stay as they were."""
-        data: dict[str, Any] = dump(self)
-        if not self.extra_rules:
-            data.pop("extra_rules", None)
-        return data
-
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
@@ -181,9 +164,7 @@ class FilterConfig(Config):
         return data if preset is None else {**preset, **data}
 
     def effective(self) -> dict[str, Any]:
-        """Resolved rules without the preset's name. Footers and fingerprints have those of
-        :func:`pipeline.filtering.rules.versioned`.
-        """
+        """Resolved rules without the preset's name; for fingerprints see filtering.rules.versioned."""
         return self.model_dump(mode="json", exclude={"preset"})
 
 

@@ -1,10 +1,9 @@
-"""Named recipes (``pipeline/configs/*.yaml``) and overrides of their settings (``--set
-teacher.steps=200``).
-"""
+"""Recipes (``pipeline/configs/*.yaml``) and overrides of settings (``--set teacher.steps=200``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError, did_you_mean
+from pipeline.io.strict_model import problem_lines
 from pipeline.io.strict_yaml import read_yaml
 
 C = TypeVar("C", bound=BaseModel)
@@ -57,11 +57,7 @@ def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, w
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            hint = _suggestion(kind, item["loc"]) if item["type"] == "extra_forbidden" else ""
-            lines.append(f"{where}: {'.'.join(map(str, item['loc']))}: {item['msg']}{hint}")
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(problem_lines(error, where, partial(_suggestion, kind)))) from None
 
 
 def _apply(data: dict[str, Any], change: str) -> None:

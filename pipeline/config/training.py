@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, UnitFloat
 
 
 class PromptConfig(Config):
     """Construction of prompts from class names when a detection record is loaded (GLIP spec 9.2)."""
 
     max_negatives: int = Field(85, ge=0, description="maximum absent class names per prompt")
-    full_negatives_share: float = Field(
-        0.5, ge=0, le=1, description="share of prompts with max_negatives; the others have a random number from 1"
+    full_negatives_share: UnitFloat = Field(
+        0.5, description="share of prompts with max_negatives; the others have a random number from 1"
     )
     background_class: bool = Field(
         False, description='reproduce a bug of the original code: " background " is sometimes a negative'
@@ -30,24 +30,19 @@ class NoisyLabelConfig(Config):
     """Treatment of pseudo-labels in the student's training."""
 
     score_weight: bool = Field(False, description="weight the losses of pseudo-labelled boxes by their score")
-    regress_above: float = Field(0.0, ge=0, le=1, description="no box regression from pseudo-labels with a lower score")
+    regress_above: UnitFloat = Field(0.0, description="no box regression from pseudo-labels with a lower score")
     ignore_uncertain: bool = Field(True, description="exclude tokens of phrases without a confident box from the loss")
-    names_share: float = Field(
+    names_share: UnitFloat = Field(
         0.0,
-        ge=0,
-        le=1,
         description="share of pseudo-labelled images whose prompt is made of their phrases' head nouns, with those of "
         "other images as negatives, instead of the caption (as for a detection set)",
     )
-    caption_negatives: float = Field(
-        0.0, ge=0, le=1, description="share of captions that are concatenated with other captions as negatives"
+    caption_negatives: UnitFloat = Field(
+        0.0, description="share of captions that are concatenated with other captions as negatives"
     )
     max_caption_negatives: int = Field(19, ge=1, description="maximum negative captions per prompt")
-    full_caption_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of such prompts with max_caption_negatives; the others have a random number from 1",
+    full_caption_share: UnitFloat = Field(
+        0.0, description="share of such prompts with max_caption_negatives; the others have a random number from 1"
     )
 
 
@@ -84,7 +79,7 @@ class TrainConfig(Config):
         (480, 560, 640, 720, 800), description="shorter sides in pixels, one chosen at random per image"
     )
     max_image_size: int = Field(1333, description="maximum longer side in pixels")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    flip: UnitFloat = Field(0.5, description="probability of a horizontal flip")
     freeze_text_layers: int = Field(
         0, ge=0, description="freeze the text encoder's embeddings and this number of its first layers"
     )

@@ -36,9 +36,7 @@ def check_files(sets: Mapping[str, SetManifest], root: str, *, sizes_only: bool 
 
 
 def _candidates(file: ExpectedFile, entry: SetManifest, root: str) -> list[str]:
-    """Possible locations: the stated ``path``, else its name in the root and in the folders of the
-    set's other files.
-    """
+    """Possible locations: the stated ``path``, else in the root or beside the set's other files."""
     if file.path:
         return [resolve_path(root, file.path)]
     images = entry.images_folder or []

@@ -15,8 +15,7 @@ Names = tuple[str, ...]
 
 
 class LabelSpaces:
-    """Class names of all detection sets with a ``*dataset.json`` in a folder of ``shards``, local
-    or remote.
+    """Class names of the detection sets with a ``*dataset.json`` beside ``shards``, local or remote.
 
     Sets in different folders may share a name ("train"), so names are looked up by folder and set.
 

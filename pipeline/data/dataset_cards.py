@@ -11,6 +11,7 @@ from pipeline.data.records import DatasetCard
 from pipeline.errors import InputError
 from pipeline.io.files import listing, read_bytes
 from pipeline.io.paths import is_url, join, parent
+from pipeline.io.strict_model import problem_lines
 
 log = logging.getLogger("glip_self_train")
 
@@ -50,5 +51,4 @@ def _card(path: str, data: bytes) -> DatasetCard:
     try:
         return DatasetCard.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InputError(problem_lines(error, path)[0]) from None

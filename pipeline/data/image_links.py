@@ -1,4 +1,4 @@
-"""Reader of images that training shards link to (:class:`pipeline.data.records.ImageLink`)."""
+"""Reader of images that training shards link to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,8 @@ class LinkReader:
     def __init__(self) -> None:
         self._sizes: dict[str, int | None] = {}
 
-    def read(self, shard: str, data: bytes) -> tuple[str, bytes]:
-        """(extension, encoded image) of a link.
-
-        Args:
-            shard: path of the shard that contains the link.
-            data: content of its ``KEY.link``.
+    def read(self, shard: str, data: bytes) -> bytes:
+        """Encoded image of a link in ``shard``; ``data``: content of its ``KEY.link``.
 
         Raises:
             InputError: invalid link, or the linked shard is missing or has changed.
@@ -32,7 +28,7 @@ class LinkReader:
             link = ImageLink.model_validate_json(data)
         except ValidationError as error:
             raise InputError(f"{shard}: not a link to an image: {error.errors()[0]['msg']}") from None
-        return link.extension, self.image(shard, link)
+        return self.image(shard, link)
 
     def image(self, shard: str, link: ImageLink) -> bytes:
         """Encoded image that a sample of ``shard`` links to.

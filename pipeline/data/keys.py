@@ -33,9 +33,7 @@ def row_key(row: Mapping[str, Any]) -> str | None:
 
 
 def shard_key(key: str) -> str:
-    """Key for a training shard from a crawl key: encoded if it has a slash, dot or percent sign,
-    else unchanged.
-    """
+    """Key for a training shard from a crawl key: encoded only if it has a slash, dot or percent."""
     return image_key(key) if {"/", ".", "%"} & set(key) else key
 
 

@@ -1,6 +1,4 @@
-"""Readers of ``data_manifests/*.yaml``: data sets with their files, formats and licences, and
-mixtures of sets.
-"""
+"""Readers of ``data_manifests/*.yaml``: data sets with files and licences, and mixtures of sets."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InputError, did_you_mean
+from pipeline.io.strict_model import StrictModel, problem_lines
 from pipeline.io.strict_yaml import read_yaml
 from pipeline.system.plugins import Registry
 
@@ -41,11 +40,7 @@ images and boxes; copies in a mixture.
 """
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ExpectedFile(_Strict):
+class ExpectedFile(StrictModel):
     """A published file; size and checksum only if its owner or a library states them."""
 
     name: str
@@ -57,7 +52,7 @@ class ExpectedFile(_Strict):
     checksum_source: str | None = Field(None, description="publication of the size and checksum")
 
 
-class SetManifest(_Strict):
+class SetManifest(StrictModel):
     """One data set of a manifest. Paths are absolute, URLs, or relative to the root."""
 
     kind: Literal["detection", "grounding", "evaluation", "crawl", "gold"]
@@ -95,7 +90,7 @@ class SetManifest(_Strict):
         return self.kind in LABELLED_KINDS
 
 
-class MixtureEntry(_Strict):
+class MixtureEntry(StrictModel):
     """A set of a mixture, and its copies in an epoch. ``images``: number in one copy."""
 
     manifest: str
@@ -176,11 +171,7 @@ def load_manifest(name: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate({"name": path.stem, **data, "path": path, "sets": sets or {}})
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            unknown = item["type"] == "extra_forbidden"
-            hint = did_you_mean(str(item["loc"][-1]), SetManifest.model_fields) if unknown else ""
-            lines.append(f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}{hint}")
+        lines = problem_lines(error, str(path), lambda loc: did_you_mean(str(loc[-1]), SetManifest.model_fields))
         raise InputError("\n".join(lines)) from None
     for name in manifest.sets:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):

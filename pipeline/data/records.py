@@ -1,5 +1,4 @@
-"""Record of one image's labels, for human labels and pseudo-labels alike, and Arrow schemas of the
-label store.
+"""Record of one image's human labels or pseudo-labels, and Arrow schemas of the label store.
 
 Boxes are absolute xyxy in pixels of the stored image. Spans are ``[start, end)`` character
 positions (code points) in the caption. Image sizes are (height, width).
@@ -11,8 +10,10 @@ import json
 from typing import Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.io.strict_model import StrictModel
+from pipeline.io.tables import required_columns
 from pipeline.system.library_internals import json_chunks
 
 RECORD_VERSION = 2  # 2: regions have a root
@@ -25,11 +26,7 @@ Box = tuple[float, float, float, float]
 Span = tuple[int, int]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Region(_Strict):
+class Region(StrictModel):
     """One labelled box.
 
     In a grounding record ``tokens_positive`` are the caption spans that name the box. In a
@@ -53,7 +50,7 @@ class Region(_Strict):
         return self
 
 
-class GroundingRecord(_Strict):
+class GroundingRecord(StrictModel):
     """Labels of one image: ``key.json`` beside ``key.jpg`` in a training shard.
 
     A "grounding" record has a caption whose spans name its regions. A "detection" record has
@@ -103,13 +100,11 @@ class GroundingRecord(_Strict):
         return "".join(_json_chunks(data, 0)).encode()
 
 
-class ImageLink(_Strict):
-    """``KEY.link`` in a shard without images: the byte range of an image in another, uncompressed
-    tar.
+class ImageLink(StrictModel):
+    """``KEY.link`` in a shard without images: byte range of an image in another, uncompressed tar.
 
-    shard: URL, or path relative to the linking shard's folder. shard_bytes: size of the linked
-    shard when the link was made; a different size means that it was rewritten and the offset is
-    invalid. offset, bytes: of the image.
+    shard: URL, or path relative to the linking shard's folder. shard_bytes: the linked shard's size
+    when the link was made; with another size it was rewritten. offset, bytes: of the image.
     """
 
     shard: str
@@ -119,7 +114,7 @@ class ImageLink(_Strict):
     extension: str
 
 
-class DatasetCard(_Strict):
+class DatasetCard(StrictModel):
     """Description of a data set: ``<dataset>.dataset.json`` beside its training shards."""
 
     name: str
@@ -134,36 +129,20 @@ class DatasetCard(_Strict):
 # in the shard's phrases file.
 
 PHRASES = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("phrase", pa.string(), nullable=False),
-        pa.field("root", pa.string(), nullable=False),
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("end", pa.int32(), nullable=False),
-    ]
+    required_columns(pa.string(), "key", "caption", "phrase", "root") + required_columns(pa.int32(), "start", "end")
 )
 """``root``: lemma of the phrase's head noun, with its compounds: "traffic light"."""
 
 REGIONS = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("phrase_row", pa.int32(), nullable=False),
-        pa.field("phrase", pa.string(), nullable=False),
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("end", pa.int32(), nullable=False),
-        pa.field("x1", pa.float32(), nullable=False),
-        pa.field("y1", pa.float32(), nullable=False),
-        pa.field("x2", pa.float32(), nullable=False),
-        pa.field("y2", pa.float32(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-        pa.field("token_mean", pa.float32(), nullable=False),
-        pa.field("token_min", pa.float32(), nullable=False),
-        pa.field("token_max", pa.float32(), nullable=False),
+        *required_columns(pa.string(), "key"),
+        *required_columns(pa.int32(), "phrase_row"),
+        *required_columns(pa.string(), "phrase"),
+        *required_columns(pa.int32(), "start", "end"),
+        *required_columns(pa.float32(), "x1", "y1", "x2", "y2", "score", "token_mean", "token_min", "token_max"),
         pa.field("centerness", pa.float32()),
-        pa.field("rank", pa.int16(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
+        *required_columns(pa.int16(), "rank"),
+        *required_columns(pa.int32(), "height", "width"),
     ]
 )
 """``rank``: index among the phrase's regions, from 0, by descending score. ``height``, ``width``:

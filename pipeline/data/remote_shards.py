@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import IO
 
 from pipeline.errors import InputError, RunError
@@ -58,7 +58,7 @@ def tar_stream(url: str) -> Iterator[tarfile.TarFile]:
     """
     with _run_errors(url):
         source = open_file(url)
-    with closing(source):
+    with source:
         file = _RunErrorFile(url, source)
         with tarfile.open(fileobj=file, mode="r|", bufsize=CHUNK_BYTES) as tar:  # type: ignore[call-overload]
             yield tar

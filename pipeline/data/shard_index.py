@@ -1,6 +1,4 @@
-"""Index of the records in a training shard: built from its tar headers once, and cached while the
-shard is unchanged.
-"""
+"""Index of a training shard's records, built from its tar headers and cached by file version."""
 
 from __future__ import annotations
 
@@ -90,10 +88,7 @@ class ShardIndex:
 
 
 def index_shard(shard: str, version: FileVersion | None = None) -> ShardIndex:
-    """Index of a training shard, from the cache or from its tar headers.
-
-    Args:
-        version: version of the shard, if already known.
+    """Index of a training shard, from the cache or its tar headers; ``version``: its own, if known.
 
     Raises:
         InputError, RunError: as :func:`read_headers`.

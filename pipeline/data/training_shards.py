@@ -16,6 +16,7 @@ from pipeline.data.remote_shards import read_exactly
 from pipeline.data.shard_index import LINK, ByteRange, index_shard
 from pipeline.errors import InputError, RunError
 from pipeline.io.paths import is_url, stem
+from pipeline.io.strict_model import problem_lines
 
 T = TypeVar("T")
 
@@ -62,9 +63,7 @@ class ShardSet:
         try:
             return GroundingRecord.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(p) for p in first["loc"])
-            raise InputError(f"{self.name(shard, row)}: {field}: {first['msg']}") from None
+            raise InputError(problem_lines(error, self.name(shard, row))[0]) from None
 
     def image(self, shard: int, row: int) -> bytes:
         """Encoded image of a record, from its shard or from the crawl shard that it links to.
@@ -78,7 +77,7 @@ class ShardSet:
         if kind != LINK:
             return data
         try:
-            return self._links.read(self.shards[shard], data)[1]
+            return self._links.read(self.shards[shard], data)
         except InputError as error:
             raise RunError(str(error)) from None
 

@@ -80,7 +80,7 @@ class ImageSet:
                 raise InputError(f"{shard}: has no image {key} any more")
             return image.data
         data = read_range(shard, offset, size)
-        return LinkReader().read(shard, data)[1] if data.startswith(b"{") else data  # a link is JSON
+        return LinkReader().read(shard, data) if data.startswith(b"{") else data  # a link is JSON
 
     def images(self, part: str, problems: TarProblems) -> Iterator[SetImage]:
         """Images of a part, in order."""
@@ -104,7 +104,7 @@ def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> SetImage:
     if "link" not in sample.files:
         return SetImage(sample.key, problem=ImageError("no_image", "the sample has no image"))
     offset, size = sample.offsets.get("link"), len(sample.files["link"])
-    return SetImage(sample.key, links.read(shard, sample.files["link"])[1], offset=offset, size=size)
+    return SetImage(sample.key, links.read(shard, sample.files["link"]), offset=offset, size=size)
 
 
 def shard_set(name: str, shards: Sequence[str]) -> ImageSet:

@@ -1,6 +1,5 @@
-"""Demo data: scenes of coloured glyphs with captions and labels, a crawl and held-out scenes,
-generated in seconds.
+"""Generator of demo data: scenes of coloured glyphs with captions, labels and a crawl.
 
-The entry points are :func:`pipeline.demo.generate.generate_demo` and the command
-``make-demo-data``. ``data_manifests/demo.yaml`` lists the nouns, colours and fonts.
+Entry point: :func:`pipeline.demo.generate.generate_demo`. ``data_manifests/demo.yaml`` lists the
+nouns, colours and fonts.
 """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config import Config
+from pipeline.config.base import UnitFloat
+from pipeline.io.strict_model import StrictModel
 
 
 class DemoDataConfig(Config):
@@ -37,17 +39,15 @@ class DemoDataConfig(Config):
     max_overlap: float = Field(
         0.05, ge=0, le=0.5, description="maximum overlap of two things, as a share of the smaller box's area"
     )
-    same_noun_share: float = Field(0.8, ge=0, le=1, description="share of grounding scenes with two things of one noun")
-    colour_share: float = Field(0.92, ge=0, le=1, description="share of phrases that name the colour")
-    size_share: float = Field(0.4, ge=0, le=1, description="share of phrases that name the size")
-    repeat_colour_share: float = Field(
-        0.2, ge=0, le=1, description="share of crawled scenes in which colours may repeat"
+    same_noun_share: UnitFloat = Field(0.8, description="share of grounding scenes with two things of one noun")
+    colour_share: UnitFloat = Field(0.92, description="share of phrases that name the colour")
+    size_share: UnitFloat = Field(0.4, description="share of phrases that name the size")
+    repeat_colour_share: UnitFloat = Field(0.2, description="share of crawled scenes in which colours may repeat")
+    unmentioned_share: UnitFloat = Field(
+        0.15, description="share of captions of scenes with 3 or 4 things that do not mention one of them"
     )
-    unmentioned_share: float = Field(
-        0.15, ge=0, le=1, description="share of captions of scenes with 3 or 4 things that do not mention one of them"
-    )
-    useless_share: float = Field(0.03, ge=0, le=1, description="share of crawled captions without a description")
-    broken_share: float = Field(0.01, ge=0, le=1, description="share of crawled images that are not a whole JPEG")
+    useless_share: UnitFloat = Field(0.03, description="share of crawled captions without a description")
+    broken_share: UnitFloat = Field(0.01, description="share of crawled images that are not a whole JPEG")
     train_fonts: tuple[str, ...] = Field((), description="fonts of labelled and crawled scenes; (): the manifest's")
     validation_fonts: tuple[str, ...] = Field((), description="fonts of val_*; (): the manifest's")
     evaluation_fonts: tuple[str, ...] = Field((), description="fonts of eval_*; (): the manifest's")
@@ -61,10 +61,8 @@ class DemoDataConfig(Config):
         return self
 
 
-class SetSummary(BaseModel):
+class SetSummary(StrictModel):
     """Counts of one set of the demo data, and the digest of its files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     kind: Literal["detection", "grounding", "crawl", "gold", "evaluation"]
@@ -79,10 +77,8 @@ class SetSummary(BaseModel):
     sha256: str = Field(description="SHA-256 of the sorted lines 'sha256 name' of its files")
 
 
-class DemoDataSummary(BaseModel):
+class DemoDataSummary(StrictModel):
     """Content of a generated folder: its ``summary.json``, written last."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     fingerprint: str
     config: DemoDataConfig

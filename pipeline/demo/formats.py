@@ -14,22 +14,14 @@ import pyarrow as pa
 from pipeline.demo.captions import Caption, Phrase
 from pipeline.demo.scenes import Box, Scene
 from pipeline.io.atomic import write_atomic, write_json
-from pipeline.io.tables import write_table
+from pipeline.io.tables import required_columns, write_table
 from pipeline.io.tars import write_tar
 
 GOLD = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("phrase", pa.string(), nullable=False),
-        pa.field("noun", pa.string(), nullable=False),
-        pa.field("novel", pa.bool_(), nullable=False),
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("end", pa.int32(), nullable=False),
-        pa.field("x1", pa.float32(), nullable=False),
-        pa.field("y1", pa.float32(), nullable=False),
-        pa.field("x2", pa.float32(), nullable=False),
-        pa.field("y2", pa.float32(), nullable=False),
-    ]
+    required_columns(pa.string(), "key", "phrase", "noun")
+    + required_columns(pa.bool_(), "novel")
+    + required_columns(pa.int32(), "start", "end")
+    + required_columns(pa.float32(), "x1", "y1", "x2", "y2")
 )
 """``crawl_gold/*.parquet``: one row per phrase of a valid image, in the order of shard and caption.
 
@@ -64,18 +56,12 @@ def coco_detection(scenes: Sequence[Scene], nouns: Sequence[str], description: s
         images.append(_image(image_id, scene))
         for thing, box in zip(scene.things, scene.boxes, strict=True):
             annotations.append(_annotation(len(annotations) + 1, image_id, ids[thing.noun], box))
-    return {
-        "info": {"description": description, "version": "1"},
-        "licenses": [],
-        "categories": [{"id": i, "name": noun, "supercategory": "glyph"} for noun, i in ids.items()],
-        "images": images,
-        "annotations": annotations,
-    }
+    categories = [{"id": i, "name": noun, "supercategory": "glyph"} for noun, i in ids.items()]
+    return _instances(description, categories, images, annotations)
 
 
 def mdetr_grounding(scenes: Sequence[Scene], captions: Sequence[Caption], description: str) -> dict[str, Any]:
-    """MDETR's JSON: COCO's with a caption per image and ``tokens_positive`` (lists of [start, end))
-    per box.
+    """MDETR's JSON: COCO's with a caption per image and ``tokens_positive`` ([start, end)s) per box.
 
     Things that the caption does not mention have no annotation. ``tokens_negative`` is the whole
     caption, as in MDETR's mixed set.
@@ -94,10 +80,14 @@ def mdetr_grounding(scenes: Sequence[Scene], captions: Sequence[Caption], descri
         for phrase in caption.phrases:
             row = _annotation(len(annotations) + 1, image_id, 1, scene.boxes[phrase.thing])
             annotations.append(row | {"tokens_positive": [[phrase.start, phrase.end]]})
+    return _instances(description, [{"id": 1, "name": "object", "supercategory": "object"}], images, annotations)
+
+
+def _instances(description: str, categories: list[Any], images: list[Any], annotations: list[Any]) -> dict[str, Any]:
     return {
         "info": {"description": description, "version": "1"},
         "licenses": [],
-        "categories": [{"id": 1, "name": "object", "supercategory": "object"}],
+        "categories": categories,
         "images": images,
         "annotations": annotations,
     }
@@ -125,9 +115,7 @@ def image_name(image_id: int) -> str:
 def write_labelled(
     folder: Path, annotations: dict[str, Any], scenes: Sequence[Scene], quality: int, **others: dict[str, Any]
 ) -> None:
-    """Write ``images/``, the other JSON files, and last ``annotations.json``, which marks the set
-    as complete.
-    """
+    """Write ``images/``, the other JSON files and last ``annotations.json``: the set is complete."""
     (folder / "images").mkdir(parents=True)
     for image_id, scene in enumerate(scenes, start=1):
         (folder / "images" / image_name(image_id)).write_bytes(scene.jpeg(quality))
@@ -137,13 +125,10 @@ def write_labelled(
 
 
 def write_crawl_shard(folder: Path, shard: int, samples: Sequence[CrawlSample]) -> list[str]:
-    """Write a shard in img2dataset's layout: ``00000.tar`` (jpg, json, txt), ``.parquet``,
-    ``_stats.json``.
+    """Write ``00000.tar`` (jpg, json, txt), ``00000.parquet`` and ``00000_stats.json`` as img2dataset.
 
-    All times are 0, so that the output is deterministic.
-
-    Returns:
-        Keys of the samples, nine digits: shard and number.
+    All times are 0, so that the output is deterministic. Returns the samples' keys, nine digits:
+    shard and number.
     """
     keys = [f"{shard:05d}{number:04d}" for number in range(len(samples))]
     rows = [_meta(key, sample) for key, sample in zip(keys, samples, strict=True)]
@@ -175,19 +160,8 @@ def write_gold(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def gold_row(key: str, caption: Caption, phrase: Phrase, scene: Scene, novel: Collection[str]) -> dict[str, Any]:
     """Row of :data:`GOLD`. ``novel``: nouns without human labels."""
     noun = scene.things[phrase.thing].noun
-    x1, y1, x2, y2 = scene.boxes[phrase.thing]
-    return {
-        "key": key,
-        "phrase": caption.words(phrase),
-        "noun": noun,
-        "novel": noun in novel,
-        "start": phrase.start,
-        "end": phrase.end,
-        "x1": x1,
-        "y1": y1,
-        "x2": x2,
-        "y2": y2,
-    }
+    words = (key, caption.words(phrase), noun, noun in novel, phrase.start, phrase.end)
+    return dict(zip(GOLD.names, words + scene.boxes[phrase.thing], strict=True))
 
 
 def _image(image_id: int, scene: Scene) -> dict[str, Any]:

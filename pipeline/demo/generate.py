@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,14 +47,12 @@ Nouns = Literal["base", "novel", "base and novel", "photographs"]
 
 
 def generate_demo(
-    out: Path, config: DemoDataConfig, *, progress: Progress | None = None, check_only: bool = False
+    out: Path, config: DemoDataConfig, *, progress: Progress = Silent(), check_only: bool = False
 ) -> DemoDataSummary:
     """Generate all sets below ``out``, as described in ``data_manifests/demo.yaml``.
 
-    A folder that already has the output of these settings is left unchanged; the sets of other settings are replaced.
-
-    Args:
-        check_only: do not generate anything.
+    A folder that already has the output of these settings is left unchanged; the sets of other
+    settings are replaced. ``check_only``: do not generate anything.
 
     Raises:
         InputError: a font or a photograph is missing, a font family is in two splits, or ``out`` has other files.
@@ -75,7 +74,7 @@ def generate_demo(
     if check_only:
         raise WorkLeft
     _clear(out)
-    made = list(_Generator(out, config, manifest, families, progress or Silent()).run())
+    made = list(_Generator(out, config, manifest, families, progress).run())
     summary = DemoDataSummary(
         fingerprint=fingerprint,
         config=config,
@@ -137,21 +136,15 @@ class _Generator:
             things = plans.detection_things(nouns, self._colours, rng)
             scenes.append(self._painters["train"].paint(things, rng))
         labels = formats.coco_detection(scenes, nouns, "demo detection set: BASE nouns by name")
-        formats.write_labelled(self.out / "detection", labels, scenes, self.config.jpeg_quality)
-        objects = len(labels["annotations"])
-        return self._summary("detection", "detection", "coco", "base", images=len(scenes), objects=objects)
+        return self._labelled("detection", "detection", "coco", "base", labels, scenes)
 
     def _grounding(self) -> SetSummary:
-        def plan(rng: Generator) -> list[Thing]:
-            return plans.grounding_things(self.manifest.base_nouns, self._colours, rng, self.config)
-
+        plan = partial(plans.grounding_things, self.manifest.base_nouns, self._colours, config=self.config)
         what = "demo grounding set: BASE nouns in captions"
         return self._captioned("grounding", self.config.grounding_scenes, plan, what, nouns=True)
 
     def _attributes(self) -> SetSummary:
-        def plan(rng: Generator) -> list[Thing]:
-            return plans.attribute_things(self.manifest.base_nouns, self._colours, rng)
-
+        plan = partial(plans.attribute_things, self.manifest.base_nouns, self._colours)
         what = "demo attributes set: things by their colours alone"
         return self._captioned("attributes", self.config.attributes_scenes, plan, what, nouns=False)
 
@@ -167,9 +160,7 @@ class _Generator:
             order = plans.mentioned_things(things, rng, self.config)
             captions.append(write_caption(things, order, rng, self.config, templates=PLAIN, style=False, nouns=nouns))
         labels = formats.mdetr_grounding(scenes, captions, what)
-        formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality)
-        objects = len(labels["annotations"])
-        return self._summary(name, "grounding", "mdetr", "base", images=len(scenes), objects=objects)
+        return self._labelled(name, "grounding", "mdetr", "base", labels, scenes)
 
     def _crawl(self) -> Iterator[SetSummary]:
         total, per_shard = self.config.crawled_scenes, self.config.shard_size
@@ -230,9 +221,14 @@ class _Generator:
         title = f"demo {name}: four different {which.upper()} nouns a scene"
         labels = formats.coco_detection(scenes, nouns, title)
         prompts = formats.prompts(scenes, nouns)
-        formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality, prompts=prompts)
-        objects = len(labels["annotations"])
-        return self._summary(name, "evaluation", "coco", which, images=count, objects=objects)
+        return self._labelled(name, "evaluation", "coco", which, labels, scenes, prompts=prompts)
+
+    def _labelled(
+        self, name: str, kind: str, form: str, nouns: Nouns, labels: dict[str, Any], scenes: Sequence[Scene],
+        **others: dict[str, Any],
+    ) -> SetSummary:  # fmt: skip
+        formats.write_labelled(self.out / name, labels, scenes, self.config.jpeg_quality, **others)
+        return self._summary(name, kind, form, nouns, images=len(scenes), objects=len(labels["annotations"]))
 
     def _counted(self, name: str, total: int) -> Iterator[int]:
         self.progress.begin(name, total, "scenes")

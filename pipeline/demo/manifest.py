@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from pipeline.demo.config import DemoDataConfig
 from pipeline.errors import InputError
 from pipeline.io.hashing import digest_file
+from pipeline.io.strict_model import StrictModel, problem_lines
+from pipeline.io.strict_yaml import read_yaml
 
 MANIFEST = Path(__file__).resolve().parents[2] / "data_manifests" / "demo.yaml"
 SPLITS = ("train", "validation", "evaluation")
@@ -21,11 +22,7 @@ Split = Literal["train", "validation", "evaluation"]
 RGB = tuple[int, int, int]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FontEntry(_Entry):
+class FontEntry(StrictModel):
     """A font family: its file in an installed package, its licence, and its glyphs of each noun."""
 
     title: str
@@ -70,7 +67,7 @@ class FontEntry(_Entry):
         return characters
 
 
-class PhotoEntry(_Entry):
+class PhotoEntry(StrictModel):
     """A photograph in an installed package, and its caption."""
 
     package: str
@@ -80,7 +77,7 @@ class PhotoEntry(_Entry):
     caption: str
 
 
-class DemoManifest(_Entry):
+class DemoManifest(StrictModel):
     """Parts of the manifest used by the generator."""
 
     base_nouns: tuple[str, ...]
@@ -148,15 +145,12 @@ def load_manifest(path: Path = MANIFEST) -> DemoManifest:
         InputError: the file is missing, not YAML, or a field is invalid.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = read_yaml(path.read_text(), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; want a checkout of the project, which has it") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: want a mapping, found {type(data).__name__}")
     try:
         return DemoManifest.model_validate({k: v for k, v in data.items() if k in DemoManifest.model_fields})
     except ValidationError as error:
-        lines = [f"{path.name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(problem_lines(error, path.name))) from None

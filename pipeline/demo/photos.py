@@ -14,8 +14,7 @@ from pipeline.demo.scenes import encode_jpeg
 def write_photo_shard(
     out: Path, *, manifest: DemoManifest | None = None, max_side: int = 384, quality: int = 90
 ) -> int:
-    """Write ``photos/00000.tar`` (with its parquet and stats) below ``out``; returns the number of
-    photographs.
+    """Write the crawled shard ``photos/00000`` below ``out``; returns its number of photographs.
 
     Photographs with a side longer than ``max_side`` pixels are resized; greyscale ones stay
     greyscale; transparency becomes white.

@@ -20,10 +20,9 @@ def detection_things(nouns: Sequence[str], colours: Sequence[str], rng: Generato
 def grounding_things(
     nouns: Sequence[str], colours: Sequence[str], rng: Generator, config: DemoDataConfig
 ) -> list[Thing]:
-    """2 to 4 things; in ``same_noun_share`` of scenes the first two have the same noun and differ
-    in colour or size.
+    """2 to 4 things; in ``same_noun_share`` of scenes the first two share a noun.
 
-    Every fifth such pair differs only in size, so that both kinds of adjectives are informative.
+    They differ in colour, every fifth pair only in size, so that both adjectives are informative.
     """
     n = _count(rng)
     chosen = [str(noun) for noun in rng.choice(list(nouns), size=n, replace=False)]

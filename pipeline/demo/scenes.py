@@ -36,9 +36,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene. pixels: RGB (height, width, 3). boxes: tight boxes of the things, absolute
-    xyxy in pixels.
-    """
+    """A rendered scene. pixels: RGB (height, width, 3). boxes: tight, absolute xyxy in pixels."""
 
     pixels: Pixels
     things: tuple[Thing, ...]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.filtering.gold import gold_tables, match, read_gold
+from pipeline.filtering.gold import GoldMatcher, gold_tables, read_gold
 from pipeline.filtering.store import RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards

@@ -1,6 +1,4 @@
-"""calibrate: finds the lowest threshold that reaches a precision on gold boxes, for each band of
-phrase frequency.
-"""
+"""Lowest threshold that reaches a precision on gold boxes, for each band of phrase frequency."""
 
 from __future__ import annotations
 
@@ -40,12 +38,8 @@ def wilson(correct: Any, n: Any) -> tuple[Any, Any]:
 class Sample:
     """Labels in images with gold boxes.
 
-    Attributes:
-        score: (n,) scores of the labels.
-        correct: (n,) whether they match their gold box.
-        gold: (n,) indices of their gold boxes, -1 for none.
-        band: (n,) their frequency bands.
-        gold_band: (m,) frequency bands of the gold boxes.
+    score (n,); correct (n,): they match their gold box; gold (n,): its index, -1 for none; band
+    (n,): frequency band; gold_band (m,): bands of the gold boxes.
     """
 
     score: np.ndarray
@@ -67,7 +61,7 @@ def calibrate(
     by: Literal["estimate", "lower"] = "estimate",
     min_labels: int = 50,
     iou: float = 0.5,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> Thresholds:
     """Find thresholds on a sample of regions with gold boxes, and write them to ``out``.
 
@@ -99,7 +93,6 @@ def calibrate(
     golds = {name: path for name, path in gold_tables(gold).items() if name in {stem(p) for p in regions}}
     if not golds:
         raise InputError(f"{gold}: has no gold table with the name of a shard")
-    progress = progress or Silent()
     progress.begin("calibrate", len(golds), "shards")
     rules = config.model_copy(update=CALIBRATION_OVERRIDES)
     samples, boxes = [], 0
@@ -113,7 +106,11 @@ def calibrate(
         "regions": digest_json({stem(p): digest_file(p) for p in regions if stem(p) in golds}),
         "gold": digest_json({name: digest_file(p) for name, p in golds.items()}),
     } | ({} if counts is None else {"counts": digest_file(counts)})
-    result = fit(sample, starts, precision, by, min_labels, iou=iou, rules=versioned(rules), inputs=inputs)
+    pooled, fits = fit(sample, starts, precision, by, min_labels)
+    result = Thresholds(
+        precision=precision, by=by, min_labels=min_labels, iou=iou, rules=versioned(rules), inputs=inputs,
+        pooled=pooled, bands=fits,
+    )  # fmt: skip
     write_json(out, result.model_dump(mode="json"))
     return result
 
@@ -142,17 +139,9 @@ def _sample(
 
 
 def fit(
-    sample: Sample,
-    starts: list[int],
-    precision: float,
-    by: Literal["estimate", "lower"],
-    min_labels: int,
-    *,
-    iou: float,
-    rules: dict[str, Any],
-    inputs: dict[str, str],
-) -> Thresholds:
-    """Find the thresholds of all bands; arguments as of :func:`calibrate`."""
+    sample: Sample, starts: list[int], precision: float, by: Literal["estimate", "lower"], min_labels: int
+) -> tuple[Fit, tuple[Band, ...]]:
+    """Find the thresholds of all labels together and of each band; arguments as of :func:`calibrate`."""
     all_labels = np.ones(len(sample.score), bool)
     pooled = _fit(sample, all_labels, len(sample.gold_band), precision, by, min_labels)
     bands = []
@@ -173,16 +162,7 @@ def fit(
             f"calibrate: no threshold reaches precision {precision} ({pooled.labels} labels in images with gold, "
             f"{pooled.correct} correct{best}); want a lower precision or --min-labels"
         )
-    return Thresholds(
-        precision=precision,
-        by=by,
-        min_labels=min_labels,
-        iou=iou,
-        rules=rules,
-        inputs=inputs,
-        pooled=pooled,
-        bands=tuple(bands),
-    )
+    return pooled, tuple(bands)
 
 
 def _fit(

@@ -1,4 +1,4 @@
-"""count-phrases: counts phrase texts in a store, as balancing and frequency bands require."""
+"""Counts of phrase texts in a store, as balancing and frequency bands require."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ def count_phrases(
     thresholds: str | Path | None = None,
     counts: str | Path | None = None,
     min_count: int = 10,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> tuple[int, OutputFile]:
-    """Count mentions of each phrase text, and regions kept by the rules (without ``balance_to``),
-    and write them.
+    """Write each phrase text's mentions and its regions kept by the rules (without ``balance_to``).
 
     Two passes over the store: the first counts in hash buckets, so that memory (256 MiB) does not
     grow with the number of distinct texts; the second counts exactly the texts whose bucket reached
@@ -46,7 +45,6 @@ def count_phrases(
     require_files(regions)
     config = config.model_copy(update={"balance_to": None})
     fitted = load_tables(thresholds, counts)
-    progress = progress or Silent()
     progress.begin("count-phrases", 2 * len(regions), "shards")
     buckets = np.zeros(BUCKETS, np.uint32)
     for path in regions:

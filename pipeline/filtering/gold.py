@@ -38,8 +38,7 @@ class Gold:
 
     def has(self, keys: pa.Array) -> np.ndarray:
         """(n,) True for keys of images with gold boxes."""
-        has_gold: np.ndarray = pc.is_in(keys, value_set=self.keys).to_numpy(zero_copy_only=False)
-        return has_gold
+        return np.asarray(pc.is_in(keys, value_set=self.keys))
 
 
 def read_gold(path: str | Path) -> Gold:
@@ -135,9 +134,7 @@ def _rows_of_same_phrase(gold: Gold) -> list[np.ndarray]:
 
 
 def _by_image(gold: Gold, keys: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gold rows ordered by image, and for each of ``keys`` its first position in this order and its
-    number of rows.
-    """
+    """(gold rows ordered by image, each key's first position in this order, its number of rows)."""
     image = pc.fill_null(pc.index_in(gold.keys, value_set=keys), -1).to_numpy(zero_copy_only=False)
     order = np.argsort(image, kind="stable")
     size = np.bincount(image[image >= 0], minlength=len(keys))

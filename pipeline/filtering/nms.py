@@ -13,23 +13,18 @@ def pair_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inner = side[:, 0] * side[:, 1]
     area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        iou: np.ndarray = inner / (area_a + area_b - inner)
-    return iou
+        return np.asarray(inner / (area_a + area_b - inner))
 
 
 def suppress(
     boxes: np.ndarray, score: np.ndarray, group: np.ndarray, iou: float, *, spare: np.ndarray | None = None
 ) -> np.ndarray:
-    """(n,) True for boxes suppressed by a kept, better box of the same group with a larger IoU than
-    ``iou``.
+    """(n,) True for boxes whose IoU with a kept, better box of the same group is above ``iou``.
 
     Equivalent to torchvision's ``batched_nms``; of equal scores the earlier row is better.
 
-    Args:
-        boxes: (n, 4) xyxy.
-        score: (n,).
-        group: (n,) integers; boxes of different groups do not suppress each other.
-        spare: (n,) integers; boxes with equal values do not suppress each other.
+    boxes (n, 4) xyxy; score (n,); group (n,) integers: only boxes of one group suppress each other;
+    spare (n,) integers: boxes with equal values do not.
     """
     order = np.lexsort((-score, group))  # stable: of equal scores the earlier row comes first
     boxes = boxes[order].astype(np.float64)
@@ -77,5 +72,4 @@ def run_lengths(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:
     """Concatenation of 0, 1, ..., size - 1 for each of ``sizes``."""
-    ranges: np.ndarray = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return ranges
+    return np.asarray(np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes))

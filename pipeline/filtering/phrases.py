@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,19 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.io.hashing import digest_file
-from pipeline.io.tables import footer, read_table
+from pipeline.filtering.nms import run_lengths
+from pipeline.io.tables import footer, read_table, required_columns
 
-COUNTS = pa.schema(
-    [
-        pa.field("phrase", pa.string(), nullable=False),
-        pa.field("mentions", pa.int64(), nullable=False),
-        pa.field("kept", pa.int64(), nullable=False),
-    ]
-)
-"""``phrase``: text in lower case. ``mentions``: phrases of captions that have a region. ``kept``:
-regions kept by the rules.
-"""
+COUNTS = pa.schema(required_columns(pa.string(), "phrase") + required_columns(pa.int64(), "mentions", "kept"))
+"""``phrase``: in lower case. ``mentions``: of captions, with a region. ``kept``: regions kept."""
 
 
 def text_hashes(texts: pa.Array) -> np.ndarray:
@@ -52,7 +43,7 @@ class DistinctTexts:
         self._pending, self._rows = [], 0
         order = np.argsort(hashes, kind="stable")
         hashes, bits = hashes[order], bits[order]
-        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])) if len(hashes) else order
+        starts, _ = run_lengths(hashes)
         self._hashes, self._bits = hashes[starts], np.bitwise_or.reduceat(bits, starts) if len(starts) else bits
 
     def counts(self, filters: int) -> list[int]:
@@ -63,9 +54,7 @@ class DistinctTexts:
 
 @dataclass(frozen=True)
 class PhraseCounts:
-    """Output of count-phrases. ``hashes``: (n,) of the texts, sorted, without those below
-    ``min_count``.
-    """
+    """Output of count-phrases. ``hashes``: (n,) of the texts from ``min_count`` on, sorted."""
 
     hashes: np.ndarray
     mentions: np.ndarray
@@ -74,9 +63,7 @@ class PhraseCounts:
     rules: str
 
     def of(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) mentions and (n,) kept regions of texts in lower case; 0 for texts below
-        ``min_count``.
-        """
+        """(n,) mentions and (n,) kept regions of texts in lower case; 0 below ``min_count``."""
         hashes = text_hashes(texts)
         if not len(self.hashes):
             return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.int64)
@@ -86,16 +73,11 @@ class PhraseCounts:
 
 
 def read_counts(path: str | Path) -> PhraseCounts:
-    """Read a file of phrase counts; cached by content.
+    """Read a file of phrase counts.
 
     Raises:
         InputError: no such file, or not written by count-phrases.
     """
-    return _read_counts(str(path), digest_file(path))
-
-
-@lru_cache(maxsize=1)
-def _read_counts(path: str, digest: str) -> PhraseCounts:
     table = read_table(path, COUNTS)
     notes = footer(table.schema)
     if "min_count" not in notes:
@@ -107,12 +89,9 @@ def _read_counts(path: str, digest: str) -> PhraseCounts:
 
 
 def uniform(name: str, phrase_row: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(n,) pseudo-random numbers in [0, 1), functions of a region's shard name, phrase row and rank
-    (splitmix64's mixing).
-    """
+    """(n,) pseudo-random numbers in [0, 1) of regions by shard, phrase row and rank (splitmix64)."""
     seed = np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), "<u8")[0]
     x = seed + (phrase_row.astype(np.uint64) << np.uint64(16)) + rank.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    numbers: np.ndarray = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers
+    return np.asarray(((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53)

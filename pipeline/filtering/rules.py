@@ -125,8 +125,7 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
         )
     if config.score_by == "region_text":
         return shard.numbers("region_text")
-    geometric: np.ndarray = np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None))
-    return geometric
+    return np.asarray(np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None)))
 
 
 class RegionPool:
@@ -150,8 +149,7 @@ class RegionPool:
         """Share of the image, 0..1."""
         width, height = self.sides()
         image = self.shard.numbers("height").astype(np.float64) * self.shard.numbers("width")
-        share: np.ndarray = width * height / image
-        return share
+        return np.asarray(width * height / image)
 
     def per_image(self, values: np.ndarray | None = None) -> np.ndarray:
         """(images,) number of remaining regions of each image, or the sum of their ``values``."""
@@ -175,12 +173,9 @@ def below_threshold(pool: RegionPool) -> np.ndarray:
     if fitted is not None:
         codes, texts = pool.shard.texts()
         mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
-        limits: np.ndarray | float = fitted.of(mentions)[codes]
-    else:
-        limits = pool.config.threshold
-    inclusive = fitted is None and pool.config.include_equal
-    above: np.ndarray = pool.score >= limits if inclusive else pool.score > limits
-    return ~above
+        return np.asarray(~(pool.score > fitted.of(mentions)[codes]))  # also True for nan
+    threshold = pool.config.threshold
+    return ~(pool.score >= threshold if pool.config.include_equal else pool.score > threshold)
 
 
 def no_area(pool: RegionPool) -> np.ndarray:
@@ -197,20 +192,16 @@ def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
 
 
 def too_small(pool: RegionPool) -> np.ndarray | None:
-    bad = None
-    if pool.config.min_box_side > 0:
-        bad = np.minimum(*pool.sides()) < pool.config.min_box_side
-    if pool.config.min_area_share > 0:
-        small = pool.area_share() < pool.config.min_area_share
-        bad = small if bad is None else bad | small
-    return bad
+    side, share = pool.config.min_box_side, pool.config.min_area_share
+    if not (side or share):
+        return None
+    return np.asarray((np.minimum(*pool.sides()) < side) | (pool.area_share() < share))
 
 
 def too_large(pool: RegionPool) -> np.ndarray | None:
     if pool.config.max_area_share >= 1:
         return None
-    large: np.ndarray = pool.area_share() > pool.config.max_area_share
-    return large
+    return pool.area_share() > pool.config.max_area_share
 
 
 def aspect(pool: RegionPool) -> np.ndarray | None:
@@ -218,8 +209,7 @@ def aspect(pool: RegionPool) -> np.ndarray | None:
         return None
     width, height = pool.sides()
     with np.errstate(divide="ignore", invalid="ignore"):
-        elongated: np.ndarray = np.maximum(width / height, height / width) > pool.config.max_aspect
-    return elongated
+        return np.asarray(np.maximum(width / height, height / width) > pool.config.max_aspect)
 
 
 def same_text_overlap(pool: RegionPool) -> np.ndarray | None:
@@ -253,8 +243,7 @@ def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
     if pool.config.image_threshold is None:
         return None
     counts = pool.per_image((pool.score > pool.config.image_threshold).astype(np.int64))
-    low: np.ndarray = counts[pool.shard.keys()[0]] < 1
-    return low
+    return np.asarray(counts[pool.shard.keys()[0]] < 1)
 
 
 def image_score_low(pool: RegionPool) -> np.ndarray | None:
@@ -262,8 +251,7 @@ def image_score_low(pool: RegionPool) -> np.ndarray | None:
         return None
     value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
-    low: np.ndarray = ~(mean > pool.config.min_image_score)[pool.shard.keys()[0]]
-    return low
+    return np.asarray(~(mean > pool.config.min_image_score)[pool.shard.keys()[0]])
 
 
 def phrase_cap(pool: RegionPool) -> np.ndarray | None:
@@ -275,9 +263,7 @@ def phrase_cap(pool: RegionPool) -> np.ndarray | None:
 
 
 def balanced_away(pool: RegionPool) -> np.ndarray | None:
-    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): each of a text's n > t entries is kept
-    with probability t / n.
-    """
+    """MetaCLIP's balancing (Demystifying CLIP Data, 3.4): a text's n > t entries stay with p = t / n."""
     if pool.config.balance_to is None:
         return None
     assert pool.fitted.counts is not None
@@ -285,8 +271,7 @@ def balanced_away(pool: RegionPool) -> np.ndarray | None:
     _, kept = pool.fitted.counts.of(texts)
     share = pool.config.balance_to / np.maximum(kept, 1)
     number = uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank"))
-    dropped: np.ndarray = number >= share[codes]
-    return dropped
+    return np.asarray(number >= share[codes])
 
 
 def too_few_regions(pool: RegionPool) -> np.ndarray | None:
@@ -307,8 +292,10 @@ KEEP, IGNORE, BELOW = 0, 1, 2
 
 @dataclass(frozen=True)
 class FilterResult:
-    """Result for a shard. ``reason``: (size,) indices into REASONS and, behind them, ``extra``, the
-    names of the extra rules. ``unread``: number of regions with too low scores.
+    """Result for a shard.
+
+    reason: (size,) indices into REASONS and, behind them, ``extra``, the names of the extra rules.
+    unread: number of regions with too low scores.
     """
 
     reason: np.ndarray
@@ -318,14 +305,12 @@ class FilterResult:
     @property
     def keeps(self) -> np.ndarray:
         """(size,) True for labels."""
-        keeps: np.ndarray = self.reason == KEEP
-        return keeps
+        return np.asarray(self.reason == KEEP)
 
     @property
     def stays(self) -> np.ndarray:
         """(size,) True for labels and ignore regions."""
-        stays: np.ndarray = self.reason <= IGNORE
-        return stays
+        return self.reason <= IGNORE
 
     def counts(self) -> dict[str, int]:
         """Number of regions by reason, including "keep"; the sum is the shard's number of regions."""
@@ -336,8 +321,7 @@ class FilterResult:
 
 
 def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables = FilterTables()) -> FilterResult:
-    """Apply the rules to a shard opened by :func:`open_regions` for the same rules, or for lower
-    thresholds.
+    """Apply the rules to a shard that :func:`open_regions` opened for them, or for lower thresholds.
 
     Raises:
         InputError: the shard lacks a column that a rule needs, an extra rule returns no mask, or as

@@ -105,8 +105,7 @@ class RegionShard:
         return values if self._mask is None else values.filter(self._mask)
 
     def table(self, selected: np.ndarray, schema: pa.Schema) -> pa.Table:
-        """Columns of ``schema`` for the rows ``selected`` (size,); missing nullable columns are
-        null.
+        """Columns of ``schema`` for the rows ``selected`` (size,); missing nullable ones are null.
 
         Frees the columns, so it must be the last access.
         """

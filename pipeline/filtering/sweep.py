@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.filtering.fitted import FilterTables, load_tables
+from pipeline.filtering.fitted import FilterTables
 from pipeline.filtering.gold import Gold, GoldMatcher, gold_tables, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
 from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
@@ -30,7 +30,7 @@ def sweep(
     *,
     gold: str | Path | None = None,
     iou: float = 0.5,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),
 ) -> dict[str, Any]:
     """Apply the rules with each threshold of a grid. Every column is read once, for all thresholds.
 
@@ -56,13 +56,12 @@ def sweep(
             "balance_to: phrases are counted for one threshold, so --sweep cannot apply it; sweep without it "
             "(--set balance_to=null), then run count-phrases with the chosen threshold"
         )
-    fitted = load_tables(None, None)
+    fitted = FilterTables()
     configs = [config.model_copy(update={"threshold": t, "ignore_above": None}) for t in grid]
     golds = {} if gold is None else gold_tables(gold)
     total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found
     store = np.zeros(3, np.int64)  # regions, images, gold boxes
     texts = DistinctTexts()
-    progress = progress or Silent()
     progress.begin("filter-boxes --sweep", len(regions), "shards")
     for path in regions:
         shard = open_regions(path, configs[0], fitted)

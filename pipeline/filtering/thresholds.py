@@ -1,6 +1,4 @@
-"""Calibrated thresholds, one per band of phrase frequency: the file that calibrate writes and
-filter-boxes reads.
-"""
+"""Calibrated thresholds by band of phrase frequency, as calibrate writes and filter-boxes reads."""
 
 from __future__ import annotations
 
@@ -8,26 +6,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import InputError
 from pipeline.io.files import read_bytes
+from pipeline.io.strict_model import StrictModel, problem_lines
 
 CALIBRATION_OVERRIDES: dict[str, Any] = {
     "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
     "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
 }  # fmt: skip
-"""Settings during calibration: rules that depend on the threshold or on other images are disabled.
-"""
+"""Settings during calibration, without rules that depend on the threshold or on other images."""
 Status = Literal["fitted", "pooled", "closed"]
 
 
-class Fit(BaseModel):
-    """Result for a set of labels. ``threshold`` None: no threshold reaches the precision, and
-    nothing is kept.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Fit(StrictModel):
+    """Result for a set of labels. ``threshold`` None: none reaches the precision, nothing is kept."""
 
     labels: int = Field(description="regions kept by the other rules, in images with gold boxes")
     correct: int = Field(description="labels that match a gold box of their phrase")
@@ -53,10 +47,8 @@ class Band(Fit):
     status: Status
 
 
-class Thresholds(BaseModel):
+class Thresholds(StrictModel):
     """Content of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
     precision: float
@@ -92,14 +84,12 @@ class Thresholds(BaseModel):
     def of(self, mentions: np.ndarray) -> np.ndarray:
         """(n,) float32 thresholds by a phrase's mentions (n,); inf if nothing is kept."""
         values = [np.inf if b.threshold is None else b.threshold for b in self.bands]
-        thresholds: np.ndarray = np.array(values, np.float32)[band_of([b.from_mentions for b in self.bands], mentions)]
-        return thresholds
+        return np.array(values, np.float32).take(band_of([b.from_mentions for b in self.bands], mentions))
 
 
 def band_of(starts: list[int], mentions: np.ndarray) -> np.ndarray:
     """(n,) indices of the bands, which begin at ``starts``, of numbers of mentions (n,)."""
-    bands: np.ndarray = np.searchsorted(np.array(starts), mentions, side="right") - 1
-    return bands
+    return np.searchsorted(np.array(starts), mentions, side="right") - 1
 
 
 def read_thresholds(path: str | Path) -> Thresholds:
@@ -114,6 +104,4 @@ def read_thresholds(path: str | Path) -> Thresholds:
     try:
         return Thresholds.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(p) for p in first["loc"])
-        raise InputError(f"{path}: not what calibrate writes ({field}: {first['msg']})") from None
+        raise InputError(f"{path}: not what calibrate writes ({problem_lines(error)[0]})") from None

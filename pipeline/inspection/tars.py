@@ -100,7 +100,7 @@ class _Tar:
         if (image := image_of(sample)) is not None:
             return image[1]
         try:
-            return self._links.read(self._shard, sample.files["link"])[1]
+            return self._links.read(self._shard, sample.files["link"])
         except (InputError, OSError) as error:
             self.counts.problem("link_broken", f"{where}: {error}")
             return None

@@ -10,6 +10,7 @@ only when it is complete.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -37,8 +38,11 @@ class OutputFile(BaseModel):
     sha256: str
 
 
-class HashingFile:
-    """Writable binary stream that computes size and SHA-256 of the data written. Not seekable."""
+class HashingFile(io.RawIOBase):
+    """Writable binary stream that computes size and SHA-256 of the data written.
+
+    Not seekable. Closing it leaves ``raw`` open, which its owner flushes and closes.
+    """
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -55,24 +59,8 @@ class HashingFile:
     def tell(self) -> int:
         return self._bytes
 
-    def flush(self) -> None:
-        self._raw.flush()
-
-    def close(self) -> None:
-        """No operation: the owner of the raw file closes it."""
-
-    @property
-    def closed(self) -> bool:
-        return self._raw.closed
-
-    def readable(self) -> bool:
-        return False
-
     def writable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False
 
     def summary(self) -> OutputFile:
         """Size and SHA-256 of everything written so far."""

@@ -1,5 +1,4 @@
-"""Cache, in the user's cache folder, of data derived from a file: its digest or index. Valid while
-the file is unchanged.
+"""Cache, in the user's cache folder, of data derived from a file: its digest or index.
 
 Every entry is a file of its own, written atomically and deterministic, so processes need no locks.
 Entries may be deleted at any time; the entry of a changed file is ignored and overwritten.
@@ -17,7 +16,7 @@ from typing import Literal
 
 from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
-from pipeline.io.files import filesystem, read_small, store_errors, with_retries
+from pipeline.io.files import call_store, read_small
 from pipeline.io.paths import is_url
 
 Kind = Literal["digests", "indexes"]
@@ -30,8 +29,7 @@ VERSION_TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c")
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Identity of a file's content: size and mtime of a local file; entity tag and size of a remote
-    object.
+    """Identity of a file's content: size and mtime; of a remote object entity tag and size.
 
     large: the file is large enough to be cached. mtime_ns: None for a remote object.
     """
@@ -48,9 +46,7 @@ def file_version(path: str) -> FileVersion | None:
         InputError: the file does not exist.
     """
     if is_url(path):
-        fs, inner = filesystem(path)
-        with store_errors(path):
-            info = with_retries(path, lambda: fs.info(inner))
+        info = call_store(path, lambda fs, inner: fs.info(inner))
         tag = next((str(info[name]).strip('"') for name in VERSION_TAGS if info.get(name)), None)
         return None if tag is None else FileVersion(f"tag {tag} of {info.get('size')} bytes", large=True)
     try:

@@ -27,9 +27,8 @@ BLOCK = 16 << 20
 
 T = TypeVar("T")
 _FILE_SYSTEMS: dict[int, Any] = {}
-"""References that keep all file systems alive. A forked process would otherwise garbage-collect its
-parent's: a client's finalizer closes connections that the parent still uses, and fails in the
-fork's event loop.
+"""All file systems, kept alive: in a forked process a client's finalizer would close connections
+that the parent still uses.
 """
 _PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
@@ -64,9 +63,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def with_retries(what: str, action: Callable[[], T]) -> T:
-    """Result of ``action``, retried with exponential backoff on transient errors for at most
-    PATIENCE seconds.
-    """
+    """Run ``action``; on transient errors retry with exponential backoff for PATIENCE seconds."""
     from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
     def warn(state: Any) -> None:
@@ -117,9 +114,29 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
+def call_store(url: str | Path, action: Callable[[Any, str], T]) -> T:
+    """Result of ``action(file system, path)`` on a URL, with retries and :func:`store_errors`."""
+    fs, path = filesystem(str(url))
+    with store_errors(str(url)):
+        return with_retries(str(url), lambda: action(fs, path))
+
+
+def _call_store_or_none(url: str | Path, action: Callable[[Any, str], T]) -> T | None:
+    """Result of ``action`` as :func:`call_store`, or None if there is no such object."""
+
+    def attempt(fs: Any, path: str) -> T | None:
+        try:
+            return action(fs, path)
+        except FileNotFoundError as error:
+            if _is_transient(error):
+                raise
+            return None
+
+    return call_store(url, attempt)
+
+
 def open_file(path: str | Path) -> IO[bytes]:
-    """Open a local path or a URL supported by fsspec (s3://, gs://, https://) for sequential
-    reading.
+    """Open a local path or a URL (s3://, gs://, https://) for sequential reading.
 
     Raises:
         FileNotFoundError: a local file is missing.
@@ -156,8 +173,7 @@ class _RetryingFile(io.RawIOBase):
             if self._file is None:
                 self._file = self._open()
             try:
-                data: bytes = self._file.read(len(buffer))
-                return data
+                return bytes(self._file.read(len(buffer)))
             except Exception:
                 self._drop()
                 raise
@@ -181,27 +197,19 @@ class _RetryingFile(io.RawIOBase):
 def read_bytes(path: str | Path) -> bytes | None:
     """Content of a file, or None if there is no such file."""
     if is_url(path):
-        fs, inner = filesystem(str(path))
-        try:
-            with store_errors(str(path)):
-                data: bytes | None = with_retries(str(path), lambda: _or_none(lambda: fs.cat_file(inner)))
-                return data
-        except IsADirectoryError:
-            return None
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        return None
+        with suppress(IsADirectoryError):
+            return _call_store_or_none(path, lambda fs, inner: fs.cat_file(inner))
+    else:
+        with suppress(FileNotFoundError):
+            return Path(path).read_bytes()
+    return None
 
 
 def read_range(path: str | Path, offset: int, size: int) -> bytes:
     """Read ``size`` bytes from ``offset`` on; fewer if the file ends before."""
     if is_url(path):
-        fs, inner = filesystem(str(path))
         try:
-            with store_errors(str(path)):
-                data: bytes = with_retries(str(path), lambda: fs.cat_file(inner, start=offset, end=offset + size))
-                return data
+            return bytes(call_store(path, lambda fs, inner: fs.cat_file(inner, start=offset, end=offset + size)))
         except Exception as error:
             if _status(error) == _RANGE_NOT_SATISFIABLE:
                 return b""
@@ -245,9 +253,7 @@ def require_files(paths: Iterable[str | Path]) -> None:
 def file_size(path: str | Path) -> int | None:
     """Size of a file in bytes; None if it does not exist or is a folder."""
     if is_url(path):
-        fs, inner = filesystem(str(path))
-        with store_errors(str(path)):
-            info = with_retries(str(path), lambda: _or_none(lambda: fs.info(inner)))
+        info = _call_store_or_none(path, lambda fs, inner: fs.info(inner))
         return None if info is None or info.get("type") == "directory" else int(info["size"])
     try:
         status = Path(path).stat()
@@ -256,30 +262,15 @@ def file_size(path: str | Path) -> int | None:
     return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
-def _or_none(action: Callable[[], T]) -> T | None:
-    try:
-        return action()
-    except FileNotFoundError as error:
-        if _is_transient(error):
-            raise
-        return None
-
-
 def write_remote(url: str, local: str | Path) -> None:
-    """Upload a finished local file, in one request or a completed multipart upload, so no partial
-    object appears.
-    """
-    fs, inner = filesystem(url)
-    with store_errors(url):
-        with_retries(url, lambda: fs.put_file(str(local), inner))
+    """Upload a finished local file. Stores show no object before its upload is complete."""
+    call_store(url, lambda fs, inner: fs.put_file(str(local), inner))
 
 
 def remove(path: str | Path) -> None:
     """Remove a file if it exists."""
     if is_url(path):
-        fs, inner = filesystem(str(path))
-        with store_errors(str(path)):
-            with_retries(str(path), lambda: _or_none(lambda: fs.rm_file(inner)))
+        _call_store_or_none(path, lambda fs, inner: fs.rm_file(inner))
     else:
         Path(path).unlink(missing_ok=True)
 
@@ -287,23 +278,17 @@ def remove(path: str | Path) -> None:
 def listing_below(folder: str | Path, suffix: str) -> list[str]:
     """Files at any depth that end in ``suffix``: paths relative to the folder, with "/", sorted."""
     if is_url(folder):
-        fs, inner = filesystem(str(folder))
-        root = inner.rstrip("/")
-        with store_errors(str(folder)):
-            names = with_retries(str(folder), lambda: _or_none(lambda: fs.find(root))) or []
+        root = filesystem(str(folder))[1].rstrip("/")
+        names = _call_store_or_none(folder, lambda fs, _: fs.find(root)) or []
         return sorted(name[len(root) + 1 :] for name in names if name.endswith(suffix))
     return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob(f"*{suffix}") if p.is_file())
 
 
 def listing(folder: str | Path, suffix: str) -> list[str]:
-    """Full paths of a folder's files that end in ``suffix``, including hidden ones, sorted; []
-    without the folder.
-    """
+    """Full paths of a folder's files, also hidden ones, that end in ``suffix``, sorted; may be []."""
     if is_url(folder):
-        fs, inner = filesystem(str(folder))
-        with store_errors(str(folder)):
-            names = with_retries(str(folder), lambda: _or_none(lambda: fs.ls(inner.rstrip("/"), detail=False))) or []
-        return sorted(fs.unstrip_protocol(name) for name in names if name.endswith(suffix))
+        names = _call_store_or_none(folder, lambda fs, inner: fs.ls(inner.rstrip("/"), detail=False)) or []
+        return sorted(filesystem(str(folder))[0].unstrip_protocol(name) for name in names if name.endswith(suffix))
     if not Path(folder).is_dir():
         return []
     return sorted(str(p) for p in Path(folder).iterdir() if p.name.endswith(suffix))

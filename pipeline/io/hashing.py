@@ -22,8 +22,7 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: str | Path) -> str:
-    """Identifier of a file's content: SHA-256 in hex of a local file; the entity tag of a remote
-    object.
+    """Identifier of a file's content: SHA-256 in hex; of a remote object its entity tag.
 
     An entity tag (ETag, MD5, CRC) changes with the content and needs no download. Digests of large
     local files are cached on disk by path, size and mtime, so that a restart does not read
@@ -50,22 +49,13 @@ def _digest_local(path: str, version: FileVersion) -> str:
 
 
 def _digest_stream(path: str) -> str:
-    state = hashlib.sha256()
     with open_file(path) as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def digest_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"cannot digest a {type(value).__name__}")
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
 def fingerprint(
@@ -76,8 +66,6 @@ def fingerprint(
     inputs: Mapping[str, str],
     **extra: str,
 ) -> str:
-    """Digest of everything an output depends on: stage, schema version, settings, input digests,
-    revisions.
-    """
+    """Digest of all that an output depends on; ``inputs``: name -> digest."""
     settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
     return digest_json({"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra})

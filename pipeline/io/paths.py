@@ -44,7 +44,5 @@ def parent(folder: str | Path) -> str:
 
 
 def stem(shard: str | Path) -> str:
-    """File name up to its first dot: ``crawl/000017.tar`` -> ``000017``. It joins a shard to its
-    phrases and regions.
-    """
+    """File name up to its first dot (``000017``), which a shard shares with its phrases and regions."""
     return str(shard).rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]

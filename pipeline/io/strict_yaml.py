@@ -26,10 +26,7 @@ class _Strict(yaml.SafeLoader):
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Parse a YAML text.
-
-    Args:
-        where: name of the text in error messages.
+    """Parse a YAML text; ``where`` names it in error messages.
 
     Raises:
         InputError: not YAML, or a mapping has a duplicate key; names ``where`` and the line.

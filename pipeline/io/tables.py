@@ -15,9 +15,13 @@ from pipeline.io.files import read_bytes
 from pipeline.io.paths import is_url
 
 
+def required_columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    """Fields of one type without nulls."""
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
 def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Mapping[str, str]) -> OutputFile:
-    """Write ``table`` atomically as zstd Parquet with dictionary encoding; ``footer`` becomes the
-    file's metadata.
+    """Write ``table`` atomically as zstd Parquet; ``footer`` becomes the file's metadata.
 
     Raises:
         ValueError: the table's columns differ from those of ``schema``.
@@ -37,10 +41,7 @@ def write_table(path: str | Path, table: pa.Table, schema: pa.Schema, footer: Ma
 
 
 def open_parquet(path: str | Path, strings: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a Parquet file. Remote files are downloaded whole: they are small.
-
-    Args:
-        strings: string columns to read as dictionaries.
+    """Open a Parquet file, a remote one by downloading it; ``strings``: columns to read as dictionaries.
 
     Raises:
         InputError: no such file, or not Parquet.
@@ -55,8 +56,7 @@ def open_parquet(path: str | Path, strings: Sequence[str] = ()) -> pq.ParquetFil
 
 
 def read_table(path: str | Path, columns: pa.Schema | Sequence[str]) -> pa.Table:
-    """Read these columns of a Parquet file, in this order. The footer is in
-    ``table.schema.metadata``.
+    """Read these columns of a Parquet file, in this order; ``footer(table.schema)`` is its footer.
 
     Raises:
         InputError: no such file, not Parquet, or a column is missing.

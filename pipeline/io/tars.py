@@ -65,7 +65,7 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
         if key is None:
             problems.add("member_without_extension", f"{name}: want KEY.EXT")
             continue
-        if not name.isprintable() or not _is_utf8(name):
+        if not name.isprintable():  # tarfile decodes bytes that are not UTF-8 to lone surrogates, not printable
             problems.add("unsafe_name", f"{name!r}: name is not UTF-8 or has control characters")
             continue
         if key.startswith("/") or ".." in key.split("/"):
@@ -91,15 +91,6 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
             current.offsets[extension] = offset
     if current is not None:
         yield current
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a name was UTF-8; tarfile decodes other bytes to lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes, int | None]]:
@@ -155,8 +146,7 @@ def write_tar(path: str | Path, samples: Samples) -> OutputFile:
 
 
 def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) -> list[OutputFile]:
-    """Write samples into shards of at most ``max_bytes`` each (more only for a single larger
-    sample), atomically.
+    """Write samples atomically into shards of at most ``max_bytes``, or of one larger sample.
 
     At least one shard is written, even without samples. ``path_of``: shard number from 0 -> path.
     """
@@ -167,7 +157,8 @@ def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) 
         with atomic_file(path_of(len(written)), durable_name=False) as file:
             tar, used = TarWriter(file), tarfile.RECORDSIZE
             while sample is not None:
-                size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in sample[1].values())
+                blocks = sum(1 + -(-len(data) // tarfile.BLOCKSIZE) for data in sample[1].values())
+                size = blocks * tarfile.BLOCKSIZE
                 if used > tarfile.RECORDSIZE and used + size > max_bytes:
                     break
                 tar.add(_members_of(*sample))
@@ -176,6 +167,3 @@ def write_tars(path_of: Callable[[int], str], samples: Samples, max_bytes: int) 
             tar.close()
             written.append(file.summary())
     return written
-
-
-_BLOCK = tarfile.BLOCKSIZE

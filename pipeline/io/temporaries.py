@@ -17,8 +17,7 @@ from pipeline.io.paths import is_url
 from pipeline.system.process_identity import process_start, short_host_identity
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""A temporary file of another host that was not modified for this long was left by a dead process.
-"""
+"""Age from which another host's temporary file counts as left by a dead process."""
 _MAX_NAME_BYTES = 180
 """Bytes of the final name kept in a temporary name; file systems allow 255 in all."""
 _COUNTER = itertools.count()
@@ -32,9 +31,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def clear_temporaries(out: str | Path) -> int:
-    """Remove temporary files of dead processes: this host's at once, other hosts' after a day.
-    Returns the number.
-    """
+    """Remove dead processes' temporary files, other hosts' after a day; returns the number."""
     removed = 0
     for path in () if is_url(out) or not Path(out).is_dir() else list(Path(out).glob(".*.tmp")):
         if (match := _TEMPORARY.fullmatch(path.name)) is None:

@@ -22,8 +22,8 @@ from pipeline.io.tars import TarProblems, TarSample, read_tar
 Row = Mapping[str, Any]
 
 
-def card_of(dataset: str) -> DatasetCard:
-    """The dataset card of a set of pseudo-labels."""
+def pseudo_label_card(dataset: str) -> DatasetCard:
+    """Dataset card of a set of pseudo-labels."""
     return DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
 
 
@@ -67,8 +67,7 @@ class ShardLabels:
     ) -> Iterator[tuple[str, GroundingRecord, dict[str, bytes]]]:
         """(key in the crawl, record, image files) in the order of the crawl shard.
 
-        Args:
-            image_as: (image files, (height, width)) of a sample.
+        ``image_as``: sample -> (image files, (height, width)).
         """
         waiting = set(self._rows)
         for sample in read_tar(crawl, problems):

@@ -15,6 +15,7 @@ from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
 from pipeline.data.records import REGIONS
 from pipeline.execution.reports import Tally
+from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.io.tars import TarProblems
 
 _FLOATS = ("score", "token_mean", "token_min", "token_max", "centerness")
@@ -24,10 +25,7 @@ class ShardResult:
     """A shard's samples, by their index in it: keys, sizes, regions and losses.
 
     The reading thread, the decoding ones and the teacher's write to different fields, apart from
-    the losses, which have a lock.
-
-    Args:
-        phrases: the phrases to label, by sample key.
+    the losses, which have a lock. ``phrases``: those to label, by sample key.
     """
 
     def __init__(self, phrases: Mapping[str, CaptionPhrases]) -> None:
@@ -87,9 +85,7 @@ def image_rows(regions: RegionPredictions, most: int) -> tuple[dict[str, np.ndar
     """(columns of an image's regions, phrase of each), by phrase and falling score, at most ``most`` a phrase."""
     order = np.lexsort((np.arange(len(regions.score)), -regions.score, regions.phrase))
     phrase = regions.phrase[order]
-    first = np.concatenate([[True], phrase[1:] != phrase[:-1]]) if len(phrase) else np.zeros(0, bool)
-    starts = np.maximum.accumulate(np.where(first, np.arange(len(phrase)), 0))
-    rank = np.arange(len(phrase)) - starts
+    rank = concatenated_ranges(run_lengths(phrase)[1])
     kept = rank < most
     order, phrase = order[kept], phrase[kept]
     columns = {name: getattr(regions, name)[order] for name in _FLOATS}

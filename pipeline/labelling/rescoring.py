@@ -1,4 +1,4 @@
-"""rescore's part of the inference loop: CLIP or SigLIP compares the crop of every stored region with its phrase."""
+"""A shard of rescore for the inference loop: similarity of each region's crop and phrase by CLIP or SigLIP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.io.tars import TarProblems, TarSample, read_tar
 
 STAGE = "rescore"
 REGIONS_AT_ONCE = 32
-"""Images are decoded together up to so many regions: enough to be worth a thread's turn, few enough to be held."""
+"""Number of regions whose images are decoded in one task, as a compromise of overhead and memory."""
 
 
 @dataclass
@@ -133,7 +133,7 @@ class RescoringShard:
         return batch
 
     def _lose(self, key: str, rows: np.ndarray, reason: str, note: str, notes_before: int) -> None:
-        """Count an image that cannot be looked at: its regions stay, without a score."""
+        """Count a lost image; its regions stay, without a score."""
         self._tallies["samples"].drop(reason)
         self._tallies["scores"].drop("image_lost", len(rows))
         self._lost.append((notes_before, f"{key}: {note}"))

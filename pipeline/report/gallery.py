@@ -20,7 +20,7 @@ Piece = tuple[str, Colour | None, bool]
 """Text of a caption, the colour of its phrase, and whether its phrase is uncertain."""
 
 WIDTH = 360
-"""Of drawn images, in pixels."""
+"""Width of drawn images in pixels."""
 
 
 def write_gallery(shards: Sequence[str], out: str | Path, *, limit: int, title: str, note: str = "") -> int:

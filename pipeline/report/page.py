@@ -1,17 +1,9 @@
-"""The run's report: a self-contained HTML page, and its tables as Markdown for the dashboard."""
+"""Tables of the run's report: rows for its page, Markdown for the dashboard."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from markupsafe import Markup
-
-from pipeline.io.atomic import write_atomic
-from pipeline.report.plots import loss_curves, precision_by_score
-from pipeline.report.templates import render
-from pipeline.report.urls import png_url
 
 MODELS = ("teacher", "control", "student")
 METRICS = (
@@ -22,37 +14,10 @@ METRICS = (
 )
 
 
-def write_report(
-    summary: Mapping[str, Any],
-    out: str | Path,
-    *,
-    images: Mapping[str, str | Path] | None = None,
-    links: Mapping[str, str] | None = None,
-    curves: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the page.
-
-    Args:
-        summary: of :func:`pipeline.runs.summary.summarise`.
-        images: caption -> PNG file to embed. links: text -> address relative to the page.
-        curves: model -> rows of its training curve.
-    """
-    quality = summary.get("pseudo_labels")
-    page = render(
-        "page.html",
-        title="GLIP self-training",
-        summary=summary,
-        table=comparison(summary),
-        metrics=METRICS,
-        quality=quality,
-        quality_plot=Markup(precision_by_score(quality["by_score"])) if quality else "",
-        curves=Markup(loss_curves(curves or {})),
-        tallies=_tallies(summary),
-        stages=stage_rows(summary),
-        images={name: png_url(path) for name, path in (images or {}).items() if Path(path).is_file()},
-        links=links or {},
-    )
-    write_atomic(out, page)
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown table; ends with a newline."""
+    lines = ("|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in (heads, *rows))
+    return "\n".join([next(lines), "|---" * len(heads) + "|", *lines]) + "\n"
 
 
 def comparison(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -76,12 +41,6 @@ def comparison(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _tallies(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Stage -> unit -> tally, of stages that have any."""
-    tallies = {stage: (entry.get("report") or {}).get("tallies") for stage, entry in summary.get("stages", {}).items()}
-    return {stage: units for stage, units in tallies.items() if units}
-
-
 def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Seconds and peak memory of each stage that ran in child processes."""
     return [
@@ -94,14 +53,16 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def comparison_markdown(summary: Mapping[str, Any]) -> str:
     """The metrics of the models, how they were trained, and the results of the rounds."""
     rows = comparison(summary)
-    lines = ["| | " + " | ".join(head for _, head in METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for row in rows:
-        cells = ["–" if row[m] is None else f"{row[m]:.1f}" for m, _ in METRICS]
-        lines.append(f"| **{row['name']}** | " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {row['name']}: {row['what']}" for row in rows)]
+    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m, _ in METRICS)] for r in rows]
+    lines = [f"- {row['name']}: {row['what']}" for row in rows]
     for row in summary["by_round"]:
         lines.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
-    return "\n".join([*lines, f"- the model to use: **{summary['best']}**"]) + "\n"
+    lines.append(f"- the model to use: **{summary['best']}**")
+    return markdown_table(["", *(head for _, head in METRICS)], cells) + "\n" + "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def quality_markdown(summary: Mapping[str, Any]) -> str:
@@ -109,22 +70,23 @@ def quality_markdown(summary: Mapping[str, Any]) -> str:
     quality = summary.get("pseudo_labels")
     if not quality:
         return ""
-    lines = ["| pseudo-labels | labels | precision % | recall % |", "|---|---|---|---|"]
-    for n in ("all", "base", "novel"):
-        lines.append(f"| {n} | {quality[n]['labels']:,} | {quality[n]['precision']:.1f} | {quality[n]['recall']:.1f} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [n, f"{quality[n]['labels']:,}", *(_percent(quality[n][metric]) for metric in ("precision", "recall"))]
+        for n in ("all", "base", "novel")
+    ]
+    return markdown_table(["pseudo-labels", "labels", "precision %", "recall %"], rows)
 
 
 def cost_markdown(summary: Mapping[str, Any]) -> str:
-    """Seconds and memory of each stage."""
-    rows = [f"| {s['stage']} | {s['seconds']:,.1f} | {s['peak_mib']:,.0f} |" for s in stage_rows(summary)]
-    return "\n".join(["| stage | seconds | peak MiB |", "|---|---|---|", *rows]) + "\n" if rows else ""
+    """Seconds and memory of each stage; "" without any."""
+    rows = [[s["stage"], f"{s['seconds']:,.1f}", f"{s['peak_mib']:,.0f}"] for s in stage_rows(summary)]
+    return markdown_table(["stage", "seconds", "peak MiB"], rows) if rows else ""
 
 
 def tally_markdown(tallies: Mapping[str, Mapping[str, Any]]) -> str:
     """A stage's tallies as a Markdown table."""
-    lines = ["| | seen | kept | dropped, by reason |", "|---|---|---|---|"]
+    rows = []
     for unit, tally in sorted(tallies.items()):
         dropped = ", ".join(f"{r.replace('_', ' ')} {n:,}" for r, n in tally["dropped"].items()) or "–"
-        lines.append(f"| {unit} | {tally['seen']:,} | {tally['kept']:,} | {dropped} |")
-    return "\n".join(lines) + "\n"
+        rows.append([unit, f"{tally['seen']:,}", f"{tally['kept']:,}", dropped])
+    return markdown_table(["", "seen", "kept", "dropped, by reason"], rows)

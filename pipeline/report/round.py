@@ -14,7 +14,7 @@ from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, metric_order
 from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import write_gallery
-from pipeline.report.page import quality_markdown, tally_markdown
+from pipeline.report.page import markdown_table, quality_markdown, tally_markdown
 from pipeline.report.templates import render
 from pipeline.report.urls import link, png_url, thumbnail_url
 from pipeline.runs.excluded_shards import files_of
@@ -102,26 +102,29 @@ def _markdown(
 ) -> str:
     parts = [f"# Round {result.round}\n\nTeacher {result.teacher}, student {result.student}. **{result.why}**\n"]
     for name, rows in tables.items():
-        lines = [
-            f"## {name}\n",
-            "| | teacher | control | student | student - teacher (95 %) |",
-            "|---|---|---|---|---|",
+        cells = [
+            [
+                row["metric"],
+                f"{row['teacher']:.1f}",
+                "–" if row["control"] is None else f"{row['control']:.1f}",
+                f"{row['student']:.1f}",
+                f"{row['difference']:+.1f}{format_interval(row['interval'], '+')}",
+            ]
+            for row in rows
         ]
-        for row in rows:
-            control = "–" if row["control"] is None else f"{row['control']:.1f}"
-            lines.append(
-                f"| {row['metric']} | {row['teacher']:.1f} | {control} | {row['student']:.1f} | "
-                f"{row['difference']:+.1f}{format_interval(row['interval'], '+')} |"
-            )
-        parts.append("\n".join(lines) + "\n")
+        heads = ["", "teacher", "control", "student", "student - teacher (95 %)"]
+        parts.append(f"## {name}\n\n{markdown_table(heads, cells)}")
     if gates:
-        lines = ["## Gates\n", "| gate | metric | difference (95 %) | |", "|---|---|---|---|"]
-        lines += [
-            f"| `{g['gate']}` | {g['metric']} | {g['difference']:+.1f}"
-            f"{format_interval(g.get('difference_interval'), '+')} | {'holds' if g['holds'] else '**fails**'} |"
+        cells = [
+            [
+                f"`{g['gate']}`",
+                g["metric"],
+                f"{g['difference']:+.1f}{format_interval(g.get('difference_interval'), '+')}",
+                "holds" if g["holds"] else "**fails**",
+            ]
             for g in gates
         ]
-        parts.append("\n".join(lines) + "\n")
+        parts.append(f"## Gates\n\n{markdown_table(['gate', 'metric', 'difference (95 %)', ''], cells)}")
     if montage.is_file():
         parts.append(f"## Labels\n\n![pseudo-labels of the round]({thumbnail_url(montage)})\n")
     if quality:

@@ -91,11 +91,7 @@ def surviving_shards(config: SelfTrainConfig, layout: RunLayout, stage: str, rou
 
 
 def files_of(config: SelfTrainConfig, layout: RunLayout, stage: str, round_: int) -> list[str]:
-    """The stage's files of :func:`surviving_shards`.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The stage's files of :func:`surviving_shards`, which raises an InputError without any."""
     folder, reports = stage_folder(layout, stage, round_), surviving_shards(config, layout, stage, round_)
     return [join(folder, name) for report in reports.values() for name in sorted(report.outputs)]
 

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
 class RunLayout:
-    """Paths below one run's folder."""
+    """Paths below one run's folder ``root``.
 
-    root: Path
+    Attributes:
+        config: the run's resolved settings.
+        data: the demo's generated data.
+        train: human-labelled and evaluation shards.
+        phrases: noun phrases of the crawl, the same for every round.
+        teacher: training folder of the first teacher.
+        photos: the labelling stages' outputs on the demo's photographs.
+        report: HTML pages and images.
+        logs: output and times of the child processes; never an input of a stage.
+        summary: the run's metrics, tallies and costs.
+    """
 
-    @property
-    def config(self) -> Path:
-        """The run's resolved settings."""
-        return self.root / "config.yaml"
-
-    @property
-    def data(self) -> Path:
-        """The demo's generated data."""
-        return self.root / "data"
-
-    @property
-    def train(self) -> Path:
-        """Human-labelled and evaluation shards."""
-        return self.root / "train"
-
-    @property
-    def phrases(self) -> Path:
-        """Noun phrases of the crawl; the same for every round."""
-        return self.root / "phrases"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.data = root / "data"
+        self.train = root / "train"
+        self.phrases = root / "phrases"
+        self.teacher = root / "checkpoints" / "teacher"
+        self.photos = root / "photos"
+        self.report = root / "report"
+        self.logs = root / "logs"
+        self.summary = root / "summary.json"
 
     def regions(self, round_: int) -> Path:
         """All regions predicted by the round's teacher."""
@@ -43,11 +43,6 @@ class RunLayout:
     def pseudo(self, round_: int) -> Path:
         """Training shards of the round's labels."""
         return self.root / "pseudo" / f"round-{round_}"
-
-    @property
-    def teacher(self) -> Path:
-        """Training folder of the first teacher."""
-        return self.root / "checkpoints" / "teacher"
 
     def student(self, round_: int) -> Path:
         """Training folder of the round's student."""
@@ -76,23 +71,3 @@ class RunLayout:
     def excluded(self, title: str) -> Path:
         """Failed shards of a stage (:mod:`pipeline.runs.excluded_shards`)."""
         return self.root / "set-aside" / f"{title}.json"
-
-    @property
-    def photos(self) -> Path:
-        """The labelling stages' outputs on the demo's photographs."""
-        return self.root / "photos"
-
-    @property
-    def report(self) -> Path:
-        """HTML pages and images."""
-        return self.root / "report"
-
-    @property
-    def logs(self) -> Path:
-        """Output and times of the child processes; never an input of a stage."""
-        return self.root / "logs"
-
-    @property
-    def summary(self) -> Path:
-        """The run's metrics, tallies and costs."""
-        return self.root / "summary.json"

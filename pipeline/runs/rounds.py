@@ -1,27 +1,26 @@
-"""Decision at the end of a round: is the student promoted, does another round follow?"""
+"""Decision at the end of a round: promotion of the student, and whether another round follows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.evaluation import promotion
 from pipeline.evaluation.compare import Evaluated
 from pipeline.io.atomic import write_json
+from pipeline.io.strict_model import StrictModel
 from pipeline.runs.layout import RunLayout
 
 HEADLINES = ("recall_at_1", "precision_at_1", "ap")
 """Metrics of a round's gain if the recipe names none: the first that the set has."""
 
 
-class RoundResult(BaseModel):
+class RoundResult(StrictModel):
     """Result of a round. ``go_on``: another round may follow; ``why``: the reason, as text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     round: int
     teacher: str

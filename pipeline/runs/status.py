@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.execution.progress import ProgressNote
+from pipeline.runs.excluded_shards import stage_folder, stage_title
 from pipeline.runs.layout import RunLayout
 
 FRESH_SECONDS = 30.0
@@ -44,13 +45,9 @@ def _stages(layout: RunLayout) -> Iterator[StageStatus]:
     yield _trained(layout, "train-teacher", layout.teacher)
     round_ = 1
     while round_ == 1 or layout.regions(round_).is_dir():
-        for name, folder in (
-            ("pseudo-label", layout.regions(round_)),
-            ("filter-boxes", layout.labels(round_)),
-            ("build-shards", layout.pseudo(round_)),
-        ):
-            title = f"{name}-round-{round_}"
-            yield StageStatus(title, _shards(folder, crawl), _notes(layout, title))
+        for stage in ("pseudo-label", "filter-boxes", "build-shards"):
+            title = stage_title(stage, round_)
+            yield StageStatus(title, _shards(stage_folder(layout, stage, round_), crawl), _notes(layout, title))
         for name, folder in (("student", layout.student(round_)), ("control", layout.control(round_))):
             yield _trained(layout, f"train-{name}-{round_}", folder)
         if layout.round(round_).is_file():

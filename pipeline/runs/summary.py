@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,20 @@ CHANCE = 25.0
 """Recall@1 of a random guess in the demo: its scenes have four different objects."""
 
 
-def model_metrics(metrics_file: Path, config: SelfTrainConfig) -> dict[str, float]:
+def _metrics_by_role(
+    config: SelfTrainConfig, layout: RunLayout, models: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the evaluated ones of ``models``, role -> name."""
+    files = {role: layout.evaluation(name) / "metrics.json" for role, name in models.items()}
+    return {role: model_metrics(file, config) for role, file in files.items() if file.is_file()}
+
+
+def model_metrics(file: Path, config: SelfTrainConfig) -> dict[str, float]:
     """BASE and NOVEL metrics in percent: ``base_recall_at_1``, ``base_ap50`` and so on.
 
     Only those that the sets' protocols have: LVIS has no recall, RefCOCO no AP.
     """
-    sets = json.loads(metrics_file.read_text())["sets"]
+    sets = json.loads(file.read_text())["sets"]
     metrics = {}
     for kind in ("base", "novel"):
         name = getattr(config.data, kind)
@@ -87,16 +95,9 @@ def summarise(
         "stopped": results[-1].why if last < config.rounds else None,
     }
     names = {"teacher": "teacher", "student": f"student-{last}", "control": f"control-{last}"}
-    for role, name in names.items():
-        file = layout.evaluation(name) / "metrics.json"
-        if file.is_file():
-            summary[role] = model_metrics(file, config)
+    summary |= _metrics_by_role(config, layout, names)
     summary["by_round"] = [
-        {
-            role: model_metrics(layout.evaluation(f"{role}-{result.round}") / "metrics.json", config)
-            for role in ("student", "control")
-            if (layout.evaluation(f"{role}-{result.round}") / "metrics.json").is_file()
-        }
+        _metrics_by_role(config, layout, {role: f"{role}-{result.round}" for role in ("student", "control")})
         | {"result": result.model_dump(mode="json")}
         for result in results
     ]

@@ -16,7 +16,7 @@ from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, write_tars
-from pipeline.labelling.label_records import LinkedImages, ShardLabels, card_of, copied_image
+from pipeline.labelling.label_records import LinkedImages, ShardLabels, copied_image, pseudo_label_card
 from pipeline.stages.jobs import BuildShards
 
 STAGE = "build-shards"
@@ -58,7 +58,7 @@ def run(job: BuildShards) -> StageReport:
         without=unwanted,
     )  # fmt: skip
     report = run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
-    card = card_of(job.dataset).model_dump(mode="json", exclude_none=True)
+    card = pseudo_label_card(job.dataset).model_dump(mode="json", exclude_none=True)
     write_json(join(job.out, f"{job.dataset}.dataset.json"), card)
     return report
 

@@ -46,8 +46,7 @@ def gpus() -> int:
 
 
 def devices_of(device: str, processes: int | None) -> list[str]:
-    """Device of each process; GPUs are assigned round-robin. Default: one process a GPU, or one on
-    the CPU.
+    """Device of each process, GPUs round-robin. Default: a process per GPU, or one on the CPU.
 
     Raises:
         InputError: ``device`` is "cuda" and no GPU is visible.

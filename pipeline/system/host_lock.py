@@ -11,9 +11,7 @@ from pathlib import Path
 from pipeline.errors import InputError
 
 LOCKS = "GLIP_SELF_TRAIN_LOCKS"
-"""Environment variable that overrides the lock folder. All processes that share a resource must use
-the same folder.
-"""
+"""Environment variable: lock folder, the same for all processes that share a resource."""
 
 
 def lock_folder() -> Path:
@@ -23,8 +21,7 @@ def lock_folder() -> Path:
 
 @contextmanager
 def host_lock(name: str) -> Iterator[bool]:
-    """Try to hold the lock ``name`` without waiting; yields whether it was acquired. Threads
-    exclude each other too.
+    """Try to acquire the lock ``name`` without waiting, also against threads; yields the success.
 
     Raises:
         InputError: the lock folder cannot be used.
@@ -49,9 +46,7 @@ def host_lock(name: str) -> Iterator[bool]:
 
 
 def _open(path: Path) -> int:
-    """Open the lock file, creating it if needed. It is never removed: a lock on a deleted file
-    excludes nobody.
-    """
+    """Open or create the lock file. It is never removed: a lock on a deleted file is no lock."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     with suppress(FileNotFoundError):
         return os.open(path, flags)

@@ -1,6 +1,4 @@
-"""Uses of undocumented parts of Python's library, in one place; a test states the versions they
-were tried with.
-"""
+"""Uses of undocumented parts of Python's library; a test states the versions that were tried."""
 
 from __future__ import annotations
 

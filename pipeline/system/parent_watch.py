@@ -25,9 +25,7 @@ GRACE_SECONDS = 20.0
 
 
 def exit_with_parent() -> None:
-    """Exit this process at the end of its standard input, from now on, if the parent set
-    :data:`LIFELINE`.
-    """
+    """Exit at the end of standard input, from now on, if the parent set :data:`LIFELINE`."""
     if os.environ.get(LIFELINE) == "stdin":
         _watch_stdin(exit_immediately)
 

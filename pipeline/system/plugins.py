@@ -1,4 +1,4 @@
-"""Registries of components by name: built-in ones, and those of the user's packages and modules (docs/python.md).
+"""Registries of components by name: built-in ones and the user's (docs/python.md).
 
 The user's are entry points of the registry's group, or registered by modules that the environment
 variable GLIP_SELF_TRAIN_PLUGINS names. Every process, also a child, finds them by itself, once, and
@@ -56,14 +56,14 @@ class Registry(Generic[T]):
             InputError: a module or an entry point cannot be imported, or a name is registered twice.
         """
         if name in self.builtin:
-            component: T = resolve_name(self.builtin[name])
+            component: T | None = resolve_name(self.builtin[name])
             return component
         origin, load = self._others().get(name, ("", lambda: None))
         try:
-            found: T | None = load()
-            return found
+            component = load()
         except (ImportError, AttributeError) as error:
             raise InputError(f"{self.group}: {name} cannot be imported from {origin} ({error})") from None
+        return component
 
     def require(self, name: str, title: str) -> T:
         """Return a name's component.

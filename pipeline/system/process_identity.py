@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -33,15 +34,12 @@ def process_start(pid: int) -> str | None:
 
     None if there is no such process or it is a zombie; "" where there is no /proc.
     """
-    try:
+    with suppress(OSError, IndexError):
         state, *others = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return None if state == "Z" else others[18]
-    except (OSError, IndexError):
-        pass
-    try:  # no /proc
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return ""
+    with suppress(PermissionError):  # no /proc, or no such process
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
     return ""

@@ -24,7 +24,7 @@ from pipeline.io.paths import is_url, join, parent, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import read_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
-from pipeline.labelling.label_records import ShardLabels, card_of, copied_image
+from pipeline.labelling.label_records import ShardLabels, copied_image, pseudo_label_card
 from pipeline.writers.registry import DATASET
 
 WANTED = "want training shards (*.tar of ingest or build-shards) or labels (*.parquet of filter-boxes)"
@@ -230,7 +230,7 @@ class LabelStore:
 
     def cards(self) -> dict[str, DatasetCard]:
         """Card of the set."""
-        return {self._dataset: card_of(self._dataset)}
+        return {self._dataset: pseudo_label_card(self._dataset)}
 
     def read(self, number: int, losses: ReadLosses) -> Iterator[Sample]:
         """Records of a shard. Images missing in the crawl are counted as by build-shards.

@@ -13,7 +13,7 @@ def test_a_child_may_die_early_twice_in_a_row(monkeypatch, tmp_path):
     now = 0.0
     monkeypatch.setattr(local_server.time, "monotonic", lambda: now)
     monkeypatch.setattr(local_server.subprocess, "Popen", lambda *_, **__: None)
-    child = local_server._Kept("board", ["board"], {}, tmp_path)
+    child = local_server._Service("board", ["board"], {}, tmp_path)
     child.start()
     for lived in (59, 59, 61, 10, 59, 3600, 1, 1):
         now += lived

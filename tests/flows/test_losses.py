@@ -1,4 +1,4 @@
-"""A shard that cannot be read is set aside: its neighbours go on, and the run says what it lost."""
+"""A shard that cannot be read is excluded: its neighbours go on, and the run says what it lost."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_broken_shard_is_set_aside_within_the_stated_limit(tmp_path):
     assert kind == "FAILED" and "1 shards failed" in words and shards[1].stem in words
     kind, name, words = run(out, env, max_failed=1)
     assert (kind, name) == ("COMPLETED", "Completed with losses")
-    assert "parse-phrases set 1 shards aside" in words
+    assert "parse-phrases excluded 1 shards" in words
     summary = json.loads((out / "summary.json").read_text())
     failed = summary["stages"]["parse-phrases"]["report"]["failed"]
     assert [f["shard"] for f in failed] == [shards[1].stem] and "not a tar archive" in failed[0]["error"]

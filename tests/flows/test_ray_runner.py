@@ -20,6 +20,7 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.job_builder import job_builder
 from flows.task_runners import task_runner
 from pipeline.config.recipes import load_recipe
 from pipeline.io.hashing import digest_file
@@ -30,7 +31,7 @@ from tests.fixtures.crawl import jpeg
 from tests.fixtures.faults import dying_at
 from tests.fixtures.servers import BIN, ROOT, PrefectServer, environment, free_port, prefect_server, started, wait_for
 
-ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.timeout(1200)
 
 SHARDS, IMAGES = 10, 24
@@ -228,13 +229,11 @@ on_ray.dismiss_keepers()
 
 @pytest.mark.slow
 def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, teacher, tmp_path):
-    from flows.job_builder import JobBuilder, job_builder
-
     layout = run_folder(tmp_path / "run", teacher)
     config = load_recipe("demo", [*changes, "resources.cluster=local"])
     shards = sorted(str(p) for p in crawl.glob("*.tar"))
     ParsePhrases(settings=config.parse_phrases, shards=shards, out=layout.phrases).run()
-    maker: JobBuilder = job_builder(str(layout.root), config)
+    maker = job_builder(str(layout.root), config)
     job = PseudoLabel(
         shards=shards, phrases=layout.phrases, teacher=layout.teacher_of(1), out=layout.regions(1),
         settings=config.pseudo_label,
@@ -264,7 +263,7 @@ def run_file(*arguments):
     raise ArithmeticError("unheard-of")
 ray_runner.run_file = run_file
 job = ParsePhrases(shards="0.tar", out="out")
-ray_runner.Keeper().run(ChildJob(name="job", stage="parse-phrases", job=job, logs=Path(sys.argv[1])))
+ray_runner.Keeper("anchor").run(ChildJob(name="job", stage="parse-phrases", job=job, logs=Path(sys.argv[1])))
 print("still there")
 """
 
@@ -279,12 +278,26 @@ def test_a_process_ends_with_what_it_did_not_expect(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_labelling_asks_for_gpus_and_parsing_for_cores_alone(device):
+def test_tasks_of_labelling_hold_gpus_and_those_of_parsing_cores_alone(device, monkeypatch, tmp_path):
+    from prefect_ray.context import RemoteOptionsContext
+
+    from flows import ray_runner
+
     config = load_recipe("demo", ["resources.cluster=127.0.0.1:1", f"resources.device={device}", "resources.threads=3"])
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         runners = [task_runner(config.resources, stage) for stage in ("parse-phrases", "pseudo-label")]
-    asked = [(runner.options["num_cpus"], runner.options["num_gpus"]) for runner in runners]
-    assert asked == [(3, 0.0), (3, float(device == "cuda"))]
+    assert [runner.address for runner in runners] == ["127.0.0.1:1"] * 2
+    monkeypatch.setattr(ray_runner.ray, "is_initialized", lambda: True)
+    for name in ("anchored", "dismiss_keepers"):
+        monkeypatch.setattr(ray_runner, name, lambda: None)
+    held = []
+    for job in (ParsePhrases(shards="0.tar", out="out"), PseudoLabel(shards="0.tar", teacher="t", out="out")):
+        (child,) = job_builder(str(tmp_path), config).chunked("name", job, persistent=True)
+        with ray_runner.cluster_tasks(child):
+            options = RemoteOptionsContext.get().current_remote_options
+        held.append((options["num_cpus"], options["num_gpus"]))
+    assert held == [(3, 0.0), (3, float(device == "cuda"))]
+    assert not RemoteOptionsContext.get().current_remote_options
 
 
 @pytest.mark.slow

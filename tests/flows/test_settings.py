@@ -117,7 +117,7 @@ def test_the_demo_is_not_run_in_the_folder_of_a_run_on_real_data(tmp_path):
     job_builder(str(tmp_path / "run"), real)
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(
-        InputError, match=r"run: a run on real data lies there, and this recipe is the demo's; want .*config\.yaml"
+        InputError, match=r"run: found a run on real data, but this recipe is the demo's; want .*config\.yaml"
     ):
         job_builder(str(tmp_path / "run"), load_recipe("demo"))
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
@@ -125,7 +125,7 @@ def test_the_demo_is_not_run_in_the_folder_of_a_run_on_real_data(tmp_path):
         str(tmp_path / "run"), load_recipe("demo", ["demo=null", "data.manifest=other.yaml", "data.crawl=[more]"])
     )
     job_builder(str(tmp_path / "demo"), load_recipe("demo"))
-    with pytest.raises(InputError, match=r"demo: a run on the demo lies there, and this recipe is real data's"):
+    with pytest.raises(InputError, match=r"demo: found a run on the demo, but this recipe is real data's"):
         job_builder(str(tmp_path / "demo"), real)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.subprocess_jobs import ChildJob, EndedError, begin_anew, end_children, run_child
+from flows.subprocess_jobs import ENDING, ChildJob, EndedError, end_children, run_child
 from pipeline.errors import InputError, RunError
 from pipeline.runs.summary import stage_times
 from tests.flows.tiny import ROOT, wait_until
@@ -105,7 +105,7 @@ def test_children_are_ended_together_and_none_is_started_until_anew(tmp_path):
             with pytest.raises(EndedError):
                 run_child(job(tmp_path, "pass"))
         finally:
-            begin_anew()
+            ENDING.clear()
     assert run_child(job(tmp_path, "pass")) is None
 
 

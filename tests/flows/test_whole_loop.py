@@ -202,7 +202,7 @@ def interrupt(out: Path, home: Path, sign: signal.Signals, child: str) -> None:
     assert seconds < 60, f"{sign.name}: {seconds:.0f} s to end"
     assert not children_of(out)
     assert not listens(port_of_server(said))
-    words = f"self-train: interrupted; the same command goes on where it was; done so far is in {out}"
+    words = f"self-train: interrupted; the same command resumes it; its outputs so far are in {out}"
     assert said.splitlines().count(words) == 1 and "Traceback" not in said, said[-3000:]
     assert "Finished in state Crashed" in said, said[-3000:]  # the server lived to be told
     assert not (out / "summary.json").exists()

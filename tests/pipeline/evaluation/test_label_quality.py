@@ -26,7 +26,7 @@ def test_quality_by_hand(tmp_path):
         label("a", 2, 10, (0, 0, 10, 10), 0.95),  # fits the first gold
         label("a", 14, 20, (50, 50, 60, 60), 0.55),  # novel, far off
         label("b", 0, 5, (0, 0, 10, 8), 0.65),  # IoU 0.8 with a gold phrase of another start
-        label("b", 0, 5, (1, 0, 10, 10), 0.62),  # the same gold again: right, but found once
+        label("b", 0, 5, (1, 0, 10, 10), 0.62),  # the same gold box again: wrong, as in detection
         label("b", 30, 40, (0, 0, 10, 10), 0.51),  # names no gold object
         label("b", 0, 5, (0, 0, 10, 10), 0.4, "ignore"),
     ]
@@ -44,13 +44,15 @@ def test_quality_by_hand(tmp_path):
     ]
     pq.write_table(pa.Table.from_pylist(golds), tmp_path / "gold" / "00000.parquet")
     got = label_quality(tmp_path / "labels", tmp_path / "gold")
-    assert got["all"] == {"labels": 5, "correct": 3, "gold": 4, "found": 2, "precision": 60.0, "recall": 50.0}
-    assert got["base"] == {"labels": 3, "correct": 3, "gold": 2, "found": 2, "precision": 100.0, "recall": 100.0}
+    assert got["all"] == {"labels": 5, "correct": 2, "gold": 4, "found": 2, "precision": 40.0, "recall": 50.0}
+    assert got["base"] == {"labels": 3, "correct": 2, "gold": 2, "found": 2, "precision": 66.67, "recall": 100.0}
     assert got["novel"] == {"labels": 1, "correct": 0, "gold": 2, "found": 0, "precision": 0.0, "recall": 0.0}
     assert got["phrases_not_gold"] == 1
     assert {b["from"]: (b["labels"], b["correct"]) for b in got["by_score"] if b["labels"]} == {
-        0.5: (2, 0), 0.6: (2, 2), 0.9: (1, 1),
+        0.5: (2, 0), 0.6: (2, 1), 0.9: (1, 1),
     }  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(golds[:1]), tmp_path / "gold" / "00000.parquet")
+    assert label_quality(tmp_path / "labels", tmp_path / "gold")["novel"]["precision"] is None  # of no label
     (tmp_path / "gold" / "00000.parquet").rename(tmp_path / "gold" / "00009.parquet")
     with pytest.raises(InputError, match=r"no gold table of any of the labels' shards, such as 00000\.parquet"):
         label_quality(tmp_path / "labels", tmp_path / "gold")

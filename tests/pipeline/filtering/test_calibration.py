@@ -22,6 +22,7 @@ from pipeline.filtering.counting import count_phrases
 from pipeline.filtering.phrases import COUNTS, DistinctTexts, uniform
 from pipeline.filtering.sweep import lines as sweep_lines
 from pipeline.filtering.sweep import sweep
+from pipeline.filtering.thresholds import Thresholds
 from pipeline.io.tables import read_table
 from pipeline.stages.jobs import FilterBoxes
 from tests.fixtures.regions import region, table_of, write, write_gold, write_store
@@ -174,7 +175,10 @@ def sample_of(bands):
 
 def fit_it(bands, precision=0.75, by="estimate", min_labels=4):
     starts = sorted({0, *(10**b for b in bands if b)})
-    return fit(sample_of(bands), starts, precision, by, min_labels, iou=0.5, rules={}, inputs={})
+    pooled, fits = fit(sample_of(bands), starts, precision, by, min_labels)
+    return Thresholds(
+        precision=precision, by=by, min_labels=min_labels, iou=0.5, rules={}, inputs={}, pooled=pooled, bands=fits
+    )
 
 
 def test_bands_by_hand():

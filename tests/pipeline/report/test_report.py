@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -14,8 +15,9 @@ from pipeline.drawing.boxes import draw_regions, phrase_colours, write_montage
 from pipeline.io.tars import write_tar
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.gallery import caption_pieces, write_gallery
-from pipeline.report.page import comparison_markdown, quality_markdown, write_report
+from pipeline.report.page import comparison_markdown, quality_markdown
 from pipeline.report.plots import loss_curves
+from pipeline.report.run import write_run_report
 from pipeline.report.urls import BOARD, FILES
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult
@@ -129,8 +131,9 @@ SUMMARY = {
 
 def test_the_report_says_what_the_summary_says(tmp_path):
     curves = {"teacher": [{"step": 50, "loss": 2.0}, {"step": 100, "loss": 1.0}]}
-    write_report(SUMMARY, tmp_path / "index.html", links={"more": "labels.html"}, curves=curves)
-    page = parse(tmp_path / "index.html")
+    (tmp_path / "checkpoints/teacher").mkdir(parents=True)
+    (tmp_path / "checkpoints/teacher/report.json").write_text(json.dumps({"curve": curves["teacher"]}))
+    page = parse(write_run_report(RunLayout(tmp_path), SUMMARY))
     words = re.sub(r"\s+", " ", page.text)
     assert "student 85.0 45.5 61.5 28.0 800 steps from the teacher, human and pseudo-labels" in words
     assert "chance 25.0 – 25.0 –" in words and "novel 1,234 900 2,000 72.9 44.0" in words

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.annotators.glip import behind_the_end
+from pipeline.annotators.glip import exclusive_ends
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
@@ -92,7 +92,7 @@ def test_what_is_taught_is_what_labelling_gives_back(sources, flip, image_size):
     scale = np.array([width / 80, height / 64] * 2)
     taught = sample["prompted"].boxes[0] / scale
     assert taught == pytest.approx((50, 1, 78, 29) if flip else (1, 1, 29, 29), abs=1e-4)
-    back = behind_the_end(torch.tensor([[*taught.tolist()], [0, 0, 79.5, 63.5]]), (64, 80)).tolist()
+    back = exclusive_ends(torch.tensor([[*taught.tolist()], [0, 0, 79.5, 63.5]]), (64, 80)).tolist()
     assert back == [pytest.approx((50, 1, 79, 30) if flip else (1, 1, 30, 30), abs=1e-4), [0, 0, 80, 64]]
 
 
