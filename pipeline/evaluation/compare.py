@@ -18,19 +18,25 @@ from pipeline.evaluation.report import COUNTS, TITLES, metric_order
 Rows = dict[str, list[dict[str, Any]]]
 """Metric -> a cell for each model."""
 MEAN = "odinw"
+CHANGES = 5
+"""Number of classes whose AP fell or rose most that are listed."""
 MEAN_SET = f"mean of {MEAN}"
 """Name of the mean over the sets of this protocol."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation folder: its metrics, protocols and settings by set. model: revision."""
+    """An evaluation folder: its metrics, protocols and settings by set.
+
+    model: revision. sets: without undefined metrics. classes: set -> class name -> AP in percent.
+    """
 
     folder: Path
     model: str
     sets: dict[str, dict[str, float]]
     protocols: dict[str, str]
     settings: dict[str, dict[str, Any]]
+    classes: dict[str, dict[str, float]]
 
     @classmethod
     def read(cls, folder: str | Path) -> Evaluated:
@@ -46,7 +52,8 @@ class Evaluated:
                 raise InputError(
                     f"{folder}/metrics.json: written by an earlier version; run evaluate again (it keeps predictions)"
                 )
-            return cls(folder, saved["model"], saved["sets"], saved["protocols"], saved["settings"])
+            sets = {n: {k: v for k, v in metrics.items() if v is not None} for n, metrics in saved["sets"].items()}
+            return cls(folder, saved["model"], sets, saved["protocols"], saved["settings"], saved.get("classes", {}))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{folder}: no metrics.json in it; want a folder that evaluate wrote") from None
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -80,6 +87,7 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
         ``models``: folder and revision of each. ``sets``: set -> metric -> by model ``value``,
         ``interval`` and, except for the first, ``difference`` from the first, its
         ``difference_interval`` and ``better``, the share of resamples in which it is positive.
+        ``classes``: set -> class name -> each model's AP.
         ``lacking``: for all but the first, :meth:`Evaluated.missing_from`. ``unlike``: set ->
         setting -> each model's value, where they differ.
 
@@ -96,10 +104,11 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
     protocols: dict[str, str] = {}
     for name in names:
         sets[name], protocols[name], resampled = _compare_set(name, models, samples, seed)
-        if protocols[name] == MEAN:
+        if protocols[name] == MEAN and "ap" in sets[name]:
             means.append(np.stack([r["ap"] for r in resampled]))
     if means:
-        values = [float(np.mean([m.sets[n]["ap"] for n in names if protocols[n] == MEAN])) for m in models]
+        defined = [n for n in names if protocols[n] == MEAN and "ap" in sets[n]]
+        values = [float(np.mean([m.sets[n]["ap"] for n in defined])) for m in models]
         sets[MEAN_SET] = {"ap": _cells(values, list(np.mean(means, axis=0)))}
         protocols[MEAN_SET] = "mean"
     return {
@@ -108,6 +117,11 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
         "seed": seed,
         "protocols": protocols,
         "sets": sets,
+        "classes": {
+            name: {c: [m.classes[name][c] for m in models] for c in models[0].classes[name]}
+            for name in names
+            if all(name in m.classes for m in models)  # written by this version
+        },
         "lacking": [models[0].missing_from(m) for m in models[1:]],
         "unlike": {name: differing for name in names if (differing := _differing([m.settings[name] for m in models]))},
     }
@@ -172,6 +186,7 @@ def compare_lines(compared: dict[str, Any]) -> list[str]:
                 if i:
                     texts.append(f"{cell['difference']:+.1f}" + format_interval(cell.get("difference_interval"), "+"))
             lines.append(f"| {TITLES.get(metric, metric)} | {' | '.join(texts)} |")
+        lines += _changed_classes(compared["classes"].get(name, {}))
     notes = [
         f"- {letter} has no {format_missing(one)}"
         for letter, one in zip(letters[1:], compared["lacking"], strict=True)
@@ -182,6 +197,20 @@ def compare_lines(compared: dict[str, Any]) -> list[str]:
             by_model = ", ".join(f"{v} ({letter})" for letter, v in zip(letters, values, strict=True))
             notes.append(f"- {name} was measured with different settings: {key} {by_model}")
     return [*lines, "", *notes] if notes else lines
+
+
+def _changed_classes(classes: Mapping[str, Sequence[float]]) -> list[str]:
+    """AP of the classes that changed most from the first model to the last."""
+    changes = sorted((values[-1] - values[0], name) for name, values in classes.items())
+    lines = []
+    for title, ones in (("fell", changes[:CHANGES]), ("rose", changes[::-1][:CHANGES])):
+        texts = [
+            f"{name} {' -> '.join(f'{v:.1f}' for v in classes[name])}"
+            for change, name in ones
+            if (change < 0) == (title == "fell") and change
+        ]
+        lines += ["", f"AP {title} most: {', '.join(texts)}."] if texts else []
+    return lines
 
 
 def format_missing(missing: Mapping[str, Mapping[str, Any]]) -> str:

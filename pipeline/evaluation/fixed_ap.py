@@ -39,15 +39,17 @@ def best_of_each_class(results: Sequence[ImageResult], most: int) -> list[ImageR
     ]
 
 
-def fixed_ap(matches: Matches, names: Sequence[str], groups: Mapping[str, str] | None = None) -> dict[str, float]:
+def fixed_ap(
+    matches: Matches, names: Sequence[str], groups: Mapping[str, str] | None = None
+) -> dict[str, float | None]:
     """ap, ap50, ap75 in percent; with frequency ``groups`` also ap_rare, ap_common, ap_frequent.
 
-    Means over classes with gold boxes; groups without such classes are omitted. ``matches``: of
+    Means over classes with gold boxes, None without any; groups without such classes are omitted. ``matches``: of
     :func:`best_of_each_class`, by federated rules.
     """
     by_label = {label: curve.mean(axis=1) for label, curve in class_curves(matches).items()}
     if not by_label:
-        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+        return dict.fromkeys(("ap", "ap50", "ap75"))
     aps = np.array(list(by_label.values()))
     metrics = {"ap": aps.mean(), "ap50": aps[:, 0].mean(), "ap75": aps[:, 5].mean()}
     for group in GROUPS:

@@ -89,13 +89,14 @@ def _first(matched: np.ndarray) -> int:
     return min(int(np.argmax(matched)), NEVER - 1) if matched.any() else NEVER
 
 
-def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float]:
+def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections: int = 100) -> dict[str, float | None]:
     """pycocotools' metrics in percent, means over the classes that have gold boxes.
 
     Returns:
         ap, ap50, ap75; ap_small, ap_medium, ap_large by area of the box (SIZES), as records have no
         masks; ar_1, ar_10, ar: recall with at most 1, 10, ``max_detections`` detections per class
-        and image; ar_small, ar_medium, ar_large. Sizes without gold are omitted.
+        and image; ar_small, ar_medium, ar_large. Sizes without gold are omitted; without any gold
+        ap, ap50 and ap75 are None.
     """
     annotations: list[dict[str, Any]] = []
     detections = [np.zeros((0, 7))]
@@ -109,8 +110,10 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
             )  # fmt: skip
         detections.append(np.column_stack([np.full(len(r.labels), image_id), xywh(r.boxes), r.scores, r.labels + 1]))
     detected = np.concatenate(detections)
-    if not annotations or not len(detected):
-        areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
+    areas = np.array([a["area"] for a in annotations if not a["iscrowd"]])
+    if not len(areas):
+        return dict.fromkeys(("ap", "ap50", "ap75"))
+    if not len(detected):
         sizes = [size for size, (low, high) in SIZES.items() if ((areas >= low) & (areas <= high)).any()]
         by_size = (f"{kind}_{size}" for size in sizes for kind in ("ap", "ar"))
         return dict.fromkeys(("ap", "ap50", "ap75", "ar_1", "ar_10", "ar", *by_size), 0.0)
@@ -139,4 +142,4 @@ def coco_ap(results: Sequence[ImageResult], names: Sequence[str], max_detections
     means |= {f"ar{suffix}": mean(recall[:, :, 0, i]) for i, suffix in enumerate(("_1", "_10", ""))}
     for i, size in enumerate(SIZES, start=1):
         means |= {f"ap_{size}": mean(precision[:, :, :, i, 2]), f"ar_{size}": mean(recall[:, :, i, 2])}
-    return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0} | {k: v for k, v in means.items() if v is not None}
+    return {name: value for name, value in means.items() if value is not None}

@@ -68,7 +68,10 @@ def _results(evaluated: Evaluated) -> dict[str, str]:
         shown = [n for n in TITLES if n in metrics and n not in COUNTS]
         protocol = PROTOCOLS[evaluated.protocols[name]]
         lines = [f"**{name}** ({protocol}; {format_metric('images', metrics['images'])} images)", ""]
-        lines += [f"| {' | '.join(TITLES[n] for n in shown)} |", "|---:" * len(shown) + "|"]
-        lines.append(f"| {' | '.join(format_metric(n, metrics[n]) for n in shown)} |")
+        if shown:
+            lines += [f"| {' | '.join(TITLES[n] for n in shown)} |", "|---:" * len(shown) + "|"]
+            lines.append(f"| {' | '.join(format_metric(n, metrics[n]) for n in shown)} |")
+        else:
+            lines.append("Undefined: no ground truth.")
         results[name] = "\n".join(lines)
     return results

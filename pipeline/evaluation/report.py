@@ -40,8 +40,10 @@ def metric_order(name: str) -> int:
     return list(TITLES).index(name) if name in TITLES else len(TITLES)
 
 
-def format_metric(name: str, value: float) -> str:
+def format_metric(name: str, value: float | None) -> str:
     """A metric's value as text."""
+    if value is None:
+        return "undefined: no ground truth"
     return f"{int(value):,}" if name in COUNTS else f"{value:.1f}"
 
 

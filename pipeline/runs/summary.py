@@ -39,7 +39,7 @@ def model_metrics(file: Path, config: SelfTrainConfig) -> dict[str, float]:
     for kind in ("base", "novel"):
         name = getattr(config.data, kind)
         for metric in ("recall_at_1", "ap50"):
-            if metric in sets.get(name, {}):
+            if sets.get(name, {}).get(metric) is not None:
                 metrics[f"{kind}_{metric}"] = round(sets[name][metric], 2)
     return metrics
 

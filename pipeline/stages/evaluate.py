@@ -28,7 +28,7 @@ from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
 from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.report import name_values, write_report
 from pipeline.execution.inference import inference_workers
 from pipeline.execution.options import DeviceOptions, WorkLeft
 from pipeline.execution.run import run_workers
@@ -41,12 +41,14 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import Evaluate
 
 log = logging.getLogger("glip_self_train")
-Metrics = dict[str, dict[str, float]]
+Metrics = dict[str, dict[str, float | None]]
 KS = (1, 5, 10)
 LVIS_ONLY = {"chunk_names", "chunk_detections", "class_detections"}
 """Settings that only the lvis protocol uses."""
-METRICS = 3
-"""Version of the metrics; 3: names without a training image are rare; settings by set."""
+METRICS = 4
+"""Version of the metrics; 3: names without a training image are rare; settings by set; 4: AP by class,
+metrics without ground truth are null.
+"""
 
 
 def run(job: Evaluate) -> Metrics:
@@ -87,12 +89,16 @@ def run(job: Evaluate) -> Metrics:
     for evaluation_set in sets:
         name = evaluation_set.spec.name
         metrics[name], tables[name] = _measure(plan, evaluation_set, out)
-        log.info("%s: %s", name, ", ".join(f"{k} {v:.1f}" for k, v in metrics[name].items()))
-    odinw = [metrics[s.spec.name]["ap"] for s in sets if s.spec.protocol == "odinw"]  # reported as the mean over sets
+        log.info("%s: %s", name, ", ".join(f"{k} {v:.1f}" for k, v in metrics[name].items() if v is not None))
+        if undefined := [k for k, v in metrics[name].items() if v is None]:
+            log.warning("%s: has no ground truth; its %s are undefined and left out", name, ", ".join(undefined))
+    aps = [metrics[s.spec.name]["ap"] for s in sets if s.spec.protocol == "odinw"]
+    odinw = [ap for ap in aps if ap is not None]  # reported as the mean over sets
     document = {
         "fingerprint": plan.fingerprint_of(),
         "model": plan.revision,
         "sets": metrics,
+        "classes": {name: name_values(one)[1] for name, one in tables.items() if one.names},
         "protocols": {s.spec.name: s.spec.protocol for s in sets},
         "settings": {s.spec.name: plan.settings(s.spec) for s in sets},
         "means": {"odinw": {"ap": float(np.mean(odinw)), "sets": len(odinw)}} if odinw else {},
@@ -158,7 +164,7 @@ def _detect(plan: _Plan, out: Path, options: DeviceOptions) -> None:
             log.warning("%d %s lost: %s; their ground truth counts as missed", n, unit, reason)
 
 
-def _measure(plan: _Plan, evaluation_set: EvaluationSet, out: Path) -> tuple[dict[str, float], MatchTables]:
+def _measure(plan: _Plan, evaluation_set: EvaluationSet, out: Path) -> tuple[dict[str, float | None], MatchTables]:
     spec, config = evaluation_set.spec, plan.config
     frequencies = plan.frequencies.get(spec.name, Frequencies())
     predictions = [
@@ -194,12 +200,12 @@ def _measure(plan: _Plan, evaluation_set: EvaluationSet, out: Path) -> tuple[dic
 
 def _metrics(
     spec: SetSpec, config: EvaluateConfig, results: Sequence[ImageResult], tables: MatchTables
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     queries = tables.queries
 
-    def shares(name: str, first: np.ndarray) -> dict[str, float]:
-        total = max(len(queries.image), 1)
-        return {f"{name}_{k}": 100.0 * float((first < min(k, NEVER)).sum()) / total for k in KS}
+    def shares(name: str, first: np.ndarray) -> dict[str, float | None]:
+        total = len(first)
+        return {f"{name}_{k}": 100.0 * float((first < min(k, NEVER)).sum()) / total if total else None for k in KS}
 
     if spec.protocol == "lvis":
         return fixed_ap(tables.matches, [normalise_name(n) for n in spec.names], tables.groups)

@@ -17,6 +17,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.data.images import open_image
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
+from pipeline.evaluation.compare import compare
 from pipeline.evaluation.match_tables import read_match_tables
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.execution.progress import Silent
@@ -80,6 +81,30 @@ def run(shards, out, teacher, config=CONFIG, **options):
 
 def files(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): digest_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_set_without_ground_truth_is_undefined_and_left_out(shards, teacher, tmp_path, caplog):
+    """Its AP is null in metrics.json, said, and not counted in ODinW's mean nor compared."""
+    empty = tmp_path / "empty-0.tar"
+    record = GroundingRecord(key="0", dataset="empty", kind="detection", image_size=(64, 80), regions=[])
+    write_tar(empty, [("0", {"jpg": jpeg(0, (80, 64)), "json": record.to_json()})])
+    card = DatasetCard(name="empty", kind="detection", label_space=NAMES)
+    (tmp_path / "empty.dataset.json").write_text(card.model_dump_json())
+    config = CONFIG.model_copy(update={"protocols": {"wild": "odinw", "nothing": "odinw"}})
+    sets = {"wild": shards["val"], "nothing": [str(empty)], "plain": [str(empty)]}
+    for out in ("a", "b"):
+        got = run(sets, tmp_path / out, teacher, config)
+    saved = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert got["nothing"] == {"images": 1, "ap": None, "ap50": None, "ap75": None}
+    assert saved["sets"]["plain"]["recall_at_1"] is None and saved["sets"]["plain"]["queries"] == 0
+    assert saved["means"]["odinw"] == {"ap": got["wild"]["ap"], "sets": 1}
+    assert "nothing: has no ground truth; its ap, ap50, ap75 are undefined and left out" in caplog.text
+    assert "undefined: no ground truth" in (tmp_path / "a" / "report.md").read_text()
+    assert set(saved["classes"]["wild"]) <= set(NAMES) and saved["classes"]["nothing"] == {}
+    assert np.mean([*saved["classes"]["wild"].values()]) == pytest.approx(got["wild"]["ap"])
+    compared = compare([tmp_path / "a", tmp_path / "b"], samples=5)
+    assert compared["sets"]["nothing"] == {} and compared["classes"]["wild"].keys() == saved["classes"]["wild"].keys()
+    assert compared["sets"]["mean of odinw"]["ap"][0]["value"] == pytest.approx(got["wild"]["ap"])
 
 
 def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):

@@ -122,7 +122,7 @@ def slow_fixed_ap(results, most):
                 points.append((tp / count, tp / (tp + fp)))
             reached = [max((p for rec, p in points if rec >= want), default=0.0) for want in np.linspace(0, 1, 101)]
             aps.append(np.mean(reached))
-    return 100 * float(np.mean(aps)) if aps else 0.0
+    return 100 * float(np.mean(aps)) if aps else None
 
 
 @st.composite

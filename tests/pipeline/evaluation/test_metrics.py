@@ -103,6 +103,12 @@ def test_ap_equals_pycocotools_summary(seed):
     assert 0 < ours["ap50"] < 100
 
 
+def test_without_ground_truth_ap_is_undefined():
+    crowds = image([((0, 0, 50, 50), 0, True)], [((0, 0, 9, 9), 0, 0.5)])
+    for results in ([crowds], [result([], [((0, 0, 5, 5), 0, 0.5)])], []):
+        assert coco_ap(results, ["a"]) == {"ap": None, "ap50": None, "ap75": None}
+
+
 def test_nothing_found_is_zero():
     assert coco_ap([result([((0, 0, 5, 5), 0)], [])], ["a"])["ap"] == 0.0
 
