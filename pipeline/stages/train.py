@@ -13,8 +13,6 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError
 from pipeline.execution.options import WorkLeft
@@ -22,13 +20,10 @@ from pipeline.io.paths import local_folder
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import TrainModel
 from pipeline.training.checkpoints import read_state
-from pipeline.training.distributed import check_device
 from pipeline.training.index_shards import index_shards
 from pipeline.training.report import TrainReport
 from pipeline.training.resume import finished_report
 from pipeline.training.run_identity import Identity
-from pipeline.training.trackers import check_tracker
-from pipeline.training.trainer import Trainer
 
 log = logging.getLogger("glip_self_train")
 
@@ -49,8 +44,6 @@ def run(job: TrainModel) -> TrainReport:
     config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
     out = local_folder(job.out, "a training")
     sources = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sources.items()}
-    check_tracker(job.tracker)
-    check_device(job.device, config.precision)
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
     if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
@@ -65,6 +58,16 @@ def run(job: TrainModel) -> TrainReport:
         return report
     if job.check_only:
         raise WorkLeft
+
+    # a finished training is found without torch, whose import takes seconds
+    import torch
+
+    from pipeline.training.distributed import check_device
+    from pipeline.training.trackers import check_tracker
+    from pipeline.training.trainer import Trainer
+
+    check_tracker(job.tracker)
+    check_device(job.device, config.precision)
     # a thread pool for a few captions costs more than it saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if job.threads:
