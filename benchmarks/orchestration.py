@@ -3,7 +3,7 @@
     python benchmarks/orchestration.py --json orchestration.json
     python benchmarks/orchestration.py --only overhead --shards 600 --database sqlite    # quick
 
-The empty stage runs as a real one (``JobBuilder.chunked``, ``run_jobs``, tasks of ``chunk_shards``
+The empty stage runs as a real one (``chunks``, ``JobBuilder``, ``run_jobs``, tasks of ``chunk_shards``
 shards, retries, progress artifacts) against a server in another process; its jobs commit a report
 for each shard. ``overhead_seconds_2400_shards``: jobs in the flow's process, the overhead of
 Prefect itself. ``child_seconds_2400_shards``: jobs as child processes, as those of real stages,
@@ -58,29 +58,30 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
     from prefect.task_runners import ThreadPoolTaskRunner
 
     import flows.jobs
-    from flows.job_builder import JobBuilder
-    from flows.subprocess_jobs import Job
+    from flows.job_builder import JobBuilder, chunks
+    from flows.subprocess_jobs import ChildJob
     from pipeline.config import ResourcesConfig, SelfTrainConfig
     from pipeline.execution.commit import commit_report
     from pipeline.execution.reports import ShardReport, StageReport
     from pipeline.io.paths import stem
     from pipeline.runs.layout import RunLayout
+    from pipeline.stages import ParsePhrases
 
     folder = out / "phrases"
     folder.mkdir(parents=True)
     config = SelfTrainConfig(resources=ResourcesConfig(chunk_shards=chunk, parallel=parallel, threads=1))
 
-    def names(job: Job) -> list[str]:
-        command = job.command
-        return [stem(command[i + 1]) for i, argument in enumerate(command) if argument == "--shards"]
+    def names(job: ChildJob) -> list[str]:
+        assert isinstance(job.job, ParsePhrases)
+        return [stem(shard) for shard in job.job.shards]
 
-    def commit_only(job: Job) -> dict[str, Any]:
+    def commit_only(job: ChildJob) -> dict[str, Any]:
         for name in names(job):
             commit_report(folder, ShardReport(stage=job.stage, shard=name, fingerprint="0"))
         return StageReport(stage=job.stage, done=len(names(job))).model_dump(mode="json")
 
-    def as_child(job: Job) -> Job:
-        command = (sys.executable, "-c", EMPTY_CHILD, job.stage, str(folder), str(job.report), *names(job))
+    def as_child(job: ChildJob) -> ChildJob:
+        command = (sys.executable, "-c", EMPTY_CHILD, job.stage, str(folder), str(job.file("report")), *names(job))
         return job.model_copy(update={"command": command})
 
     if way == "in_process":
@@ -90,7 +91,11 @@ def empty_stage(out: Path, shards: int, chunk: int, parallel: int, way: str) -> 
     def empty() -> StageReport:
         job_builder = JobBuilder(config, RunLayout(out))
         paths = [f"crawl/{i:06d}.tar" for i in range(shards)]
-        jobs = job_builder.chunked("empty", "parse-phrases", "--shards", paths, "--out", str(folder))
+        parts = chunks(paths, chunk, parallel)
+        jobs = [
+            job_builder.child(f"empty-{i:03d}", ParsePhrases(shards=part, out=folder), together=len(parts))
+            for i, part in enumerate(parts)
+        ]
         return flows.jobs.run_jobs("empty", jobs if way == "in_process" else [as_child(job) for job in jobs])
 
     started = time.perf_counter()
