@@ -13,16 +13,17 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import can_return_tuple, logging
 
 from .box_ops import decode
-from .configuration_glip import GlipConfig
+from .configuration_glip import SCORE_AGGREGATIONS, GlipConfig
 from .layers.dynamic_head import DynamicBranch
 from .layers.fpn import GlipFeaturePyramid
 from .layers.fusion import GlipFusion
 from .layers.head import AlignmentHead, DynamicHead, Scale, TwoStageHead
 from .layers.initialisation import initialise, initialised
 from .layers.swin import GlipSwin, SwinAttention
+from .layers.two_stage import ProposalNetwork
 from .outputs import GlipObjectDetectionOutput
 from .targets import collect_targets
 
@@ -55,6 +56,8 @@ class GlipPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_scale, self.config.log_scale_init)
             init.zeros_(module.bias_lang)
             init.constant_(module.bias0, _logit(prior))
+        elif isinstance(module, ProposalNetwork):
+            init.constant_(module.objectness.bias, _logit(prior))
         elif isinstance(module, Scale):
             init.ones_(module.scale)
         elif isinstance(module, GlipFusion):
@@ -71,6 +74,15 @@ class GlipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             initialise(module)
+
+
+def _check_rows(images: int, attention_mask: Tensor, image_index: Tensor | None) -> None:
+    """Raise ValueError unless every caption has its image."""
+    rows = len(attention_mask)
+    if image_index is None and rows != images:
+        raise ValueError(f"text: found {rows} captions for {images} images; want one each, or image_index")
+    if image_index is not None and image_index.shape != (rows,):
+        raise ValueError(f"image_index: found {tuple(image_index.shape)}; want ({rows},), the image of every caption")
 
 
 def _logit(p: float) -> float:
@@ -107,6 +119,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         )
         self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
         self.head = (DynamicHead if config.head == "dynamic" else TwoStageHead)(config)
+        self._frozen: list[nn.Module] = []
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -117,16 +130,13 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         """Replace the text encoder's word embeddings."""
         self.text_encoder.set_input_embeddings(value)
 
-    def encode_image(self, pixel_values: Tensor, trace: dict | None = None) -> list[Tensor]:
-        """Compute pyramid maps (B, C, h, w), finest first, of normalised BGR (B, 3, H, W).
+    def encode_image(self, pixel_values: Tensor) -> list[Tensor]:
+        """Compute pyramid maps (B, C, h, w), finest first, of normalised BGR (B, 3, H, W) of any precision.
 
         An image with several captions needs them once: pass them as `image_features`.
         """
-        stages = self.backbone(pixel_values)
-        maps = self.neck([stages[s - 2] for s in self.config.fpn_in_stages])
-        if trace is not None:
-            trace["swin"], trace["fpn"] = stages, maps
-        return maps
+        stages = self.backbone(pixel_values.to(self.backbone.patch_embed.proj.weight.dtype))
+        return self.neck([stages[s - 2] for s in self.config.fpn_in_stages])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Compute BERT's last layer (B, T, D), not masked, of input_ids and attention_mask (B, T).
@@ -148,92 +158,121 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         length = input_ids.shape[1]
         return self.encode_text(distinct[:, :length], distinct[:, length:])[place]
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_sizes: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         labels: list[dict[str, Any]] | None = None,
         image_features: list[Tensor] | None = None,
         text_features: Tensor | None = None,
         image_index: Tensor | None = None,
         offset_mapping: Tensor | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
-    ) -> GlipObjectDetectionOutput | tuple:
+    ) -> GlipObjectDetectionOutput:
         """Run the network on B image-caption pairs.
 
         pixel_values (B, 3, H, W): normalised BGR, zero-padded right and bottom. input_ids,
-        attention_mask (B, T). image_sizes (B, 2): unpadded height, width (default: all of H, W).
-        image_features, text_features: results of `encode_image`, `encode_text` to use instead.
-        image_index (B,): the image of each caption, when images and captions are not paired one to
-        one. offset_mapping (B, T, 2): passed on to the output.
+        token_type_ids, attention_mask (B, T). image_sizes (B, 2): unpadded height, width (default:
+        those of pixel_mask (B, H, W), 1 inside the image, or all of H, W). image_features,
+        text_features: results of `encode_image`, `encode_text` to use instead. image_index (B,): the
+        image of each caption, when images and captions are not paired one to one. offset_mapping
+        (B, T, 2): passed on to the output. output_attentions: not offered. `return_dict=False`: a
+        tuple.
 
-        labels: one dict per image. `boxes` (n, 4) float xyxy, pixels of the resized image;
-        `positive_map` (n, T') 0/1, cut or padded to T. Optional, for noisy labels: `weights` (n,)
-        factors of a box's losses; `regress` (n,) bool, false: no box or centerness loss;
-        `token_ignore` (T',) bool: tokens that are no negatives in this image; `ignore_boxes` (m,
-        4): negatives with their centre in one, or IoU >= 0.5 with it, have no alignment loss.
+        labels: one dict per caption. `boxes` (n, 4) xyxy, pixels of the resized image, and
+        `positive_map` (n, T') 0/1, cut or padded to T: the tokens that name each box
+        (`grounding.phrase_tokens` and `positive_map` make it), which is what GLIP has instead of
+        `class_labels`. Optional, for noisy labels: `weights` (n,) factors of a box's losses;
+        `regress` (n,) bool, false: no box or centerness loss; `token_ignore` (T',) bool: tokens
+        that are no negatives in this image; `ignore_boxes` (m, 4): negatives with their centre in
+        one, or IoU >= 0.5 with it, have no alignment loss.
 
-        Raises NonFiniteLossError naming terms and images; ValueError for missing inputs.
+        Raises NonFiniteLossError naming terms and images; ValueError for missing inputs, inputs
+        whose shapes disagree, labels that cannot be meant, and output_attentions.
         """
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("output_attentions: found true; want false: the fused computation makes no attention maps")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if attention_mask is None:
             if input_ids is None:
                 raise ValueError("attention_mask is needed when text_features are given without input_ids")
             attention_mask = torch.ones_like(input_ids)
-        trace: dict[str, Any] | None = {} if output_hidden_states else None
         if image_features is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values or image_features")
-            image_features = self.encode_image(pixel_values, trace)
+            _check_rows(len(pixel_values), attention_mask, image_index)
+            image_features = self.encode_image(pixel_values)
+        else:
+            _check_rows(len(image_features[0]), attention_mask, image_index)
         if text_features is None:
             if input_ids is None:
                 raise ValueError("give input_ids or text_features")
+            if input_ids.shape != attention_mask.shape:
+                raise ValueError(
+                    f"attention_mask: found {tuple(attention_mask.shape)}; want input_ids' {tuple(input_ids.shape)}"
+                )
             text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
+        elif text_features.shape[:2] != attention_mask.shape:
+            raise ValueError(
+                f"text_features: found {tuple(text_features.shape[:2])} rows and tokens; want attention_mask's "
+                f"{tuple(attention_mask.shape)}"
+            )
         if image_sizes is None:
-            if pixel_values is None:
+            if pixel_mask is not None:
+                image_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
+            elif pixel_values is not None:
+                size, count = pixel_values.shape[-2:], len(pixel_values)
+                image_sizes = torch.tensor([size] * count, device=attention_mask.device)
+            else:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")
-            image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0], device=attention_mask.device)
+        if len(image_sizes) != len(image_features[0]):
+            raise ValueError(f"image_sizes: found {len(image_sizes)}; want one for each of {len(image_features[0])} images")
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
-        if trace is not None:
-            trace["text"] = text_features
         targets = None
         if labels is not None:
-            targets = collect_targets(labels, text_features.shape[1], text_features.device)
-        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, trace)
-        boxes = None
-        if labels is None:
-            boxes = decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights))
-        output = GlipObjectDetectionOutput(
+            if len(labels) != len(attention_mask):
+                raise ValueError(f"labels: found {len(labels)}; want one for each of {len(attention_mask)} captions")
+            targets = collect_targets(labels, text_features.shape[1], text_features.device, image_sizes)
+        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, output_hidden_states)
+        batch = len(attention_mask)
+        locations, words = zip(*head.hidden) if output_hidden_states else (None, None)
+        return GlipObjectDetectionOutput(
             loss=None if head.losses is None else torch.stack(list(head.losses.values())).sum(),
             loss_dict=head.losses,
             logits=_as_independent(head.logits, head.no_object, attention_mask, head.real),
             box_deltas=head.deltas,
             centerness=head.centerness,
-            pred_boxes=boxes,
-            anchors=head.anchors,
-            level_shapes=torch.tensor(head.level_shapes),
+            pred_boxes=decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights)),
+            anchors=head.anchors.expand(batch, -1, -1),
+            level_shapes=torch.tensor([head.level_shapes] * batch, device=head.logits.device),
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             input_ids=input_ids,
             offset_mapping=offset_mapping,
             image_index=image_index,
-            hidden=trace,
-            score_aggregation=self.config.score_aggregation,
+            score_aggregation=torch.full(
+                (batch,), SCORE_AGGREGATIONS.index(self.config.score_aggregation), device=head.logits.device
+            ),
+            hidden_states=locations,
+            text_hidden_states=words,
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def freeze(self, text_layers: int = 0, backbone_stages: int = 0) -> None:
         """Exclude the lowest parts from training.
 
         text_layers n > 0: BERT's embeddings and its first n layers. backbone_stages n > 0: the
         patch embedding and the first n - 1 stages (2 in the released GLIP-L; GLIP spec section 2).
-        Raises ValueError for more than there are.
+        They stay in evaluation mode, without dropout and drop path. Raises ValueError for more than
+        there are.
         """
         layers, stages = self.text_encoder.encoder.layer, self.backbone.layers
         if not 0 <= text_layers <= len(layers) or not 0 <= backbone_stages <= len(stages) + 1:
@@ -246,6 +285,15 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             frozen += [self.text_encoder.embeddings, *layers[:text_layers]]
         for module in frozen:
             module.requires_grad_(False)
+        self._frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> GlipForObjectDetection:
+        """Set training mode, except for the parts that `freeze` named: they drop nothing."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def load_text_encoder(self, folder: str | Path) -> None:
         """Load the text encoder's weights from a BERT folder, without its pooler.

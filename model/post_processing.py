@@ -82,11 +82,11 @@ def detections(
     probability). Raises ValueError when counts differ. Source: GLIP spec section 8.
     """
     batch = outputs.logits.shape[0]
-    score_agg = score_agg or getattr(outputs, "score_aggregation", None) or "mean"
+    score_agg = score_agg or SCORE_AGGREGATIONS[int(outputs.score_aggregation[0])]
     if len(tokens) != batch or (target_sizes is not None and len(target_sizes) != batch):
         sizes_given = "none" if target_sizes is None else len(target_sizes)
         raise ValueError(f"{batch} captions, but phrases for {len(tokens)} and target sizes for {sizes_given}")
-    sizes = outputs.level_shapes.prod(-1).tolist()
+    sizes = outputs.level_shapes[0].prod(-1).tolist()
     boxes = box_ops.clip(outputs.pred_boxes.float(), outputs.image_sizes)
     # without centerness (two-stage head) a score is the phrase's probability itself
     given = outputs.centerness
