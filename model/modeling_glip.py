@@ -17,6 +17,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .box_ops import decode
 from .configuration_glip import SCORE_AGGREGATIONS, GlipConfig
+from .layers.constants import without_values
 from .layers.dynamic_head import DynamicBranch
 from .layers.fpn import GlipFeaturePyramid
 from .layers.fusion import GlipFusion
@@ -149,7 +150,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
 
     def _encode_distinct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Compute `encode_text` with equal rows (one class list for many images) encoded once."""
-        if self.training or len(input_ids) == 1 or token_type_ids is not None or torch.compiler.is_compiling():
+        plain = self.training or len(input_ids) == 1 or token_type_ids is not None
+        if plain or torch.compiler.is_compiling() or without_values():
             return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout: equal rows differ
         both = torch.cat([input_ids, attention_mask], 1)
         distinct, place = both.unique(dim=0, return_inverse=True)

@@ -70,11 +70,16 @@ class GlipProcessor(ProcessorMixin):
         A tokenizer's own `max_length` counts where it also pads to it: sentence encoders' folders
         carry one that is not this network's.
         """
-        image_settings = self.image_processor.valid_kwargs.__annotations__
-        known = {*self.valid_processor_kwargs.__annotations__, *TextKwargs.__annotations__, *image_settings}
-        unknown = sorted(set(kwargs) - known - {"common_kwargs"})
-        if unknown:
-            raise TypeError(f"GlipProcessor: found {', '.join(unknown)}; want some of {', '.join(sorted(known))}")
+        text, images = set(TextKwargs.__annotations__), set(self.image_processor.valid_kwargs.__annotations__)
+        flat = {*self.valid_processor_kwargs.__annotations__, "common_kwargs", *text, *images}
+        for where, known, given in (
+            ("GlipProcessor", flat, kwargs),
+            ("text_kwargs", text, kwargs.get("text_kwargs", {})),
+            ("images_kwargs", images, kwargs.get("images_kwargs", {})),
+        ):
+            unknown = sorted(set(given) - known)
+            if unknown:
+                raise TypeError(f"{where}: found {', '.join(unknown)}; want some of {', '.join(sorted(known))}")
         own = dict(tokenizer_init_kwargs or {})
         if own.get("padding") != "max_length":
             own.pop("max_length", None)

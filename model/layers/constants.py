@@ -13,7 +13,7 @@ _CACHE: dict[tuple, tuple[torch.Tensor, ...]] = {}
 _LIMIT_BYTES = 512 << 20
 
 
-def _without_values() -> bool:
+def without_values() -> bool:
     """Tell whether tensors are made for a trace: in `torch.export`, or fake ones outside a compiler."""
     if torch.compiler.is_exporting():
         return True
@@ -28,14 +28,14 @@ def device_constant(make: Callable, *args: Any, device: torch.device, dtype: tor
     runs the network on tensors without values, neither reads nor fills the cache.
     """
     key = (make, args, device, dtype)
-    found = None if _without_values() else _CACHE.get(key)
+    found = None if without_values() else _CACHE.get(key)
     if found is None:
         # a tensor made in inference mode could not serve a later training step
         with torch.inference_mode(False), torch.device("cpu"):
             made = make(*args)
             parts = made if isinstance(made, tuple) else (made,)
             found = tuple(t.to(device, dtype if t.is_floating_point() else None) for t in parts)
-        if _without_values():
+        if without_values():
             return found if len(found) > 1 else found[0]
         _CACHE[key] = found
         sizes = {k: sum(t.nbytes for t in v) for k, v in _CACHE.items() if k[2] == device}
