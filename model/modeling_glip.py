@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .layers.initialisation import initialise, initialised
 from .layers.swin import GlipSwin, SwinAttention
 from .layers.two_stage import ProposalNetwork
 from .outputs import GlipObjectDetectionOutput
+from .saved_code import save_code
 from .targets import collect_targets
 
 # "folded" is a computation of the fusion; inside BERT it means torch's fused attention
@@ -43,6 +45,23 @@ class GlipPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinBlock", "GlipFusedBlock"]
+    _saved_for: str | None = None
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoModelForZeroShotObjectDetection") -> None:
+        """Save the code beside the weights from now on, for `auto_class` with `trust_remote_code`."""
+        # in transformers' own attribute it would be looked up beside this file, without the layers
+        cls._saved_for = auto_class if isinstance(auto_class, str) else auto_class.__name__
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; see `register_for_auto_class`."""
+        if self._saved_for is not None:
+            os.makedirs(save_directory, exist_ok=True)
+            module = __name__.rpartition(".")[2]
+            save_code(module, save_directory)
+            known = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**known, self._saved_for: f"{module}.{type(self).__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
