@@ -17,8 +17,6 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .post_processing import all_words, detections
 
 LONGEST_EDGE = 1333
-# Keys that a saved processor holds beside its settings
-_SERVICE_KEYS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_commit_hash"}
 
 
 def resized_size(width: int, height: int, shortest: int, longest: int | None) -> tuple[int, int]:
@@ -86,7 +84,7 @@ class GlipImageProcessor(PilBackend):
     image_std: in B, G, R order, for values 0..255. pad_to_multiple: the batch is padded right and
     bottom to a multiple of it; pad_size {"height", "width"} instead pads to that. do_rescale:
     multiply 0..255 by rescale_factor first, which GLIP does not. Raises TypeError for a setting
-    that there is not, here and in calls.
+    that there is not, here and in calls; what else a saved folder holds becomes an attribute.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -105,8 +103,8 @@ class GlipImageProcessor(PilBackend):
     pad_to_multiple = 32
 
     def __init__(self, **kwargs: Unpack[GlipImageProcessorKwargs]):
-        unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__) - _SERVICE_KEYS)
-        if unknown:
+        unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__))
+        if unknown and "image_processor_type" not in kwargs:
             known = sorted(self.valid_kwargs.__annotations__)
             raise TypeError(f"GlipImageProcessor: found {', '.join(unknown)}; want some of {', '.join(known)}")
         super().__init__(**kwargs)

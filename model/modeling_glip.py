@@ -103,6 +103,10 @@ def _check_rows(images: int, attention_mask: Tensor, image_index: Tensor | None)
         raise ValueError(f"text: found {rows} captions for {images} images; want one each, or image_index")
     if image_index is not None and image_index.shape != (rows,):
         raise ValueError(f"image_index: found {tuple(image_index.shape)}; want ({rows},), the image of every caption")
+    if image_index is not None and not torch.compiler.is_compiling() and not without_values():
+        wrong = ((image_index < 0) | (image_index >= images)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(f"image_index: captions {wrong} have no image; want one of {images} for each")
 
 
 def _logit(p: float) -> float:
@@ -194,7 +198,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         image_index: Tensor | None = None,
         offset_mapping: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
     ) -> GlipObjectDetectionOutput:
         """Run the network on B image-caption pairs.
 
@@ -203,8 +207,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         those of pixel_mask (B, H, W), 1 inside the image, or all of H, W). image_features,
         text_features: results of `encode_image`, `encode_text` to use instead. image_index (B,): the
         image of each caption, when images and captions are not paired one to one. offset_mapping
-        (B, T, 2): passed on to the output. output_attentions: not offered. `return_dict=False`: a
-        tuple.
+        (B, T, 2): passed on to the output. output_hidden_states: true, or the places in
+        `hidden_states` that are wanted (None stands at the others). output_attentions: not offered.
+        `return_dict=False`: a tuple.
 
         labels: one dict per caption. `boxes` (n, 4) xyxy, pixels of the resized image, and
         `positive_map` (n, T') 0/1, cut or padded to T: the tokens that name each box
@@ -239,6 +244,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
                 raise ValueError(
                     f"attention_mask: found {tuple(attention_mask.shape)}; want input_ids' {tuple(input_ids.shape)}"
                 )
+            limit = self.config.text_config.max_position_embeddings
+            if input_ids.shape[1] > limit:
+                raise ValueError(f"input_ids: found {input_ids.shape[1]} tokens; want the text encoder's {limit} at most")
             text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
         elif text_features.shape[:2] != attention_mask.shape:
             raise ValueError(
@@ -263,9 +271,15 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             if len(labels) != len(attention_mask):
                 raise ValueError(f"labels: found {len(labels)}; want one for each of {len(attention_mask)} captions")
             targets = collect_targets(labels, text_features.shape[1], text_features.device, image_sizes)
-        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, output_hidden_states)
+        keep_hidden = output_hidden_states is not None and output_hidden_states is not False
+        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, keep_hidden)
         batch = len(attention_mask)
-        locations, words = zip(*head.hidden) if output_hidden_states else (None, None)
+        locations, words = zip(*head.hidden) if keep_hidden else (None, None)
+        if isinstance(output_hidden_states, (list, tuple)):
+            wanted = {i % len(locations) for i in output_hidden_states}
+            locations, words = (
+                tuple(x if i in wanted else None for i, x in enumerate(states)) for states in (locations, words)
+            )
         return GlipObjectDetectionOutput(
             loss=None if head.losses is None else torch.stack(list(head.losses.values())).sum(),
             loss_dict=head.losses,

@@ -110,7 +110,7 @@ class GlipProcessor(ProcessorMixin):
         if text is not None:
             settings = merged["text_kwargs"]
             count = len(features["image_sizes"]) if features else None
-            captions, owner = self._captions(text, count, settings["max_length"])
+            captions, owner = self._captions(text, images, count, settings["max_length"])
             encoded = dict(self.tokenizer(captions, **settings))
             if len(encoded["input_ids"]) != len(captions):
                 raise ValueError(
@@ -118,22 +118,28 @@ class GlipProcessor(ProcessorMixin):
                     "each (no return_overflowing_tokens, no is_split_into_words)"
                 )
             features.update(encoded)
-            if len(set(owner)) < len(owner):
+            if owner != list(range(len(owner))):
                 index = BatchFeature({"image_index": owner}, tensor_type=settings.get("return_tensors"))
                 features["image_index"] = index["image_index"]
         return BatchFeature(features)
 
-    def _captions(self, text: Text, images: int | None, max_length: int) -> tuple[list[str], list[int]]:
-        """List the rows of text, and the image of each."""
+    def _captions(
+        self, text: Text, images: Any, count: int | None, max_length: int
+    ) -> tuple[list[str], list[int]]:
+        """List the rows of text, and the image of each: -1 where a text's list of images is empty."""
         rows: list[Any] = [text] if isinstance(text, str) else list(text)
         for row in rows:
             if not isinstance(row, str) and not all(isinstance(name, str) for name in row):
                 raise TypeError(f"text: found {row!r}; want a caption, captions or lists of class names")
         names = len(rows) > 1 and all(isinstance(row, str) and "." not in row for row in rows)
-        if images == 1 and names:
+        if count == 1 and names:
             rows = [rows]
-        if images is not None and len(rows) != images:
-            raise ValueError(f"found {images} images but {len(rows)} texts; want one each")
+        place = list(range(len(rows)))
+        if count is not None and len(rows) != count:
+            nested = isinstance(images, (list, tuple)) and all(isinstance(own, (list, tuple)) for own in images)
+            if not nested or len(images) != len(rows) or max(map(len, images)) > 1:
+                raise ValueError(f"found {count} images but {len(rows)} texts; want one each")
+            place = [before if own else -1 for own, before in zip(images, accumulate(map(len, images), initial=0))]
         captions: list[str] = []
         owner: list[int] = []
         for i, row in enumerate(rows):
@@ -142,7 +148,7 @@ class GlipProcessor(ProcessorMixin):
                 chunks = chunk_names(row, self.tokenizer, min(max_length, self.max_text_length))
                 prompts = [prompt_from_names(chunk)[0] for chunk in chunks] or [""]
             captions += prompts
-            owner += [i] * len(prompts)
+            owner += [place[i]] * len(prompts)
         return captions, owner
 
     def post_process_grounded_object_detection(
