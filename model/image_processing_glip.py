@@ -109,7 +109,7 @@ class GlipImageProcessor(PilBackend):
             raise TypeError(f"GlipImageProcessor: found {', '.join(unknown)}; want some of {', '.join(known)}")
         super().__init__(**kwargs)
 
-    def _standardize_kwargs(self, size: Any = None, **kwargs: Any) -> dict:
+    def _standardize_kwargs(self, size: Any = None, **kwargs: Any) -> dict:  # type: ignore[override]
         if isinstance(size, int):
             size = {"shortest_edge": size, "longest_edge": LONGEST_EDGE}
         return super()._standardize_kwargs(size=size, **kwargs)
@@ -117,17 +117,19 @@ class GlipImageProcessor(PilBackend):
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 2:
             return [images]
-        if isinstance(images, (list, tuple)) and any(isinstance(i, (np.ndarray, Tensor)) and i.ndim == 2 for i in images):
+        if isinstance(images, (list, tuple)) and any(
+            isinstance(i, (np.ndarray, Tensor)) and i.ndim == 2 for i in images
+        ):
             return list(images)
-        return super()._prepare_images_structure(images, expected_ndims)
+        return list(super()._prepare_images_structure(images, expected_ndims))  # type: ignore[arg-type]
 
-    def process_image(
+    def process_image(  # type: ignore[override]
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **_: Any
     ) -> Image.Image:
         """Convert one image to PIL; see `to_rgb` for the types. Without do_convert_rgb its channels stay."""
         return to_rgb(image, input_data_format) if do_convert_rgb else _to_pil(image, input_data_format)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[Image.Image],
         do_resize: bool,

@@ -76,6 +76,9 @@ class GlipPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_scale, self.config.log_scale_init)
             init.zeros_(module.bias_lang)
             init.constant_(module.bias0, _logit(prior))
+        elif isinstance(module, GlipForObjectDetection):
+            if module.tuned_prompt is not None:
+                init.zeros_(module.tuned_prompt)
         elif isinstance(module, ProposalNetwork):
             init.constant_(module.objectness.bias, _logit(prior))
         elif isinstance(module, Scale):
@@ -142,6 +145,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             config.drop_block_size,
         )
         self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
+        self.tuned_prompt: nn.Parameter | None = None
+        if config.tuned_tokens:
+            self.tuned_prompt = nn.Parameter(torch.zeros(config.tuned_tokens, config.text_config.hidden_size))
         self.head = (DynamicHead if config.head == "dynamic" else TwoStageHead)(config)
         self._frozen: list[nn.Module] = []
         self.post_init()
@@ -246,13 +252,18 @@ class GlipForObjectDetection(GlipPreTrainedModel):
                 )
             limit = self.config.text_config.max_position_embeddings
             if input_ids.shape[1] > limit:
-                raise ValueError(f"input_ids: found {input_ids.shape[1]} tokens; want the text encoder's {limit} at most")
+                raise ValueError(
+                    f"input_ids: found {input_ids.shape[1]} tokens; want the text encoder's {limit} at most"
+                )
             text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
         elif text_features.shape[:2] != attention_mask.shape:
             raise ValueError(
                 f"text_features: found {tuple(text_features.shape[:2])} rows and tokens; want attention_mask's "
                 f"{tuple(attention_mask.shape)}"
             )
+        if self.tuned_prompt is not None:
+            rows = self.tuned_prompt[: text_features.shape[1]]
+            text_features = text_features + nn.functional.pad(rows, (0, 0, 0, text_features.shape[1] - len(rows)))
         if image_sizes is None:
             if pixel_mask is not None:
                 image_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
@@ -262,7 +273,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             else:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")
         if len(image_sizes) != len(image_features[0]):
-            raise ValueError(f"image_sizes: found {len(image_sizes)}; want one for each of {len(image_features[0])} images")
+            raise ValueError(
+                f"image_sizes: found {len(image_sizes)}; want one for each of {len(image_features[0])} images"
+            )
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
@@ -339,7 +352,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # no warning about the pooler
         try:
-            source = BertModel.from_pretrained(folder, add_pooling_layer=False)
+            source = BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
         finally:
             logging.set_verbosity(verbosity)
         source.encoder.layer = source.encoder.layer[: self.config.text_config.num_hidden_layers]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from .grounding import SEPARATOR, Span, chunk_names, phrase_tokens, prompt_from_names
 from .image_processing_glip import GlipImageProcessor
@@ -87,9 +87,7 @@ class GlipProcessor(ProcessorMixin):
         merged["text_kwargs"].setdefault("max_length", self.max_text_length)
         return merged
 
-    def __call__(
-        self, images: Any = None, text: Text | None = None, **kwargs: Unpack[ProcessingKwargs]
-    ) -> BatchFeature:
+    def __call__(self, images: Any = None, text: Text | None = None, **kwargs: Any) -> BatchFeature:
         """Make the model's inputs, `model(**processor(...))`.
 
         images: one image or a list; see `GlipImageProcessor`. text: a caption, a list of captions or
@@ -123,9 +121,7 @@ class GlipProcessor(ProcessorMixin):
                 features["image_index"] = index["image_index"]
         return BatchFeature(features)
 
-    def _captions(
-        self, text: Text, images: Any, count: int | None, max_length: int
-    ) -> tuple[list[str], list[int]]:
+    def _captions(self, text: Text, images: Any, count: int | None, max_length: int) -> tuple[list[str], list[int]]:
         """List the rows of text, and the image of each: -1 where a text's list of images is empty."""
         rows: list[Any] = [text] if isinstance(text, str) else list(text)
         for row in rows:
@@ -154,7 +150,7 @@ class GlipProcessor(ProcessorMixin):
     def post_process_grounded_object_detection(
         self,
         outputs: Any,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor | Sequence | None = None,
         threshold: float = 0.05,
         text_threshold: float | None = None,
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
@@ -170,7 +166,7 @@ class GlipProcessor(ProcessorMixin):
     ) -> list[dict[str, Any]]:
         """Find the boxes of every image's phrases.
 
-        input_ids (B, T): for outputs that do not hold them. threshold: on the mean token
+        input_ids (B, T): for outputs that do not hold them; phrases in its place are `phrases`. threshold: on the mean token
         probability, before centerness. text_threshold: least probability of a phrase's likeliest
         token. target_sizes: (height, width) per image, usually the original's. text_labels: per
         image the class names that its prompt is made of. phrases: per image such names, or a list
@@ -188,6 +184,8 @@ class GlipProcessor(ProcessorMixin):
         not those of the prompt, or when token ids or offsets are unknown. Source: GLIP spec sections
         8 and 9.1.
         """
+        if isinstance(input_ids, (list, tuple)) and not any(isinstance(x, int) for row in input_ids for x in row):
+            input_ids, phrases = None, input_ids if phrases is None else phrases
         if phrases is not None and text_labels is not None:
             raise ValueError("found phrases and text_labels; want one of them")
         index = getattr(outputs, "image_index", None)
@@ -242,7 +240,9 @@ class GlipProcessor(ProcessorMixin):
         results: list[dict[str, Any]] = []
         for image in range(images):
             mine = [r for r, o in enumerate(owner) if o == image]
-            merged: dict[str, Any] = {k: torch.cat([found[r][k] for r in mine]) for k in found[mine[0]] if k != "labels"}
+            merged: dict[str, Any] = {
+                k: torch.cat([found[r][k] for r in mine]) for k in found[mine[0]] if k != "labels"
+            }
             merged["labels"] = torch.cat([found[r]["labels"] + rows[r].first for r in mine])
             merged["text_labels"] = [names[image][k] for k in merged["labels"].tolist()]
             merged["missing_phrases"] = [k + rows[r].first for r in mine for k in rows[r].missing]
@@ -262,7 +262,9 @@ class GlipProcessor(ProcessorMixin):
     def _check_caption(self, image: int, caption: str, ids: list[tuple[int, int]], rows: int) -> None:
         want, found = self._plain_ids([caption])[0], [token for _, token in self._content(ids)]
         if rows > 1 or found != want[: len(found)] or (len(found) < len(want) and not self._is_full(ids)):
-            raise ValueError(f"text of image {image}: found {caption!r}; want the prompt {self.tokenizer.decode(found)!r}")
+            raise ValueError(
+                f"text of image {image}: found {caption!r}; want the prompt {self.tokenizer.decode(found)!r}"
+            )
 
     def _is_full(self, ids: list[tuple[int, int]]) -> bool:
         """Tell whether a row may have been cut: no padding follows."""
@@ -272,7 +274,9 @@ class GlipProcessor(ProcessorMixin):
         if offsets is None:
             raise ValueError("offsets are unknown: call the model with the processor's offset_mapping, or pass it here")
         if len(rows) != 1:
-            raise ValueError(f"image {image}: found spans for {len(rows)} rows of text; want the class names as phrases")
+            raise ValueError(
+                f"image {image}: found spans for {len(rows)} rows of text; want the class names as phrases"
+            )
         tokens, missing = phrase_tokens(offsets[rows[0]], phrases)
         return _Row(tokens, 0, missing)
 
@@ -288,7 +292,9 @@ class GlipProcessor(ProcessorMixin):
 
     def _segments(self, rows: list[list[tuple[int, int]]]) -> tuple[list[_Row], list[str]]:
         """Split prompts at their full stops: the phrases, and their words."""
-        separator, made, names = self._separator(), [], []
+        separator = self._separator()
+        made: list[_Row] = []
+        names: list[str] = []
         for ids in rows:
             parts: list[list[tuple[int, int]]] = [[]]
             for place, token in self._content(ids):
@@ -349,7 +355,7 @@ class GlipProcessor(ProcessorMixin):
         return self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **settings)
 
 
-def _row_ids(outputs: Any, input_ids: Tensor | None) -> list[list[tuple[int, int]]] | None:
+def _row_ids(outputs: Any, input_ids: Tensor | Sequence | None) -> list[list[tuple[int, int]]] | None:
     """List every row's (place, token), padding included, from the outputs or from `input_ids` (B, T).
 
     Raises ValueError when both are there and differ, or when the shape is not the outputs'.

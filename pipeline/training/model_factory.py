@@ -6,6 +6,7 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
@@ -42,7 +43,7 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     """
     if init is not None:
         check_glip_folder(init)
-        return GlipForObjectDetection.from_pretrained(init), GlipProcessor.from_pretrained(init)
+        return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
     if model.text_encoder is None:
         raise InputError(
             "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
