@@ -121,7 +121,7 @@ class GlipImageProcessor(PilBackend):
             isinstance(i, (np.ndarray, Tensor)) and i.ndim == 2 for i in images
         ):
             return list(images)
-        return list(super()._prepare_images_structure(images, expected_ndims))  # type: ignore[arg-type]
+        return list(super()._prepare_images_structure(images, expected_ndims))
 
     def process_image(  # type: ignore[override]
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **_: Any

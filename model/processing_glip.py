@@ -128,12 +128,13 @@ class GlipProcessor(ProcessorMixin):
             if not isinstance(row, str) and not all(isinstance(name, str) for name in row):
                 raise TypeError(f"text: found {row!r}; want a caption, captions or lists of class names")
         names = len(rows) > 1 and all(isinstance(row, str) and "." not in row for row in rows)
-        if count == 1 and names:
+        nested = isinstance(images, (list, tuple)) and all(isinstance(own, (list, tuple)) for own in images)
+        per_text = nested and len(images) == len(rows) and max(map(len, images)) == 1
+        if count == 1 and names and not per_text:
             rows = [rows]
         place = list(range(len(rows)))
         if count is not None and len(rows) != count:
-            nested = isinstance(images, (list, tuple)) and all(isinstance(own, (list, tuple)) for own in images)
-            if not nested or len(images) != len(rows) or max(map(len, images)) > 1:
+            if not per_text:
                 raise ValueError(f"found {count} images but {len(rows)} texts; want one each")
             place = [before if own else -1 for own, before in zip(images, accumulate(map(len, images), initial=0))]
         captions: list[str] = []
