@@ -23,9 +23,8 @@ from .layers.dynamic_head import DynamicBranch
 from .layers.fpn import GlipFeaturePyramid
 from .layers.fusion import GlipFusion
 from .layers.head import AlignmentHead, DynamicHead, Scale, TwoStageHead
-from .layers.initialisation import initialise, initialised
+from .layers.initialisation import initialise, initialised, logit
 from .layers.swin import GlipSwin, SwinAttention
-from .layers.two_stage import ProposalNetwork
 from .outputs import GlipObjectDetectionOutput
 from .saved_code import save_code
 from .targets import collect_targets
@@ -66,21 +65,16 @@ class GlipPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Set published initial values (GLIP spec section 6), not the text encoder's."""
-        prior = self.config.prior_probability
         if isinstance(module, AlignmentHead):
-            if isinstance(module, DynamicHead) and module.cls_logits is not None:
-                init.constant_(module.cls_logits.bias, _logit(prior))
             if module.no_object is not None:
                 init.normal_(module.no_object, std=0.02)
                 init.zeros_(module.no_object_bias)
             init.constant_(module.log_scale, self.config.log_scale_init)
             init.zeros_(module.bias_lang)
-            init.constant_(module.bias0, _logit(prior))
+            init.constant_(module.bias0, logit(self.config.prior_probability))
         elif isinstance(module, GlipForObjectDetection):
             if module.tuned_prompt is not None:
                 init.zeros_(module.tuned_prompt)
-        elif isinstance(module, ProposalNetwork):
-            init.constant_(module.objectness.bias, _logit(prior))
         elif isinstance(module, Scale):
             init.ones_(module.scale)
         elif isinstance(module, GlipFusion):
@@ -110,10 +104,6 @@ def _check_rows(images: int, attention_mask: Tensor, image_index: Tensor | None)
         wrong = ((image_index < 0) | (image_index >= images)).nonzero().flatten().tolist()
         if wrong:
             raise ValueError(f"image_index: captions {wrong} have no image; want one of {images} for each")
-
-
-def _logit(p: float) -> float:
-    return float(torch.tensor(p, dtype=torch.float64).logit())
 
 
 def _as_independent(logits: Tensor, no_object: Tensor | None, mask: Tensor, real: Tensor | None) -> Tensor:

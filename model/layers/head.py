@@ -16,7 +16,7 @@ from .bert_layer import GlipTextLayer, attention_bias
 from .constants import device_constant
 from .dynamic_head import DynamicConv, Shapes, join_levels, split_levels
 from .fusion import GlipFusion
-from .initialisation import NORMAL, initialised
+from .initialisation import NORMAL, initialised, logit
 from .two_stage import ProposalNetwork, RegionFeatures, propose
 
 LOGIT_LIMIT = 50000.0
@@ -150,7 +150,8 @@ class DynamicHead(AlignmentHead):
         self.centerness = initialised(nn.Linear(channels, 1), NORMAL)
         self.cls_logits: nn.Linear | None = None
         if config.num_class_logits:
-            layer = initialised(nn.Linear(channels, config.num_class_logits), NORMAL)
+            bias = logit(config.prior_probability)
+            layer = initialised(nn.Linear(channels, config.num_class_logits), NORMAL, bias)
             self.cls_logits = layer.requires_grad_(False)
         self.scales = nn.ModuleList(Scale() for _ in range(config.num_feature_levels))
 
@@ -176,7 +177,7 @@ class TwoStageHead(AlignmentHead):
 
     def __init__(self, config: GlipConfig):
         super().__init__(config, dynamic=False)
-        self.proposals = ProposalNetwork(config.hidden_size)
+        self.proposals = ProposalNetwork(config.hidden_size, config.prior_probability)
         self.regions = RegionFeatures(config)
 
     def forward(
