@@ -38,17 +38,26 @@ def url_to_local_path(url):
 @pytest.fixture(scope="module")
 def suite(request):
     """A folder with the package `transformers_tests`, of the installed transformers' version."""
-    pytest.importorskip("parameterized", reason="transformers' tests import parameterized")
     version = transformers.__version__
     folder = Path(request.config.cache.mkdir(f"transformers-tests-{version}"))
     if not (folder / "complete").is_file():
-        archive = folder / f"transformers-{version}.tar.gz"
-        if not archive.is_file():
-            fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-            fetch += ["--no-build-isolation", "-d", str(folder), f"transformers=={version}"]
+        archive, pip = folder / f"transformers-{version}.tar.gz", [sys.executable, "-m", "pip"]
+        source = [*pip, "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", str(folder)]
+        for fetch in (
+            [*source, f"transformers=={version}"],
+            [
+                *pip,
+                "install",
+                "--no-deps",
+                "--upgrade",
+                "--target",
+                str(folder),
+                "parameterized",
+            ],  # the tests import it
+        ):
             got = subprocess.run(fetch, capture_output=True, text=True)
-            if got.returncode or not archive.is_file():
-                pytest.skip(f"transformers' source package cannot be fetched: {got.stderr.strip()[-300:]}")
+            if got.returncode:
+                pytest.skip(f"transformers' tests cannot be fetched: {got.stderr.strip()[-300:]}")
         start = f"transformers-{version}/tests/"
         with tarfile.open(archive) as packed:
             for member in packed:
