@@ -155,7 +155,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
 
         An image with several captions needs them once: pass them as `image_features`.
         """
-        stages = self.backbone(pixel_values.to(self.backbone.patch_embed.proj.weight.dtype))
+        stages = self.backbone(pixel_values.to(self.dtype))
         return self.neck([stages[s - 2] for s in self.config.fpn_in_stages])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:

@@ -167,12 +167,13 @@ class GlipProcessor(ProcessorMixin):
     ) -> list[dict[str, Any]]:
         """Find the boxes of every image's phrases.
 
-        input_ids (B, T): for outputs that do not hold them; phrases in its place are `phrases`. threshold: on the mean token
-        probability, before centerness. text_threshold: least probability of a phrase's likeliest
-        token. target_sizes: (height, width) per image, usually the original's. text_labels: per
-        image the class names that its prompt is made of. phrases: per image such names, or a list
-        of phrases, each a list of character spans [start, end) of its caption. Without both, the
-        phrases are the parts of the prompt between full stops. score_agg: see
+        input_ids (B, T): for outputs that do not hold them; phrases in its place are `phrases`.
+        threshold: on the mean token probability, before centerness. text_threshold: least
+        probability of a phrase's likeliest token. target_sizes: (height, width) per image, usually
+        the original's. text_labels: per image the class names that its prompt is made of. phrases:
+        per image such names, or a list of phrases, each a list of character spans [start, end) of
+        its caption. Without both, the phrases are the parts of the prompt between full stops, of a
+        caption without any the whole. score_agg: see
         `post_processing.phrase_scores`; None: the model's own. max_detections: per image and
         prompt, as the original. text: the captions, for `text_labels` as written there; without it
         they are decoded from tokens. offset_mapping (B, T, 2): for a model that was called without
@@ -217,7 +218,7 @@ class GlipProcessor(ProcessorMixin):
             if own is not None and not len(own):
                 made, called = [_Row([], 0, []) for _ in mine], []
             elif own is not None and not isinstance(own[0], str):
-                made = [self._spans(image, own, mine, offsets)]
+                made = [self._spans(image, own, mine, offsets, caption)]
                 called = self._span_names(own, caption, ids, mine[0], made[0])
             else:
                 if ids is None:
@@ -271,13 +272,16 @@ class GlipProcessor(ProcessorMixin):
         """Tell whether a row may have been cut: no padding follows."""
         return bool(ids) and ids[-1][1] != self.tokenizer.pad_token_id
 
-    def _spans(self, image: int, phrases: Any, rows: list[int], offsets: Tensor | None) -> _Row:
+    def _spans(self, image: int, phrases: Any, rows: list[int], offsets: Tensor | None, caption: str | None) -> _Row:
         if offsets is None:
             raise ValueError("offsets are unknown: call the model with the processor's offset_mapping, or pass it here")
         if len(rows) != 1:
             raise ValueError(
                 f"image {image}: found spans for {len(rows)} rows of text; want the class names as phrases"
             )
+        beyond = [] if caption is None else [span for spans in phrases for span in spans if span[1] > len(caption)]
+        if beyond:
+            raise ValueError(f"phrases of image {image}: found the span {beyond[0]}; want one within {caption!r}")
         tokens, missing = phrase_tokens(offsets[rows[0]], phrases)
         return _Row(tokens, 0, missing)
 

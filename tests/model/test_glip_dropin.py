@@ -99,6 +99,7 @@ def test_names_for_one_image_are_one_prompt(made, network):
         ({"target_sizes": [(10, 10)]}, ("target_sizes", "1", "2 images")),
         ({"target_sizes": torch.ones(3, 2)}, ("target_sizes", "3", "2 images")),
         ({"text": ["a dog. a blue kite", "a cat"]}, ("text of image 0", "a dog. a blue kite", "a dog. a red kite")),
+        ({"phrases": [[[(0, 30)]], []], "text": [CAPTION, "a cat"]}, ("image 0", "(0, 30)", CAPTION)),
         ({"offset_mapping": torch.zeros(2, 5, 2)}, ("offset_mapping", "(2, 5, 2)", "8 tokens")),
         ({"input_ids": torch.ones(2, 5)}, ("input_ids", "(2, 5)", "(2, 8)")),
         ({"phrases": [[], []], "text_labels": [[], []]}, ("phrases", "text_labels")),
