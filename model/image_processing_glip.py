@@ -185,13 +185,14 @@ class GlipImageProcessor(PilBackend):
         """Process one image or a list, nested or not, or a batch (B, C, H, W); see `to_rgb` for the types.
 
         Returns `pixel_values` (B, 3, H, W) float32 and `image_sizes` (B, 2), the unpadded height
-        and width. return_tensors: "pt" where it is not given. Raises TypeError for other types and
+        and width. A setting that is None is the processor's own; return_tensors: "pt" where it is not
+        given. Raises TypeError for other types and
         for settings that there are not, ValueError without images.
         """
         if isinstance(images, (list, tuple)) and not images:
             raise ValueError("images: found none; want at least one")
-        kwargs.setdefault("return_tensors", "pt")
-        return super().preprocess(images, *args, **kwargs)
+        settings = {k: v for k, v in kwargs.items() if v is not None or k == "return_tensors"}
+        return super().preprocess(images, *args, **{"return_tensors": "pt", **settings})
 
     def post_process_object_detection(
         self,

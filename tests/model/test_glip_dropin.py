@@ -150,6 +150,8 @@ def test_settings_of_a_call_are_honoured(made):
     for settings in ({"size": {"shortest_edge": 64}}, {"size": 64}):
         assert made(images=image, images_kwargs=settings)["pixel_values"].shape == (1, 3, 64, 96)
         assert made(images=image, text=text, **settings)["pixel_values"].shape == (1, 3, 64, 96)
+    assert made(images=image, do_resize=None, size=None)["pixel_values"].shape == (1, 3, 96, 128)
+    assert made(images=image, do_resize=False)["image_sizes"].tolist() == [[96, 128]]
     assert "token_type_ids" in made(text=text, return_token_type_ids=True)
     arrays = made(images=image, text=[[CAPTION, "a cat"]], return_tensors="np")
     assert all(isinstance(v, np.ndarray) for v in arrays.values())
