@@ -5,7 +5,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForZeroShotObj
 from .configuration_glip import GlipBackboneConfig, GlipConfig
 from .image_processing_glip import GlipImageProcessor
 from .losses import NonFiniteLossError
-from .modeling_glip import GlipForObjectDetection, GlipObjectDetectionOutput
+from .modeling_glip import GlipForObjectDetection
+from .outputs import GlipObjectDetectionOutput
 from .processing_glip import GlipProcessor
 
 AutoConfig.register(GlipConfig.model_type, GlipConfig, exist_ok=True)

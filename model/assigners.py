@@ -83,20 +83,22 @@ def max_iou(
     return matched
 
 
-def hungarian(logits: Tensor, predicted: Tensor, targets: Targets) -> Tensor:
+def hungarian(probabilities: Tensor, exclusive: bool, predicted: Tensor, targets: Targets) -> Tensor:
     """Assign one to one: the cheapest matching of an image's boxes and predictions.
 
-    logits (B, N, T), predicted boxes (B, N, 4). The cost sums the focal cost of the box's tokens,
-    the corner distance relative to the largest coordinate, and 1 - IoU.
+    probabilities (B, N, T) of the tokens, `exclusive` when they and "no object" sum to one;
+    predicted boxes (B, N, 4). The cost sums the words' cost, the corner distance relative to the
+    largest coordinate, and 1 - IoU. The words' cost is the loss's kind: minus the mean probability
+    of the box's tokens where they exclude each other, else their mean focal cost.
     """
-    matched = torch.full(logits.shape[:2], NEGATIVE, device=logits.device)
+    matched = torch.full(probabilities.shape[:2], NEGATIVE, device=probabilities.device)
     words, corners, overlap = HUNGARIAN_COSTS
-    for i in range(len(logits)):
+    for i in range(len(probabilities)):
         rows = targets.rows(i)
         if rows.numel() == 0:
             continue
-        p = logits[i].sigmoid().clamp(1e-6, 1 - 1e-6)
-        gain = -0.25 * (1 - p) ** 2 * p.log() + 0.75 * p**2 * (1 - p).log()
+        p = probabilities[i].clamp(1e-6, 1 - 1e-6)
+        gain = -p if exclusive else -0.25 * (1 - p) ** 2 * p.log() + 0.75 * p**2 * (1 - p).log()
         share = targets.positive_map[rows]
         share = share / share.sum(1, keepdim=True).clamp(min=1)
         boxes = targets.boxes[rows]

@@ -13,6 +13,7 @@ from .modeling_glip import GlipForObjectDetection
 
 # Linear layers here that are 1x1 convolutions in the released network
 _CONVOLUTIONS_1X1 = re.compile(r"\.(bbox_pred|centerness|cls_logits|AttnConv\.1)\.weight$")
+TUNED_PROMPT = "rpn.tunable_linear.weight"  # only in prompt-tuned files (GLIP spec section 11)
 _IN_DYNAMIC_CONV = {
     "": "", "attention.": "AttnConv.1.",
     "upper.": "DyConv.0.conv.", "same.": "DyConv.1.conv.", "lower.": "DyConv.2.conv.",
@@ -49,7 +50,12 @@ def released_entries(config: GlipConfig) -> dict[str, Entry]:
 
 def _prefixes(config: GlipConfig) -> dict[str, str]:
     """Map prefixes of this model's names to released ones; the longest that fits a name counts."""
-    table = {"backbone.": "backbone.body.", "text_encoder.": "language_backbone.body.model.", "head.": "rpn.head."}
+    table = {
+        "tuned_prompt": TUNED_PROMPT,
+        "backbone.": "backbone.body.",
+        "text_encoder.": "language_backbone.body.model.",
+        "head.": "rpn.head.",
+    }
     for i, stage in enumerate(config.fpn_in_stages):  # the released pyramid numbers its layers from 2, for stage 3
         table[f"neck.lateral.{i}."] = f"backbone.fpn.fpn_inner{stage - 1}."
         table[f"neck.output.{i}."] = f"backbone.fpn.fpn_layer{stage - 1}."

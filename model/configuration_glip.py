@@ -63,7 +63,8 @@ class GlipConfig(PreTrainedConfig):
     initial log temperature of the alignment; a new network learns faster from a negative one.
     `attn_implementation="eager"` computes the fusion as published (every location projected to
     `fusion_embed_dim`); any other value folds the projections into the text side, with the same
-    numbers in less time. num_class_logits: the released checkpoints' unused class layer (0: none).
+    numbers in less time. tuned_tokens: rows of a tuned prompt that is added to the first words'
+    features (0: none; GLIP spec section 11). num_class_logits: the released checkpoints' unused class layer (0: none).
     deform_implementation: "auto" is torchvision's operator on CUDA, a gather with one matrix
     product on CPU. score_aggregation: default of the processor, see
     `post_processing.phrase_scores`.
@@ -115,6 +116,7 @@ class GlipConfig(PreTrainedConfig):
 
     # Text
     max_text_length: int = 256
+    tuned_tokens: int = 0
 
     # Losses
     alignment_loss: str = "focal"

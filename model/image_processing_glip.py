@@ -9,9 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, SizeDict, infer_channel_dimension_format
+from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .post_processing import all_words, detections
+
+LONGEST_EDGE = 1333
 
 
 def resized_size(width: int, height: int, shortest: int, longest: int | None) -> tuple[int, int]:
@@ -28,87 +33,166 @@ def resized_size(width: int, height: int, shortest: int, longest: int | None) ->
     return (other, shortest) if width < height else (shortest, other)
 
 
-def to_rgb(image: Any) -> Image.Image:
-    """Convert a PIL image, (H, W, 3) uint8 array or (3, H, W) uint8 tensor to PIL RGB.
+def to_rgb(image: Any, input_data_format: str | ChannelDimension | None = None) -> Image.Image:
+    """Convert a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels, to PIL RGB.
 
-    Raises TypeError for anything else.
+    Values are 0..255, or 0..65535 of 16-bit images, of which the high byte is used; transparency is
+    dropped. input_data_format: "channels_first" or "channels_last", where the shape leaves it open.
+    Raises TypeError for anything else, floats included.
     """
-    if isinstance(image, Tensor):
-        image = (image.movedim(0, -1) if image.dim() == 3 and image.shape[0] == 3 else image).cpu().numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise TypeError(f"image array of {image.dtype}: give uint8 values 0..255")
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"not an image: {type(image).__name__}; give PIL images, uint8 arrays (H, W, 3) or tensors")
+    image = _to_pil(image, input_data_format)
+    if image.mode.startswith("I"):
+        image = image.point(lambda value: value / 256).convert("L")
+    elif image.mode == "F":
+        image = image.convert("L")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-class GlipImageProcessor(BaseImageProcessor):
+def _to_pil(image: Any, input_data_format: str | ChannelDimension | None) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, Tensor):
+        image = image.cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image: found {type(image).__name__}; want a PIL image, or an array or tensor of 0..255")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"image array: found {image.dtype}; want uint8 values 0..255, or uint16")
+    if image.ndim == 3:
+        layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        if layout == ChannelDimension.FIRST:
+            image = image.transpose(1, 2, 0)
+        image = image[..., 0] if image.shape[2] == 1 else image
+    if image.ndim == 3 and image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+class GlipImageProcessorKwargs(ImagesKwargs, total=False):
+    """Settings of `GlipImageProcessor` beyond transformers' own.
+
+    pad_to_multiple (`int`): the batch is padded right and bottom to a multiple of it.
+    """
+
+    pad_to_multiple: int
+
+
+class GlipImageProcessor(PilBackend):
     """Image processor of GLIP (GLIP spec section 1).
 
-    size: {"shortest_edge", "longest_edge"} in pixels. image_mean, image_std: in B, G, R order, for
-    values 0..255. pad_to_multiple: the batch is padded right and bottom to a multiple of it.
+    size: {"shortest_edge", "longest_edge"} in pixels, without the second no limit; an int is the
+    shortest edge, with the published limit; {"height", "width"} is taken as it is. image_mean,
+    image_std: in B, G, R order, for values 0..255. pad_to_multiple: the batch is padded right and
+    bottom to a multiple of it; pad_size {"height", "width"} instead pads to that. do_rescale:
+    multiply 0..255 by rescale_factor first, which GLIP does not. Raises TypeError for a setting
+    that there is not, here and in calls; what else a saved folder holds becomes an attribute.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
+    valid_kwargs = GlipImageProcessorKwargs
+    do_convert_rgb = True
+    do_resize = True
+    size = {"shortest_edge": 800, "longest_edge": LONGEST_EDGE}
+    default_to_square = False
+    resample = Image.Resampling.BILINEAR
+    do_rescale = False
+    rescale_factor = 1.0
+    do_normalize = True
+    image_mean = (103.530, 116.280, 123.675)
+    image_std = (57.375, 57.120, 58.395)
+    do_pad = True
+    pad_to_multiple = 32
 
-    def __init__(
-        self,
-        do_resize: bool = True,
-        size: dict[str, int | None] | None = None,
-        do_normalize: bool = True,
-        image_mean: Sequence[float] = (103.530, 116.280, 123.675),
-        image_std: Sequence[float] = (57.375, 57.120, 58.395),
-        pad_to_multiple: int = 32,
-        **kwargs: Any,
-    ):
+    def __init__(self, **kwargs: Unpack[GlipImageProcessorKwargs]):
+        unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__))
+        if unknown and "image_processor_type" not in kwargs:
+            known = sorted(self.valid_kwargs.__annotations__)
+            raise TypeError(f"GlipImageProcessor: found {', '.join(unknown)}; want some of {', '.join(known)}")
         super().__init__(**kwargs)
-        self.do_resize = do_resize
-        self.size = dict(size) if size is not None else {"shortest_edge": 800, "longest_edge": 1333}
-        self.do_normalize = do_normalize
-        self.image_mean, self.image_std = list(image_mean), list(image_std)
-        self.pad_to_multiple = pad_to_multiple
 
-    def _table(self, normalise: bool) -> np.ndarray:
-        """Compute the network's value of every byte: (3, 256) float32, channels B, G, R."""
-        # to [0, 1] and back, as the original does: not exact
-        values = torch.arange(256, dtype=torch.float32).div(255).mul(255)[None].repeat(3, 1)
-        if normalise:
-            values = (values - torch.tensor(self.image_mean)[:, None]) / torch.tensor(self.image_std)[:, None]
-        return values.numpy()
+    def _standardize_kwargs(self, size: Any = None, **kwargs: Any) -> dict:  # type: ignore[override]
+        if isinstance(size, int):
+            size = {"shortest_edge": size, "longest_edge": LONGEST_EDGE}
+        return super()._standardize_kwargs(size=size, **kwargs)
 
-    def preprocess(
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 2:
+            return [images]
+        if isinstance(images, (list, tuple)) and any(
+            isinstance(i, (np.ndarray, Tensor)) and i.ndim == 2 for i in images
+        ):
+            return list(images)
+        return list(super()._prepare_images_structure(images, expected_ndims))
+
+    def process_image(  # type: ignore[override]
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **_: Any
+    ) -> Image.Image:
+        """Convert one image to PIL; see `to_rgb` for the types. Without do_convert_rgb its channels stay."""
+        return to_rgb(image, input_data_format) if do_convert_rgb else _to_pil(image, input_data_format)
+
+    def _preprocess(  # type: ignore[override]
         self,
-        images: Any,
-        do_resize: bool | None = None,
-        size: dict[str, int | None] | None = None,
-        do_normalize: bool | None = None,
-        return_tensors: str | None = "pt",
+        images: list[Image.Image],
+        do_resize: bool,
+        size: SizeDict,
+        resample: int,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Sequence[float] | float,
+        image_std: Sequence[float] | float,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        pad_to_multiple: int,
+        do_center_crop: bool | None = None,
+        data_format: Any = None,
+        return_tensors: Any = None,
         **_: Any,
     ) -> BatchFeature:
-        """Process one image or a list; see `to_rgb` for the types.
+        if do_center_crop:
+            raise ValueError("do_center_crop: found true; want false: GLIP sees whole images")
+        if not images:
+            raise ValueError("images: found none; want at least one")
+        arrays = []
+        for image in images:
+            if do_resize:
+                height, width = _target(image, size)
+                image = image.resize((width, height), resample)
+            array = np.asarray(image)
+            arrays.append(array[..., None] if array.ndim == 2 else array)
+        sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
+        # to [0, 1] and back, as the original does: not exact
+        values = torch.arange(256, dtype=torch.float32).div(255).mul(255).expand(arrays[0].shape[2], -1)
+        if do_rescale:
+            values = values * rescale_factor
+        if do_normalize:
+            mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1) for x in (image_mean, image_std))
+            values = (values - mean) / std
+        padded = [tuple(s) for s in sizes]
+        if pad_size is not None:
+            padded = [(pad_size.height, pad_size.width)] * len(arrays)
+        elif do_pad:
+            padded = [tuple(-(-sizes.max(0) // pad_to_multiple) * pad_to_multiple)] * len(arrays)
+        pixels = [_values(a, values.numpy(), size) for a, size in zip(arrays, padded)]
+        if data_format == ChannelDimension.LAST:
+            pixels = [p.transpose(1, 2, 0) for p in pixels]
+        if len(set(padded)) == 1:
+            pixels = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
+        elif return_tensors is not None:
+            raise ValueError(f"do_pad: found false for images of {sorted(set(map(tuple, sizes.tolist())))}; want true")
+        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Unpack[GlipImageProcessorKwargs]) -> BatchFeature:
+        """Process one image or a list, nested or not, or a batch (B, C, H, W); see `to_rgb` for the types.
 
         Returns `pixel_values` (B, 3, H, W) float32 and `image_sizes` (B, 2), the unpadded height
-        and width. Raises TypeError for other types.
+        and width. A setting that is None is the processor's own; return_tensors: "pt" where it is not
+        given. Raises TypeError for other types and
+        for settings that there are not, ValueError without images.
         """
-        do_resize = self.do_resize if do_resize is None else do_resize
-        size = self.size if size is None else size
-        table = self._table(self.do_normalize if do_normalize is None else do_normalize)
-        arrays = []
-        for image in images if isinstance(images, (list, tuple)) else [images]:
-            rgb = to_rgb(image)
-            if do_resize:
-                height, width = resized_size(*rgb.size, size["shortest_edge"], size.get("longest_edge"))
-                rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-            arrays.append(np.asarray(rgb))
-        sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
-        height, width = -(-sizes.max(0) // self.pad_to_multiple) * self.pad_to_multiple
-        pixels = np.zeros((len(arrays), 3, height, width), dtype=np.float32)
-        for i, array in enumerate(arrays):
-            for c in range(3):
-                pixels[i, c, : array.shape[0], : array.shape[1]] = table[c][array[..., 2 - c]]
-        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
+        if isinstance(images, (list, tuple)) and not images:
+            raise ValueError("images: found none; want at least one")
+        settings = {k: v for k, v in kwargs.items() if v is not None or k == "return_tensors"}
+        return super().preprocess(images, *args, **{"return_tensors": "pt", **settings})
 
     def post_process_object_detection(
         self,
@@ -127,4 +211,24 @@ class GlipImageProcessor(BaseImageProcessor):
         return [{k: f[k] for k in ("scores", "labels", "boxes")} for f in results]
 
 
-__all__ = ["GlipImageProcessor"]
+def _target(image: Image.Image, size: SizeDict) -> tuple[int, int]:
+    """Compute the (height, width) to which an image is resized."""
+    if size.height and size.width:
+        return size.height, size.width
+    if not size.shortest_edge:
+        raise ValueError(f"size: found {dict(size)}; want shortest_edge (and longest_edge), or height and width")
+    return resized_size(*image.size, size.shortest_edge, size.longest_edge)
+
+
+def _values(array: np.ndarray, table: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Look bytes (h, w, C) up in the network's values of every byte (C, 256): (C, *size), padded with zeros."""
+    height, width, channels = array.shape
+    if height > size[0] or width > size[1]:
+        raise ValueError(f"pad_size: found {size[0]} x {size[1]}; want at least the image's {height} x {width}")
+    out = np.zeros((channels, *size), dtype=np.float32)
+    for c in range(channels):  # RGB to BGR
+        out[c, :height, :width] = table[c][array[..., channels - 1 - c]]
+    return out
+
+
+__all__ = ["GlipImageProcessor", "GlipImageProcessorKwargs"]

@@ -51,18 +51,32 @@ def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def assign(
-    config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, logits: Tensor, deltas: Tensor
+    config: GlipConfig,
+    anchors: Tensor,
+    level_sizes: list[int],
+    targets: Targets,
+    logits: Tensor,
+    deltas: Tensor,
+    no_object: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """Assign boxes to anchors (N, 4) by the configured assigner: `matched` (B, N).
 
-    logits (B, N, T) and box deltas (B, N, 4) count for "hungarian" only.
+    logits (B, N, T), box deltas (B, N, 4) and, under cross-entropy, no_object (B, N) and
+    attention_mask (B, T) count for "hungarian" only.
     """
     batch = len(logits)
     if config.assigner == "atss":
         return atss(anchors, level_sizes, targets.boxes, targets.image_index, batch, config.atss_topk)
     if config.assigner == "max_iou":
         return max_iou(anchors, targets, batch, config.positive_iou, config.negative_iou, rescue=True)
-    return hungarian(logits, decode(deltas, anchors, tuple(config.box_coder_weights)), targets)
+    exclusive = no_object is not None and attention_mask is not None
+    if exclusive:
+        scores = torch.cat([logits.masked_fill(attention_mask[:, None] == 0, -torch.inf), no_object[..., None]], -1)
+        probabilities = scores.softmax(-1)[..., :-1]
+    else:
+        probabilities = logits.sigmoid()
+    return hungarian(probabilities, exclusive, decode(deltas, anchors, tuple(config.box_coder_weights)), targets)
 
 
 def alignment_loss(
@@ -125,7 +139,7 @@ def dense_losses(
     coder = tuple(config.box_coder_weights)
     one_to_one = config.assigner == "hungarian"
     with torch.no_grad():
-        matched = assign(config, anchors, level_sizes, targets, logits, box_deltas)
+        matched = assign(config, anchors, level_sizes, targets, logits, box_deltas, no_object, attention_mask)
         matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
     positives = _count(matched >= 0)
     alignment = alignment_loss(config, logits, no_object, matched, attention_mask, targets) / positives

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,52 +14,24 @@ from transformers import initialization as init
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import can_return_tuple, logging
 
 from .box_ops import decode
-from .configuration_glip import GlipConfig
+from .configuration_glip import SCORE_AGGREGATIONS, GlipConfig
+from .layers.constants import without_values
 from .layers.dynamic_head import DynamicBranch
 from .layers.fpn import GlipFeaturePyramid
 from .layers.fusion import GlipFusion
 from .layers.head import AlignmentHead, DynamicHead, Scale, TwoStageHead
-from .layers.initialisation import initialise, initialised
+from .layers.initialisation import initialise, initialised, logit
 from .layers.swin import GlipSwin, SwinAttention
+from .outputs import GlipObjectDetectionOutput
+from .saved_code import save_code
 from .targets import collect_targets
 
 # "folded" is a computation of the fusion; inside BERT it means torch's fused attention
 ALL_ATTENTION_FUNCTIONS.register("folded", sdpa_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register("folded", sdpa_mask)
-
-
-@dataclass
-class GlipObjectDetectionOutput(ModelOutput):
-    """Predictions for B captions of T tokens at N anchors.
-
-    loss: the plain sum of loss_dict, only with labels. logits (B, N, T): alignment of every anchor
-    with every token, before the sigmoid. box_deltas (B, N, 4): see `box_ops.decode`. centerness
-    (B, N): logits; None of the two-stage head. anchors (N, 4), or the two-stage head's proposals
-    (B, N, 4): xyxy pixels. level_shapes (L, 2): height, width of each level. pred_boxes (B, N, 4):
-    decoded, not clipped, xyxy pixels of the resized image; only without labels. image_sizes (B, 2):
-    unpadded height, width. attention_mask (B, T), input_ids (B, T), offset_mapping (B, T, 2) and
-    image_index (B,) are the inputs', for post-processing. hidden: every intermediate, only with
-    `output_hidden_states`. score_aggregation: the configuration's.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    box_deltas: Tensor | None = None
-    centerness: Tensor | None = None
-    pred_boxes: Tensor | None = None
-    anchors: Tensor | None = None
-    level_shapes: Tensor | None = None
-    image_sizes: Tensor | None = None
-    attention_mask: Tensor | None = None
-    input_ids: Tensor | None = None
-    offset_mapping: Tensor | None = None
-    image_index: Tensor | None = None
-    hidden: dict[str, Any] | None = None
-    score_aggregation: str | None = None
 
 
 class GlipPreTrainedModel(PreTrainedModel):
@@ -72,20 +44,37 @@ class GlipPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinBlock", "GlipFusedBlock"]
+    _saved_for: str | None = None
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoModelForZeroShotObjectDetection") -> None:
+        """Save the code beside the weights from now on, for `auto_class` with `trust_remote_code`."""
+        # in transformers' own attribute it would be looked up beside this file, without the layers
+        cls._saved_for = auto_class if isinstance(auto_class, str) else auto_class.__name__
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; see `register_for_auto_class`."""
+        if self._saved_for is not None:
+            os.makedirs(save_directory, exist_ok=True)
+            module = __name__.rpartition(".")[2]
+            save_code(module, save_directory)
+            known = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**known, self._saved_for: f"{module}.{type(self).__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Set published initial values (GLIP spec section 6), not the text encoder's."""
-        prior = self.config.prior_probability
         if isinstance(module, AlignmentHead):
-            if isinstance(module, DynamicHead) and module.cls_logits is not None:
-                init.constant_(module.cls_logits.bias, _logit(prior))
             if module.no_object is not None:
                 init.normal_(module.no_object, std=0.02)
                 init.zeros_(module.no_object_bias)
             init.constant_(module.log_scale, self.config.log_scale_init)
             init.zeros_(module.bias_lang)
-            init.constant_(module.bias0, _logit(prior))
+            init.constant_(module.bias0, logit(self.config.prior_probability))
+        elif isinstance(module, GlipForObjectDetection):
+            if module.tuned_prompt is not None:
+                init.zeros_(module.tuned_prompt)
         elif isinstance(module, Scale):
             init.ones_(module.scale)
         elif isinstance(module, GlipFusion):
@@ -104,8 +93,17 @@ class GlipPreTrainedModel(PreTrainedModel):
             initialise(module)
 
 
-def _logit(p: float) -> float:
-    return float(torch.tensor(p, dtype=torch.float64).logit())
+def _check_rows(images: int, attention_mask: Tensor, image_index: Tensor | None) -> None:
+    """Raise ValueError unless every caption has its image."""
+    rows = len(attention_mask)
+    if image_index is None and rows != images:
+        raise ValueError(f"text: found {rows} captions for {images} images; want one each, or image_index")
+    if image_index is not None and image_index.shape != (rows,):
+        raise ValueError(f"image_index: found {tuple(image_index.shape)}; want ({rows},), the image of every caption")
+    if image_index is not None and not torch.compiler.is_compiling() and not without_values():
+        wrong = ((image_index < 0) | (image_index >= images)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(f"image_index: captions {wrong} have no image; want one of {images} for each")
 
 
 def _as_independent(logits: Tensor, no_object: Tensor | None, mask: Tensor, real: Tensor | None) -> Tensor:
@@ -137,7 +135,11 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             config.drop_block_size,
         )
         self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
+        self.tuned_prompt: nn.Parameter | None = None
+        if config.tuned_tokens:
+            self.tuned_prompt = nn.Parameter(torch.zeros(config.tuned_tokens, config.text_config.hidden_size))
         self.head = (DynamicHead if config.head == "dynamic" else TwoStageHead)(config)
+        self._frozen: list[nn.Module] = []
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -148,16 +150,13 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         """Replace the text encoder's word embeddings."""
         self.text_encoder.set_input_embeddings(value)
 
-    def encode_image(self, pixel_values: Tensor, trace: dict | None = None) -> list[Tensor]:
-        """Compute pyramid maps (B, C, h, w), finest first, of normalised BGR (B, 3, H, W).
+    def encode_image(self, pixel_values: Tensor) -> list[Tensor]:
+        """Compute pyramid maps (B, C, h, w), finest first, of normalised BGR (B, 3, H, W) of any precision.
 
         An image with several captions needs them once: pass them as `image_features`.
         """
-        stages = self.backbone(pixel_values)
-        maps = self.neck([stages[s - 2] for s in self.config.fpn_in_stages])
-        if trace is not None:
-            trace["swin"], trace["fpn"] = stages, maps
-        return maps
+        stages = self.backbone(pixel_values.to(self.dtype))
+        return self.neck([stages[s - 2] for s in self.config.fpn_in_stages])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Compute BERT's last layer (B, T, D), not masked, of input_ids and attention_mask (B, T).
@@ -170,101 +169,148 @@ class GlipForObjectDetection(GlipPreTrainedModel):
 
     def _encode_distinct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Compute `encode_text` with equal rows (one class list for many images) encoded once."""
-        if self.training or len(input_ids) == 1 or token_type_ids is not None or torch.compiler.is_compiling():
+        plain = self.training or len(input_ids) == 1 or token_type_ids is not None
+        if plain or torch.compiler.is_compiling() or without_values():
             return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout: equal rows differ
         both = torch.cat([input_ids, attention_mask], 1)
-        distinct, row_of = both.unique(dim=0, return_inverse=True)
+        distinct, place = both.unique(dim=0, return_inverse=True)
         if len(distinct) == len(input_ids):
             return self.encode_text(input_ids, attention_mask)
         length = input_ids.shape[1]
-        return self.encode_text(distinct[:, :length], distinct[:, length:])[row_of]
+        return self.encode_text(distinct[:, :length], distinct[:, length:])[place]
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_sizes: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         labels: list[dict[str, Any]] | None = None,
         image_features: list[Tensor] | None = None,
         text_features: Tensor | None = None,
         image_index: Tensor | None = None,
         offset_mapping: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
-    ) -> GlipObjectDetectionOutput | tuple:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+    ) -> GlipObjectDetectionOutput:
         """Run the network on B image-caption pairs.
 
         pixel_values (B, 3, H, W): normalised BGR, zero-padded right and bottom. input_ids,
-        attention_mask (B, T). image_sizes (B, 2): unpadded height, width (default: all of H, W).
-        image_features, text_features: results of `encode_image`, `encode_text` to use instead.
-        image_index (B,): the image of each caption, when images and captions are not paired one to
-        one. offset_mapping (B, T, 2): passed on to the output.
+        token_type_ids, attention_mask (B, T). image_sizes (B, 2): unpadded height, width (default:
+        those of pixel_mask (B, H, W), 1 inside the image, or all of H, W). image_features,
+        text_features: results of `encode_image`, `encode_text` to use instead. image_index (B,): the
+        image of each caption, when images and captions are not paired one to one. offset_mapping
+        (B, T, 2): passed on to the output. output_hidden_states: true, or the places in
+        `hidden_states` that are wanted (None stands at the others). output_attentions: not offered.
+        `return_dict=False`: a tuple.
 
-        labels: one dict per image. `boxes` (n, 4) float xyxy, pixels of the resized image;
-        `positive_map` (n, T') 0/1, cut or padded to T. Optional, for noisy labels: `weights` (n,)
-        factors of a box's losses; `regress` (n,) bool, false: no box or centerness loss;
-        `token_ignore` (T',) bool: tokens that are no negatives in this image; `ignore_boxes` (m,
-        4): negatives with their centre in one, or IoU >= 0.5 with it, have no alignment loss.
+        labels: one dict per caption. `boxes` (n, 4) xyxy, pixels of the resized image, and
+        `positive_map` (n, T') 0/1, cut or padded to T: the tokens that name each box
+        (`grounding.phrase_tokens` and `positive_map` make it), which is what GLIP has instead of
+        `class_labels`. Optional, for noisy labels: `weights` (n,) factors of a box's losses;
+        `regress` (n,) bool, false: no box or centerness loss; `token_ignore` (T',) bool: tokens
+        that are no negatives in this image; `ignore_boxes` (m, 4): negatives with their centre in
+        one, or IoU >= 0.5 with it, have no alignment loss.
 
-        Raises NonFiniteLossError naming terms and images; ValueError for missing inputs.
+        Raises NonFiniteLossError naming terms and images; ValueError for missing inputs, inputs
+        whose shapes disagree, labels that cannot be meant, and output_attentions.
         """
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("output_attentions: found true; want false: the fused computation makes no attention maps")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if attention_mask is None:
             if input_ids is None:
                 raise ValueError("attention_mask is needed when text_features are given without input_ids")
             attention_mask = torch.ones_like(input_ids)
-        trace: dict[str, Any] | None = {} if output_hidden_states else None
         if image_features is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values or image_features")
-            image_features = self.encode_image(pixel_values, trace)
+            _check_rows(len(pixel_values), attention_mask, image_index)
+            image_features = self.encode_image(pixel_values)
+        else:
+            _check_rows(len(image_features[0]), attention_mask, image_index)
         if text_features is None:
             if input_ids is None:
                 raise ValueError("give input_ids or text_features")
+            if input_ids.shape != attention_mask.shape:
+                raise ValueError(
+                    f"attention_mask: found {tuple(attention_mask.shape)}; want input_ids' {tuple(input_ids.shape)}"
+                )
+            limit = self.config.text_config.max_position_embeddings
+            if input_ids.shape[1] > limit:
+                raise ValueError(
+                    f"input_ids: found {input_ids.shape[1]} tokens; want the text encoder's {limit} at most"
+                )
             text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
+        elif text_features.shape[:2] != attention_mask.shape:
+            raise ValueError(
+                f"text_features: found {tuple(text_features.shape[:2])} rows and tokens; want attention_mask's "
+                f"{tuple(attention_mask.shape)}"
+            )
+        if self.tuned_prompt is not None:
+            rows = self.tuned_prompt[: text_features.shape[1]]
+            text_features = text_features + nn.functional.pad(rows, (0, 0, 0, text_features.shape[1] - len(rows)))
         if image_sizes is None:
-            if pixel_values is None:
+            if pixel_mask is not None:
+                image_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
+            elif pixel_values is not None:
+                size, count = pixel_values.shape[-2:], len(pixel_values)
+                image_sizes = torch.tensor([size] * count, device=attention_mask.device)
+            else:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")
-            image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0], device=attention_mask.device)
+        if len(image_sizes) != len(image_features[0]):
+            raise ValueError(
+                f"image_sizes: found {len(image_sizes)}; want one for each of {len(image_features[0])} images"
+            )
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
-        if trace is not None:
-            trace["text"] = text_features
         targets = None
         if labels is not None:
-            targets = collect_targets(labels, text_features.shape[1], text_features.device)
-        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, trace)
-        boxes = None
-        if labels is None:
-            boxes = decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights))
-        output = GlipObjectDetectionOutput(
+            if len(labels) != len(attention_mask):
+                raise ValueError(f"labels: found {len(labels)}; want one for each of {len(attention_mask)} captions")
+            targets = collect_targets(labels, text_features.shape[1], text_features.device, image_sizes)
+        keep_hidden = output_hidden_states is not None and output_hidden_states is not False
+        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, keep_hidden)
+        batch = len(attention_mask)
+        locations, words = zip(*head.hidden) if keep_hidden else (None, None)
+        if isinstance(output_hidden_states, (list, tuple)):
+            wanted = {i % len(locations) for i in output_hidden_states}
+            locations, words = (
+                tuple(x if i in wanted else None for i, x in enumerate(states)) for states in (locations, words)
+            )
+        return GlipObjectDetectionOutput(
             loss=None if head.losses is None else torch.stack(list(head.losses.values())).sum(),
             loss_dict=head.losses,
             logits=_as_independent(head.logits, head.no_object, attention_mask, head.real),
             box_deltas=head.deltas,
             centerness=head.centerness,
-            pred_boxes=boxes,
-            anchors=head.anchors,
-            level_shapes=torch.tensor(head.level_shapes),
+            pred_boxes=decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights)),
+            anchors=head.anchors.expand(batch, -1, -1),
+            level_shapes=torch.tensor([head.level_shapes] * batch, device=head.logits.device),
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             input_ids=input_ids,
             offset_mapping=offset_mapping,
             image_index=image_index,
-            hidden=trace,
-            score_aggregation=self.config.score_aggregation,
+            score_aggregation=torch.full(
+                (batch,), SCORE_AGGREGATIONS.index(self.config.score_aggregation), device=head.logits.device
+            ),
+            hidden_states=locations,
+            text_hidden_states=words,
         )
-        return output if return_dict is not False else output.to_tuple()
 
     def freeze(self, text_layers: int = 0, backbone_stages: int = 0) -> None:
         """Exclude the lowest parts from training.
 
         text_layers n > 0: BERT's embeddings and its first n layers. backbone_stages n > 0: the
         patch embedding and the first n - 1 stages (2 in the released GLIP-L; GLIP spec section 2).
-        Raises ValueError for more than there are.
+        They stay in evaluation mode, without dropout and drop path. Raises ValueError for more than
+        there are.
         """
         layers, stages = self.text_encoder.encoder.layer, self.backbone.layers
         if not 0 <= text_layers <= len(layers) or not 0 <= backbone_stages <= len(stages) + 1:
@@ -277,6 +323,15 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             frozen += [self.text_encoder.embeddings, *layers[:text_layers]]
         for module in frozen:
             module.requires_grad_(False)
+        self._frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> GlipForObjectDetection:
+        """Set training mode, except for the parts that `freeze` named: they drop nothing."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def load_text_encoder(self, folder: str | Path) -> None:
         """Load the text encoder's weights from a BERT folder, without its pooler.
@@ -287,7 +342,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # no warning about the pooler
         try:
-            source = BertModel.from_pretrained(folder, add_pooling_layer=False)
+            source = BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
         finally:
             logging.set_verbosity(verbosity)
         source.encoder.layer = source.encoder.layer[: self.config.text_config.num_hidden_layers]
@@ -314,4 +369,4 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         self.backbone.load_state_dict({n: state[n] for n in wanted}, strict=False)
 
 
-__all__ = ["GlipForObjectDetection", "GlipObjectDetectionOutput", "GlipPreTrainedModel"]
+__all__ = ["GlipForObjectDetection", "GlipPreTrainedModel"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from . import box_ops
+from .box_ops import clip, nms, sides
 from .configuration_glip import SCORE_AGGREGATIONS
 
 Tokens = Sequence[Sequence[int]]
@@ -54,7 +54,7 @@ def suppress(
 
     boxes (n, 4), scores (n,), labels (n,), as for `box_ops.nms`. Ties at the limit may exceed it.
     """
-    keep = box_ops.nms(boxes, scores, labels, nms_threshold)
+    keep = nms(boxes, scores, labels, nms_threshold)
     if 0 < max_detections < keep.numel():
         left = scores[keep]
         keep = keep[left >= left.topk(max_detections).values[-1]]
@@ -82,12 +82,12 @@ def detections(
     probability). Raises ValueError when counts differ. Source: GLIP spec section 8.
     """
     batch = outputs.logits.shape[0]
-    score_agg = score_agg or getattr(outputs, "score_aggregation", None) or "mean"
+    score_agg = score_agg or SCORE_AGGREGATIONS[int(outputs.score_aggregation[0])]
     if len(tokens) != batch or (target_sizes is not None and len(target_sizes) != batch):
         sizes_given = "none" if target_sizes is None else len(target_sizes)
         raise ValueError(f"{batch} captions, but phrases for {len(tokens)} and target sizes for {sizes_given}")
-    sizes = outputs.level_shapes.prod(-1).tolist()
-    boxes = box_ops.clip(outputs.pred_boxes.float(), outputs.image_sizes)
+    sizes = outputs.level_shapes[0].prod(-1).tolist()
+    boxes = clip(outputs.pred_boxes.float(), outputs.image_sizes)
     # without centerness (two-stage head) a score is the phrase's probability itself
     given = outputs.centerness
     centerness = torch.ones_like(outputs.logits[..., 0]).float() if given is None else given.float().sigmoid()
@@ -97,7 +97,7 @@ def detections(
         scores = phrase_scores(logits, tokens[i], score_agg)
         location, label = _candidates(scores, centerness[i], sizes, threshold, pre_nms_top_n)
         candidate = boxes[i, location]
-        whole = (box_ops.sides(candidate) >= 0).all(-1)
+        whole = (sides(candidate) >= 0).all(-1)
         location, label, candidate = location[whole], label[whole], candidate[whole]
         combined = scores[location, label]
         if given is not None:

@@ -24,8 +24,8 @@ LEVELS = (
 )
 """Packages and modules of ``pipeline``, and ``flows``, from the bottom up; ``model`` imports none of them."""
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-MODEL_FROM = LEVEL["annotators"]
-"""The lowest level that may import ``model``."""
+MODEL_FROM = LEVEL["data"]
+"""The lowest level that may import ``model``; ``data`` does for 16-bit images, when it meets one."""
 NOT_IMPORTED_BY = {"model": {"prefect", "webdataset", "yaml", "spacy"}, "pipeline": {"prefect"}}
 """Libraries that a top-level package does without."""
 

@@ -70,6 +70,17 @@ class DynamicBranch(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.norm = nn.GroupNorm(groups, channels, eps=1e-5)
 
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return kernel (C, C, 3, 3) and bias (C) in float32.
+
+        A call, so that tools that load a module's weights when it runs (offload) load them.
+        """
+        return self.weight.float(), self.bias.float()
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Apply the norm to a branch (B, C, h, w), in the norm's own precision."""
+        return self.norm(x.to(self.norm.weight.dtype))
+
 
 class DynamicConv(nn.Module):
     """One block over all levels; the three branches of a level share the level's offsets and masks.
@@ -120,7 +131,7 @@ class DynamicConv(nn.Module):
             plans = (_plan(r, pair, n) for r, pair in zip(raw, pairs))
         table = x.reshape(b * n, c)
         same, *others = [
-            split_levels(sampled_convolution(table, rows, weights, m.weight.float(), m.bias.float()), s)
+            split_levels(sampled_convolution(table, rows, weights, *m()), s)
             for (rows, weights), m, s in zip(plans, branches, (shapes, shapes[1:], shapes[1:]))
         ]
         lower, upper = others or ([], [])
@@ -132,7 +143,7 @@ class DynamicConv(nn.Module):
         offsets, masks = [c[:, :18].contiguous() for c in controls], [c[:, 18:].sigmoid() for c in controls]
 
         def convolve(branch: DynamicBranch, source: Tensor, offset: Tensor, mask: Tensor, stride: int) -> Tensor:
-            weight, bias = branch.weight.float(), branch.bias.float()
+            weight, bias = branch()
             return deform_conv2d(source, offset, weight, bias, stride=stride, padding=1, mask=mask)
 
         upper = [
@@ -151,11 +162,11 @@ class DynamicConv(nn.Module):
         upper, same, lower = branches
         groups: list[list[Tensor]] = []
         for i, shape in enumerate(shapes):
-            group = [self.same.norm(same.pop(0))]
+            group = [self.same.normalise(same.pop(0))]
             if i > 0:
-                group.append(self.lower.norm(lower.pop(0)))
+                group.append(self.lower.normalise(lower.pop(0)))
             if upper:
-                coarse = self.upper.norm(upper.pop(0))
+                coarse = self.upper.normalise(upper.pop(0))
                 group.append(F.interpolate(coarse, size=shape, mode="bilinear", align_corners=True))
             groups.append(group)
         means = torch.stack([m.mean((2, 3)) for group in groups for m in group])

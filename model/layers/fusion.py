@@ -11,11 +11,26 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .initialisation import XAVIER, initialised
 
 LIMIT = 50000.0
 MASKED = -9e15
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Tell whether a layer computes x W^T + b and nothing else, so that its weights may be used without it.
+
+    Adapters and quantisation replace the layer or its weight's class; hooks and offload add to its call.
+    """
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)
+        and not (layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
+        and not is_traceable_wrapper_subclass(layer.weight)
+    )
 
 
 class GlipBiAttention(nn.Module):
@@ -37,7 +52,8 @@ class GlipBiAttention(nn.Module):
         """Compute updates of v (B, N, C) and l (B, T, D); attention_mask (B, T) 0/1."""
         # kept tokens get +1 as in the original: softmax ignores it, its rounding remains
         text_bias = torch.where(attention_mask == 0, MASKED, attention_mask.float()).to(torch.float32)
-        if eager or not self._folding_pays(v, l):
+        folded = (self.v_proj, self.values_v_proj, self.out_v_proj)  # whose weights `_folded` uses without the call
+        if eager or not self._folding_pays(v, l) or not all(map(is_plain, folded)):
             return self._literal(v, l, text_bias)
         return self._folded(v, l, text_bias)
 
@@ -91,7 +107,7 @@ class GlipBiAttention(nn.Module):
         return dv, dl
 
 
-class GlipFusion(nn.Module):
+class GlipFusion(GradientCheckpointingLayer):
     """Norms, attention and scaled residuals of the *normalised* input (GLIP spec 0.2)."""
 
     def __init__(self, v_dim: int, l_dim: int, embed_dim: int, heads: int, dropout: float, init_scale: float):

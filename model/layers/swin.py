@@ -97,14 +97,13 @@ class SwinMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
+        self.hidden = hidden
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x (..., C) to the same shape."""
-        rows = in_chunks(
-            lambda r, _: self.fc2(F.gelu(self.fc1(r))), x.reshape(-1, x.shape[-1]), 8 * self.fc1.out_features
-        )
+        rows = in_chunks(lambda r, _: self.fc2(F.gelu(self.fc1(r))), x.reshape(-1, x.shape[-1]), 8 * self.hidden)
         return rows.view(x.shape)
 
 

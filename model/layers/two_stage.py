@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 
 from ..box_ops import clip, decode, sides
 from ..configuration_glip import GlipConfig
-from .initialisation import NORMAL, initialised
+from .initialisation import NORMAL, initialised, logit
 
 CANDIDATES = 1000  # proposals per image before NMS
 
@@ -23,10 +23,10 @@ CANDIDATES = 1000  # proposals per image before NMS
 class ProposalNetwork(nn.Module):
     """Objectness and box of one square anchor per location."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, prior_probability: float):
         super().__init__()
         self.conv = initialised(nn.Conv2d(channels, channels, 3, padding=1), NORMAL)
-        self.objectness = initialised(nn.Linear(channels, 1), NORMAL)
+        self.objectness = initialised(nn.Linear(channels, 1), NORMAL, logit(prior_probability))
         self.deltas = initialised(nn.Linear(channels, 4), NORMAL)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:

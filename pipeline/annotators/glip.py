@@ -38,7 +38,7 @@ class GlipAnnotator(NetworkAnnotator):
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
         check_glip_folder(folder)
         super().__init__(revision, config, device)
-        network: torch.nn.Module = GlipForObjectDetection.from_pretrained(folder)
+        network: torch.nn.Module = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
         self._model = network.eval().to(self._device)
         self._processor = GlipProcessor.from_pretrained(folder)
         self._tokenizer, self._limit = self._processor.tokenizer, self._processor.max_text_length

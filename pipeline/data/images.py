@@ -90,5 +90,7 @@ def open_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Im
         else:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
-            image = image.point(lambda value: value / 256).convert("L") if image.mode != "F" else image.convert("L")
+            from model.image_processing_glip import to_rgb  # it loads torch, which other images do not need
+
+            return to_rgb(image)
         return image if image.mode == "RGB" else image.convert("RGB")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
@@ -42,7 +44,7 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     """
     if init is not None:
         check_glip_folder(init)
-        return GlipForObjectDetection.from_pretrained(init), GlipProcessor.from_pretrained(init)
+        return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
     if model.text_encoder is None:
         raise InputError(
             "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
@@ -56,7 +58,12 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
         )
     try:
         settings = dict(model.settings)
-        backbone = GlipBackboneConfig(**settings.pop("backbone_config", {}))
+        backbone_settings = settings.pop("backbone_config", {})
+        for given, kind in ((settings, GlipConfig), (backbone_settings, GlipBackboneConfig)):
+            known = {field.name for field in fields(kind)}
+            if unknown := sorted(given.keys() - known):  # transformers would keep them as attributes
+                raise ValueError(f"found {', '.join(unknown)}; want some of {', '.join(sorted(known))}")
+        backbone = GlipBackboneConfig(**backbone_settings)
         text = AutoConfig.from_pretrained(folder)
         if model.text_layers is not None:
             text.num_hidden_layers = min(model.text_layers, text.num_hidden_layers)

@@ -40,7 +40,7 @@ def predictions_beside_targets(
     offsets = processor.tokenize(captions)["offset_mapping"]
     phrases = [list(dict.fromkeys(tuple(map(tuple, spans)) for spans in batch["spans"][i])) for i in range(images)]
     detections = processor.post_process_grounded_object_detection(
-        outputs, phrases, threshold=0.0, offset_mapping=offsets, max_detections=BOXES
+        outputs, phrases=phrases, threshold=0.0, offset_mapping=offsets, max_detections=BOXES
     )
     drawn = []
     for i in range(images):

@@ -53,7 +53,9 @@ def test_the_zero_shot_pipeline_runs_it(folder):
     inputs = made(images=[image], text=["dog"])
     with torch.inference_mode():
         outputs = network(**inputs)
-    own = made.post_process_grounded_object_detection(outputs, [[[(0, 3)]]], threshold=0.05, target_sizes=[(90, 130)])
+    own = made.post_process_grounded_object_detection(
+        outputs, phrases=[[[(0, 3)]]], threshold=0.05, target_sizes=[(90, 130)]
+    )
     dogs = sorted(f["score"] for f in found if f["label"] == "dog")
     assert dogs == pytest.approx(sorted(s for s in own[0]["scores"].tolist() if s > 0.05), abs=1e-5)
 

@@ -18,7 +18,7 @@ from model.convert_checkpoint import (
     to_state_dict,
 )  # fmt: skip
 from tests.model.glip_reference import TEXT_ENCODER, processor, released_keys, tiny_config
-from tests.model.golden.seeded import seeded_array
+from tests.model.golden.seeded import seeded_array, seeded_image
 
 
 @pytest.mark.parametrize("variant", ["glip-t", "glip-a", "glip-l"])
@@ -113,6 +113,59 @@ def test_command_line_errors(tmp_path, small):
     assert not (tmp_path / "hf").exists()
     result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")])
     assert result.exit_code == 2 and "folder" in result.output
+
+
+def empty_release(variant, **changes):
+    """Entries of a released variant without values, which cost nothing."""
+    return {
+        n: torch.zeros(1, dtype=torch.uint8).expand(e.shape)
+        for n, e in released_entries(GlipConfig.variant(variant, **changes)).items()
+    }
+
+
+@pytest.mark.parametrize("given, real", [("glip-t", "glip-a"), ("glip-a", "glip-t"), ("glip-t", "glip-l")])
+def test_a_wrong_variant_is_told_the_right_one(given, real):
+    entries = empty_release(real)
+    del entries["rpn.head.log_scale"]  # a damaged file says which one it is, too
+    with pytest.raises(CheckpointError, match=f"found a file of {real}; want --variant {real}"):
+        to_state_dict(entries, GlipConfig.variant(given))
+
+
+def test_a_file_of_mmdetection_is_named(tmp_path, small):
+    content = {"bbox_head.head.bias": torch.zeros(1), "backbone.patch_embed.projection.weight": torch.zeros(1)}
+    for name, file in (("a", content), ("b", {"meta": {}, "state_dict": content})):
+        torch.save(file, tmp_path / f"{name}.pth")
+        with pytest.raises(CheckpointError, match="mmdetection"):
+            convert(tmp_path / f"{name}.pth", small[0], tmp_path / "hf")
+
+
+def test_a_tuned_prompt_is_kept_and_used(tmp_path, small):
+    config, model, entries = small
+    prompt = torch.randn(12, config.text_config.hidden_size)
+    torch.save({**entries, "rpn.tunable_linear.weight": prompt}, tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", tiny_config(num_class_logits=3), tmp_path / "hf", TEXT_ENCODER)
+    tuned = GlipForObjectDetection.from_pretrained(tmp_path / "hf").eval()
+    assert torch.equal(tuned.tuned_prompt, prompt) and tuned.config.tuned_tokens == 12
+    for caption in ("a dog", "a dog and a cat on a very long bench in front of a house"):  # shorter and longer
+        inputs = processor()(images=seeded_image(96, 120, 1), text=caption)
+        with torch.inference_mode():
+            words = model.encode_text(inputs["input_ids"], inputs["attention_mask"])
+            count = min(12, words.shape[1])
+            words[:, :count] += prompt[:count]
+            want = model(**{**inputs, "text_features": words})
+            assert torch.equal(tuned(**inputs).logits, want.logits)
+    revert(tmp_path / "hf", tmp_path / "y.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "y.pth")["rpn.tunable_linear.weight"], prompt)
+
+
+def test_a_folder_in_half_precision_is_reverted_in_float32(tmp_path, small):
+    config, _, entries = small
+    torch.save(entries, tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", config, tmp_path / "hf")
+    GlipForObjectDetection.from_pretrained(tmp_path / "hf").bfloat16().save_pretrained(tmp_path / "half")
+    revert(tmp_path / "half", tmp_path / "y.pth")
+    back = read_checkpoint(tmp_path / "y.pth")
+    assert all(t.dtype in (torch.float32, torch.int64) for t in back.values())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def batch():
 
 
 def boxes(made, outputs):
-    return made.post_process_grounded_object_detection(outputs, [PHRASES] * 2, threshold=0.2)
+    return made.post_process_grounded_object_detection(outputs, phrases=[PHRASES] * 2, threshold=0.2)
 
 
 def assert_same_boxes(found, want, atol):

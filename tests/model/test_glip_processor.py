@@ -26,7 +26,7 @@ def test_a_class_list_longer_than_the_text_is_chunked_and_merged(network):
     assert inputs["image_index"].tolist() == [0] * len(inputs["input_ids"])
     with torch.inference_mode():
         outputs = network(**inputs)
-    found = made.post_process_grounded_object_detection(outputs, [NAMES * 3], threshold=0.2)[0]
+    found = made.post_process_grounded_object_detection(outputs, phrases=[NAMES * 3], threshold=0.2)[0]
     # every name has its boxes and its own index, in whichever prompt it stood
     assert set(found["labels"].tolist()) == set(range(len(NAMES) * 3)) and not found["missing_phrases"]
     assert all((NAMES * 3)[k] == t for k, t in zip(found["labels"].tolist(), found["text_labels"], strict=True))
@@ -34,7 +34,7 @@ def test_a_class_list_longer_than_the_text_is_chunked_and_merged(network):
     first = made.chunk_names(NAMES * 3)[0]
     with torch.inference_mode():
         alone = network(**made(images=[image], text=[first]))
-    one = made.post_process_grounded_object_detection(alone, [first], threshold=0.2)[0]
+    one = made.post_process_grounded_object_detection(alone, phrases=[first], threshold=0.2)[0]
     mine = found["labels"] < len(first)
     assert torch.allclose(found["boxes"][mine], one["boxes"], atol=1e-3)
     assert torch.allclose(found["scores"][mine], one["scores"], atol=1e-5)
@@ -49,7 +49,7 @@ def test_phrases_beyond_the_text_limit_are_reported(network):
     assert inputs["input_ids"].shape[1] == 12
     with torch.inference_mode():
         outputs = network(**inputs)
-    found = made.post_process_grounded_object_detection(outputs, [spans], threshold=0.01, text=[caption])[0]
+    found = made.post_process_grounded_object_detection(outputs, phrases=[spans], threshold=0.01, text=[caption])[0]
     assert found["missing_phrases"] == [2, 3]  # a phrase is whole or gone: its box must not go by half its words
     assert set(found["labels"].tolist()) == {0, 1}
 

@@ -80,7 +80,7 @@ def test_training_lowers_the_loss_and_finds_boxes(name):
     with torch.inference_mode():
         outputs = model(**features)
     phrases = [[SPANS[c]] for _, c, _ in samples]
-    found = made.post_process_grounded_object_detection(outputs, phrases, threshold=0.0, text=[CAPTION] * 6)
+    found = made.post_process_grounded_object_detection(outputs, phrases=phrases, threshold=0.0, text=[CAPTION] * 6)
     for result, (_, colour, _) in zip(found, samples, strict=True):
         assert len(result["scores"]) > 0 and torch.isfinite(result["scores"]).all()
         assert (result["scores"] <= 1).all() and set(result["text_labels"]) == {f"a {colour} box"}
