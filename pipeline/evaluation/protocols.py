@@ -73,8 +73,9 @@ class GoldPhrase:
 def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list[GoldPhrase]:
     """The phrases of a caption that have boxes, in order of their first region.
 
-    Regions with the same span belong to one phrase; several spans of a region are joined to one
-    from the first to the last. RefCOCO's phrase is the whole expression.
+    Every span is a phrase, as Flickr30k Entities marks them, and its gold are all boxes of regions
+    with that span: an entity named twice is two phrases with the same boxes. Spans of a region that
+    touch are one phrase in pieces. RefCOCO's phrase is the whole expression.
 
     Raises:
         InputError: the record is not a grounding record.
@@ -86,10 +87,21 @@ def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list
     for region in record.regions:
         if region.ignore:
             continue
-        spans = region.tokens_positive
-        span = (0, len(caption)) if protocol == "refcoco" else (min(s for s, _ in spans), max(e for _, e in spans))
-        boxes.setdefault(span, []).append(region.box)
+        spans = [(0, len(caption))] if protocol == "refcoco" else _phrase_spans(region.tokens_positive)
+        for span in spans:
+            boxes.setdefault(span, []).append(region.box)
     return [GoldPhrase(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
+
+
+def _phrase_spans(spans: Sequence[Span]) -> list[Span]:
+    """Distinct spans in order, those that touch (word pieces) joined."""
+    joined: list[Span] = []
+    for start, end in sorted(set(spans)):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def best(regions: RegionPredictions, limit: int | None) -> RegionPredictions:

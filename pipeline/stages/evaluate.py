@@ -25,7 +25,7 @@ from pipeline.evaluation.frequencies import Frequencies, normalise_name, read_fr
 from pipeline.evaluation.match_tables import MatchTables, absent_images, query_phrases, write_match_tables
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
-from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
+from pipeline.evaluation.predict import STAGE, DetectShards, version_of
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
 from pipeline.evaluation.report import write_report
@@ -117,8 +117,9 @@ class _Plan:
         inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
         inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
         inputs |= {f"{name}: frequencies": table.digest for name, table in self.frequencies.items()}
+        version = max(version_of(s.spec) for s in self.sets)
         return fingerprint(
-            STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision, metrics=str(METRICS)
+            STAGE, version=version, config=self.config, inputs=inputs, model=self.revision, metrics=str(METRICS)
         )
 
     def settings(self, spec: SetSpec) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class _Plan:
         unused = {"protocols", "class_detections"} | (set() if spec.protocol == "lvis" else LVIS_ONLY)
         return fingerprint(
             f"{STAGE}/predictions",
-            version=VERSION,
+            version=version_of(spec),
             config=self.config.model_dump(mode="json", exclude=unused),
             inputs={"shard": digest_file(path), "names": digest_json(list(spec.names))},
             model=self.revision,
