@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 178_956_970
@@ -71,14 +72,17 @@ def image_size(data: bytes) -> tuple[int, int]:
 def open_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image to RGB, with its EXIF orientation applied; of an animation the first frame.
 
+    Of 16 bits a channel the higher 8 count. Transparency is dropped, as GLIP does: a pixel has the
+    colour that is stored, whether it shows or not.
+
     Args:
         at_least: minimum (height, width) of the oriented image. A JPEG of at least twice this size
             is decoded at 1/2, 1/4 or 1/8 of its size, never below the minimum, which is several
             times faster.
 
     Raises:
-        ImageError: ``empty_image``, ``image_too_large``, or ``broken_image`` (not an image,
-            truncated, bad data).
+        ImageError: ``empty_image``, ``image_too_large``, ``unknown_depth`` (floating point, or
+            integers beyond 16 bits), or ``broken_image`` (not an image, truncated, bad data).
     """
     with _named_errors():
         image = _open(data)
@@ -89,6 +93,16 @@ def open_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Im
             image.load()  # exif_transpose would copy it
         else:
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = image.point(lambda value: value / 256).convert("L") if image.mode != "F" else image.convert("L")
+        if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F; PIL would clip them at 255
+            image = _eight_bits(image)
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" or not 0 <= low <= high < 1 << 16:
+        raise ImageError(
+            "unknown_depth", f"found pixels of {values.dtype}, {low:g} to {high:g}; want 8 or 16 bits a channel"
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8))
