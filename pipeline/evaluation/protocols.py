@@ -13,6 +13,9 @@ from pipeline.data.records import GroundingRecord, Span
 from pipeline.errors import InputError
 
 CAPTION_PROTOCOLS = ("flickr", "refcoco")
+THRESHOLD_PROTOCOLS = ("coco", "lvis", "odinw", "flickr")
+"""Protocols of GLIP's published figures, which leave out detections below PUBLISHED_THRESHOLD."""
+PUBLISHED_THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,16 @@ class SetSpec:
             return max(config.max_detections, 10 * len(self.names))
         return config.max_detections
 
+    def threshold(self, config: EvaluateConfig) -> float:
+        """Minimum probability of a detection; by default the protocol's."""
+        if config.threshold is not None:
+            return config.threshold
+        return PUBLISHED_THRESHOLD if self.protocol in THRESHOLD_PROTOCOLS else 0.0
+
     def label_config(self, config: EvaluateConfig) -> PseudoLabelConfig:
         """Settings of the annotator."""
         return PseudoLabelConfig(
-            floor=config.threshold,
+            floor=self.threshold(config),
             score_agg=config.score_agg,
             max_regions_per_phrase=config.chunk_detections if self.protocol == "lvis" else config.max_detections,
             image_size=config.image_size,

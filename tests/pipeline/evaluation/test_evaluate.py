@@ -4,6 +4,7 @@ processes, and the commands on top."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,27 @@ def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
     assert "APr" in report and "LVIS, fixed AP" in report
     for kind in ("precision-recall", "reliability", "frequency"):
         assert (tmp_path / "e" / "plots" / f"captions-{kind}.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_thresholds_and_aggregation_are_the_protocols_and_the_models_own(shards, teacher, tmp_path):
+    summing = tmp_path / "summing"
+    shutil.copytree(teacher, summing)
+    config = json.loads((summing / "config.json").read_text())
+    (summing / "config.json").write_text(json.dumps(config | {"score_aggregation": "sum"}))
+    protocols = {"refs": "refcoco", "coco": "coco", "lvis": "lvis", "wild": "odinw"}
+    sets = {"captions": shards["captions"], "refs": shards["captions"], "val": shards["val"], "coco": shards["val"]}
+    sets |= {"lvis": shards["federated"], "wild": shards["val"][:1]}
+    run(sets, tmp_path / "own", summing, CONFIG.model_copy(update={"protocols": protocols}))
+    own = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    assert {name: s["threshold"] for name, s in own["settings"].items()} == {
+        "captions": 0.05, "coco": 0.05, "lvis": 0.05, "wild": 0.05, "refs": 0.0, "val": 0.0,
+    }  # fmt: skip
+    assert {s["score_agg"] for s in own["settings"].values()} == {"sum"}
+    for agg, same in (("sum", True), ("mean", False)):
+        told = CONFIG.model_copy(update={"protocols": protocols, "score_agg": agg})
+        run(sets, tmp_path / agg, summing, told)
+        assert (files(tmp_path / agg / "predictions") == files(tmp_path / "own" / "predictions")) == same
+    assert own["sets"] == json.loads((tmp_path / "sum" / "metrics.json").read_text())["sets"]
 
 
 def test_captions_are_asked_as_the_labelling_stage_asks_them(shards, teacher, tmp_path):
