@@ -123,9 +123,8 @@ TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Re
 """model_type of a folder's config.json -> class; called with the folder, its revision, the settings and a device."""
 
 
-def _model_config(folder: str | Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text())
-    return config
+def _model_config(folder: str | Path) -> Any:
+    return json.loads((Path(folder) / "config.json").read_text())
 
 
 def own_score_agg(folder: str | Path) -> ScoreAggregation:
