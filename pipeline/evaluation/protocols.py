@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Annotator, RegionPredictions, TextQuery
 from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
-from pipeline.data.records import GroundingRecord, Span
+from pipeline.data.records import ClassPrompt, GroundingRecord, Span
 from pipeline.errors import InputError
+from pipeline.io.hashing import digest_json
 
 CAPTION_PROTOCOLS = ("flickr", "refcoco")
 THRESHOLD_PROTOCOLS = ("coco", "lvis", "odinw", "flickr")
@@ -20,16 +22,26 @@ PUBLISHED_THRESHOLD = 0.05
 
 @dataclass(frozen=True)
 class SetSpec:
-    """Inputs of predictions other than shards. names: class names, none for captions."""
+    """Inputs of predictions other than shards.
+
+    names: class names, none for captions. prompts: of each name; none if all are asked for as they are.
+    """
 
     name: str
     protocol: EvaluationProtocol
     names: tuple[str, ...]
+    prompts: tuple[ClassPrompt, ...] = ()
 
     @property
     def captions(self) -> bool:
         """Whether the queries are phrases of the images' captions instead of class names."""
         return self.protocol in CAPTION_PROTOCOLS
+
+    @property
+    def digest(self) -> str:
+        """Digest of names and prompts."""
+        prompts = [prompt.model_dump(mode="json") for prompt in self.prompts]
+        return digest_json([list(self.names), prompts] if prompts else list(self.names))
 
     def limit(self, config: EvaluateConfig) -> int | None:
         """Maximum number of detections of an image over all prompts; None: no limit."""
@@ -65,9 +77,30 @@ def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) ->
     """
     chunks, size = [], config.chunk_names if spec.protocol == "lvis" else max(len(spec.names), 1)
     for start in range(0, len(spec.names), size):
-        queries = annotator.class_queries(spec.names[start : start + size])
+        names, prompts = spec.names[start : start + size], spec.prompts[start : start + size]
+        queries = _prompted(names, prompts, annotator) if prompts else annotator.class_queries(names)
         chunks.append([replace(q, phrases=tuple(p + start for p in q.phrases)) for q in queries])
     return chunks
+
+
+def _prompted(names: Sequence[str], prompts: Sequence[ClassPrompt], annotator: Annotator) -> list[TextQuery]:
+    """As few texts as hold all prompts in order, each whole."""
+    queries: list[TextQuery] = []
+    text, spans = "", list[Span]()
+    for i, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        clean = clean_name(prompt.prompt_name or name).strip()
+        for before in (text + SEPARATOR, "") if text else ("",):
+            start = len(before) + len(prompt.prefix)
+            text = f"{before}{prompt.prefix}{clean}{prompt.suffix}"
+            spans = [*(spans if before else ()), (start, start + len(clean))]
+            made, missing = annotator.queries(text, spans)
+            if [query.text for query in made] == [text] and not missing:
+                break
+        else:
+            raise InputError(f"class name {name!r}: its prompt is longer than the model's text limit: {text[:60]!r}")
+        phrases = range(i + 1 - len(spans), i + 1)
+        queries[len(queries) - bool(before) :] = [replace(made[0], phrases=tuple(phrases[p] for p in made[0].phrases))]
+    return queries
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class _Plan:
     def fingerprint_of(self) -> str:
         """Return the fingerprint of the metrics."""
         inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
-        inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
+        inputs |= {f"{s.spec.name}: names": s.spec.digest for s in self.sets}
         inputs |= {f"{name}: frequencies": table.digest for name, table in self.frequencies.items()}
         version = max(version_of(s.spec) for s in self.sets)
         config = self.config
@@ -139,7 +139,8 @@ class _Plan:
         used = self.config.model_dump(mode="json", exclude={"protocols", "batch_size", *others})
         used["threshold"] = spec.threshold(self.config)
         table = self.frequencies.get(spec.name) if lvis else None
-        return used | ({"frequencies": table.digest[:12]} if table else {})
+        prompts = {"class_prompts": spec.digest[:12]} if spec.prompts else {}
+        return used | prompts | ({"frequencies": table.digest[:12]} if table else {})
 
     def fingerprint_of_shard(self, spec: SetSpec, path: str) -> str:
         """Return the fingerprint of a shard's predictions, which not all settings affect."""
@@ -148,7 +149,7 @@ class _Plan:
             f"{STAGE}/predictions",
             version=version_of(spec),
             config=self.config.model_dump(mode="json", exclude=unused) | {"threshold": spec.threshold(self.config)},
-            inputs={"shard": digest_file(path), "names": digest_json(list(spec.names))},
+            inputs={"shard": digest_file(path), "names": spec.digest},
             model=self.revision,
             protocol=spec.protocol,
         )
