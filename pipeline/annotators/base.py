@@ -123,14 +123,24 @@ TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Re
 """model_type of a folder's config.json -> class; called with the folder, its revision, the settings and a device."""
 
 
-def _model_config(folder: str | Path) -> Any:
-    return json.loads((Path(folder) / "config.json").read_text())
+def _model_config(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: found no JSON ({error}); want a model's configuration") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found a {type(config).__name__}; want a model's configuration, an object")
+    return config
 
 
 def own_score_agg(folder: str | Path) -> ScoreAggregation:
     """Aggregation of token scores that a model folder's configuration states; mean if it states none.
 
     Models trained by cross-entropy divide a phrase's probability among its tokens: theirs is sum.
+
+    Raises:
+        InputError: config.json is no JSON object.
     """
     aggregation: ScoreAggregation = _model_config(folder).get("score_aggregation") or "mean"
     return aggregation
@@ -138,7 +148,7 @@ def own_score_agg(folder: str | Path) -> ScoreAggregation:
 
 @lru_cache(maxsize=1)
 def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) -> Annotator:
-    model_type = _model_config(folder).get("model_type")
+    model_type = str(_model_config(folder).get("model_type"))
     make = TEACHERS.get(model_type)
     if make is None:
         raise InputError(

@@ -450,6 +450,14 @@ def test_a_model_folder_that_lacks_its_processor_is_named(shards, teacher, tmp_p
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize(("text", "found"), [("{", "no JSON"), ("[1]", "a list")])
+def test_a_model_folder_of_a_broken_configuration_is_named(shards, tmp_path, text, found):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(InputError, match=f"config.json: found {found}"):
+        run({"val": shards["val"]}, tmp_path / "e", tmp_path / "model")
+
+
 def test_an_output_of_the_wrong_kind_is_one_line(shards, teacher, tmp_path):
     (tmp_path / "file").write_text("")
     options = ("--model", teacher, "--set-shards", f"val={shards['val'][0]}")
