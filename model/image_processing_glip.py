@@ -38,13 +38,15 @@ def to_rgb(image: Any, input_data_format: str | ChannelDimension | None = None) 
 
     Values are 0..255, or 0..65535 of 16-bit images, of which the high byte is used; transparency is
     dropped. input_data_format: "channels_first" or "channels_last", where the shape leaves it open.
-    Raises TypeError for anything else, floats included.
+    Raises TypeError for anything else; ValueError for a PIL image of floats or more than 16 bits.
     """
     image = _to_pil(image, input_data_format)
-    if image.mode.startswith("I"):
-        image = image.point(lambda value: value / 256).convert("L")
-    elif image.mode == "F":
-        image = image.convert("L")
+    if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F; PIL would clip them at 255
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if values.dtype.kind == "f" or not 0 <= low <= high < 1 << 16:
+            raise ValueError(f"found pixels of {values.dtype}, {low:g} to {high:g}; want 8 or 16 bits a channel")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

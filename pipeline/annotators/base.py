@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import PseudoLabelConfig
+from pipeline.config.base import ScoreAggregation
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.model_folder import model_revision
@@ -122,9 +123,32 @@ TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Re
 """model_type of a folder's config.json -> class; called with the folder, its revision, the settings and a device."""
 
 
+def _model_config(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: found no JSON ({error}); want a model's configuration") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found a {type(config).__name__}; want a model's configuration, an object")
+    return config
+
+
+def own_score_agg(folder: str | Path) -> ScoreAggregation:
+    """Aggregation of token scores that a model folder's configuration states; mean if it states none.
+
+    Models trained by cross-entropy divide a phrase's probability among its tokens: theirs is sum.
+
+    Raises:
+        InputError: config.json is no JSON object.
+    """
+    aggregation: ScoreAggregation = _model_config(folder).get("score_aggregation") or "mean"
+    return aggregation
+
+
 @lru_cache(maxsize=1)
 def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) -> Annotator:
-    model_type = json.loads((Path(folder) / "config.json").read_text()).get("model_type")
+    model_type = str(_model_config(folder).get("model_type"))
     make = TEACHERS.get(model_type)
     if make is None:
         raise InputError(
@@ -135,9 +159,12 @@ def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) ->
 
 
 def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = "cpu") -> Annotator:
-    """The teacher in a model folder, loaded once a process.
+    """The teacher in a model folder, loaded once a process; ``score_agg`` None is the teacher's own.
 
     Raises:
         InputError: not a model folder, or of a family that is not known.
     """
-    return _load(str(folder), model_revision(folder), config, device)
+    revision = model_revision(folder)
+    if config.score_agg is None:
+        config = config.model_copy(update={"score_agg": own_score_agg(folder)})
+    return _load(str(folder), revision, config, device)

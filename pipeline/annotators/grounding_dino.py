@@ -94,7 +94,7 @@ class GroundingDinoAnnotator(NetworkAnnotator):
     def _regions(
         self, logits: Tensor, boxes: Tensor, tokens: list[list[int]], size: tuple[int, int], query: TextQuery
     ) -> RegionPredictions:
-        scores = phrase_scores(logits, tokens, self._config.score_agg)
+        scores = phrase_scores(logits, tokens, self._config.score_agg or "mean")
         box, phrase, boxes = choose(scores, corners(boxes, size[1], size[0]), size, self._config)
         columns = {"boxes": boxes[box], "score": scores[box, phrase]}
         columns |= token_evidence(logits[box].sigmoid(), tokens, phrase)

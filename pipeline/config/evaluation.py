@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, ScoreAggregation
 
 EvaluationProtocol = Literal["detection", "coco", "lvis", "odinw", "flickr", "refcoco"]
 
@@ -20,9 +20,15 @@ class EvaluateConfig(Config):
         "with phrases of captions",
     )
     batch_size: int = Field(8, ge=1, description="images per forward pass; batches never leave their shard")
-    threshold: float = Field(0.0, ge=0, lt=1, description="detections below this score are ignored")
-    score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
-        "mean", description="aggregation of a name's token scores"
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="detections whose name or phrase has a lower probability (before centerness) are ignored; default: "
+        "0.05 for coco, lvis, odinw and flickr, as GLIP's published figures have it; 0 for detection and refcoco",
+    )
+    score_agg: ScoreAggregation | None = Field(
+        None, description="aggregation of a name's token scores; default: the model's own, mean if it states none"
     )
     max_detections: int = Field(
         100,

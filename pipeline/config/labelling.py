@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Config, Iou, UnitFloat
+from pipeline.config.base import Config, Iou, ScoreAggregation, UnitFloat
 from pipeline.config.filter_presets import PRESETS
 
 
@@ -51,11 +51,18 @@ class ParsePhrasesConfig(Config):
 class PseudoLabelConfig(Config):
     """Localisation of phrases by the teacher: regions above a low score, for filter-boxes to select."""
 
-    floor: float = Field(0.05, ge=0, lt=1, description="regions with a lower score are not stored")
+    floor: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="regions whose phrase has a lower probability are not stored. GLIP's score is the root of this "
+        "probability times centerness: of its regions all those that score above the floor's root are stored (0.22 at "
+        "0.05), and some below",
+    )
     nms_threshold: Iou = Field(0.6, description="IoU threshold of the NMS among a phrase's boxes")
     max_regions_per_phrase: int = Field(20, ge=1, description="maximum regions stored per phrase")
-    score_agg: Literal["mean", "max", "geometric", "sum"] = Field(
-        "mean", description="aggregation of a phrase's token scores"
+    score_agg: ScoreAggregation | None = Field(
+        None, description="aggregation of a phrase's token scores; default: the teacher's own, mean if it states none"
     )
     batch_size: int = Field(8, ge=1, description="images per forward pass; a batch has images of one shard")
     image_size: int | None = Field(None, description="shorter side in pixels; default: the teacher's")

@@ -79,7 +79,11 @@ class TrainConfig(Config):
         (480, 560, 640, 720, 800), description="shorter sides in pixels, one chosen at random per image"
     )
     max_image_size: int = Field(1333, description="maximum longer side in pixels")
-    flip: UnitFloat = Field(0.5, description="probability of a horizontal flip")
+    flip: UnitFloat = Field(
+        0.5,
+        description="probability of a horizontal flip; left and right in captions stay, so want 0 for referring "
+        "expressions (RefCOCO)",
+    )
     freeze_text_layers: int = Field(
         0, ge=0, description="freeze the text encoder's embeddings and this number of its first layers"
     )

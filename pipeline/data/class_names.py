@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.data.dataset_cards import card_of, read_cards
-from pipeline.data.records import GroundingRecord
+from pipeline.data.records import ClassPrompt, GroundingRecord
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError
 from pipeline.io.hashing import digest_json
-from pipeline.io.paths import is_url, parent, stem
+from pipeline.io.paths import is_url, join, parent, stem
 
 Names = tuple[str, ...]
 
@@ -80,6 +80,27 @@ def needed_class_names(
                 )
             by_set.setdefault(record.dataset, {})[names] = None
     return {name: tuple(tuples) for name, tuples in by_set.items()}
+
+
+def class_prompts(shards: Sequence[str], dataset: str) -> dict[str, ClassPrompt]:
+    """Prompts of a detection set's classes, from its cards beside ``shards``.
+
+    Raises:
+        InputError: the cards differ, or one has a prompt of a class that is not in its label space.
+    """
+    prompts: list[dict[str, ClassPrompt]] = []
+    for shard in {parent(shard): shard for shard in shards}.values():
+        card = card_of(shard, dataset)
+        own = (card.class_prompts if card else None) or {}
+        for name in own.keys() - {*((card.label_space if card else None) or ())}:
+            raise InputError(
+                f"{join(parent(shard), dataset)}.dataset.json: class_prompts: found {name!r}; want names of its "
+                "label_space"
+            )
+        prompts.append(own)
+    if any(one != prompts[0] for one in prompts):
+        raise InputError(f"the {dataset}.dataset.json beside the shards differ in class_prompts; want one")
+    return prompts[0]
 
 
 def digests(sources: Mapping[str, Sequence[str]]) -> dict[str, str]:

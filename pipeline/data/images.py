@@ -71,14 +71,17 @@ def image_size(data: bytes) -> tuple[int, int]:
 def open_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image to RGB, with its EXIF orientation applied; of an animation the first frame.
 
+    Of 16 bits a channel the higher 8 count. Transparency is dropped, as GLIP does: a pixel has the
+    colour that is stored, whether it shows or not.
+
     Args:
         at_least: minimum (height, width) of the oriented image. A JPEG of at least twice this size
             is decoded at 1/2, 1/4 or 1/8 of its size, never below the minimum, which is several
             times faster.
 
     Raises:
-        ImageError: ``empty_image``, ``image_too_large``, or ``broken_image`` (not an image,
-            truncated, bad data).
+        ImageError: ``empty_image``, ``image_too_large``, ``unknown_depth`` (floating point, or
+            integers beyond 16 bits), or ``broken_image`` (not an image, truncated, bad data).
     """
     with _named_errors():
         image = _open(data)
@@ -89,8 +92,11 @@ def open_image(data: bytes, at_least: tuple[int, int] | None = None) -> Image.Im
             image.load()  # exif_transpose would copy it
         else:
             image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
+        if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F
             from model.image_processing_glip import to_rgb  # it loads torch, which other images do not need
 
-            return to_rgb(image)
+            try:
+                return to_rgb(image)
+            except ValueError as error:
+                raise ImageError("unknown_depth", str(error)) from None
         return image if image.mode == "RGB" else image.convert("RGB")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.data.records import ClassPrompt
 from pipeline.errors import InputError, did_you_mean
 from pipeline.io.strict_model import StrictModel, problem_lines
 from pipeline.io.strict_yaml import read_yaml
@@ -33,10 +34,10 @@ def _known_format(name: str) -> str:
     return name
 
 
-Topic = Literal["page", "licence", "files", "checksums", "layout", "counts", "copies"]
+Topic = Literal["page", "licence", "files", "checksums", "layout", "counts", "copies", "prompts"]
 """Parts of a manifest that can be verified against its publisher's statements: URLs of pages;
 licence terms; names and URLs of files; sizes and checksums; folder layout and format; numbers of
-images and boxes; copies in a mixture.
+images and boxes; copies in a mixture; class prompts.
 """
 
 
@@ -71,6 +72,10 @@ class SetManifest(StrictModel):
         "upright, with the orientation applied; or as stored",
     )
     prompts: str | None = Field(None, description="prompts of an evaluation set")
+    class_prompts: dict[str, ClassPrompt] = Field(
+        default_factory=dict,
+        description="class name -> prompt_name, prefix and suffix with which evaluation asks for it",
+    )
     shards_pattern: str | None = Field(None, description="shards of a crawl")
     tables_pattern: str | None = Field(None, description="gold tables")
     licence: str | None = None

@@ -114,12 +114,24 @@ class ImageLink(StrictModel):
     extension: str
 
 
+class ClassPrompt(StrictModel):
+    """The text by which a class is asked for at evaluation: prefix, name and suffix, joined as they are.
+
+    Only the name is the phrase whose boxes count, as in GLIP's ODinW prompts (GLIP spec 9.1).
+    """
+
+    prompt_name: str | None = Field(None, pattern=r"\S", description="name in place of the class name")
+    prefix: str = ""
+    suffix: str = ""
+
+
 class DatasetCard(StrictModel):
     """Description of a data set: ``<dataset>.dataset.json`` beside its training shards."""
 
     name: str
     kind: Literal["grounding", "detection"]
     label_space: tuple[str, ...] | None = Field(None, description="class names of a detection set, in id order")
+    class_prompts: dict[str, ClassPrompt] | None = Field(None, description="class name -> prompt at evaluation")
     frequency: dict[str, str] | None = Field(None, description="LVIS: class name -> r, c or f (rare, common, frequent)")
     licence: str | None = None
     source: str | None = None

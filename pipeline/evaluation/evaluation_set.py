@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import EvaluateConfig
-from pipeline.data.class_names import needed_class_names
-from pipeline.data.records import GroundingRecord
+from pipeline.data.class_names import class_prompts, needed_class_names
+from pipeline.data.records import ClassPrompt, GroundingRecord
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError
 from pipeline.evaluation.frequencies import Frequencies
@@ -59,6 +59,7 @@ class EvaluationSet:
                 f"evaluation set {name}: protocol {protocol} does not suit {first.kind} records; want {fitting}"
             )
         names: tuple[str, ...] = ()
+        prompts: dict[str, ClassPrompt] = {}
         if not captions:
             spaces = needed_class_names({name: shards}).get(first.dataset, ())
             if len(spaces) > 1:
@@ -67,7 +68,9 @@ class EvaluationSet:
                     "want one"
                 )
             (names,) = spaces
-        return cls(SetSpec(name, protocol, names), tuple(shards), records)
+            prompts = class_prompts(shards, first.dataset)
+        spec = SetSpec(name, protocol, names, tuple(prompts.get(n, ClassPrompt()) for n in names if prompts))
+        return cls(spec, tuple(shards), records)
 
     @property
     def job_names(self) -> list[str]:

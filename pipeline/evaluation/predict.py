@@ -24,10 +24,16 @@ from pipeline.system.devices import is_device_lost, limit_torch_threads
 
 STAGE = "evaluate"
 VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's boxes end behind their last pixel
+FLICKR_VERSION = 4  # of that protocol: every span is a phrase, not the stretch from a region's first to its last
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
 Ready = tuple[list[Item], list[Prepared], list[Batch]]
 """Queries, their decoded images, and the first query collated (none if all images are broken)."""
+
+
+def version_of(spec: SetSpec) -> int:
+    """Version of a set's predictions."""
+    return FLICKR_VERSION if spec.protocol == "flickr" else VERSION
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class DetectionShard:
         rows = [best(joined(parts), spec.limit(self._worker.config)) for parts in self._predictions]
         name = f"{job.name}.parquet"
         footer = {
-            "stage": STAGE, "fingerprint": job.fingerprint, "version": str(VERSION), "protocol": spec.protocol,
+            "stage": STAGE, "fingerprint": job.fingerprint, "version": str(version_of(spec)), "protocol": spec.protocol,
             "model": f"{self._annotator.name}@{self._annotator.revision}",
         }  # fmt: skip
         output = write_table(join(self._worker.out, name), predictions_table(rows), PREDICTIONS, footer)

@@ -7,26 +7,41 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Annotator, RegionPredictions, TextQuery
 from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
-from pipeline.data.records import GroundingRecord, Span
+from pipeline.data.records import ClassPrompt, GroundingRecord, Span
 from pipeline.errors import InputError
+from pipeline.io.hashing import digest_json
 
 CAPTION_PROTOCOLS = ("flickr", "refcoco")
+THRESHOLD_PROTOCOLS = ("coco", "lvis", "odinw", "flickr")
+"""Protocols of GLIP's published figures, which leave out detections below PUBLISHED_THRESHOLD."""
+PUBLISHED_THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
 class SetSpec:
-    """Inputs of predictions other than shards. names: class names, none for captions."""
+    """Inputs of predictions other than shards.
+
+    names: class names, none for captions. prompts: of each name; none if all are asked for as they are.
+    """
 
     name: str
     protocol: EvaluationProtocol
     names: tuple[str, ...]
+    prompts: tuple[ClassPrompt, ...] = ()
 
     @property
     def captions(self) -> bool:
         """Whether the queries are phrases of the images' captions instead of class names."""
         return self.protocol in CAPTION_PROTOCOLS
+
+    @property
+    def digest(self) -> str:
+        """Digest of names and prompts."""
+        prompts = [prompt.model_dump(mode="json") for prompt in self.prompts]
+        return digest_json([list(self.names), prompts] if prompts else list(self.names))
 
     def limit(self, config: EvaluateConfig) -> int | None:
         """Maximum number of detections of an image over all prompts; None: no limit."""
@@ -36,10 +51,16 @@ class SetSpec:
             return max(config.max_detections, 10 * len(self.names))
         return config.max_detections
 
+    def threshold(self, config: EvaluateConfig) -> float:
+        """Minimum probability of a detection; by default the protocol's."""
+        if config.threshold is not None:
+            return config.threshold
+        return PUBLISHED_THRESHOLD if self.protocol in THRESHOLD_PROTOCOLS else 0.0
+
     def label_config(self, config: EvaluateConfig) -> PseudoLabelConfig:
         """Settings of the annotator."""
         return PseudoLabelConfig(
-            floor=config.threshold,
+            floor=self.threshold(config),
             score_agg=config.score_agg,
             max_regions_per_phrase=config.chunk_detections if self.protocol == "lvis" else config.max_detections,
             image_size=config.image_size,
@@ -56,9 +77,30 @@ def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) ->
     """
     chunks, size = [], config.chunk_names if spec.protocol == "lvis" else max(len(spec.names), 1)
     for start in range(0, len(spec.names), size):
-        queries = annotator.class_queries(spec.names[start : start + size])
+        names, prompts = spec.names[start : start + size], spec.prompts[start : start + size]
+        queries = _prompted(names, prompts, annotator) if prompts else annotator.class_queries(names)
         chunks.append([replace(q, phrases=tuple(p + start for p in q.phrases)) for q in queries])
     return chunks
+
+
+def _prompted(names: Sequence[str], prompts: Sequence[ClassPrompt], annotator: Annotator) -> list[TextQuery]:
+    """As few texts as hold all prompts in order, each whole."""
+    queries: list[TextQuery] = []
+    text, spans = "", list[Span]()
+    for i, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
+        clean = clean_name(prompt.prompt_name or name).strip()
+        for before in (text + SEPARATOR, "") if text else ("",):
+            start = len(before) + len(prompt.prefix)
+            text = f"{before}{prompt.prefix}{clean}{prompt.suffix}"
+            spans = [*(spans if before else ()), (start, start + len(clean))]
+            made, missing = annotator.queries(text, spans)
+            if [query.text for query in made] == [text] and not missing:
+                break
+        else:
+            raise InputError(f"class name {name!r}: its prompt is longer than the model's text limit: {text[:60]!r}")
+        phrases = range(i + 1 - len(spans), i + 1)
+        queries[len(queries) - bool(before) :] = [replace(made[0], phrases=tuple(phrases[p] for p in made[0].phrases))]
+    return queries
 
 
 @dataclass(frozen=True)
@@ -73,8 +115,9 @@ class GoldPhrase:
 def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list[GoldPhrase]:
     """The phrases of a caption that have boxes, in order of their first region.
 
-    Regions with the same span belong to one phrase; several spans of a region are joined to one
-    from the first to the last. RefCOCO's phrase is the whole expression.
+    Every span is a phrase, as Flickr30k Entities marks them, and its gold are all boxes of regions
+    with that span: an entity named twice is two phrases with the same boxes. Spans of a region that
+    touch are one phrase in pieces. RefCOCO's phrase is the whole expression.
 
     Raises:
         InputError: the record is not a grounding record.
@@ -86,10 +129,21 @@ def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list
     for region in record.regions:
         if region.ignore:
             continue
-        spans = region.tokens_positive
-        span = (0, len(caption)) if protocol == "refcoco" else (min(s for s, _ in spans), max(e for _, e in spans))
-        boxes.setdefault(span, []).append(region.box)
+        spans = [(0, len(caption))] if protocol == "refcoco" else _phrase_spans(region.tokens_positive)
+        for span in spans:
+            boxes.setdefault(span, []).append(region.box)
     return [GoldPhrase(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
+
+
+def _phrase_spans(spans: Sequence[Span]) -> list[Span]:
+    """Distinct spans in order, those that touch (word pieces) joined."""
+    joined: list[Span] = []
+    for start, end in sorted(set(spans)):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def best(regions: RegionPredictions, limit: int | None) -> RegionPredictions:

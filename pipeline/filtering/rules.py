@@ -104,10 +104,14 @@ def preset_of(config: FilterConfig) -> str:
 def open_regions(path: str | Path, config: FilterConfig, fitted: FilterTables = FilterTables()) -> RegionShard:
     """Open a shard, restricted to regions that score high enough to be kept or ignored."""
     shard = RegionShard(path)
-    low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
-    low = min(low, low if config.ignore_above is None else config.ignore_above)
-    shard.restrict(scores(shard, config) >= low)
+    shard.restrict(scores(shard, config) >= lowest_score(config, fitted))
     return shard
+
+
+def lowest_score(config: FilterConfig, fitted: FilterTables) -> float:
+    """Score from which regions can be kept or ignored."""
+    low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
+    return min(low, low if config.ignore_above is None else config.ignore_above)
 
 
 def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:

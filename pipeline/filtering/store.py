@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,17 @@ class RegionShard:
         self._numbers: dict[str, np.ndarray] = {}
         self._codes: dict[str, tuple[np.ndarray, pa.Array]] = {}
         self._images = 0
+
+    @property
+    def complete_above(self) -> float:
+        """Score above which the shard has all regions that the teacher found; 0 if it does not say.
+
+        pseudo-label's floor cuts before centerness, and a score with centerness c in 0..1 is
+        sqrt(probability x c): all of at least the floor's root are stored, and some below.
+        """
+        floor = json.loads(self.footer.get("config", "{}")).get("floor", 0.0)
+        centerness = self.whole("centerness")
+        return float(floor**0.5 if centerness.null_count < len(centerness) else floor)
 
     def restrict(self, selected: np.ndarray) -> None:
         """Select rows, once. ``selected``: (total,) bool."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.annotators.base import own_score_agg
 from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.evaluation_set import EvaluationSet
@@ -25,7 +26,7 @@ from pipeline.evaluation.frequencies import Frequencies, normalise_name, read_fr
 from pipeline.evaluation.match_tables import MatchTables, absent_images, query_phrases, write_match_tables
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
-from pipeline.evaluation.predict import STAGE, VERSION, DetectShards
+from pipeline.evaluation.predict import STAGE, DetectShards, version_of
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
 from pipeline.evaluation.report import name_values, write_report
@@ -64,6 +65,9 @@ def run(job: Evaluate) -> Metrics:
         InputError: the model, a shard or a set cannot be used. RunError: a shard failed.
     """
     out, config = local_folder(job.out, "an evaluation"), job.settings
+    revision = model_revision(job.model)
+    if config.score_agg is None:  # by name in settings and fingerprints
+        config = config.model_copy(update={"score_agg": own_score_agg(job.model)})
     shards = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sets.items()}
     if unknown := sorted(set(job.frequencies) - set(shards)):
         names = "; ".join(f"{name}: no such set{did_you_mean(name, sorted(shards))}" for name in unknown)
@@ -74,7 +78,7 @@ def run(job: Evaluate) -> Metrics:
         log.warning("protocols.%s: no such set here%s", name, did_you_mean(name, sorted(shards)))
     for evaluation_set in sets:
         log.info("%s: measured by the protocol %s", evaluation_set.spec.name, evaluation_set.spec.protocol)
-    plan = _Plan(config, job.model, model_revision(job.model), sets, frequencies)
+    plan = _Plan(config, job.model, revision, sets, frequencies)
     metrics_file = out / "metrics.json"
     if metrics_file.is_file():
         saved = json.loads(metrics_file.read_text())
@@ -121,10 +125,17 @@ class _Plan:
     def fingerprint_of(self) -> str:
         """Return the fingerprint of the metrics."""
         inputs = {f"{s.spec.name}/{Path(path).name}": digest_file(path) for s in self.sets for path in s.shards}
-        inputs |= {f"{s.spec.name}: names": digest_json(list(s.spec.names)) for s in self.sets}
+        inputs |= {f"{s.spec.name}: names": s.spec.digest for s in self.sets}
         inputs |= {f"{name}: frequencies": table.digest for name, table in self.frequencies.items()}
+        version = max(version_of(s.spec) for s in self.sets)
+        config = self.config
+        thresholds = {s.spec.name: s.spec.threshold(config) for s in self.sets}
+        if len(values := {*thresholds.values()}) == 1:
+            config = config.model_copy(update={"threshold": values.pop()})
+        else:
+            inputs["thresholds"] = digest_json(thresholds)
         return fingerprint(
-            STAGE, version=VERSION, config=self.config, inputs=inputs, model=self.revision, metrics=str(METRICS)
+            STAGE, version=version, config=config, inputs=inputs, model=self.revision, metrics=str(METRICS)
         )
 
     def settings(self, spec: SetSpec) -> dict[str, Any]:
@@ -132,17 +143,19 @@ class _Plan:
         lvis = spec.protocol == "lvis"
         others = {"max_detections"} if lvis else LVIS_ONLY
         used = self.config.model_dump(mode="json", exclude={"protocols", "batch_size", *others})
+        used["threshold"] = spec.threshold(self.config)
         table = self.frequencies.get(spec.name) if lvis else None
-        return used | ({"frequencies": table.digest[:12]} if table else {})
+        prompts = {"class_prompts": spec.digest[:12]} if spec.prompts else {}
+        return used | prompts | ({"frequencies": table.digest[:12]} if table else {})
 
     def fingerprint_of_shard(self, spec: SetSpec, path: str) -> str:
         """Return the fingerprint of a shard's predictions, which not all settings affect."""
         unused = {"protocols", "class_detections"} | (set() if spec.protocol == "lvis" else LVIS_ONLY)
         return fingerprint(
             f"{STAGE}/predictions",
-            version=VERSION,
-            config=self.config.model_dump(mode="json", exclude=unused),
-            inputs={"shard": digest_file(path), "names": digest_json(list(spec.names))},
+            version=version_of(spec),
+            config=self.config.model_dump(mode="json", exclude=unused) | {"threshold": spec.threshold(self.config)},
+            inputs={"shard": digest_file(path), "names": spec.digest},
             model=self.revision,
             protocol=spec.protocol,
         )

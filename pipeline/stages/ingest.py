@@ -148,8 +148,12 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
     if warning := cut_boxes(report):
         log.warning("%s: %s", name, warning)
     _remove_beyond(len(work.parts), name, out)
+    names = header.get("label_space") or ()
+    for unknown in entry.class_prompts.keys() - {*names}:
+        log.warning("%s: class_prompts: found %r; want one of %s", name, unknown, ", ".join(names) or "no class")
     card = DatasetCard(
         name=name, kind=format_.kind, label_space=header.get("label_space"), frequency=header.get("frequency"),
+        class_prompts={n: entry.class_prompts[n] for n in names if n in entry.class_prompts} or None,
         licence=entry.licence, source=entry.source,
     )  # fmt: skip
     write_json(join(out, f"{name}.dataset.json"), card.model_dump(mode="json", exclude_none=True))

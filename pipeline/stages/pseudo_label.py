@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from pipeline.annotators.base import load_annotator
+from pipeline.annotators.base import load_annotator, own_score_agg
 from pipeline.data.records import STORE_VERSION
 from pipeline.execution.inference import InferenceWorker, inference_workers
 from pipeline.execution.reports import StageReport
@@ -38,6 +38,9 @@ def run(job: PseudoLabel) -> StageReport:
             ``max_lost_share``).
     """
     revision = model_revision(job.teacher)  # fails before any parsing
+    settings = job.settings
+    if settings.score_agg is None:  # by name in footers and fingerprints: stores made when mean was the default go on
+        settings = settings.model_copy(update={"score_agg": own_score_agg(job.teacher)})
     all_shards = shards = expand_shards(job.shards)
     phrases = job.phrases
     if phrases is None:
@@ -49,12 +52,12 @@ def run(job: PseudoLabel) -> StageReport:
 
     def fingerprint_of(shard: ShardJob) -> str:
         inputs = {"crawl": digest_file(shard.path), "phrases": digest_file(phrases_of(shard.path))}
-        return fingerprint(STAGE, version=STORE_VERSION, config=job.settings, inputs=inputs, teacher=revision)
+        return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, teacher=revision)
 
     require_files(path for shard in shards for path in (shard, phrases_of(shard)))
     labelling = partial(
-        InferenceWorker, partial(load_annotator, job.teacher, job.settings),
-        partial(LabellingShard, job.settings, phrases, job.out),
+        InferenceWorker, partial(load_annotator, job.teacher, settings),
+        partial(LabellingShard, settings, phrases, job.out),
     )  # fmt: skip
     workers = inference_workers(labelling, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,11 @@ PREFETCH_FACTOR = 4
 
 OTHER_RECORDS = 50
 """Records searched for absent names; a set of few nouns may have fewer than a prompt needs."""
+
+CAPTIONS_READ = 50
+MANY_SIDED = 0.1
+"""Share of captions that name a side from which flips are warned of; referring expressions often do."""
+_SIDES = re.compile(r"\b(left|right)(most)?\b", re.IGNORECASE)
 
 
 class TrainingData(Dataset[dict[str, Any]]):
@@ -87,6 +93,22 @@ class TrainingData(Dataset[dict[str, Any]]):
     def totals(self) -> dict[str, int]:
         """Records of each source."""
         return {name: order.total for name, order in self.orders.items()}
+
+    def flip_warnings(self) -> list[str]:
+        """Sources whose captions often say left or right, which a horizontal flip does not change."""
+        warnings = []
+        for name, records in self.sets.items() if self.config.flip else ():
+            captions = []
+            for row in range(min(records.counts[0], CAPTIONS_READ)):
+                with suppress(InputError):
+                    captions.append(records.record(0, row).caption or "")
+            sided = sum(bool(_SIDES.search(caption)) for caption in captions)
+            if captions and sided >= MANY_SIDED * len(captions):
+                warnings.append(
+                    f"source {name}: {sided} of its first {len(captions)} captions say left or right, which a flip of "
+                    f"the image does not exchange: found flip={self.config.flip:g}; want flip=0"
+                )
+        return warnings
 
     def loader(
         self, *, first: int, rank: int = 0, processes: int = 1, workers: int = 0, pin: bool = False

@@ -218,7 +218,10 @@ def _pack_captions(
     token_count: TokenCount,
     max_tokens: int,
 ) -> tuple[str, int]:
-    """(captions of other images around ``own``, offset of ``own``)."""
+    """(captions of other images around ``own``, offset of ``own``).
+
+    Those that do not fit are left out, and the rest are still tried.
+    """
     captions = [_terminated(own)]
     tokens_left = max_tokens - 2 - token_count(captions[0])
     count = noisy.max_caption_negatives
@@ -227,10 +230,9 @@ def _pack_captions(
     for _ in range(count):
         text = _terminated(other_caption(rng))
         cost = token_count(text)
-        if cost > tokens_left:
-            break
-        tokens_left -= cost
-        captions.append(text)
+        if cost <= tokens_left and text != captions[0]:  # its own phrases are not absent
+            tokens_left -= cost
+            captions.append(text)
     packed, shift = "", 0
     for i in rng.permutation(len(captions)):
         if i == 0:

@@ -16,6 +16,10 @@ from pipeline.io.model_folder import model_revision
 
 VERSION = 5
 """3: only settings that change weights; 4: boxes end at their last pixel; 5: class names, order."""
+PACKING = 2
+"""Version of the packing of captions, a setting of trainings that pack any. 2: one that does not fit
+is passed over, and the rest are tried; the caption itself is no negative.
+"""
 RUNTIME_SETTINGS = {
     "log_every",
     "save_every",
@@ -57,6 +61,8 @@ class Identity(BaseModel):
                 names.
         """
         settings = config.model_dump(mode="json")
+        if config.noisy.caption_negatives:
+            settings["noisy"]["packing"] = PACKING
         return cls(
             version=VERSION,
             settings={k: v for k, v in settings.items() if k not in RUNTIME_SETTINGS | MEMORY_SETTINGS},

@@ -96,6 +96,8 @@ class Trainer:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
         self.normaliser = Normaliser(self.processor.image_processor)
         self.data = TrainingData(config, sources, self.processor)
+        for warning in self.data.flip_warnings() if self.processes.main else ():
+            log.warning(warning)
         self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
         self.network = self.accelerator.unwrap_model(self.model)
         self.average = state.Average(self.network, config.ema) if config.ema is not None else None

@@ -65,6 +65,7 @@ def test_a_manifest_says_what_of_it_was_checked(name):
             stated |= {"files", "checksums"} if entry.files else set()
             stated |= {"counts"} if entry.counts else set()
             stated |= {"layout"} if entry.annotations else set()
+            stated |= {"prompts"} if entry.class_prompts else set()
         assert stated <= {*manifest.checked, *manifest.unchecked, *entry.checked, *entry.unchecked}, label
         assert not set(entry.checked) & set(entry.unchecked) and not set(manifest.checked) & set(manifest.unchecked)
         assert all(
@@ -101,6 +102,18 @@ def test_the_papers_multiplicities():
     }  # fmt: skip
     assert {s.copies for s in load_manifest("glip-t").mixture} == {1}
     assert len(load_manifest("odinw-13").sets) == 13 and len(load_manifest("odinw-35").sets) == 35
+
+
+def test_odinws_prompts_are_the_published_ones_in_both_lists():
+    small, large = (load_manifest(f"odinw-{n}").sets for n in (13, 35))
+    assert all(large[name].class_prompts == entry.class_prompts for name, entry in small.items())
+    assert {name for name, entry in large.items() if entry.class_prompts} == {
+        "odinw_Aquarium", "odinw_ChessPieces", "odinw_NorthAmericaMushrooms", "odinw_Packages", "odinw_pothole",
+    }  # fmt: skip
+    (hole,) = small["odinw_pothole"].class_prompts.values()
+    assert f"{hole.prefix}{hole.prompt_name}{hole.suffix}" == "there are some holes on the road"
+    mushrooms = small["odinw_NorthAmericaMushrooms"].class_prompts
+    assert [p.prompt_name for p in mushrooms.values()] == ["flat mushroom", "yellow mushroom"]
 
 
 def call(*arguments: str):

@@ -4,6 +4,8 @@ processes, and the commands on top."""
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from pipeline.annotators.base import load_annotator
 from pipeline.cli import app as cli
 from pipeline.config import EvaluateConfig
 from pipeline.data.images import open_image
-from pipeline.data.records import DatasetCard, GroundingRecord, Region
+from pipeline.data.records import ClassPrompt, DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
 from pipeline.evaluation.compare import compare
+from pipeline.evaluation.evaluation_set import EvaluationSet
 from pipeline.evaluation.match_tables import read_match_tables
 from pipeline.evaluation.predictions import read_predictions
+from pipeline.evaluation.protocols import class_chunks
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
@@ -135,6 +139,27 @@ def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
         assert (tmp_path / "e" / "plots" / f"captions-{kind}.svg").read_bytes().startswith(b"<?xml")
 
 
+def test_thresholds_and_aggregation_are_the_protocols_and_the_models_own(shards, teacher, tmp_path):
+    summing = tmp_path / "summing"
+    shutil.copytree(teacher, summing)
+    config = json.loads((summing / "config.json").read_text())
+    (summing / "config.json").write_text(json.dumps(config | {"score_aggregation": "sum"}))
+    protocols = {"refs": "refcoco", "coco": "coco", "lvis": "lvis", "wild": "odinw"}
+    sets = {"captions": shards["captions"], "refs": shards["captions"], "val": shards["val"], "coco": shards["val"]}
+    sets |= {"lvis": shards["federated"], "wild": shards["val"][:1]}
+    run(sets, tmp_path / "own", summing, CONFIG.model_copy(update={"protocols": protocols}))
+    own = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    assert {name: s["threshold"] for name, s in own["settings"].items()} == {
+        "captions": 0.05, "coco": 0.05, "lvis": 0.05, "wild": 0.05, "refs": 0.0, "val": 0.0,
+    }  # fmt: skip
+    assert {s["score_agg"] for s in own["settings"].values()} == {"sum"}
+    for agg, same in (("sum", True), ("mean", False)):
+        told = CONFIG.model_copy(update={"protocols": protocols, "score_agg": agg})
+        run(sets, tmp_path / agg, summing, told)
+        assert (files(tmp_path / agg / "predictions") == files(tmp_path / "own" / "predictions")) == same
+    assert own["sets"] == json.loads((tmp_path / "sum" / "metrics.json").read_text())["sets"]
+
+
 def test_captions_are_asked_as_the_labelling_stage_asks_them(shards, teacher, tmp_path):
     run({"captions": shards["captions"]}, tmp_path / "e", teacher, EvaluateConfig(batch_size=1))
     from pipeline.data.training_shards import ShardSet
@@ -166,6 +191,59 @@ def test_settings_of_metrics_need_no_new_predictions_and_evidence_is_whole(shard
     assert evidence.matches.images == 5 and len(evidence.matches.gold_label) == 10
     run(sets, out, teacher, CONFIG.model_copy(update={"threshold": 0.2}))
     assert predicted.stat().st_mtime_ns > before
+
+
+def test_classes_are_asked_for_by_the_prompts_of_the_card(shards, teacher, tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    paths = [str(shutil.copy(path, folder)) for path in shards["val"]]
+    card = folder / "val.dataset.json"
+    plain = DatasetCard(name="val", kind="detection", label_space=NAMES)
+    prompts = {
+        "car": ClassPrompt(prefix="there is a ", suffix=" on the road"),
+        "dog": ClassPrompt(prompt_name="flat_puppy"),
+        "traffic light": ClassPrompt(suffix=" , which is red"),
+    }
+
+    def write(**fields):
+        card.write_text(plain.model_copy(update=fields).model_dump_json(exclude_none=True))
+
+    def settings_and_predictions(out):
+        run({"val": paths}, tmp_path / out, teacher)
+        metrics = json.loads((tmp_path / out / "metrics.json").read_text())
+        return metrics["settings"]["val"], files(tmp_path / out / "predictions")
+
+    write()
+    before, bare = settings_and_predictions("e")
+    write(class_prompts=prompts)
+    after, prompted = settings_and_predictions("e")
+    assert "class_prompts" not in before and "class_prompts" in after and bare.keys() == prompted.keys()
+    assert all(bare[name] != prompted[name] for name in bare)
+
+    spec = EvaluationSet.open("val", paths, CONFIG).spec
+    (chunk,) = class_chunks(spec, load_annotator(str(teacher), spec.label_config(CONFIG)), CONFIG)
+    (query,) = chunk
+    assert query.text == "there is a car on the road. tree. traffic light , which is red. flat puppy. umbrella"
+    named = [query.text[start:end] for start, end in query.spans]
+    assert named == ["car", "tree", "traffic light", "flat puppy", "umbrella"] and query.phrases == (0, 1, 2, 3, 4)
+    lvis = replace(spec, protocol="lvis")
+    chunks = class_chunks(lvis, load_annotator(str(teacher), spec.label_config(CONFIG)), EvaluateConfig(chunk_names=3))
+    assert [q.text for c in chunks for q in c] == [query.text.partition(". flat")[0], "flat puppy. umbrella"]
+    assert [q.phrases for c in chunks for q in c] == [(0, 1, 2), (3, 4)]
+
+    write(class_prompts={"cars": ClassPrompt(prefix="a ")})
+    with pytest.raises(InputError, match=r"val.dataset.json: class_prompts: found 'cars'; want names of its"):
+        run({"val": paths}, tmp_path / "e", teacher)
+    annotator = load_annotator(str(teacher), spec.label_config(CONFIG))
+    long = tuple(ClassPrompt(prefix="one of many words " * 8, suffix=" at its end") for _ in NAMES)
+    (chunk,) = class_chunks(replace(spec, prompts=long), annotator, CONFIG)
+    whole = [f"{'one of many words ' * 8}{name} at its end" for name in NAMES]
+    assert len(chunk) > 1 and ". ".join(q.text for q in chunk) == ". ".join(whole)
+    assert [p for q in chunk for p in q.phrases] == [*range(5)]
+    assert [q.text[start:end] for q in chunk for start, end in q.spans] == [*NAMES]
+    write(class_prompts={"car": ClassPrompt(prefix="many words " * 300)})
+    with pytest.raises(RunError, match="class name 'car': its prompt is longer"):
+        run({"val": paths}, tmp_path / "e", teacher)
 
 
 class Killed(BaseException):
@@ -395,6 +473,14 @@ def test_a_model_folder_that_lacks_its_processor_is_named(shards, teacher, tmp_p
         done.stderr
     )
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(("text", "found"), [("{", "no JSON"), ("[1]", "a list")])
+def test_a_model_folder_of_a_broken_configuration_is_named(shards, tmp_path, text, found):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(InputError, match=f"config.json: found {found}"):
+        run({"val": shards["val"]}, tmp_path / "e", tmp_path / "model")
 
 
 def test_an_output_of_the_wrong_kind_is_one_line(shards, teacher, tmp_path):

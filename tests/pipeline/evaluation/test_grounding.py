@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.evaluation.metrics import NEVER, queries_of
 from pipeline.evaluation.protocols import named_phrases
@@ -46,23 +44,49 @@ def record(*regions):
     )
 
 
+def phrases_of(*regions, protocol="flickr"):
+    return [(n.phrase, n.boxes.tolist()) for n in named_phrases(record(*regions), protocol)]
+
+
 def test_regions_of_one_span_are_one_phrase_and_crowds_are_none():
-    got = named_phrases(
-        record(
-            Region(box=A, phrase="two dogs", tokens_positive=((0, 8),)),
-            Region(box=B, phrase="a dog", tokens_positive=((13, 18),)),
-            Region(box=B, phrase="two dogs", tokens_positive=((0, 8),)),
-            Region(box=B, phrase="a tree", tokens_positive=((22, 28),), ignore=True),
-            Region(box=A, phrase="two by a tree", tokens_positive=((0, 3), (19, 28))),
-        ),
-        "flickr",
-    )
-    assert [(n.phrase, len(n.boxes)) for n in got] == [
-        ("two dogs", 2),
-        ("a dog", 1),
-        ("two dogs and a dog by a tree", 1),
+    assert phrases_of(
+        Region(box=A, phrase="two dogs", tokens_positive=((0, 8),)),
+        Region(box=B, phrase="a dog", tokens_positive=((13, 18),)),
+        Region(box=B, phrase="two dogs", tokens_positive=((0, 8),)),
+        Region(box=B, phrase="a tree", tokens_positive=((22, 28),), ignore=True),
+    ) == [("two dogs", [[*A], [*B]]), ("a dog", [[*B]])]
+
+
+def test_every_marked_span_is_a_phrase_with_all_boxes_of_its_entity():
+    # an entity of two boxes named twice, and a box of two entities
+    twice = ((0, 8), (13, 18))
+    assert phrases_of(
+        Region(box=A, phrase="two dogs a dog", tokens_positive=twice),
+        Region(box=FAR, phrase="two dogs a dog a tree", tokens_positive=(*twice, (22, 28))),
+        Region(box=B, phrase="a tree", tokens_positive=((22, 28),)),
+    ) == [("two dogs", [[*A], [*FAR]]), ("a dog", [[*A], [*FAR]]), ("a tree", [[*FAR], [*B]])]
+
+
+def test_spans_that_touch_are_pieces_of_one_phrase():
+    pieces = ((7, 8), (4, 6), (6, 7), (4, 6), (13, 18))
+    assert [n for n, _ in phrases_of(Region(box=A, phrase="dogs", tokens_positive=pieces))] == ["dogs", "a dog"]
+
+
+def test_a_sentence_of_flickr30k_asks_for_each_of_its_marks(tmp_path):
+    from pipeline.readers.flickr30k import labelled, parse_sentence
+    from pipeline.readers.index import Entry
+
+    sentence = "[/EN#1/people A man] sees [/EN#1/people himself] and [/EN#2/animals two dogs] by [/EN#3/scene a lake] ."
+    caption, marks = parse_sentence(sentence)
+    boxes = [(["1"], A), (["2"], B), (["2"], FAR)]
+    item = labelled(Entry("1_0", ("1.jpg", (100, 100), caption, marks, boxes), []), {})
+    fields = {"key": "k", "dataset": "g", "kind": "grounding", "image_size": (100, 100), "caption": item.caption}
+    got = named_phrases(GroundingRecord(regions=item.regions, **fields), "flickr")
+    assert [(n.phrase, n.boxes.tolist()) for n in got] == [
+        ("A man", [[*A]]),
+        ("himself", [[*A]]),
+        ("two dogs", [[*B], [*FAR]]),
     ]
-    np.testing.assert_array_equal(got[0].boxes, [A, B])
 
 
 def test_a_referring_expression_is_asked_for_whole():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -358,3 +359,24 @@ def test_spans_never_shift(tmp_path_factory, words, data):
     path.write_text(json.dumps({"images": [image], "annotations": [row]}))
     (region,) = read_mdetr(path).images[0].regions
     assert region.tokens_positive == ((start, end),) and region.phrase == caption[start:end]
+
+
+def test_a_cards_prompts_are_the_manifests_and_unknown_classes_are_told(tmp_path, caplog):
+    manifest = coco_of(tmp_path, {"0.jpg": jpeg(0)})
+    prompts = {"x": {"prefix": "a ", "prompt_name": "car"}, "cars": {"suffix": " there"}}
+    data = yaml.safe_load(manifest.read_text())
+    (data["sets"]["s"])["class_prompts"] = prompts
+    manifest.write_text(yaml.safe_dump(data))
+    run = Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run
+    run()
+    card = json.loads((tmp_path / "out" / "s.dataset.json").read_text())
+    assert card["class_prompts"] == {"x": {"prefix": "a ", "prompt_name": "car", "suffix": ""}}
+    assert "s: class_prompts: found 'cars'; want one of x" in caplog.text
+    del data["sets"]["s"]["class_prompts"]
+    manifest.write_text(yaml.safe_dump(data))
+    assert run().done == 0  # the card alone changes
+    assert "class_prompts" not in json.loads((tmp_path / "out" / "s.dataset.json").read_text())
+    data["sets"]["s"]["class_prompts"] = {"x": {"name": "car"}}
+    manifest.write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match=r"class_prompts\.x\.name"):
+        run()

@@ -3,8 +3,11 @@ restarts byte for byte."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -207,3 +210,56 @@ def test_photographs_take_the_same_path(teacher, tmp_path):
     ]
     assert len(records) == reports[3].tallies["samples"].kept > 0
     assert any("astronaut" in r.phrase for record in records for r in record.regions)
+
+
+def test_a_teacher_scores_as_its_own_configuration_says(run, teacher, tmp_path):
+    crawl, root, _ = run
+    options = {"shards": crawl[:1], "phrases": root / "phrases"}
+    summing = tmp_path / "summing"
+    shutil.copytree(teacher, summing)
+    config = json.loads((summing / "config.json").read_text())
+    (summing / "config.json").write_text(json.dumps(config | {"score_aggregation": "sum"}))
+    plain = LABEL.model_copy(update={"score_agg": None})
+
+    def stored(folder, model, settings):
+        report = PseudoLabel(settings=settings, out=tmp_path / folder, teacher=model, **options).run()
+        return report, next((tmp_path / folder).glob("*.parquet"))
+
+    _, own = stored("own", summing, plain)
+    assert json.loads(footer(pq.read_schema(own))["config"])["score_agg"] == "sum"
+    _, told = stored("told", summing, LABEL.model_copy(update={"score_agg": "sum"}))
+    assert digest_file(own) == digest_file(told)
+    # mean was the default before: stores of models whose own it is are continued
+    stored("earlier", teacher, LABEL.model_copy(update={"score_agg": "mean"}))
+    report, _ = stored("earlier", teacher, plain)
+    assert (report.done, report.skipped) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({"threshold": 0.2}, "0.2"), ({"threshold": 0.5, "ignore_above": 0.1}, "0.1"), ({"threshold": 0.23}, None)],
+)
+def test_a_threshold_below_what_the_store_holds_is_told(run, tmp_path, caplog, settings, warned):
+    """The floor cuts before centerness; regions with scores down to its root may be missing."""
+    _, root, _ = run
+    table = pq.read_table(root / "regions" / "00000.parquet")
+    (tmp_path / "regions").mkdir()
+    for floor in (0.05, 0.0004):
+        told = {b"config": json.dumps({"floor": floor}).encode()}
+        pq.write_table(table.replace_schema_metadata(told), tmp_path / "regions" / "00000.parquet")
+        caplog.clear()
+        FilterBoxes(settings=FilterConfig(**settings), regions=tmp_path / "regions", out=tmp_path / "out").run()
+        expected = warned is not None and floor == 0.05
+        assert (f"threshold: found {warned}; want 0.22 or more" in caplog.text) == expected, caplog.text
+
+
+def test_a_teacher_without_centerness_stores_all_above_its_floor(run, tmp_path, caplog):
+    _, root, _ = run
+    table = pq.read_table(root / "regions" / "00000.parquet")
+    column = table.schema.get_field_index("centerness")
+    table = table.set_column(column, "centerness", pa.nulls(len(table), pa.float32()))
+    pq.write_table(table.replace_schema_metadata({b"config": b'{"floor": 0.05}'}), tmp_path / "00000.parquet")
+    for threshold in (0.1, 0.02):
+        settings = FilterConfig(threshold=threshold)
+        FilterBoxes(settings=settings, regions=tmp_path / "00000.parquet", out=tmp_path / "out").run()
+        assert ("threshold: found" in caplog.text) == (threshold == 0.02)

@@ -186,6 +186,31 @@ def test_boxes_whose_words_were_cut_away_leave_the_others_with_their_own(tmp_pat
     assert batch["lost"]["span_beyond_text_limit"] == len(words) - len(named)
 
 
+@pytest.mark.parametrize(
+    ("captions", "flip", "warned"),
+    [
+        (["man on the left", "red car", "a dog"], 0.5, True),
+        (["Rightmost cup", "red car"], 0.5, True),
+        (["man on the left", "red car", "a dog"], 0.0, False),
+        (["leftover pizza", "bright light", "a dog"], 0.5, False),
+        (["man on the left", *["a dog"] * 19], 0.5, False),
+    ],
+)
+def test_captions_that_name_sides_are_told_of_when_images_are_flipped(tmp_path, captions, flip, warned):
+    def samples():
+        for i, caption in enumerate(captions):
+            region = Region(box=(1, 1, 9, 9), phrase=caption, tokens_positive=((0, len(caption)),))
+            record = GroundingRecord(
+                key=f"{i:03d}", dataset="a", kind="grounding", image_size=(64, 80), caption=caption, regions=(region,)
+            )
+            yield f"{i:03d}", {"jpg": jpeg(i), "json": record.to_json()}
+
+    write_tar(tmp_path / "a.tar", samples())
+    made = data({"a": [str(tmp_path / "a.tar")]}, mixture={}, flip=flip)
+    words = f"source a: 1 of its first {len(captions)} captions say left or right"
+    assert [w.startswith(words) and "want flip=0" in w for w in made.flip_warnings()] == [True] * warned
+
+
 def test_a_workers_error_is_one_line(sources):
     made = data({"a": sources["a"], "b": sources["b"]})
     tar = sources["b"][0]

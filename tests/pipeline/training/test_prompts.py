@@ -175,6 +175,33 @@ def packed_with(count, **options):
     ]  # fmt: skip
 
 
+def pack(others, limit, count=4):
+    """The captions around the record's own, where each draw gives the next of ``others``."""
+    noisy = NoisyLabelConfig(caption_negatives=1.0, max_caption_negatives=count, full_caption_share=1.0)
+    drawn = iter(others)
+    got = grounding_prompt(
+        pseudo(), noisy, np.random.default_rng(0), other_caption=lambda rng: next(drawn), token_count=words,
+        max_tokens=limit,
+    )  # fmt: skip
+    assert got.caption[slice(*got.spans[0][0])] == "red fish"
+    return {c for c in others if c in got.caption}
+
+
+def test_a_caption_that_does_not_fit_is_passed_over_and_the_rest_are_tried():
+    long, others = "one of very many words " * 20, ["a cup", "a dog on a mat", "a plate"]
+    assert pack([others[0], long, *others[1:]], 60) == {*others}
+    room = words(CAPTION + ". ") + words("a dog on a mat. ") + words("a cup. ") + 2
+    assert pack(["a dog on a mat", "a train on a bridge", "a cup", "a plate"], room) == {"a dog on a mat", "a cup"}
+
+
+def test_a_caption_is_no_negative_of_itself():
+    noisy = NoisyLabelConfig(caption_negatives=1.0)
+    got = grounding_prompt(
+        pseudo(), noisy, np.random.default_rng(0), other_caption=lambda rng: CAPTION, token_count=words, max_tokens=99,
+    )  # fmt: skip
+    assert got.caption.count(CAPTION.rstrip(". ")) == 1
+
+
 def test_a_share_of_the_packed_prompts_have_all_the_captions_there_may_be():
     assert set(packed_with(60)) == {1, 2, 3, 4, 5}
     assert packed_with(20, full_caption_share=1.0) == [5] * 20

@@ -14,7 +14,7 @@ from threading import Timer
 
 import pytest
 
-from pipeline.config import ModelConfig, PromptConfig, TrainConfig
+from pipeline.config import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
 from pipeline.data.records import DatasetCard, GroundingRecord, Region
 from pipeline.errors import InputError, RunError
 from pipeline.execution import folder_lock as alone
@@ -158,6 +158,16 @@ def test_a_change_in_either_of_two_shards_of_one_name_is_seen(sources, tmp_path,
     shutil.copy(there["pseudo"][1 - changed_one], there["pseudo"][changed_one])
     after = Identity.of(CONFIG, there, model=ModelConfig(), init=None)
     assert after.fingerprint != before.fingerprint and after.changed_data(before) == ["source pseudo"]
+
+
+def test_a_training_that_packs_captions_is_not_continued_from_before_the_rest_were_tried(sources):
+    packs = CONFIG.model_copy(update={"noisy": NoisyLabelConfig(caption_negatives=0.5)})
+    plain, packing = (Identity.of(c, sources, model=ModelConfig(), init=None) for c in (CONFIG, packs))
+    assert "packing" not in plain.settings["noisy"]  # trainings that pack none go on
+    noisy = {k: v for k, v in packing.settings["noisy"].items() if k != "packing"}
+    before = packing.model_copy(update={"settings": packing.settings | {"noisy": noisy}})
+    assert packing.fingerprint != before.fingerprint
+    assert packing.changed_settings(before) == ["noisy.packing 2 (before: null)"]
 
 
 def test_other_class_names_are_other_data_and_those_of_other_sets_are_not(sources, tmp_path, told):
