@@ -15,6 +15,13 @@ def is_url(path: str | Path) -> bool:
     return bool(_URL.match(str(path)))
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a relative path has a hidden part, which is no data: macOS's ``._0001.jpg`` and
+    ``__MACOSX``, an editor's ``.ipynb_checkpoints``.
+    """
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
+
+
 def local_folder(folder: str | Path, what: str) -> Path:
     """``folder`` as a Path, for outputs that need a file system.
 
