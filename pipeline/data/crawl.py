@@ -96,7 +96,7 @@ class UnreadMembers:
     def lose(self, sample: TarSample) -> None:
         """Note the members of a lost sample."""
         if len(self._lost) < _EXAMPLES:
-            self._lost.append(f"{sample.key}: {_members(sample)}")
+            self._lost.append(f"{sample.key}: {described(sample)}")
 
     def numbers(self) -> dict[str, float]:
         """Number of members that no stage reads, for the shard's report; {} if there are none."""
@@ -125,7 +125,7 @@ class UnreadMembers:
         )
 
 
-def _members(sample: TarSample) -> str:
+def described(sample: TarSample) -> str:
     """Extensions of a sample's files, with the fields of its JSON."""
     named = [f"{e}{_fields(sample.files[e]) if e == 'json' else ''}" for e in list(sample.files)[:_NAMED]]
     return ", ".join(named) + (f" and {len(sample.files) - _NAMED} more" if len(sample.files) > _NAMED else "")

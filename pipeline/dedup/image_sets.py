@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.crawl import image_of
+from pipeline.data.crawl import DOT_IN_KEY, IMAGE, described, dotted_keys, image_of
 from pipeline.data.image_links import LinkReader
 from pipeline.data.images import IMAGE_EXTENSIONS, ImageError
+from pipeline.data.resizing import stated_original
 from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing, listing_below, open_file, read_range
 from pipeline.io.hashing import digest_file, digest_json
@@ -26,7 +27,7 @@ _NAMED = re.compile(r"(\w[\w.-]*)=(.+)")
 @dataclass(frozen=True)
 class SetImage:
     """An image, or the problem in reading it. offset, size: its byte range in the shard; None for a
-    file of its own.
+    file of its own. original: (height, width) before a crawler resized it, if stated.
     """
 
     key: str
@@ -34,6 +35,7 @@ class SetImage:
     problem: ImageError | None = None
     offset: int | None = None
     size: int | None = None
+    original: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,12 @@ class ImageSet:
         if part in self.shards:
             links = LinkReader()
             for sample in read_tar(self.shards[part], problems):
-                yield _of_sample(self.shards[part], sample, links)
+                dotted = dotted_keys(sample)
+                for key in dotted:
+                    yield SetImage(key, problem=ImageError(DOT_IN_KEY, "want keys without dots"))
+                image = _of_sample(self.shards[part], sample, links)
+                if image.problem is None or not dotted:
+                    yield image
             return
         for name in self.files[part]:
             try:
@@ -100,9 +107,10 @@ class ImageSet:
 def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> SetImage:
     if (image := image_of(sample)) is not None:
         extension, data = image
-        return SetImage(sample.key, data, offset=sample.offsets.get(extension), size=len(data))
+        original = stated_original(sample.files.get("json"))
+        return SetImage(sample.key, data, None, sample.offsets.get(extension), len(data), original)
     if "link" not in sample.files:
-        return SetImage(sample.key, problem=ImageError("no_image", "the sample has no image"))
+        return SetImage(sample.key, problem=ImageError("no_image", f"found {described(sample)}; want {IMAGE}"))
     offset, size = sample.offsets.get("link"), len(sample.files["link"])
     return SetImage(sample.key, links.read(shard, sample.files["link"]), offset=offset, size=size)
 

@@ -56,6 +56,8 @@ class LabelledImage(NamedTuple):
         boxless: spans of regions dropped only for their box: their objects are in the image.
         boxless_names: class names of such regions.
         relative: boxes are fractions of the image's width and height.
+        crawled: the image is as a crawler stored it, and relative boxes are of the original.
+        original_size: (height, width) of the original, if stated.
         lost: number of dropped regions by reason.
     """
 
@@ -70,6 +72,8 @@ class LabelledImage(NamedTuple):
     verified_absent: tuple[str, ...] | None = None
     not_exhaustive: tuple[str, ...] | None = None
     relative: bool = False
+    crawled: bool = False
+    original_size: tuple[int, int] | None = None
     lost: Mapping[str, int] = MappingProxyType({})
 
 

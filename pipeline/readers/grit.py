@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.keys import image_key
+from pipeline.data.resizing import original_size
 from pipeline.errors import InputError
 from pipeline.io.files import listing
 from pipeline.io.paths import is_url
@@ -37,6 +38,7 @@ WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_ch
 ANNOTATOR = "grit"
 MAX_BAD_ROWS = 100
 """The set is refused if its first rows, this many, are all invalid."""
+_COLUMNS = ("key", "caption", "noun_chunks", "ref_exps", "status", "original_width", "original_height")
 _Where = tuple[str, str, int, int]
 """(key, shard, offset, bytes) of an image."""
 
@@ -65,8 +67,10 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     return {"first_counts": True, "lost_samples": problems.counts, "notes": problems.notes}
 
 
-def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str, tuple[Any, str, list[list[Any]]]]:
-    """(key, (location, caption, chunks)) of a row; raises InputError if it is none of GRIT's."""
+def _entry(
+    path: str, row: Any, where: _Where | None, column: str
+) -> tuple[str, tuple[Any, str, list[list[Any]], tuple[int, int] | None]]:
+    """(key, (location, caption, chunks, original size)) of a row; raises InputError if it is none of GRIT's."""
     name = f"{path}: {where[0]}.json" if where else path
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
         raise InputError(f"{name}: want {WANTED}; found {describe_row(row)}")
@@ -81,7 +85,7 @@ def _entry(path: str, row: Any, where: _Where | None, column: str) -> tuple[str,
     chunks = row[column]
     try:
         chunks = json.loads(chunks) if isinstance(chunks, str) else chunks
-        return key, (location, row["caption"], [list(chunk) for chunk in chunks])
+        return key, (location, row["caption"], [list(chunk) for chunk in chunks], original_size(row))
     except (ValueError, TypeError):
         raise InputError(
             f"{name}: {key}: want a list of chunks in `{column}`; found {str(row[column])[:40]!r}"
@@ -115,7 +119,7 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
         from pipeline.io.tables import open_parquet  # imports pyarrow
 
         file = open_parquet(path)
-        columns = [n for n in ("key", "caption", "noun_chunks", "ref_exps", "status") if n in file.schema_arrow.names]
+        columns = [n for n in _COLUMNS if n in file.schema_arrow.names]
         for batch in file.iter_batches(1000, columns=columns):
             for row in batch.to_pylist():
                 if row.pop("status", "success") == "success":
@@ -137,7 +141,7 @@ def location(image_id: Any, image: Any) -> ImageLocation:
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. Chunks are [start, end, x1, y1, x2, y2, score] with relative boxes."""
-    _, caption, chunks = entry.image
+    _, caption, chunks, original = entry.image
     labels = LabelCollector()
     for chunk in chunks:
         start, end = map(int, chunk[:2]) if len(chunk) > 1 and all(map(is_number, chunk[:2])) else (0, 0)
@@ -151,7 +155,10 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
             box, score = clipped(tuple(chunk[2:6]), (1, 1), labels.lost), float(chunk[6])
         if inside:
             labels.add(box, caption[start:end], ((start, end),), score=score, annotator=ANNOTATOR)
-    return labels.image(image_key(entry.id), location(entry.id, entry.image), caption=caption, relative=True)
+    return labels.image(
+        image_key(entry.id), location(entry.id, entry.image), caption=caption, relative=True, crawled=True,
+        original_size=original and tuple(original),
+    )  # fmt: skip
 
 
 FORMAT = Format(

@@ -43,7 +43,7 @@ from pipeline.readers.base import (
     presence_of,
     uncertain_spans,
 )
-from pipeline.readers.image_headers import ImageHeader, read_header, upright_regions
+from pipeline.readers.image_headers import ImageHeader, on_stored_image, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READERS, load_format
@@ -275,6 +275,8 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
+        if item.crawled:
+            item = on_stored_image(item, header, data)
         kept, dropped = upright_regions(item, header, work.orientation, outside)
         absent, not_exhaustive = presence_of(item, dropped)
         record = GroundingRecord(
