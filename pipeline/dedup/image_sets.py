@@ -12,10 +12,10 @@ from pipeline.data.image_links import LinkReader
 from pipeline.data.images import IMAGE_EXTENSIONS, ImageError
 from pipeline.data.resizing import stated_original
 from pipeline.errors import InputError
-from pipeline.io.files import file_size, listing, listing_below, open_file, read_range
+from pipeline.io.files import file_size, listing_below, open_file, read_range
 from pipeline.io.hashing import digest_file, digest_json
-from pipeline.io.paths import is_url, join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.paths import is_hidden, is_url, join, stem
+from pipeline.io.shard_patterns import expand_shards, shards_in
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
 FILES_PER_PART = 2000
@@ -128,11 +128,11 @@ def read_image_set(option: str) -> ImageSet:
     Raises:
         InputError: no such shards, or the folder has neither tars nor images.
     """
-    named = _NAMED.fullmatch(option)
+    named = None if Path(option).exists() else _NAMED.fullmatch(option)
     name, path = (named[1], named[2]) if named else (None, option)
     local_folder = not is_url(path) and Path(path).is_dir()
     if local_folder or (is_url(path) and not re.search(r"\.tar|[*?\[{]", path)):
-        if not any(not Path(p).name.startswith(".") for p in listing(path, ".tar")):
+        if not shards_in(path):
             return _folder(name or path.rstrip("/").rsplit("/", 1)[-1], path.rstrip("/"))
         name = name or Path(path).absolute().name
     shards = expand_shards(path)
@@ -141,7 +141,7 @@ def read_image_set(option: str) -> ImageSet:
 
 def _folder(name: str, folder: str) -> ImageSet:
     images = sorted(
-        n for n in listing_below(folder, "") if n.lower().endswith(_FILES) and not n.rsplit("/", 1)[-1].startswith(".")
+        n for n in listing_below(folder, "", dangling=True) if n.lower().endswith(_FILES) and not is_hidden(n)
     )
     if not images:
         raise InputError(f"{folder}: neither *.tar shards nor image files ({', '.join(_FILES)}) in this folder")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Endings of compressed shards, which are read sequentially only."""
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -51,5 +53,11 @@ def parent(folder: str | Path) -> str:
 
 
 def stem(shard: str | Path) -> str:
-    """File name up to its first dot (``000017``), which a shard shares with its phrases and regions."""
-    return str(shard).rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
+    """File name without its suffix (``000017``, ``laion.part.00000``), which a shard shares with its
+    phrases and regions.
+    """
+    name = str(shard).rstrip("/").rsplit("/", 1)[-1]
+    for suffix in (*COMPRESSED_TARS, ".report.json"):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name.rsplit(".", 1)[0]

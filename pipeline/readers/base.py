@@ -24,12 +24,15 @@ Kind = Literal["detection", "grounding"]
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Paths or URLs of a set's files. ``companions``: further annotation files, by role."""
+    """Paths or URLs of a set's files. ``companions``: further annotation files, by role.
+    ``image_folders``: to search in order.
+    """
 
     name: str
     annotations: str
     companions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    image_folders: tuple[str, ...] = ()
 
 
 class ImageLocation(NamedTuple):

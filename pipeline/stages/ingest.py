@@ -106,11 +106,13 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
             f"set {name}: ingest reads {', '.join(READERS.names())} with `annotations`; "
             f"this one is {entry.kind} in format {entry.format}"
         )
+    folders = _image_folders(base, entry.images_folder)
     files = SetFiles(
         name,
         resolve_path(base, entry.annotations),
         {role: resolve_path(base, path) for role, path in entry.companions.items()},
         entry.options,
+        tuple(folders.values()) if isinstance(folders, dict) else folders,
     )
     format_ = load_format(entry.format)
     with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
@@ -122,7 +124,7 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
-            name, entry.format, format_.kind, config, path, ImageStore(_image_folders(base, entry.images_folder)),
+            name, entry.format, format_.kind, config, path, ImageStore(folders),
             entry.orientation, tuple(index.ranges(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import IngestConfig
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
+from tests.fixtures.crawl import jpeg
 from tests.fixtures.img2dataset import MODES, sample, scene
+from tests.fixtures.unread_crawls import UNREAD, put_tar
 from tests.pipeline.readers import layouts as L
 from tests.pipeline.readers.layouts import put
 from tests.pipeline.readers.sets import CAPTION, run
@@ -66,3 +69,41 @@ def test_grits_padded_pictures_without_their_original_size_are_refused(tmp_path)
     labels, _ = grit_crawl(tmp_path, "border", "tar", False)
     with pytest.raises(RunError, match=r"'padded_image': 12.*no original_width and original_height"):
         run(tmp_path, "grit", (labels, {}, {}), IngestConfig())
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "jpeg"])
+@pytest.mark.parametrize(
+    ("table", "folder", "key"),
+    [
+        ("00000", "00000", "00000{:02d}"),
+        ("00003", "00003", "00003{:04d}"),
+        ("003", "003", "003{:03d}"),
+        ("0000012", "0000012", "0000012{:06d}"),
+        ("all", "00003", "00003{:04d}"),
+        ("all", "00003", "00003{:02d}"),
+        ("all", ".", "{:09d}"),
+        ("all", "images", "k{:02d}"),
+    ],
+)
+def test_grits_files_are_found_whatever_the_widths_and_the_format(table, folder, key, extension, tmp_path):
+    rows = [{"key": key.format(n), "caption": CAPTION, "noun_chunks": [[0, 5, *SHARES, 0.9]]} for n in range(6)]
+    for row in rows[1:]:  # one image is missing, as its download failed
+        put(tmp_path / "root" / folder / f"{row['key']}.{extension}", "").write_bytes(jpeg(1))
+    labels = put(tmp_path / f"{table}.jsonl", L.lines(rows))
+    images = "root/images" if folder == "images" else "root"
+    report = run(tmp_path, "grit", (labels, {}, {}), images_folder=images)
+    assert report.tallies["samples"].kept == 5 and report.tallies["samples"].dropped == {"image_missing": 1}
+
+
+def test_grits_compressed_tars_are_refused_by_name(tmp_path):
+    labels, _ = grit_crawl(tmp_path, "no", "tar", True)
+    (tmp_path / "00000.tar.gz").write_bytes(gzip.compress(labels.read_bytes()))
+    with pytest.raises(InputError, match=r"00000\.tar\.gz: found a compressed tar"):
+        run(tmp_path, "grit", (tmp_path / "00000.tar.gz", {}, {}))
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_grit_of_an_unread_crawl_is_refused(name, tmp_path):
+    put_tar(tmp_path / "00000.tar", UNREAD[name][0])
+    with pytest.raises((InputError, RunError), match=r"found|want|lost"):
+        run(tmp_path, "grit", (tmp_path / "00000.tar", {}, {}), IngestConfig())
