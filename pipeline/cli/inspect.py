@@ -98,5 +98,6 @@ def dedup(values: dict[str, Any]) -> DedupReport:
     echo_lines(report.lines())
     if dropped is not None:
         echo_lines(dropped.lines())
+        dropped.require_usable()
     click.echo(f"wrote {job.out}/matches.parquet, {job.out}/report.md, {job.out}/pairs.html")
     return report
