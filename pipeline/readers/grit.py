@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.crawl import described
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.keys import image_key
 from pipeline.data.resizing import original_size
@@ -68,6 +69,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             index.image(key, image)
     if first_error is not None and not valid:
         raise first_error
+    if problems.notes and not valid:
+        raise InputError(f"{files.annotations}: want {WANTED}; found no such sample ({problems.notes[0]})")
     return {"first_counts": True, "lost_samples": problems.counts, "notes": problems.notes}
 
 
@@ -148,7 +151,7 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
             extension = next((e for e in IMAGE_EXTENSIONS if e in sample.files), None)
             if extension is None or "json" not in sample.files:
                 missing = "image" if extension is None else "json"
-                problems.add(f"no_{missing}", f"{_name(path)}: {sample.key}: no {missing}")
+                problems.add(f"no_{missing}", f"{_name(path)}: {sample.key}: no {missing}, but {described(sample)}")
                 continue
             try:
                 row = json.loads(sample.files["json"])
