@@ -410,3 +410,20 @@ def test_shards_without_images_to_compare_are_refused_by_name(world):
             Dedup(shards=(str(world / name),), against=(str(world / "images"),), out=str(world / "out")).run()
         with pytest.raises(RunError, match=words):
             Dedup(shards=(str(world / "crawl"),), against=(str(world / name),), out=str(world / "out")).run()
+
+
+def test_hidden_files_are_no_images_and_a_dangling_link_costs_itself(world):
+    folder = world / "images"
+    for name in ("._chelsea.png", ".ipynb_checkpoints/chelsea-checkpoint.png", "__MACOSX/chelsea.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(jpeg(1))
+    (folder / "gone.jpg").symlink_to("/gone.jpg")
+    (world / "train" / "._gold.dataset.json").write_bytes(b"\0\5\26\7")
+    (world / "train" / "gone.dataset.json").symlink_to("/gone.json")
+    (world / "other").mkdir()
+    write_tar(world / "other" / "x.tar", [("x", {"jpg": jpeg(9)})])
+    shards = (str(world / "train"), str(world / "other"))
+    report, dropped = Dedup(shards=shards, against=(str(folder),), out=str(world / "out"), drop=True).run()
+    dropped_images = report.sets["images"].records.dropped
+    assert dropped_images == {"broken_image": 1, "flat_image": 1, "unreadable_file": 1} and dropped is not None
+    assert [p.name for p in (world / "out" / "shards").glob("*.dataset.json")] == ["gold.dataset.json"]
