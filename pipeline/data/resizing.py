@@ -31,7 +31,7 @@ def original_size(row: Any) -> tuple[int, int] | None:
     """Size of the original image stated in a crawler's row, or None."""
     if not isinstance(row, Mapping):
         return None
-    sides = [row.get("original_height"), row.get("original_width")]
+    sides: list[Any] = [row.get("original_height"), row.get("original_width")]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and 1 <= v < 1 << 31 for v in sides):
         return None
     return int(sides[0]), int(sides[1])
