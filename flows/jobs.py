@@ -157,7 +157,7 @@ def run_jobs(
             f"{title}: {len(total.failed)} shards failed (resources.max_failed: {max_failed}); "
             f"first: {first.shard}: {first.error}"
         )
-    return total
+    return total.require_usable()
 
 
 def _tasks(jobs: Sequence[ChildJob]) -> AbstractContextManager[None]:

@@ -87,7 +87,10 @@ def job_command(
             if section:
                 values["settings"] = load_section(section, arguments.pop("recipe"), arguments.pop("changes"))
             values["progress"] = Terminal()
-            show_report(function(values, **arguments), report_json)
+            result = function(values, **arguments)
+            show_report(result, report_json)
+            if isinstance(result, StageReport):
+                result.require_usable()
 
         decorated = command(name, **settings)(run)
         own = [_option(n, f) for n, f in fields.items() if n not in inherited]

@@ -9,7 +9,7 @@ import click
 
 from pipeline.cli.common import FILE, command, echo_lines, job_command, make_job
 from pipeline.execution.progress import Terminal
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_shards, is_shard, shards_in
 from pipeline.stages.jobs import Dedup
 
 if TYPE_CHECKING:
@@ -70,14 +70,12 @@ def inspect(
 
 def _shards(patterns: tuple[str, ...]) -> list[str]:
     """Expand patterns to tars, or to tables where a folder has no tars."""
-    from pipeline.io.files import listing
     from pipeline.io.paths import is_url
 
     def tables(pattern: str) -> bool:
-        if pattern.endswith(".parquet"):
-            return True
-        folder = Path(pattern).is_dir() or (is_url(pattern) and not pattern.endswith(".tar"))
-        return folder and not listing(pattern, ".tar") and bool(listing(pattern, ".parquet"))
+        if Path(pattern).is_dir() or (is_url(pattern) and not is_shard(pattern.rsplit("/", 1)[-1])):
+            return not shards_in(pattern) and bool(shards_in(pattern, ".parquet"))
+        return pattern.endswith(".parquet")
 
     return expand_shards(patterns, suffix=".parquet" if all(map(tables, patterns)) else ".tar")
 
@@ -100,5 +98,6 @@ def dedup(values: dict[str, Any]) -> DedupReport:
     echo_lines(report.lines())
     if dropped is not None:
         echo_lines(dropped.lines())
+        dropped.require_usable()
     click.echo(f"wrote {job.out}/matches.parquet, {job.out}/report.md, {job.out}/pairs.html")
     return report

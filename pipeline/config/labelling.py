@@ -46,6 +46,11 @@ class ParsePhrasesConfig(Config):
         description="drop n-grams that start or end with a stop word (ends) or only have stop words (whole: OWL-ST)",
     )
     max_caption_chars: int = Field(2000, ge=1, description="longer captions are truncated and counted")
+    max_unread_share: UnitFloat = Field(
+        0.5,
+        exclude_if=lambda share: share == 0.5,  # so that fingerprints with the default stay as they were
+        description="a shard fails if a larger share of its samples has no readable caption or image",
+    )
 
 
 class PseudoLabelConfig(Config):

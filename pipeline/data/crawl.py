@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from pipeline.data.images import IMAGE_EXTENSIONS
-from pipeline.io.tars import TarSample
+from pipeline.errors import RunError
+from pipeline.execution.reports import Tally
+from pipeline.io.tars import TarProblems, TarSample
+
+IMAGE = f"an image (KEY.{', KEY.'.join(IMAGE_EXTENSIONS)})"
+CAPTION = "its caption (KEY.txt, or `caption` in KEY.json)"
+DOT_IN_KEY = "dot_in_key"
+UNREAD = frozenset({"no_image", "no_caption", "empty_caption", "caption_not_utf8", "bad_json", "no_json", DOT_IN_KEY})
+"""Reasons for which a sample is lost because its files are not laid out, or not named, as expected."""
+MAX_UNREAD_SHARE = 0.5
+"""A shard fails if a larger share of its samples is lost for reasons in UNREAD."""
+_EXAMPLES = 2
+_NAMED = 6
+_KNOWN = frozenset({*IMAGE_EXTENSIONS, "txt", "json", "link"})
 
 
 def image_of(sample: TarSample) -> tuple[str, bytes] | None:
@@ -17,21 +31,112 @@ def image_of(sample: TarSample) -> tuple[str, bytes] | None:
 
 
 def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
-    """Caption from ``key.txt``, else from ``key.json``: (caption, None) or (None, reason)."""
+    """Caption from ``key.txt``, else (or if that is empty) from ``key.json``: (caption, None) or
+    (None, reason).
+    """
+    text = None
     if "txt" in sample.files:
         try:
-            return sample.files["txt"].decode("utf-8"), None
+            text = sample.files["txt"].decode("utf-8")
         except UnicodeDecodeError:
             return None, "caption_not_utf8"
+        if text.strip() or "json" not in sample.files:
+            return text, None
     if "json" in sample.files:
         try:
             caption = json.loads(sample.files["json"]).get("caption")
         except (ValueError, AttributeError):
-            return None, "bad_json"
+            return text, None if text is not None else "bad_json"
         if isinstance(caption, str):
             try:
                 caption.encode()  # JSON may escape a lone surrogate, which UTF-8 cannot encode
             except UnicodeEncodeError:
                 return None, "caption_not_utf8"
             return caption, None
-    return None, "no_caption"
+    return text, None if text is not None else "no_caption"
+
+
+def dotted_keys(sample: TarSample) -> list[str]:
+    """Keys of the image-text pairs that are in a sample only because a key ends at its first dot:
+    ``a.0.jpg``, ``a.0.txt`` and ``a.1.jpg``, ``a.1.txt`` are one sample ``a``.
+    """
+    kinds: dict[str, set[str]] = {}
+    for extension in sample.files:
+        prefix, dot, last = extension.rpartition(".")
+        if dot:
+            kinds.setdefault(prefix, set()).add("image" if last in IMAGE_EXTENSIONS else last)
+    return [f"{sample.key}.{prefix}" for prefix, found in kinds.items() if "image" in found and found & {"txt", "json"}]
+
+
+class UnreadMembers:
+    """Losses of a shard whose files are not laid out or named as expected, for an error that names
+    them. wanted: files of a sample that the stage reads.
+    """
+
+    def __init__(self, shard: str, wanted: str) -> None:
+        self._shard, self._wanted = shard, wanted
+        self._lost: list[str] = []
+        self._dotted = ""
+        self._not_understood: Counter[str] = Counter()
+
+    def see(self, sample: TarSample, samples: Tally) -> bool:
+        """Count a sample's members that no stage reads, and drop the pairs of :func:`dotted_keys`.
+
+        Returns whether the sample consists of such pairs only.
+        """
+        if unknown := sample.files.keys() - _KNOWN:
+            self._not_understood.update(unknown if len(self._not_understood) < _NAMED else ["other"])
+            if dotted := dotted_keys(sample):
+                samples.drop(DOT_IN_KEY, len(dotted))
+                self._dotted = self._dotted or dotted[0]
+                self.lose(sample)
+                return not sample.files.keys() & _KNOWN
+        return False
+
+    def lose(self, sample: TarSample) -> None:
+        """Note the members of a lost sample."""
+        if len(self._lost) < _EXAMPLES:
+            self._lost.append(f"{sample.key}: {described(sample)}")
+
+    def numbers(self) -> dict[str, float]:
+        """Number of members that no stage reads, for the shard's report; {} if there are none."""
+        unknown = sum(self._not_understood.values())
+        return {"members_not_understood": float(unknown)} if unknown else {}
+
+    def check(self, read: int, lost: Tally, problems: TarProblems, allowed: float = MAX_UNREAD_SHARE) -> None:
+        """Refuse a shard of which too little can be read: ``read`` samples, apart from those lost.
+
+        Raises:
+            RunError: more than the share ``allowed`` of the samples was lost for a reason in
+                UNREAD, or there are members but no sample; names what was found and wanted.
+        """
+        seen, unread = read + lost.seen, {reason: n for reason, n in lost.dropped.items() if reason in UNREAD}
+        if sum(unread.values()) <= allowed * seen and (seen or not problems.counts):
+            return
+        hints = [self._wanted]
+        if self._dotted:
+            hints.append(f"keys without dots (a key ends at its first, so {self._dotted!r} is none)")
+        if "duplicate_key" in problems.counts:
+            hints.append("the files of a sample next to each other")
+        noted = f" ({problems.counts}; the first: {problems.notes[0]})" if problems.counts else ""
+        raise RunError(
+            f"{self._shard}: {sum(unread.values())} of {seen} samples cannot be read ({unread or 'no sample'}); "
+            f"found {'; '.join(self._lost) or 'no member KEY.EXTENSION'}{noted}; want {', and '.join(hints)}"
+        )
+
+
+def described(sample: TarSample) -> str:
+    """Extensions of a sample's files, with the fields of its JSON."""
+    named = [f"{e}{_fields(sample.files[e]) if e == 'json' else ''}" for e in list(sample.files)[:_NAMED]]
+    return ", ".join(named) + (f" and {len(sample.files) - _NAMED} more" if len(sample.files) > _NAMED else "")
+
+
+def _fields(data: bytes) -> str:
+    try:
+        row = json.loads(data)
+    except ValueError:
+        return " (broken)"
+    if not isinstance(row, dict):
+        return f" ({type(row).__name__})"
+    fields = [f"`{k}`" + ("" if isinstance(v, str) else f": {json.dumps(v)[:20]}") for k, v in row.items()]
+    return f" with {', '.join(fields[:_NAMED]) or 'nothing'}"

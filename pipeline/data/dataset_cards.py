@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.data.records import DatasetCard
 from pipeline.errors import InputError
 from pipeline.io.files import listing, read_bytes
-from pipeline.io.paths import is_url, join, parent
+from pipeline.io.paths import is_hidden, is_url, join, parent
 from pipeline.io.strict_model import problem_lines
 
 log = logging.getLogger("glip_self_train")
@@ -33,7 +33,8 @@ def read_cards(shards: Sequence[str]) -> Iterator[tuple[str, DatasetCard]]:
             log.info("%s: folder cannot be listed (%s)", folder, error)
             continue
         for path in paths:
-            yield folder, _card(path, read_bytes(path) or b"")
+            if not is_hidden(path.rsplit("/", 1)[-1]) and (data := read_bytes(path)) is not None:
+                yield folder, _card(path, data)
 
 
 def card_of(shard: str, dataset: str) -> DatasetCard | None:

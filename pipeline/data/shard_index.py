@@ -12,7 +12,7 @@ from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.remote_shards import tar_stream
 from pipeline.errors import InputError
 from pipeline.io.file_cache import FileVersion, cache_get, cache_put, file_version
-from pipeline.io.paths import is_url
+from pipeline.io.paths import COMPRESSED_TARS, is_url
 from pipeline.system.library_internals import forget_members
 
 log = logging.getLogger("glip_self_train")
@@ -128,7 +128,8 @@ def read_headers(shard: str) -> ShardIndex:
     except FileNotFoundError:
         raise InputError(f"{shard}: no such file") from None
     except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{shard}: not a whole tar archive ({error})") from None
+        advice = "; training reads parts of it, so it must not be compressed" if shard.endswith(COMPRESSED_TARS) else ""
+        raise InputError(f"{shard}: not a whole tar archive ({error}){advice}") from None
     rows, keys = np.zeros(len(entries), ROW), bytearray()
     for i, (key, entry) in enumerate(entries.items()):
         kind = next((n for n, extension in enumerate(IMAGES) if extension in entry), None)

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.crawl import image_of
+from pipeline.data.crawl import DOT_IN_KEY, IMAGE, described, dotted_keys, image_of
 from pipeline.data.image_links import LinkReader
 from pipeline.data.images import IMAGE_EXTENSIONS, ImageError
+from pipeline.data.resizing import stated_original
 from pipeline.errors import InputError
-from pipeline.io.files import file_size, listing, listing_below, open_file, read_range
+from pipeline.io.files import file_size, listing_below, open_file, read_range
 from pipeline.io.hashing import digest_file, digest_json
-from pipeline.io.paths import is_url, join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.paths import is_hidden, is_url, join, stem
+from pipeline.io.shard_patterns import expand_shards, shards_in
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
 FILES_PER_PART = 2000
@@ -26,7 +27,7 @@ _NAMED = re.compile(r"(\w[\w.-]*)=(.+)")
 @dataclass(frozen=True)
 class SetImage:
     """An image, or the problem in reading it. offset, size: its byte range in the shard; None for a
-    file of its own.
+    file of its own. original: (height, width) before a crawler resized it, if stated.
     """
 
     key: str
@@ -34,6 +35,7 @@ class SetImage:
     problem: ImageError | None = None
     offset: int | None = None
     size: int | None = None
+    original: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,12 @@ class ImageSet:
         if part in self.shards:
             links = LinkReader()
             for sample in read_tar(self.shards[part], problems):
-                yield _of_sample(self.shards[part], sample, links)
+                dotted = dotted_keys(sample)
+                for key in dotted:
+                    yield SetImage(key, problem=ImageError(DOT_IN_KEY, "want keys without dots"))
+                image = _of_sample(self.shards[part], sample, links)
+                if image.problem is None or not dotted:
+                    yield image
             return
         for name in self.files[part]:
             try:
@@ -100,9 +107,10 @@ class ImageSet:
 def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> SetImage:
     if (image := image_of(sample)) is not None:
         extension, data = image
-        return SetImage(sample.key, data, offset=sample.offsets.get(extension), size=len(data))
+        original = stated_original(sample.files.get("json"))
+        return SetImage(sample.key, data, None, sample.offsets.get(extension), len(data), original)
     if "link" not in sample.files:
-        return SetImage(sample.key, problem=ImageError("no_image", "the sample has no image"))
+        return SetImage(sample.key, problem=ImageError("no_image", f"found {described(sample)}; want {IMAGE}"))
     offset, size = sample.offsets.get("link"), len(sample.files["link"])
     return SetImage(sample.key, links.read(shard, sample.files["link"]), offset=offset, size=size)
 
@@ -120,11 +128,11 @@ def read_image_set(option: str) -> ImageSet:
     Raises:
         InputError: no such shards, or the folder has neither tars nor images.
     """
-    named = _NAMED.fullmatch(option)
+    named = None if Path(option).exists() else _NAMED.fullmatch(option)
     name, path = (named[1], named[2]) if named else (None, option)
     local_folder = not is_url(path) and Path(path).is_dir()
     if local_folder or (is_url(path) and not re.search(r"\.tar|[*?\[{]", path)):
-        if not any(not Path(p).name.startswith(".") for p in listing(path, ".tar")):
+        if not shards_in(path):
             return _folder(name or path.rstrip("/").rsplit("/", 1)[-1], path.rstrip("/"))
         name = name or Path(path).absolute().name
     shards = expand_shards(path)
@@ -133,7 +141,7 @@ def read_image_set(option: str) -> ImageSet:
 
 def _folder(name: str, folder: str) -> ImageSet:
     images = sorted(
-        n for n in listing_below(folder, "") if n.lower().endswith(_FILES) and not n.rsplit("/", 1)[-1].startswith(".")
+        n for n in listing_below(folder, "", dangling=True) if n.lower().endswith(_FILES) and not is_hidden(n)
     )
     if not images:
         raise InputError(f"{folder}: neither *.tar shards nor image files ({', '.join(_FILES)}) in this folder")

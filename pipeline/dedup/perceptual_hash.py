@@ -93,7 +93,7 @@ def hamming(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return distances
 
 
-HASH_VERSION = 2  # 2: the image's digest
+HASH_VERSION = 3  # 2: the image's digest; 3: without the padding of a crawler
 
 
 HASHES = pa.schema(

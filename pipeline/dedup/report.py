@@ -14,7 +14,9 @@ class SetMatches(BaseModel):
     """Matches of an evaluation set.
 
     images: distinct images (several captions may share one). matched: those with a near-duplicate.
-    training_images: distinct training images that are near-duplicates.
+    training_images: distinct training images that are near-duplicates. padded, cropped: records whose
+    image a crawler padded to a square, or cropped. squares: other squares without a stated original
+    size.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -23,6 +25,9 @@ class SetMatches(BaseModel):
     images: int
     matched: int
     training_images: int
+    padded: int = 0
+    cropped: int = 0
+    squares: int = 0
     failed: list[FailedShard]
 
 
@@ -31,7 +36,8 @@ class DedupReport(BaseModel):
 
     records: of the training shards. matched: records with a match; matched_images: their distinct
     images. pairs: candidates by the first 64 bits, kept or dropped by all 256. by_details: matches
-    by Hamming distance of the 256 bits.
+    by Hamming distance of the 256 bits. padded, cropped, squares: as in
+    :class:`SetMatches`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,6 +50,9 @@ class DedupReport(BaseModel):
     matched_images: int
     pairs: Tally
     by_details: dict[str, int]
+    padded: int = 0
+    cropped: int = 0
+    squares: int = 0
     sets: dict[str, SetMatches]
     failed: list[FailedShard]
 
@@ -53,6 +62,7 @@ class DedupReport(BaseModel):
         out = [
             f"{_records(self.records)} searched; {self.matched:,} are near-duplicates of evaluation images{distinct}"
         ]
+        out += _resized("the shards", self)
         width = max((len(name) for name in self.sets), default=0)
         for name, matches in self.sets.items():
             tally, images = matches.records, matches.images
@@ -61,6 +71,7 @@ class DedupReport(BaseModel):
                 f"  {name:<{width}}  {matches.matched:,} of {images:,} images{notes and f' ({notes})'} have a "
                 f"near-duplicate in the shards, where {matches.training_images:,} images are one"
             )
+            out += _resized(name, matches)
         if self.pairs.seen:
             out.append(
                 f"  pairs: {self.pairs.seen:,} within {self.distance} bits of 64, {self.pairs.kept:,} of them within "
@@ -68,6 +79,24 @@ class DedupReport(BaseModel):
             )
         failed = [("shard", self.failed), *((name, matches.failed) for name, matches in self.sets.items())]
         return out + [f"  FAILED {part} {f.shard}: {f.error}" for part, failures in failed for f in failures]
+
+
+def _resized(name: str, counts: DedupReport | SetMatches) -> list[str]:
+    """Lines on the images that a crawler resized to another shape."""
+    lines = []
+    if counts.padded:
+        lines.append(f"  {name}: {counts.padded:,} images are padded to squares; compared without their padding")
+    if counts.cropped:
+        lines.append(
+            f"  {name}: {counts.cropped:,} images cannot be judged: a crawler cropped them (their original_width and "
+            "original_height are of another shape), and copies that show the whole are not found"
+        )
+    if counts.squares > counts.records.kept / 2:
+        lines.append(
+            f"  {name}: {counts.squares:,} images are squares and state no original size; if a crawler cropped them, "
+            "they cannot be judged: copies that show the whole are not found"
+        )
+    return lines
 
 
 def _records(tally: Tally) -> str:

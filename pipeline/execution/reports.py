@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.errors import RunError
 from pipeline.execution.throughput import Rates
 from pipeline.io.atomic import OutputFile
 
@@ -117,13 +118,30 @@ class StageReport(BaseModel):
             self.rates = self.rates or Rates(devices=other.rates.devices)
             self.rates.add(other.rates)
 
+    def require_usable(self) -> StageReport:
+        """Return the report if something usable was made, or the input was empty.
+
+        Raises:
+            RunError: of some unit nothing was kept; names the reasons.
+        """
+        for unit, tally in sorted(self.tallies.items()):
+            if tally.seen and not tally.kept:
+                raise RunError(
+                    f"{self.stage}: none of {tally.seen:,} {unit} is usable (dropped: {_reasons(tally)}); its output "
+                    "is empty"
+                )
+        return self
+
     def lines(self) -> list[str]:
         """The report as a few lines for a terminal."""
         out = [f"{self.stage}: {self.done} shards done, {self.skipped} already there, {len(self.failed)} failed"]
         for unit, tally in sorted(self.tallies.items()):
-            why = ", ".join(f"{reason} {n:,}" for reason, n in tally.dropped.items()) or "none"
-            out.append(f"  {unit}: {tally.seen:,} seen, {tally.kept:,} kept; dropped: {why}")
+            out.append(f"  {unit}: {tally.seen:,} seen, {tally.kept:,} kept; dropped: {_reasons(tally)}")
         out += [f"  {name}: {value:,.10g}" for name, value in sorted(self.numbers.items())]
         out += [] if self.rates is None else self.rates.lines()
         out += [f"  FAILED {f.shard}: {f.error}" for f in self.failed]
         return out
+
+
+def _reasons(tally: Tally) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in tally.dropped.items()) or "none"

@@ -7,12 +7,21 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Endings of compressed shards, which are read sequentially only."""
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def is_url(path: str | Path) -> bool:
     """Whether ``path`` is a URL, such as ``s3://bucket/key``, and not a local path."""
     return bool(_URL.match(str(path)))
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a relative path has a hidden part, which is no data: macOS's ``._0001.jpg`` and
+    ``__MACOSX``, an editor's ``.ipynb_checkpoints``.
+    """
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
 
 
 def local_folder(folder: str | Path, what: str) -> Path:
@@ -44,5 +53,11 @@ def parent(folder: str | Path) -> str:
 
 
 def stem(shard: str | Path) -> str:
-    """File name up to its first dot (``000017``), which a shard shares with its phrases and regions."""
-    return str(shard).rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
+    """File name without its suffix (``000017``, ``laion.part.00000``), which a shard shares with its
+    phrases and regions.
+    """
+    name = str(shard).rstrip("/").rsplit("/", 1)[-1]
+    for suffix in (*COMPRESSED_TARS, ".report.json"):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return name.rsplit(".", 1)[0]

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.io.paths import is_url, stem
+from pipeline.io.files import listing
+from pipeline.io.paths import COMPRESSED_TARS, is_hidden, is_url, join, stem
+
+log = logging.getLogger("glip_self_train")
+_GLOB = "*?["
+_NAMED = 3
 
 
 def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> list[str]:
     """Expand brace patterns, globs, folders and plain paths to shard paths, sorted by stem.
 
     All files of a brace pattern such as ``'crawl/{00000..00099}.tar'`` must exist; a glob
-    ``'crawl/*.tar'`` or a folder ``'crawl'`` gives the existing files.
+    ``'crawl/*.tar'`` or a folder ``'crawl'`` gives the existing files. A path that exists, or the
+    part of a pattern that is an existing folder, is itself: ``'crawl[1]/*.tar'``. With suffix .tar
+    a folder's compressed tars count too. Dangling links among several files are left out, with a
+    warning.
 
     Raises:
         InputError: a listed shard is missing, a pattern matches nothing, or two shards have the
             same stem (their outputs would overwrite one another).
     """
-    import braceexpand
-
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
-        try:
-            paths = list(braceexpand.braceexpand(str(pattern)))
-        except ValueError as error:
-            raise InputError(f"{pattern}: {error}; want a pattern like 'crawl/{{00000..00099}}.tar'") from None
-        for path in paths:
-            shards += _expand_one(path, suffix)
+        folder, rest = ("", str(pattern)) if is_url(pattern) else _existing_part(str(pattern))
+        for path in _expand_braces(rest, str(pattern)):
+            shards += _expand_url(path, suffix) if is_url(path) else _expand_path(folder, path, suffix)
     if not shards:
         raise InputError("no shards given; want paths, globs or a pattern like 'crawl/{00000..00099}.tar'")
     by_stem: dict[str, str] = {}
@@ -40,35 +45,81 @@ def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> lis
     return [by_stem[name] for name in sorted(by_stem)]
 
 
-def _expand_one(path: str, suffix: str) -> list[str]:
-    if is_url(path):
-        return _expand_url(path, suffix)
+def is_shard(name: str, suffix: str = ".tar") -> bool:
+    """Whether a file name is a shard's; a tar may be compressed."""
+    return not is_hidden(name) and (name.endswith(suffix) or (suffix == ".tar" and name.endswith(COMPRESSED_TARS)))
+
+
+def shards_in(folder: str | Path, suffix: str = ".tar") -> list[str]:
+    """The shards of a folder or URL, sorted; may be []."""
+    return _without_dangling(p for p in listing(folder, "") if is_shard(p.rsplit("/", 1)[-1], suffix))
+
+
+def _existing_part(pattern: str) -> tuple[str, str]:
+    """(longest beginning of a local pattern that exists, rest)."""
+    parts = pattern.split("/")
+    for n in range(len(parts), 0, -1):
+        if (path := "/".join(parts[:n])) and os.path.exists(path):
+            return path, "/".join(parts[n:])
+    return "", pattern
+
+
+def _expand_braces(rest: str, pattern: str) -> list[str]:
+    import braceexpand
+
+    try:
+        return list(braceexpand.braceexpand(rest))
+    except ValueError as error:
+        raise InputError(f"{pattern}: {error}; want a pattern like 'crawl/{{00000..00099}}.tar'") from None
+
+
+def _expand_path(folder: str, rest: str, suffix: str) -> list[str]:
+    """Shards of ``folder/rest``; only the rest may be a glob."""
+    path = join(folder, rest) if folder and rest else folder or rest
     if Path(path).is_dir():
-        matches = [str(p) for p in sorted(Path(path).glob(f"*{suffix}")) if not p.name.startswith(".")]
-        if not matches:
-            raise InputError(f"{path}: no *{suffix} files in this folder")
-    elif any(c in path for c in "*?["):
-        matches = sorted(glob.glob(path))
-    elif not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    else:
+        if not (matches := shards_in(path, suffix)):
+            raise InputError(f"{path}: no *{suffix} files in this folder{_instead(path)}")
+        return matches
+    if Path(path).exists():
         return [path]
+    if not any(c in rest for c in _GLOB):
+        raise InputError(f"{path}: no such file{_target(path)}")
+    matches = _without_dangling(sorted(glob.glob(join(glob.escape(folder), rest) if folder else rest)))
     if not matches:
         raise InputError(f"{path}: matches no file")
     return matches
+
+
+def _without_dangling(paths: Iterable[str]) -> list[str]:
+    whole = []
+    for path in paths:
+        if is_url(path) or os.path.exists(path):
+            whole.append(path)
+        else:
+            log.warning("%s: left out: no such file%s", path, _target(path))
+    return whole
+
+
+def _target(path: str) -> str:
+    return f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
+
+
+def _instead(folder: str) -> str:
+    """Words on the files that a folder without shards has."""
+    names = sorted(name for name in os.listdir(folder) if not is_hidden(name))
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return f"; found {', '.join(names[:_NAMED]) or 'nothing'}{more}"
 
 
 def _expand_url(url: str, suffix: str) -> list[str]:
     """Shards of one URL. The existence of a single object is not checked until it is read."""
     from fnmatch import fnmatchcase
 
-    from pipeline.io.files import listing
-
     folder, _, name = url.rpartition("/")
-    if not any(c in name for c in "*?["):
-        if name.endswith(suffix):
+    if not any(c in name for c in _GLOB):
+        if is_shard(name, suffix):
             return [url]
-        matches = [u for u in listing(url, suffix) if not u.rsplit("/", 1)[-1].startswith(".")]
+        matches = shards_in(url, suffix)
         if not matches:
             raise InputError(f"{url}: no *{suffix} objects there")
         return matches

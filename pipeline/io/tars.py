@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.io.atomic import OutputFile, atomic_file
 from pipeline.io.files import open_file
+from pipeline.io.paths import is_hidden
 from pipeline.io.tar_writer import TarWriter
 from pipeline.system.library_internals import EndRecordingTarInfo, forget_members, is_uncompressed
 
@@ -48,7 +49,8 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     ``problems`` (``truncated_tar``, ``bad_tar_header``). Of a repeated key and of a repeated
     extension in a sample only the first is used; the rest are counted (``duplicate_key``,
     ``duplicate_member``). Names with ``..`` or a leading slash are skipped and counted
-    (``unsafe_name``). Nothing is extracted to disk.
+    (``unsafe_name``), as are hidden ones (``hidden_file``: macOS's ``._0001.jpg``) and
+    links (``not_a_file``). Nothing is extracted to disk.
 
     Raises:
         InputError: the file is missing or is not a tar archive.
@@ -61,6 +63,11 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     repeated: str | None = None
     for member, data, offset in _members(str(shard), problems):
         name = member.removeprefix("./")  # as `tar -cf 00000.tar .` calls them
+        if is_hidden(name):
+            if "hidden_file" not in problems.counts:
+                problems.notes.append(f"{name}: hidden files are no data")
+            problems.counts["hidden_file"] = problems.counts.get("hidden_file", 0) + 1
+            continue
         key, extension = base_plus_ext(name)
         if key is None:
             problems.add("member_without_extension", f"{name}: want KEY.EXT")
@@ -77,7 +84,7 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
                 current = None
             if key in seen:
                 if repeated != key:
-                    problems.add("duplicate_key", f"{key}: repeated key; the first sample is used")
+                    problems.add("duplicate_key", f"{key}: repeated key, apart from its first files, which are used")
                 repeated = key
                 continue
             seen.add(key)
@@ -109,6 +116,8 @@ def _members(shard: str, problems: TarProblems) -> Iterator[tuple[str, bytes, in
             for info in stream:
                 forget_members(stream)
                 if not info.isreg():
+                    if not info.isdir():
+                        problems.add("not_a_file", f"{info.name}: a link or device; want a file's content")
                     continue
                 member = stream.extractfile(info)
                 data = member.read() if member is not None else b""

@@ -24,12 +24,15 @@ Kind = Literal["detection", "grounding"]
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Paths or URLs of a set's files. ``companions``: further annotation files, by role."""
+    """Paths or URLs of a set's files. ``companions``: further annotation files, by role.
+    ``image_folders``: to search in order.
+    """
 
     name: str
     annotations: str
     companions: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    image_folders: tuple[str, ...] = ()
 
 
 class ImageLocation(NamedTuple):
@@ -56,6 +59,8 @@ class LabelledImage(NamedTuple):
         boxless: spans of regions dropped only for their box: their objects are in the image.
         boxless_names: class names of such regions.
         relative: boxes are fractions of the image's width and height.
+        crawled: the image is as a crawler stored it, and relative boxes are of the original.
+        original_size: (height, width) of the original, if stated.
         lost: number of dropped regions by reason.
     """
 
@@ -70,6 +75,8 @@ class LabelledImage(NamedTuple):
     verified_absent: tuple[str, ...] | None = None
     not_exhaustive: tuple[str, ...] | None = None
     relative: bool = False
+    crawled: bool = False
+    original_size: tuple[int, int] | None = None
     lost: Mapping[str, int] = MappingProxyType({})
 
 

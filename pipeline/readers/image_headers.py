@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from pipeline.data.images import MAX_PIXELS, ImageError, image_size
+from pipeline.data.images import MAX_PIXELS, ImageError, image_size, open_image
 from pipeline.data.records import Box, Region
+from pipeline.data.resizing import WHOLE, padded_part, shown_part
 from pipeline.readers.base import LabelledImage, clipped
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
@@ -99,6 +100,32 @@ def to_upright(box: Box, header: ImageHeader) -> Box:
     if header.orientation in (3, 4, 6, 7):
         y1, y2 = h - y2, h - y1
     return (y1, x1, y2, x2) if header.orientation >= 5 else (x1, y1, x2, y2)
+
+
+def on_stored_image(item: LabelledImage, header: ImageHeader, data: bytes) -> LabelledImage:
+    """The item with boxes that are fractions of the stored image, where a crawler padded the original.
+
+    Raises:
+        ImageError: ``cropped_image``, ``reshaped_image``; ``padded_image``: it is padded, and its
+            original size is not stated.
+    """
+    original = item.original_size
+    changed = header.height == header.width if original is None else padded_part(header.upright, original) is not None
+    if not changed or not item.regions:
+        return item
+    part = shown_part(open_image(data), header.upright, original)
+    if original is None and part != WHOLE:
+        raise ImageError(
+            "padded_image", "white margins make it a square, and no original_width and original_height say which part "
+            "its boxes are shares of"
+        )  # fmt: skip
+    left, top, width, height = part[0], part[1], part[2] - part[0], part[3] - part[1]
+    regions = [
+        region.model_copy(update={"box": (left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height)})
+        for region in item.regions
+        for x1, y1, x2, y2 in (region.box,)
+    ]
+    return item if part == WHOLE else item._replace(regions=tuple(regions))
 
 
 def upright_regions(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from pipeline.config import BuildShardsConfig
+from pipeline.data.crawl import MAX_UNREAD_SHARE
 from pipeline.data.records import RECORD_VERSION
 from pipeline.dedup.exclusion_list import ExclusionList
-from pipeline.execution.reports import ShardReport, StageReport
+from pipeline.execution.inference import check_losses
+from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import write_json
@@ -31,7 +33,8 @@ def run(job: BuildShards) -> StageReport:
 
     Raises:
         InputError: an input is missing or invalid.
-        RunError: more than ``max_failed`` shards failed.
+        RunError: more than ``max_failed`` shards failed (one fails if it has less than half of the
+            labelled images).
     """
 
     def inputs(shard: str) -> dict[str, str]:
@@ -87,5 +90,8 @@ def _build_shard(
         return f"{dataset}-{job.name}{f'-part{part:03d}' if part else ''}.tar"
 
     written = write_tars(lambda part: join(out, name_of(part)), records, config.max_shard_bytes)
+    lost = {r: n for r, n in store.samples.dropped.items() if r not in ("no_label", "near_duplicate")}
+    images = Tally(seen=store.samples.kept + sum(lost.values()), kept=store.samples.kept, dropped=lost)
+    check_losses(job, "labelled images", images, MAX_UNREAD_SHARE)
     outputs = {name_of(part): output for part, output in enumerate(written)}
     return job.report(STAGE, outputs, {"samples": store.samples, "regions": store.regions}, problems=problems)

@@ -156,6 +156,7 @@ def _summary(
             images=distinct.get(name, 0),
             matched=len(of_set["set_image"].unique()),
             training_images=len(of_set["image"].unique()),
+            **_resized(report),
             failed=report.failed,
         )
     details = np.bincount(matches["details"].to_numpy() // 8, minlength=1)
@@ -166,6 +167,15 @@ def _summary(
         matched_images=len(matches["image"].unique()),
         pairs=pairs,
         by_details={f"{8 * i}-{8 * i + 7}": int(n) for i, n in enumerate(details) if n},
+        **_resized(searched),
         sets=sets,
         failed=searched.failed,
     )
+
+
+def _resized(report: StageReport) -> dict[str, int]:
+    return {
+        "padded": int(report.numbers.get(hash_images.PADDED, 0)),
+        "cropped": int(report.numbers.get(hash_images.CROPPED, 0)),
+        "squares": int(report.numbers.get(hash_images.SQUARE, 0)),
+    }

@@ -20,7 +20,7 @@ from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import write_atomic
 from pipeline.io.files import listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.paths import is_url, join, parent, stem
+from pipeline.io.paths import is_hidden, is_url, join, parent, stem
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 
 STAGE = "drop-samples"
@@ -56,7 +56,9 @@ def run(
         log.warning("%s: removed %s.tar of an earlier run; that shard is not among these", out, shard)
     for folder in sorted({parent(shard) for shard in shards}):
         for card in listing(folder, "dataset.json"):
-            write_atomic(join(out, card.rsplit("/", 1)[-1]), read_bytes(card) or b"")
+            name = card.rsplit("/", 1)[-1]
+            if not is_hidden(name) and (data := read_bytes(card)) is not None:
+                write_atomic(join(out, name), data)
     return report
 
 

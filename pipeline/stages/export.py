@@ -23,7 +23,7 @@ from pipeline.execution.worker import MAX_NOTES
 from pipeline.io.atomic import sync_all, write_atomic
 from pipeline.io.files import file_size, listing, listing_below, read_bytes, remove
 from pipeline.io.hashing import fingerprint
-from pipeline.io.paths import is_url, join, stem
+from pipeline.io.paths import is_hidden, is_url, join
 from pipeline.io.temporaries import clear_temporaries
 from pipeline.readers.image_headers import read_header
 from pipeline.stages.jobs import Exported, ExportLabels
@@ -134,7 +134,7 @@ def _begin(out: str, mark: str) -> bool:
             raise InputError(
                 f"{out}: another export is {state} (other labels or settings); want a new folder, or remove it"
             )
-    if not begun and before is None and (files := [p for p in listing(out, "") if stem(p)]):
+    if not begun and before is None and (files := [p for p in listing(out, "") if not is_hidden(p.rsplit("/", 1)[-1])]):
         raise InputError(
             f"{out}: has files that are of no export, first {files[0].rsplit('/', 1)[-1]}; want a new or empty folder"
         )

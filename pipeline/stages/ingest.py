@@ -43,7 +43,7 @@ from pipeline.readers.base import (
     presence_of,
     uncertain_spans,
 )
-from pipeline.readers.image_headers import ImageHeader, read_header, upright_regions
+from pipeline.readers.image_headers import ImageHeader, on_stored_image, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READERS, load_format
@@ -106,11 +106,13 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
             f"set {name}: ingest reads {', '.join(READERS.names())} with `annotations`; "
             f"this one is {entry.kind} in format {entry.format}"
         )
+    folders = _image_folders(base, entry.images_folder)
     files = SetFiles(
         name,
         resolve_path(base, entry.annotations),
         {role: resolve_path(base, path) for role, path in entry.companions.items()},
         entry.options,
+        tuple(folders.values()) if isinstance(folders, dict) else folders,
     )
     format_ = load_format(entry.format)
     with tempfile.TemporaryDirectory(prefix="glip-self-train-") as folder:
@@ -122,7 +124,7 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
         work = SetWork(
-            name, entry.format, format_.kind, config, path, ImageStore(_image_folders(base, entry.images_folder)),
+            name, entry.format, format_.kind, config, path, ImageStore(folders),
             entry.orientation, tuple(index.ranges(config.samples_per_shard)), out,
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
@@ -279,6 +281,8 @@ def _sample(
         header = read_header(data)
         if work.config.check_images == "decode":
             open_image(data)
+        if item.crawled:
+            item = on_stored_image(item, header, data)
         kept, dropped = upright_regions(item, header, work.orientation, outside)
         absent, not_exhaustive = presence_of(item, dropped)
         record = GroundingRecord(

@@ -8,7 +8,7 @@ from functools import partial
 import pyarrow as pa
 
 from pipeline.config import ParsePhrasesConfig
-from pipeline.data.crawl import caption_of, image_of
+from pipeline.data.crawl import CAPTION, IMAGE, UnreadMembers, caption_of, image_of
 from pipeline.data.records import PHRASES, STORE_VERSION
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
@@ -37,7 +37,8 @@ def run(job: ParsePhrases) -> StageReport:
 
     Raises:
         InputError: a local shard is missing, or the spaCy model is not installed.
-        RunError: more than ``max_failed`` shards failed.
+        RunError: more than ``max_failed`` shards failed (one fails if more than
+            ``max_unread_share`` of its samples have no readable caption or image).
     """
     fingerprint_of = partial(_fingerprint_of, config=job.settings, parser=model_version(job.settings))
     jobs = [ShardJob(shard, stem(shard)) for shard in expand_shards(job.shards)]
@@ -52,7 +53,9 @@ def _fingerprint_of(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -
 
 def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig, out: str) -> ShardReport:
     problems, samples, phrases = TarProblems(), Tally(), Tally()
-    captions, cut = _captions(job.path, config, problems, samples)
+    members = UnreadMembers(job.path, f"{IMAGE} and {CAPTION}")
+    captions, cut = _captions(job.path, config, problems, samples, members)
+    members.check(len(captions), samples, problems, config.max_unread_share)
     parsed = _parsed(captions, config, queue)
     rows: dict[str, list[str | int]] = {name: [] for name in PHRASES.names}
     keys, texts, words, roots, starts, ends = rows.values()
@@ -75,27 +78,30 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
     name = f"{job.name}.parquet"
     footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)}
     output = write_table(join(out, name), pa.table(rows, schema=PHRASES), PHRASES, footer)
-    numbers = {"distinct_captions": float(len(parsed)), "captions_cut": float(cut)}
+    numbers = {"distinct_captions": float(len(parsed)), "captions_cut": float(cut), **members.numbers()}
     tallies = {"samples": samples, "phrases": phrases}
     return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=problems)
 
 
 def _captions(
-    shard: str, config: ParsePhrasesConfig, problems: TarProblems, samples: Tally
+    shard: str, config: ParsePhrasesConfig, problems: TarProblems, samples: Tally, members: UnreadMembers
 ) -> tuple[list[tuple[str, str]], int]:
     """Return (key, caption) of the samples to parse, and how many captions were cut."""
     captions: list[tuple[str, str]] = []
     cut, longest = 0, config.max_caption_chars
     for sample in read_tar(shard, problems):
+        if members.see(sample, samples):
+            continue
         caption, reason = caption_of(sample)
-        if caption is None:
+        if caption is not None and image_of(sample) is None:
+            reason = "no_image"
+        elif caption is not None and not caption.strip():
+            reason = "empty_caption"
+        if caption is None or reason is not None:
             samples.drop(reason or "no_caption")
-        elif image_of(sample) is None:
-            samples.drop("no_image")
+            members.lose(sample)
         elif config.drop_boilerplate and (reason := skip_reason(caption)):
             samples.drop(reason)
-        elif not caption.strip():
-            samples.drop("empty_caption")
         else:
             cut += len(caption) > longest
             captions.append((sample.key, caption[:longest]))

@@ -21,7 +21,7 @@ from pipeline.execution.worker import MAX_NOTES
 from pipeline.io.files import file_size, listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import is_url, join, parent, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_shards, is_shard, shards_in
 from pipeline.io.tables import read_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 from pipeline.labelling.label_records import ShardLabels, copied_image, pseudo_label_card
@@ -87,17 +87,18 @@ def find_source(
 
 
 def _kind(path: str) -> str:
+    folder = not is_url(path) and Path(path).is_dir()
     for suffix in (".tar", ".parquet"):
-        if path.rstrip("/").endswith(suffix):
+        if not folder and is_shard(path.rsplit("/", 1)[-1], suffix):
             return suffix
-    if any(c in path.rsplit("/", 1)[-1] for c in "*?[{"):
-        return ".tar"
-    if not is_url(path) and not Path(path).exists():
-        raise InputError(f"{path}: no such folder; {WANTED}")
     if not is_url(path) and Path(path).is_file():
         raise InputError(f"{path}: {WANTED}; found a file with another suffix")
+    if not folder and any(c in path.rsplit("/", 1)[-1] for c in "*?[{"):
+        return ".tar"
+    if not folder and not is_url(path):
+        raise InputError(f"{path}: no such folder; {WANTED}")
     for suffix in (".tar", ".parquet"):
-        if any(not name.rsplit("/", 1)[-1].startswith(".") for name in listing(path, suffix)):
+        if shards_in(path, suffix):
             return suffix
     raise InputError(f"{path}: {WANTED}; found neither in it")
 

@@ -29,6 +29,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.stages.jobs import BuildShards, Dedup, FilterBoxes, ParsePhrases
 from tests.fixtures.crawl import GOOD, jpeg
+from tests.fixtures.img2dataset import MODES, sample, scene
 from tests.fixtures.photos import CHANGES, encoded, photos
 from tests.pipeline.stages.test_labelling import KEEP, digests, label
 
@@ -378,3 +379,51 @@ def test_a_killed_run_goes_on_and_writes_the_same(tmp_path):
 
     assert whole(out) == whole(tmp_path / "quiet")
     assert pq.read_table(out / "matches.parquet").num_rows == 60
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_copies_are_found_whatever_the_crawlers_resize_mode_or_it_says_that_they_are_not(mode, stated, tmp_path):
+    (tmp_path / "images").mkdir()
+    sizes = [(190, 120), (120, 190), (200, 130), (130, 210)]
+    drawn = {f"{i:03d}": scene(i, sizes[i % 4]) for i in range(12)}
+    for key, image in drawn.items():
+        image.save(tmp_path / "images" / f"{key}.png")
+    samples = [(key, sample(image, mode, "a thing")) for key, image in drawn.items()]
+    write_tar(tmp_path / "00000.tar", ((k, f if stated else {"jpg": f["jpg"]}) for k, f in samples))
+    job = Dedup(shards=(str(tmp_path / "00000.tar"),), against=(str(tmp_path / "images"),), out=str(tmp_path / "out"))
+    report = job.run()[0]
+    lines = "\n".join(report.lines())
+    if mode == "center_crop":
+        assert (report.cropped, report.squares) == ((12, 0) if stated else (0, 12))
+        assert "12 images cannot be judged" in lines if stated else "12 images are squares and state no" in lines
+    else:
+        assert report.matched >= 11 + stated and (report.cropped, report.squares) == (0, 0)
+        assert report.padded == 12 * (mode == "border") and ("without their padding" in lines) == (mode == "border")
+
+
+def test_shards_without_images_to_compare_are_refused_by_name(world):
+    write_tar(world / "none" / "00000.tar", ((f"{i}", {"tiff": jpeg(i), "txt": b"x"}) for i in range(4)))
+    write_tar(world / "blank" / "00000.tar", ((f"{i}", {"png": encoded(Image.new("RGB", (9, 9)))}) for i in range(4)))
+    for name, words in (("none", r"4 of 4 samples have no image .* found tiff, txt; want"), ("blank", "flat_image 4")):
+        with pytest.raises(RunError, match=words):
+            Dedup(shards=(str(world / name),), against=(str(world / "images"),), out=str(world / "out")).run()
+        with pytest.raises(RunError, match=words):
+            Dedup(shards=(str(world / "crawl"),), against=(str(world / name),), out=str(world / "out")).run()
+
+
+def test_hidden_files_are_no_images_and_a_dangling_link_costs_itself(world):
+    folder = world / "images"
+    for name in ("._chelsea.png", ".ipynb_checkpoints/chelsea-checkpoint.png", "__MACOSX/chelsea.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(jpeg(1))
+    (folder / "gone.jpg").symlink_to("/gone.jpg")
+    (world / "train" / "._gold.dataset.json").write_bytes(b"\0\5\26\7")
+    (world / "train" / "gone.dataset.json").symlink_to("/gone.json")
+    (world / "other").mkdir()
+    write_tar(world / "other" / "x.tar", [("x", {"jpg": jpeg(9)})])
+    shards = (str(world / "train"), str(world / "other"))
+    report, dropped = Dedup(shards=shards, against=(str(folder),), out=str(world / "out"), drop=True).run()
+    dropped_images = report.sets["images"].records.dropped
+    assert dropped_images == {"broken_image": 1, "flat_image": 1, "unreadable_file": 1} and dropped is not None
+    assert [p.name for p in (world / "out" / "shards").glob("*.dataset.json")] == ["gold.dataset.json"]
