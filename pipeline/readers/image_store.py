@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import unquote
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
@@ -17,6 +18,7 @@ from pipeline.execution.prefetch import submit_ahead
 from pipeline.io.files import open_file, read_range, read_small
 from pipeline.io.paths import is_url, join
 from pipeline.readers.base import ImageLocation
+from pipeline.readers.sniff import IN_PLACE, beside
 
 REQUESTS = 16
 """Number of concurrent requests for remote images."""
@@ -37,15 +39,17 @@ class ImageStore:
         """
         if location.absolute:
             return [location.file]
+        # names may be written as on Windows, or percent-encoded; and paths may be absolute
+        slashed = location.file.replace("\\", "/")
+        files = dict.fromkeys((location.file, slashed, unquote(location.file), unquote(slashed)))
         if not isinstance(self.folders, tuple):
             if location.folder is None or location.folder not in self.folders:
                 raise ImageError(
                     "unknown_folder", f"{location.file}: {location.folder!r}; want one of {sorted(self.folders)}"
                 )
-            return [join(self.folders[location.folder], location.file)]
-        # annotations may state absolute paths
+            return [join(self.folders[location.folder], file) for file in files]
         own = [location.file] if location.file.startswith("/") else []
-        return [*(join(folder, location.file) for folder in self.folders), *own]
+        return [*(join(folder, file) for folder in self.folders for file in files), *own]
 
     def size(self, location: ImageLocation) -> int | None:
         """Size of an image in bytes; -1 if missing; None if remote, to avoid requests."""
@@ -85,7 +89,9 @@ class ImageStore:
         for path in paths:
             with suppress(FileNotFoundError):
                 return self._read(path, location)
-        raise ImageError("image_missing", f"{' and '.join(paths)}: no such file")
+        hints = dict.fromkeys(beside(path) for path in paths)
+        hint = next((hint for hint in hints if hint.startswith(IN_PLACE)), next(iter(hints), ""))
+        raise ImageError("image_missing", f"{' and '.join(paths)}: no such file{hint}")
 
     @staticmethod
     def _read(path: str, location: ImageLocation) -> bytes:
