@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.data.records import Box, Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import beside, wrong_format
 
 Kind = Literal["detection", "grounding"]
 
@@ -257,7 +257,8 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder instead of a file, or vice versa
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename or files.annotations}: no such file") from None
+        missing = str(error.filename or files.annotations)
+        raise InputError(f"{missing}: no such file{beside(missing)}") from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row with unexpected types
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:80]
         raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({cause})") from None

@@ -42,6 +42,7 @@ from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_object
 
 log = logging.getLogger("glip_self_train")
+MAX_OUTLINES = 1000
 WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 
 
@@ -58,7 +59,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     federated, components = False, files.options.get("name_parts", 0)
     if not isinstance(components, int):
         raise InputError(f"{files.name}: options.name_parts: found {components!r}; want a number of path components")
-    bad, areas = BadRows(), _Areas()
+    bad, evidence = BadRows(), _Evidence()
     for section, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
         if section == "images":
             try:
@@ -82,7 +83,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                     f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
                 )
             category, bbox = row.get("category_id"), row.get("bbox")
-            areas.compare(row.get("area"), bbox)
+            evidence.compare(row, bbox)
             if isinstance(category, int | float | str):
                 used.add(category)
             fields = (category, upright_box(row, bbox), flag_of(row, "iscrowd", "ignore"))
@@ -101,7 +102,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 supers[name] = class_name(row["supercategory"])
             if row.get("frequency") in ("r", "c", "f"):
                 frequency[name] = row["frequency"]
-    areas.refuse_corners(path)
+    evidence.judge(path)
     boxed = {name for number, name in names.items() if number in used}
     roots = (set(supers.values()) & set(names.values())) - boxed
     if roots:
@@ -129,25 +130,50 @@ def upright_box(row: dict[str, Any], bbox: Any) -> Any:
     return turned(bbox, degrees) if degrees else bbox
 
 
-class _Areas:
-    """Compares stated areas with boxes: those of corners are told from x, y, width, height."""
+class _Evidence:
+    """Compares boxes with the stated areas, which tell corners from x, y, width, height, and with the
+    outlines (of the first annotations only).
+    """
 
     def __init__(self) -> None:
-        self.compared = self.corners = 0
-        self.first = ""
+        self.compared = self.corners = self.outlines = self.apart = 0
+        self.first = self.outline = ""
 
-    def compare(self, area: Any, bbox: Any) -> None:
-        """Compare an annotation's. An area that is smaller than the box is a mask's."""
-        if not (is_number(area) and type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox)) and area > 0):
+    def compare(self, row: dict[str, Any], bbox: Any) -> None:
+        """Compare an annotation's box."""
+        if not (type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))):
             return
         x, y, w, h = bbox
-        self.compared += 1
-        if not is_near(area, w * h) and w > x and h > y and is_near(area, (w - x) * (h - y)):
-            self.corners += 1
-            self.first = self.first or f"bbox {bbox}, area {area}"
+        area: Any = row.get("area")  # one that is smaller than the box is a mask's
+        if is_number(area) and area > 0:
+            self.compared += 1
+            if not is_near(area, w * h) and w > x and h > y and is_near(area, (w - x) * (h - y)):
+                self.corners += 1
+                self.first = self.first or f"bbox {bbox}, area {area}"
+        outline = row.get("segmentation")
+        if self.outlines >= MAX_OUTLINES or type(outline) is not list or not all(type(p) is list for p in outline):
+            return
+        values = [value for polygon in outline for value in polygon]
+        if len(values) < 6 or not all(map(is_number, values)):
+            return
+        self.outlines += 1
+        around = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
+        if any(abs(a - b) > 2 + 0.05 * max(w, h) for a, b in zip(around, (x, y, x + w, y + h))):
+            self.apart += 1
+            self.outline = self.outline or f"bbox {bbox}, corners of the outline {around}"
 
-    def refuse_corners(self, path: str) -> None:
-        """Raise InputError if the areas show that boxes are corners."""
+    def judge(self, path: str) -> None:
+        """Warn of boxes that are not those of their outlines.
+
+        Raises:
+            InputError: the areas show that boxes are corners.
+        """
+        if self.apart > 0.5 * self.outlines:
+            log.warning(
+                "%s: %d of the first %d boxes are not around their `segmentation` (%s): are they x, y, width, height "
+                "in pixels of the same image?",
+                path, self.apart, self.outlines, self.outline,
+            )  # fmt: skip
         if self.corners > 0.5 * self.compared:
             raise InputError(
                 f"{path}: `bbox`: found corners by the stated areas, in {self.corners} of {self.compared} ({self.first}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.readers.base import (
     LabelledImage,
     SetFiles,
     class_name,
+    flag_of,
     known_names,
     lose,
     phrase_of,
@@ -56,9 +58,9 @@ def _rows(files: SetFiles, kind: str, bad: BadRows) -> Iterator[tuple[int, dict[
         yield line, row, row[kind]
 
 
-def _both(labels: dict[str, Any], name: str) -> Iterator[tuple[bool, dict[str, Any]]]:
+def _both(labels: dict[str, Any], name: str) -> Iterator[tuple[bool | str, dict[str, Any]]]:
     """(is an ignore region, row) of a line's boxes; ``ignore`` is an addition of export-labels."""
-    yield from ((False, row) for row in labels.get(name) or ())
+    yield from ((flag_of(row, "iscrowd", "ignore"), row) for row in labels.get(name) or ())
     yield from ((True, row) for row in labels.get("ignore") or ())
 
 
@@ -112,7 +114,7 @@ def _folded(name: str) -> str:
 
 def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read grounding lines, each with a caption; detection lines are refused."""
-    bad = BadRows()
+    bad, compared, differ, first = BadRows(), 0, 0, ""
     for line, row, labels in _rows(files, "grounding", bad):
         try:
             caption = labels.get("caption")
@@ -121,7 +123,12 @@ def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             rows = []
             for ignore, item in _both(labels, "regions"):
                 tokens, phrase = item.get("tokens_positive"), item.get("phrase")
-                text = phrase if ignore or not tokens else None
+                text = phrase if ignore is True or not tokens else None
+                if tokens and isinstance(phrase, str) and (spans := spans_of(tokens, len(caption), Counter())):
+                    compared += 1
+                    if _folded(phrase) != _folded(marked := phrase_of(caption, spans)):
+                        differ += 1
+                        first = first or f"line {line}: phrase {phrase!r}, span {marked!r}"
                 rows.append((tokens, item.get("bbox"), ignore, text, provenance_of(item) or None))
             key = row_key(row)
             index.image(line, (row["filename"], size_of(row), caption, rows, key, labels.get("uncertain")), key)
@@ -129,6 +136,12 @@ def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             bad.add(error, f"line {line}")
             continue
         bad.good += 1
+    if differ > 0.05 * compared:
+        log.warning(
+            "%s: in %d of %d regions `tokens_positive` marks other words than `phrase` has (%s): are they characters "
+            "of this caption?",
+            files.annotations, differ, compared, first,
+        )  # fmt: skip
     return bad.header()
 
 

@@ -46,7 +46,9 @@ def _images(files: SetFiles, field: str, wanted: str, bad: BadRows) -> Iterator[
     for row in stream_list(path, WANTED_IMAGES):
         number = _id(row)
         if number is None or not isinstance(row.get("url"), str) or size_of(row) is None:
-            raise wrong_format(path, WANTED_IMAGES)
+            if not known:
+                raise wrong_format(path, WANTED_IMAGES)
+            continue  # and counted where an annotation is of it
         if not (without_coco and row.get("coco_id")):
             # the path in the two archives, such as VG_100K_2/1.jpg
             known[number] = "/".join(row["url"].split("/")[-2:]), size_of(row)

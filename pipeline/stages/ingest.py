@@ -140,6 +140,11 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
         header = index.header
         index.close()
         _index.cache_clear()
+    folded = Counter(class_name.casefold() for class_name in header.get("label_space") or ())
+    if same := [class_name for class_name, n in folded.items() if n > 1]:
+        log.warning(
+            "%s: classes that differ in case alone, each taught as absent beside the other: %s", name, same[:10]
+        )
     for note in header.get("notes", ()):
         log.warning("%s: %s", name, note)
     refuse_losses(config, name, report, out)

@@ -46,7 +46,7 @@ _NEARLY_ALL = 0.95
 _ODD = {
     "regions_ignored": "ignore regions, which teach nothing: are `iscrowd`, `ignore`, `difficult`, IsGroupOf right?",
     "regions_under_a_pixel": "smaller than a pixel: are they shares of the image (0 to 1), and the format has pixels?",
-    _TOP_LEFT: "in the top left quarter of their images: are they percent, or of smaller images?",
+    _TOP_LEFT: "in the top left of their images: are they percent, or of the images in another size?",
 }
 """Counts of boxes that are suspicious if they are those of nearly a whole set, and the doubt."""
 _FEW = 20
@@ -68,7 +68,8 @@ class Oddities:
             self.boxes += 1
             self._counts["regions_ignored"] += region.ignore
             self._counts["regions_under_a_pixel"] += x2 - x1 <= 1 and y2 - y1 <= 1
-            self._counts[_TOP_LEFT] += 2 * x2 <= width and 2 * y2 <= height
+            right, low = (100, 100) if 18_000 < width * height < 40_000 else (width / 2, height / 2)
+            self._counts[_TOP_LEFT] += x2 <= right and y2 <= low
 
     def numbers(self) -> dict[str, float]:
         """The counts that are nearly all of the shard's boxes."""

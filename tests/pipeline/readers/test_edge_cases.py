@@ -340,7 +340,7 @@ def coco_of(root: Path, file: str, **more: object):
 def test_a_wrong_path_is_told_with_the_path(tmp_path):
     with pytest.raises(
         RunError,
-        match=r"1 of 1 images lost .*; the first: .*wrong/1\.jpg: no such file; .*/images is empty \(more in .*s-000000",
+        match=r"1 of 1 images lost .*; the first: .*wrong/1\.jpg: no such file; .*/images is empty \(more in .*s-0000",
     ):
         coco_of(tmp_path, "wrong/1.jpg")
     with pytest.raises(InputError, match=r"images_folder: .*/imags: no such folder"):
