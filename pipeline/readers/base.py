@@ -38,7 +38,8 @@ class ImageLocation(NamedTuple):
     a file.
 
     folder: name of the image folder, if they are named. absolute: ``file`` is not relative to an
-    image folder. base64: the content is base64.
+    image folder. base64: the content is base64. column: the content is this column's value in row
+    ``offset`` of a Parquet table.
     """
 
     file: str
@@ -47,6 +48,7 @@ class ImageLocation(NamedTuple):
     size: int | None = None
     base64: bool = False
     absolute: bool = False
+    column: str | None = None
 
 
 class LabelledImage(NamedTuple):

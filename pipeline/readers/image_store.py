@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import Any
 from urllib.parse import unquote
 
 from pipeline.data.images import ImageError
@@ -97,6 +100,8 @@ class ImageStore:
     def _read(path: str, location: ImageLocation) -> bytes:
         """Encoded image. A folder, or no object in a store, is a FileNotFoundError as well."""
         try:
+            if location.column is not None:
+                return _cell(path, location.offset, location.column)
             if location.size is not None:
                 data = read_range(path, location.offset, location.size)
                 return base64.b64decode(data, validate=True) if location.base64 else data
@@ -116,3 +121,32 @@ class ImageStore:
             if is_url(path):  # a failure of the store, not of this image
                 raise
             raise ImageError("unreadable_file", f"{path[:200]}: {error}") from None
+
+
+def _cell(path: str, row: int, column: str) -> bytes:
+    """Image in a row of a Parquet table: bytes, or an object with ``bytes``."""
+    starts = _row_groups(path)
+    group = bisect_right(starts, row) - 1
+    value = _column(path, group, column)[row - starts[group]].as_py()
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise ImageError("image_missing", f"{path}: row {row}: no bytes in `{column}`")
+    return data
+
+
+@lru_cache(maxsize=4)
+def _row_groups(path: str) -> list[int]:
+    """First rows of the groups."""
+    from pipeline.io.tables import open_parquet  # imports pyarrow
+
+    groups = open_parquet(path).metadata
+    sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+    return [0, *accumulate(sizes[:-1])]
+
+
+@lru_cache(maxsize=1)
+def _column(path: str, group: int, column: str) -> Any:
+    """A row group's column; images are read in their order, so one is kept."""
+    from pipeline.io.tables import open_parquet  # imports pyarrow
+
+    return open_parquet(path).read_row_group(group, columns=[column]).column(0)
