@@ -7,6 +7,7 @@ class names. Outlines and turned boxes (lines of points) become the boxes around
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,6 +37,7 @@ from pipeline.readers.xml_files import is_hidden, text_lines
 WANTED = "YOLO's data.yaml (with `names`), or a folder with `images` and `labels` and class names in classes.txt"
 WANTED_CLASSES = "a list of class names, one a line"
 MAX_YAML = 1 << 20
+_HAS_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
 _PIXELS = 2.0
 """Shares beyond it are pixels."""
 
@@ -76,10 +78,11 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
 def _layout(files: SetFiles) -> tuple[str, dict[int, str], list[str]]:
     """(root, names by class number, image folders or lists) of a set."""
     path = files.annotations.rstrip("/")
-    if file_size(path) is None and (given := [p for p in listing(path, ".yaml") if "/." not in p]):
+    if file_size(path) is None:
+        given = [p for p in listing(path, ".yaml") if "/." not in p and _HAS_NAMES.search(read_bytes(p) or b"")]
         if len(given) > 1 and join(path, "data.yaml") not in given:
             raise InputError(f"{path}: want one data.yaml; found {', '.join(given)}")
-        path = join(path, "data.yaml") if len(given) > 1 else given[0]
+        path = join(path, "data.yaml") if len(given) > 1 else (given or [path])[0]
     if file_size(path) is not None:
         if "classes" in files.companions:
             raise InputError(f"{files.companions['classes']}: found it beside {path}; want class names in one of both")
