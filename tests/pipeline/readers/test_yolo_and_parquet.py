@@ -45,7 +45,8 @@ def near_both(records, count=20) -> bool:
         ("train: images/train\nval: images/val\nnames: [sun, lake]\nnc: 2\n", "images/train", "labels/train"),
         ("path: data\ntrain: images\nnames: {0: sun, 1: ' lake '}\n", "data/images", "data/labels"),
         ("path: /nowhere/data\ntrain: images\nnames: {'0': sun, '1': lake}\n", "images", "labels"),
-        ("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['sun', 'lake']\n", "train/images", "train/labels"),
+        ("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['sun', 'lake']\n", "train/images",
+         "train/labels"),
         ("train: [a/images, b/images]\nnames: [sun, lake]\n", "a/images", "a/labels"),
     ],
 )  # fmt: skip
@@ -54,12 +55,8 @@ def test_layouts_of_data_yaml(tmp_path, yaml, images, labels):
     if "b/images" in yaml:
         put_yolo(tmp_path, "b/images", "b/labels", count=4)
     (tmp_path / "images").mkdir(exist_ok=True)
-    path = put(tmp_path / "data.yaml", yaml)
-    for given in (path, tmp_path):
-        if given == tmp_path:
-            (tmp_path / "m.yaml").unlink()
-            (tmp_path / "sets").mkdir()
-        _, records = ingest(tmp_path if given == path else tmp_path / "sets" / "..", "yolo", given)
+    for given in (put(tmp_path / "data.yaml", yaml), tmp_path):
+        _, records = ingest(tmp_path, "yolo", given)
         assert near_both(records, 24 if "b/images" in yaml else 20)
 
 
@@ -107,7 +104,8 @@ def test_images_without_a_file_of_labels_are_told_and_a_set_without_any_is_refus
 @pytest.mark.parametrize(
     ("yaml", "text", "words"),
     [
-        ("names: [sun]", TEXT, r"class 1; known: 0 \(sun\)"), ("names: [sun, lake]\nnc: 3", TEXT, "`nc` 3 and 2 `names`"),
+        ("names: [sun]", TEXT, r"class 1; known: 0 \(sun\)"),
+        ("names: [sun, lake]\nnc: 3", TEXT, "`nc` 3 and 2 `names`"),
         ("names: [sun, lake]", "0 20 20 61 51\n", "'20 20 61 51'; want cx, cy, w, h in shares"),
         ("names: [sun, lake]", "0 0.5 0.5 x 0.1\n", "want cx, cy, w, h in shares"),
         ("names: [sun, lake]", "sun 0.5 0.5 0.1 0.1\n", "class sun"), ("nc: 2", TEXT, "want YOLO's data.yaml"),
@@ -172,8 +170,8 @@ def test_two_workers_read_the_same_images(tmp_path):
     entry = {"kind": "detection", "format": "hf_parquet", "annotations": "a.parquet"}
     manifest = put(tmp_path / "m.yaml", {"sets": {"s": entry}})
     for workers in (1, 2):
-        job = Ingest(settings=IngestConfig(samples_per_shard=3), manifest=manifest, out=tmp_path / f"{workers}")
-        job.model_copy(update={"workers": workers}).run() if hasattr(job, "model_copy") else job.run()
+        settings = IngestConfig(samples_per_shard=3)
+        Ingest(settings=settings, manifest=manifest, out=tmp_path / f"{workers}", workers=workers).run()
     one, two = (sorted((tmp_path / name).glob("*.tar")) for name in ("1", "2"))
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two] and len(one) == 7
 
