@@ -42,7 +42,8 @@ from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_object
 
 log = logging.getLogger("glip_self_train")
-MAX_OUTLINES = 1000
+MAX_COMPARED, MAX_OUTLINES = 100_000, 1000
+"""Annotations of which boxes are compared with areas, and with outlines."""
 WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 
 
@@ -136,12 +137,13 @@ class _Evidence:
     """
 
     def __init__(self) -> None:
-        self.compared = self.corners = self.outlines = self.apart = 0
+        self.seen = self.compared = self.corners = self.outlines = self.apart = 0
         self.first = self.outline = ""
 
     def compare(self, row: dict[str, Any], bbox: Any) -> None:
         """Compare an annotation's box."""
-        if not (type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))):
+        self.seen += 1
+        if self.seen > MAX_COMPARED or not (type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))):
             return
         x, y, w, h = bbox
         area: Any = row.get("area")  # one that is smaller than the box is a mask's
