@@ -7,6 +7,7 @@ shard, in any process. Everything dropped is counted by reason.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
 
 Kind = Literal["detection", "grounding"]
+log = logging.getLogger("glip_self_train")
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,17 @@ def known_names(names: Mapping[Any, str]) -> str:
     )
 
 
+def warn_of_unboxed(path: str, space: Iterable[str], boxed: Iterable[str]) -> None:
+    """Warn of classes without a box in the whole set, as they are taken as looked for and absent."""
+    names, there = list(space), set(boxed)
+    without = [name for name in names if name not in there]
+    if without and there:
+        log.warning(
+            "%s: %d of %d classes have no box (%s): each is taken as looked for and absent in all images",
+            path, len(without), len(names), ", ".join(without[:5]) + (", ..." if len(without) > 5 else ""),
+        )  # fmt: skip
+
+
 def is_near(one: float, other: float) -> bool:
     """Whether two sizes differ by a hundredth at most."""
     return abs(one - other) <= 0.01 * max(abs(one), abs(other))
@@ -420,11 +433,16 @@ def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box |
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[1] or y2 > size[0]):
         x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(size[1]), x2), min(float(size[0]), y2)
         if not (x2 > x1 and y2 > y1):
-            lose(lost, "box_outside_image", f"the corners {list(box)} in {size[1]} x {size[0]}")
+            lose(lost, "box_outside_image", _outside(box, size))
             return None
         if (x2 - x1) * (y2 - y1) < 0.9 * (box[2] - box[0]) * (box[3] - box[1]):
-            lose(lost, CUT, f"the corners {list(box)} in {size[1]} x {size[0]}")
+            lose(lost, CUT, _outside(box, size))
     return float(x1), float(y1), float(x2), float(y2)
+
+
+def _outside(box: Box, size: tuple[int, int]) -> str:
+    limits = "0 to 1, shares of the image" if size == (1, 1) else f"an image of {size[1]} x {size[0]}"
+    return f"the corners {list(box)}; want them in {limits}"
 
 
 def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
@@ -436,7 +454,7 @@ def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | 
     for pair in value:
         integers = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(v) is int for v in pair)
         if not integers or not 0 <= pair[0] < pair[1] <= length:
-            lose(lost, "span_outside_caption", f"{pair} of {length} characters")
+            lose(lost, "span_outside_caption", f"`tokens_positive` {value} of {length} characters")
             return None
         spans.append((pair[0], pair[1]))
     return tuple(spans)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
@@ -36,6 +37,7 @@ from pipeline.readers.base import (
     turned,
     unclear_names,
     want,
+    warn_of_unboxed,
     xywh_box,
 )
 from pipeline.readers.index import Entry, IndexWriter
@@ -110,6 +112,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         log.warning("%s: %s: no box, and only above other classes; not classes of the set", path, sorted(roots))
     ordered = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
     space = [name for name in dict.fromkeys(ordered) if name and name not in roots]
+    if not federated:
+        warn_of_unboxed(path, space, boxed)
     header = {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
     above = {name: sorted(uppers) for name in space if (uppers := _above(name, supers) & set(space))}
     return header | ({"above": above} if above else {}) | bad.header()
@@ -221,8 +225,10 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     unclear = unclear_names(present, header["above"]) if header.get("above") else set()
     verified_absent = None
     if header["federated"]:
-        verified_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present - unclear))
-    not_exhaustive = None if incomplete is None else tuple(sorted({names[n] for n in incomplete if names.get(n)}))
+        verified_absent = tuple(sorted(_named(names, absent or (), "neg_category_ids") - present - unclear))
+    not_exhaustive = None
+    if incomplete is not None:
+        not_exhaustive = tuple(sorted(_named(names, incomplete, "not_exhaustive_category_ids")))
     if unclear and not header["federated"]:
         not_exhaustive = tuple(sorted(unclear.union(not_exhaustive or ())))
     return labels.image(
@@ -232,6 +238,14 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         verified_absent=verified_absent,
         not_exhaustive=not_exhaustive,
     )
+
+
+def _named(names: Mapping[Any, str], numbers: Collection[Any], field: str) -> set[str]:
+    """Names of listed classes. Raises ValueError if there are such and none of them is known."""
+    found = {names[number] for number in numbers if names.get(number)}
+    if numbers and not found:
+        raise ValueError(f"`{field}` {list(numbers)[:6]}: no class has such an id; {known_names(names)}")
+    return found
 
 
 FORMAT = Format(

@@ -30,6 +30,7 @@ from pipeline.readers.base import (
     known_names,
     lose,
     size_of,
+    warn_of_unboxed,
     xywh_box,
     xyxy_box,
 )
@@ -49,7 +50,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     corners = {"xywh": False, "xyxy": True}.get(str(files.options.get("boxes", "xywh")))
     if corners is None:
         raise InputError(f"set {files.name}: option boxes: found {files.options['boxes']!r}; want xywh or xyxy")
-    names, seen, bad = None, set[str](), BadRows()
+    names, seen, bad = None, set[Any](), BadRows()
     compared, other = 0, list[str]()
     for path, number, row, stated in _rows(files.annotations):
         if names is None and stated and "classes" in files.companions:
@@ -67,7 +68,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                         other.append(f"{bbox}, area {area}")
                 if isinstance(thing["category"], str):
                     thing["category"] = class_name(thing["category"])
-                    seen.add(thing["category"])
+                seen.add(thing["category"])
             index.image(f"{stem(path)}-{number:07d}", (path, number, size_of(row), things))
         except ROW_ERRORS as error:
             bad.add(error, f"{path}: row {number}")
@@ -79,12 +80,14 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             f"{files.annotations}: boxes: found {found} by the stated areas, in {len(other)} of {compared} ({other[0]})"
             f"; want {want}, or options: {{boxes: {found}}}"
         )
-    if names is None and not seen and bad.good:
+    if names is None and seen and not any(isinstance(category, str) for category in seen):
         raise InputError(
             f"{files.annotations}: found numbers for categories, and no names in the table; want `companions: "
             "{classes: FILE}`, class names, one a line"
         )
-    space = list(dict.fromkeys((names or {}).values())) if names else sorted(seen)
+    if names:
+        warn_of_unboxed(files.annotations, names.values(), (names.get(c, c) for c in seen))
+    space = list(dict.fromkeys((names or {}).values())) if names else sorted(n for n in seen if isinstance(n, str))
     header = {"names": names, "label_space": [name for name in space if name], "corners": corners}
     return header | bad.header()
 

@@ -135,7 +135,7 @@ def stream_object(path: str | Path, lists: Collection[str], wanted: str) -> Iter
                 text.value()
             more = text.take(",}") == ","
         if text.peek():
-            raise text.error("more after the end")
+            raise text.error("more after the end" + (": JSON Lines" if text.peek() == "{" else ""))
     if any(types.get(name) != "list" for name in lists):
         found = ", ".join(f"`{name}` ({kind})" for name, kind in types.items()) or "nothing in it"
         raise InputError(f"{path}: want {wanted}; found an object with {found}")

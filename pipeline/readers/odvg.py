@@ -34,6 +34,7 @@ from pipeline.readers.base import (
     size_of,
     spans_of,
     stated_uncertain,
+    warn_of_unboxed,
     xyxy_box,
 )
 from pipeline.readers.index import Entry, IndexWriter
@@ -85,7 +86,11 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                     else:
                         renamed[name, stated] = renamed.get((name, stated), 0) + 1
                 if not name:
-                    shown = f"`category` {stated!r}" if names is None else f"`label` {label!r}; {known_names(names)}"
+                    shown = (
+                        f"`category` {stated!r}, and no label map (`companions: {{classes: FILE}}`)"
+                        if names is None
+                        else f"`label` {label!r}; {known_names(names)}"
+                    )
                     rows.append(((shown,), item.get("bbox"), ignore, provenance_of(item) or None))
                     continue
                 if not isinstance(name, tuple):
@@ -104,6 +109,8 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             "%s: the label map says %r where `category` says %r (%d times; %d such pairs): the map's names are taken",
             files.annotations, name, stated, n, len(renamed),
         )  # fmt: skip
+    if names is not None:
+        warn_of_unboxed(files.annotations, dict.fromkeys(name for name in names.values() if name), seen)
     space = sorted(seen) if names is None else [names[k] for k in sorted(names, key=int)]
     return {"label_space": list(dict.fromkeys(name for name in space if name))} | bad.header()
 

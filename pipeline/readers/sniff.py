@@ -95,20 +95,21 @@ def beside(path: str) -> str:
         return ""
     name = Path(path).name
     for candidate in dict.fromkeys((missing, name, name.rsplit("\\", 1)[-1], unquote(name))):
-        found = names.get(folded := _folded(candidate)) or names.get(folded.rsplit(".", 1)[0])
-        if found is not None:
-            return f"{IN_PLACE} {folder / found}"
-    return f"; {folder} has {next(iter(names.values()))}, ..." if names else f"; {folder} is empty"
+        folded = _folded(candidate)
+        for shorter in (folded, folded.rsplit(".", 1)[0], folded.rsplit(".", 2)[0]):
+            if (found := names.get(shorter)) is not None:
+                return f"{IN_PLACE} {folder / found}"
+    return f"; {folder} has {min(names.values())}, ..." if names else f"; {folder} is empty"
 
 
 @lru_cache(maxsize=8)
 def _listing(folder: str, changed: int) -> dict[str, str]:
     """Names in a folder by their folded names, and by those without ending."""
-    names = sorted(os.listdir(folder))
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     folded = {_folded(name): name for name in reversed(names)}
     for name in names:
         folded.setdefault(_folded(name).rsplit(".", 1)[0], name)
-    return dict(sorted(folded.items(), key=lambda item: item[1].startswith(".")))
+    return folded
 
 
 def _folded(name: str) -> str:

@@ -29,6 +29,7 @@ from pipeline.readers.base import (
     clipped,
     known_names,
     lose,
+    warn_of_unboxed,
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
@@ -50,7 +51,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     images = sorted({image for folder in folders for image in _images(folder)})
     if not images:
         raise InputError(f"{', '.join(folders)}: want images ({', '.join(IMAGE_EXTENSIONS)}); found none")
-    used, without = set[str](), []
+    used, without, boxed = set[str](), [], set[str]()
     for image in images:
         path = _label_file(image)
         data = read_bytes(path)
@@ -58,6 +59,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             without.append(path)
         used.add(path)
         lines = [line.split() for line in (data or b"").decode(errors="replace").splitlines() if line.strip()]
+        boxed.update(line[0] for line in lines)
         index.image(image.removeprefix(f"{base}/"), (image, lines))
     if len(without) == len(images):
         raise InputError(f"{without[0]}: no such file{beside(without[0])}; want the labels of {images[0]} there")
@@ -71,7 +73,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         )
     if orphans:
         notes.append(f"{len(orphans)} label files have no image in this split, such as {orphans[0]}")
-    header = {"names": names, "label_space": [name for name in dict.fromkeys(names.values()) if name]}
+    header: dict[str, Any] = {"names": names, "label_space": [name for name in dict.fromkeys(names.values()) if name]}
+    warn_of_unboxed(files.annotations, header["label_space"], (n for i, n in names.items() if str(i) in boxed))
     return header | ({"notes": notes} if notes else {})
 
 

@@ -284,7 +284,7 @@ def _sample(
     lost = {reason: n for reason, n in item.lost.items() if reason != CUT}
     if lost:
         examples = getattr(item.lost, "examples", {})
-        for reason in sorted(UNREADABLE & examples.keys() - regions.dropped.keys()):
+        for reason in sorted((UNREADABLE | {"box_outside_image"}) & examples.keys() - regions.dropped.keys()):
             notes.append(f"{item.location.file}: {reason}: {examples[reason]}")
         regions.dropped.update(lost)
         if not item.regions and UNREADABLE & lost.keys():  # it would teach that its objects are absent

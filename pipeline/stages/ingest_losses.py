@@ -23,7 +23,8 @@ def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str
             others.
     """
     samples, regions = (report.tallies.get(unit, Tally()) for unit in ("samples", "regions"))
-    unreadable = {reason: n for reason, n in regions.dropped.items() if reason in UNREADABLE}
+    unusable = UNREADABLE if regions.kept else UNREADABLE | {"box_outside_image"}
+    unreadable = {reason: n for reason, n in regions.dropped.items() if reason in unusable}
     seen_regions = regions.seen - regions.dropped.get("unknown_image", 0)  # most of a file may be of other splits
     lost_images = {reason: n for reason, n in samples.dropped.items() if reason not in (LEFT_OUT, LISTED_TWICE)}
     for unit, seen, dropped in (("images", samples.seen, lost_images), ("regions", seen_regions, unreadable)):
@@ -46,7 +47,7 @@ _NEARLY_ALL = 0.95
 _ODD = {
     "regions_ignored": "ignore regions, which teach nothing: are `iscrowd`, `ignore`, `difficult`, IsGroupOf right?",
     "regions_under_a_pixel": "smaller than a pixel: are they shares of the image (0 to 1), and the format has pixels?",
-    _TOP_LEFT: "in the top left of their images: are they percent, or of the images in another size?",
+    _TOP_LEFT: "in the top left of their images: are they shares, percent, or of another size of the images?",
 }
 """Counts of boxes that are suspicious if they are those of nearly a whole set, and the doubt."""
 _FEW = 20

@@ -173,12 +173,25 @@ def test_boxes_in_shares_or_percent_are_told(tmp_path, caplog, form, across, dow
     assert "shares of the image" in caplog.text or "percent" in caplog.text
 
 
-def test_pixels_where_shares_belong_are_told(tmp_path, caplog):
+def test_pixels_where_shares_belong_are_refused(tmp_path):
     put_images(tmp_path, name="00000/00000{:04d}.jpg")
     rows = [{"key": f"00000{n:04d}", "caption": "a sun", "noun_chunks": [[0, 5, *SUN, 0.9]]} for n in range(1, 21)]
-    ingest(tmp_path, "grit", put(tmp_path / "a.jsonl", L.lines(rows)))
-    assert "20 of 20 boxes reached outside" in caplog.text and "in pixels where it has shares" in caplog.text
-    assert "no box in all of 20 images" in caplog.text
+    words = r"box_outside_image: the corners \[20, 20, 81, 71\]; want them in 0 to 1, shares of the image"
+    with pytest.raises(RunError, match=words):
+        ingest(tmp_path, "grit", put(tmp_path / "a.jsonl", L.lines(rows)))
+
+
+def test_boxes_of_larger_images_are_refused_or_told(tmp_path, caplog):
+    put_images(tmp_path)
+    rows = coco()
+    for row in rows["annotations"]:
+        row["bbox"] = [v * 10 for v in row["bbox"]]
+    with pytest.raises(RunError, match=r"box_outside_image: the corners \[200, 200, 810, 710\]; want them in an image"):
+        ingest(tmp_path, "coco", put(tmp_path / "a.json", rows))
+    for row in rows["annotations"]:
+        row["bbox"] = [v / 10 * 1.7 for v in row["bbox"]]
+    ingest(tmp_path, "coco", put(tmp_path / "a.json", rows))
+    assert "boxes reached outside their image by more than a tenth" in caplog.text
 
 
 def test_corners_are_told_by_their_areas(tmp_path):
@@ -239,6 +252,30 @@ def test_a_class_that_only_stands_above_others_is_none(tmp_path, caplog):
     ingest(tmp_path, "coco", put(tmp_path / "a.json", rows))
     assert json.loads((tmp_path / "out" / "s.dataset.json").read_text())["label_space"] == ["sun", "lake"]
     assert "['things']: no box, and only above other classes" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["coco", "odvg_detection"])
+def test_classes_that_have_no_box_at_all_are_told(tmp_path, caplog, form):
+    """A file may list what nobody looked for."""
+    put_images(tmp_path)
+    roles = {}
+    if form == "coco":
+        path = put(tmp_path / "a.json", coco(classes=("sun", "lake", "moon")))
+    else:
+        path = put(tmp_path / "a.jsonl", L.lines(odvg()))
+        roles = {"classes": put(tmp_path / "c.json", {"0": "sun", "1": "lake", "2": "moon"})}
+    ingest(tmp_path, form, path, roles)
+    assert "1 of 3 classes have no box (moon): each is taken as looked for and absent in all images" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_ids_of_absent_classes_that_no_class_has_are_named(tmp_path, field):
+    put_images(tmp_path)
+    rows = coco()
+    for image in rows["images"]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": [], field: ["1"]}
+    with pytest.raises(RunError, match=rf"`{field}` \['1'\]: no class has such an id; known: 1 \(sun\)"):
+        ingest(tmp_path, "lvis", put(tmp_path / "a.json", rows))
 
 
 def test_classes_above_and_below_one_that_is_there_are_not_absent(tmp_path):
@@ -515,3 +552,10 @@ def test_a_label_file_that_is_there_under_another_name_is_named(tmp_path):
     put(tmp_path / "Labels.JSON", coco())
     with pytest.raises(InputError, match=r"labels\.json: no such file; there is .*Labels\.JSON"):
         ingest(tmp_path, "coco", tmp_path / "labels.json")
+
+
+def test_a_list_of_images_in_place_of_names_shows_the_xml(tmp_path):
+    put_images(tmp_path)
+    ids = put(tmp_path / "ids.txt", "0001.jpg\n0002.jpg\n")
+    with pytest.raises(InputError, match=r"0001\.jpg\.xml: no such file; there is .*xml/0001\.xml"):
+        ingest(tmp_path, "voc", put_voc(tmp_path), {"ids": ids})
