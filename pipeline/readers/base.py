@@ -392,7 +392,7 @@ def _is_box(bbox: Any, lost: Counter[str]) -> bool:
     four = type(bbox) in (list, tuple) and len(bbox) == 4 and _NUMBERS.issuperset(map(type, bbox))
     if four and abs(sum(bbox)) < _TOO_LARGE:  # false if any of them is nan
         return True
-    lose(lost, "bad_box", f"{bbox}; want four numbers")
+    lose(lost, "bad_box", f"{bbox!r}; want four numbers")
     return False
 
 

@@ -86,11 +86,9 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                     else:
                         renamed[name, stated] = renamed.get((name, stated), 0) + 1
                 if not name:
-                    shown = (
-                        f"`category` {stated!r}, and no label map (`companions: {{classes: FILE}}`)"
-                        if names is None
-                        else f"`label` {label!r}; {known_names(names)}"
-                    )
+                    shown = f"`label` {label!r}; {known_names(names or {})}"
+                    if names is None:
+                        shown = f"`category` {stated!r}, and no label map (`companions: {{classes: FILE}}`)"
                     rows.append(((shown,), item.get("bbox"), ignore, provenance_of(item) or None))
                     continue
                 if not isinstance(name, tuple):

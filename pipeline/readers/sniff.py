@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
@@ -94,7 +95,8 @@ def beside(path: str) -> str:
     except OSError:
         return ""
     name = Path(path).name
-    for candidate in dict.fromkeys((missing, name, name.rsplit("\\", 1)[-1], unquote(name))):
+    decoded = (unquote(name), unquote_plus(name), html.unescape(name))
+    for candidate in dict.fromkeys((missing, name, name.rsplit("\\", 1)[-1], *decoded)):
         folded = _folded(candidate)
         for shorter in (folded, folded.rsplit(".", 1)[0], folded.rsplit(".", 2)[0]):
             if (found := names.get(shorter)) is not None:

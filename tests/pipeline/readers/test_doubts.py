@@ -410,6 +410,7 @@ def test_names_of_windows_and_of_addresses_are_found(tmp_path, named, real):
     ("named", "real"),
     [
         ("{:04d}.jpg", "{:04d}.JPG"), ("{:04d}", "{:04d}.jpg"), ("{:04d}.jpg", "{:04d}.png"),
+        ("my+photo+{:04d}.jpg", "my photo {:04d}.jpg"), ("a&amp;b {:04d}.jpg", "a&b {:04d}.jpg"),
         ("IMG_{:04d}.jpg", "img_{:04d}.jpg"), ("train/{:04d}.jpg", "{:04d}.jpg"),
         ("C:\\data\\{:04d}.jpg", "{:04d}.jpg"), ("e\u0301{:04d}.jpg", "\xe9{:04d}.jpg"),
     ],
@@ -520,6 +521,7 @@ def test_more_bad_rows_than_may_be_are_refused_with_the_first(tmp_path):
         ("category_id", "1", r"`category_id` '1'; known: 1 \(sun\), 2 \(lake\)"),
         ("category_id", 7, r"`category_id` 7; known: 1 \(sun\), 2 \(lake\)"),
         ("bbox", ["20", "20", "61", "51"], r"bad_box: \['20', '20', '61', '51'\]; want four numbers"),
+        ("bbox", "[20, 20, 61, 51]", r"bad_box: '\[20, 20, 61, 51\]'; want four numbers"),
         ("bbox", [20, 20, 61], r"bad_box: \[20, 20, 61\]; want four numbers"),
         ("bbox", [20, 20, 0, 51], r"box_without_area: the corners \[20, 20, 20, 71\]"),
     ],
