@@ -23,7 +23,8 @@ LABELLED_KINDS = ("detection", "grounding", "evaluation")
 
 FORMATS: Registry[object] = Registry("readers", dict.fromkeys((
     "coco", "lvis", "mdetr", "refcoco", "openimages", "visual_genome_objects", "visual_genome_regions", "voc",
-    "flickr30k", "odvg_detection", "odvg_grounding", "grit", "glip_captions", "img2dataset", "parquet",
+    "flickr30k", "odvg_detection", "odvg_grounding", "grit", "glip_captions", "yolo", "hf_parquet", "img2dataset",
+    "parquet",
 ), ""))  # fmt: skip
 """Names of formats; those of readers are mapped to them in pipeline/readers/registry.py."""
 

@@ -7,6 +7,8 @@ shard, in any process. Everything dropped is counted by reason.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 from pipeline.data.records import Box, Region, Span
 from pipeline.errors import InputError
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import beside, wrong_format
 
 Kind = Literal["detection", "grounding"]
+log = logging.getLogger("glip_self_train")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class ImageLocation(NamedTuple):
     a file.
 
     folder: name of the image folder, if they are named. absolute: ``file`` is not relative to an
-    image folder. base64: the content is base64.
+    image folder. base64: the content is base64. column: the content is this column's value in row
+    ``offset`` of a Parquet table.
     """
 
     file: str
@@ -49,6 +53,7 @@ class ImageLocation(NamedTuple):
     size: int | None = None
     base64: bool = False
     absolute: bool = False
+    column: str | None = None
 
 
 class LabelledImage(NamedTuple):
@@ -83,9 +88,13 @@ class LabelledImage(NamedTuple):
 LEFT_OUT = "left_out"
 """Reason under which images are counted that ``labelled`` excludes."""
 
-UNREADABLE = frozenset(
-    {"bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category", "bad_image_id"}
-)
+LISTED_TWICE = "listed_twice"
+"""Reason under which further rows of one image file are counted, whose labels are merged."""
+
+UNREADABLE = frozenset({
+    "bad_box", "box_without_area", "no_span", "span_outside_caption", "unknown_category", "bad_image_id", "bad_flag",
+    "bad_row", "label_contradicts",
+})  # fmt: skip
 """Reasons for dropping a region that indicate an unexpected format; the others occur in any set."""
 
 CUT = "cut_at_edge"
@@ -95,19 +104,52 @@ Header = Mapping[str, Any]
 """Data of the set. ``label_space``: class names in order; ``frequency``: LVIS'."""
 
 
+class Losses(Counter[str]):
+    """Number of dropped regions by reason. examples: the first dropped label of each reason."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples: dict[str, str] = {}
+
+
+def lose(lost: Counter[str], reason: str, found: Any = None) -> None:
+    """Count a dropped region. ``found``: the label, for messages."""
+    lost[reason] += 1
+    if found is not None and isinstance(lost, Losses):
+        lost.examples.setdefault(reason, str(found)[:160])
+
+
 class LabelCollector:
     """Collects the regions of one image. lost: number of dropped regions by reason."""
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
-        self.lost: Counter[str] = Counter()
+        self.lost = Losses()
         self._boxless, self._boxless_names = list[Span](), list[str]()
+        self._seen = set[Any]()
 
-    def add(self, box: Box | None, phrase: str, spans: tuple[Span, ...] = (), **fields: Any) -> None:
-        """Add a region, or record its spans or class name as boxless if its box was dropped."""
+    def add(
+        self, box: Box | None, phrase: str, spans: tuple[Span, ...] = (), *, ignore: bool | str = False, **fields: Any
+    ) -> None:
+        """Add a region, or record its spans or class name as boxless if its box was dropped.
+
+        A region that is there already is counted as ``same_box_again``. ``ignore``: as
+        :func:`flag_of` returns it.
+        """
+        if isinstance(ignore, str):
+            if box is not None:
+                lose(self.lost, "bad_flag", ignore)
+            box = None
         if box is not None:
-            if spans:  # a default is not validated
+            if ignore:  # a default is not validated
+                fields["ignore"] = True
+            if spans:
                 fields["tokens_positive"] = spans
+            seen = (box, phrase, *fields.items())
+            if seen in self._seen:
+                self.lost["same_box_again"] += 1
+                return
+            self._seen.add(seen)
             self.regions.append(Region(box=box, phrase=phrase, **fields))
         elif spans:
             self._boxless += spans
@@ -155,6 +197,52 @@ class Format:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+MAX_BAD_ROWS = 100
+"""The set is refused if its first rows, this many, are all invalid."""
+ROW_ERRORS = (InputError, AttributeError, TypeError, KeyError, IndexError, ValueError)
+"""Errors of a row of unexpected content."""
+
+
+class BadRows:
+    """Counts rows of an annotation file that cannot be read: each costs itself.
+
+    Attributes:
+        good: number of rows that were read.
+        notes: messages of the first bad ones.
+    """
+
+    def __init__(self) -> None:
+        self.good = 0
+        self.notes: list[str] = []
+        self._counts = {"samples": 0, "regions": 0}
+        self._first: Exception | None = None
+
+    def add(self, error: Exception, where: str = "", unit: str = "samples") -> None:
+        """Count a row. Raises the first row's error if no row of the file is good so far, and there
+        are many.
+        """
+        self._first = self._first or error
+        self._counts[unit] += 1
+        if len(self.notes) < 10:
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            self.notes.append(f"{where}{': ' if where else ''}{kind}{error}".splitlines()[0][:300])
+        if not self.good and sum(self._counts.values()) >= MAX_BAD_ROWS:
+            raise self._first
+
+    def header(self) -> dict[str, Any]:
+        """Fields of the set's header; none if no row is bad. Raises the first error if no row is good."""
+        if self._first is None:
+            return {}
+        if not self.good:
+            raise self._first
+        fields: dict[str, Any] = {"notes": self.notes}
+        if self._counts["samples"]:
+            fields["lost_samples"] = {"bad_labels": self._counts["samples"]}
+        if self._counts["regions"]:
+            fields["lost"] = {"bad_row": self._counts["regions"]}
+        return fields
+
+
 def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     """Read a set's files into an index at ``path``.
 
@@ -180,7 +268,8 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
     except (IsADirectoryError, NotADirectoryError) as error:  # a folder instead of a file, or vice versa
         raise _wrong_kind(format_, files, str(error.filename or files.annotations)) from None
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename or files.annotations}: no such file") from None
+        missing = str(error.filename or files.annotations)
+        raise InputError(f"{missing}: no such file{beside(missing)}") from None
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # a row with unexpected types
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:80]
         raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({cause})") from None
@@ -227,11 +316,90 @@ _TOO_LARGE = 1e15
 """Larger than any coordinate. Comparison with it also excludes nan."""
 
 
+_FLAGS = {
+    **dict.fromkeys(("0", "0.0", "false", "no", "n", "f", "off", "", "none", "null", "nan", "unspecified"), False),
+    **dict.fromkeys(("1", "1.0", "true", "yes", "y", "t", "on"), True),
+}
+
+
+def flag_of(row: Mapping[str, Any], *names: str) -> bool | str:
+    """Whether any of the flags is set, as JSON's values or as words; a text about the first that is
+    neither.
+    """
+    found = False
+    for name in names:
+        value = row.get(name)
+        if value is None or value is False:
+            continue
+        if (flag := _FLAGS.get(str(value).strip().lower())) is None:
+            return f"`{name}` {value!r}; want 0 or 1"
+        found |= flag
+    return found
+
+
+def option_flag(files: SetFiles, name: str) -> bool:
+    """An option that is true or false.
+
+    Raises:
+        InputError: it is neither.
+    """
+    flag = flag_of(files.options, name)
+    if isinstance(flag, str):
+        raise InputError(f"set {files.name}: options.{name}: found {files.options[name]!r}; want true or false")
+    return flag
+
+
+def class_name(value: Any) -> str:
+    """A class's name without white space and invisible characters around it; "" if it is no text."""
+    return " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
+
+
+_INVISIBLE = " \0\u200b\u200e\u200f\u2060\ufeff"
+
+
+def known_names(names: Mapping[Any, str]) -> str:
+    """The first ids of classes with their names, for messages."""
+    return f"known: {', '.join(f'{number!r} ({name})' for number, name in [*names.items()][:6])}" + (
+        ", ..." if len(names) > 6 else ""
+    )
+
+
+def warn_of_unboxed(path: str, space: Iterable[str], boxed: Iterable[str]) -> None:
+    """Warn of classes without a box in the whole set, as they are taken as looked for and absent."""
+    names, there = list(space), set(boxed)
+    without = [name for name in names if name not in there]
+    if without and there:
+        log.warning(
+            "%s: %d of %d classes have no box (%s): each is taken as looked for and absent in all images",
+            path, len(without), len(names), ", ".join(without[:5]) + (", ..." if len(without) > 5 else ""),
+        )  # fmt: skip
+
+
+def is_near(one: float, other: float) -> bool:
+    """Whether two sizes differ by a hundredth at most."""
+    return abs(one - other) <= 0.01 * max(abs(one), abs(other))
+
+
+def turned(bbox: Any, degrees: Any) -> Any:
+    """The box (x, y, width, height) around ``bbox`` turned about its centre; ``bbox`` itself if it
+    or ``degrees`` is no number, or nothing is turned.
+    """
+    try:
+        angle, (x, y, w, h) = math.radians(float(degrees)), map(float, bbox)
+    except (TypeError, ValueError):
+        return bbox
+    if not math.isfinite(angle) or not math.fmod(angle, math.pi):
+        return bbox
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    wide, high = w * cos + h * sin, w * sin + h * cos
+    return [round(v, 6) for v in (x + (w - wide) / 2, y + (h - high) / 2, wide, high)]
+
+
 def _is_box(bbox: Any, lost: Counter[str]) -> bool:
     four = type(bbox) in (list, tuple) and len(bbox) == 4 and _NUMBERS.issuperset(map(type, bbox))
     if four and abs(sum(bbox)) < _TOO_LARGE:  # false if any of them is nan
         return True
-    lost["bad_box"] += 1
+    lose(lost, "bad_box", f"{bbox!r}; want four numbers")
     return False
 
 
@@ -267,28 +435,33 @@ def clipped(box: Box, size: tuple[int, int] | None, lost: Counter[str]) -> Box |
     """
     x1, y1, x2, y2 = box
     if not (x2 > x1 and y2 > y1):
-        lost["box_without_area"] += 1
+        lose(lost, "box_without_area", f"the corners {list(box)}")
         return None
     if size is not None and (x1 < 0 or y1 < 0 or x2 > size[1] or y2 > size[0]):
         x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(size[1]), x2), min(float(size[0]), y2)
         if not (x2 > x1 and y2 > y1):
-            lost["box_outside_image"] += 1
+            lose(lost, "box_outside_image", _outside(box, size))
             return None
         if (x2 - x1) * (y2 - y1) < 0.9 * (box[2] - box[0]) * (box[3] - box[1]):
-            lost[CUT] += 1
+            lose(lost, CUT, _outside(box, size))
     return float(x1), float(y1), float(x2), float(y2)
+
+
+def _outside(box: Box, size: tuple[int, int]) -> str:
+    limits = "0 to 1, shares of the image" if size == (1, 1) else f"an image of {size[1]} x {size[0]}"
+    return f"the corners {list(box)}; want them in {limits}"
 
 
 def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | None:
     """``tokens_positive`` as spans of a caption of ``length``; None, and counted, if invalid."""
     if not isinstance(value, list) or not value:
-        lost["no_span"] += 1
+        lose(lost, "no_span", f"`tokens_positive` {value!r}")
         return None
     spans = []
     for pair in value:
         integers = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(v) is int for v in pair)
         if not integers or not 0 <= pair[0] < pair[1] <= length:
-            lost["span_outside_caption"] += 1
+            lose(lost, "span_outside_caption", f"`tokens_positive` {value} of {length} characters")
             return None
         spans.append((pair[0], pair[1]))
     return tuple(spans)
@@ -297,6 +470,33 @@ def spans_of(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...] | 
 def stated_uncertain(value: Any, length: int, lost: Counter[str]) -> tuple[Span, ...]:
     """``uncertain`` spans as export-labels writes them; () if absent or invalid."""
     return (spans_of(value, length, lost) or ()) if value else ()
+
+
+def merged(one: LabelledImage, other: LabelledImage) -> LabelledImage:
+    """One image of the labels of two rows of the same file."""
+    regions = tuple(dict.fromkeys((*one.regions, *other.regions)))
+    lost = Losses(one.lost)
+    lost.update(other.lost)
+    lost["same_box_again"] += len(one.regions) + len(other.regions) - len(regions)
+    present = {region.phrase for region in regions}
+    absent, incomplete = one.verified_absent, one.not_exhaustive
+    if other.verified_absent is not None:
+        absent = tuple(sorted({*(absent or ()), *other.verified_absent} - present))
+    if other.not_exhaustive is not None:
+        incomplete = tuple(sorted({*(incomplete or ()), *other.not_exhaustive}))
+    return one._replace(
+        size=one.size or other.size, regions=regions, boxless_names=(*one.boxless_names, *other.boxless_names),
+        verified_absent=absent, not_exhaustive=incomplete, lost=lost,
+    )  # fmt: skip
+
+
+def unclear_names(present: Iterable[str], above: Mapping[str, Iterable[str]]) -> set[str]:
+    """Names that must not be taught as absent beside those ``present``: the classes above them, and
+    those below, as any of them may be meant. ``above``: class -> its superclasses.
+    """
+    present = set(present)
+    upper = {name for lower in present for name in above.get(lower, ())}
+    return (upper | {name for name, uppers in above.items() if present.intersection(uppers)}) - present
 
 
 def uncertain_spans(item: LabelledImage, kept: Iterable[Region], outside: Iterable[Region] = ()) -> tuple[Span, ...]:

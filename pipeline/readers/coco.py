@@ -9,6 +9,8 @@ annotation, are additions of export-labels.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
@@ -16,65 +18,173 @@ from urllib.parse import urlparse
 from pipeline.data.keys import image_key, row_key
 from pipeline.errors import InputError
 from pipeline.readers.base import (
+    ROW_ERRORS,
+    BadRows,
     Format,
     Header,
     ImageLocation,
     LabelCollector,
     LabelledImage,
     SetFiles,
+    class_name,
+    flag_of,
+    is_near,
+    is_number,
+    known_names,
+    lose,
     provenance_of,
     size_of,
+    turned,
+    unclear_names,
     want,
+    warn_of_unboxed,
     xywh_box,
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_object
 
 log = logging.getLogger("glip_self_train")
+MAX_COMPARED, MAX_OUTLINES = 100_000, 1000
+"""Annotations of which boxes are compared with areas, and with outlines."""
 WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations`, `categories`)"
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the file. Ids with the same name are one class: a labelling tool writes each
-    set's first class twice, once as the parent of all. Two categories with the same id are an error.
+    set's first class twice, once as the parent of all. A class without a box that only stands above
+    others is no class of the set. Two categories with the same id are an error.
     """
     path = files.annotations
     names: dict[int | str, str] = {}
+    supers: dict[str, str] = {}
     frequency: dict[str, str] = {}
+    used = set[int | float | str]()
     federated, components = False, files.options.get("name_parts", 0)
     if not isinstance(components, int):
         raise InputError(f"{files.name}: options.name_parts: found {components!r}; want a number of path components")
+    bad, evidence = BadRows(), _Evidence()
     for section, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
         if section == "images":
-            number = want(row, "id", f"{path}: images")
-            absent = row.get("neg_category_ids")
-            federated |= absent is not None
-            key, file = row_key(row), _file(row, components, f"{path}: image {number}")
-            incomplete = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
-            index.image(number, (file, size_of(row), absent, incomplete, key), key)
+            try:
+                number = want(row, "id", f"{path}: images")
+                absent = row.get("neg_category_ids")
+                federated |= absent is not None
+                key, file = row_key(row), _file(row, components, f"{path}: image {number}")
+                incomplete = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
+                shared = file if key is None else None  # export-labels writes a row for each record
+                index.image(number, (file, size_of(row), absent, incomplete, key), key, file=shared)
+            except ROW_ERRORS as error:
+                bad.add(error)
+                continue
+            bad.good += 1
         elif section == "annotations":
             if not isinstance(row, dict):
-                raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
+                bad.add(InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}"), unit="regions")
+                continue
             if "tokens_positive" in row:  # MDETR's file has a single category, "object"
                 raise InputError(
                     f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
                 )
-            fields = (row.get("category_id"), row.get("bbox"), bool(row.get("iscrowd")))
+            category, bbox = row.get("category_id"), row.get("bbox")
+            evidence.compare(row, bbox)
+            if isinstance(category, int | float | str):
+                used.add(category)
+            fields = (category, upright_box(row, bbox), flag_of(row, "iscrowd", "ignore"))
             index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
         else:
-            number, name = want(row, "id", f"{path}: categories"), want(row, "name", f"{path}: categories")
-            name = "" if name is None else str(name)
+            number, name = want(row, "id", f"{path}: categories"), row.get("name")
+            name = class_name("" if name is None else str(name))
+            if not name:
+                log.warning("%s: category %r has no name", path, number)
             if number in names:
                 raise InputError(f"{path}: duplicate category {number}: {names[number]!r} and {name!r}")
-            name = name if name.strip() else ""
             if name and name in names.values():
                 log.warning("%s: category %r has several ids; they are one class", path, name)
             names[number] = name
+            if class_name(row.get("supercategory")) not in ("", name):
+                supers[name] = class_name(row["supercategory"])
             if row.get("frequency") in ("r", "c", "f"):
                 frequency[name] = row["frequency"]
+    evidence.judge(path)
+    boxed = {name for number, name in names.items() if number in used}
+    roots = (set(supers.values()) & set(names.values())) - boxed
+    if roots:
+        log.warning("%s: %s: no box, and only above other classes; not classes of the set", path, sorted(roots))
     ordered = [names[n] for n in sorted(names, key=lambda n: (isinstance(n, str), n))]
-    space = [name for name in dict.fromkeys(ordered) if name]
-    return {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
+    space = [name for name in dict.fromkeys(ordered) if name and name not in roots]
+    if not federated:
+        warn_of_unboxed(path, space, boxed)
+    header = {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
+    above = {name: sorted(uppers) for name in space if (uppers := _above(name, supers) & set(space))}
+    return header | ({"above": above} if above else {}) | bad.header()
+
+
+def _above(name: str, supers: dict[str, str]) -> set[str]:
+    """All classes above one."""
+    above, upper = set[str](), supers.get(name, "")
+    while upper and upper not in above:
+        above.add(upper)
+        upper = supers.get(upper, "")
+    return above - {name}
+
+
+def upright_box(row: dict[str, Any], bbox: Any) -> Any:
+    """The box; if a labelling tool (CVAT) states its rotation, the box around the turned one."""
+    attributes = row.get("attributes")
+    degrees = attributes.get("rotation") if isinstance(attributes, dict) else row.get("rotation")
+    return turned(bbox, degrees) if degrees else bbox
+
+
+class _Evidence:
+    """Compares boxes with the stated areas, which tell corners from x, y, width, height, and with the
+    outlines (of the first annotations only).
+    """
+
+    def __init__(self) -> None:
+        self.seen = self.compared = self.corners = self.outlines = self.apart = 0
+        self.first = self.outline = ""
+
+    def compare(self, row: dict[str, Any], bbox: Any) -> None:
+        """Compare an annotation's box."""
+        self.seen += 1
+        if self.seen > MAX_COMPARED or not (type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))):
+            return
+        x, y, w, h = bbox
+        area: Any = row.get("area")  # one that is smaller than the box is a mask's
+        if is_number(area) and area > 0:
+            self.compared += 1
+            if not is_near(area, w * h) and w > x and h > y and is_near(area, (w - x) * (h - y)):
+                self.corners += 1
+                self.first = self.first or f"bbox {bbox}, area {area}"
+        outline = row.get("segmentation")
+        if self.outlines >= MAX_OUTLINES or type(outline) is not list or not all(type(p) is list for p in outline):
+            return
+        values = [value for polygon in outline for value in polygon]
+        if len(values) < 6 or not all(map(is_number, values)):
+            return
+        self.outlines += 1
+        around = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
+        if any(abs(a - b) > 2 + 0.05 * max(w, h) for a, b in zip(around, (x, y, x + w, y + h))):
+            self.apart += 1
+            self.outline = self.outline or f"bbox {bbox}, corners of the outline {around}"
+
+    def judge(self, path: str) -> None:
+        """Warn of boxes that are not those of their outlines.
+
+        Raises:
+            InputError: the areas show that boxes are corners.
+        """
+        if self.apart > 0.5 * self.outlines:
+            log.warning(
+                "%s: %d of the first %d boxes are not around their `segmentation` (%s): are they x, y, width, height "
+                "in pixels of the same image?",
+                path, self.apart, self.outlines, self.outline,
+            )  # fmt: skip
+        if self.corners > 0.5 * self.compared:
+            raise InputError(
+                f"{path}: `bbox`: found corners by the stated areas, in {self.corners} of {self.compared} ({self.first}"
+                "); want x, y, width, height"
+            )
 
 
 def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
@@ -92,7 +202,10 @@ def _file(row: dict[str, Any], components: int, where: str) -> str:
     """File name of an image; LVIS only states its COCO URL: .../train2017/000000391895.jpg."""
     if "file_name" not in row and isinstance(row.get("coco_url"), str):
         return "/".join(urlparse(row["coco_url"]).path.split("/")[-2:])
-    return "/".join(str(want(row, "file_name", where)).split("/")[-components:])
+    file = want(row, "file_name", where)
+    if not isinstance(file, str) or not file.strip():
+        raise InputError(f"{where}: `file_name`: found {file!r}; want the name of a file")
+    return "/".join(re.split(r"[/\\]", file)[-components:]) if components else file
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:
@@ -105,14 +218,19 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int | float | str) else None
         if not label:  # unknown, or its name is empty
-            labels.lost["unknown_category"] += 1
+            lose(labels.lost, "unknown_category", f"`category_id` {category!r}; {known_names(names)}")
         else:
             labels.add(xywh_box(bbox, size, labels.lost, xyxy), label, ignore=crowd, **origin or {})
+    present = {r.phrase for r in labels.regions}
+    unclear = unclear_names(present, header["above"]) if header.get("above") else set()
     verified_absent = None
     if header["federated"]:
-        present = {r.phrase for r in labels.regions}
-        verified_absent = tuple(sorted({names[n] for n in absent or () if names.get(n)} - present))
-    not_exhaustive = None if incomplete is None else tuple(sorted({names[n] for n in incomplete if names.get(n)}))
+        verified_absent = tuple(sorted(_named(names, absent or (), "neg_category_ids") - present - unclear))
+    not_exhaustive = None
+    if incomplete is not None:
+        not_exhaustive = tuple(sorted(_named(names, incomplete, "not_exhaustive_category_ids")))
+    if unclear and not header["federated"]:
+        not_exhaustive = tuple(sorted(unclear.union(not_exhaustive or ())))
     return labels.image(
         key or image_key(entry.id),
         ImageLocation(file),
@@ -120,6 +238,14 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         verified_absent=verified_absent,
         not_exhaustive=not_exhaustive,
     )
+
+
+def _named(names: Mapping[Any, str], numbers: Collection[Any], field: str) -> set[str]:
+    """Names of listed classes. Raises ValueError if there are such and none of them is known."""
+    found = {names[number] for number in numbers if names.get(number)}
+    if numbers and not found:
+        raise ValueError(f"`{field}` {list(numbers)[:6]}: no class has such an id; {known_names(names)}")
+    return found
 
 
 FORMAT = Format(

@@ -8,6 +8,7 @@ it to boxes.
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 from typing import Any
 
 from pipeline.data.keys import image_key
@@ -15,6 +16,8 @@ from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.paths import join
 from pipeline.readers.base import (
+    ROW_ERRORS,
+    BadRows,
     Format,
     Header,
     ImageLocation,
@@ -60,28 +63,40 @@ def parse_sentence(line: str) -> tuple[str, list[tuple[str, str, Span]]]:
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the XML files and sentences."""
     sentences = files.companions["sentences"]
+    bad = BadRows()
     for name in xml_names(files.annotations, files.companions.get("ids"), WANTED):
-        root = read_xml(join(files.annotations, f"{name}.xml"), WANTED)
-        boxes: list[tuple[list[str], Any]] = []
-        for item in root.iter("object"):
-            box = item.find("bndbox")
-            entities = [(e.text or "").strip() for e in item.findall("name")]
-            if not all(e.isdigit() for e in entities):
-                raise InputError(f"{files.annotations}/{name}.xml: want {WANTED}; found an object called {entities}")
-            if box is not None:
-                boxes.append((entities, corners(box, 1)))  # coordinates start at 1, as in the set's own reader
-        path = join(sentences, f"{name}.txt")
-        for n, line in enumerate(read_text(path, WANTED_SENTENCES).splitlines()):
+        try:
+            root = read_xml(join(files.annotations, f"{name}.xml"), WANTED)
+            boxes = _boxes(root, f"{files.annotations}/{name}.xml")
+            path = join(sentences, f"{name}.txt")
+            lines = read_text(path, WANTED_SENTENCES).splitlines()
+        except ROW_ERRORS as error:
+            bad.add(error)
+            continue
+        for n, line in enumerate(lines):
             if not line.strip():
                 continue
             try:
                 caption, phrases = parse_sentence(line.strip())
             except ValueError as error:
-                raise InputError(
-                    f"{path}: line {n + 1}: want {WANTED_SENTENCES}; found a broken mark {error}"
-                ) from None
+                bad.add(InputError(f"{path}: line {n + 1}: want {WANTED_SENTENCES}; found a broken mark {error}"))
+                continue
+            bad.good += 1
             index.image(f"{name}_{n}", (f"{name}.jpg", stated_size(root), caption, phrases, boxes))
-    return {}
+    return bad.header()
+
+
+def _boxes(root: ET.Element, path: str) -> list[tuple[list[str], Any]]:
+    """(entities, corners) of an XML file's objects with a box."""
+    boxes: list[tuple[list[str], Any]] = []
+    for item in root.iter("object"):
+        box = item.find("bndbox")
+        entities = [(e.text or "").strip() for e in item.findall("name")]
+        if not all(e.isdigit() for e in entities):
+            raise InputError(f"{path}: want {WANTED}; found an object called {entities}")
+        if box is not None:
+            boxes.append((entities, corners(box, 1)))  # coordinates start at 1, as in the set's own reader
+    return boxes
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:

@@ -17,6 +17,7 @@ from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.readers.base import (
+    BadRows,
     Format,
     Header,
     ImageLocation,
@@ -43,14 +44,19 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the label TSV, and the image TSV if given."""
     path, images = files.annotations, files.companions.get("images")
     suffix = str(files.options.get("image_suffix", ".jpg"))
-    for line, (key, _, value) in enumerate(_columns(path, WANTED), 1):
+    bad = BadRows()
+    for line, (key, _, value) in enumerate(_columns(path, WANTED, bad), 1):
         try:
             record = json.loads(value)
         except (ValueError, RecursionError):
-            raise wrong_format(path, WANTED) from None
+            cut = InputError(f"{path}: {key}: want {WANTED}; found no JSON in it")
+            bad.add(cut if line > 1 else wrong_format(path, WANTED))
+            continue
         record = record[0] if isinstance(record, list) and len(record) == 1 else record
         if not isinstance(record, dict) or not all(name in record for name in FIELDS):
-            raise InputError(f"{path}: line {line}: want {WANTED}; found {describe_row(record)}")
+            bad.add(InputError(f"{path}: line {line}: want {WANTED}; found {describe_row(record)}"))
+            continue
+        bad.good += 1
         size = size_of(record, "img_h", "img_w")
         kept = (record["caption"], record["bboxes"], record["scores"], record["tokens_positive"])
         if images is None:
@@ -58,23 +64,30 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         else:
             index.row(key, ("label", size, *kept))
     if images is not None:
-        for key, offset, value in _columns(images, WANTED_IMAGES):
+        for key, offset, value in _columns(images, WANTED_IMAGES, None):
             if not value or len(value.strip()) % 4 or value.lstrip()[:1] in (b"{", b"["):
                 raise wrong_format(images, WANTED_IMAGES)
             index.image(key, (images, offset, len(value.strip()), None, None, None, None, None))
-    return {"first_counts": True}
+    return {"first_counts": True} | bad.header()
 
 
-def _columns(path: str, wanted: str) -> Iterator[tuple[str, int, bytes]]:
-    """(key, byte offset of the value, value) of every line."""
+def _columns(path: str, wanted: str, bad: BadRows | None) -> Iterator[tuple[str, int, bytes]]:
+    """(key, byte offset of the value, value) of every line. Lines of other columns are counted in
+    ``bad``; without it they are an error.
+    """
     offset = 0
     with open_file(path) as file:
         for line in file:
             if line.strip():
                 key, tab, value = line.partition(b"\t")
-                if not tab or b"\t" in value:
+                if tab and b"\t" not in value:
+                    yield key.decode(errors="replace"), offset + len(key) + 1, value.rstrip(b"\r\n")
+                elif bad is None:
                     raise wrong_format(path, wanted)
-                yield key.decode(errors="replace"), offset + len(key) + 1, value.rstrip(b"\r\n")
+                else:
+                    begins = key[:30].decode(errors="replace")
+                    broken = InputError(f"{path}: want {wanted}; found a line that begins {begins!r}")
+                    bad.add(broken if offset else wrong_format(path, wanted))
             offset += len(line)
 
 

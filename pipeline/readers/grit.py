@@ -31,6 +31,8 @@ from pipeline.readers.base import (
     SetFiles,
     clipped,
     is_number,
+    lose,
+    option_flag,
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_lines
@@ -51,7 +53,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the shards or tables. Invalid rows are skipped and counted as ``bad_labels``, damage of
     tars by its reason; the set is refused if its first rows are all invalid.
     """
-    column = "ref_exps" if files.options.get("expressions") else "noun_chunks"
+    column = "ref_exps" if option_flag(files, "expressions") else "noun_chunks"
     problems, valid = TarProblems(), 0
     first_error: InputError | None = None
     for path in _paths(files.annotations):
@@ -78,6 +80,8 @@ def _entry(
     path: str, row: Any, where: _Where | None, column: str, layout: _Layout
 ) -> tuple[str, tuple[Any, str, list[list[Any]], tuple[int, int] | None]]:
     """(key, (location, caption, chunks, original size)) of a row; raises InputError if it is none of GRIT's."""
+    if isinstance(row, InputError):  # a line that is not JSON
+        raise row
     name = f"{path}: {where[0]}.json" if where else path
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or column not in row:
         raise InputError(f"{name}: want {WANTED}; found {describe_row(row)}")
@@ -193,9 +197,9 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         inside = 0 <= start < end <= len(caption)
         box, score = None, None
         if len(chunk) != 7 or not all(map(is_number, chunk)):
-            labels.lost["bad_box"] += 1
+            lose(labels.lost, "bad_box", f"{chunk}; want start, end, x1, y1, x2, y2, score")
         elif not inside:
-            labels.lost["span_outside_caption"] += 1
+            lose(labels.lost, "span_outside_caption", f"{chunk[:2]} of {len(caption)} characters")
         else:
             box, score = clipped(tuple(chunk[2:6]), (1, 1), labels.lost), float(chunk[6])
         if inside:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import Any
+from urllib.parse import unquote
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
@@ -17,6 +21,7 @@ from pipeline.execution.prefetch import submit_ahead
 from pipeline.io.files import open_file, read_range, read_small
 from pipeline.io.paths import is_url, join
 from pipeline.readers.base import ImageLocation
+from pipeline.readers.sniff import IN_PLACE, beside
 
 REQUESTS = 16
 """Number of concurrent requests for remote images."""
@@ -37,15 +42,17 @@ class ImageStore:
         """
         if location.absolute:
             return [location.file]
+        # names may be written as on Windows, or percent-encoded; and paths may be absolute
+        slashed = location.file.replace("\\", "/")
+        files = dict.fromkeys((location.file, slashed, unquote(location.file), unquote(slashed)))
         if not isinstance(self.folders, tuple):
             if location.folder is None or location.folder not in self.folders:
                 raise ImageError(
                     "unknown_folder", f"{location.file}: {location.folder!r}; want one of {sorted(self.folders)}"
                 )
-            return [join(self.folders[location.folder], location.file)]
-        # annotations may state absolute paths
+            return [join(self.folders[location.folder], file) for file in files]
         own = [location.file] if location.file.startswith("/") else []
-        return [*(join(folder, location.file) for folder in self.folders), *own]
+        return [*(join(folder, file) for folder in self.folders for file in files), *own]
 
     def size(self, location: ImageLocation) -> int | None:
         """Size of an image in bytes; -1 if missing; None if remote, to avoid requests."""
@@ -85,12 +92,16 @@ class ImageStore:
         for path in paths:
             with suppress(FileNotFoundError):
                 return self._read(path, location)
-        raise ImageError("image_missing", f"{' and '.join(paths)}: no such file")
+        hints = dict.fromkeys(beside(path) for path in paths)
+        hint = next((hint for hint in hints if hint.startswith(IN_PLACE)), next(iter(hints), ""))
+        raise ImageError("image_missing", f"{' and '.join(paths)}: no such file{hint}")
 
     @staticmethod
     def _read(path: str, location: ImageLocation) -> bytes:
         """Encoded image. A folder, or no object in a store, is a FileNotFoundError as well."""
         try:
+            if location.column is not None:
+                return _cell(path, location.offset, location.column)
             if location.size is not None:
                 data = read_range(path, location.offset, location.size)
                 return base64.b64decode(data, validate=True) if location.base64 else data
@@ -110,3 +121,32 @@ class ImageStore:
             if is_url(path):  # a failure of the store, not of this image
                 raise
             raise ImageError("unreadable_file", f"{path[:200]}: {error}") from None
+
+
+def _cell(path: str, row: int, column: str) -> bytes:
+    """Image in a row of a Parquet table: bytes, or an object with ``bytes``."""
+    starts = _row_groups(path)
+    group = bisect_right(starts, row) - 1
+    value = _column(path, group, column)[row - starts[group]].as_py()
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise ImageError("image_missing", f"{path}: row {row}: no bytes in `{column}`")
+    return data
+
+
+@lru_cache(maxsize=4)
+def _row_groups(path: str) -> list[int]:
+    """First rows of the groups."""
+    from pipeline.io.tables import open_parquet  # imports pyarrow
+
+    groups = open_parquet(path).metadata
+    sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+    return [0, *accumulate(sizes[:-1])]
+
+
+@lru_cache(maxsize=1)
+def _column(path: str, group: int, column: str) -> Any:
+    """A row group's column; images are read in their order, so one is kept."""
+    from pipeline.io.tables import open_parquet  # imports pyarrow
+
+    return open_parquet(path).read_row_group(group, columns=[column]).column(0)

@@ -24,11 +24,14 @@ Id = int | str
 
 
 class Entry(NamedTuple):
-    """An image: its id, and the data that ``fill`` stored of it and of its annotations."""
+    """An image: its id, and the data that ``fill`` stored of it and of its annotations. ``twins``:
+    entries of the same file.
+    """
 
     id: Id
     image: Any
     rows: list[Any]
+    twins: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,23 @@ class IndexWriter:
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (id, image BLOB, key TEXT)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
+        self._db.execute("CREATE TABLE files (image, file TEXT)")
+        self._db.execute("CREATE TABLE twins (id, image BLOB, key TEXT, first)")
         self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
+        self._files: list[tuple[Id, str]] = []
         self._images: list[tuple[Id, bytes, str | None]] = []
         self._rows: list[tuple[Id | bytes, bytes]] = []
         self._key_kinds: set[type] = set()
         self._hash = hashlib.sha256()
         self._db.execute("BEGIN")
 
-    def image(self, number: Id, image: Any, key: str | None = None) -> None:
-        """Add an image. Images are ordered by id. ``key``: the sample key if stated; by default
-        made of the id.
+    def image(self, number: Id, image: Any, key: str | None = None, *, file: str | None = None) -> None:
+        """Add an image. Images are ordered by id.
+
+        Args:
+            key: the sample key if stated; by default made of the id.
+            file: the image's file, if the labels of further images of the same file are to be merged
+                with this one's.
 
         Raises:
             InputError: the id is not an integer or string.
@@ -78,6 +88,8 @@ class IndexWriter:
         if (image_id := _sqlite_id(number)) is None:
             raise InputError(f"{self.about}: image id {number!r}: want an integer or a string")
         self._images.append((image_id, _bytes(image), key))
+        if file is not None:
+            self._files.append((image_id, file.replace("\\", "/").removeprefix("./")))
         self._key_kinds.add(type(image_id) if key is None else type(None))
         if len(self._images) >= _BATCH:
             self._flush()
@@ -94,6 +106,8 @@ class IndexWriter:
         self._hash.update(_bytes([self._images, self._rows]))
         self._db.executemany("INSERT INTO images VALUES (?, ?, ?)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
+        self._db.executemany("INSERT INTO files VALUES (?, ?)", self._files)
+        self._files.clear()
         self._images.clear()
         self._rows.clear()
 
@@ -112,7 +126,8 @@ class IndexWriter:
 
         If the header has ``first_counts``, only the first of images with equal ids is kept, and
         only the first row of an image; ``duplicates`` in the stored header is the number of samples
-        removed.
+        removed. Of images with the same ``file`` the others become twins of the first; the stored
+        header then has their number, ``twins``.
 
         Raises:
             InputError: two images have the same id (without ``first_counts``) or the same key.
@@ -124,6 +139,7 @@ class IndexWriter:
             rows = """DELETE FROM rows WHERE rowid NOT IN (SELECT min(rowid) FROM rows GROUP BY image)
                 AND image IN (SELECT id FROM images)"""
             header["duplicates"] = max(self._db.execute(query).rowcount for query in (images, rows))
+        self._find_twins(header)
         self._hash.update(_bytes(header))
         self._db.execute("INSERT INTO header VALUES (?, ?)", (_bytes(header), self._hash.hexdigest()))
         try:
@@ -135,6 +151,26 @@ class IndexWriter:
         self._refuse_duplicate_keys()
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
+
+    def _find_twins(self, header: dict[str, Any]) -> None:
+        twins = """SELECT f.image, g.first, f.file FROM files f JOIN (SELECT file, min(image) AS first FROM files
+            GROUP BY file HAVING count(DISTINCT image) > 1) g USING (file) WHERE f.image != g.first"""
+        found = self._db.execute(f"{twins} LIMIT 1").fetchone()
+        if found is not None:
+            self._db.execute(f"CREATE TABLE pairs AS {twins}")
+            self._db.execute("CREATE INDEX pairs_of ON pairs (image)")
+            self._db.execute(
+                "INSERT INTO twins SELECT i.id, i.image, i.key, first FROM images i JOIN pairs p ON p.image = i.id"
+            )
+            header["twins"] = self._db.execute("DELETE FROM images WHERE id IN (SELECT image FROM pairs)").rowcount
+            other, first, file = found
+            note = (
+                f"{header['twins']} images are listed twice, such as {file} (the ids {first!r} and {other!r}): the "
+                "labels of each are merged"
+            )
+            header["notes"] = [*header.get("notes", ()), note]
+        self._db.execute("CREATE INDEX twins_of ON twins (first)")
+        self._db.execute("CREATE INDEX twin_ids ON twins (id)")
 
     def _refuse_duplicate_keys(self) -> None:
         """Check that keys are unique, unless all are made of ids of one type."""
@@ -173,7 +209,9 @@ class IndexWriter:
         self._db.close()
 
 
-_HAS_IMAGE = "EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
+_HAS_IMAGE = (
+    "(EXISTS (SELECT 1 FROM images WHERE id = rows.image) OR EXISTS (SELECT 1 FROM twins WHERE id = rows.image))"
+)
 
 
 def _bytes(value: Any) -> bytes:
@@ -239,8 +277,21 @@ class IndexReader:
         query = f"SELECT image, row FROM rows WHERE {query} AND {_HAS_IMAGE} ORDER BY image, rowid"
         for number, row in self._db.execute(query, values):
             rows.setdefault(number, []).append(marshal.loads(row))
+        twins = self._twins(ids) if self.header.get("twins") else {}
         for number, image in self.images_of(ids):
-            yield Entry(number, image, rows.pop(number, []))
+            yield Entry(number, image, rows.pop(number, []), tuple(twins.get(number, ())))
+
+    def _twins(self, ids: IdRange) -> dict[Id, list[Entry]]:
+        """Further entries of the files of a range's images, by the images' ids."""
+        query, values = ids.where("first")
+        twins: dict[Id, list[Entry]] = {}
+        for number, image, first in self._db.execute(
+            f"SELECT id, image, first FROM twins WHERE {query} ORDER BY id", values
+        ):
+            rows = self._db.execute("SELECT row FROM rows WHERE image = ? ORDER BY rowid", (number,))
+            entry = Entry(number, marshal.loads(image), [marshal.loads(row) for (row,) in rows])
+            twins.setdefault(first, []).append(entry)
+        return twins
 
     def close(self) -> None:
         """Close the file."""

@@ -46,8 +46,8 @@ class _JsonScanner:
         self.ended = not data
         try:
             self.text, self.position = keep + self._decoder.decode(data, final=self.ended), 0
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.path}: want JSON in UTF-8; found other bytes ({error.reason})") from None
+        except UnicodeDecodeError:
+            raise wrong_format(self.path, "JSON in UTF-8") from None
 
     def peek(self) -> str:
         """Skip white space and return the next character; "" at the end."""
@@ -135,7 +135,7 @@ def stream_object(path: str | Path, lists: Collection[str], wanted: str) -> Iter
                 text.value()
             more = text.take(",}") == ","
         if text.peek():
-            raise text.error("more after the end")
+            raise text.error("more after the end" + (": JSON Lines" if text.peek() == "{" else ""))
     if any(types.get(name) != "list" for name in lists):
         found = ", ".join(f"`{name}` ({kind})" for name, kind in types.items()) or "nothing in it"
         raise InputError(f"{path}: want {wanted}; found an object with {found}")
@@ -156,10 +156,8 @@ def stream_list(path: str | Path, wanted: str) -> Iterator[Any]:
 
 
 def stream_lines(path: str | Path, wanted: str) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of a JSON Lines file; empty lines are skipped.
-
-    Raises:
-        InputError: a line is not JSON.
+    """(line number from 1, value) of a JSON Lines file; empty lines are skipped. The value of a line
+    that is not JSON is an InputError.
     """
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
@@ -169,8 +167,9 @@ def stream_lines(path: str | Path, wanted: str) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except (ValueError, RecursionError):
                 if number == 1:
-                    raise wrong_format(path, wanted) from None
-                raise InputError(f"{path}: line {number}: want {wanted}; found no JSON in it") from None
+                    yield number, wrong_format(path, wanted)
+                else:
+                    yield number, InputError(f"{path}: line {number}: want {wanted}; found no JSON in it")
 
 
 def read_object(path: str | Path, wanted: str) -> dict[str, Any]:

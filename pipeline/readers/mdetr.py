@@ -7,12 +7,15 @@ from typing import Any
 from pipeline.data.keys import image_key, row_key
 from pipeline.errors import InputError
 from pipeline.readers.base import (
+    ROW_ERRORS,
+    BadRows,
     Format,
     Header,
     ImageLocation,
     LabelCollector,
     LabelledImage,
     SetFiles,
+    flag_of,
     phrase_of,
     provenance_of,
     size_of,
@@ -29,22 +32,29 @@ WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captio
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the file, all of whose images must have captions."""
-    path = files.annotations
+    path, bad = files.annotations, BadRows()
     for section, row in stream_object(path, ("images", "annotations"), WANTED):
         if section == "images":
-            number = want(row, "id", f"{path}: images")
-            caption = want(row, "caption", f"{path}: image {number}")
-            if not isinstance(caption, str):
-                raise InputError(f"{path}: image {number}: want a string `caption`; found {caption!r}")
-            file = str(want(row, "file_name", f"{path}: image {number}"))
-            key = row_key(row)
-            index.image(number, (file, size_of(row), caption, row.get("data_source"), key, row.get("uncertain")), key)
+            try:
+                number = want(row, "id", f"{path}: images")
+                caption = want(row, "caption", f"{path}: image {number}")
+                if not isinstance(caption, str):
+                    raise InputError(f"{path}: image {number}: want a string `caption`; found {caption!r}")
+                file = str(want(row, "file_name", f"{path}: image {number}"))
+                key, source = row_key(row), row.get("data_source")
+                index.image(number, (file, size_of(row), caption, source, key, row.get("uncertain")), key)
+            except ROW_ERRORS as error:
+                bad.add(error)
+                continue
+            bad.good += 1
         else:
             if not isinstance(row, dict):
-                raise InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
-            fields = (row.get("tokens_positive"), row.get("bbox"), bool(row.get("iscrowd")), row.get("phrase"))
+                bad.add(InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}"), unit="regions")
+                continue
+            ignore = flag_of(row, "iscrowd", "ignore")
+            fields = (row.get("tokens_positive"), row.get("bbox"), ignore, row.get("phrase"))
             index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
-    return {}
+    return bad.header()
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:

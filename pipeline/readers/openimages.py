@@ -8,17 +8,33 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.keys import image_key
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles, clipped
+from pipeline.readers.base import (
+    BadRows,
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    class_name,
+    clipped,
+    flag_of,
+    known_names,
+    lose,
+    unclear_names,
+)
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object
 from pipeline.readers.sniff import wrong_format
 
+log = logging.getLogger("glip_self_train")
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
 LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
 WANTED = f"OpenImages' box CSV (with the columns {', '.join(BOX_COLUMNS)})"
@@ -29,22 +45,40 @@ WANTED_HIERARCHY = "OpenImages' hierarchy JSON (an object with `LabelName` and `
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the files."""
-    names = {label: name for label, name in _classes(files.companions["classes"]) if name.strip()}
-    for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED):
-        index.row(image, (label, x1, y1, x2, y2, group == "1"))
+    classes = ((label, class_name(name)) for label, name in _classes(files.companions["classes"]))
+    names = {label: name for label, name in classes if name}
+    bad = BadRows()
+    for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED, bad=bad):
+        is_group = False if group.strip() == "-1" else flag_of({"IsGroupOf": group}, "IsGroupOf")  # -1: not known
+        index.row(image, (label, x1, y1, x2, y2, is_group))
     index.images_of_rows()
     if "labels" in files.companions:
-        labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, never="XMin")
+        labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, bad=bad, never="XMin")
         for image, label, confidence in labels:
-            index.row(image, (label, confidence not in ("0", "0.0")))
+            index.row(image, (label, _confidence(confidence) != 0))
         index.forget_orphan_annotations()  # labels of images outside this set
+    else:
+        log.warning(
+            "%s: no image-level `labels` given: each class without a box in an image is taken as absent from it",
+            files.name,
+        )
     below = _below(files.companions["hierarchy"]) if "hierarchy" in files.companions else {}
-    return {
+    header = {
         "names": names,
         "label_space": list(dict.fromkeys(names.values())),
         "federated": "labels" in files.companions,
         "below": below,
     }
+    if not header["federated"] and below:  # else only what was verified is absent
+        header["above"] = {label: [upper for upper in below if label in below[upper]] for label in names}
+    return header | bad.header()
+
+
+def _confidence(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:
@@ -69,13 +103,13 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         present.add(label)
         name = names.get(label)
         if name is None:
-            labels.lost["unknown_category"] += 1
+            lose(labels.lost, "unknown_category", f"`LabelName` {label!r}; {known_names(names)}")
             continue
         try:
             x1, y1, x2, y2 = map(float, corners)
             box = clipped((x1, y1, x2, y2), (1, 1), labels.lost)
         except ValueError:
-            labels.lost["bad_box"] += 1
+            lose(labels.lost, "bad_box", f"{corners}; want four numbers")
             box = None
         labels.add(box, name, ignore=group)
     verified = None
@@ -84,10 +118,15 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         above = {upper for upper, lower in below.items() if present & set(lower)}
         present_names = {names.get(label) for label in present | above}
         verified = tuple(sorted({names[n] for n in absent if n in names} - present_names))
-    return labels.image(image_key(entry.id), location(entry.id, None), verified_absent=verified, relative=True)
+    unclear = unclear_names(present, header["above"]) if header.get("above") else ()
+    incomplete = tuple(sorted({names[n] for n in unclear if n in names})) or None
+    fields = {"verified_absent": verified, "not_exhaustive": incomplete}
+    return labels.image(image_key(entry.id), location(entry.id, None), relative=True, **fields)
 
 
-def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = "") -> Iterator[tuple[str, ...]]:
+def _columns(
+    path: str, wanted: tuple[str, ...], description: str, *, bad: BadRows, never: str = ""
+) -> Iterator[tuple[str, ...]]:
     """The wanted columns of every row. ``never``: a column that only the set's other files have."""
     with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
@@ -100,7 +139,10 @@ def _columns(path: str, wanted: tuple[str, ...], description: str, never: str = 
                 if not row:
                     continue
                 if len(row) < len(head):
-                    raise InputError(f"{path}: line {rows.line_num}: want {len(head)} columns; found {len(row)}")
+                    error = InputError(f"{path}: line {rows.line_num}: want {len(head)} columns; found {len(row)}")
+                    bad.add(error, unit="regions")
+                    continue
+                bad.good += 1
                 yield tuple(row[position] for position in positions)
         except (csv.Error, UnicodeDecodeError):
             raise wrong_format(path, description) from None

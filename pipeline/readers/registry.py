@@ -21,6 +21,8 @@ READERS: Registry[Format] = Registry(
         "odvg_grounding": "pipeline.readers.odvg:GROUNDING",
         "grit": "pipeline.readers.grit:FORMAT",
         "glip_captions": "pipeline.readers.glip_captions:FORMAT",
+        "yolo": "pipeline.readers.yolo:FORMAT",
+        "hf_parquet": "pipeline.readers.hf_parquet:FORMAT",
     },
 )
 READ = tuple(READERS.builtin)

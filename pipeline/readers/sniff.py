@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import html
+import os
 import re
+import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, unquote_plus
 
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
 
 _MAGIC = (
-    (b"PAR1", "a Parquet file"),
+    (b"PAR1", "a Parquet file (format hf_parquet reads Hugging Face's)"),
     (b"\x1f\x8b", "a gzip archive (unpack it first)"),
     (b"PK\x03\x04", "a zip archive (unpack it first)"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG", "a PNG image"),
+    (b"\xff\xfe", "text in UTF-16 (save it as UTF-8)"),
+    (b"\xfe\xff", "text in UTF-16 (save it as UTF-8)"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive (unpack it first)"),
+    (b"BZh", "a bzip2 archive (unpack it first)"),
+    (b"\xfd7zXZ", "an xz archive (unpack it first)"),
+    (b"7z\xbc\xaf", "a 7z archive (unpack it first)"),
+    (b"Rar!", "a RAR archive (unpack it first)"),
     (b"SQLite format 3", "a SQLite database"),
     (b"<!DOCTYPE html", "a web page"),
     (b"<html", "a web page"),
     (b"version https://git-lfs", "a Git LFS pointer (fetch the file itself)"),
 )
+
+IN_PLACE = "; there is"
+"""Beginning of a note that names a file in another's place."""
 
 
 def wrong_format(path: str | Path, wanted: str) -> InputError:
@@ -54,9 +69,53 @@ def describe_file(path: str | Path) -> str:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:
-            return "a binary file"
+            near = head[max(0, error.start - 20) : error.start + 5]
+            return f"no UTF-8 at {near!r}" if b"\0" not in head and _is_text(head) else "a binary file"
         text = head[: error.start].decode("utf-8-sig")
     return _describe_text(text)
+
+
+def _is_text(head: bytes) -> bool:
+    return sum(byte >= 32 or byte in b"\t\r\n" for byte in head[:200]) > 0.99 * len(head[:200]) and (
+        sum(byte < 128 for byte in head[:200]) > 0.7 * len(head[:200])
+    )
+
+
+def beside(path: str) -> str:
+    """A note for messages about a missing file: the file that is there in its place, with another
+    ending, case, encoding or folder; or what its folder has.
+    """
+    if is_url(path) or "\0" in path:
+        return ""
+    folder, missing = Path(path).parent, Path(path).name
+    while not folder.is_dir() and folder != folder.parent:
+        folder, missing = folder.parent, folder.name
+    try:
+        names = _listing(str(folder), folder.stat().st_mtime_ns)
+    except OSError:
+        return ""
+    name = Path(path).name
+    decoded = (unquote(name), unquote_plus(name), html.unescape(name))
+    for candidate in dict.fromkeys((missing, name, name.rsplit("\\", 1)[-1], *decoded)):
+        folded = _folded(candidate)
+        for shorter in (folded, folded.rsplit(".", 1)[0], folded.rsplit(".", 2)[0]):
+            if (found := names.get(shorter)) is not None:
+                return f"{IN_PLACE} {folder / found}"
+    return f"; {folder} has {min(names.values())}, ..." if names else f"; {folder} is empty"
+
+
+@lru_cache(maxsize=8)
+def _listing(folder: str, changed: int) -> dict[str, str]:
+    """Names in a folder by their folded names, and by those without ending."""
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    folded = {_folded(name): name for name in reversed(names)}
+    for name in names:
+        folded.setdefault(_folded(name).rsplit(".", 1)[0], name)
+    return folded
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _describe_text(text: str) -> str:

@@ -14,18 +14,20 @@ from pipeline.data.keys import image_key
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.readers.base import (
+    BadRows,
     Format,
     Header,
     ImageLocation,
     LabelCollector,
     LabelledImage,
     SetFiles,
+    option_flag,
     size_of,
     xywh_box,
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_list
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import describe_row, wrong_format
 
 WANTED_OBJECTS = "Visual Genome's objects.json (a list of images with `objects`)"
 WANTED_REGIONS = "Visual Genome's region_descriptions.json (a list of images with `regions`)"
@@ -36,25 +38,33 @@ COMPANIONS = {"images": "image_data.json: sizes, folders, and COCO ids"}
 OPTIONS = {"without_coco": "exclude images that are also in COCO"}
 
 
-def _images(files: SetFiles, field: str, wanted: str) -> Iterator[tuple[int, str, Any, list[Any]]]:
+def _images(files: SetFiles, field: str, wanted: str, bad: BadRows) -> Iterator[tuple[int, str, Any, list[Any]]]:
     """(id, file, size, rows) of every image in the annotations."""
     path = files.companions["images"]
     known: dict[int, tuple[str, Any]] = {}
+    without_coco = option_flag(files, "without_coco")
     for row in stream_list(path, WANTED_IMAGES):
         number = _id(row)
         if number is None or not isinstance(row.get("url"), str) or size_of(row) is None:
-            raise wrong_format(path, WANTED_IMAGES)
-        if not (files.options.get("without_coco") and row.get("coco_id")):
+            if not known:
+                raise wrong_format(path, WANTED_IMAGES)
+            continue  # and counted where an annotation is of it
+        if not (without_coco and row.get("coco_id")):
             # the path in the two archives, such as VG_100K_2/1.jpg
             known[number] = "/".join(row["url"].split("/")[-2:]), size_of(row)
         else:
             known[number] = "", None
-    for row in stream_list(files.annotations, wanted):
+    for n, row in enumerate(stream_list(files.annotations, wanted)):
         number = _id(row)
         if number is None or not isinstance(row.get(field), list):
-            raise wrong_format(files.annotations, wanted)
+            bad.add(wrong_format(files.annotations, wanted) if not n else InputError(
+                f"{files.annotations}: row {n}: want an image with `image_id` and `{field}`; found {describe_row(row)}"
+            ))  # fmt: skip
+            continue
         if number not in known:
-            raise InputError(f"{files.annotations}: want images of {path}; found image {number}")
+            bad.add(InputError(f"{files.annotations}: want images of {path}; found image {number}"))
+            continue
+        bad.good += 1
         file, size = known[number]
         if file:
             yield number, file, size, [r if isinstance(r, dict) else {} for r in row[field]]
@@ -69,12 +79,13 @@ def _id(row: Any) -> int | None:
 def fill_objects(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read objects.json."""
     counts: Counter[str] = Counter()
-    for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS):
+    bad = BadRows()
+    for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS, bad):
         kept = [(_name(r.get("names")), [r.get("x"), r.get("y"), r.get("w"), r.get("h")]) for r in rows]
         counts.update(name for name, _ in kept)
         index.image(number, (file, size, kept))
     least = int(files.options.get("least_boxes", 1))
-    return {
+    return bad.header() | {
         "label_space": sorted(name for name, n in counts.items() if name and n >= least),
         "counts": dict(counts),
         "least": least,
@@ -104,13 +115,13 @@ def labelled_objects(entry: Entry, header: Header) -> LabelledImage:
 
 def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``."""
-    without_text = 0
-    for number, file, size, rows in _images(files, "regions", WANTED_REGIONS):
+    without_text, bad = 0, BadRows()
+    for number, file, size, rows in _images(files, "regions", WANTED_REGIONS, bad):
         described = [(text, row) for row in rows if (text := _text(row))]
         without_text += len(rows) - len(described)
         for n, (caption, spans) in enumerate(_captions(described)):
             index.image(f"{number:09d}-{n:02d}", (file, size, caption, spans))
-    return {"lost": {"no_phrase": without_text} if without_text else {}}
+    return bad.header() | {"lost": {"no_phrase": without_text} if without_text else {}}
 
 
 def _text(row: dict[str, Any]) -> str:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.keys import image_key
 from pipeline.errors import InputError
 from pipeline.io.paths import join
-from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles, xyxy_box
+from pipeline.readers.base import (
+    ROW_ERRORS,
+    BadRows,
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    flag_of,
+    known_names,
+    lose,
+    turned,
+    xyxy_box,
+)
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
 from pipeline.readers.xml_files import corners, read_xml, stated_size, text_lines, xml_names
@@ -26,27 +42,58 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         raise InputError(f"set {files.name}: option boxes: found {boxes!r}; want image or stated_size")
     scaled = boxes == "stated_size"
     suffix, first = str(files.options.get("image_suffix", "")), int(files.options.get("first_pixel", 1))
-    seen: set[str] = set()
+    seen, bad = set[str](), BadRows()
     for stem in xml_names(files.annotations, files.companions.get("ids"), WANTED):
         path = join(files.annotations, f"{stem}.xml")
-        root = read_xml(path, WANTED)
-        stated = (root.findtext("filename") or "").strip()
-        file = stem + suffix if suffix else "/".join([*stem.split("/")[:-1], stated or stem.split("/")[-1] + ".jpg"])
-        rows = []
-        for item in root.iter("object"):
-            box = item.find("bndbox")
-            if item.find("nobndbox") is not None or len(item.findall("name")) > 1:
-                raise InputError(f"{path}: want {WANTED}; found Flickr30k Entities' (format flickr30k)")
-            label = " ".join((item.findtext("name") or "").split())
-            label = classes.id_of(label, stem) if classes is not None else label
-            bbox = None if box is None else corners(box, first, either=scaled)
-            rows.append((label, bbox, item.findtext("difficult", "0").strip() == "1"))
-            seen.add(label)
-        index.image(stem, (file, stated_size(root), rows))
+        try:
+            root = read_xml(path, WANTED)
+            stated = (root.findtext("filename") or "").strip()
+            named = "/".join([*stem.split("/")[:-1], stated or stem.split("/")[-1] + ".jpg"])
+            rows = []
+            for item in root.iter("object"):
+                if item.find("nobndbox") is not None or len(item.findall("name")) > 1:
+                    raise InputError(f"{path}: want {WANTED}; found Flickr30k Entities' (format flickr30k)")
+                label = " ".join((item.findtext("name") or "").split())
+                label = classes.id_of(label, stem) if classes is not None else label
+                rows.append(
+                    (label, _bbox(item, first, scaled), flag_of({"difficult": item.findtext("difficult")}, "difficult"))
+                )
+                seen.add(label)
+        except ROW_ERRORS as error:
+            bad.add(error, "" if isinstance(error, InputError) else path)
+            continue
+        bad.good += 1
+        file = stem + suffix if suffix else named
+        index.image(stem, (file, stated_size(root), rows), file=file)
     if classes is None:
-        return {"names": None, "label_space": sorted(seen - {""}), "scaled": scaled}
+        return {"names": None, "label_space": sorted(seen - {""}), "scaled": scaled} | bad.header()
     space = list(dict.fromkeys(filter(None, classes.names.values())))
-    return {"names": classes.names, "label_space": space, "scaled": scaled}
+    return {"names": classes.names, "label_space": space, "scaled": scaled} | bad.header()
+
+
+def _bbox(item: ET.Element, first: int, scaled: bool) -> list[Any] | None:
+    """An object's corners; those around the turned box if a labelling tool states a rotation:
+    roLabelImg as <robndbox> in radians, CVAT as an attribute in degrees.
+    """
+    box, turned_box = item.find("bndbox"), item.find("robndbox")
+    if turned_box is not None:
+        values = [float(turned_box.findtext(name, "nan")) for name in ("cx", "cy", "w", "h", "angle")]
+        x, y, w, h, angle = values
+        return _corners(turned([x - w / 2, y - h / 2, w, h], math.degrees(angle)))
+    if box is None:
+        return None
+    bbox = corners(box, first, either=scaled)
+    for attribute in item.iter("attribute"):
+        degrees = attribute.findtext("value") if attribute.findtext("name") == "rotation" else None
+        if degrees and None not in bbox:
+            x1, y1, x2, y2 = bbox
+            bbox = _corners(turned([x1, y1, x2 - x1, y2 - y1], degrees))
+    return bbox
+
+
+def _corners(xywh: list[float]) -> list[Any]:
+    x, y, w, h = xywh
+    return [x, y, x + w, y + h]
 
 
 @dataclass(frozen=True)
@@ -98,7 +145,8 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     for label, bbox, difficult in rows:
         name = label if names is None else names.get(label)
         if not name:
-            labels.lost["unknown_category"] += 1
+            shown = f"<name> {label!r}" + ("" if names is None else f"; {known_names(names)}")
+            lose(labels.lost, "unknown_category", shown)
             continue
         box = xyxy_box(bbox, size, labels.lost)
         if box is not None and relative:

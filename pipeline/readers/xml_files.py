@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.io.files import listing_below, read_bytes
-from pipeline.readers.sniff import wrong_format
+from pipeline.io.files import file_size, listing_below, read_bytes
+from pipeline.io.paths import join
+from pipeline.readers.sniff import beside, wrong_format
 
 WANTED_NAMES = "a list of names, one a line"
-_NAME = re.compile(r'[^\s"{}<>,\0]+')
-_MARKS = (["-1"], ["0"], ["1"])
+_NAME = re.compile(r'[^\t"{}<>,\0]+|[^\s"{}<>,\0]+\t-?[01]')
+_MARKS = ("-1", "0", "1")
 
 
 def read_xml(path: str, wanted: str) -> ET.Element:
@@ -23,23 +25,54 @@ def read_xml(path: str, wanted: str) -> ET.Element:
             without limit).
     """
     data = _read(path)
+    if (encoding := _encoding(data)) is not None:
+        try:
+            data = _DECLARATION.sub("", data.decode(encoding), count=1).encode()
+        except (UnicodeError, LookupError) as error:
+            raise InputError(f"{path}: want {wanted}; found XML whose encoding {encoding} fails ({error})") from None
     if b"<!ENTITY" in data:
         raise InputError(f"{path}: want {wanted}; found XML that defines entities")
     try:
         root = ET.fromstring(data)
     except (ET.ParseError, ValueError, LookupError) as error:
         if b"<annotation" in data[:1000]:
-            raise InputError(f"{path}: want {wanted}; found one that is cut off or broken ({error})") from None
+            reason = f"one that is cut off or broken ({error})"
+            if _is_not_utf8(data):
+                reason = "bytes that are not UTF-8, and no other encoding declared"
+            raise InputError(f"{path}: want {wanted}; found {reason}") from None
         raise wrong_format(path, wanted) from None
     if root.tag != "annotation":
         raise wrong_format(path, wanted)
     return root
 
 
+_DECLARATION = re.compile(r"^\ufeff?\s*<\?xml[^>]*\?>")
+_ENCODING = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
+
+
+def _encoding(data: bytes) -> str | None:
+    """Encoding that a file declares or its mark states; None if it is UTF-8, which the parser reads."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    declared = _ENCODING.match(data[:300])
+    name = declared[1].decode().lower() if declared else "utf-8"
+    if name in ("gb2312", "gbk"):
+        return "gb18030"  # which has their characters and those that files have beyond them
+    return None if name in ("utf-8", "utf8", "us-ascii", "ascii") else name
+
+
+def _is_not_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
 def _read(path: str) -> bytes:
     data = read_bytes(path)
     if data is None:
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file{beside(path)}")
     return data
 
 
@@ -49,24 +82,34 @@ def xml_names(folder: str, ids: str | None, wanted: str) -> list[str]:
     Raises:
         InputError: no file; ``ids`` is missing or has another format.
     """
-    names = [name.removesuffix(".xml") for name in listing_below(folder, ".xml")] if ids is None else listed_names(ids)
+    if ids is None:
+        names = [name.removesuffix(".xml") for name in listing_below(folder, ".xml") if not is_hidden(name)]
+    else:
+        names = listed_names(ids, lambda name: file_size(join(folder, f"{name}.xml")) is not None)
     if not names:
         raise wrong_format(folder, wanted)
     return names
 
 
-def listed_names(path: str) -> list[str]:
+def is_hidden(name: str) -> bool:
+    """Whether a path has a hidden part, such as ``._1.xml`` or ``__MACOSX``, which macOS leaves in archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def listed_names(path: str, is_there: Callable[[str], bool]) -> list[str]:
     """Names of a split's images, one a line, without those marked -1 in a second column (VOC's
     lists of a class).
+
+    Names may have spaces. A last column of -1, 0 and 1 in all lines is one of marks, unless the first
+    line as a whole is a name (``is_there``).
     """
-    names = []
-    for line in text_lines(path, WANTED_NAMES):
-        name, *mark = line.split()
-        if not _NAME.fullmatch(name) or (mark and mark not in _MARKS):
-            raise wrong_format(path, WANTED_NAMES)
-        if mark != ["-1"]:
-            names.append(name)
-    return names
+    lines = [line.strip() for line in text_lines(path, WANTED_NAMES)]
+    if not all(map(_NAME.fullmatch, lines)):
+        raise wrong_format(path, WANTED_NAMES)
+    marked = [line.rsplit(maxsplit=1) for line in lines]
+    if all(len(parts) == 2 and parts[1] in _MARKS for parts in marked) and not is_there(lines[0]):
+        lines = [name for name, mark in marked if mark != "-1"]
+    return [name.removesuffix(".xml") for name in lines]
 
 
 def text_lines(path: str, wanted: str) -> list[str]:

@@ -35,11 +35,13 @@ from pipeline.io.tars import write_tar
 from pipeline.readers.base import (
     CUT,
     LEFT_OUT,
+    LISTED_TWICE,
     UNREADABLE,
     Kind,
     LabelledImage,
     SetFiles,
     build_index,
+    merged,
     presence_of,
     uncertain_spans,
 )
@@ -47,7 +49,12 @@ from pipeline.readers.image_headers import ImageHeader, on_stored_image, read_he
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READERS, load_format
-from pipeline.stages.ingest_losses import REGIONS_CUT, cut_boxes, refuse_losses
+from pipeline.stages.ingest_losses import (
+    REGIONS_CUT,
+    Oddities,
+    doubts,
+    refuse_losses,
+)
 from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"
@@ -133,21 +140,17 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
         report = run_shards(STAGE, jobs, out, partial(_ingest_shard, work=work), job, fingerprint_of=fingerprint_of)
         header = index.header
-        lost = {**header.get("lost", {}), **index.orphan_annotations()}
         index.close()
         _index.cache_clear()
-    if lost:
-        tally = Tally(seen=sum(lost.values()), dropped=lost)
-        report.tallies.setdefault("regions", Tally()).add(tally)
-    lost_samples = Counter(header.get("lost_samples", {}))
-    lost_samples["duplicate_key"] += header.get("duplicates", 0)
-    for reason, n in lost_samples.items():
-        if n:
-            report.tallies.setdefault("samples", Tally()).drop(reason, n)
+    folded = Counter(class_name.casefold() for class_name in header.get("label_space") or ())
+    if same := [class_name for class_name, n in folded.items() if n > 1]:
+        log.warning(
+            "%s: classes that differ in case alone, each taught as absent beside the other: %s", name, same[:10]
+        )
     for note in header.get("notes", ()):
         log.warning("%s: %s", name, note)
     refuse_losses(config, name, report, out)
-    if warning := cut_boxes(report):
+    for warning in doubts(report, format_.kind):
         log.warning("%s: %s", name, warning)
     _remove_beyond(len(work.parts), name, out)
     names = header.get("label_space") or ()
@@ -235,12 +238,21 @@ class _Counts:
 
 def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     format_, index = load_format(work.format), _index(work.index)
-    samples, regions, notes = _Counts(), _Counts(), list[str]()
+    samples, regions, notes, odd = _Counts(), _Counts(), list[str](), Oddities()
+    if _number(job) == 0:  # with what the set has lost as a whole
+        samples.dropped.update(index.header.get("lost_samples", {}))
+        samples.dropped["duplicate_key"] += index.header.get("duplicates", 0)
+        samples.dropped[LISTED_TWICE] += index.header.get("twins", 0)
+        regions.dropped.update({**index.header.get("lost", {}), **index.orphan_annotations()})
+        notes += index.header.get("notes", ())
 
     def items() -> Iterator[LabelledImage]:
         for entry in index.entries(work.parts[_number(job)]):
             try:
                 item = format_.labelled(entry, index.header)
+                for twin in entry.twins:
+                    other = format_.labelled(twin, index.header)
+                    item = merged(item, other) if item is not None and other is not None else item or other
             except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # malformed labels
                 samples.dropped["bad_labels"] += 1
                 notes.append(f"image {entry.id}: {type(error).__name__}: {str(error).splitlines()[0]}")
@@ -253,28 +265,38 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         to_read, to_locate = tee(items())
         for item, read in zip(to_read, work.images.reading(item.location for item in to_locate)):
-            files = _sample(item, read, work, samples, regions, notes)
+            files = _sample(item, read, work, samples, regions, notes, odd)
             if files is not None:
                 yield item.key, files
 
     file = f"{job.name}.tar"
     output = write_tar(join(work.out, file), records())
     tallies = {"samples": samples.tally(), "regions": regions.tally()}
-    numbers = {REGIONS_CUT: float(regions.cut)} if regions.cut else {}
+    numbers = ({REGIONS_CUT: float(regions.cut)} if regions.cut else {}) | odd.numbers()
     return job.report(STAGE, {file: output}, tallies, numbers=numbers, notes=notes)
 
 
 def _sample(
-    item: LabelledImage, read: Callable[[], bytes], work: SetWork, samples: _Counts, regions: _Counts, notes: list[str]
+    item: LabelledImage,
+    read: Callable[[], bytes],
+    work: SetWork,
+    samples: _Counts,
+    regions: _Counts,
+    notes: list[str],
+    odd: Oddities,
 ) -> dict[str, bytes] | None:
     """Return an image's files in the shard; if it is lost, count the reason and return None."""
     outside = Counter[str]()  # of the image's actual size; readers that know a stated size have counted before
     lost = {reason: n for reason, n in item.lost.items() if reason != CUT}
     if lost:
+        examples = getattr(item.lost, "examples", {})
+        for reason in sorted((UNREADABLE | {"box_outside_image"}) & examples.keys() - regions.dropped.keys()):
+            notes.append(f"{item.location.file}: {reason}: {examples[reason]}")
         regions.dropped.update(lost)
         if not item.regions and UNREADABLE & lost.keys():  # it would teach that its objects are absent
             samples.dropped["no_usable_region"] += 1
-            notes.append(f"{item.location.file}: none of its regions can be used ({lost})")
+            shown = "".join(f"; {reason}: {text}" for reason, text in examples.items() if reason in UNREADABLE)
+            notes.append(f"{item.location.file}: none of its regions can be used ({lost}{shown})")
             return None
     try:
         data = read()
@@ -299,6 +321,7 @@ def _sample(
         return None
     samples.kept += 1
     regions.kept += len(kept)
+    odd.look(kept, header.upright)
     regions.cut += item.lost.get(CUT, 0) + outside.pop(CUT, 0)
     regions.dropped.update(outside)
     return {_extension(item.location.file, header): data, "json": text}

@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord
 from pipeline.io.tars import read_tar
@@ -142,11 +145,34 @@ def glip(root: Path, boxes) -> Set:
     return put(root / "a.tsv", L.tsv({"1": {**record, "tokens_positive": [SPANS] * len(boxes)}})), {}, {}
 
 
+def yolo(root: Path, boxes) -> Set:
+    put(root / "images" / "1.jpg", "").write_bytes(jpeg(1, (WIDTH, HEIGHT)))
+    rows = [(b[0] + b[2], b[1] + b[3], 2 * (b[2] - b[0]), 2 * (b[3] - b[1])) for b in boxes]
+    sides = (2 * WIDTH, 2 * HEIGHT, 2 * WIDTH, 2 * HEIGHT)
+    lines = (" ".join(str(v / side) for v, side in zip(row, sides, strict=True)) for row in rows)
+    put(root / "labels" / "1.txt", "".join(f"0 {line}\n" for line in lines))
+    return put(root / "data.yaml", {"train": "images", "names": ["café 👩‍🚀"]}), {}, {}
+
+
+def hf_parquet(root: Path, boxes, data: bytes | None = None) -> Set:
+    things = {"bbox": [xywh(b) for b in boxes], "category": [0] * len(boxes)}
+    row = {"image": {"bytes": data or jpeg(1, (WIDTH, HEIGHT)), "path": "1.jpg"}, "width": WIDTH, "height": HEIGHT}
+    types = pa.struct([("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(pa.int64()))])
+    table = pa.table({**{n: [v] for n, v in row.items()}, "objects": pa.array([things], types)})
+    label = {"names": ["café 👩‍🚀"], "_type": "ClassLabel"}
+    features = {"objects": {"feature": {"category": label}, "_type": "Sequence"}}
+    root.mkdir(parents=True, exist_ok=True)
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), root / "a.parquet")
+    return root / "a.parquet", {}, {}
+
+
 SETS: dict[str, Callable[[Path, list], Set]] = {
     "coco": coco, "lvis": lvis, "mdetr": mdetr, "refcoco": mdetr, "openimages": openimages,
     "visual_genome_objects": vg_objects,
     "visual_genome_regions": vg_regions, "voc": voc, "flickr30k": flickr30k, "odvg_detection": odvg_detection,
-    "odvg_grounding": odvg_grounding, "grit": grit, "glip_captions": glip,
+    "odvg_grounding": odvg_grounding, "grit": grit, "glip_captions": glip, "yolo": yolo,
+    "hf_parquet": hf_parquet,
 }  # fmt: skip
 CONFIG = IngestConfig(max_failed_share=1.0)
 

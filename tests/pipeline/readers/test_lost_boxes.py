@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.readers.base import ImageLocation, LabelledImage, presence_of
@@ -30,7 +31,7 @@ from tests.pipeline.readers.sets import (
 )
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", [n for n in READ if n not in ("yolo", "hf_parquet")])  # those have their images
 def test_a_missing_image_costs_itself_and_its_regions_only(tmp_path, name):
     """And every region is kept or lost for one reason: the sums hold."""
     report = run(tmp_path, name, SETS[name](tmp_path / "set", list(BOXES.values())))
@@ -103,7 +104,9 @@ def test_a_class_whose_box_is_outside_the_image_is_not_known_to_be_absent(tmp_pa
     """By the size that the labels state, or by the image's own."""
     put_images(tmp_path)
     path, companions, options = SETS[name](tmp_path / "set", [BOXES["outside"]])
-    if not stated:
+    if not stated and name == "hf_parquet":
+        pq.write_table(pq.read_table(path).drop(["width", "height"]), path)
+    elif not stated and name != "yolo":
         for file in path.glob("*.xml") if path.is_dir() else [path]:
             text = re.sub(r'"(height|width)": \d+, ?|<size>.*</size>', "", file.read_text())
             file.write_text(text)

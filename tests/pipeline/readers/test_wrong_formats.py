@@ -19,6 +19,7 @@ from pipeline.io.tars import write_tar
 from pipeline.readers.registry import READ, load_format
 from tests.fixtures.crawl import jpeg
 from tests.pipeline.readers import layouts as L
+from tests.pipeline.readers import sets
 from tests.pipeline.readers.layouts import put, read
 
 
@@ -93,6 +94,8 @@ FILES: dict[str, Callable[[Path], Path]] = {
     "grit, lines": file_of("grit.jsonl", L.lines([L.GRIT])),
     "glip_captions": file_of("train.label.tsv", L.tsv({"0": L.GLIP_V1})),
     "glip_captions, version 2": file_of("train.label.tsv", L.tsv({"0": L.GLIP_V2})),
+    "yolo": lambda root: sets.yolo(root, [(1, 2, 30, 40)])[0],
+    "hf_parquet": lambda root: sets.hf_parquet(root, [(1, 2, 30, 40)])[0],
     # companions, handed in as if they were the labels
     "image-level labels": file_of("validation-annotations-human-imagelabels-boxable.csv", L.OI_LABELS),
     "class names": file_of("class-descriptions-boxable.csv", L.OI_CLASSES),
@@ -223,4 +226,6 @@ RIGHT_COMPANIONS = {
     ("flickr30k", "ids"): set(),
     ("odvg_detection", "classes"): {"label map"},
     ("glip_captions", "images"): {"image rows"},
+    ("yolo", "classes"): set(),  # beside a data.yaml
+    ("hf_parquet", "classes"): set(),  # beside names in the table
 }

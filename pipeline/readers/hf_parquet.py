@@ -1,0 +1,187 @@
+"""Detection sets as Hugging Face has them: Parquet tables with ``image`` (a file's bytes) and
+``objects`` (lists of ``bbox`` and ``category``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.keys import image_key
+from pipeline.errors import InputError
+from pipeline.io.files import listing
+from pipeline.io.paths import is_url, stem
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.readers.base import (
+    ROW_ERRORS,
+    BadRows,
+    Format,
+    Header,
+    ImageLocation,
+    LabelCollector,
+    LabelledImage,
+    SetFiles,
+    class_name,
+    flag_of,
+    is_near,
+    is_number,
+    known_names,
+    lose,
+    size_of,
+    warn_of_unboxed,
+    xywh_box,
+    xyxy_box,
+)
+from pipeline.readers.index import Entry, IndexWriter
+from pipeline.readers.sniff import wrong_format
+from pipeline.readers.xml_files import text_lines
+
+WANTED = "Hugging Face's Parquet of a detection set (columns `image`, and `objects` with `bbox` and `category`)"
+WANTED_CLASSES = "a list of class names, one a line"
+OBJECTS = ("objects", "annotations", "labels")
+BOXES = ("bbox", "bboxes", "boxes", "box")
+CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class", "name")
+
+
+def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
+    """Read the tables, without their images."""
+    corners = {"xywh": False, "xyxy": True}.get(str(files.options.get("boxes", "xywh")))
+    if corners is None:
+        raise InputError(f"set {files.name}: option boxes: found {files.options['boxes']!r}; want xywh or xyxy")
+    names, seen, bad = None, set[Any](), BadRows()
+    compared, other = 0, list[str]()
+    for path, number, row, stated in _rows(files.annotations):
+        if names is None and stated and "classes" in files.companions:
+            raise InputError(f"{files.companions['classes']}: found it beside the names in {path}; want one of both")
+        names = names or stated or _listed(files)
+        try:
+            things = _things(row)
+            for thing in things:
+                bbox, area = thing["bbox"], thing.pop("area", None)
+                if is_number(area) and isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)):
+                    x, y, w, h = bbox
+                    compared += 1
+                    this, that = ((w - x) * (h - y), w * h) if corners else (w * h, (w - x) * (h - y))
+                    if is_near(area, that) and not is_near(area, this):
+                        other.append(f"{bbox}, area {area}")
+                if isinstance(thing["category"], str):
+                    thing["category"] = class_name(thing["category"])
+                seen.add(thing["category"])
+            index.image(f"{stem(path)}-{number:07d}", (path, number, size_of(row), things))
+        except ROW_ERRORS as error:
+            bad.add(error, f"{path}: row {number}")
+            continue
+        bad.good += 1
+    if len(other) > 0.5 * compared:
+        want, found = ("xywh", "xyxy")[corners], ("xyxy", "xywh")[corners]
+        raise InputError(
+            f"{files.annotations}: boxes: found {found} by the stated areas, in {len(other)} of {compared} ({other[0]})"
+            f"; want {want}, or options: {{boxes: {found}}}"
+        )
+    if names is None and seen and not any(isinstance(category, str) for category in seen):
+        raise InputError(
+            f"{files.annotations}: found numbers for categories, and no names in the table; want `companions: "
+            "{classes: FILE}`, class names, one a line"
+        )
+    if names:
+        warn_of_unboxed(files.annotations, names.values(), (names.get(c, c) for c in seen))
+    space = list(dict.fromkeys((names or {}).values())) if names else sorted(n for n in seen if isinstance(n, str))
+    header = {"names": names, "label_space": [name for name in space if name], "corners": corners}
+    return header | bad.header()
+
+
+def _rows(pattern: str) -> Iterator[tuple[str, int, dict[str, Any], dict[int, str] | None]]:
+    """(table, number of the row in it, row without the image's bytes, names of classes) of all rows."""
+    from pipeline.io.tables import open_parquet  # imports pyarrow
+
+    if not is_url(pattern) and Path(pattern).is_dir() and not listing(pattern, ".parquet"):
+        raise wrong_format(pattern, WANTED)
+    for path in expand_shards(pattern, suffix=".parquet"):
+        try:
+            file = open_parquet(path)
+        except InputError:
+            raise wrong_format(path, WANTED) from None
+        columns = file.schema_arrow.names
+        objects = next((name for name in OBJECTS if name in columns), None)
+        if "image" not in columns or objects is None:
+            raise InputError(f"{path}: want {WANTED}; found a table with {', '.join(f'`{c}`' for c in columns)}"[:480])
+        given = (file.schema_arrow.metadata or {}).get(b"huggingface")
+        names = _names(json.loads(given), objects) if given else None
+        kept = [c for c in ("width", "height") if c in columns]
+        start = 0
+        for batch in file.iter_batches(1000, columns=[objects, *kept]):
+            for number, row in enumerate(batch.to_pylist(), start):
+                row["objects"] = row.pop(objects)
+                yield path, number, row, names
+            start += batch.num_rows
+
+
+def _names(metadata: Any, objects: str) -> dict[int, str] | None:
+    """Names of the classes in the metadata of the library ``datasets``."""
+    features = metadata.get("info", {}).get("features", {}).get(objects)
+    waiting = [features]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if value.get("_type") == "ClassLabel" and isinstance(value.get("names"), list):
+                return {number: class_name(str(name)) for number, name in enumerate(value["names"])}
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return None
+
+
+def _listed(files: SetFiles) -> dict[int, str] | None:
+    if "classes" not in files.companions:
+        return None
+    lines = [class_name(line) for line in text_lines(files.companions["classes"], WANTED_CLASSES)]
+    if any(set(line) & set('"{}<>\0\t') for line in lines):
+        raise wrong_format(files.companions["classes"], WANTED_CLASSES)
+    return dict(enumerate(lines))
+
+
+def _things(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Boxes of a row, whose ``objects`` are a list of them or an object of lists."""
+    objects = row["objects"]
+    if isinstance(objects, dict):
+        count = max((len(values) for values in objects.values() if isinstance(values, list)), default=0)
+        lists = {name: values for name, values in objects.items() if isinstance(values, list)}
+        objects = [{name: values[n] for name, values in lists.items()} for n in range(count)]
+    things = []
+    for item in objects or ():
+        box, category = (next((name for name in known if name in item), None) for known in (BOXES, CATEGORIES))
+        if box is None or category is None:
+            raise InputError(f"want objects with `bbox` and `category`; found {', '.join(item)}")
+        ignore = flag_of(item, *(name for name in ("iscrowd", "is_crowd", "ignore") if name in item))
+        bbox = item[box]
+        thing = {"bbox": None if bbox is None else list(bbox), "category": item[category], "ignore": ignore}
+        things.append(thing | ({"area": item["area"]} if "area" in item else {}))
+    return things
+
+
+def location(image_id: Any, image: Any) -> ImageLocation:
+    return ImageLocation(image[0], offset=image[1], column="image", absolute=True)
+
+
+def labelled(entry: Entry, header: Header) -> LabelledImage:
+    """Convert an entry."""
+    size, things = entry.image[2:]
+    names, labels = header["names"], LabelCollector()
+    for thing in things:
+        category = thing["category"]
+        name = category if isinstance(category, str) else (names or {}).get(category)
+        if not name:
+            lose(labels.lost, "unknown_category", f"`category` {category!r}; {known_names(names or {})}")
+            continue
+        read = xyxy_box if header["corners"] else xywh_box
+        labels.add(read(thing["bbox"], size, labels.lost), name, ignore=thing["ignore"])
+    return labels.image(image_key(entry.id), location(entry.id, entry.image), size)
+
+
+FORMAT = Format(
+    "detection", WANTED, fill, labelled, location,
+    companions={"classes": "class names, one a line, if the tables do not have them"},
+    options={"boxes": "xywh (the default) or xyxy: what the four numbers of a box are"},
+)  # fmt: skip
