@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from unicodedata import category
+from unicodedata import category, normalize
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.captions import Boilerplate, find_boilerplate
@@ -46,7 +45,7 @@ class NounPhrases:
             for span in pieces or (chunk,):
                 root = span[-1] if pieces else span.root
                 lemma, singular = self._parser.lemma(root).lower(), None
-                if cleaned and root.pos_ == "PROPN" and (singular := self._parser.singular(root.lower_)):
+                if cleaned and lemma == root.lower_ and (singular := self._parser.singular(root.lower_)):
                     lemma = singular
                 if reason := self._reason(root, lemma, boilerplate):
                     parsed.drop(reason)
@@ -174,7 +173,8 @@ def _without_marks(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _normalised(name: str) -> str:
     """A name of words and hyphens alone, "" if nothing is left."""
-    return " ".join(filter(None, (word.strip("'-’") for word in re.sub(r"[^\w'’-]+|_+", " ", name).split())))
+    kept = (c if c.isalnum() or c in "'’-" or category(c)[0] == "M" else " " for c in normalize("NFC", name))
+    return " ".join(filter(None, (word.strip("'-’") for word in "".join(kept).split())))
 
 
 def expand(chunk: Span, boilerplate: Sequence[Boilerplate] = ()) -> Span:

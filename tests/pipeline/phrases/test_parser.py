@@ -86,4 +86,10 @@ def test_a_worn_parser_is_replaced_and_finds_the_same(monkeypatch):
 def test_a_missing_model_is_named():
     with pytest.raises(InputError, match=r"parse_phrases\.spacy_model: en_core_web_xxl is not installed"):
         model_name(ParsePhrasesConfig(spacy_model="en_core_web_xxl"))
-    assert model_version(ParsePhrasesConfig(spacy_model="en_core_web_xxl", method="ngrams")) == "none"
+    assert model_version(ParsePhrasesConfig(spacy_model="en_core_web_xxl", method="ngrams", rules=2)) == "none"
+
+
+def test_a_model_of_another_language_is_refused():
+    with pytest.raises(InputError, match=r"found en_core_web_sm\w* with language 'de'; want a spaCy package of that"):
+        model_name(ParsePhrasesConfig(language="de"))
+    assert model_name(ParsePhrasesConfig(language=None)).startswith("en_core_web_sm")
