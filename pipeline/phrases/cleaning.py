@@ -24,7 +24,12 @@ _WALL = "\x00"
 _PLAIN = re.compile(r"(?:[A-Za-z]+(?:['-][A-Za-z]+)*|\d+)(?:(?:, |,? |\. )(?:[A-Za-z]+(?:['-][A-Za-z]+)*|\d+))*[.!?]?")
 """Captions that need no cleaning, unless they have capitals in a row."""
 
-_ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,31}\d{0,2});|&(?:nbsp|quot|amp|lt|gt)\b", re.I)
+_ENTITY = re.compile(
+    r"&(?:amp;)*(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,31}\d{0,2});|&(?:nbsp|quot|amp|lt|gt)\b"
+    r"|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|\\[nrt](?=[\s\\]|(?-i:[A-Z])|$)|%20",
+    re.I,
+)
+"""HTML's, those of JSON and Python that were left as text, and an address's space."""
 _TAG = re.compile(
     r"<!--.*?(?:-->|$)|<![^<>]*>|</?([a-z][\w:-]*)(?:\s[^<>]*|/)?(?:>|$)"
     r"|\[/?(b|i|u|url|img|size|color|quote)(?:=[^\[\]]*)?\]",
@@ -46,11 +51,11 @@ _TAG_WORD = r"(?<![\w&/])[#＃][^\W\d_][\w-]*|(?<![\w.])[@＠]\w[\w.-]*"
 _WALLS = re.compile(
     rf"""(?P<emoji>(?:[{_EMOJI}]|{_EMOTICON})+(?:\s*(?:[{_EMOJI}]|{_EMOTICON}))*)
     |(?P<hashtags>(?:{_TAG_WORD})(?:[\s,]*(?:{_TAG_WORD}))*)
-    |(?P<full_stops>(?<=[^\W\d_]{{2}})(?<!\b(?:mr|ms|dr|st|no|vs|co|mt|ft|jr|sr|lt|ca))(?<!\b(?:mrs|inc|ltd|sgt|gen|col|etc|ave))
+    |(?P<full_stops>(?<=[^\W_]{{2}})(?<!\b(?:mr|ms|dr|st|no|vs|co|mt|ft|jr|sr|lt|ca))(?<!\b(?:mrs|inc|ltd|sgt|gen|col|etc|ave))
         (?<!\bprof)(?<!\bcapt)[.!?;]+(?!(?:de|fr|ru|io|tv|eu|uk|nl|pl|cz|jp|cn|br|js|py)\b)
         (?=[^\W\d_]{{2}}|[ai]\s)|\.{{2,}}|…)
     |(?P<plural>(?<=\w)\((?:e?s)\))
-    |(?P<separators>[|¦•·●▪►◆■«»‹›<>{{}}()\[\]\\=+]|::+|:(?=\s|$)|~
+    |(?P<separators>[|¦•·‧∙⋅∣●▪►‣⁃◆■«»‹›<>{{}}()\[\]\\=+§¶†‡※]|::+|:(?=\s|$)|~
         |(?:(?<=\s)|^)[-–—]+(?!\s+(?:and|or)\b)|(?<=\S)[-–—]+(?=\s|$)(?!\s+(?:and|or)\b)|—|--+
         |(?<=\s)/(?=\s)|(?<=[^\W\d_]{{3}})/(?=[^\W\d_]{{3}})|\s*\n\s*(?=(?-i:[A-Z])|[\n*#-]))
     |(?P<soft>{_SOFT})""",
@@ -61,7 +66,7 @@ _HASH = re.compile(r"(?<![\w&/])[#＃](?=[^\W\d_])")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\s*$")
 _NEXT_WORD = re.compile(r"\s*([^\W\d_]+)")
 SHOUTED_WORDS = 3
-"""Capital words in a row that are put in lower case: the tagger takes them for names and verbs for nouns."""
+"""Capital words in a row that are put in lower case: the tagger takes them for names, and verbs for nouns."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +202,19 @@ class _Copy:
 
 
 def _resolved(entity: str) -> str | None:
+    if entity[0] == "%" or len(entity) == 2:
+        return "\n" if entity[1] in "nrNR" else " "
+    if entity[0] == "\\":
+        return chr(int(entity[2:], 16))
     text = entity if entity.endswith(";") else entity + ";"
     for _ in range(entity.lower().count("amp;") + 1):
         text = html.unescape(text)
     if text.startswith("&") and len(text) > 1:
         text = html.unescape(text.lower())
     return None if text.startswith("&") and len(text) > 1 else text
+
+
+_ALIKE = {"'": "‘’ʼ`´", "-": "‐‑﹣", "–": "‒−―"}
 
 
 @lru_cache(maxsize=4096)
@@ -212,8 +224,11 @@ def _character(char: str) -> str:
         return ""
     if category in ("Cc", "Cs", "Cn", "Co", "Zs", "Zl", "Zp") and char != "\n" and category != "Co":
         return " "
-    if char in "‘’ʼ＇`´":
-        return "'"
+    if "\uff01" <= char <= "\uff5e":
+        return chr(ord(char) - 0xFEE0)
+    for plain, others in _ALIKE.items():
+        if char in others:
+            return plain
     if category in ("Lu", "Ll", "Lo", "Lm", "Lt", "So", "Nd") and not char.isascii():
         plain = unicodedata.normalize("NFKC", char)
         if plain.isalnum() and (category != "So" or len(plain) == 1):
@@ -230,22 +245,23 @@ def _is_word(text: str, hashtags: re.Match[str]) -> bool:
 
 
 def _shouted(text: str) -> list[Span]:
-    """Runs of at least SHOUTED_WORDS words in capitals, or all the text if it has two or more and no others."""
-    runs, run, others, count = list[Span](), list[Span](), False, 0
-    for match in _WORDS.finditer(text):
-        word = match[0]
-        if word.isupper():
-            run.append(match.span())
-            count += len(word) > 1
-            continue
-        others |= word != word.lower() or len(word) > 1
-        if len(run) >= SHOUTED_WORDS:
-            runs.append((run[0][0], run[-1][1]))
-        run = []
-    if not others and count > 1:
+    """Runs of words in capitals; or all the text if its words all begin with one, stop words apart.
+
+    A run has SHOUTED_WORDS words, or two of three letters and more.
+    """
+    runs, run, others, capitals = list[Span](), list[re.Match[str]](), False, 0
+    for match in [*_WORDS.finditer(text), None]:
+        word = match[0] if match else ""
+        if match and word.isupper():
+            run.append(match)
+        else:
+            if len(run) >= SHOUTED_WORDS or (len(run) > 1 and all(len(m[0]) > 2 for m in run)):
+                runs.append((run[0].start(), run[-1].end()))
+            run = []
+        capitals += word[:1].isupper() and len(word) > 1
+        others |= bool(word) and not word[0].isupper() and word.lower() not in STOP_WORDS
+    if not others and capitals > 1:
         return [(0, len(text))]
-    if len(run) >= SHOUTED_WORDS:
-        runs.append((run[0][0], run[-1][1]))
     return [r for r in runs if any(len(w) > 1 for w in _WORDS.findall(text[slice(*r)]))]
 
 

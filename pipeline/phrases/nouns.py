@@ -56,6 +56,8 @@ class NounPhrases:
                 number = number_of(span, root, plural=singular is not None)
                 if config.method == "referring" and not pieces:
                     span = expand(span, boilerplate)
+                if cleaned:
+                    span = _without_enumeration(span, root)
                 span = trim(span, determiners=config.drop_determiners, conjunctions=cleaned)
                 start, end = span.start_char, span.end_char
                 if not len(span):
@@ -162,6 +164,14 @@ def split_countable(chunk: Span) -> list[Span] | None:
     return [*pieces, doc[start : root.i + 1]] if pieces and start <= root.i else None
 
 
+def _without_enumeration(span: Span, root: Token) -> Span:
+    """The span from its last article after a mark on: "a dog" of "2. a dog" and "e.g. a dog"."""
+    for i in range(min(root.i, span.end - 1), span.start, -1):
+        if span.doc[i].pos_ == "DET" and (span.doc[i - 1].is_punct or span.doc[i - 1].text.endswith(".")):
+            return span.doc[i : span.end]
+    return span
+
+
 def _without_marks(text: str, start: int, end: int) -> tuple[int, int]:
     """The span without what is no letter, digit or accent at its ends."""
     while start < end and not text[start].isalnum():
@@ -173,7 +183,8 @@ def _without_marks(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _normalised(name: str) -> str:
     """A name of words and hyphens alone, "" if nothing is left."""
-    kept = (c if c.isalnum() or c in "'’-" or category(c)[0] == "M" else " " for c in normalize("NFC", name))
+    letters = normalize("NFC", name).replace(".", "")
+    kept = (c if c.isalnum() or c in "'’-" or category(c)[0] == "M" else " " for c in letters)
     return " ".join(filter(None, (word.strip("'-’") for word in "".join(kept).split())))
 
 
