@@ -14,7 +14,7 @@ from pipeline.annotators.region_text import RegionText
 from pipeline.config import RescoreConfig
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, open_image
-from pipeline.data.records import REGIONS, RESCORED, STORE_VERSION
+from pipeline.data.records import NUMBERED_REGIONS, REGIONS, RESCORED, STORE_VERSION
 from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob
@@ -163,7 +163,9 @@ class RescoringShard:
         column = pa.array(self._scores, pa.float32(), mask=np.isnan(self._scores))
         table = self._table.append_column(RESCORED.field("region_text"), column)
         name, numbers = f"{job.name}.parquet", {"phrases_cut": float(self._cut)}
-        output = write_table(join(self._out, name), table, table.schema, about)
+        numbered = "number" in table.column_names
+        schema = (NUMBERED_REGIONS if numbered else REGIONS).append(RESCORED.field("region_text"))
+        output = write_table(join(self._out, name), table, schema, about)
         return job.report(STAGE, {name: output}, self._tallies, numbers=numbers, problems=problems)
 
 
