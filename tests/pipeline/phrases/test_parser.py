@@ -9,7 +9,7 @@ from pipeline.config import ParsePhrasesConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.phrases import parser as module
-from pipeline.phrases.find import find_phrases
+from pipeline.phrases.find import caption_skip_reason, find_phrases
 from pipeline.phrases.lexicons import FRAME
 from pipeline.phrases.parser import Parser, model_name, model_version
 from tests.pipeline.phrases.captions import captions
@@ -73,6 +73,10 @@ def test_the_demo_and_the_fixtures_keep_their_phrases(plain, tmp_path):
     config = load_recipe("demo").parse_phrases
     found = [p.phrases for p in find_phrases(texts, config)]
     assert found == [list(by_the_demos_rule(doc)) for doc in plain.pipe(texts, batch_size=256)]
+    today = ParsePhrasesConfig(nonvisual=("frame",))
+    assert not [text for text in texts if caption_skip_reason(text, today)]
+    cleaned = [p.phrases for p in find_phrases(texts, today)]
+    assert sum(a != b for a, b in zip(found, cleaned, strict=True)) < 0.02 * len(texts)
 
 
 def test_a_worn_parser_is_replaced_and_finds_the_same(monkeypatch):
