@@ -29,7 +29,7 @@ def filter_boxes(
     """Select the stored regions that become labels. Needs no images and no GPU.
 
     \b
-    Example: filter-boxes --regions regions --out labels --set threshold=0.5 --set best_per_phrase=1
+    Example: filter-boxes --regions regions --out labels --set threshold=0.5 --set phrase_number=true
              filter-boxes --regions regions --out labels --set preset=grit
              filter-boxes --regions regions --sweep --gold gold
     """

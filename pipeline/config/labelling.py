@@ -10,6 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import Config, Iou, ScoreAggregation, UnitFloat
 from pipeline.config.filter_presets import PRESETS
 
+RULES_3_SETTINGS = {"rules", "language", "known_names", "names"}
+"""Settings of ParsePhrasesConfig that do not apply with ``rules=2``."""
+NEW_SETTINGS = RULES_3_SETTINGS | {"max_unread_share"}
+"""Settings of ParsePhrasesConfig that earlier versions did not have."""
+
 
 class ParsePhrasesConfig(Config):
     """Extraction of noun phrases from captions; docs/phrases.md has examples of each setting."""
@@ -51,6 +56,35 @@ class ParsePhrasesConfig(Config):
         exclude_if=lambda share: share == 0.5,  # so that fingerprints with the default stay as they were
         description="a shard fails if a larger share of its samples has no readable caption or image",
     )
+    rules: Literal[2, 3] = Field(
+        3,
+        description="3: captions are cleaned before they are parsed, those in other languages left out, and the number "
+        "that a phrase states is stored; 2: captions as they are, as in runs of earlier versions",
+    )
+    language: str | None = Field(
+        "en",
+        description="the captions' language (ISO 639-1); those that are hardly in it are left out; null: any. Another "
+        "than en needs a spacy_model of it, or method=ngrams",
+    )
+    known_names: bool = Field(
+        True, description='roots are names of several words that WordNet has: "polar bear", "red blood cell"'
+    )
+    names: tuple[str, ...] = Field(
+        (), description='further names of several words that are roots as a whole: "number card"'
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_rules_of_earlier_runs(cls, data: Any) -> Any:
+        """Settings that an earlier version wrote, all of its own and none of today's, mean what they meant."""
+        new = NEW_SETTINGS
+        if isinstance(data, dict) and not new & data.keys() and set(cls.model_fields) - new <= data.keys():
+            return {**data, "rules": 2}
+        return data
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """Settings for fingerprints; those of ``rules=2`` are as earlier versions had them."""
+        return self.model_dump(mode="json", exclude=RULES_3_SETTINGS if self.rules == 2 else None)
 
 
 class PseudoLabelConfig(Config):
@@ -122,6 +156,12 @@ class FilterConfig(Config):
     threshold: UnitFloat = Field(0.5, description="keep regions scoring above this (GLIP: 0.5)")
     include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")
     best_per_phrase: int | None = Field(None, ge=1, description="maximum regions per phrase, best first")
+    phrase_number: bool = Field(
+        False,
+        exclude_if=not_,
+        description='maximum regions per phrase by the number that it states: one of "a dog", three of "three dogs", '
+        'any of "dogs"; requires regions of phrases with numbers (parse-phrases with rules=3)',
+    )
     min_box_side: float = Field(0.0, ge=0, description="drop boxes whose shorter side is below this, in pixels")
     min_area_share: float = Field(0.0, ge=0, lt=1, description="drop boxes covering less than this share of the image")
     max_area_share: float = Field(1.0, gt=0, le=1, description="drop boxes covering more than this share of the image")

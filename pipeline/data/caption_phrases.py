@@ -12,12 +12,16 @@ from pipeline.io.tables import read_table
 
 @dataclass(frozen=True)
 class CaptionPhrases:
-    """One image's caption, and each phrase's row number in the phrases file, span and root."""
+    """One image's caption, and each phrase's row number in the phrases file, span and root.
+
+    numbers: as in records.NUMBERED_PHRASES; None if the file has none.
+    """
 
     caption: str
     rows: tuple[int, ...]
     spans: tuple[Span, ...]
     roots: tuple[str, ...]
+    numbers: tuple[int | None, ...] | None = None
 
     @property
     def phrases(self) -> list[str]:
@@ -31,11 +35,11 @@ def read_caption_phrases(path: str | Path) -> dict[str, CaptionPhrases]:
     Raises:
         InputError: no such file, or not written by parse-phrases.
     """
-    table = read_table(path, ["key", "caption", "start", "end", "root"])
-    columns = (table[name].to_pylist() for name in table.column_names)
+    table = read_table(path, ["key", "caption", "start", "end", "root"], optional=["number"])
+    values = (table[name].to_pylist() for name in table.column_names)
     images = {}
-    for key, group in groupby(enumerate(zip(*columns, strict=True)), key=lambda row: row[1][0]):
-        numbers, rows = zip(*group, strict=True)
-        _, captions, starts, ends, roots = zip(*rows, strict=True)
-        images[key] = CaptionPhrases(captions[0], numbers, tuple(zip(starts, ends, strict=True)), roots)
+    for key, group in groupby(enumerate(zip(*values, strict=True)), key=lambda row: row[1][0]):
+        rows, fields = zip(*group, strict=True)
+        _, captions, starts, ends, roots, *numbers = zip(*fields, strict=True)
+        images[key] = CaptionPhrases(captions[0], rows, tuple(zip(starts, ends, strict=True)), roots, *numbers)
     return images

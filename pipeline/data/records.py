@@ -145,6 +145,10 @@ PHRASES = pa.schema(
 )
 """``root``: lemma of the phrase's head noun, with its compounds: "traffic light"."""
 
+NUMBERED_PHRASES = PHRASES.append(pa.field("number", pa.int32()))
+"""Phrases with the ``number`` of things that they state: 1 for a singular, n for a number word, 0 for
+a plural without one; null if not known, as of n-grams."""
+
 REGIONS = pa.schema(
     [
         *required_columns(pa.string(), "key"),
@@ -160,6 +164,9 @@ REGIONS = pa.schema(
 """``rank``: index among the phrase's regions, from 0, by descending score. ``height``, ``width``:
 of the image, in pixels. ``centerness``: null if the teacher has none.
 """
+
+NUMBERED_REGIONS = REGIONS.append(NUMBERED_PHRASES.field("number"))
+"""Regions of phrases that have numbers."""
 
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
 """Regions with a second model's score of crop and phrase, 0..1; null for unreadable images."""

@@ -53,12 +53,12 @@ def suppress(
     return result
 
 
-def over_limit(score: np.ndarray, group: np.ndarray, limit: int) -> np.ndarray:
-    """(n,) True for all but the ``limit`` best of each group; ties are broken by row order."""
+def over_limit(score: np.ndarray, group: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
+    """(n,) True for all but the ``limit`` best of each group, a number or (n,); ties are broken by row order."""
     order = np.lexsort((-score, group))
     _, size = run_lengths(group[order])
     result = np.zeros(len(order), bool)
-    result[order[concatenated_ranges(size) >= limit]] = True
+    result[order[concatenated_ranges(size) >= (limit[order] if isinstance(limit, np.ndarray) else limit)]] = True
     return result
 
 

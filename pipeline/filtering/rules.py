@@ -195,6 +195,19 @@ def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
     return pool.among_remaining(lambda rows: over_limit(pool.score[rows], phrase[rows], limit))
 
 
+def beyond_number(pool: RegionPool) -> np.ndarray | None:
+    if not pool.config.phrase_number or not pool.shard.total:
+        return None
+    if "number" not in pool.shard.columns:
+        raise InputError(
+            f"{pool.shard.path}: has no column number, which phrase_number needs; run parse-phrases (with rules=3) and "
+            "pseudo-label again, or set phrase_number=false"
+        )
+    stated, phrase = pool.shard.numbers("number"), pool.shard.numbers("phrase_row")
+    limit = np.where(stated >= 1, stated, np.inf)  # 0: any; null, which is nan: not known
+    return pool.among_remaining(lambda rows: over_limit(pool.score[rows], phrase[rows], limit[rows]))
+
+
 def too_small(pool: RegionPool) -> np.ndarray | None:
     side, share = pool.config.min_box_side, pool.config.min_area_share
     if not (side or share):
@@ -283,7 +296,7 @@ def too_few_regions(pool: RegionPool) -> np.ndarray | None:
 
 
 RULES: tuple[Rule, ...] = (
-    below_threshold, no_area, not_best_of_phrase, too_small, too_large, aspect,
+    below_threshold, no_area, not_best_of_phrase, beyond_number, too_small, too_large, aspect,
     same_text_overlap, cross_phrase_overlap, near_identical,
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip

@@ -18,6 +18,7 @@ from pipeline.io.files import file_size
 from pipeline.io.paths import is_url
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.phrases.cleaning import plain_text
 
 Row = Mapping[str, Any]
 
@@ -137,7 +138,8 @@ def make_record(
     """The grounding record of one image of ``size`` (height, width).
 
     Boxes are clipped to the image and rounded to a hundredth of a pixel; those without area are left
-    out. Phrases without a kept region become ``uncertain``: that the teacher finds nothing does not
+    out. A region's ``phrase`` is its text without entities, tags and invisible characters. Phrases
+    without a kept region become ``uncertain``: that the teacher finds nothing does not
     prove absence.
     """
     height, width = size
@@ -157,7 +159,8 @@ def make_record(
         if not ignore:
             sure.add(row["phrase_row"])
         regions.append(Region(
-            box=box, phrase=phrases.caption[slice(*span)], tokens_positive=(span,), score=round(float(row["score"]), 4),
+            box=box, phrase=plain_text(phrases.caption[slice(*span)]), tokens_positive=(span,),
+            score=round(float(row["score"]), 4),
             annotator=annotator, root=root_of[row["phrase_row"]], ignore=ignore,
         ))  # fmt: skip
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()

@@ -13,7 +13,7 @@ from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
-from pipeline.data.records import REGIONS
+from pipeline.data.records import NUMBERED_REGIONS, REGIONS
 from pipeline.execution.reports import Tally
 from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.io.tars import TarProblems
@@ -51,7 +51,7 @@ class ShardResult:
     def finish(self, config: PseudoLabelConfig) -> tuple[pa.Table, dict[str, Tally], list[str]]:
         """(rows of REGIONS, tallies of samples and phrases, notes on lost images).
 
-        Every sample and phrase is counted once.
+        If the phrases have numbers, the rows are of NUMBERED_REGIONS. Every sample and phrase is counted once.
         """
         samples, phrases, notes = Tally(), Tally(), []
         for index, error in sorted(self._lost.items()):
@@ -78,7 +78,8 @@ class ShardResult:
             phrases.drop("no_region", len(of_image.rows) - beyond - with_region)
             if len(phrase):
                 parts.append(_columns(self.keys[index], of_image, self.sizes[index], phrase, rows))
-        return _table(parts), {"samples": samples, "phrases": phrases}, notes
+        numbered = any(of_image.numbers is not None for of_image in self.phrases.values())
+        return _table(parts, NUMBERED_REGIONS if numbered else REGIONS), {"samples": samples, "phrases": phrases}, notes
 
 
 def image_rows(regions: RegionPredictions, most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -95,10 +96,12 @@ def image_rows(regions: RegionPredictions, most: int) -> tuple[dict[str, np.ndar
 
 
 def _columns(
-    key: str, phrases: CaptionPhrases, size: tuple[int, int], phrase: np.ndarray, rows: dict[str, np.ndarray]
+    key: str, phrases: CaptionPhrases, size: tuple[int, int], phrase: np.ndarray, rows: dict[str, np.ndarray | pa.Array]
 ) -> dict[str, np.ndarray | pa.Array]:
     spans = np.asarray(phrases.spans, np.int32)
     n = len(phrase)
+    if phrases.numbers is not None:
+        rows = rows | {"number": pa.array(phrases.numbers, pa.int32()).take(pa.array(phrase))}
     return rows | {
         "key": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([key])).cast(pa.string()),
         "phrase_row": np.asarray(phrases.rows, np.int32)[phrase],
@@ -110,15 +113,15 @@ def _columns(
     }
 
 
-def _table(parts: Sequence[Mapping[str, np.ndarray | pa.Array]]) -> pa.Table:
+def _table(parts: Sequence[Mapping[str, np.ndarray | pa.Array]], schema: pa.Schema) -> pa.Table:
     if not parts:
-        return REGIONS.empty_table()
+        return schema.empty_table()
     columns = []
-    for column in REGIONS:
+    for column in schema:
         values = [part[column.name] for part in parts]
         if isinstance(values[0], np.ndarray):
             joined = np.concatenate(values)
             columns.append(pa.array(joined, column.type, mask=np.isnan(joined) if joined.dtype.kind == "f" else None))
         else:
             columns.append(pa.concat_arrays(values))
-    return pa.Table.from_arrays(columns, schema=REGIONS)
+    return pa.Table.from_arrays(columns, schema=schema)

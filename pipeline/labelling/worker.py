@@ -8,7 +8,7 @@ from pipeline.annotators.base import Annotator, Batch
 from pipeline.annotators.batches import Item, batches, decode
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import read_caption_phrases
-from pipeline.data.records import REGIONS, STORE_VERSION
+from pipeline.data.records import STORE_VERSION
 from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport
 from pipeline.execution.worker import ShardJob
@@ -64,5 +64,5 @@ class LabellingShard:
             "teacher": f"{self._teacher.name}@{self._teacher.revision}", "config": config.model_dump_json(),
         }  # fmt: skip
         name, numbers = f"{job.name}.parquet", {"regions": float(table.num_rows)}
-        output = write_table(join(self._out, name), table, REGIONS, footer)
+        output = write_table(join(self._out, name), table, table.schema, footer)
         return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=self._result.problems, notes=notes)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import tee
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.phrases.captions import skip_reason
+from pipeline.phrases.cleaning import Segment, clean
+from pipeline.phrases.language import other_language
 from pipeline.phrases.ngrams import ngrams
 from pipeline.phrases.nouns import NounPhrases
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import parser
 
-RULES = "2"
-"""Version, part of fingerprints; raise it when the same settings and parser give other phrases."""
+PLACEHOLDERS = frozenset(
+    {"nan", "<na>", "na", "n/a", "#n/a", "none", "null", "nil", "undefined", "unknown", "no caption", "no description",
+     "no title", "no text", "caption", "description", "alt text", "missing", "empty"}
+)  # fmt: skip
+"""Whole captions that programs write for an absent one."""
 
 
 def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterator[CaptionPhraseSpans]:
@@ -21,5 +28,49 @@ def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterato
         return
     model = parser(config)
     phrases = NounPhrases(config, model)
-    for doc in model.docs(captions):
-        yield phrases(doc)
+    first, second = tee((caption, _segments(caption, config)) for caption in captions)
+    docs = model.docs(segment.text for _, segments in first for segment in segments)
+    for _, segments in second:
+        found = [(segment, phrases(next(docs))) for segment in segments]
+        yield found[0][1] if config.rules == 2 else _joined(found)
+
+
+def _segments(caption: str, config: ParsePhrasesConfig) -> tuple[Segment, ...]:
+    return (Segment(caption, 0),) if config.rules == 2 else clean(caption).segments
+
+
+def _joined(found: Iterable[tuple[Segment, CaptionPhraseSpans]]) -> CaptionPhraseSpans:
+    """The phrases of a caption's segments, with spans in the caption."""
+    joined = CaptionPhraseSpans()
+    for segment, part in found:
+        for start, end, root in part.phrases:
+            span = segment.in_caption(start, end)
+            joined.phrases.append((*span, root))
+            joined.numbers[span] = part.numbers[start, end]
+        for reason, n in part.dropped.items():
+            joined.drop(reason, n)
+    return joined
+
+
+def caption_skip_reason(caption: str, config: ParsePhrasesConfig) -> str | None:
+    """Reason to leave a whole caption out, or None.
+
+    ``empty_caption``; ``placeholder``: "nan" and the like; ``only_marks``: emoji, hashtags and the
+    like; ``not_english``, with another ``language`` ``not_in_language``; with ``drop_boilerplate``
+    those of :func:`pipeline.phrases.captions.skip_reason`.
+    """
+    if config.rules == 2:
+        reason = skip_reason(caption) if config.drop_boilerplate else None
+        return reason or ("empty_caption" if not caption.strip() else None)
+    cleaned = clean(caption)
+    if not caption.strip():
+        return "empty_caption"
+    if caption.strip().lower() in PLACEHOLDERS or cleaned.text.lower() in PLACEHOLDERS:
+        return "placeholder"
+    if not cleaned.segments:
+        return "only_marks"
+    if config.drop_boilerplate and (reason := skip_reason(cleaned.text)):
+        return reason
+    if config.language and other_language(" ".join(s.text for s in cleaned.segments), config.language):
+        return "not_english" if config.language == "en" else "not_in_language"
+    return None

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pipeline.phrases.wordnet import nonvisual_nouns
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
     return frozenset(text.split())
 
 
-STOP_WORDS = _words(
+STOP_WORDS = words(
     """a about above after again against all am an and any are as at be because been before being below between
     both but by can did do does doing don down during each few for from further had has have having he her
     here hers herself him himself his how i if in into is it its itself just me more most my myself no nor
@@ -22,7 +23,7 @@ STOP_WORDS = _words(
 )
 """NLTK's English stop words, as OWL-ST lists them (Minderer et al. 2023, appendix A.2)."""
 
-OWL_ST = _words(
+OWL_ST = words(
     """alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd
     ideas illustration illustrations image images img instagram jpg online org original page pdf photo
     photography photos picclick picture pictures png porn premium resolution royalty sale sex shutterstock
@@ -34,7 +35,7 @@ OWL_ST = _words(
 GRIT = frozenset({"time", "love", "freedom"})
 """Examples of abstract head nouns in Kosmos-2, section 2, step 1; GRIT's list is unpublished."""
 
-FRAME = _words(
+FRAME = words(
     """photo photograph picture image shot pic snapshot view scene scenery background foreground front back top
     bottom side left right middle center centre corner edge end part kind sort type variety lot lots number
     couple pair group bunch series set collection time day night morning afternoon evening today yesterday

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.captions import find_boilerplate
+from pipeline.phrases.cleaning import Segment, clean
 from pipeline.phrases.lexicons import OWL_ST, STOP_WORDS
 from pipeline.phrases.parsed import CaptionPhraseSpans
 
@@ -28,7 +29,8 @@ def ngrams(caption: str, config: ParsePhrasesConfig) -> CaptionPhraseSpans:
     are spans of the caption, so they end at these. If there are more than ``max_ngrams``, the
     shorter ones are kept.
     """
-    parsed, clauses = CaptionPhraseSpans(), _clauses(caption, config)
+    segments = (Segment(caption, 0),) if config.rules == 2 else clean(caption).segments
+    parsed, clauses = CaptionPhraseSpans(), [clause for s in segments for clause in _clauses(s, config)]
     phrases: list[tuple[int, int, str]] = []
     for n in range(1, min(config.max_ngram, max(map(len, clauses), default=0)) + 1):
         for words in clauses:
@@ -52,8 +54,9 @@ def _has_stop_words(gram: list[Word], *, only: bool) -> bool:
     return gram[0].text in STOP_WORDS or gram[-1].text in STOP_WORDS
 
 
-def _clauses(caption: str, config: ParsePhrasesConfig) -> list[list[Word]]:
-    """Split a caption at punctuation, generic words and boilerplate, but not inside "T-shirt"."""
+def _clauses(segment: Segment, config: ParsePhrasesConfig) -> list[list[Word]]:
+    """Split a segment of a caption at punctuation, generic words and boilerplate, but not inside "T-shirt"."""
+    caption = segment.text
     boilerplate = find_boilerplate(caption) if config.drop_boilerplate else []
     generic = OWL_ST if config.drop_nonvisual and "owl_st" in config.nonvisual else frozenset()
     clauses: list[list[Word]] = [[]]
@@ -68,7 +71,7 @@ def _clauses(caption: str, config: ParsePhrasesConfig) -> list[list[Word]]:
         if excluded or start > chunk.start():
             clauses.append([])
         if not excluded:
-            clauses[-1].append(Word(start, end, text))
+            clauses[-1].append(Word(*segment.in_caption(start, end), text))
         if end < chunk.end():
             clauses.append([])
     return [clause for clause in clauses if clause]

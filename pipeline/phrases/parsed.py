@@ -10,10 +10,12 @@ class CaptionPhraseSpans:
     """Phrases of one caption, and the numbers of dropped ones by reason.
 
     A phrase is (start, end, root): its span ``[start, end)`` in the caption, and its root as in
-    records.PHRASES. Phrases are sorted by (start, end), with unique spans.
+    records.PHRASES. Phrases are sorted by (start, end), with unique spans. numbers: span -> number
+    of things as in records.NUMBERED_PHRASES, of the spans where it is known.
     """
 
     phrases: list[tuple[int, int, str]] = field(default_factory=list)
+    numbers: dict[tuple[int, int], int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, n: int = 1) -> None:

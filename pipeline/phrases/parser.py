@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.errors import InputError
+from pipeline.phrases.language import detector_version
 
 if TYPE_CHECKING:
     from spacy.pipeline import Lemmatizer
@@ -26,23 +28,30 @@ def model_name(config: ParsePhrasesConfig) -> str:
     """Name of the configured spaCy package.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not installed, or is of another language than ``language``.
     """
     candidates = SPACY_MODELS if config.spacy_model == "auto" else (config.spacy_model,)
+    language = config.language if config.rules > 2 else None
     for name in candidates:
         if find_spec(name) is not None:
+            if language and not name.startswith(f"{language}_") and name[2:3] == "_":
+                raise InputError(
+                    f"parse_phrases.spacy_model: found {name} with language {language!r}; want a spaCy package of that "
+                    "language, the other language, or method=ngrams, which needs no parser"
+                )
             return name
     raise InputError(f"parse_phrases.spacy_model: {' or '.join(candidates)} is not installed (make setup installs one)")
 
 
 def model_version(config: ParsePhrasesConfig) -> str:
-    """Name and version of the parser, for fingerprints; "none" for n-grams, which need no parser."""
-    from importlib.metadata import version
-
-    if config.method == "ngrams":
-        return "none"
-    name = model_name(config)
-    return f"{name} {version(name.replace('_', '-'))} spacy {version('spacy')}"
+    """Names and versions of parser and language detector, for fingerprints; n-grams need no parser."""
+    parts = ["none"]
+    if config.method != "ngrams":
+        name = model_name(config)
+        parts = [f"{name} {version(name.replace('_', '-'))} spacy {version('spacy')}"]
+    if config.rules > 2 and config.language:
+        parts.append(detector_version())
+    return " ".join(parts)
 
 
 class Parser:
@@ -54,6 +63,11 @@ class Parser:
 
         # ner is not needed and takes half of the time; noun chunks need attribute_ruler
         self._nlp = spacy.load(name, exclude=["ner"])
+        if self._nlp.vocab.get_noun_chunks is None:
+            raise InputError(
+                f"parse_phrases.spacy_model: spaCy has no noun chunks for {name}'s language ({self._nlp.lang}); want "
+                "method=ngrams, which needs no parser"
+            )
         self._ruler: _CachedRuler | None = None
         self._lemmatizer: Lemmatizer | None = None
         for name, pipe in list(self._nlp.pipeline):
@@ -64,12 +78,32 @@ class Parser:
             else:
                 continue
             self._nlp.disable_pipe(name)
+        names = ("lemma_index", "lemma_exc", "lemma_rules")
+        tables = [self._lemmatizer.lookups.get_table(n, {}) if self._lemmatizer else {} for n in names]
+        self._nouns, self._adjectives = (frozenset(tables[0].get(kind, ())) for kind in ("noun", "adj"))
+        self._irregular, self._endings = tables[1].get("noun", {}), tables[2].get("noun", ())
         self._limit = len(self._nlp.vocab.strings) + NEW_STRINGS
 
     @property
     def outgrown(self) -> bool:
         """Whether the vocabulary has grown so much that the pipeline should be reloaded."""
         return len(self._nlp.vocab.strings) > self._limit
+
+    def only_noun(self, word: str) -> bool:
+        """Whether the model's dictionary has the word as a noun and not as an adjective."""
+        return word in self._nouns and word not in self._adjectives
+
+    def singular(self, word: str) -> str | None:
+        """Singular of a plural noun in lower case by the model's dictionary; None if it is no plural there.
+
+        The tagger takes capitalised words for names, which keep their forms.
+        """
+        if word in self._nouns or not self._nouns:
+            return None
+        if forms := self._irregular.get(word):
+            return str(forms[0])
+        stems = (word[: -len(old)] + new for old, new in self._endings if old and word.endswith(old))
+        return next((stem for stem in stems if stem in self._nouns), None)
 
     def docs(self, captions: Iterable[str]) -> Iterator[Doc]:
         """Tag and parse captions, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.data.crawl import CAPTION, IMAGE, UnreadMembers, caption_of, image_of
-from pipeline.data.records import PHRASES, STORE_VERSION
+from pipeline.data.records import NUMBERED_PHRASES, PHRASES, STORE_VERSION
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob, WorkQueue
@@ -18,8 +19,9 @@ from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import write_table
 from pipeline.io.tars import TarProblems, read_tar
-from pipeline.phrases.captions import skip_reason
-from pipeline.phrases.find import RULES, find_phrases
+from pipeline.phrases.cleaning import clean
+from pipeline.phrases.find import caption_skip_reason, find_phrases
+from pipeline.phrases.language import check_language
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import model_version
 from pipeline.stages.jobs import ParsePhrases
@@ -30,16 +32,18 @@ PROGRESS_EVERY = 500
 
 
 def run(job: ParsePhrases) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.PHRASES) for every crawl shard, a row per phrase.
+    """Write ``out/<shard>.parquet`` (records.NUMBERED_PHRASES) for every crawl shard, a row per phrase.
 
-    ``caption[start:end] == phrase`` holds for every row. A sample is kept if it has an image and at
-    least one phrase.
+    With ``rules=2`` it is records.PHRASES. ``caption[start:end] == phrase`` holds for every row. A
+    sample is kept if it has an image and at least one phrase.
 
     Raises:
         InputError: a local shard is missing, or the spaCy model is not installed.
         RunError: more than ``max_failed`` shards failed (one fails if more than
             ``max_unread_share`` of its samples have no readable caption or image).
     """
+    if job.settings.language and job.settings.rules > 2:
+        check_language(job.settings.language)
     fingerprint_of = partial(_fingerprint_of, config=job.settings, parser=model_version(job.settings))
     jobs = [ShardJob(shard, stem(shard)) for shard in expand_shards(job.shards)]
     work = partial(_parse_shard, config=job.settings, out=job.out)
@@ -48,7 +52,8 @@ def run(job: ParsePhrases) -> StageReport:
 
 def _fingerprint_of(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:
     inputs = {"crawl": digest_file(job.path)}
-    return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, parser=parser, rules=RULES)
+    settings, rules = config.fingerprinted(), str(config.rules)
+    return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, parser=parser, rules=rules)
 
 
 def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig, out: str) -> ShardReport:
@@ -57,8 +62,9 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
     captions, cut = _captions(job.path, config, problems, samples, members)
     members.check(len(captions), samples, problems, config.max_unread_share)
     parsed = _parsed(captions, config, queue)
-    rows: dict[str, list[str | int]] = {name: [] for name in PHRASES.names}
-    keys, texts, words, roots, starts, ends = rows.values()
+    schema = PHRASES if config.rules == 2 else NUMBERED_PHRASES
+    rows: dict[str, list[str | int | None]] = {name: [] for name in NUMBERED_PHRASES.names}
+    keys, texts, words, roots, starts, ends, counts = rows.values()
     for key, caption in captions:
         spans = parsed[caption]
         phrases.keep(len(spans.phrases))
@@ -75,10 +81,14 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
             roots.append(root)
             starts.append(start)
             ends.append(end)
+            counts.append(spans.numbers.get((start, end)))
     name = f"{job.name}.parquet"
     footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)}
-    output = write_table(join(out, name), pa.table(rows, schema=PHRASES), PHRASES, footer)
+    output = write_table(join(out, name), pa.table({n: rows[n] for n in schema.names}, schema=schema), schema, footer)
     numbers = {"distinct_captions": float(len(parsed)), "captions_cut": float(cut), **members.numbers()}
+    if config.rules > 2:
+        kinds = Counter(kind for _, caption in captions for kind in clean(caption).kinds)
+        numbers |= {f"captions_with_{kind}": float(n) for kind, n in sorted(kinds.items())}
     tallies = {"samples": samples, "phrases": phrases}
     return job.report(STAGE, {name: output}, tallies, numbers=numbers, problems=problems)
 
@@ -100,7 +110,7 @@ def _captions(
         if caption is None or reason is not None:
             samples.drop(reason or "no_caption")
             members.lose(sample)
-        elif config.drop_boilerplate and (reason := skip_reason(caption)):
+        elif reason := caption_skip_reason(caption if config.rules == 2 else caption[:longest], config):
             samples.drop(reason)
         else:
             cut += len(caption) > longest

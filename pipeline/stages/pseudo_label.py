@@ -30,7 +30,7 @@ log = logging.getLogger("glip_self_train")
 
 
 def run(job: PseudoLabel) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.REGIONS) for every crawl shard.
+    """Write ``out/<shard>.parquet`` (records.REGIONS, or NUMBERED_REGIONS) for every crawl shard.
 
     Raises:
         InputError: a shard has no phrases, the teacher cannot be used, or there is no such device.

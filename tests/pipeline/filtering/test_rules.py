@@ -204,3 +204,29 @@ def test_nan_is_never_kept(tmp_path):
     rows = [region(score=math.nan), region(box=(math.nan, 0, 10, 10)), region(box=(0, 0, 10, math.inf))]
     found = reasons(tmp_path, rows, FilterConfig(threshold=0.0, include_equal=True, max_aspect=3.0))
     assert found == ["below_threshold", "no_area", "aspect"]
+
+
+def numbered(rows, numbers):
+    return table_of(rows).append_column("number", pa.array(numbers, pa.int32()))
+
+
+def test_a_phrase_keeps_as_many_boxes_as_it_says(tmp_path):
+    scores = (0.7, 0.9, 0.8, 0.6)
+    rows = [region(score=s, phrase_row=p) for p in range(4) for s in scores]
+    numbers = [n for n in (1, 2, 0, None) for _ in scores]  # "a dog", "two dogs", "dogs", an n-gram
+    table = numbered(rows, numbers)
+    config = FilterConfig(phrase_number=True)
+    shard = open_regions(write(tmp_path / "00000.parquet", table), config)
+    found = [REASONS[i] for i in apply_rules(shard, config).reason]
+    no, yes = "beyond_number", "keep"
+    assert found == [no, yes, no, no, no, yes, yes, no, *[yes] * 8]
+    assert "phrase_number" not in FilterConfig().effective()  # rules and fingerprints without it stay as they were
+    assert set(reasons(tmp_path, rows, FilterConfig())) == {yes}
+
+
+def test_a_store_without_numbers_is_named(tmp_path):
+    with pytest.raises(
+        InputError, match=r"00000.parquet: has no column number, which phrase_number needs; run parse-ph"
+    ):
+        reasons(tmp_path, [region()], FilterConfig(phrase_number=True))
+    assert reasons(tmp_path, [], FilterConfig(phrase_number=True)) == []

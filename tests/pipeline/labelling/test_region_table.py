@@ -9,7 +9,7 @@ from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
-from pipeline.data.records import REGIONS
+from pipeline.data.records import NUMBERED_REGIONS, REGIONS
 from pipeline.labelling.region_table import ShardResult, image_rows
 
 
@@ -61,3 +61,17 @@ def test_windows_of_a_caption_come_together_and_losses_are_counted():
     assert phrases.kept == 1 and phrases.seen == 3 + 1 + 2 + 1
     assert phrases.dropped == {"image_lost": 3, "no_region": 1, "phrase_beyond_text_limit": 2}
     assert notes == ["k1: broken_image: no end"]
+
+
+def test_numbers_go_with_their_phrases():
+    caption = "two dogs and cats"
+    phrases = CaptionPhrases(caption, (0, 1), ((0, 8), (13, 17)), ("dog", "cat"), (2, 0))
+    unknown = CaptionPhrases(caption, (2,), ((0, 8),), ("dog",), (None,))
+    shard = ShardResult({"k0": phrases, "k1": unknown})
+    shard.keys, shard.sizes, shard.beyond_limit = {0: "k0", 1: "k1"}, {0: (50, 60), 1: (50, 60)}, {0: 0, 1: 0}
+    shard.add(
+        [Item(0, "k0", b"", (50, 60), (50, 60), query(phrases, (0, 1)))], [annotations([1, 0, 1], [0.3, 0.8, 0.4])]
+    )
+    shard.add([Item(1, "k1", b"", (50, 60), (50, 60), query(unknown, (0,)))], [annotations([0], [0.3])])
+    table, _, _ = shard.finish(PseudoLabelConfig())
+    assert table.schema == NUMBERED_REGIONS and table["number"].to_pylist() == [2, 0, 0, None]

@@ -18,3 +18,19 @@ def captions(max_words: int = 14) -> st.SearchStrategy[str]:
     spaces = st.sampled_from([" ", " ", " ", " ", "", "  ", "\u2003"])
     pairs = st.lists(st.tuples(st.sampled_from(WORDS), spaces), max_size=max_words)
     return pairs.map(lambda found: "".join(word + space for word, space in found))
+
+
+DIRT = [
+    "😍", "⚽", "&amp;", "&quot;", "&nbsp;", "&#39;", "&#x1F600;", "&eacute;", "&amp;quot;",
+    "&lt;b&gt;", "&", "<b>", "</b>", "<br/>", "<p class='x'>", "<!-- x -->", "#dog", "#puppylove",
+    "@doglover", "|", " | ", " - ", "–", "—", "•", "\u200b", "\u00ad", "\ufeff", "\u0000", "\u202e",
+    "�", "…", ".", "...", "™", "*", "_", "[b]", ":)", "<3", "NEW", "BRAND NEW SOFA", "\n", "\r\n",
+    "“", "’", "Hund", "кошка", "赤い",
+]  # fmt: skip
+
+
+def dirty_captions(max_pieces: int = 16) -> st.SearchStrategy[str]:
+    """Captions with what the web puts between and into their words."""
+    piece = st.one_of(st.sampled_from(WORDS), st.sampled_from(DIRT), st.sampled_from(WORDS))
+    parts = st.lists(st.tuples(piece, st.sampled_from([" ", " ", ""])), max_size=max_pieces)
+    return parts.map(lambda found: "".join(word + space for word, space in found))

@@ -28,7 +28,7 @@ def test_rows(changes, caption, shown):
 
 def test_every_setting_is_on_the_page():
     assert len(ROWS) == 19
-    for name in set(ParsePhrasesConfig.model_fields) - {"spacy_model", "max_caption_chars"}:
+    for name in set(ParsePhrasesConfig.model_fields) - {"max_caption_chars"}:
         assert re.search(rf"\b{name}\b", PAGE), name
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.demo.manifest import load_manifest
 from pipeline.phrases.lexicons import nonvisual
-from pipeline.phrases.wordnet import LIST, SHARE, abstract_nouns, nonvisual_nouns
+from pipeline.phrases.wordnet import LIST, SHARE, abstract_nouns, names, names_of_things, nonvisual_nouns
 
 COCO = """
 person bicycle car motorcycle airplane bus train truck boat light hydrant sign meter bench bird cat dog horse
@@ -55,3 +55,20 @@ def test_the_list_carries_its_licence():
     text = LIST.read_text(encoding="utf-8")
     assert f"at least {SHARE:.0%} of the uses" in text
     assert "WordNet 3.1 Copyright 2011 by Princeton University" in text and "Permission to use, copy, modify" in text
+
+
+def test_names_of_things_begin_with_an_adjective_that_says_which():
+    senses = [
+        "polar%3:01:00:: 1 1 0", "polar_bear%1:05:00:: 1 1 0", "black%3:00:01:: 1 1 0", "black_cat%1:05:00:: 1 1 0",
+        "red%5:00:01:: 1 1 0", "red_blood_cell%1:08:00:: 1 1 0", "old%3:00:01:: 1 1 0", "old_man%1:18:00:: 1 1 0",
+        "traffic_light%1:06:00:: 1 1 0", "polar_front%1:19:00:: 1 1 0",
+    ]  # fmt: skip
+    found = names_of_things(senses)
+    assert {n for words in found.values() for n in words} == {"polar_bear", "red_blood_cell"}
+    assert found["noun.animal"] == ["polar_bear"]
+
+
+def test_the_packages_names():
+    assert {"polar bear", "hot dog", "red blood cell", "white blood cell", "swimming pool"} <= names()
+    assert not {"black cat", "old man", "red car", "small boat"} & names()
+    assert 6_500 < len(names()) < 7_500

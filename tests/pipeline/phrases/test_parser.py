@@ -9,7 +9,7 @@ from pipeline.config import ParsePhrasesConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.phrases import parser as module
-from pipeline.phrases.find import find_phrases
+from pipeline.phrases.find import caption_skip_reason, find_phrases
 from pipeline.phrases.lexicons import FRAME
 from pipeline.phrases.parser import Parser, model_name, model_version
 from tests.pipeline.phrases.captions import captions
@@ -73,6 +73,10 @@ def test_the_demo_and_the_fixtures_keep_their_phrases(plain, tmp_path):
     config = load_recipe("demo").parse_phrases
     found = [p.phrases for p in find_phrases(texts, config)]
     assert found == [list(by_the_demos_rule(doc)) for doc in plain.pipe(texts, batch_size=256)]
+    today = ParsePhrasesConfig(nonvisual=("frame",))
+    assert not [text for text in texts if caption_skip_reason(text, today)]
+    cleaned = [p.phrases for p in find_phrases(texts, today)]
+    assert sum(a != b for a, b in zip(found, cleaned, strict=True)) < 0.02 * len(texts)
 
 
 def test_a_worn_parser_is_replaced_and_finds_the_same(monkeypatch):
@@ -86,4 +90,10 @@ def test_a_worn_parser_is_replaced_and_finds_the_same(monkeypatch):
 def test_a_missing_model_is_named():
     with pytest.raises(InputError, match=r"parse_phrases\.spacy_model: en_core_web_xxl is not installed"):
         model_name(ParsePhrasesConfig(spacy_model="en_core_web_xxl"))
-    assert model_version(ParsePhrasesConfig(spacy_model="en_core_web_xxl", method="ngrams")) == "none"
+    assert model_version(ParsePhrasesConfig(spacy_model="en_core_web_xxl", method="ngrams", rules=2)) == "none"
+
+
+def test_a_model_of_another_language_is_refused():
+    with pytest.raises(InputError, match=r"found en_core_web_sm\w* with language 'de'; want a spaCy package of that"):
+        model_name(ParsePhrasesConfig(language="de"))
+    assert model_name(ParsePhrasesConfig(language=None)).startswith("en_core_web_sm")

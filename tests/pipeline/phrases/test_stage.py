@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import ParsePhrasesConfig
-from pipeline.data.records import PHRASES
+from pipeline.data.records import NUMBERED_PHRASES, PHRASES
 from pipeline.errors import InputError
 from pipeline.execution.progress import Silent
 from pipeline.io.hashing import digest_file
@@ -123,3 +123,48 @@ def test_outputs_may_be_objects_behind_a_url(tmp_path):
     ParsePhrases(settings=CONFIG, shards=paths, out=tmp_path / "out").run()
     here, there = (read_table(join(folder, "00000.parquet"), PHRASES) for folder in (tmp_path / "out", bucket))
     assert here.equals(there) and ParsePhrases(settings=CONFIG, shards=paths, out=bucket).run().skipped == 1
+
+
+DIRTY = [
+    "a &quot;blue&quot; cup &amp; two red&nbsp;plates", "A RED CAR 😍 | a <b>dog</b>", "nan", "#dog #cat",
+    "Ein schwarzer Hund läuft über die grüne Wiese", "\ufeffmany cats\x00",
+]  # fmt: skip
+
+
+def test_dirty_captions_have_exact_spans_and_are_counted(tmp_path):
+    report = ParsePhrases(settings=CONFIG, shards=[shard(tmp_path, DIRTY)], out=tmp_path / "out").run()
+    rows = read_table(tmp_path / "out" / "00000.parquet", NUMBERED_PHRASES).to_pylist()
+    assert all(row["caption"][row["start"] : row["end"]] == row["phrase"] for row in rows)
+    assert {row["caption"] for row in rows} == {DIRTY[0], DIRTY[1], DIRTY[5]}
+    assert [(row["root"], row["number"]) for row in rows] == [
+        ("cup", 1),
+        ("plate", 2),
+        ("car", 1),
+        ("dog", 1),
+        ("cat", 0),
+    ]
+    assert report.tallies["samples"].dropped == {"placeholder": 1, "only_marks": 1, "not_english": 1}
+    counted = {name: n for name, n in report.numbers.items() if name.startswith("captions_with_")}
+    kinds = dict.fromkeys(("capitals", "emoji", "entities", "invisible", "separators", "tags"), 1)
+    assert counted == {f"captions_with_{kind}": n for kind, n in kinds.items()}
+
+
+def test_an_earlier_version_s_settings_parse_as_they_did(tmp_path):
+    """A run's config.yaml names every setting that its version had."""
+    new = ("rules", "language", "known_names", "names")
+    written = {name: value for name, value in CONFIG.model_dump(mode="json").items() if name not in new}
+    earlier = ParsePhrasesConfig.model_validate(written)
+    assert earlier.rules == 2 and earlier.fingerprinted() == written
+    assert ParsePhrasesConfig.model_validate(earlier.model_dump(mode="json")) == earlier
+    assert ParsePhrasesConfig.model_validate({"nonvisual": ["frame"]}).rules == 3
+    assert ParsePhrasesConfig.model_validate(written | {"rules": 3}).rules == 3
+    ParsePhrases(settings=earlier, shards=[shard(tmp_path, DIRTY)], out=tmp_path / "out").run()
+    assert pq.read_schema(tmp_path / "out" / "00000.parquet").names == PHRASES.names
+    again = ParsePhrases(settings=CONFIG, shards=[str(tmp_path / "00000.tar")], out=tmp_path / "out").run()
+    assert (again.done, again.skipped) == (1, 0)
+
+
+def test_an_unknown_language_is_named(tmp_path):
+    config = ParsePhrasesConfig(language="english")
+    with pytest.raises(InputError, match=r"parse_phrases.language: found 'english'; want null .* or one of .*en"):
+        ParsePhrases(settings=config, shards=[shard(tmp_path, DIRTY)], out=tmp_path / "out").run()

@@ -23,7 +23,7 @@ from pipeline.annotators.region_text import load_region_text
 from pipeline.cli import app as cli
 from pipeline.config import FilterConfig, ParsePhrasesConfig, PseudoLabelConfig, RescoreConfig
 from pipeline.data.images import open_image
-from pipeline.data.records import LABELS, REGIONS, RESCORED
+from pipeline.data.records import LABELS, NUMBERED_REGIONS, REGIONS, RESCORED
 from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table, write_table
@@ -72,8 +72,8 @@ def test_every_region_is_scored_as_the_judge_scores_its_crop(scorers, store, tmp
     checked = 0
     for shard in crawl_of(store):
         file = f"{Path(shard).stem}.parquet"
-        before = read_table(store / "regions" / file, REGIONS)
-        after = read_table(tmp_path / file, RESCORED)
+        before = read_table(store / "regions" / file, NUMBERED_REGIONS)
+        after = read_table(tmp_path / file, NUMBERED_REGIONS.append(RESCORED.field("region_text")))
         assert after.drop_columns("region_text").equals(before)
         images = {s.key: s.files.get("jpg") for s in read_tar(shard)}
         for row in after.to_pylist()[::3]:
