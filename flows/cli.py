@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from flows.server_checks import bypass_proxies, check_server
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
 
@@ -26,6 +27,7 @@ def main() -> None:
     """Self-training of GLIP: a teacher labels a crawl; a student learns from the labels, a control without them."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(bypass_proxies(os.environ))
 
 
 @main.command()
@@ -43,17 +45,23 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     hint = f"the same command resumes it; its outputs so far are in {out}"
     with one_line_errors("self-train"), interruptible(hint):
         from pipeline.config.recipes import load_recipe
-
-        config = load_recipe(recipe, changes)  # before Prefect's slow import
-        began = time.monotonic()
-        from flows.self_train import self_train
-        from flows.temporary_server import start_temporary_server
+        from pipeline.io.files import check_writable
+        from pipeline.io.paths import local_folder
         from pipeline.runs.layout import RunLayout
         from pipeline.runs.summary import table_lines
 
-        start_temporary_server()
+        config = load_recipe(recipe, changes)  # this and the checks before Prefect's slow imports
+        layout = RunLayout(local_folder(out, "a run"))
+        check_writable(layout.root)
+        began = time.monotonic()
+        if check_server(temporary=True):
+            from flows.temporary_server import start_temporary_server
+
+            layout.logs.mkdir(parents=True, exist_ok=True)
+            start_temporary_server(layout.logs / "server.log")
+        from flows.self_train import self_train
+
         summary: Any = self_train(out, config)
-        layout = RunLayout(Path(out))
         click.echo("\n".join(["", *table_lines(summary)]))
         click.echo(f"\nnumbers: {layout.summary}\nreport:  {layout.report / 'index.html'}")
         click.echo(f"took {(time.monotonic() - began) / 60:.1f} minutes")
@@ -88,8 +96,8 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     for sign in SIGNALS:
         if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # under nohup the terminal may close
             signal.signal(sign, lambda *_: ended.set())
-    server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
     with one_line_errors("self-train"):
+        server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
         try:
             click.echo(f"starting; logs in {logs}")
             server.start()
@@ -132,9 +140,11 @@ def serve(limit: int) -> None:
     \b
         prefect deployment run self-train/local
     """
-    from flows.self_train import self_train
+    with one_line_errors("self-train"):
+        check_server(temporary=False)
+        from flows.self_train import self_train
 
-    self_train.serve(name="local", limit=limit)
+        self_train.serve(name="local", limit=limit)
 
 
 @main.command()

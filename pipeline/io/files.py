@@ -7,10 +7,12 @@ output, a log or a fingerprint.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,8 @@ log = logging.getLogger("glip_self_train")
 PATIENCE = float(os.environ.get("GLIP_SELF_TRAIN_PATIENCE", "180"))
 """Seconds of retries after which a request to a store counts as failed."""
 BLOCK = 16 << 20
+PROBE_BYTES = 1 << 16
+"""Bytes written to check a folder: a full disk may have room for an empty file."""
 
 T = TypeVar("T")
 _FILE_SYSTEMS: dict[int, Any] = {}
@@ -248,6 +252,30 @@ def require_files(paths: Iterable[str | Path]) -> None:
     for path in paths:
         if not is_url(path) and not Path(path).is_file():
             raise InputError(f"{path}: no such file")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Check that files can be written to a local folder, or to the one that it would be created in.
+
+    Nothing is left there. URLs are not checked.
+
+    Raises:
+        OSError: nothing can be written; names the folder and the cause.
+    """
+    if is_url(folder):
+        return
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"\0" * PROBE_BYTES)
+            probe.flush()
+    except OSError as error:
+        error.filename = str(there if isinstance(error, NotADirectoryError) else folder)
+        raise
 
 
 def file_size(path: str | Path) -> int | None:
