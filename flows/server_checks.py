@@ -51,8 +51,8 @@ def prefect_settings() -> Any:
         text = "; ".join(line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line)
         home = os.environ.get("PREFECT_HOME", "~/.prefect")
         raise InputError(
-            f"Prefect's settings (variables PREFECT_*, {home}/profiles.toml, .env, prefect.toml, pyproject.toml) cannot "
-            f"be read: {type(error).__name__}: {text}"
+            f"Prefect's settings (variables PREFECT_*, {home}/profiles.toml, .env, prefect.toml, pyproject.toml): "
+            f"{type(error).__name__}: {text}"
         ) from None
     try:
         httpx.Client().close()

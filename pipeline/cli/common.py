@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
@@ -23,15 +22,17 @@ from pipeline.errors import InputError, RunError
 from pipeline.execution.options import Cli, LabellingOptions, ShardOptions
 from pipeline.execution.progress import Terminal
 from pipeline.execution.reports import StageReport
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
 from pipeline.stages.jobs import Job, plain
 from pipeline.system.parent_watch import exit_with_parent
+
+log = logging.getLogger("glip_self_train")
 
 J = TypeVar("J", bound=Job)
 FILE = click.Path(dir_okay=False)
 """Type of an option that names an output file."""
 VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG level.")
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
@@ -211,6 +212,7 @@ def one_line_errors(name: str) -> Iterator[None]:
         if (line_and_code := one_line(error)) is None:
             raise
         line, code = line_and_code
+        log.debug("the error's trace:", exc_info=True)
         click.echo(f"{name}: error: {line}", err=True)
         sys.exit(code)
 
@@ -219,15 +221,20 @@ def one_line(error: Exception) -> tuple[str, int] | None:
     """Return the line and the exit code of an error that needs no traceback, else None."""
     if isinstance(error, InputError | RunError):
         return str(error), error.exit_code
-    if not isinstance(error, OSError) or not error.filename:
+    if (found := stage_failure(error)) is not None:
+        return str(found), found.exit_code
+    if not isinstance(error, OSError):
         return None
+    if error.filename is None:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}", RunError.exit_code
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     if isinstance(error, IsADirectoryError):
-        return f"{error.filename}: is a folder; want a file", InputError.exit_code
+        return f"{name}: is a folder; want a file", InputError.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename}: is, or is below, a file; want a folder", InputError.exit_code
-    if error.errno in FULL_DISK:
-        return f"{error.filename}: {error.strerror}", RunError.exit_code
-    return None
+        return f"{name}: is, or is below, a file; want a folder", InputError.exit_code
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: no such file or folder", InputError.exit_code
+    return f"{name}: {error.strerror or error}", RunError.exit_code
 
 
 def setup_logging(verbose: bool) -> None:
