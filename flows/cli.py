@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import click
 from flows.server_checks import bypass_proxies, check_server
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
+from pipeline.cli.signals import interruptible, say
 
 DEFAULTS = SERVER_SETTINGS | {
     "PYTHONSAFEPATH": "1",  # child processes import these packages, not files of the user's folder
@@ -30,6 +33,11 @@ def main() -> None:
     os.environ.update(bypass_proxies(os.environ))
 
 
+def _end_children_now() -> None:
+    if "flows.subprocess_jobs" in sys.modules:
+        sys.modules["flows.subprocess_jobs"].end_children_now()
+
+
 @main.command()
 @click.option("--recipe", default="demo", help="A recipe's name or YAML file.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
@@ -40,10 +48,8 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
-    from flows.signals import interruptible
-
     hint = f"the same command resumes it; its outputs so far are in {out}"
-    with one_line_errors("self-train"), interruptible(hint):
+    with one_line_errors("self-train"), interruptible("self-train", hint, _end_children_now, patience=None):
         from pipeline.config.recipes import load_recipe
         from pipeline.io.files import check_writable
         from pipeline.io.paths import local_folder
@@ -84,19 +90,12 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     Example: self-train up
     then, elsewhere: PREFECT_API_URL=http://127.0.0.1:4200/api prefect deployment run self-train/local -p rounds=2
     """
-    import signal
-    import threading
-
     from flows.local_server import LocalServer
-    from flows.signals import SIGNALS, say
     from pipeline.cli.common import setup_logging
 
     setup_logging(verbose=False)
-    ended = threading.Event()
-    for sign in SIGNALS:
-        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # under nohup the terminal may close
-            signal.signal(sign, lambda *_: ended.set())
-    with one_line_errors("self-train"):
+    hint = "the same command starts it again, and runs that were under way can be started again too"
+    with one_line_errors("self-train"), interruptible("self-train", hint, patience=None):
         server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
         try:
             click.echo(f"starting; logs in {logs}")
@@ -110,10 +109,10 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
             click.echo("end:         Ctrl-C")
             if start_run:
                 click.echo(f"started:     {server.run(out=str(demo))}")
-            while not ended.wait(1):
+            while True:
+                time.sleep(1)
                 server.keep()
         finally:
-            say("ending")
             server.stop()
 
 
@@ -123,7 +122,7 @@ def status(out: str) -> None:
     """Print the state of a run, read from its folder; needs no server."""
     from pipeline.runs.status import read_status
 
-    with one_line_errors("self-train"):
+    with one_line_errors("self-train"), interruptible("self-train", "nothing was changed"):
         for stage in read_status(out):
             click.echo(f"{stage.name:24} {stage.done}")
             for note in stage.notes:
@@ -140,11 +139,16 @@ def serve(limit: int) -> None:
     \b
         prefect deployment run self-train/local
     """
-    with one_line_errors("self-train"):
+    hint = "the same command serves it again"
+    with one_line_errors("self-train"), interruptible("self-train", hint, _end_children_now, patience=None):
         check_server(temporary=False)
         from flows.self_train import self_train
 
-        self_train.serve(name="local", limit=limit)
+        try:
+            self_train.serve(name="local", limit=limit)
+        except SystemExit:  # of Prefect's own handler of SIGTERM
+            say(f"self-train: interrupted; {hint}")
+            sys.exit(128 + signal.SIGTERM)
 
 
 @main.command()
@@ -157,7 +161,7 @@ def table(out: str) -> None:
     from pipeline.runs.layout import RunLayout
     from pipeline.runs.summary import table_lines
 
-    with one_line_errors("self-train"):
+    with one_line_errors("self-train"), interruptible("self-train", "nothing was changed"):
         file = RunLayout(Path(out)).summary
         if not file.is_file():
             raise InputError(f"{file}: no such file; the run in {out} has not finished")

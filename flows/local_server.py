@@ -19,6 +19,7 @@ from typing import IO
 
 import httpx
 
+from flows.deployments import DEPLOYMENTS, POOL, ROOT
 from flows.server_checks import bypass_proxies, check_home, failure_reason, prefect_settings
 from pipeline.errors import InputError, RunError
 from pipeline.io.files import check_writable
@@ -26,9 +27,6 @@ from pipeline.report.urls import BOARD, FILES
 
 log = logging.getLogger("glip_self_train")
 
-ROOT = Path(__file__).resolve().parents[1]
-DEPLOYMENTS = ROOT / "flows" / "prefect.yaml"
-POOL = "local"
 AUTOMATION = "mark silent runs as crashed"
 AUTOMATION_FILE = ROOT / "flows" / "deploy" / "heartbeat-automation.yaml"
 UP = "GLIP_SELF_TRAIN_UP"
@@ -169,8 +167,9 @@ class LocalServer:
                 )
             check_home(prefect_settings())
             self._start_server()
-        self._prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
-        self._prefect("deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
+        if missing := self._checked("flows.deployments").split():
+            names = [word for name in missing for word in ("--name", name)]
+            self._prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *names)
         if self._python(*PREFECT, "automation", "inspect", AUTOMATION).returncode:
             self._prefect("automation", "create", "--from-file", str(AUTOMATION_FILE))
         for service in (self._worker, *self._extras):
@@ -205,9 +204,15 @@ class LocalServer:
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True)
 
     def _prefect(self, *arguments: str) -> str:
-        done = self._python(*PREFECT, *arguments)
+        return self._checked(*PREFECT, *arguments)
+
+    def _checked(self, *module: str) -> str:
+        """Standard output of a Python module. Raises RunError if it fails, with the reason."""
+        done = self._python(*module)
         if done.returncode:
-            raise RunError(f"prefect {' '.join(arguments)}: {failure_reason((done.stdout + done.stderr).encode())}")
+            raise RunError(f"{' '.join(module)}: {failure_reason((done.stdout + done.stderr).encode())}")
+        for line in done.stderr.splitlines():
+            log.debug("%s: %s", module[0], line)
         return done.stdout
 
     def run(self, **parameters: str) -> str:

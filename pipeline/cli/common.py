@@ -8,7 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
@@ -16,6 +16,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.cli.signals import interruptible
 from pipeline.config import SelfTrainConfig
 from pipeline.config.recipes import build, load_recipe
 from pipeline.errors import InputError, RunError
@@ -25,7 +26,7 @@ from pipeline.execution.reports import StageReport
 from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
 from pipeline.stages.jobs import Job, plain
-from pipeline.system.parent_watch import exit_with_parent
+from pipeline.system.parent_watch import LIFELINE, exit_with_parent
 
 log = logging.getLogger("glip_self_train")
 
@@ -38,7 +39,7 @@ VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG lev
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
     """Decorate a function as a command with ``-v``, logging, one-line errors and exit codes.
 
-    InputError becomes one line and exit code 2, RunError one line and exit code 1.
+    InputError becomes one line and exit code 2, RunError one line and exit code 1, Ctrl-C 130 and SIGTERM 143.
     """
 
     def wrap(function: Callable[..., None]) -> click.Command:
@@ -46,7 +47,9 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
         def run(verbose: bool, **arguments: Any) -> None:
             setup_logging(verbose)
             exit_with_parent()
-            with one_line_errors(name):
+            hint = "what is finished is kept, and the same command does the rest"
+            ended_by_parent = os.environ.get(LIFELINE) == "stdin"  # which says how to go on
+            with one_line_errors(name), nullcontext() if ended_by_parent else interruptible(name, hint):
                 function(**arguments)
 
         decorated = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)

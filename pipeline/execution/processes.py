@@ -83,9 +83,21 @@ def _run_child(worker: Worker, requests: Connection, messages: Connection, level
         queue.broken(str(error) if isinstance(error, InputError | RunError) else f"{type(error).__name__}: {error}")
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Have processes started meanwhile leave Ctrl-C, which a terminal sends to all of its processes, to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _exit_with_parent() -> None:
-    """Leave Ctrl-C, which a terminal sends to all of its processes, to the parent, and exit when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Exit when the parent does, also when it is killed."""
     parent = parent_process()
     assert parent is not None
 
@@ -130,7 +142,8 @@ class _Child:
         self._process = context.Process(
             target=_run_child, args=(worker, requests, messages, log.getEffectiveLevel(), scheduler.out), daemon=True
         )
-        self._process.start()
+        with _interrupts_ignored():
+            self._process.start()
         requests.close()
         messages.close()
         serve = (self._serve_requests, self._serve_messages)

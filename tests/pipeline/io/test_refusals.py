@@ -68,7 +68,7 @@ def test_what_a_store_refuses(status, code, for_all, monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         fsspec.filesystem("s3").clear_instance_cache()
         began = time.monotonic()
-        with pytest.raises(StoreError, match="^s3://bucket/labels/x: ") as written:
+        with pytest.raises(StoreError, match=r"^s3://bucket/labels/x: ") as written:
             write_remote("s3://bucket/labels/x", tmp_path / "x")
         assert written.value.for_all == for_all and len(str(written.value).splitlines()) == 1
         assert stage_failure(written.value, "s3://bucket/labels")
