@@ -1,4 +1,4 @@
-"""Set-up of a server for ``self-train up``: work pool, deployments and automation, without overwriting anybody's settings.
+"""Set-up of a server for ``self-train up``: work pool and deployments, without overwriting anybody's settings.
 
 Runs as a process of its own, with PREFECT_API_URL set: ``python -m flows.deployments``.
 """
@@ -58,7 +58,7 @@ def set_up() -> list[str]:
                 "entrypoint": entry["entrypoint"],
                 "path": str(ROOT),
                 "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-                "parameter_openapi_schema": parameter_schema(flow),
+                "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
             }
             if found.work_pool_name == OLD_POOL:
                 code |= {"work_pool_name": POOL, "job_variables": found.job_variables, "concurrency_limit": None}
