@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
@@ -25,7 +26,9 @@ from pipeline.execution.progress import Terminal
 from pipeline.execution.reports import StageReport
 from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
-from pipeline.stages.jobs import Job, plain
+from pipeline.io.files import check_writable
+from pipeline.io.paths import is_url
+from pipeline.stages.jobs import Job, PerShardJob, plain
 from pipeline.system.parent_watch import LIFELINE, exit_with_parent
 
 log = logging.getLogger("glip_self_train")
@@ -50,6 +53,9 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
             hint = "what is finished is kept, and the same command does the rest"
             ended_by_parent = os.environ.get(LIFELINE) == "stdin"  # which says how to go on
             with one_line_errors(name), nullcontext() if ended_by_parent else interruptible(name, hint):
+                for option in click.get_current_context().command.params:
+                    if option.type is FILE and arguments[option.name or ""]:
+                        check_output(arguments[option.name or ""])
                 function(**arguments)
 
         decorated = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)
@@ -91,6 +97,8 @@ def job_command(
             if section:
                 values["settings"] = load_section(section, arguments.pop("recipe"), arguments.pop("changes"))
             values["progress"] = Terminal()
+            if values.get("out") and not issubclass(kind, PerShardJob):  # whose finished outputs may be read-only
+                check_output(values["out"])
             show_report(function(values, **arguments), report_json)
 
         decorated = command(name, **settings)(run)
@@ -107,6 +115,11 @@ def job_command(
         return decorated
 
     return wrap
+
+
+def check_output(path: str | Path) -> None:
+    """Check, before any work, that an output file or folder can be written. Raises OSError that names it."""
+    check_writable(Path(path).parent if not is_url(path) and Path(path).is_file() else path)
 
 
 def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:

@@ -44,7 +44,8 @@ def stage_failure(error: BaseException | str, out: str | Path = "") -> StageErro
         ours = bool(path and out) and _below(path, out)
         if number in FULL or (number in UNUSABLE and ours):
             assert number is not None
-            return StageError(f"{out if ours or not path else path}: {os.strerror(number)}")
+            where = str(out) if ours or not path else path
+            return StageError(f"{where}: {os.strerror(number)}" if where else os.strerror(number))
     return None
 
 
