@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flows.server_checks import bypass_proxies, check_server
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
+from pipeline.cli.signals import interruptible, say
 
 DEFAULTS = SERVER_SETTINGS | {
     "PYTHONSAFEPATH": "1",  # child processes import these packages, not files of the user's folder
@@ -26,6 +30,12 @@ def main() -> None:
     """Self-training of GLIP: a teacher labels a crawl; a student learns from the labels, a control without them."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(bypass_proxies(os.environ))
+
+
+def _end_children_now() -> None:
+    if "flows.subprocess_jobs" in sys.modules:
+        sys.modules["flows.subprocess_jobs"].end_children_now()
 
 
 @main.command()
@@ -38,22 +48,26 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     \b
     Example: self-train run --out runs/demo --set rounds=2
     """
-    from flows.signals import interruptible
-
     hint = f"the same command resumes it; its outputs so far are in {out}"
-    with one_line_errors("self-train"), interruptible(hint):
+    with one_line_errors("self-train"), interruptible("self-train", hint, _end_children_now, patience=None):
         from pipeline.config.recipes import load_recipe
-
-        config = load_recipe(recipe, changes)  # before Prefect's slow import
-        began = time.monotonic()
-        from flows.self_train import self_train
-        from flows.temporary_server import start_temporary_server
+        from pipeline.io.files import check_writable
+        from pipeline.io.paths import local_folder
         from pipeline.runs.layout import RunLayout
         from pipeline.runs.summary import table_lines
 
-        start_temporary_server()
+        config = load_recipe(recipe, changes)  # this and the checks before Prefect's slow imports
+        layout = RunLayout(local_folder(out, "a run"))
+        check_writable(layout.root)
+        began = time.monotonic()
+        if check_server(temporary=True):
+            from flows.temporary_server import start_temporary_server
+
+            layout.logs.mkdir(parents=True, exist_ok=True)
+            start_temporary_server(layout.logs / "server.log")
+        from flows.self_train import self_train
+
         summary: Any = self_train(out, config)
-        layout = RunLayout(Path(out))
         click.echo("\n".join(["", *table_lines(summary)]))
         click.echo(f"\nnumbers: {layout.summary}\nreport:  {layout.report / 'index.html'}")
         click.echo(f"took {(time.monotonic() - began) / 60:.1f} minutes")
@@ -76,20 +90,13 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
     Example: self-train up
     then, elsewhere: PREFECT_API_URL=http://127.0.0.1:4200/api prefect deployment run self-train/local -p rounds=2
     """
-    import signal
-    import threading
-
     from flows.local_server import LocalServer
-    from flows.signals import SIGNALS, say
     from pipeline.cli.common import setup_logging
 
     setup_logging(verbose=False)
-    ended = threading.Event()
-    for sign in SIGNALS:
-        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # under nohup the terminal may close
-            signal.signal(sign, lambda *_: ended.set())
-    server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
-    with one_line_errors("self-train"):
+    hint = "the same command starts it again, and runs that were under way can be started again too"
+    with one_line_errors("self-train"), interruptible("self-train", hint, patience=None):
+        server = LocalServer(host, port, limit, Path(logs).absolute(), Path(runs).absolute())
         try:
             click.echo(f"starting; logs in {logs}")
             server.start()
@@ -102,10 +109,10 @@ def up(host: str, port: int, limit: int, runs: str, logs: str, start_run: bool) 
             click.echo("end:         Ctrl-C")
             if start_run:
                 click.echo(f"started:     {server.run(out=str(demo))}")
-            while not ended.wait(1):
+            while True:
+                time.sleep(1)
                 server.keep()
         finally:
-            say("ending")
             server.stop()
 
 
@@ -115,7 +122,7 @@ def status(out: str) -> None:
     """Print the state of a run, read from its folder; needs no server."""
     from pipeline.runs.status import read_status
 
-    with one_line_errors("self-train"):
+    with one_line_errors("self-train"), interruptible("self-train", "nothing was changed"):
         for stage in read_status(out):
             click.echo(f"{stage.name:24} {stage.done}")
             for note in stage.notes:
@@ -132,9 +139,16 @@ def serve(limit: int) -> None:
     \b
         prefect deployment run self-train/local
     """
-    from flows.self_train import self_train
+    hint = "the same command serves it again"
+    with one_line_errors("self-train"), interruptible("self-train", hint, _end_children_now, patience=None):
+        check_server(temporary=False)
+        from flows.self_train import self_train
 
-    self_train.serve(name="local", limit=limit)
+        try:
+            self_train.serve(name="local", limit=limit)
+        except SystemExit:  # of Prefect's own handler of SIGTERM
+            say(f"self-train: interrupted; {hint}")
+            sys.exit(128 + signal.SIGTERM)
 
 
 @main.command()
@@ -147,7 +161,7 @@ def table(out: str) -> None:
     from pipeline.runs.layout import RunLayout
     from pipeline.runs.summary import table_lines
 
-    with one_line_errors("self-train"):
+    with one_line_errors("self-train"), interruptible("self-train", "nothing was changed"):
         file = RunLayout(Path(out)).summary
         if not file.is_file():
             raise InputError(f"{file}: no such file; the run in {out} has not finished")

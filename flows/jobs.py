@@ -23,7 +23,7 @@ from flows.artifacts import StageProgress, show_stage_report
 from flows.gpu_leases import taken
 from flows.orphan_watch import end_unwanted
 from flows.subprocess_jobs import ENDING, ChildJob, end_children, run_child
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.io.atomic import write_json
@@ -38,8 +38,9 @@ class ShardsFailedError(RunError):
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry can help: not if the input is wrong or the run is being ended."""
-    return not ENDING.is_set() and not isinstance(await state.aresult(raise_on_failure=False), InputError)
+    """Whether a retry can help: not if the input is wrong, all jobs would fail alike or the run is being ended."""
+    error = await state.aresult(raise_on_failure=False)
+    return not ENDING.is_set() and not isinstance(error, InputError | StageError)
 
 
 @task(
@@ -59,6 +60,8 @@ def run_job(job: ChildJob) -> dict[str, Any] | None:
     last_try = (task_run.run_count or 1) > len(RETRY_DELAYS)
     try:
         report = _run(job)
+    except StageError:
+        raise
     except RunError:
         if not last_try or not (alone := job.split()):
             raise
@@ -101,6 +104,8 @@ def _run_one_by_one(stage: str, jobs: Mapping[str, ChildJob]) -> dict[str, Any]:
     for shard, alone in jobs.items():
         try:
             total.merge(StageReport.model_validate(_run(alone)))
+        except StageError:
+            raise
         except RunError as error:
             total.failed.append(FailedShard(shard=shard, error=str(error).splitlines()[0].removesuffix(":")))
     return total.model_dump(mode="json")
@@ -119,6 +124,7 @@ def run_jobs(
         noted: called with the failed shards, also if there are none or too many.
 
     Raises:
+        StageError: a failure concerns all jobs; the others were ended.
         InputError, RunError: of the first failed job, once all have ended.
         RunError: more than ``max_failed`` shards failed.
     """
@@ -129,9 +135,13 @@ def run_jobs(
         try:
             futures: list[PrefectFuture[Any]] = [run_job.submit(job) for job in jobs]
             waiting = set(futures)
+            seen: set[PrefectFuture[Any]] = set()
             while waiting:
                 waiting = wait(futures, timeout=POLL_SECONDS).not_done
                 progress.update([future not in waiting for future in futures])
+                if any(isinstance(f.result(raise_on_failure=False), StageError) for f in set(futures) - waiting - seen):
+                    end_children()  # they would fail alike
+                seen = set(futures) - waiting
         except BaseException:
             # Ctrl-C, or Prefect's SIGTERM: the task runner waits for the jobs, and they for their children
             end_children()
@@ -146,6 +156,8 @@ def run_jobs(
             continue
         if isinstance(job.job, PerShardJob) and report is not None:
             total.merge(StageReport.model_validate(report))
+    if stage_wide := [error for error in errors if isinstance(error, StageError)]:
+        raise stage_wide[0]
     show_stage_report(title, total)
     if noted is not None:
         noted(total.failed)

@@ -19,14 +19,14 @@ from typing import IO
 
 import httpx
 
+from flows.deployments import DEPLOYMENTS, POOL, ROOT
+from flows.server_checks import bypass_proxies, check_home, failure_reason, prefect_settings
 from pipeline.errors import InputError, RunError
+from pipeline.io.files import check_writable
 from pipeline.report.urls import BOARD, FILES
 
 log = logging.getLogger("glip_self_train")
 
-ROOT = Path(__file__).resolve().parents[1]
-DEPLOYMENTS = ROOT / "flows" / "prefect.yaml"
-POOL = "local"
 AUTOMATION = "mark silent runs as crashed"
 AUTOMATION_FILE = ROOT / "flows" / "deploy" / "heartbeat-automation.yaml"
 UP = "GLIP_SELF_TRAIN_UP"
@@ -48,7 +48,7 @@ class _Service:
         self.name, self.address, self.log = name, address, logs / f"{name}.log"
         self._command, self._environment = [sys.executable, "-m", "pipeline.system.parent_watch", *module], environment
         self._started = -math.inf
-        self._short_lives = 0
+        self._short_lives = self._begin = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
@@ -61,13 +61,20 @@ class _Service:
         now = time.monotonic()
         self._short_lives = self._short_lives + 1 if now - self._started < 60 else 0
         if self._short_lives == 3:
-            raise RunError(f"the {self.name} died three times within a minute of its start; see the end of {self.log}")
+            raise RunError(f"the {self.name} died three times within a minute of its start: {self.reason()}")
         self._started = now
         self._output = self._output or open(self.log, "ab")  # noqa: SIM115 - as long as the process
+        self._begin = self.log.stat().st_size
         self.process = subprocess.Popen(
             self._command, env=self._environment, cwd=ROOT, stdout=self._output, stderr=subprocess.STDOUT,
             stdin=subprocess.PIPE, start_new_session=True,  # a closing terminal signals this process alone
         )  # fmt: skip
+
+    def reason(self) -> str:
+        """The line of the log that says why the process ended."""
+        with open(self.log, "rb") as log_file:
+            log_file.seek(self._begin)
+            return f"{failure_reason(log_file.read())} (its log: {self.log})"
 
     def died(self) -> bool:
         """Whether the process was started and has ended."""
@@ -104,8 +111,10 @@ class LocalServer:
         self.url, self.pages, self.board = (f"http://{shown}:{port + i}" for i in range(3))
         self._near = f"http://{ANYWHERE.get(host, in_url)}:{port}"
         for folder in (logs, runs):
+            check_writable(folder)
             folder.mkdir(parents=True, exist_ok=True)
         self.environment = env = os.environ | {
+            **bypass_proxies(os.environ, *([] if host in ANYWHERE else [host])),
             "PREFECT_API_URL": f"{self._near}/api",
             "PREFECT_UI_URL": self.url,
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # AUTOMATION counts a run as dead after three minutes without
@@ -142,7 +151,7 @@ class LocalServer:
         Pages or TensorBoard are left out if another program has their port; runs do not link to them then.
 
         Raises:
-            InputError: another program has the server's port.
+            InputError: another program has the server's port, or Prefect's home cannot be written.
             RunError: the server does not come up, or a deployment or the automation fails.
         """
         for extra, variable, port in zip(list(self._extras), (FILES, BOARD), (self.port + 1, self.port + 2)):
@@ -156,9 +165,11 @@ class LocalServer:
                 raise InputError(
                     f"port {self.port} is in use, and no Prefect server answers there; name another with --port"
                 )
+            check_home(prefect_settings())
             self._start_server()
-        self._prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
-        self._prefect("deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
+        if missing := self._checked("flows.deployments").split():
+            names = [word for name in missing for word in ("--name", name)]
+            self._prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *names)
         if self._python(*PREFECT, "automation", "inspect", AUTOMATION).returncode:
             self._prefect("automation", "create", "--from-file", str(AUTOMATION_FILE))
         for service in (self._worker, *self._extras):
@@ -180,8 +191,12 @@ class LocalServer:
         self._server.start()
         deadline = time.monotonic() + PATIENCE
         while not self.healthy():
-            if self._server.died() or time.monotonic() > deadline:
-                raise RunError(f"the server does not answer on {self.url}; see the end of {self._server.log}")
+            if self._server.died():
+                raise RunError(f"the server ended at its start: {self._server.reason()}")
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"the server does not answer on {self.url} after {PATIENCE:.0f} s: {self._server.reason()}"
+                )
             time.sleep(0.2)
 
     def _python(self, *module: str) -> subprocess.CompletedProcess[str]:
@@ -189,9 +204,15 @@ class LocalServer:
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True)
 
     def _prefect(self, *arguments: str) -> str:
-        done = self._python(*PREFECT, *arguments)
+        return self._checked(*PREFECT, *arguments)
+
+    def _checked(self, *module: str) -> str:
+        """Standard output of a Python module. Raises RunError if it fails, with the reason."""
+        done = self._python(*module)
         if done.returncode:
-            raise RunError(f"prefect {' '.join(arguments)}: {(done.stdout + done.stderr).strip()[-1500:]}")
+            raise RunError(f"{' '.join(module)}: {failure_reason((done.stdout + done.stderr).encode())}")
+        for line in done.stderr.splitlines():
+            log.debug("%s: %s", module[0], line)
         return done.stdout
 
     def run(self, **parameters: str) -> str:

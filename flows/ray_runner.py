@@ -33,8 +33,9 @@ from flows.subprocess_jobs import ChildJob, prepare_files, write_times
 from pipeline.cli.common import one_line
 from pipeline.cli.run_job import run_file
 from pipeline.config import ResourcesConfig
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.progress import PROGRESS_FILE
+from pipeline.execution.stage_failures import stage_failure
 
 log = logging.getLogger("glip_self_train")
 LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "log_to_driver": False}
@@ -197,7 +198,8 @@ def run_here(job: ChildJob) -> dict[str, Any] | None:
         except OSError as error:
             if (found := one_line(error)) is None:
                 raise
-            raise RunError(f"{job.name}: {found[0]}") from None
+            kind = StageError if stage_failure(error) else RunError
+            raise kind(f"{job.name}: {found[0]}") from None
         finally:
             log.removeHandler(handler)
             del os.environ[PROGRESS_FILE]

@@ -11,10 +11,12 @@ from prefect import flow
 from prefect.flows import Flow
 from prefect.logging import get_run_logger
 
+from flows.error_logs import shorten_error_logs
 from flows.job_builder import folder_of
 from flows.notifications import FAILURE_HOOKS
 from pipeline.execution.folder_lock import folder_lock
 
+shorten_error_logs()
 P = ParamSpec("P")
 R = TypeVar("R")
 

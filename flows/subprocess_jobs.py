@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.progress import PROGRESS_FILE, ProgressNote
 from pipeline.io.paths import stem
 from pipeline.stages.jobs import Job, PerShardJob, plain, write_job
@@ -140,6 +140,7 @@ def run_child(job: ChildJob, gpus: Sequence[str] = ()) -> dict[str, Any] | None:
     Raises:
         InputError: the child's input is wrong (exit code 2), with the child's own error line.
         EndedError: the children of this process are being ended (:func:`end_children`).
+        StageError: all jobs of the stage would fail alike, with the child's own error line.
         RunError: the child failed otherwise, with the child's own error line.
     """
     prepare_files(job)
@@ -203,6 +204,8 @@ def _error(job: ChildJob, code: int, output_file: Path, start: int) -> Exception
         failure = json.loads(job.file("failure").read_bytes())
         line, code = str(failure["error"]), int(failure["exit_code"])
         message = f"{job.name}: {line} (exit code {code}; log: {output_file})"
+        if failure.get("stage_wide"):
+            return StageError(message)
     except (OSError, ValueError, KeyError):
         lines = output_file.read_bytes()[start:].decode(errors="replace").strip().splitlines()
         message = f"{job.name} ended with {code}; last lines of {output_file}:\n" + "\n".join(lines[-TAIL_LINES:])

@@ -20,6 +20,10 @@ class RunError(Exception):
     exit_code = 1
 
 
+class StageError(RunError):
+    """Failure that concerns every shard of a stage, such as a full disk: the stage ends at once."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean X?)`` if ``name`` resembles a known name, else `` (known: X, Y)``; "" if
     ``known`` is empty.

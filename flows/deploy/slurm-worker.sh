@@ -16,7 +16,7 @@
 set -euo pipefail
 
 : "${PREFECT_API_URL:?where the server answers, such as http://SERVER:4200/api}"
-POOL="${POOL:-local}"
+POOL="${POOL:-glip-self-train}"
 LIMIT="${LIMIT:-1}"                     # runs at a time; a run's own processes use all GPUs of the node
 CHECKOUT="${CHECKOUT:-${SLURM_SUBMIT_DIR:-$PWD}}"
 VENV="${VENV:-$CHECKOUT/.venv}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
@@ -17,27 +17,32 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.cli.signals import interruptible
 from pipeline.config import SelfTrainConfig
 from pipeline.config.recipes import build, load_recipe
 from pipeline.errors import InputError, RunError
 from pipeline.execution.options import Cli, LabellingOptions, ShardOptions
 from pipeline.execution.progress import Terminal
 from pipeline.execution.reports import StageReport
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
-from pipeline.stages.jobs import Job, plain
-from pipeline.system.parent_watch import exit_with_parent
+from pipeline.io.files import check_writable
+from pipeline.io.paths import is_url
+from pipeline.stages.jobs import Job, PerShardJob, plain
+from pipeline.system.parent_watch import LIFELINE, exit_with_parent
+
+log = logging.getLogger("glip_self_train")
 
 J = TypeVar("J", bound=Job)
 FILE = click.Path(dir_okay=False)
 """Type of an option that names an output file."""
 VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG level.")
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
     """Decorate a function as a command with ``-v``, logging, one-line errors and exit codes.
 
-    InputError becomes one line and exit code 2, RunError one line and exit code 1.
+    InputError becomes one line and exit code 2, RunError one line and exit code 1, Ctrl-C 130 and SIGTERM 143.
     """
 
     def wrap(function: Callable[..., None]) -> click.Command:
@@ -45,7 +50,12 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
         def run(verbose: bool, **arguments: Any) -> None:
             setup_logging(verbose)
             exit_with_parent()
-            with one_line_errors(name):
+            hint = "what is finished is kept, and the same command does the rest"
+            ended_by_parent = os.environ.get(LIFELINE) == "stdin"  # which says how to go on
+            with one_line_errors(name), nullcontext() if ended_by_parent else interruptible(name, hint):
+                for option in click.get_current_context().command.params:
+                    if option.type is FILE and arguments[option.name or ""]:
+                        check_output(arguments[option.name or ""])
                 function(**arguments)
 
         decorated = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)
@@ -87,6 +97,8 @@ def job_command(
             if section:
                 values["settings"] = load_section(section, arguments.pop("recipe"), arguments.pop("changes"))
             values["progress"] = Terminal()
+            if values.get("out") and not issubclass(kind, PerShardJob):  # whose finished outputs may be read-only
+                check_output(values["out"])
             result = function(values, **arguments)
             show_report(result, report_json)
             if isinstance(result, StageReport):
@@ -106,6 +118,11 @@ def job_command(
         return decorated
 
     return wrap
+
+
+def check_output(path: str | Path) -> None:
+    """Check, before any work, that an output file or folder can be written. Raises OSError that names it."""
+    check_writable(Path(path).parent if not is_url(path) and Path(path).is_file() else path)
 
 
 def load_section(section: str, recipe: str | None, changes: Sequence[str]) -> BaseModel:
@@ -214,6 +231,7 @@ def one_line_errors(name: str) -> Iterator[None]:
         if (line_and_code := one_line(error)) is None:
             raise
         line, code = line_and_code
+        log.debug("the error's trace:", exc_info=True)
         click.echo(f"{name}: error: {line}", err=True)
         sys.exit(code)
 
@@ -222,15 +240,20 @@ def one_line(error: Exception) -> tuple[str, int] | None:
     """Return the line and the exit code of an error that needs no traceback, else None."""
     if isinstance(error, InputError | RunError):
         return str(error), error.exit_code
-    if not isinstance(error, OSError) or not error.filename:
+    if (found := stage_failure(error)) is not None:
+        return str(found), found.exit_code
+    if not isinstance(error, OSError):
         return None
+    if error.filename is None:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}", RunError.exit_code
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     if isinstance(error, IsADirectoryError):
-        return f"{error.filename}: is a folder; want a file", InputError.exit_code
+        return f"{name}: is a folder; want a file", InputError.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename}: is, or is below, a file; want a folder", InputError.exit_code
-    if error.errno in FULL_DISK:
-        return f"{error.filename}: {error.strerror}", RunError.exit_code
-    return None
+        return f"{name}: is, or is below, a file; want a folder", InputError.exit_code
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: no such file or folder", InputError.exit_code
+    return f"{name}: {error.strerror or error}", RunError.exit_code
 
 
 def setup_logging(verbose: bool) -> None:

@@ -12,6 +12,7 @@ import click
 
 from pipeline.cli.common import command, one_line, show_report
 from pipeline.execution.progress import Silent, Terminal
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.stages.jobs import read_job
 
 
@@ -59,4 +60,6 @@ def _write_failure(file: str, error: Exception) -> None:
         fcntl.flock(output, fcntl.LOCK_EX)
         if not (room := output.read()).strip():
             output.seek(0)
-            output.write(json.dumps({"error": line[: len(room) // 8], "exit_code": code}).encode())
+            stage_wide = stage_failure(error) is not None
+            failure = {"error": line[: len(room) // 8], "exit_code": code, "stage_wide": stage_wide}
+            output.write(json.dumps(failure).encode())

@@ -161,16 +161,17 @@ Steps = Iterable[tuple[_Running, T | None]]
 class _Loop:
     def __init__(self, queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], Any]) -> None:
         self._queue, self._jobs, self._open_shard = queue, jobs, open_shard
+        self._stopped = False  # by a failure that concerns all shards
         self.room = threading.Semaphore(SHARDS_IN_HAND)
 
     def windows(self) -> Steps[Sequence[Any]]:
-        while self.room.acquire() and (job := next(self._jobs, None)) is not None:
+        while self.room.acquire() and not self._stopped and (job := next(self._jobs, None)) is not None:
             running = _Running(job)
             try:
                 with timed(self._queue, "read"):
                     running.shard = self._open_shard(job)
                 windows = running.shard.windows()
-                while running.error is None:
+                while running.error is None and not self._stopped:
                     with timed(self._queue, "read"):
                         window = next(windows, None)
                     if window is None:
@@ -204,7 +205,7 @@ class _Loop:
                 yield running, None
 
     def predict(self, running: _Running, batch: Any) -> None:
-        if running.error is not None:
+        if running.error is not None or self._stopped:
             return
         try:
             with timed(self._queue, "model"):
@@ -217,13 +218,15 @@ class _Loop:
             self._queue.advance(images, "images")
 
     def finish(self, running: _Running) -> None:
+        if self._stopped:
+            return
         try:
             if running.error is not None:
                 raise running.error
             with timed(self._queue, "write"):
                 report = running.shard.finish()
         except Exception as error:
-            self._queue.failed(running.job, error)
+            self._stopped = bool(self._queue.failed(running.job, error))
             if is_device_lost(error):
                 raise  # this process can do no other shard
         else:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.errors import InputError, RunError
 from pipeline.execution.reports import ShardReport
 from pipeline.execution.scheduler import LOOK_AGAIN, ShardScheduler
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.execution.worker import ShardJob, Worker
+from pipeline.system.parent_watch import exit_immediately
 
 log = logging.getLogger("glip_self_train")
 
@@ -27,8 +30,8 @@ class _RemoteQueue:
     model.
     """
 
-    def __init__(self, requests: Connection, messages: Connection) -> None:
-        self._requests, self._messages = requests, messages
+    def __init__(self, requests: Connection, messages: Connection, out: str) -> None:
+        self._requests, self._messages, self._out = requests, messages, out
         self._request_lock, self._message_lock = threading.Lock(), threading.Lock()
 
     def take(self) -> ShardJob | None:
@@ -47,11 +50,13 @@ class _RemoteQueue:
     def done(self, job: ShardJob, report: ShardReport) -> None:
         self._send("done", job, report)
 
-    def failed(self, job: ShardJob, error: BaseException | str) -> None:
+    def failed(self, job: ShardJob, error: BaseException | str) -> bool:
+        error = (stage_wide := stage_failure(error, self._out)) or error
         if not isinstance(error, InputError | RunError | str):
             log.error("shard %s", job.path, exc_info=error)
             error = f"{type(error).__name__}: {error}"
-        self._send("failed", job, str(error))
+        self._send("failed", job, error)
+        return stage_wide is not None
 
     def advance(self, n: int, unit: str) -> None:
         self._send("advance", n, unit)
@@ -64,10 +69,11 @@ class _RemoteQueue:
         self._send("broken", reason)
 
 
-def _run_child(worker: Worker, requests: Connection, messages: Connection, level: int) -> None:
+def _run_child(worker: Worker, requests: Connection, messages: Connection, level: int, out: str) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(level)
-    queue = _RemoteQueue(requests, messages)
+    _exit_with_parent()
+    queue = _RemoteQueue(requests, messages, out)
     try:
         worker(queue)
     except (EOFError, BrokenPipeError):
@@ -75,6 +81,31 @@ def _run_child(worker: Worker, requests: Connection, messages: Connection, level
     except Exception as error:
         log.debug("worker ended", exc_info=True)
         queue.broken(str(error) if isinstance(error, InputError | RunError) else f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Have processes started meanwhile leave Ctrl-C, which a terminal sends to all of its processes, to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _exit_with_parent() -> None:
+    """Exit when the parent does, also when it is killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        exit_immediately()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def run_in_processes(workers: Sequence[Worker], scheduler: ShardScheduler) -> None:
@@ -86,7 +117,9 @@ def run_in_processes(workers: Sequence[Worker], scheduler: ShardScheduler) -> No
     Raises:
         RunError: every process failed, so shards may be left.
     """
-    children = [_Child(worker, scheduler) for worker in workers]
+    children: list[_Child] = []
+    for worker in workers:
+        children.append(_Child(worker, scheduler, children))
     for child in children:
         child.wait()
     reasons = [child.reason for child in children if child.reason]
@@ -97,17 +130,20 @@ def run_in_processes(workers: Sequence[Worker], scheduler: ShardScheduler) -> No
 class _Child:
     """A child process, and the parent's two threads that serve its requests and its messages."""
 
-    def __init__(self, worker: Worker, scheduler: ShardScheduler) -> None:
+    def __init__(self, worker: Worker, scheduler: ShardScheduler, all_children: list[_Child]) -> None:
+        """all_children: ended with this one by a failure that concerns all shards."""
         self.reason: str | None = None
+        self._all = all_children
         self._scheduler = scheduler
         self._held: dict[str, ShardJob] = {}
         context = get_context("spawn")
         self._requests, requests = context.Pipe()
         self._messages, messages = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_run_child, args=(worker, requests, messages, log.getEffectiveLevel()), daemon=True
+            target=_run_child, args=(worker, requests, messages, log.getEffectiveLevel(), scheduler.out), daemon=True
         )
-        self._process.start()
+        with _interrupts_ignored():
+            self._process.start()
         requests.close()
         messages.close()
         serve = (self._serve_requests, self._serve_messages)
@@ -134,6 +170,9 @@ class _Child:
                 getattr(self._scheduler, method)(*arguments)
                 if method in {"done", "failed"}:
                     self._held.pop(arguments[0].name, None)
+                if self._scheduler.stopped is not None:  # what they make would be lost
+                    for child in self._all:
+                        child._process.terminate()
 
     @contextmanager
     def _until_exit(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ def run_shards(
     shard.
 
     Raises:
+        StageError: a failure concerns all shards, such as a full disk; those that were done stay done.
         RunError: more than ``max_failed`` shards failed; the others stay done.
         WorkLeft: ``options.check_only`` is set, and a shard is not done.
     """
@@ -54,7 +55,7 @@ def run_workers(
             one.
 
     Raises:
-        RunError, WorkLeft: as :func:`run_shards`.
+        StageError, RunError, WorkLeft: as :func:`run_shards`.
     """
     limit, price = (options.limit, options.price) if isinstance(options, LabellingOptions) else (None, None)
     scheduler = ShardScheduler(stage, jobs, out, fingerprint_of=fingerprint_of, progress=options.progress, limit=limit)
@@ -64,9 +65,11 @@ def run_workers(
     try:
         if options.check_only:
             scheduler.check()
-        elif len(workers) == 1:
-            workers[0](scheduler)
         else:
+            scheduler.check_output()
+        if len(workers) == 1:
+            workers[0](scheduler)
+        elif workers:
             run_in_processes(workers, scheduler)
     finally:
         scheduler.rates.device_seconds = (time.monotonic() - started) * len(workers)

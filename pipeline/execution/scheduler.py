@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.claims import Claims, clear_claims
 from pipeline.execution.commit import commit_report, committed
 from pipeline.execution.options import WorkLeft
 from pipeline.execution.progress import Progress
 from pipeline.execution.reports import FailedShard, ShardReport, StageReport
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.execution.throughput import Rates
 from pipeline.execution.worker import ShardJob
-from pipeline.io.files import file_size
+from pipeline.io.files import StoreError, check_writable, file_size
 from pipeline.io.paths import is_url
 from pipeline.io.temporaries import clear_temporaries
 
@@ -49,7 +50,7 @@ class ShardScheduler:
         progress: Progress,
         limit: int | None = None,
     ) -> None:
-        self.stage, self._out, self._fingerprint_of, self._progress = stage, str(out), fingerprint_of, progress
+        self.stage, self.out, self._fingerprint_of, self._progress = stage, str(out), fingerprint_of, progress
         self._pending: deque[ShardJob] = deque(jobs)
         self._claimed: deque[ShardJob] = deque()  # by other runs
         self._rechecking = 0
@@ -57,6 +58,8 @@ class ShardScheduler:
         self._reports: dict[str, ShardReport] = {}
         self._skipped: set[str] = set()
         self._failed: list[FailedShard] = []
+        self._refused = False  # by a store, the shard before
+        self.stopped: StageError | None = None
         self._lock = threading.Lock()
         self._total = len(jobs)
         self._paths = {job.name: job.path for job in jobs}
@@ -67,6 +70,16 @@ class ShardScheduler:
         clear_claims(out)
         self._claims = Claims(out)
         progress.begin(stage, len(jobs))
+
+    def check_output(self) -> None:
+        """Raise StageError if a shard is not done and nothing can be written to the output folder."""
+        try:
+            check_writable(self.out)
+        except OSError as error:
+            try:
+                self.check()
+            except WorkLeft:
+                raise StageError(f"{self.stage}: {self.out}: {error.strerror}; nothing was started") from None
 
     def check(self) -> None:
         """Raise WorkLeft if a shard is not committed for its fingerprint."""
@@ -88,7 +101,7 @@ class ShardScheduler:
                 if not self._pending:
                     break
                 job = self._pending.popleft()
-            if (given := self._try(job)) is not None:
+            if self.stopped is None and (given := self._try(job)) is not None:
                 return given
         for _ in range(len(self._claimed)):  # at most: other threads may take some meanwhile
             with self._lock:
@@ -97,7 +110,7 @@ class ShardScheduler:
                 job = self._claimed.popleft()
                 self._rechecking += 1
             try:
-                given = self._try(job)
+                given = None if self.stopped else self._try(job)
             finally:
                 with self._lock:
                     self._rechecking -= 1
@@ -142,7 +155,7 @@ class ShardScheduler:
         return replace(job, fingerprint=self._fingerprint_of(job))
 
     def _done_before(self, job: ShardJob) -> bool:
-        report = committed(self._out, job.name, job.fingerprint)
+        report = committed(self.out, job.name, job.fingerprint)
         if report is None:
             return False
         with self._lock:
@@ -166,17 +179,24 @@ class ShardScheduler:
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
         try:
-            commit_report(self._out, report)
+            commit_report(self.out, report)
         except Exception as error:
             self.failed(job, error)
             return
         self._release(job.name)
         with self._lock:
+            self._refused = False
             self._reports[job.name] = report
             with self._tolerate("progress not reported"):
                 self._progress.shard(report, skipped=False)
 
-    def failed(self, job: ShardJob, error: BaseException | str) -> None:
+    def failed(self, job: ShardJob, error: BaseException | str) -> bool:
+        with self._lock:
+            if self.stopped is None:
+                self.stopped = self._stage_failure(error)
+        if self.stopped is not None:  # told once, by close; the shard is left, not failed
+            self._release(job.name)
+            return True
         expected = isinstance(error, InputError | RunError | str)
         line = str(error) if expected else f"{type(error).__name__}: {error}"
         trace = None if expected else error
@@ -184,16 +204,24 @@ class ShardScheduler:
         if self._has_old_result(job):
             log.warning(
                 "%s: %s still holds the previous output of shard %s, of other settings or another input",
-                self.stage, self._out, job.name,
+                self.stage, self.out, job.name,
             )  # fmt: skip
         with self._lock:
             self._failed.append(FailedShard(shard=job.name, error=line))
         self._release(job.name)
+        return False
+
+    def _stage_failure(self, error: BaseException | str) -> StageError | None:
+        """The failure of the whole stage. A store that refuses two shards in a row would refuse the others too."""
+        if (found := stage_failure(error, self.out)) is not None:
+            return found
+        refused, self._refused = self._refused, isinstance(error, StoreError) and error.refused
+        return StageError(str(error)) if refused and self._refused else None
 
     def _has_old_result(self, job: ShardJob) -> bool:
         """Whether a failed shard still has output of other settings, which is kept."""
         try:
-            return bool(job.fingerprint) and committed(self._out, job.name) is not None
+            return bool(job.fingerprint) and committed(self.out, job.name) is not None
         except Exception:
             return False
 
@@ -212,15 +240,25 @@ class ShardScheduler:
         """Release the claims and return the stage's report.
 
         Raises:
+            StageError: a failure concerned all shards.
             RunError: more than ``max_failed`` shards failed; the others stay done.
         """
-        self._claims.close()
+        if self.stopped is None:
+            self._claims.close()
+        else:
+            with self._tolerate("claims not released"):
+                self._claims.close()
         self._failed.sort(key=lambda f: f.shard)
         reports = [self._reports[name] for name in sorted(self._reports)]
         total = StageReport.of(self.stage, reports, skipped=len(self._skipped), failed=self._failed)
         self._measure(devices, price)
         total.rates = self.rates
         self._progress.end(total)
+        if self.stopped is not None:
+            raise StageError(
+                f"{self.stage}: {self.stopped}. It concerns all shards, so the stage ended: {len(self._reports)} of "
+                f"{self._total} are done, and the same command does the rest once that is mended"
+            )
         if len(self._failed) > max_failed:
             first = self._failed[0]
             raise RunError(

@@ -60,8 +60,8 @@ class WorkQueue(Protocol):
     def done(self, job: ShardJob, report: ShardReport) -> None:
         """Commit a shard's report; its outputs are in place."""
 
-    def failed(self, job: ShardJob, error: BaseException | str) -> None:
-        """Record a failed shard and its error."""
+    def failed(self, job: ShardJob, error: BaseException | str) -> bool:
+        """Record a failed shard and its error. Returns whether the stage ends, as the error concerns all shards."""
 
     def advance(self, n: int, unit: str) -> None:
         """Report progress within a shard."""

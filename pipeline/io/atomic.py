@@ -44,8 +44,9 @@ class HashingFile(io.RawIOBase):
     Not seekable. Closing it leaves ``raw`` open, which its owner flushes and closes.
     """
 
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
+    def __init__(self, raw: IO[bytes], path: str | Path) -> None:
+        """path: the name of the file in errors of writing."""
+        self._raw, self._path = raw, path
         self._state = hashlib.sha256()
         self._hash = self._state.update
         self._bytes = 0
@@ -54,7 +55,10 @@ class HashingFile(io.RawIOBase):
         view = data if type(data) is bytes else memoryview(data).cast("B")
         self._hash(view)
         self._bytes += len(view)
-        return self._raw.write(view)
+        try:
+            return self._raw.write(view)
+        except OSError as error:
+            raise _named(error, self._path) from None
 
     def tell(self) -> int:
         return self._bytes
@@ -65,6 +69,12 @@ class HashingFile(io.RawIOBase):
     def summary(self) -> OutputFile:
         """Size and SHA-256 of everything written so far."""
         return OutputFile(bytes=self._bytes, sha256=self._state.hexdigest())
+
+
+def _named(error: OSError, path: str | Path) -> OSError:
+    """The error with the path of the file, which the system does not state when writing fails."""
+    error.filename = str(path)
+    return error
 
 
 @contextmanager
@@ -83,8 +93,11 @@ def atomic_file(path: str | Path, *, durable: bool = True, durable_name: bool = 
     """
     if is_url(path):
         with tempfile.NamedTemporaryFile(prefix="glip-self-train-") as spool:
-            yield HashingFile(spool)
-            spool.flush()
+            yield HashingFile(spool, spool.name)
+            try:
+                spool.flush()
+            except OSError as error:
+                raise _named(error, spool.name) from None
             write_remote(str(path), spool.name)
         return
     path = Path(path)
@@ -92,10 +105,13 @@ def atomic_file(path: str | Path, *, durable: bool = True, durable_name: bool = 
     temporary = temporary_beside(path)
     try:
         with open(temporary, "wb", buffering=BUFFER_BYTES) as raw:
-            yield HashingFile(raw)
-            raw.flush()
-            if durable:
-                os.fsync(raw.fileno())
+            yield HashingFile(raw, path)
+            try:
+                raw.flush()
+                if durable:
+                    os.fsync(raw.fileno())
+            except OSError as error:
+                raise _named(error, path) from None
         os.replace(temporary, path)
         if durable and durable_name:
             fsync_path(path.parent)

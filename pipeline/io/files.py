@@ -7,10 +7,12 @@ output, a log or a fingerprint.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,8 @@ log = logging.getLogger("glip_self_train")
 PATIENCE = float(os.environ.get("GLIP_SELF_TRAIN_PATIENCE", "180"))
 """Seconds of retries after which a request to a store counts as failed."""
 BLOCK = 16 << 20
+PROBE_BYTES = 1 << 16
+"""Bytes written to check a folder: a full disk may have room for an empty file."""
 
 T = TypeVar("T")
 _FILE_SYSTEMS: dict[int, Any] = {}
@@ -37,11 +41,56 @@ _PERMANENT = (
 _PERMANENT_STATUS = {401, 403, 404, 405, 410, 416}
 """HTTP status codes that a retry does not change."""
 _RANGE_NOT_SATISFIABLE = 416
-_PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"}
+_NO_CREDENTIALS = {
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
+    "UnauthorizedSSOTokenError", "SSOTokenLoadError", "ProfileNotFound", "DefaultCredentialsError", "RefreshError",
+}  # fmt: skip
+"""Errors of botocore and google.auth: credentials are missing, or cannot be renewed."""
+_PERMANENT_NAMES = {*_NO_CREDENTIALS, "ParamValidationError"}
+_REFUSED_CODES = {
+    "400": "refused without a word; most often the credentials have expired",  # HEAD requests get no text
+    "401": "", "ExpiredToken": "", "ExpiredTokenException": "", "RequestExpired": "", "InvalidToken": "",
+    "TokenRefreshRequired": "", "InvalidAccessKeyId": "", "SignatureDoesNotMatch": "", "RequestTimeTooSkewed": "",
+    "AuthorizationHeaderMalformed": "", "InvalidClientTokenId": "", "UnrecognizedClientException": "",
+    "NotSignedUp": "", "AccountProblem": "", "AllAccessDisabled": "", "InvalidSecurity": "",
+    "NoSuchBucket": "no such bucket", "QuotaExceeded": "", "InsufficientStorage": "", "507": "no space left",
+    "XMinioStorageFull": "", "XMinioStorageQuotaExceeded": "", "XMinioAdminBucketQuotaExceeded": "",
+}  # fmt: skip
+"""Codes of a store's errors that any other object would meet too -> words for those that say nothing."""
+
+
+class StoreError(InputError):
+    """A store refuses a request.
+
+    Attributes:
+        url: the object.
+        refused: whether access was refused; else there is no such object or bucket.
+        for_all: whether it would refuse those for other objects likewise, as credentials, bucket or space are missing.
+    """
+
+    url, refused, for_all = "", True, False
+
+
+def _store_error(url: str, words: str, *, for_all: bool, refused: bool = True) -> StoreError:
+    error = StoreError(f"{url}: {words}")
+    # attributes, as an exception with more arguments cannot be pickled
+    error.url, error.refused, error.for_all = url, refused, for_all
+    return error
+
+
+def _refused_code(error: BaseException) -> str | None:
+    """Code of a store's error if any other object would meet it too."""
+    response = getattr(error.__cause__, "response", None)
+    codes = [str(response.get("Error", {}).get("Code"))] if isinstance(response, dict) else []
+    status = _status(error)
+    codes += [str(status)] if status in {401, 507} else []
+    return next((code for code in codes if code in _REFUSED_CODES), None)
 
 
 def _is_transient(error: BaseException) -> bool:
     """Whether a retry of the same request may succeed."""
+    if _refused_code(error) is not None:
+        return False
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith(("aiohttp", "asyncio")):
         status = getattr(cause, "status", None)  # fsspec reports every failure over HTTP as a missing file
@@ -90,17 +139,26 @@ def store_errors(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         if _is_transient(error):
             raise InputError(f"{url}: no answer ({_first_line(error.__cause__ or error)})") from None
-        raise InputError(f"{url}: no such object") from None
+        no_bucket = _refused_code(error) == "NoSuchBucket"
+        raise _store_error(
+            url, "no such bucket" if no_bucket else "no such object", for_all=no_bucket, refused=False
+        ) from None
     except PermissionError as error:
-        raise InputError(f"{url}: access refused ({_first_line(error)}); are the store's credentials set?") from None
+        words = f"access refused ({_first_line(error)}); are the store's credentials set, and still valid?"
+        raise _store_error(url, words, for_all=_refused_code(error) is not None) from None
     except ImportError as error:
         extra = {"s3": "s3", "gs": "gs"}.get(url.split(":", 1)[0], "https")
         raise InputError(f"{url}: {error}; pip install 'glip-self-train[{extra}]'") from None
     except Exception as error:
+        if (code := _refused_code(error)) is not None:
+            line = f"{_REFUSED_CODES[code]}: {_first_line(error)}".removeprefix(": ")
+            words = f"refused ({line}); are the store's credentials set, and still valid? Is there room?"
+            raise _store_error(url, words, for_all=True) from None
         if _status(error) in _PERMANENT_STATUS - {_RANGE_NOT_SATISFIABLE}:
-            raise InputError(f"{url}: refused ({_first_line(error)})") from None
+            raise _store_error(url, f"refused ({_first_line(error)})", for_all=False) from None
         if type(error).__name__ in _PERMANENT_NAMES:
-            raise InputError(f"{url}: {error}; set the store's credentials in the environment") from None
+            words = f"{_first_line(error)}; set the store's credentials in the environment"
+            raise _store_error(url, words, for_all=type(error).__name__ in _NO_CREDENTIALS) from None
         raise
 
 
@@ -248,6 +306,30 @@ def require_files(paths: Iterable[str | Path]) -> None:
     for path in paths:
         if not is_url(path) and not Path(path).is_file():
             raise InputError(f"{path}: no such file")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Check that files can be written to a local folder, or to the one that it would be created in.
+
+    Nothing is left there. URLs are not checked.
+
+    Raises:
+        OSError: nothing can be written; names the folder and the cause.
+    """
+    if is_url(folder):
+        return
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"\0" * PROBE_BYTES)
+            probe.flush()
+    except OSError as error:
+        error.filename = str(there if isinstance(error, NotADirectoryError) else folder)
+        raise
 
 
 def file_size(path: str | Path) -> int | None:

@@ -31,10 +31,11 @@ from pipeline.config import (
 )
 from pipeline.config.recipes import build
 from pipeline.demo.config import DemoDataConfig, DemoDataSummary
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.execution.commit import report_path
 from pipeline.execution.options import Cli, Device, DeviceOptions, LabellingOptions, RunOptions, ShardOptions, WorkLeft
 from pipeline.execution.reports import StageReport
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size, listing
 from pipeline.io.paths import join, stem
@@ -117,9 +118,17 @@ class Job(RunOptions, Generic[R]):
 
         Raises:
             InputError: a setting, path or input is wrong. RunError: the work could not be finished.
+            StageError: a failure such as a full disk, with the path.
         """
         module, _, function = (self.entry or self.stage.replace("-", "_")).partition(":")
-        report: R = getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+        try:
+            report: R = getattr(import_module(f"pipeline.stages.{module}"), function or "run")(self)
+        except (InputError, RunError):
+            raise
+        except Exception as error:
+            if (failure := stage_failure(error, getattr(self, "out", None) or "")) is not None:
+                raise failure from error
+            raise
         return report
 
     def finished(self) -> R | None:

@@ -231,11 +231,11 @@ def test_pools_and_a_slurm_nodes_worker_on_a_real_server(server, tmp_path):
         pod = json.loads(done.stdout.splitlines()[-1])["spec"]["template"]["spec"]
         limits = pod["containers"][0]["resources"]["limits"]
         assert limits["nvidia.com/gpu"] == 4 and limits["cpu"] == "16" and "memory" not in limits
-    server.prefect("work-pool", "create", "local", "--type", "process")
+    server.prefect("work-pool", "create", "glip-self-train", "--type", "process")
 
     def workers(status: str) -> list[str]:
         wanted = {"workers": {"status": {"any_": [status]}}}
-        found = ask("POST", f"{server.api}/work_pools/local/workers/filter", wanted)
+        found = ask("POST", f"{server.api}/work_pools/glip-self-train/workers/filter", wanted)
         return [w["name"] for w in found]
 
     env = server.env | {"VENV": str(Path(sys.executable).parents[1]), "CHECKOUT": str(ROOT), "SLURM_JOB_ID": "77"}

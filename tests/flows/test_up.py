@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 
+from flows.deployments import POOL
 from flows.local_server import UP
 from pipeline.config import SelfTrainConfig
 from pipeline.config.recipes import load_recipe
@@ -137,12 +138,14 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
     """With a run under way: the one that took the folder over."""
     deployment = f"{two.api}/deployments/name/self-train/local"
     found = ask("GET", deployment)["id"]
-    answer("PATCH", f"{two.api}/deployments/{found}", {"concurrency_limit": 1})
+    two.prefect("work-pool", "create", "local", "--type", "process")
+    answer("PATCH", f"{two.api}/deployments/{found}", {"concurrency_limit": 1, "work_pool_name": "local"})
     assert ask("GET", deployment)["global_concurrency_limit"]["limit"] == 1  # as earlier versions deployed it
     other = Up(home, port=two.port)
     try:
         other.wait()
         assert ask("GET", deployment)["global_concurrency_limit"] is None
+        assert ask("GET", deployment)["work_pool_name"] == POOL
         for port, name in ((two.port + 1, "pages"), (two.port + 2, "tensorboard")):
             assert f"port {port} is in use, so there will be no {name}" in other.said()
             assert f"\n{name}:" not in other.said()
@@ -158,18 +161,54 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
             wait_until(lambda pid=pid: not alive(pid), 60, f"the end of {words}")
         wait_until(lambda: not any(map(alive, work)), 60, "the end of the run")
         wait_until(lambda: "the server is gone and is started again" in other.said(), 30, "the words", other.process)
-        wait_until(lambda: "local" in other.prefect("work-pool", "ls", check=False), 120, "a server", other.process)
+        wait_until(lambda: POOL in other.prefect("work-pool", "ls", check=False), 120, "a server", other.process)
         wait_until(
             lambda: other.child("worker start"), 120, "a worker, which ends when its server is gone", other.process
         )
         pids = {words: other.child(words) for words in KEPT}
         assert pids["server start"] and pids["worker start"] and not pids["http.server"], pids
         other.process.send_signal(signal.SIGHUP)  # as when the terminal is closed
-        assert other.process.wait(180) == 0, other.said()
+        assert other.process.wait(180) == 128 + signal.SIGHUP, other.said()
     finally:
         other.stop()
     assert not any(alive(pid) for pid in pids.values() if pid)
     assert "Traceback" not in other.said()
+
+
+CRON = {"schedule": {"cron": "0 3 * * 0", "timezone": "UTC"}, "active": True, "slug": "sundays"}
+
+
+def test_what_somebody_set_survives_a_restart(tmp_path):
+    up, set_ = Up(tmp_path), {"parameters": {"rounds": 2}, "job_variables": {"env": {"A": "1"}}, "tags": ["mine"]}
+    try:
+        up.wait()
+        api, name = up.api, "deployments/name/self-train/local"
+        found = ask("GET", f"{api}/{name}")["id"]
+        answer("PATCH", f"{api}/deployments/{found}", set_ | {"concurrency_limit": 3, "entrypoint": "old.py:old"})
+        ask("POST", f"{api}/deployments/{found}/schedules", [CRON])
+        pool = ask("GET", f"{api}/work_pools/{POOL}")
+        template = pool["base_job_template"]
+        template["variables"]["properties"]["env"]["default"] = {"B": "2"}
+        answer("PATCH", f"{api}/work_pools/{POOL}", {"base_job_template": template, "concurrency_limit": 5})
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(180) == 143 and "interrupted; the same command starts it again" in up.said()
+    finally:
+        up.stop()
+    again = Up(tmp_path, port=up.port)
+    try:
+        again.wait()
+        kept = ask("GET", f"{api}/{name}")
+        assert kept["id"] == found and {key: kept[key] for key in set_} == set_
+        assert kept["global_concurrency_limit"]["limit"] == 3 and kept["entrypoint"] == "flows/self_train.py:self_train"
+        assert [s["slug"] for s in kept["schedules"]] == ["sundays"] and "config" in str(
+            kept["parameter_openapi_schema"]
+        )
+        pool = ask("GET", f"{api}/work_pools/{POOL}")
+        assert pool["base_job_template"] == template and pool["concurrency_limit"] == 5
+        assert len(ask("POST", f"{api}/automations/filter", {})) == 1
+        assert len(ask("POST", f"{api}/deployments/filter", {})) == 11
+    finally:
+        again.stop()
 
 
 def test_a_port_that_something_else_has_is_named(home):

@@ -3,7 +3,9 @@ recorded, the rest projected."""
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +14,18 @@ from threading import Barrier, Thread
 
 import pytest
 
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.claims import Claims
 from pipeline.execution.options import LabellingOptions, ShardOptions
 from pipeline.execution.progress import Silent
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.run import run_shards, run_workers
 from pipeline.execution.scheduler import ShardScheduler
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.execution.worker import EachShard, ShardJob, WorkQueue
 from pipeline.io.atomic import write_atomic
+from pipeline.io.files import StoreError
+from tests.fixtures.faults import read_only
 
 
 @dataclass(frozen=True)
@@ -316,3 +321,110 @@ def test_a_shard_of_another_run_costs_a_limit_nothing(tmp_path, monkeypatch):
     assert [scheduler.offer().name, scheduler.offer().name] == ["00001", "00002"]
     other.close()
     scheduler.close(devices=1, price=None, max_failed=0)
+
+
+@dataclass(frozen=True)
+class FullFrom:
+    """Work that finds no space left, or no access, from a shard on; each try is noted in ``tries``."""
+
+    out: str
+    tries: str
+    first: str
+    number: int = errno.ENOSPC
+    path: str | None = None
+
+    def __call__(self, job: ShardJob) -> ShardReport:
+        (Path(self.tries) / job.name).touch()
+        if job.name < self.first:
+            return Write(self.out)(job)
+        try:
+            raise OSError(self.number, os.strerror(self.number), self.path or f"{self.out}/{job.name}.txt")
+        except OSError as error:
+            raise RuntimeError("a library's own words") from error
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(errno.ENOSPC, 1), (errno.ENOSPC, 3), (errno.EDQUOT, 1), (errno.EROFS, 1), (errno.EACCES, 1), (errno.EIO, 1)],
+)
+def test_a_failure_of_the_output_folder_ends_the_stage_at_once_and_the_rest_goes_on_later(
+    tmp_path, number, workers, caplog
+):
+    out, tries = tmp_path / "out", tmp_path / "tries"
+    tries.mkdir()
+    work = FullFrom(str(out), str(tries), "00003", number)
+    options = ShardOptions(workers=workers, max_failed=99)
+    with pytest.raises(StageError) as error:
+        run_shards("write", jobs(40), out, work, options=options)
+    assert str(error.value).startswith(f"write: {out}: {os.strerror(number)}. ") and error.value.exit_code == 1
+    assert "of 40 are done, and the same command does the rest" in str(error.value)
+    assert len(list(tries.iterdir())) <= 3 + 2 * workers and len(caplog.records) <= 1
+    done = len(names(out))
+    assert done <= 3 and not [p for p in out.iterdir() if p.name.endswith(".claim")]
+    assert run_shards("write", jobs(40), out, Write(str(out))).done >= 40 - done
+
+
+def test_an_unreadable_input_is_its_shards_alone(tmp_path):
+    out, tries = tmp_path / "out", tmp_path / "tries"
+    tries.mkdir()
+    work = FullFrom(str(out), str(tries), "00003", errno.EACCES, str(tmp_path / "crawl" / "x.tar"))
+    report = run_shards("write", jobs(6), out, work, options=ShardOptions(max_failed=99))
+    assert report.done == 3 and len(report.failed) == 3
+
+
+def store_error(url: str, *, for_all: bool = False, refused: bool = True) -> StoreError:
+    error = StoreError(f"{url}: access refused")
+    error.url, error.for_all, error.refused = url, for_all, refused
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "whole_stage"),
+    [
+        (store_error("s3://in/a.tar"), False),
+        (store_error("s3://in/a.tar", for_all=True), True),  # expired credentials
+        (store_error("s3://out/labels/a.parquet"), True),
+        (store_error("s3://out/labels-2/a.parquet"), False),
+        (store_error("s3://out/labels/a.parquet", refused=False), False),
+        (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("thread panicked (os error 2)"), False),
+        (InputError("a.tar: no images"), False),
+    ],
+)
+def test_which_failures_concern_all_shards(error, whole_stage):
+    assert (stage_failure(error, "s3://out/labels") is not None) == whole_stage
+    assert (stage_failure(pickle.loads(pickle.dumps(error)), "s3://out/labels") is not None) == whole_stage
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Work whose inputs a store refuses, all but those named."""
+
+    out: str
+    open_ones: tuple[str, ...]
+
+    def __call__(self, job: ShardJob) -> ShardReport:
+        if job.name not in self.open_ones:
+            raise store_error(f"s3://in/{job.name}.tar")
+        return Write(self.out)(job)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_refused_input_is_its_shards_alone_and_two_in_a_row_end_the_stage(tmp_path, workers):
+    every = [job.name for job in jobs(8)]
+    but_one = Refused(str(tmp_path), tuple(name for name in every if name != "00003"))
+    report = run_shards("write", jobs(8), tmp_path, but_one, options=ShardOptions(workers=workers, max_failed=9))
+    assert report.done == 7 and len(report.failed) == 1
+    with pytest.raises(StageError, match=r"s3://in/0000\d\.tar: access refused\. It concerns all shards"):
+        run_shards(
+            "write", jobs(8, "g"), tmp_path, Refused(str(tmp_path), ()), ShardOptions(workers=workers, max_failed=9)
+        )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a disk")
+def test_a_disk_that_is_read_only_is_named_before_anything_starts_unless_all_is_done(tmp_path):
+    run_shards("write", jobs(3), tmp_path / "disk", Write(str(tmp_path / "disk")))
+    with read_only(tmp_path / "disk") as disk:
+        assert run_shards("write", jobs(3), disk, Write(str(disk))).skipped == 3
+        with pytest.raises(StageError, match=f"write: {disk}: Read-only file system; nothing was started"):
+            run_shards("write", jobs(4), disk, Broken())
