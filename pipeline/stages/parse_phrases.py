@@ -82,6 +82,12 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
             starts.append(start)
             ends.append(end)
             counts.append(spans.numbers.get((start, end)))
+    foreign = samples.dropped.get("not_english", 0) + samples.dropped.get("not_in_language", 0)
+    if foreign * 2 > samples.seen:
+        problems.notes.append(
+            f"{foreign} of {samples.seen} captions are not in the language {config.language!r}; for those of another "
+            "set language and spacy_model, or language=null to keep all"
+        )
     name = f"{job.name}.parquet"
     footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)}
     output = write_table(join(out, name), pa.table({n: rows[n] for n in schema.names}, schema=schema), schema, footer)

@@ -164,6 +164,14 @@ def test_an_earlier_version_s_settings_parse_as_they_did(tmp_path):
     assert (again.done, again.skipped) == (1, 0)
 
 
+def test_a_crawl_in_another_language_is_told(tmp_path):
+    german = ["Ein schwarzer Hund läuft über die grüne Wiese", "Zwei Kinder spielen am Strand mit einem Ball", "a dog"]
+    report = ParsePhrases(settings=CONFIG, shards=[shard(tmp_path, german)], out=tmp_path / "out").run()
+    assert report.tallies["samples"].dropped == {"not_english": 2}
+    written = json.loads((tmp_path / "out" / "00000.report.json").read_text())
+    assert any("2 of 3 captions are not in the language 'en'" in note for note in written["notes"])
+
+
 def test_an_unknown_language_is_named(tmp_path):
     config = ParsePhrasesConfig(language="english")
     with pytest.raises(InputError, match=r"parse_phrases.language: found 'english'; want null .* or one of .*en"):
