@@ -39,7 +39,7 @@ def other_language(text: str, language: str) -> bool:
         return False
     ranked = _identifier().rank(" ".join(words))
     limit = UNLIKELY_SHORT if len(words) < SHORT else UNLIKELY
-    return ranked[0][0] != language and dict(ranked)[language] < limit
+    return bool(ranked[0][0] != language and dict(ranked)[language] < limit)
 
 
 def check_language(language: str) -> None:

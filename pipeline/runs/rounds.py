@@ -66,7 +66,7 @@ def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
     Raises:
         InputError: one of them matches no metric.
     """
-    promotion.check_gates(layout.evaluation("teacher"), config.promotion.gates, control=config.control)
+    promotion.check_gates(layout.evaluation("teacher"), _gates(config), control=config.control)
     gain_metric(config, layout)
 
 
@@ -86,11 +86,17 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
         verdict = promotion.promote(
             layout.evaluation(names["student"]), layout.evaluation(names["teacher"]),
             control=layout.evaluation(f"control-{round_number}") if config.control else None,
-            gates=config.promotion.gates, samples=config.promotion.samples, seed=config.seed,
+            gates=_gates(config), samples=config.promotion.samples, seed=config.seed,
         )  # fmt: skip
         result = RoundResult(**names, **_decision(config, layout, verdict, round_number))
     write_json(layout.round(round_number), result.model_dump(mode="json"))
     return result
+
+
+def _gates(config: SelfTrainConfig) -> list[str]:
+    """The recipe's gates, those on the control only where one is trained."""
+    gates = promotion.parse_gates(config.promotion.gates)
+    return [gate.text for gate in gates if config.control or gate.reference == "teacher"]
 
 
 def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any], number: int) -> dict[str, Any]:

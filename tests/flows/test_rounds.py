@@ -24,8 +24,9 @@ def two_rounds(**promotion: object) -> SelfTrainConfig:
     return config.model_copy(update={"rounds": 2, "demo": demo, "promotion": PromotionConfig.model_validate(promotion)})
 
 
-IMPOSSIBLE = two_rounds(gates=["*.recall_at_1>100"], samples=50)
-WELCOME = two_rounds(gates=["*.recall_at_1>=-100"], least_gain=-100, samples=50)
+ANY_CONTROL = "control:*.ap>=-100"
+IMPOSSIBLE = two_rounds(gates=["*.recall_at_1>100", ANY_CONTROL], samples=50)
+WELCOME = two_rounds(gates=["*.recall_at_1>=-100", ANY_CONTROL], least_gain=-100, samples=50)
 
 
 @pytest.fixture(scope="module")

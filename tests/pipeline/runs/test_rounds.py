@@ -11,6 +11,7 @@ from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.evaluation.match_tables import write_match_tables
 from pipeline.evaluation.metrics import coco_ap
+from pipeline.evaluation.promotion import promote
 from pipeline.io.atomic import write_json
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
@@ -110,11 +111,16 @@ def test_a_student_below_its_control_is_refused_and_the_better_control_is_used(t
     assert lenient.promoted and best_model([lenient]) == "student-1"
 
 
-def test_a_gate_on_a_control_that_is_not_trained_is_refused(tmp_path):
+def test_gates_on_the_control_count_where_there_is_one(tmp_path):
     layout = RunLayout(tmp_path)
-    evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    for model in ("teacher", "student-1"):
+        evaluated(layout, model, eval_base=0.8, eval_novel=0.5)
+    config = recipe("control=false", "promotion.gates=['control:*.ap>=0,eval_base.ap>=-1']")
+    check_promotion(config, layout)
+    assert decide(config, layout, 1).promoted
+    folders = layout.evaluation("student-1"), layout.evaluation("teacher")
     with pytest.raises(InputError, match=r"gate 'control:\*.ap >= 0': found no control; want one"):
-        check_promotion(recipe("control=false", "promotion.gates=['control:*.ap>=0']"), layout)
+        promote(*folders, gates=["control:*.ap>=0"], samples=10)
 
 
 def test_rounds_stop_when_they_no_longer_pay(tmp_path):
