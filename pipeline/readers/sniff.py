@@ -101,6 +101,9 @@ def beside(path: str) -> str:
         for shorter in (folded, folded.rsplit(".", 1)[0], folded.rsplit(".", 2)[0]):
             if (found := names.get(shorter)) is not None:
                 return f"{IN_PLACE} {folder / found}"
+    below = (folder / entry / name for entry in sorted(set(names.values()))[:100])
+    if (elsewhere := next((path for path in below if path.is_file()), None)) is not None:
+        return f"{IN_PLACE} {elsewhere}"
     return f"; {folder} has {min(names.values())}, ..." if names else f"; {folder} is empty"
 
 

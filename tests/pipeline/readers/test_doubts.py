@@ -412,6 +412,7 @@ def test_names_of_windows_and_of_addresses_are_found(tmp_path, named, real):
         ("{:04d}.jpg", "{:04d}.JPG"), ("{:04d}", "{:04d}.jpg"), ("{:04d}.jpg", "{:04d}.png"),
         ("my+photo+{:04d}.jpg", "my photo {:04d}.jpg"), ("a&amp;b {:04d}.jpg", "a&b {:04d}.jpg"),
         ("IMG_{:04d}.jpg", "img_{:04d}.jpg"), ("train/{:04d}.jpg", "{:04d}.jpg"),
+        ("{:04d}.jpg", "train/{:04d}.jpg"), ("train/{:04d}.jpg", "val/{:04d}.jpg"),
         ("C:\\data\\{:04d}.jpg", "{:04d}.jpg"), ("e\u0301{:04d}.jpg", "\xe9{:04d}.jpg"),
     ],
 )  # fmt: skip
