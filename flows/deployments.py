@@ -56,7 +56,6 @@ def set_up() -> list[str]:
                 continue
             code: dict[str, Any] = {
                 "entrypoint": entry["entrypoint"],
-                "path": str(ROOT),
                 "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
                 "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
             }
