@@ -49,8 +49,9 @@ class GlipPreTrainedModel(PreTrainedModel):
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type = "AutoModelForZeroShotObjectDetection") -> None:
         """Save the code beside the weights from now on, for `auto_class` with `trust_remote_code`."""
-        # in transformers' own attribute it would be looked up beside this file, without the layers
-        cls._saved_for = auto_class if isinstance(auto_class, str) else auto_class.__name__
+        super().register_for_auto_class(auto_class)
+        # under its own name transformers would copy this file without the layers
+        cls._saved_for, cls._auto_class = cls._auto_class, None
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; see `register_for_auto_class`."""
