@@ -47,7 +47,7 @@ def set_up() -> list[str]:
             with suppress(ObjectAlreadyExists):  # by another `self-train up` meanwhile
                 client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
         for entry in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]:
-            flow = load_flow_from_entrypoint(str(ROOT / entry["entrypoint"]))
+            flow: Any = load_flow_from_entrypoint(str(ROOT / entry["entrypoint"]))
             name = f"{flow.name}/{entry['name']}"
             try:
                 found = client.read_deployment_by_name(name)
