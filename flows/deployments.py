@@ -29,7 +29,7 @@ def set_up() -> list[str]:
     one run.
 
     Returns:
-        names (FLOW/DEPLOYMENT) of the deployments that are missing.
+        entrypoints of the deployments that are missing.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
@@ -52,7 +52,7 @@ def set_up() -> list[str]:
             try:
                 found = client.read_deployment_by_name(name)
             except ObjectNotFound:
-                missing.append(name)
+                missing.append(entry["entrypoint"])
                 continue
             code: dict[str, Any] = {
                 "entrypoint": entry["entrypoint"],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import yaml
 
 from flows.deployments import DEPLOYMENTS, POOL, ROOT
 from flows.server_checks import bypass_proxies, check_home, failure_reason, prefect_settings
@@ -168,8 +169,11 @@ class LocalServer:
             check_home(prefect_settings())
             self._start_server()
         if missing := self._checked("flows.deployments").split():
-            names = [word for name in missing for word in ("--name", name)]
-            self._prefect("deploy", "--prefect-file", str(DEPLOYMENTS), *names)
+            every = yaml.safe_load(DEPLOYMENTS.read_text())
+            every["deployments"] = [entry for entry in every["deployments"] if entry["entrypoint"] in missing]
+            file = self._server.log.with_name("deployed.yaml")
+            file.write_text(yaml.safe_dump(every))
+            self._prefect("deploy", "--all", "--prefect-file", str(file))
         if self._python(*PREFECT, "automation", "inspect", AUTOMATION).returncode:
             self._prefect("automation", "create", "--from-file", str(AUTOMATION_FILE))
         for service in (self._worker, *self._extras):

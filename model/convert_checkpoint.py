@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,11 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
     torch.save({"model": {prefix + n: t.clone() for n, t in entries.items()}}, file)
 
 
+def _interrupted(number: int, _: Any) -> None:
+    click.echo("convert-checkpoint: interrupted; the same command starts it again", err=True)
+    os._exit(128 + number)
+
+
 @click.command(name="convert-checkpoint")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--variant", type=click.Choice(VARIANTS), help="Network of SOURCE (not needed with --reverse).")
@@ -184,6 +192,9 @@ def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> Non
 )  # fmt: skip
 def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Path | None) -> None:
     """Convert a released GLIP checkpoint SOURCE (.pth) to a Hugging Face folder, or back."""
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        before = signal.signal(sign, _interrupted)
+        click.get_current_context().call_on_close(partial(signal.signal, sign, before))
     try:
         if reverse:
             if not source.is_dir():
@@ -197,6 +208,8 @@ def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Pat
         ignored = convert(source, GlipConfig.variant(variant), out, vocab)
     except CheckpointError as error:
         raise click.BadParameter(str(error), param_hint="SOURCE") from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from error
     click.echo(f"wrote {out}" + (f"; left out {_some(ignored)}" if ignored else ""))
     if vocab is None:
         click.echo("no tokenizer written: give --vocab to make the folder complete", err=True)

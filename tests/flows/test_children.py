@@ -11,7 +11,7 @@ import pytest
 
 from flows.subprocess_jobs import ChildJob, run_child
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.stages.jobs import ParsePhrases, TrainModel, read_job, write_job
 from tests.conftest import tiny_model
 from tests.fixtures.training import write_sources
@@ -88,7 +88,8 @@ def test_a_full_disk_is_named(tmp_path):
         pytest.skip("no tmpfs can be mounted here")
     try:
         child = training(tmp_path, disk / "out").model_copy(update={"logs": disk / "logs"})
-        with pytest.raises(RunError, match=r"^train: .*No space left on device.*\(exit code 1; log: ") as error:
+        line = rf"^train: {disk}.*: No space left on device \(exit code 1; log: "
+        with pytest.raises(StageError, match=line) as error:  # no other try would succeed
             run_child(child)
         assert len(str(error.value).splitlines()) == 1
     finally:
