@@ -65,7 +65,10 @@ class ShardScheduler:
         self._paths = {job.name: job.path for job in jobs}
         self.rates = Rates()
         if not is_url(out):
-            Path(out).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(out).mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise InputError(f"{out}: is, or is below, a file; want a folder") from None
         clear_temporaries(out)
         clear_claims(out)
         self._claims = Claims(out)

@@ -195,6 +195,7 @@ def test_boxes_of_larger_images_are_refused_or_told(tmp_path, caplog):
 
 
 def test_corners_are_told_by_their_areas(tmp_path):
+    put_images(tmp_path)
     rows = coco()
     for row in rows["annotations"]:
         box = SUN if row["category_id"] == 1 else LAKE
@@ -445,6 +446,7 @@ def test_xml_is_read_in_the_encoding_that_it_declares(tmp_path, encoding, name):
 
 
 def test_an_encoding_that_is_not_the_files_is_named(tmp_path):
+    put_images(tmp_path)
     text = xml("0001.jpg", things=[("太阳", SUN)])
     put(tmp_path / "xml" / "0001.xml", "").write_bytes(text.encode("gb2312"))
     with pytest.raises(InputError, match="bytes that are not UTF-8, and no other encoding declared"):
