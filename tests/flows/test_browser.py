@@ -107,7 +107,7 @@ def test_the_run_form_has_fields_with_help(up, page):
     deployment = ask("GET", f"{up.api}/deployments/name/self-train/local")["id"]
     page.goto(f"{up.url}/deployments/deployment/{deployment}/run")
     page.get_by_text("rounds").first.wait_for(timeout=60_000)
-    page.get_by_text("so many times at most").first.wait_for(timeout=30_000)
+    page.get_by_text("maximum number of rounds").first.wait_for(timeout=30_000)
     keep(page, "form")
 
 
