@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 import prefect
+from prefect.logging import get_logger
+from prefect.logging.configuration import setup_logging
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
@@ -46,6 +48,7 @@ class TemporaryServer(SubprocessASGIServer):
         seconds = timeout or get_current_settings().server.ephemeral.startup_timeout_seconds
         for attempt in range(PORTS):
             self.port = self.find_available_port()
+            get_logger().info("Starting temporary server on %s", self.address)
             begin = self.log.stat().st_size if self.log.exists() else 0
             self.server_process = self._run_uvicorn_command()
             self.running = True
@@ -100,6 +103,7 @@ def start_temporary_server(log: Path) -> None:
     Raises:
         RunError: the server ends or does not answer.
     """
+    setup_logging()  # a flow would do it, but later
     server = TemporaryServer()  # Prefect keeps one instance per port, and finds this one
     server.log = log
     server.start()
