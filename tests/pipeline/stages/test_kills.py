@@ -18,7 +18,7 @@ from tests.fixtures.crawl import jpeg
 from tests.fixtures.forkserver import ForkServer
 from tests.pipeline.stages.test_labelling import LABEL, digests
 
-SHARDS, IMAGES = 50, 12
+SHARDS, IMAGES = 64, 12
 
 
 class Runs(ForkServer):
