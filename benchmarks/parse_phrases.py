@@ -39,9 +39,9 @@ from pipeline.stages.jobs import ParsePhrases
 
 NOUNS = """dog cat man woman car bicycle tree house street table chair plate pizza beach surfboard kitchen bus train
 horse umbrella child kite giraffe clock tower laptop phone bench park river boat lamp shelf window door bridge mountain
-lake field cake""".split()  # noqa: SIM905
+lake field cake""".split()
 ADJECTIVES = """red small old young wooden green large white dirty black tall sunny yellow round striped
-shiny""".split()  # noqa: SIM905
+shiny""".split()
 TEMPLATES = (
     "A {a} {n} standing next to a {a} {n} on the {n} in the afternoon",
     "Two {a} {n}s and a {n} with a {a} {n}",

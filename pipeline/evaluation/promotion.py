@@ -29,7 +29,7 @@ with CC3M and SBU (ODinW-13 44.4 to 42.7), and accept GLIP-T (C) to GLIP-T with 
 APr 17.7 to 20.8, COCO AP 46.7 to 46.3; GLIP, tables 2 and 3).
 """
 DEFAULT_CONTROL_GATES = ("control:*.ap >= 0", "control:*.recall_at_1 >= 0")
-"""Where there is a control, labels that leave the student below it did harm."""
+"""Gates on the control: labels that leave the student below it did harm."""
 _SYNTAX = re.compile(r"\s*(control:)?\s*([^.<>=:]+)\.([^\s.<>=]+)\s*(>=|>)\s*([+-]?\d+(?:\.\d*)?)\s*")
 
 

@@ -51,7 +51,8 @@ _TAG_WORD = r"(?<![\w&/])[#＃][^\W\d_][\w-]*|(?<![\w.])[@＠]\w[\w.-]*"
 _WALLS = re.compile(
     rf"""(?P<emoji>(?:[{_EMOJI}]|{_EMOTICON})+(?:\s*(?:[{_EMOJI}]|{_EMOTICON}))*)
     |(?P<hashtags>(?:{_TAG_WORD})(?:[\s,]*(?:{_TAG_WORD}))*)
-    |(?P<full_stops>(?<=[^\W_]{{2}})(?<!\b(?:mr|ms|dr|st|no|vs|co|mt|ft|jr|sr|lt|ca))(?<!\b(?:mrs|inc|ltd|sgt|gen|col|etc|ave))
+    |(?P<full_stops>(?<=[^\W_]{{2}})(?<!\b(?:mr|ms|dr|st|no|vs|co|mt|ft|jr|sr|lt|ca))
+        (?<!\b(?:mrs|inc|ltd|sgt|gen|col|etc|ave))
         (?<!\bprof)(?<!\bcapt)[.!?;]+(?!(?:de|fr|ru|io|tv|eu|uk|nl|pl|cz|jp|cn|br|js|py)\b)
         (?=[^\W\d_]{{2}}|[ai]\s)|\.{{2,}}|…)
     |(?P<plural>(?<=\w)\((?:e?s)\))

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 ANY = 0
 """A plural without a number, or a word such as "every"."""
 
-_SMALL = (  # noqa: SIM905
+_SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 ).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _VALUES = {word: n for n, word in enumerate(_SMALL)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _VALUES |= {"dozen": 12, "hundred": 100, "thousand": 1000, "both": 2, "pair": 2, "couple": 2, "trio": 3}
 _MULTIPLIERS = {"dozen", "hundred"}

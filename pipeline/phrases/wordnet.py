@@ -34,7 +34,8 @@ VISIBLE_FILES = {
 ATTRIBUTES = frozenset(
     """black white red green blue yellow brown grey gray pink purple orange gold golden silver small big large little
     great long short old new young high low tall wide deep round flat open closed hot cold warm wet dry heavy light dark
-    bright single double upper lower left right front back male female human adult dead public private common""".split()  # noqa: SIM905
+    bright single double upper lower left right front back male female human adult dead public
+    private common""".split()
 )
 """First words of two that say more often how a thing is than which: a "black cat" is a cat, not a fisher."""
 EXCEPTIONS = frozenset({"hot dog", "red panda", "french fry"})
