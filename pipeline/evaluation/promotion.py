@@ -233,6 +233,7 @@ def check_gates(teacher: str | Path, gates: Sequence[str], *, control: bool = Fa
         InputError: a gate has a wrong syntax, or matches no metric of the teacher, or names a
             control that there is not.
     """
+    itself = compare([teacher, teacher], samples=1)
     for reference, ones in zip(("teacher", "control"), _gates(gates, control), strict=True):
         if ones:
-            judge(compare([teacher, teacher], samples=1), ones, may_be_idle=not _given(gates, reference))
+            judge(itself, ones, may_be_idle=not _given(gates, reference))

@@ -57,22 +57,26 @@ def write_report(out: Path, document: Mapping[str, Any], match_tables: Mapping[s
         lines += ["", f"## {name}", "", f"Protocol: {PROTOCOLS[tables.protocol]}."]
         lines += ["", "| Metric | Value |", "|---|---:|"]
         lines += [f"| {TITLES.get(n, n)} | {format_metric(n, metrics[n])} |" for n in sorted(metrics, key=metric_order)]
-        lines += _plots(out, name, tables)
-        lines += _extremes(tables)
+        by_name = ("AP", document["classes"][name]) if tables.names else ("R@1", phrase_recalls(tables))
+        lines += _plots(out, name, tables, *by_name)
+        lines += _extremes(*by_name)
     write_atomic(out / "report.md", "\n".join(lines) + "\n")
 
 
-def name_values(tables: MatchTables) -> tuple[str, dict[str, float]]:
-    """(metric, its percent by name): AP of class names, recall at 1 of captions' phrases."""
-    if tables.names:
-        return "AP", {tables.names[n]: 100 * float(c.mean()) for n, c in class_curves(tables.matches).items()}
+def class_aps(tables: MatchTables) -> dict[str, float]:
+    """AP in percent of each class name that has ground truth."""
+    return {tables.names[n]: 100 * float(c.mean()) for n, c in class_curves(tables.matches).items()}
+
+
+def phrase_recalls(tables: MatchTables) -> dict[str, float]:
+    """Recall at 1 in percent of each phrase of the captions."""
     matched: dict[str, list[bool]] = {}
     for phrase, first in zip(tables.phrases, tables.queries.first, strict=True):
         matched.setdefault(normalise_name(phrase), []).append(first < 1)
-    return "R@1", {phrase: 100 * float(np.mean(flags)) for phrase, flags in matched.items()}
+    return {phrase: 100 * float(np.mean(flags)) for phrase, flags in matched.items()}
 
 
-def _plots(out: Path, name: str, tables: MatchTables) -> list[str]:
+def _plots(out: Path, name: str, tables: MatchTables, metric: str, values: Mapping[str, float]) -> list[str]:
     matches = tables.matches
     if not tables.names:  # labels of captions are indices of phrases, not classes: treat them as one class
         matches = replace(matches, label=np.zeros_like(matches.label), gold_label=np.zeros_like(matches.gold_label))
@@ -89,7 +93,6 @@ def _plots(out: Path, name: str, tables: MatchTables) -> list[str]:
         add("reliability", plots.reliability(bands), "calibration: precision by score")
         lines += ["", f"Expected calibration error: {calibration_error(bands):.1f} points (score against precision at "
                   "IoU 0.5, in 20 bands)."]  # fmt: skip
-    metric, values = name_values(tables)
     known = {n: v for n, v in values.items() if tables.counts.get(normalise_name(n), 0) > 0}
     if known:
         counts = [tables.counts[normalise_name(n)] for n in known]
@@ -98,8 +101,7 @@ def _plots(out: Path, name: str, tables: MatchTables) -> list[str]:
     return lines
 
 
-def _extremes(tables: MatchTables) -> list[str]:
-    metric, values = name_values(tables)
+def _extremes(metric: str, values: Mapping[str, float]) -> list[str]:
     if len(values) <= 1:
         return []
     ordered = [f"{n} {v:.1f}" for n, v in sorted(values.items(), key=lambda item: (item[1], item[0]))]

@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics import NEVER, ImageResult, coco_ap, queries_of
 from pipeline.evaluation.predict import STAGE, DetectShards, version_of
 from pipeline.evaluation.predictions import read_predictions, write_coco
 from pipeline.evaluation.protocols import SetSpec
-from pipeline.evaluation.report import name_values, write_report
+from pipeline.evaluation.report import class_aps, write_report
 from pipeline.execution.inference import inference_workers
 from pipeline.execution.options import DeviceOptions, WorkLeft
 from pipeline.execution.run import run_workers
@@ -102,7 +102,7 @@ def run(job: Evaluate) -> Metrics:
         "fingerprint": plan.fingerprint_of(),
         "model": plan.revision,
         "sets": metrics,
-        "classes": {name: name_values(one)[1] for name, one in tables.items() if one.names},
+        "classes": {name: class_aps(one) for name, one in tables.items() if one.names},
         "protocols": {s.spec.name: s.spec.protocol for s in sets},
         "settings": {s.spec.name: plan.settings(s.spec) for s in sets},
         "means": {"odinw": {"ap": float(np.mean(odinw)), "sets": len(odinw)}} if odinw else {},
