@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing_below, read_bytes
-from pipeline.io.paths import join
+from pipeline.io.paths import is_hidden, join
 from pipeline.readers.sniff import beside, wrong_format
 
 WANTED_NAMES = "a list of names, one a line"
@@ -89,11 +89,6 @@ def xml_names(folder: str, ids: str | None, wanted: str) -> list[str]:
     if not names:
         raise wrong_format(folder, wanted)
     return names
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a path has a hidden part, such as ``._1.xml`` or ``__MACOSX``, which macOS leaves in archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def listed_names(path: str, is_there: Callable[[str], bool]) -> list[str]:

@@ -16,7 +16,7 @@ from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.keys import image_key
 from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing, listing_below, read_bytes
-from pipeline.io.paths import is_url, join, parent
+from pipeline.io.paths import is_hidden, is_url, join, parent
 from pipeline.io.strict_yaml import read_yaml
 from pipeline.readers.base import (
     Format,
@@ -33,7 +33,7 @@ from pipeline.readers.base import (
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
-from pipeline.readers.xml_files import is_hidden, text_lines
+from pipeline.readers.xml_files import text_lines
 
 WANTED = "YOLO's data.yaml (with `names`), or a folder with `images` and `labels` and class names in classes.txt"
 WANTED_CLASSES = "a list of class names, one a line"
