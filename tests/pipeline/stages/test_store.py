@@ -18,7 +18,7 @@ from pipeline.config import BuildShardsConfig, ModelConfig, ParsePhrasesConfig, 
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError, RunError
 from pipeline.inspection.summary import inspect_shards
-from pipeline.io.files import listing, open_file, read_range, write_remote
+from pipeline.io.files import filesystem, listing, open_file, read_range, write_remote
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import read_tar
 from pipeline.stages.jobs import BuildShards, Dedup, FilterBoxes, ParsePhrases, PseudoLabel
@@ -53,14 +53,20 @@ def local(tmp_path_factory, teacher):
     return root
 
 
+def s3():
+    """Provide the product's own client: the finalizer of another one, run in a loader's forked worker, takes the
+    sockets that both processes share out of this process's event loop, which then waits for ever.
+    """
+    return filesystem("s3://")[0]
+
+
 def upload(folder: Path, url: str) -> None:
-    fs = fsspec.filesystem("s3")
     for path in folder.glob("*.tar"):
-        fs.put_file(str(path), f"{url}/{path.name}")
+        s3().put_file(str(path), f"{url}/{path.name}")
 
 
 def download(url: str, folder: Path) -> dict[str, str]:
-    fsspec.filesystem("s3").get(f"{url}/", str(folder), recursive=True)
+    s3().get(f"{url}/", str(folder), recursive=True)
     return digests(folder)
 
 
@@ -138,7 +144,7 @@ def test_shards_in_the_store_are_fetched_once_and_then_a_record_at_a_time(store,
     key = there.record(0, 0).key
     assert start(0) == f"{there.counts} {len(shards)} {key} 9 []"
     assert start(1) == f"{there.counts} 0 {key} 9 []"
-    fsspec.filesystem("s3").put_file(str(local / "train" / shards[1].rsplit("/", 1)[1]), shards[0])  # now it is another
+    s3().put_file(str(local / "train" / shards[1].rsplit("/", 1)[1]), shards[0])  # now it is another
     assert start(2) == f"{[there.counts[1]] * 2} 1 {there.record(1, 0).key} 9 []"
 
 
@@ -205,7 +211,7 @@ def test_large_files_go_in_parts_and_come_back_whole(store, tmp_path):
     block = os.urandom(1 << 20)
     (tmp_path / "large.bin").write_bytes(block * 120)
     write_remote("s3://large/large.bin", tmp_path / "large.bin")
-    assert "-" in fsspec.filesystem("s3").info("large/large.bin")["ETag"]  # so S3 marks what came in parts
+    assert "-" in s3().info("large/large.bin")["ETag"]  # so S3 marks what came in parts
     with open_file("s3://large/large.bin") as file:
         assert all(file.read(1 << 20) == block for _ in range(120)) and file.read(1) == b""
     assert read_range("s3://large/large.bin", (1 << 20) - 3, 6) == block[-3:] + block[:3]
@@ -278,7 +284,7 @@ def test_shards_in_the_store_are_looked_at_and_cleaned(store, local, tmp_path):
     store.make_bucket("look")
     upload(local / "crawl", "s3://look/crawl")
     (first, *_) = read_tar(local / "crawl" / "00001.tar")
-    fsspec.filesystem("s3").pipe_file("look/gold/one.jpg", first.files["jpg"])
+    s3().pipe_file("look/gold/one.jpg", first.files["jpg"])
     (tmp_path / "gold").mkdir()
     (tmp_path / "gold" / "one.jpg").write_bytes(first.files["jpg"])
     found = {}
