@@ -17,6 +17,12 @@ UNREAD = frozenset({"no_image", "no_caption", "empty_caption", "caption_not_utf8
 """Reasons for which a sample is lost because its files are not laid out, or not named, as expected."""
 MAX_UNREAD_SHARE = 0.5
 """A shard fails if a larger share of its samples is lost for reasons in UNREAD."""
+PLACEHOLDERS = frozenset(
+    {"nan", "<na>", "na", "n/a", "#n/a", "none", "null", "nil", "undefined", "unknown", "no caption", "no description",
+     "no title", "no text", "caption", "description", "alt text", "missing", "empty"}
+)  # fmt: skip
+"""Whole captions that programs write for an absent one."""
+_UNSEEN = " \t\r\n\0\u00a0\u200b\u200c\u200d\u2060\ufeff"
 _EXAMPLES = 2
 _NAMED = 6
 _KNOWN = frozenset({*IMAGE_EXTENSIONS, "txt", "json", "link"})
@@ -31,29 +37,28 @@ def image_of(sample: TarSample) -> tuple[str, bytes] | None:
 
 
 def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
-    """Caption from ``key.txt``, else (or if that is empty) from ``key.json``: (caption, None) or
+    """Caption from ``key.txt``, else (or if that says nothing) from ``key.json``: (caption, None) or
     (None, reason).
     """
-    text = None
+    text, reason = None, "no_caption"
     if "txt" in sample.files:
         try:
             text = sample.files["txt"].decode("utf-8")
         except UnicodeDecodeError:
-            return None, "caption_not_utf8"
-        if text.strip() or "json" not in sample.files:
+            reason = "caption_not_utf8"
+        if text is not None and text.strip(_UNSEEN).lower() not in {"", *PLACEHOLDERS}:
             return text, None
     if "json" in sample.files:
         try:
             caption = json.loads(sample.files["json"]).get("caption")
-        except (ValueError, AttributeError):
-            return text, None if text is not None else "bad_json"
-        if isinstance(caption, str):
-            try:
+            if isinstance(caption, str):
                 caption.encode()  # JSON may escape a lone surrogate, which UTF-8 cannot encode
-            except UnicodeEncodeError:
-                return None, "caption_not_utf8"
-            return caption, None
-    return text, None if text is not None else "no_caption"
+                return caption, None
+        except UnicodeEncodeError:
+            reason = "caption_not_utf8"
+        except (ValueError, AttributeError):
+            reason = "bad_json" if reason == "no_caption" else reason
+    return text, None if text is not None else reason
 
 
 def dotted_keys(sample: TarSample) -> list[str]:
@@ -116,8 +121,8 @@ class UnreadMembers:
         hints = [self._wanted]
         if self._dotted:
             hints.append(f"keys without dots (a key ends at its first, so {self._dotted!r} is none)")
-        if "duplicate_key" in problems.counts:
-            hints.append("the files of a sample next to each other")
+        if "duplicate_key" in problems.counts or {"no_image", "no_caption"} <= unread.keys():
+            hints.append("the files of a sample next to each other, with the same key and folder")
         noted = f" ({problems.counts}; the first: {problems.notes[0]})" if problems.counts else ""
         raise RunError(
             f"{self._shard}: {sum(unread.values())} of {seen} samples cannot be read ({unread or 'no sample'}); "

@@ -357,16 +357,15 @@ def remove(path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def listing_below(folder: str | Path, suffix: str, *, dangling: bool = False) -> list[str]:
-    """Files at any depth that end in ``suffix``: paths relative to the folder, with "/", sorted.
-
-    dangling: also links to files that are missing.
+def listing_below(folder: str | Path, suffix: str) -> list[str]:
+    """Files at any depth that end in ``suffix``, also links to files that are missing, which count
+    where they are read: paths relative to the folder, with "/", sorted.
     """
     if is_url(folder):
         root = filesystem(str(folder))[1].rstrip("/")
         names = _call_store_or_none(folder, lambda fs, _: fs.find(root)) or []
         return sorted(name[len(root) + 1 :] for name in names if name.endswith(suffix))
-    paths = (p for p in Path(folder).rglob(f"*{suffix}") if p.is_file() or (dangling and not p.exists()))
+    paths = (p for p in Path(folder).rglob(f"*{suffix}") if p.is_file() or not p.exists())
     return sorted(p.relative_to(folder).as_posix() for p in paths)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import tee
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.data.crawl import PLACEHOLDERS
 from pipeline.phrases.captions import skip_reason
 from pipeline.phrases.cleaning import Segment, clean
 from pipeline.phrases.language import other_language
@@ -13,12 +14,6 @@ from pipeline.phrases.ngrams import ngrams
 from pipeline.phrases.nouns import NounPhrases
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import parser
-
-PLACEHOLDERS = frozenset(
-    {"nan", "<na>", "na", "n/a", "#n/a", "none", "null", "nil", "undefined", "unknown", "no caption", "no description",
-     "no title", "no text", "caption", "description", "alt text", "missing", "empty"}
-)  # fmt: skip
-"""Whole captions that programs write for an absent one."""
 
 
 def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterator[CaptionPhraseSpans]:

@@ -52,8 +52,9 @@ _ENCODING = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']"
 
 def _encoding(data: bytes) -> str | None:
     """Encoding that a file declares or its mark states; None if it is UTF-8, which the parser reads."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
+    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig")):
+        if data.startswith(mark):
+            return encoding
     declared = _ENCODING.match(data[:300])
     name = declared[1].decode().lower() if declared else "utf-8"
     if name in ("gb2312", "gbk"):

@@ -63,8 +63,15 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         index.image(image.removeprefix(f"{base}/"), (image, lines))
     if len(without) == len(images):
         raise InputError(f"{without[0]}: no such file{beside(without[0])}; want the labels of {images[0]} there")
-    labels = {p for folder in {parent(path) for path in used} for p in listing(folder, ".txt")}
-    orphans = sorted(p for p in labels - used if PurePosixPath(p).name not in ("classes.txt", "train.txt", "val.txt"))
+    labels = {
+        p
+        for folder in {parent(path) for path in used}
+        for p in listing(folder, ".txt")
+        if not is_hidden(p.rsplit("/", 1)[-1])
+    }
+    used = {str(PurePosixPath(path)) for path in used}
+    lists = ("classes.txt", "train.txt", "val.txt")
+    orphans = [p for p in sorted(labels) if str(PurePosixPath(p)) not in used and PurePosixPath(p).name not in lists]
     notes = []
     if without:
         notes.append(
