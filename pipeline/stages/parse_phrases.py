@@ -27,6 +27,8 @@ from pipeline.phrases.parser import model_version
 from pipeline.stages.jobs import ParsePhrases
 
 STAGE = "parse-phrases"
+_CAPTIONS = ".1"
+"""Version of what counts as a sample's caption. 1: KEY.json's where KEY.txt says nothing."""
 PROGRESS_EVERY = 500
 """Captions between reports of progress."""
 
@@ -52,7 +54,7 @@ def run(job: ParsePhrases) -> StageReport:
 
 def _fingerprint_of(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:
     inputs = {"crawl": digest_file(job.path)}
-    settings, rules = config.fingerprinted(), str(config.rules)
+    settings, rules = config.fingerprinted(), f"{config.rules}{_CAPTIONS if config.rules > 2 else ''}"
     return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, parser=parser, rules=rules)
 
 
