@@ -36,10 +36,9 @@ from pipeline.readers.base import (
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
-from pipeline.readers.xml_files import text_lines
+from pipeline.readers.xml_files import class_list
 
 WANTED = "Hugging Face's Parquet of a detection set (columns `image`, and `objects` with `bbox` and `category`)"
-WANTED_CLASSES = "a list of class names, one a line"
 OBJECTS = ("objects", "annotations", "labels")
 BOXES = ("bbox", "bboxes", "boxes", "box")
 CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class", "name")
@@ -55,7 +54,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     for path, number, row, stated in _rows(files.annotations):
         if names is None and stated and "classes" in files.companions:
             raise InputError(f"{files.companions['classes']}: found it beside the names in {path}; want one of both")
-        names = names or stated or _listed(files)
+        if names is None:
+            names = stated or (class_list(files.companions["classes"]) if "classes" in files.companions else None)
         try:
             things = _things(row)
             for thing in things:
@@ -132,15 +132,6 @@ def _names(metadata: Any, objects: str) -> dict[int, str] | None:
         elif isinstance(value, list):
             waiting += value
     return None
-
-
-def _listed(files: SetFiles) -> dict[int, str] | None:
-    if "classes" not in files.companions:
-        return None
-    lines = [class_name(line) for line in text_lines(files.companions["classes"], WANTED_CLASSES)]
-    if any(set(line) & set('"{}<>\0\t') for line in lines):
-        raise wrong_format(files.companions["classes"], WANTED_CLASSES)
-    return dict(enumerate(lines))
 
 
 def _things(row: dict[str, Any]) -> list[dict[str, Any]]:

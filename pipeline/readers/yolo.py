@@ -33,10 +33,9 @@ from pipeline.readers.base import (
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
-from pipeline.readers.xml_files import text_lines
+from pipeline.readers.xml_files import class_list, text_lines
 
 WANTED = "YOLO's data.yaml (with `names`), or a folder with `images` and `labels` and class names in classes.txt"
-WANTED_CLASSES = "a list of class names, one a line"
 MAX_YAML = 1 << 20
 _HAS_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
 _PIXELS = 2.0
@@ -102,15 +101,13 @@ def _layout(files: SetFiles) -> tuple[str, dict[int, str], list[str]]:
     )
     if classes is None or not listing_below(path, ".txt"):
         raise wrong_format(path, WANTED)
-    lines = [class_name(line) for line in text_lines(classes, WANTED_CLASSES)]
-    if any(set(line) & set('"{}<>\0\t') for line in lines):
-        raise wrong_format(classes, WANTED_CLASSES)
+    names = class_list(classes)
     images = path
     if listing_below(join(path, "images"), ""):
         images = join(path, "images")
     elif path.rsplit("/", 1)[-1] == "labels":
         images = join(parent(path), "images")
-    return parent(images), dict(enumerate(lines)), [images]
+    return parent(images), names, [images]
 
 
 def _of_yaml(path: str, split: str) -> tuple[str, dict[int, str], list[str]]:

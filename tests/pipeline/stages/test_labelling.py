@@ -275,7 +275,7 @@ def test_phrase_files_of_nothing_are_refused_unless_the_crawl_is_of_nothing(teac
     for shard in crawl:
         pq.write_table(PHRASES.empty_table(), tmp_path / f"phrases/{Path(shard).stem}.parquet")
     for _ in range(2):  # also when the shards are done
-        with pytest.raises(RunError, match="found no phrase of any sample of . shards; want those that parse-phrases"):
+        with pytest.raises(RunError, match=r"found no phrase of any sample of . shards; want those that parse-phrases"):
             label(crawl, tmp_path, teacher, max_failed=9)
     put_tar(tmp_path / "00000.tar", [])
     pq.write_table(PHRASES.empty_table(), tmp_path / "phrases/00000.parquet")
