@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.evaluation.compare import MEAN, Rows, compare, format_interval, format_missing
+from pipeline.evaluation.compare import MEAN, Evaluated, Rows, compare, format_interval, format_missing
 from pipeline.io.atomic import write_json
 
 DEFAULT_GATES = (
@@ -28,8 +28,8 @@ Of published students, these reject MM-GroundingDINO with GRIT (LVIS APr 28.1 to
 with CC3M and SBU (ODinW-13 44.4 to 42.7), and accept GLIP-T (C) to GLIP-T with Cap4M (LVIS minival
 APr 17.7 to 20.8, COCO AP 46.7 to 46.3; GLIP, tables 2 and 3).
 """
-DEFAULT_CONTROL_GATES = ("control:*.ap >= 0", "control:*.recall_at_1 >= 0")
-"""Gates on the control: labels that leave the student below it did harm."""
+DEFAULT_CONTROL_GATES = ("control:*.ap >= 0", "control:*.recall_at_1 >= 0", "control:*.precision_at_1 >= 0")
+"""Gates on the control: labels that leave the student below it did harm. RefCOCO has precision_at_1 alone."""
 _SYNTAX = re.compile(r"\s*(control:)?\s*([^.<>=:]+)\.([^\s.<>=]+)\s*(>=|>)\s*([+-]?\d+(?:\.\d*)?)\s*")
 
 
@@ -105,13 +105,7 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
         )
     verdicts: list[dict[str, Any]] = []
     for gate in gates:
-        missing = {
-            name: {"metrics": [m for m in one["metrics"] if fnmatchcase(m, gate.metric_pattern)], "whole": False}
-            for name, one in compared["lacking"][0].items()
-            if _matches(name, gate.set_pattern, one["protocol"])
-        }
-        if metrics := format_missing(missing):
-            raise InputError(f"gate {gate.text!r}: the student has no {metrics}; evaluate it as the {reference} was")
+        _check_missing(gate, compared["lacking"][0], "student", reference)
         matched = [
             (name, metric, cells[1])
             for name, rows in compared["sets"].items()
@@ -132,6 +126,17 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
         f"{v['metric']} {v['difference']:+.2f}{_against(v)}, wanted {v['gate']}" for v in verdicts if not v["holds"]
     ]
     return {"promoted": not failed, "gates": verdicts, "failed": failed}
+
+
+def _check_missing(gate: Gate, lacking: Mapping[str, Any], role: str, other: str) -> None:
+    """Raise InputError if a model lacks a metric of a gate that the other has (:meth:`Evaluated.missing_from`)."""
+    missing = {
+        name: {"metrics": [m for m in one["metrics"] if fnmatchcase(m, gate.metric_pattern)], "whole": False}
+        for name, one in lacking.items()
+        if _matches(name, gate.set_pattern, one["protocol"])
+    }
+    if metrics := format_missing(missing):
+        raise InputError(f"gate {gate.text!r}: the {role} has no {metrics}; evaluate it as the {other} was")
 
 
 def _against(verdict: dict[str, Any]) -> str:
@@ -181,6 +186,9 @@ def promote(
     verdict = judge(compared, of_teacher, may_be_idle=not _given(gates, "teacher"))
     models = dict(zip(("teacher", "student"), compared["models"], strict=True))
     if control is not None:
+        unmeasured = Evaluated.read(student).missing_from(Evaluated.read(control))
+        for gate in of_control:  # else a student would not be compared with it on that set
+            _check_missing(gate, unmeasured, "control", "student")
         over_control = compare([control, student], samples=samples, seed=seed)
         judged = judge(over_control, of_control, may_be_idle=not _given(gates, "control"))
         by_teacher = compare([teacher, control], samples=1)

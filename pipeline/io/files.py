@@ -46,6 +46,8 @@ _NO_CREDENTIALS = {
     "UnauthorizedSSOTokenError", "SSOTokenLoadError", "ProfileNotFound", "DefaultCredentialsError", "RefreshError",
 }  # fmt: skip
 """Errors of botocore and google.auth: credentials are missing, or cannot be renewed."""
+_NO_ANSWER = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
+"""Errors of botocore, after all retries: the store is down, so every shard would wait in vain."""
 _PERMANENT_NAMES = {*_NO_CREDENTIALS, "ParamValidationError"}
 _REFUSED_CODES = {
     "400": "refused without a word; most often the credentials have expired",  # HEAD requests get no text
@@ -138,7 +140,7 @@ def store_errors(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if _is_transient(error):
-            raise InputError(f"{url}: no answer ({_first_line(error.__cause__ or error)})") from None
+            raise _store_error(url, f"no answer ({_first_line(error.__cause__ or error)})", for_all=True) from None
         no_bucket = _refused_code(error) == "NoSuchBucket"
         raise _store_error(
             url, "no such bucket" if no_bucket else "no such object", for_all=no_bucket, refused=False
@@ -159,6 +161,8 @@ def store_errors(url: str) -> Iterator[None]:
         if type(error).__name__ in _PERMANENT_NAMES:
             words = f"{_first_line(error)}; set the store's credentials in the environment"
             raise _store_error(url, words, for_all=type(error).__name__ in _NO_CREDENTIALS) from None
+        if type(error).__name__ in _NO_ANSWER:
+            raise _store_error(url, f"no answer ({_first_line(error)})", for_all=True) from None
         raise
 
 

@@ -111,6 +111,18 @@ def test_a_student_below_its_control_is_refused_and_the_better_control_is_used(t
     assert lenient.promoted and best_model([lenient]) == "student-1"
 
 
+def test_a_control_that_was_not_measured_where_the_student_was_is_told(tmp_path):
+    layout = RunLayout(tmp_path)
+    for model in ("teacher", "student-1"):
+        evaluated(layout, model, eval_base=0.8, eval_novel=0.5)
+    evaluated(layout, "control-1", eval_base=0.5)
+    folders = [layout.evaluation(model) for model in ("student-1", "teacher", "control-1")]
+    with pytest.raises(
+        InputError, match=r"gate 'control:\*\.ap >= 0': the control has no eval_novel\.ap; evaluate it as"
+    ):
+        promote(*folders[:2], control=folders[2], samples=10)
+
+
 def test_gates_on_the_control_count_where_there_is_one(tmp_path):
     layout = RunLayout(tmp_path)
     for model in ("teacher", "student-1"):
