@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 from pipeline.data.images import IMAGE_EXTENSIONS
@@ -17,11 +18,13 @@ UNREAD = frozenset({"no_image", "no_caption", "empty_caption", "caption_not_utf8
 """Reasons for which a sample is lost because its files are not laid out, or not named, as expected."""
 MAX_UNREAD_SHARE = 0.5
 """A shard fails if a larger share of its samples is lost for reasons in UNREAD."""
-PLACEHOLDERS = frozenset(
-    {"nan", "<na>", "na", "n/a", "#n/a", "none", "null", "nil", "undefined", "unknown", "no caption", "no description",
-     "no title", "no text", "caption", "description", "alt text", "missing", "empty"}
-)  # fmt: skip
-"""Whole captions that programs write for an absent one."""
+PLACEHOLDERS = frozenset("nan null none nil na undefined unknown missing empty".split())
+"""Words that programs write for an absent caption."""
+DESCRIBED = frozenset(
+    "no caption captions description title text alt src image images img photo photos picture pictures pic thumbnail "
+    "available found provided not".split()
+)
+"""Words that stand beside those, or alone for what is absent: "no title", "image not found", "caption"."""
 _UNSEEN = " \t\r\n\0\u00a0\u200b\u200c\u200d\u2060\ufeff"
 _EXAMPLES = 2
 _NAMED = 6
@@ -46,7 +49,7 @@ def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
             text = sample.files["txt"].decode("utf-8")
         except UnicodeDecodeError:
             reason = "caption_not_utf8"
-        if text is not None and text.strip(_UNSEEN).lower() not in {"", *PLACEHOLDERS}:
+        if text is not None and (seen := text.strip(_UNSEEN)) and not is_placeholder(seen):
             return text, None
     if "json" in sample.files:
         try:
@@ -145,3 +148,12 @@ def _fields(data: bytes) -> str:
         return f" ({type(row).__name__})"
     fields = [f"`{k}`" + ("" if isinstance(v, str) else f": {json.dumps(v)[:20]}") for k, v in row.items()]
     return f" with {', '.join(fields[:_NAMED]) or 'nothing'}"
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether all words stand for an absent caption: "nan", "[no title]", "NULL description", "n/a"."""
+    found = re.findall(r"[^\W\d_]+", text.lower().replace("n/a", "na"))
+    if not found or not (PLACEHOLDERS | DESCRIBED).issuperset(found):
+        return False
+    absent = PLACEHOLDERS | {"no", "not", "alt", "caption", "description"}
+    return not absent.isdisjoint(found) or (len(text.strip()) > len(found[0]) and len(found) == 1 and text[0] in "[(")

@@ -27,8 +27,8 @@ from pipeline.phrases.parser import model_version
 from pipeline.stages.jobs import ParsePhrases
 
 STAGE = "parse-phrases"
-_CAPTIONS = ".1"
-"""Version of what counts as a sample's caption. 1: KEY.json's where KEY.txt says nothing."""
+RULES_VERSION = "3.1"
+"""Version of the captions and phrases of ``rules=3``, in fingerprints; to be raised when they change."""
 PROGRESS_EVERY = 500
 """Captions between reports of progress."""
 
@@ -54,7 +54,7 @@ def run(job: ParsePhrases) -> StageReport:
 
 def _fingerprint_of(job: ShardJob, *, config: ParsePhrasesConfig, parser: str) -> str:
     inputs = {"crawl": digest_file(job.path)}
-    settings, rules = config.fingerprinted(), f"{config.rules}{_CAPTIONS if config.rules > 2 else ''}"
+    settings, rules = config.fingerprinted(), "2" if config.rules == 2 else RULES_VERSION
     return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, parser=parser, rules=rules)
 
 
