@@ -14,7 +14,7 @@ from flows import stages
 from flows.artifacts import show_markdown
 from flows.job_builder import folder_of
 from flows.notifications import FAILURE_HOOKS
-from flows.preflight import check_files, check_inputs, check_machine
+from flows.preflight import check_run
 from flows.task_runners import task_runner
 from pipeline.config import SelfTrainConfig
 from pipeline.execution.folder_lock import folder_lock
@@ -47,11 +47,9 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
     part of ``self-train`` evaluates it first, so that gates that fit nothing fail before labelling.
     """
     alone = flow_run.parent_flow_run_id is None
-    if alone:
-        check_inputs(config)
-        check_files(config)
-        check_machine(config.resources)
     layout = RunLayout(folder_of(out))
+    if alone:
+        check_run(config, layout)
     with folder_lock(layout.root, get_run_logger().warning):
         if alone and config.data.evaluated():
             run_stage(stages.evaluate, out, config, list(dict.fromkeys(["teacher", layout.teacher_name(round_number)])))
@@ -62,7 +60,7 @@ def one_round(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, roun
             reports[stage.name] = report.model_dump(mode="json")
         run_stage(stages.train_student, out, config, round_number)
         if config.data.evaluated():
-            models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.control
+            models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.trains_control
             run_stage(stages.evaluate, out, config, models)
         result = decide(config, layout, round_number)
         page = write_round(config, layout, result, reports)

@@ -14,7 +14,7 @@ from flows import stages
 from flows.artifacts import show_markdown, show_table
 from flows.job_builder import folder_of
 from flows.notifications import FAILURE_HOOKS
-from flows.preflight import check_files, check_inputs, check_machine, check_sets
+from flows.preflight import check_run
 from flows.rounds import one_round, run_stage
 from pipeline.config import SelfTrainConfig
 from pipeline.execution.folder_lock import folder_lock
@@ -50,16 +50,14 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
     """
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
-    check_inputs(config)
-    check_sets(config)
-    check_files(config)
-    check_machine(config.resources)
     layout = RunLayout(folder_of(out))
+    check_run(config, layout)
     with folder_lock(layout.root, get_run_logger().warning):
         reports: dict[str, Any] = {}
         if config.demo is not None:
             run_stage(stages.make_demo_data, out, config)
-        for stage in (stages.ingest, stages.parse_phrases):
+        sets = config.data.sources or config.data.evaluated()
+        for stage in (stages.ingest, stages.parse_phrases) if sets else (stages.parse_phrases,):
             report: StageReport = run_stage(stage, out, config)
             reports[stage.name] = report.model_dump(mode="json")
         run_stage(stages.train_teacher, out, config)
