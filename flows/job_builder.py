@@ -140,7 +140,7 @@ def folder_of(out: str) -> Path:
     return local_folder(out, "a run").absolute()
 
 
-def _refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
+def refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
     """Raise InputError if a demo recipe (the default) meets a folder with a run on real data, or vice versa."""
     if not layout.config.is_file():
         return
@@ -163,7 +163,7 @@ def job_builder(out: str, config: SelfTrainConfig) -> JobBuilder:
         InputError: see :func:`folder_of`; the demo in the folder of a run on real data, or the reverse.
     """
     layout = RunLayout(folder_of(out))
-    _refuse_other_data(layout, config)
+    refuse_other_data(layout, config)
     text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
     if not layout.config.is_file() or layout.config.read_text() != text:
         write_atomic(layout.config, text)

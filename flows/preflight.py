@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from flows.gpu_leases import check_count, gpus_here
-from flows.job_builder import gpus_per_job
+from flows.job_builder import gpus_per_job, refuse_other_data
 from flows.task_runners import check_cluster
 from pipeline.config import SelfTrainConfig
 from pipeline.errors import InputError
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.plan import check_space, make_plan
 from pipeline.runs.preflight import recipe_problems, refuse
 from pipeline.system.devices import gpus
 
@@ -19,6 +20,8 @@ def check_run(config: SelfTrainConfig, layout: RunLayout) -> None:
     """Raise InputError with a line for each thing that would stop a run (``self-train check``)."""
     refuse(recipe_problems(config, layout, STORE_PATIENCE))
     check_machine(config)
+    refuse_other_data(layout, config)
+    check_space(make_plan(config, layout), layout)
 
 
 def check_machine(config: SelfTrainConfig) -> None:

@@ -84,6 +84,11 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
             f"student.mixture: found {found} without `pseudo`, the labels that the student is to learn from; want it "
             f"too, such as --set student.mixture='{{{example}}}'"
         )
+    if config.trains_control and not teacher.mixture and trains_only:
+        yield (
+            "teacher.mixture: found none for the control, which learns from human labels only; want shares of "
+            f"{sources}, or control=false"
+        )
     yield from _lines(lambda: extra_rules(config.filter_boxes))
     yield from _evaluation_problems(config)
     if config.demo is None:

@@ -53,6 +53,19 @@ def _shown_metrics(file: Path) -> dict[str, float]:
     return shown
 
 
+def headline(config: SelfTrainConfig, layout: RunLayout, model: str) -> str:
+    """The first metric of a model on the set that decides, such as "teacher eval_novel R@1 24.4"."""
+    file, sets = layout.evaluation(model) / "metrics.json", (config.data.novel, *config.data.evaluated())
+    if not file.is_file():
+        return ""
+    metrics = json.loads(file.read_text())["sets"]
+    for name in [name for name in sets if name in metrics]:
+        for metric in ("recall_at_1", "precision_at_1", "ap"):
+            if metrics[name].get(metric) is not None:
+                return f"{model} {name} {TITLES.get(metric, metric)} {metrics[name][metric]:.1f}"
+    return ""
+
+
 def columns(summary: Mapping[str, Any]) -> dict[str, str]:
     """Key of a metric in the summary's models -> heading of its column; only what a model has."""
     if "chance" in summary or not any("." in key for role in ROLES for key in summary.get(role, ())):
