@@ -65,7 +65,9 @@ def predict(
         x1, y1, x2, y2 = (float(v) for v in found.boxes[i])
         if found.score[i] >= threshold and x2 > x1 and y2 > y1:
             span, score = spans[found.phrase[i]], float(found.score[i])
-            regions.append(Region(box=(x1, y1, x2, y2), phrase=text[slice(*span)], tokens_positive=(span,), score=score))
+            regions.append(
+                Region(box=(x1, y1, x2, y2), phrase=text[slice(*span)], tokens_positive=(span,), score=score)
+            )
             click.echo(f"{regions[-1].phrase} {score:.2f}  {x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f}")
     record = GroundingRecord(
         key="image", dataset="predict", kind="grounding", image_size=size, caption=text, regions=tuple(regions)
