@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -167,6 +168,22 @@ def test_a_released_checkpoint_in_place_of_a_model_folder_names_the_command_that
     source = ["--source", f"a={crawl[0]}", "--out", str(tmp_path / "y")]
     done = call("train_student", "--init", str(file), *source)
     assert done.exit_code == 2 and f"convert-checkpoint {file} --variant glip-t" in done.output
+
+
+def test_a_pilot_estimates_the_labels_of_all_shards_by_threshold(crawl, teacher, tmp_path):
+    options = ["--teacher", str(teacher), "--out", str(tmp_path / "regions"), "--set", "floor=0.001"]
+    done = call("pseudo_label", "--shards", *crawl, *options, "--limit", "1")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    start = lines.index("labels by filter-boxes' threshold, in 1 shards and, estimated, in all 2:")
+    (regions,) = (tmp_path / "regions").glob("*.parquet")
+    swept = call("filter_boxes", "--regions", str(regions), "--sweep", "0.3,0.4,0.5,0.6,0.7")
+    boxes = [row.split()[2] for row in swept.stdout.splitlines()[2:]]
+    sizes = {Path(shard).stem: Path(shard).stat().st_size for shard in crawl}
+    for line, n in zip(lines[start + 1 : start + 6], boxes, strict=True):
+        total = round(int(n.replace(",", "")) * sum(sizes.values()) / sizes[regions.stem])
+        assert f": {n} boxes on" in line and line.endswith(f"; {total:,} in all")
+    assert "labels by" not in call("pseudo_label", "--shards", *crawl, *options).stdout
 
 
 @pytest.mark.parametrize(
