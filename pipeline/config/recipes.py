@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SelfTrainConfig
-from pipeline.data.manifests import is_name
 from pipeline.errors import InputError, did_you_mean
 from pipeline.io.paths import resolve_path
 from pipeline.io.strict_model import problem_lines
@@ -52,6 +51,8 @@ def with_absolute_paths(config: SelfTrainConfig) -> SelfTrainConfig:
 
     URLs, names (of manifests, of the text encoder minilm) and absolute paths stay.
     """
+    from pipeline.data.manifests import is_name  # imports Parquet's libraries
+
     here = Path.cwd()
 
     def absolute(path: str | None) -> str | None:
