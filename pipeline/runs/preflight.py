@@ -192,8 +192,9 @@ def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterat
         else:
             yield from _lines(lambda p=pattern: expand_shards(p), "data.crawl")  # type: ignore[misc]
     for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
-        if path.endswith(".json") and not is_url(path) and not Path(path).is_file():
-            yield f"data.frequencies: {name}: {path}: no such file"
+        if path.endswith(".json") and (is_url(path) or not Path(path).is_file()):
+            wanted = "want a file on a file system" if is_url(path) else "no such file"
+            yield f"data.frequencies: {name}: {path}: {wanted}"
     if data.gold is not None:
         gold = data.gold
         if is_url(gold):
