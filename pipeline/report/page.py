@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.runs.summary import COLUMNS
+
 MODELS = ("teacher", "control", "student")
-METRICS = (
-    ("base_recall_at_1", "BASE R@1"),
-    ("base_ap50", "BASE AP50"),
-    ("novel_recall_at_1", "NOVEL R@1"),
-    ("novel_ap50", "NOVEL AP50"),
-)
+METRICS = tuple(COLUMNS.items())
+
+
+def metrics_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The METRICS that any of the models has: a run without a set of NOVEL names has none of theirs."""
+    return [(key, head) for key, head in METRICS if any(summary.get(m, {}).get(key) is not None for m in MODELS)]
+
+
+def quality_groups(quality: Mapping[str, Any]) -> list[str]:
+    """Groups of gold phrases to show: BASE and NOVEL only where gold boxes distinguish them."""
+    return ["all", "base", "novel"] if quality["novel"]["gold"] else ["all"]
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -52,13 +59,13 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def comparison_markdown(summary: Mapping[str, Any]) -> str:
     """The metrics of the models, how they were trained, and the results of the rounds."""
-    rows = comparison(summary)
-    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m, _ in METRICS)] for r in rows]
+    rows, metrics = comparison(summary), metrics_of(summary)
+    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m, _ in metrics)] for r in rows]
     lines = [f"- {row['name']}: {row['what']}" for row in rows]
     for row in summary["by_round"]:
         lines.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
     lines.append(f"- the model to use: **{summary['best']}**")
-    return markdown_table(["", *(head for _, head in METRICS)], cells) + "\n" + "\n".join(lines) + "\n"
+    return markdown_table(["", *(head for _, head in metrics)], cells) + "\n" + "\n".join(lines) + "\n"
 
 
 def _percent(value: float | None) -> str:
@@ -72,7 +79,7 @@ def quality_markdown(summary: Mapping[str, Any]) -> str:
         return ""
     rows = [
         [n, f"{quality[n]['labels']:,}", *(_percent(quality[n][metric]) for metric in ("precision", "recall"))]
-        for n in ("all", "base", "novel")
+        for n in quality_groups(quality)
     ]
     return markdown_table(["pseudo-labels", "labels", "precision %", "recall %"], rows)
 

@@ -14,7 +14,7 @@ from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, metric_order
 from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import write_gallery
-from pipeline.report.page import markdown_table, quality_markdown, tally_markdown
+from pipeline.report.page import markdown_table, quality_groups, quality_markdown, tally_markdown
 from pipeline.report.templates import render
 from pipeline.report.urls import link, png_url, thumbnail_url
 from pipeline.runs.excluded_shards import files_of
@@ -59,6 +59,7 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
         render(
             "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates, quality=quality,
             montage=png_url(montage) if montage.is_file() else "", tallies=tallies, links=links,
+            groups=quality_groups(quality) if quality else [],
         ),
     )  # fmt: skip
     return _markdown(result, tables, gates, quality, tallies, montage, page)

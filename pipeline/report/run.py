@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pipeline.io.atomic import write_atomic
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.report.gallery import write_gallery
-from pipeline.report.page import METRICS, comparison, stage_rows
+from pipeline.report.page import comparison, metrics_of, quality_groups, stage_rows
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.round import gallery_name
 from pipeline.report.templates import render
@@ -53,8 +53,9 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
         title="GLIP self-training",
         summary=summary,
         table=comparison(summary),
-        metrics=METRICS,
+        metrics=metrics_of(summary),
         quality=quality,
+        groups=quality_groups(quality) if quality else [],
         quality_plot=Markup(precision_by_score(quality["by_score"])) if quality else "",
         curves=Markup(loss_curves(training_curves(layout))),
         tallies={stage: units for stage, units in tallies.items() if units},

@@ -17,6 +17,13 @@ from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult, best_model
 
 log = logging.getLogger("glip_self_train")
+COLUMNS = {
+    "base_recall_at_1": "BASE R@1",
+    "base_ap50": "BASE AP50",
+    "novel_recall_at_1": "NOVEL R@1",
+    "novel_ap50": "NOVEL AP50",
+}
+"""Metrics of the comparison, and their headings."""
 CHANCE = 25.0
 """Recall@1 of a random guess in the demo: its scenes have four different objects."""
 
@@ -118,18 +125,22 @@ def summarise(
 
 def table_lines(summary: dict[str, Any]) -> list[str]:
     """The comparison of the models as a text table."""
-    head = f"{'':22}{'BASE R@1':>10}{'BASE AP50':>11}{'NOVEL R@1':>11}{'NOVEL AP50':>12}"
+    roles = [role for role in ("teacher", "control", "student") if role in summary]
+    columns = {key: head for key, head in COLUMNS.items() if any(summary[r].get(key) is not None for r in roles)}
+    head = f"{'':22}" + "".join(f"{title:>{len(title) + 2}}" for title in columns.values())
     lines = [head, "-" * len(head)]
-    for role in ("teacher", "control", "student"):
-        if role in summary:
-            m = summary[role]
-            cells = [m.get(k) for k in ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")]
-            text = [f"{c:.1f}" if c is not None else "-" for c in cells]
-            from_scratch = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
-            steps = f" ({'' if from_scratch else '+'}{summary['steps'][role]} steps)"
-            lines.append(f"{role + steps:22}{text[0]:>10}{text[1]:>11}{text[2]:>11}{text[3]:>12}")
+
+    def cells(values: Mapping[str, float | None]) -> str:
+        texts = {key: "-" if values.get(key) is None else f"{values[key]:.1f}" for key in columns}
+        return "".join(f"{texts[key]:>{len(title) + 2}}" for key, title in columns.items())
+
+    for role in roles:
+        from_scratch = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
+        steps = f" ({'' if from_scratch else '+'}{summary['steps'][role]} steps)"
+        lines.append(f"{role + steps:22}{cells(summary[role])}")
     if "chance" in summary:
-        lines.append(f"{'chance':22}{summary['chance']:>10.1f}{'':>11}{summary['chance']:>11.1f}")
+        chance = {key: summary["chance"] for key in columns if key.endswith("recall_at_1")}
+        lines.append(f"{'chance':22}{cells(chance)}")
     for row in summary["by_round"]:
         lines.append(f"round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
     lines.append(f"the model to use: {summary['best']}")
