@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.runs.summary import columns
+
 MODELS = ("teacher", "control", "student")
-METRICS = (
-    ("base_recall_at_1", "BASE R@1"),
-    ("base_ap50", "BASE AP50"),
-    ("novel_recall_at_1", "NOVEL R@1"),
-    ("novel_ap50", "NOVEL AP50"),
-)
+QUALITY = {"all": "all", "base": "names with human labels", "novel": "other names"}
+"""Title of each group of label_quality."""
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -30,15 +28,38 @@ def comparison(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         if name in summary:
             what = f"{steps[name]:,} steps {started[name]}" if name in steps else ""
             labels = "human and pseudo-labels" if name == "student" else "human labels"
-            rows.append({"name": name, "what": f"{what}, {labels}", **{m: summary[name].get(m) for m, _ in METRICS}})
+            rows.append(
+                {"name": name, "what": f"{what}, {labels}", **{m: summary[name].get(m) for m, _ in columns(summary)}}
+            )
     if "chance" in summary:
-        rows.append(
-            {
-                "name": "chance", "what": "one of the scene's four objects", "base_recall_at_1": summary["chance"],
-                "base_ap50": None, "novel_recall_at_1": summary["chance"], "novel_ap50": None,
-            }
-        )  # fmt: skip
+        chance = {m: summary["chance"] if m.endswith("recall_at_1") else None for m, _ in columns(summary)}
+        rows.append({"name": "chance", "what": "one of the scene's four objects", **chance})
     return rows
+
+
+def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``title``, ``value`` of the student and its differences ``over`` teacher and control, for the
+    first metric of each set.
+    """
+    student = summary.get("student", {})
+    first = {head.rsplit(" ", 1)[0]: (m, head) for m, head in reversed(columns(summary)) if student.get(m) is not None}
+    return [
+        {
+            "title": f"{head}, student", "value": student[m],
+            "over": {n: student[m] - summary[n][m] for n in ("control", "teacher") if m in summary.get(n, {})},
+        }
+        for m, head in reversed(first.values())
+    ]  # fmt: skip
+
+
+def quality_rows(quality: Mapping[str, Any], demo: bool) -> list[tuple[str, Mapping[str, Any]]]:
+    """(title, counts) of the groups of labels that there are; the demo's are named BASE and NOVEL."""
+    groups = {
+        name: quality[name] for name in QUALITY if name == "all" or quality[name]["gold"] or quality[name]["labels"]
+    }
+    if not demo and len(groups) == 2:
+        groups = {"all": quality["all"]}  # the other group is all of them
+    return [(name if demo else QUALITY[name], counts) for name, counts in groups.items()]
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -53,26 +74,23 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def comparison_markdown(summary: Mapping[str, Any]) -> str:
     """The metrics of the models, how they were trained, and the results of the rounds."""
     rows = comparison(summary)
-    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m, _ in METRICS)] for r in rows]
+    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m, _ in columns(summary))] for r in rows]
     lines = [f"- {row['name']}: {row['what']}" for row in rows]
     for row in summary["by_round"]:
         lines.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
     lines.append(f"- the model to use: **{summary['best']}**")
-    return markdown_table(["", *(head for _, head in METRICS)], cells) + "\n" + "\n".join(lines) + "\n"
+    return markdown_table(["", *(head for _, head in columns(summary))], cells) + "\n" + "\n".join(lines) + "\n"
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def quality_markdown(summary: Mapping[str, Any]) -> str:
-    """Precision and recall of the pseudo-labels; "" without gold boxes."""
-    quality = summary.get("pseudo_labels")
-    if not quality:
-        return ""
+def quality_markdown(quality: Mapping[str, Any], demo: bool) -> str:
+    """Precision and recall of pseudo-labels (label_quality)."""
     rows = [
-        [n, f"{quality[n]['labels']:,}", *(_percent(quality[n][metric]) for metric in ("precision", "recall"))]
-        for n in ("all", "base", "novel")
+        [title, f"{counts['labels']:,}", *(_percent(counts[metric]) for metric in ("precision", "recall"))]
+        for title, counts in quality_rows(quality, demo)
     ]
     return markdown_table(["pseudo-labels", "labels", "precision %", "recall %"], rows)
 

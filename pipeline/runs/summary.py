@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
 from pipeline.evaluation.label_quality import label_quality
+from pipeline.evaluation.report import TITLES
 from pipeline.io.atomic import write_json
 from pipeline.runs.excluded_shards import files_of
 from pipeline.runs.layout import RunLayout
@@ -19,6 +20,38 @@ from pipeline.runs.rounds import RoundResult, best_model
 log = logging.getLogger("glip_self_train")
 CHANCE = 25.0
 """Recall@1 of a random guess in the demo: its scenes have four different objects."""
+
+
+DEMO_COLUMNS = (
+    ("base_recall_at_1", "BASE R@1"),
+    ("base_ap50", "BASE AP50"),
+    ("novel_recall_at_1", "NOVEL R@1"),
+    ("novel_ap50", "NOVEL AP50"),
+)
+HEADLINE_METRICS = ("recall_at_1", "precision_at_1", "ap", "ap50", "ap_rare")
+"""Metrics of a real run's evaluation sets that its report compares, those that the sets have."""
+
+
+def columns(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(metric, head) of the comparison: of the demo's sets, or SET.METRIC of the run's own."""
+    if "columns" not in summary:
+        return list(DEMO_COLUMNS)  # the demo's, or of an earlier version
+    return [(metric, head) for metric, head in summary["columns"]]
+
+
+def is_demo(summary: Mapping[str, Any]) -> bool:
+    """Whether a run is the demo's, whose sets are BASE and NOVEL."""
+    return "columns" not in summary
+
+
+def _own_columns(config: SelfTrainConfig, models: Iterable[Mapping[str, float]]) -> list[tuple[str, str]]:
+    known = {metric for metrics in models for metric in metrics}
+    names = (
+        (f"{name}.{metric}", f"{name} {TITLES[metric]}")
+        for name in config.data.evaluated()
+        for metric in HEADLINE_METRICS
+    )
+    return [(metric, head) for metric, head in names if metric in known]
 
 
 def _metrics_by_role(
@@ -30,12 +63,16 @@ def _metrics_by_role(
 
 
 def model_metrics(file: Path, config: SelfTrainConfig) -> dict[str, float]:
-    """BASE and NOVEL metrics in percent: ``base_recall_at_1``, ``base_ap50`` and so on.
+    """BASE and NOVEL metrics in percent: ``base_recall_at_1``, ``base_ap50`` and so on; of real runs
+    also ``SET.METRIC``.
 
     Only those that the sets' protocols have: LVIS has no recall, RefCOCO no AP.
     """
     sets = json.loads(file.read_text())["sets"]
     metrics = {}
+    if config.demo is None:
+        own = ((name, metric) for name in config.data.evaluated() for metric in HEADLINE_METRICS)
+        metrics = {f"{n}.{m}": round(sets[n][m], 2) for n, m in own if sets.get(n, {}).get(m) is not None}
     for kind in ("base", "novel"):
         name = getattr(config.data, kind)
         for metric in ("recall_at_1", "ap50"):
@@ -103,6 +140,8 @@ def summarise(
     ]
     if config.demo is not None:
         summary["chance"] = CHANCE
+    else:
+        summary["columns"] = _own_columns(config, (summary[role] for role in names if role in summary))
     if gold := gold_of(config, layout):
         by_round = [label_quality(files_of(config, layout, "filter-boxes", result.round), gold) for result in results]
         summary["pseudo_labels"] = by_round[0]
@@ -118,19 +157,23 @@ def summarise(
 
 def table_lines(summary: dict[str, Any]) -> list[str]:
     """The comparison of the models as a text table."""
-    head = f"{'':22}{'BASE R@1':>10}{'BASE AP50':>11}{'NOVEL R@1':>11}{'NOVEL AP50':>12}"
+    shown = [(metric, head, max(len(head) + 2, 10)) for metric, head in columns(summary)]
+    head = f"{'':22}" + "".join(f"{title:>{width}}" for _, title, width in shown)
     lines = [head, "-" * len(head)]
     for role in ("teacher", "control", "student"):
         if role in summary:
             m = summary[role]
-            cells = [m.get(k) for k in ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")]
-            text = [f"{c:.1f}" if c is not None else "-" for c in cells]
             from_scratch = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
             steps = f" ({'' if from_scratch else '+'}{summary['steps'][role]} steps)"
-            lines.append(f"{role + steps:22}{text[0]:>10}{text[1]:>11}{text[2]:>11}{text[3]:>12}")
+            lines.append(f"{role + steps:22}" + "".join(_cell(m.get(metric), width) for metric, _, width in shown))
     if "chance" in summary:
-        lines.append(f"{'chance':22}{summary['chance']:>10.1f}{'':>11}{summary['chance']:>11.1f}")
+        cells = (_cell(summary["chance"], w) if m.endswith("recall_at_1") else " " * w for m, _, w in shown)
+        lines.append(f"{'chance':22}{''.join(cells)}".rstrip())
     for row in summary["by_round"]:
         lines.append(f"round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
     lines.append(f"the model to use: {summary['best']}")
     return lines
+
+
+def _cell(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{value:.1f}':>{width}}"
