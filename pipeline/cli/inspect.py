@@ -60,7 +60,7 @@ def inspect(
     from pipeline.report.inspect import write_page
 
     summary, chosen = inspect_shards(
-        _shards(shards), phrases=phrases, crawl=expand_shards(crawl) if crawl else [],
+        expand_stores(shards), phrases=phrases, crawl=expand_shards(crawl) if crawl else [],
         regions=regions, gold=gold, pictures=0 if no_html else pictures, top=top, workers=workers, progress=Terminal(),
     )  # fmt: skip
     if not no_html:
@@ -72,7 +72,7 @@ def inspect(
         click.echo(f"wrote {html}")
 
 
-def _shards(patterns: tuple[str, ...]) -> list[str]:
+def expand_stores(patterns: tuple[str, ...]) -> list[str]:
     """Expand patterns to tars, or to tables where a folder has no tars."""
     from pipeline.io.paths import is_url
 

@@ -14,7 +14,6 @@ from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, metric_order
 from pipeline.inspection.label_store import LabelStore
 from pipeline.io.atomic import write_atomic
-from pipeline.report.evaluation import write_evaluation_page
 from pipeline.report.figures import write_gallery
 from pipeline.report.page import markdown_table, quality_markdown, quality_rows, tally_markdown
 from pipeline.report.provenance import run_provenance
@@ -51,6 +50,8 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
 
     The files contain no times or hosts, so that the same run writes the same bytes.
     """
+    from pipeline.report.evaluation import write_evaluation_page  # loads torch
+
     layout.report.mkdir(parents=True, exist_ok=True)
     number = result.round
     montage = layout.report / f"labels-round-{number}.png"
