@@ -35,6 +35,7 @@ def inline_svg(image: bytes) -> str:
     text = image.decode()
     for old, new in (
         ("#000000", "currentColor"),
+        ("#5d6878", "currentColor"),
         ("fill: #ffffff", "fill: none"),
         ("<svg ", '<svg fill="currentColor" '),
     ):

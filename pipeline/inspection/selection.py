@@ -24,13 +24,13 @@ class Query(StrictModel):
     """Conditions that one box of a sample must meet together; the defaults are met by all samples.
 
     phrase: part of the phrase, in any case. least: lowest score; boxes without score meet it. size:
-    of COCO's. kind: status or verdict. sort: order of the samples, "" as in the shards. page: from 1.
+    of COCO's. kind: status or verdict; "": all but dropped boxes. sort: order of the samples, "" as in the shards. page: from 1.
     """
 
     phrase: str = ""
     least: float = Field(0.0, ge=0, le=1)
     size: Literal["", "small", "medium", "large"] = ""
-    kind: Literal["", "kept", "ignored", "dropped", "gold", "right", "wrong", "missed"] = ""
+    kind: Literal["", "all", "kept", "ignored", "dropped", "gold", "right", "wrong", "missed"] = ""
     sort: Literal["", "score", "low_score", "boxes"] = ""
     page: int = Field(1, ge=1)
 
@@ -42,14 +42,14 @@ class Query(StrictModel):
             InputError: an unknown parameter or an invalid value.
         """
         try:
-            return cls.model_validate_strings(values)
+            return cls.model_validate_strings(dict(values))
         except ValidationError as error:
             raise InputError(problem_lines(error, "address")[0]) from None
 
     @property
     def conditions(self) -> bool:
         """Whether some samples may not meet the query."""
-        return bool(self.phrase or self.size or self.kind or self.least)
+        return bool(self.phrase or self.size or self.kind not in ("", "all") or self.least)
 
 
 class SampleIndex:
@@ -100,8 +100,8 @@ class SampleIndex:
         if query.size:
             low, high = SIZES[query.size]
             met &= (boxes["area"] >= low) & (boxes["area"] < high)
-        if query.kind:
-            met &= (boxes["kinds"] & (1 << KINDS.index(query.kind))) > 0
+        if query.kind != "all":
+            met &= ((boxes["kinds"] & (1 << KINDS.index(query.kind or "dropped"))) > 0) == bool(query.kind)
         boxes = boxes[met]
         count = np.bincount(boxes["sample"], minlength=len(self))
         chosen = np.flatnonzero(count) if query.conditions else np.arange(len(self))

@@ -61,12 +61,13 @@ function listen(figure) {
 function meets(box, query) {
   const { phrase, score, area, kinds } = box.dataset, size = area < SMALL ? "small" : area < MEDIUM ? "medium" : "large";
   return phrase.toLowerCase().includes(query.phrase.toLowerCase()) && !(score !== "" && +score < query.least)
-    && (!query.size || size === query.size) && (!query.kind || kinds.split(" ").includes(query.kind));
+    && (!query.size || size === query.size)
+    && (query.kind === "all" || kinds.split(" ").includes(query.kind || "dropped") === Boolean(query.kind));
 }
 
 function select(form) {
   const query = Object.fromEntries(new FormData(form)), figures = form.figures;
-  const conditions = query.phrase || query.size || query.kind || +query.least > 0, rank = new Map();
+  const conditions = query.phrase || query.size || !["", "all"].includes(query.kind) || +query.least > 0, rank = new Map();
   form.querySelector("output").textContent = (+query.least).toFixed(2);
   for (const figure of figures) {
     const boxes = all(figure, ".box"), items = all(figure, ".boxes li");

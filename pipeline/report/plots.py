@@ -17,7 +17,7 @@ def precision_by_score(bands: Sequence[Mapping[str, Any]]) -> bytes:
     centres = [(b["from"] + b["to"]) / 2 for b in filled]
     axes.bar(centres, [b["labels"] for b in filled], width=0.09, color="#c9d4e0")
     axes.set_xlabel("teacher's score")
-    axes.set_ylabel("labels", color="#7b8798")
+    axes.set_ylabel("labels", color="#5d6878")
     precision_axes = axes.twinx()
     precision_axes.plot(centres, [100 * b["correct"] / b["labels"] for b in filled], "o-", color="#2b8f78")
     precision_axes.set_ylim(0, 104)

@@ -51,6 +51,8 @@ def package_version() -> str:
 def _command() -> str:
     """The command line, without addresses that may contain a secret."""
     program = Path(sys.argv[0])
-    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else shlex.quote(program.name)
+    name = shlex.quote(program.name)
+    if program.suffix == ".py":
+        name = f"python -m {program.parent.name}" + (f".{program.stem}" if program.stem != "__main__" else "")
     arguments = (a if re.search(PATTERN, a) else "(address not shown)" for a in sys.argv[1:])
     return " ".join([name, *map(shlex.quote, arguments)]).replace(os.path.expanduser("~"), "~")

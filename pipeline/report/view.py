@@ -214,7 +214,7 @@ class Site:
             if 1 <= number <= pages and number != query.page
         }
         return render(
-            "view.html", title=f"{self._title} {address}".strip(), items=items, query=query, live=True, links=links,
+            "view.html", title=f"{self._title}: {address}".removesuffix(": "), items=items, query=query, live=True, links=links,
             pages=pages, found=len(chosen), total=len(index), made=self._made, up="/" if address else "",
         )  # fmt: skip
 
@@ -227,7 +227,7 @@ class Site:
             pages = {file.stem: f"/{quote(path)}report/{quote(file.name)}" for file in files}
         stores = {} if runs else {name.rstrip("/"): f"/{quote(address)}" for name, address in below.items()}
         return render(
-            "list.html", title=f"{self._title} {path}".strip(), runs=runs, pages=pages, stores=stores, made=self._made,
+            "list.html", title=f"{self._title}: {path}".removesuffix(": "), runs=runs, pages=pages, stores=stores, made=self._made,
             state=run_state(run) if run else None, up="/" if path else "",
         )  # fmt: skip
 
