@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -125,7 +126,8 @@ class LabelStore:
             status = STATUSES[row["status"]]
             spans = _spans(captions.get(row["key"]), row)
             corners = (row["x1"], row["y1"], row["x2"], row["y2"])
-            boxes[row["key"]].append(ShownBox(corners, row["phrase"], row["score"], spans, status, verdict))
+            score = None if math.isnan(row["score"]) else row["score"]
+            boxes[row["key"]].append(ShownBox(corners, row["phrase"], score, spans, status, verdict))
         for key, box in gold:
             if key in sizes:
                 boxes[key].append(box)
