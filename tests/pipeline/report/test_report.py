@@ -205,3 +205,26 @@ def test_steps_of_a_student_that_begins_anew_are_those_of_its_last_round(tmp_pat
     lines = "\n".join(table_lines(anew | models))
     assert "student (500 steps)" in lines and "control (+1000 steps)" in lines
     assert "student (+1000 steps)" in "\n".join(table_lines(on | models))
+
+
+def test_a_run_on_real_data_has_columns_of_its_own_sets_only():
+    result = {"round": 1, "student": "student-1", "why": "promoted: val.ap +2.0"}
+    summary = {
+        "teacher": {"val.ap": 10.0}, "student": {"val.ap": 12.0, "base_ap50": 20.0, "rare.precision_at_1": 5.0},
+        "steps": {"teacher": 0, "student": 2000, "control": 2000}, "student_init": "teacher", "teacher_init": "glip-t",
+        "human_labels": False, "best": "student-1", "by_round": [{"result": result}],
+    }  # fmt: skip
+    assert comparison_markdown(summary).splitlines()[:4] == [
+        "| | val AP | rare P@1 |", "|---|---|---|", "| **teacher** | 10.0 | – |", "| **student** | 12.0 | 5.0 |",
+    ]  # fmt: skip
+    assert "- teacher: glip-t as it is\n- student: 2,000 steps from the teacher, pseudo-labels" in comparison_markdown(
+        summary
+    )
+    head, _, teacher, student, *_ = table_lines(summary)
+    assert head.split() == ["val", "AP", "rare", "P@1"]
+    assert teacher.split() == ["teacher", "(as", "given)", "10.0", "-"] and "student (+2000 steps)" in student
+    unjudged = {key: value for key, value in summary.items() if key not in ("teacher", "student")}
+    assert not comparison_markdown(unjudged).startswith("|") and len(table_lines(unjudged)) == 2
+    quality = {"labels": 4, "precision": 50.0, "recall": 25.0, "gold": 8}
+    judged = {"all": quality, "base": quality, "novel": {**quality, "gold": 0}}
+    assert quality_markdown({"pseudo_labels": judged}).splitlines()[2:] == ["| all | 4 | 50.0 | 25.0 |"]
