@@ -137,8 +137,10 @@ class TeacherConfig(TrainConfig):
         """Return the settings of the training alone, with changes.
 
         Raises:
-            ValidationError: there are no steps to train.
+            ValueError: there are no steps to train.
         """
+        if self.steps == 0:
+            raise ValueError("found steps 0, a teacher as it is; want at least 1 to train")
         return TrainConfig.model_validate(self.model_dump(exclude={"init"}) | changes)
 
 

@@ -218,19 +218,24 @@ def test_steps_of_a_student_that_begins_anew_are_those_of_its_last_round(tmp_pat
     assert "student (+1000 steps)" in "\n".join(table_lines(on | models))
 
 
-def test_a_run_without_a_novel_set_has_no_columns_of_it(tmp_path):
-    """Real runs have no NOVEL names, unless the recipe names a set of them."""
-    import copy
-
-    of_base = copy.deepcopy(SUMMARY)
-    del of_base["chance"]
-    for role in ("teacher", "control", "student"):
-        of_base[role] = {name: value for name, value in of_base[role].items() if name.startswith("base")}
-    of_base["pseudo_labels"]["novel"] = dict.fromkeys(("labels", "correct", "gold", "found"), 0) | dict.fromkeys(
-        ("precision", "recall")
+def test_a_run_on_real_data_has_columns_of_its_own_sets_only():
+    result = {"round": 1, "student": "student-1", "why": "promoted: val.ap +2.0"}
+    summary = {
+        "teacher": {"val.ap": 10.0}, "student": {"val.ap": 12.0, "base_ap50": 20.0, "rare.precision_at_1": 5.0},
+        "steps": {"teacher": 0, "student": 2000, "control": 2000}, "student_init": "teacher", "teacher_init": "glip-t",
+        "human_labels": False, "best": "student-1", "by_round": [{"result": result}],
+    }  # fmt: skip
+    assert comparison_markdown(summary).splitlines()[:4] == [
+        "| | val AP | rare P@1 |", "|---|---|---|", "| **teacher** | 10.0 | – |", "| **student** | 12.0 | 5.0 |",
+    ]  # fmt: skip
+    assert "- teacher: glip-t as it is\n- student: 2,000 steps from the teacher, pseudo-labels" in comparison_markdown(
+        summary
     )
-    page = write_run_report(RunLayout(tmp_path), of_base).read_text()
-    texts = [page, comparison_markdown(of_base), quality_markdown(of_base), "\n".join(table_lines(of_base))]
-    assert "BASE R@1" in texts[0] and "BASE R@1" in texts[1] and "BASE R@1" in texts[3]
-    assert all("novel" not in text.lower() for text in texts)
-    assert "NOVEL R@1" in "\n".join(table_lines(SUMMARY)) and "novel" in quality_markdown(SUMMARY)
+    head, _, teacher, student, *_ = table_lines(summary)
+    assert head.split() == ["val", "AP", "rare", "P@1"]
+    assert teacher.split() == ["teacher", "(as", "given)", "10.0", "-"] and "student (+2000 steps)" in student
+    unjudged = {key: value for key, value in summary.items() if key not in ("teacher", "student")}
+    assert not comparison_markdown(unjudged).startswith("|") and len(table_lines(unjudged)) == 2
+    quality = {"labels": 4, "precision": 50.0, "recall": 25.0, "gold": 8}
+    judged = {"all": quality, "base": quality, "novel": {**quality, "gold": 0, "labels": 0}}
+    assert quality_markdown(judged, demo=False).splitlines()[2:] == ["| all | 4 | 50.0 | 25.0 |"]
