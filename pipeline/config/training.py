@@ -51,7 +51,12 @@ class TrainConfig(Config):
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1, description="images per optimiser step, over all processes")
-    accumulate: int = Field(1, ge=1, description="gradient accumulation: micro-batches per step in each process")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="gradient accumulation: micro-batches per step in each process, which together give the "
+        "whole batch's gradient",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute the fusion blocks in the backward pass: less memory, the same results"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, recursively_apply, send_to_device, set_seed
 
+from model.losses import loss_divisors
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.folder_lock import FolderLock, folder_lock
@@ -138,8 +139,8 @@ class Trainer:
         if self.processes.main:
             log.info("%s: resuming from step %d", self.out, self.first)
             for change in self.identity.changed_memory_settings(saved.report.run) if saved.report.run else []:
-                log.warning("%s: same samples in the same order, but losses are normalised by micro-batch, so the "
-                            "weights will not be bit-identical to those of an unchanged run", change)  # fmt: skip
+                log.warning("%s: same samples in the same order, but images are padded and dropout drawn by "
+                            "micro-batch, so the weights are not those of an unchanged run to the bit", change)  # fmt: skip
 
     def train(self) -> TrainReport:
         """Run all remaining steps and write the model folders and the report.
@@ -187,6 +188,7 @@ class Trainer:
             self.new_lost.update(batch["lost"])
         set_rates(self.optimizer, step, self.config)
         inputs, pieces = [self._inputs(batch) for batch in batches], len(batches)
+        divisors = self._loss_divisors(inputs) if pieces > 1 else None
         values: dict[str, float] = {}
         for piece, piece_inputs in enumerate(inputs):
             # dropout is a function of the step too, independent of restarts and of other random draws
@@ -195,7 +197,7 @@ class Trainer:
             reason = ""
             with self.processes.gradient_sync(self.model, piece == pieces - 1):
                 try:
-                    output = self.processes.forward(self.model, **piece_inputs)
+                    output = self.processes.forward(self.model, **piece_inputs, loss_divisors=divisors)
                 except FloatingPointError as error:
                     reason = str(error)
                 if self.processes.any(bool(reason)):
@@ -214,6 +216,20 @@ class Trainer:
             self.average.update()
         means = self.processes.means(values)
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}
+
+    def _loss_divisors(self, inputs: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+        """Divisors of the step's losses for each of its micro-batches, whose gradients are averaged.
+
+        So that the step is that of the whole batch. None: each micro-batch has its own, as its
+        predictions decide them.
+        """
+        counts = [
+            self.network.loss_counts(
+                i["pixel_values"].shape[-2:], i["labels"], i["input_ids"].shape[1], i["image_sizes"]
+            )
+            for i in inputs
+        ]
+        return None if counts[0] is None else loss_divisors(torch.stack(counts).sum(0)) / len(inputs)
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The network's inputs in a batch, on its device."""
