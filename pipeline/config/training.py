@@ -116,6 +116,9 @@ class TrainConfig(Config):
         0, ge=0, description="steps between images of predictions and targets in TensorBoard; 0: none"
     )
     max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss to skip before the run stops")
+    check_memory: bool = Field(
+        True, description="check before the first step that a batch of the largest images fits into the memory"
+    )
     seed: int = Field(0, description="seed of the training")
 
 

@@ -29,6 +29,7 @@ RUNTIME_SETTINGS = {
     "keep_checkpoints",
     "max_skipped_steps",
     "gradient_checkpointing",
+    "check_memory",
 }
 """Settings that do not change any finite step; a run may be resumed with others."""
 MEMORY_SETTINGS = {"accumulate"}
