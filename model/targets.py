@@ -62,6 +62,8 @@ def collect_targets(
     the image when shapes within a label disagree, a box is not finite, reversed, normalised or for
     the most part outside its image, a weight is negative, or a box's tokens are padding.
     """
+    if attention_mask is None:
+        attention_mask = torch.ones(len(labels), tokens)
     rows: list[dict[str, Tensor]] = []
     stray = []
     for i, label in enumerate(labels):
@@ -74,13 +76,10 @@ def collect_targets(
             "ignore_boxes": torch.zeros(0, 4, device=device),
             **given,
         }
-        named = row["positive_map"]
-        if attention_mask is None:
-            stray.append(torch.zeros(n, device=device, dtype=torch.bool))
-        else:  # a caption that fills T may have been cut, and the tokens of its boxes with it
-            length, mask = named.shape[1], attention_mask[i].to(device)
-            text = torch.cat([mask, mask[-1:].expand(max(length - tokens, 0))])[:length]
-            stray.append(((named > 0) & (text == 0)).any(1))
+        named, mask = row["positive_map"], attention_mask[i].to(device)
+        # a caption that fills T may have been cut, and the tokens of its boxes with it
+        mask = torch.cat([mask, mask[-1:].expand(max(named.shape[1] - tokens, 0))])[: named.shape[1]]
+        stray.append(((named > 0) & (mask == 0)).any(1))
         row["token_ignore"] = _fit(row["token_ignore"][None], tokens)
         row["positive_map"] = _fit(named, tokens)
         rows.append(row)
@@ -88,14 +87,17 @@ def collect_targets(
     counts = {k: torch.tensor([len(row[k]) for row in rows]) for k in ("boxes", "ignore_boxes")}
     owners = {k: torch.arange(len(rows)).repeat_interleave(c).to(device) for k, c in counts.items()}
     maps, weights = joined["positive_map"], joined["weights"]
-    wrong = _wrong_boxes(joined["boxes"], owners["boxes"], len(rows), image_sizes)
-    wrong["positive_map", "not 0 to 1"] = ~((maps >= 0) & (maps <= 1)).all(1)
-    wrong["positive_map", "at tokens of the caption's padding"] = torch.cat(stray)
-    wrong["weights", "negative"] = weights < 0  # those that are not finite end in a NonFiniteLossError
-    _refuse(wrong, joined, owners["boxes"], image_sizes)
-    if len(joined["ignore_boxes"]):
-        wrong = _wrong_boxes(joined["ignore_boxes"], owners["ignore_boxes"], len(rows), None, "ignore_boxes")
-        _refuse(wrong, joined, owners["ignore_boxes"], image_sizes)
+    wrong = {
+        ("positive_map", "not 0 to 1"): ~((maps >= 0) & (maps <= 1)).all(1),
+        ("positive_map", "at tokens of the caption's padding"): torch.cat(stray),
+        ("weights", "negative"): weights < 0,  # those that are not finite end in a NonFiniteLossError
+    }
+    for name, sizes in (("boxes", image_sizes), ("ignore_boxes", None)):
+        wrong |= {
+            (name, why): rows for why, rows in _wrong_boxes(joined[name], owners[name], len(labels), sizes).items()
+        }
+    if torch.stack([found.any() for found in wrong.values()]).any():  # one wait for the device
+        _refuse(wrong, joined, owners, image_sizes)
     return Targets(
         joined["boxes"],
         owners["boxes"],
@@ -139,41 +141,38 @@ def _tensors(image: int, label: Any, device: torch.device) -> dict[str, Tensor]:
     return given
 
 
-def _wrong_boxes(
-    boxes: Tensor, image: Tensor, images: int, image_sizes: Tensor | None, name: str = "boxes"
-) -> dict[tuple[str, str], Tensor]:
-    """Find boxes (n, 4) that cannot be xyxy pixels of their image (n,): {(name, why): (n,) bool}."""
+def _wrong_boxes(boxes: Tensor, image: Tensor, images: int, image_sizes: Tensor | None) -> dict[str, Tensor]:
+    """Find boxes (n, 4) that cannot be xyxy pixels of their image (n,): {why: (n,) bool}."""
     in_unit = ((boxes >= 0) & (boxes <= 1)).all(1).float()
-    normalised = in_unit.new_ones(images).scatter_reduce(0, image, in_unit, "amin")[image] > 0
     wrong = {
-        (name, "not finite"): ~boxes.isfinite().all(1),
-        (name, "reversed"): (boxes[:, 2:] < boxes[:, :2]).any(1),
-        (name, "normalised to the image"): normalised,
+        "not finite": ~boxes.isfinite().all(1),
+        "reversed": (boxes[:, 2:] < boxes[:, :2]).any(1),
+        "normalised to the image": in_unit.new_ones(images).scatter_reduce(0, image, in_unit, "amin")[image] > 0,
     }
     if image_sizes is not None:
         last = image_sizes.to(boxes.device)[image].flip(1) - 1
         inside = (torch.minimum(boxes[:, 2:], last) - boxes[:, :2].clamp(min=0) + 1).clamp(min=0).prod(1)
-        wrong[name, "outside the image"] = inside == 0
-        wrong[name, "mostly outside the image"] = 2 * inside < (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
+        wrong["outside the image"] = inside == 0
+        wrong["mostly outside the image"] = 2 * inside < (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
     return wrong
 
 
 def _refuse(
-    wrong: dict[tuple[str, str], Tensor], values: dict[str, Tensor], owners: Tensor, image_sizes: Tensor | None
+    wrong: dict[tuple[str, str], Tensor],
+    values: dict[str, Tensor],
+    owners: dict[str, Tensor],
+    image_sizes: Tensor | None,
 ) -> None:
-    """Raise ValueError for the first row that is wrong, naming its image; one wait for the device."""
-    table = torch.stack(list(wrong.values()))
-    if not table.any():
-        return
-    kind, row = table.nonzero()[0].tolist()
-    name, why = list(wrong)[kind]
-    owner = int(owners[row])
+    """Raise ValueError for the first row that is wrong, naming its image."""
+    name, why = next(kind for kind, found in wrong.items() if found.any())
+    row, owner_of = int(wrong[name, why].nonzero()[0]), owners.get(name, owners["boxes"])
+    owner = int(owner_of[row])
     size = "" if image_sizes is None else f" of {int(image_sizes[owner][1])} x {int(image_sizes[owner][0])}"
     want = {
         "positive_map": "1 at the tokens of the box's words in its own caption, else 0",
         "weights": "a factor of the box's losses, 0 or more",
     }.get(name, f"x1, y1, x2, y2 in pixels of the resized image{size}")
-    place = row - int((owners < owner).sum())
+    place = row - int((owner_of < owner).sum())
     raise ValueError(f"labels[{owner}]: {name}[{place}]: found {values[name][row].tolist()}, {why}; want {want}")
 
 
