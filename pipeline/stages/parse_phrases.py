@@ -28,7 +28,8 @@ from pipeline.stages.jobs import ParsePhrases
 
 STAGE = "parse-phrases"
 _CAPTIONS = ".1"
-"""Version of what counts as a sample's caption. 1: KEY.json's where KEY.txt says nothing."""
+"""Version of what counts as a sample's caption. 1: KEY.json's where KEY.txt says nothing, and that
+of an object in KEY.txt."""
 PROGRESS_EVERY = 500
 """Captions between reports of progress."""
 
