@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing_below, read_bytes
 from pipeline.io.paths import is_hidden, join
-from pipeline.readers.base import class_name
+from pipeline.readers.fields import class_name
 from pipeline.readers.sniff import beside, wrong_format
 
 WANTED_CLASSES = "a list of class names, one a line"

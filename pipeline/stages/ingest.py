@@ -32,19 +32,8 @@ from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
 from pipeline.io.paths import is_url, join, resolve_path
 from pipeline.io.tars import write_tar
-from pipeline.readers.base import (
-    CUT,
-    LEFT_OUT,
-    LISTED_TWICE,
-    UNREADABLE,
-    Kind,
-    LabelledImage,
-    SetFiles,
-    build_index,
-    merged,
-    presence_of,
-    uncertain_spans,
-)
+from pipeline.readers.absence import merged, presence_of, uncertain_spans
+from pipeline.readers.base import CUT, LEFT_OUT, LISTED_TWICE, UNREADABLE, Kind, LabelledImage, SetFiles, build_index
 from pipeline.readers.image_headers import ImageHeader, on_stored_image, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader

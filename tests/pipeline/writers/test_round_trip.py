@@ -15,8 +15,10 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
 from pipeline.io.tars import read_tar
-from pipeline.readers.base import SetFiles, phrase_of, xywh_box
+from pipeline.readers.base import SetFiles
+from pipeline.readers.boxes import xywh_box
 from pipeline.readers.registry import load_format
+from pipeline.readers.spans import phrase_of
 from pipeline.stages.jobs import ExportLabels, Ingest
 from pipeline.writers.base import xywh
 from tests.fixtures import exports
