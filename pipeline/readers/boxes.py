@@ -20,6 +20,42 @@ _TOO_LARGE = 1e15
 """Larger than any coordinate. Comparison with it also excludes nan."""
 
 
+class AreaEvidence:
+    """Compares boxes with the stated areas, which tell corners from x, y, width, height.
+
+    Attributes:
+        compared: number of boxes with a stated area.
+        other: number of those whose area is that of the other layout.
+        first: the first of these.
+    """
+
+    def __init__(self, *, corners: bool = False) -> None:
+        self._corners, self.compared, self.other, self.first = corners, 0, 0, ""
+
+    def compare(self, bbox: Any, area: Any) -> None:
+        """Compare a box; one that has another form is passed over."""
+        if not (is_number(area) and area > 0 and is_four_numbers(bbox)):
+            return
+        x, y, w, h = bbox
+        self.compared += 1
+        sides, between = w * h, (w - x) * (h - y)
+        this, that = (between, sides) if self._corners else (sides, between)
+        if is_near(area, that) and not is_near(area, this) and (self._corners or (w > x and h > y)):
+            self.other += 1
+            self.first = self.first or f"{bbox}, area {area}"
+
+    def found(self, name: str = "") -> str:
+        """Text of the evidence for the other layout, in which boxes have a name; "" unless most show it."""
+        if self.other <= 0.5 * self.compared:
+            return ""
+        return f"by the stated areas, in {self.other} of {self.compared} ({name}{self.first})"
+
+
+def is_four_numbers(bbox: Any) -> bool:
+    """Whether ``bbox`` is a list of four finite numbers."""
+    return type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))
+
+
 def is_near(one: float, other: float) -> bool:
     """Whether two sizes differ by a hundredth at most."""
     return abs(one - other) <= 0.01 * max(abs(one), abs(other))

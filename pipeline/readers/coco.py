@@ -20,7 +20,7 @@ from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.readers.absence import unclear_names
 from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles, known_names
-from pipeline.readers.boxes import is_near, is_number, turned, xywh_box
+from pipeline.readers.boxes import AreaEvidence, is_four_numbers, is_number, turned, xywh_box
 from pipeline.readers.fields import class_name, ignore_flag, provenance_of, want, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_object
@@ -133,21 +133,17 @@ class _Evidence:
     """
 
     def __init__(self) -> None:
-        self.seen = self.compared = self.corners = self.outlines = self.apart = 0
-        self.first = self.outline = ""
+        self.areas = AreaEvidence()
+        self.seen = self.outlines = self.apart = 0
+        self.outline = ""
 
     def compare(self, row: dict[str, Any], bbox: Any) -> None:
         """Compare an annotation's box."""
         self.seen += 1
-        if self.seen > MAX_COMPARED or not (type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))):
+        if self.seen > MAX_COMPARED or not is_four_numbers(bbox):
             return
+        self.areas.compare(bbox, row.get("area"))  # one that is smaller than the box is a mask's
         x, y, w, h = bbox
-        area: Any = row.get("area")  # one that is smaller than the box is a mask's
-        if is_number(area) and area > 0:
-            self.compared += 1
-            if not is_near(area, w * h) and w > x and h > y and is_near(area, (w - x) * (h - y)):
-                self.corners += 1
-                self.first = self.first or f"bbox {bbox}, area {area}"
         outline = row.get("segmentation")
         if self.outlines >= MAX_OUTLINES or type(outline) is not list or not all(type(p) is list for p in outline):
             return
@@ -172,11 +168,8 @@ class _Evidence:
                 "in pixels of the same image?",
                 path, self.apart, self.outlines, self.outline,
             )  # fmt: skip
-        if self.corners > 0.5 * self.compared:
-            raise InputError(
-                f"{path}: `bbox`: found corners by the stated areas, in {self.corners} of {self.compared} ({self.first}"
-                "); want x, y, width, height"
-            )
+        if shown := self.areas.found("bbox "):
+            raise InputError(f"{path}: `bbox`: found corners {shown}; want x, y, width, height")
 
 
 def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:

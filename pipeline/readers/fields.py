@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -92,6 +93,20 @@ def option_choice(files: SetFiles, name: str, *choices: str) -> str:
 def class_name(value: Any) -> str:
     """A class's name without white space and invisible characters around it; "" if it is no text."""
     return " ".join(value.split()).strip(_INVISIBLE) if isinstance(value, str) else ""
+
+
+def folded(name: str) -> str:
+    """A name for comparisons: any case, underscores as spaces."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def number_of(text: str) -> float | None:
+    """The finite number that a text states, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 _INVISIBLE = " \0\u200b\u200e\u200f\u2060\ufeff"

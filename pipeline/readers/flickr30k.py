@@ -68,7 +68,11 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             if not line.strip():
                 continue
             with index.bad.row():
-                caption, phrases = _sentence(line.strip(), f"{path}: line {n + 1}")
+                try:
+                    caption, phrases = parse_sentence(line.strip())
+                except ValueError as error:
+                    where = f"{path}: line {n + 1}"
+                    raise InputError(f"{where}: want {WANTED_SENTENCES}; found a broken mark {error}") from None
                 boxed |= dict.fromkeys(entity for entities, _ in boxes for entity in entities)
                 marked |= dict.fromkeys(entity for entity, _, _ in phrases)
                 index.image(f"{name}_{n}", (f"{name}.jpg", stated_size(root), caption, phrases, boxes))
@@ -76,13 +80,6 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         shown = [", ".join([*found][:6]) or "none" for found in (marked, boxed)]
         raise InputError(f"{sentences}: found marks of the entities {shown[0]}; want those of the boxes: {shown[1]}")
     return {}
-
-
-def _sentence(line: str, where: str) -> tuple[str, list[tuple[str, str, Span]]]:
-    try:
-        return parse_sentence(line)
-    except ValueError as error:
-        raise InputError(f"{where}: want {WANTED_SENTENCES}; found a broken mark {error}") from None
 
 
 def _boxes(root: ET.Element, path: str) -> list[tuple[list[str], Any]]:

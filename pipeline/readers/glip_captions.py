@@ -19,7 +19,7 @@ from pipeline.io.files import open_file
 from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
 from pipeline.readers.boxes import xyxy_box
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.sniff import describe_row, wrong_format
+from pipeline.readers.sniff import bad_row, describe_row, wrong_format
 from pipeline.readers.spans import phrase_of, spans_of
 
 WANTED = (
@@ -38,8 +38,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         try:
             record = json.loads(value)
         except (ValueError, RecursionError):
-            cut = InputError(f"{path}: {key}: want {WANTED}; found no JSON in it")
-            index.bad.add(cut if line > 1 else wrong_format(path, WANTED))
+            index.bad.add(bad_row(path, WANTED, f"{key}: ", "no JSON in it", first=line == 1))
             continue
         record = record[0] if isinstance(record, list) and len(record) == 1 else record
         if not isinstance(record, dict) or not all(name in record for name in FIELDS):
@@ -75,8 +74,7 @@ def _columns(path: str, wanted: str, index: IndexWriter | None) -> Iterator[tupl
                     raise wrong_format(path, wanted)
                 else:
                     begins = key[:30].decode(errors="replace")
-                    broken = InputError(f"{path}: want {wanted}; found a line that begins {begins!r}")
-                    index.bad.add(broken if offset else wrong_format(path, wanted))
+                    index.bad.add(bad_row(path, wanted, "", f"a line that begins {begins!r}", first=not offset))
             offset += len(line)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 
 from pipeline.data.crawl import described
@@ -46,7 +47,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     for path in _paths(files.annotations):
         layout = _Layout(path, files.image_folders)
         for row, where in _rows(path, bad.samples):
-            with bad.row(hide=path.removesuffix(_name(path))):  # the report has no folders
+            with bad.row(hide=path.removesuffix(basename(path))):  # the report has no folders
                 index.image(*_entry(path, row, where, column, layout))
     bad.check()
     if bad.samples.notes and not bad.good:
@@ -128,12 +129,12 @@ def _paths(pattern: str) -> list[str]:
 
 def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None]]:
     """(row, its image's location if it is in the shard)."""
-    if is_shard(path.rsplit("/", 1)[-1]):
+    if is_shard(basename(path)):
         for sample in read_tar(path, problems):
             extension = next((e for e in IMAGE_EXTENSIONS if e in sample.files), None)
             if extension is None or "json" not in sample.files:
                 missing = "image" if extension is None else "json"
-                problems.add(f"no_{missing}", f"{_name(path)}: {sample.key}: no {missing}, but {described(sample)}")
+                problems.add(f"no_{missing}", f"{basename(path)}: {sample.key}: no {missing}, but {described(sample)}")
                 continue
             try:
                 row = json.loads(sample.files["json"])
@@ -154,11 +155,6 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
     else:
         for _, row in stream_lines(path, WANTED):
             yield row, None
-
-
-def _name(path: str) -> str:
-    """File name of a path."""
-    return path.rsplit("/", 1)[-1]
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:

@@ -15,7 +15,7 @@ from pipeline.io.files import listing
 from pipeline.io.paths import is_url, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
-from pipeline.readers.boxes import is_near, is_number, xywh_box, xyxy_box
+from pipeline.readers.boxes import AreaEvidence, xywh_box, xyxy_box
 from pipeline.readers.fields import class_name, ignore_flag, option_choice, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
@@ -32,7 +32,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     boxes = option_choice(files, "boxes", "xywh", "xyxy")
     corners = boxes == "xyxy"
     names, seen = None, set[Any]()
-    compared, other = 0, list[str]()
+    evidence = AreaEvidence(corners=corners)
     for path, number, row, stated in _rows(files.annotations):
         if names is None and stated and "classes" in files.companions:
             raise InputError(f"{files.companions['classes']}: found it beside the names in {path}; want one of both")
@@ -41,22 +41,15 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         with index.bad.row(where := f"{path}: row {number}"):
             things = _things(row, where)
             for thing in things:
-                bbox, area = thing["bbox"], thing.pop("area", None)
-                if is_number(area) and isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)):
-                    x, y, w, h = bbox
-                    compared += 1
-                    this, that = ((w - x) * (h - y), w * h) if corners else (w * h, (w - x) * (h - y))
-                    if is_near(area, that) and not is_near(area, this):
-                        other.append(f"{bbox}, area {area}")
+                evidence.compare(thing["bbox"], thing.pop("area", None))
                 if isinstance(thing["category"], str):
                     thing["category"] = class_name(thing["category"])
                 seen.add(thing["category"])
             index.image(f"{stem(path)}-{number:07d}", (path, number, size_of(row), things))
-    if len(other) > 0.5 * compared:
+    if shown := evidence.found():
         found = "xywh" if corners else "xyxy"
         raise InputError(
-            f"{files.annotations}: boxes: found {found} by the stated areas, in {len(other)} of {compared} ({other[0]})"
-            f"; want {boxes}, or options: {{boxes: {found}}}"
+            f"{files.annotations}: boxes: found {found} {shown}; want {boxes}, or options: {{boxes: {found}}}"
         )
     if names is None and seen and not any(isinstance(category, str) for category in seen):
         raise InputError(

@@ -19,7 +19,7 @@ from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles, known_names
 from pipeline.readers.boxes import xyxy_box
-from pipeline.readers.fields import class_name, ignore_flag, provenance_of, warn_of_unboxed
+from pipeline.readers.fields import class_name, folded, ignore_flag, provenance_of, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object, stream_lines
 from pipeline.readers.sniff import describe_row
@@ -56,7 +56,7 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         found = next(f"{k!r}: {v!r}" for k, v in names.items() if not (k.isdigit() and isinstance(v, str)))
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found {found}")
     names = None if names is None else {number: class_name(name) for number, name in names.items()}
-    known = {_folded(name) for name in (names or {}).values()}
+    known = {folded(name) for name in (names or {}).values()}
     renamed = dict[tuple[str, str], int]()
     seen = set[str]()
     for line, row, labels in _rows(files, "detection", index):
@@ -65,18 +65,16 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             for ignore, item in _both(labels, "instances"):
                 label, stated = item.get("label"), class_name(item.get("category"))
                 name = stated if names is None else names.get(str(label), "")
-                if name and stated and _folded(name) != _folded(stated):
-                    if _folded(stated) in known:
+                if name and stated and folded(name) != folded(stated):
+                    if folded(stated) in known:
                         name = (label, name, stated)
                     else:
                         renamed[name, stated] = renamed.get((name, stated), 0) + 1
-                if not name:
-                    shown = f"`label` {label!r}; {known_names(names or {})}"
-                    if names is None:
-                        shown = f"`category` {stated!r}, and no label map (`companions: {{classes: FILE}}`)"
-                    rows.append(((shown,), item.get("bbox"), ignore, provenance_of(item) or None))
-                    continue
-                if not isinstance(name, tuple):
+                if not name and names is None:
+                    name = (f"`category` {stated!r}, and no label map (`companions: {{classes: FILE}}`)",)
+                elif not name:
+                    name = (f"`label` {label!r}; {known_names(names or {})}",)
+                elif isinstance(name, str):
                     seen.add(name)
                 rows.append((name, item.get("bbox"), ignore, provenance_of(item) or None))
             key, file = row_key(row), row["filename"]
@@ -94,10 +92,6 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     return {"label_space": list(dict.fromkeys(name for name in space if name))}
 
 
-def _folded(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
-
-
 def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read grounding lines, each with a caption; detection lines are refused."""
     compared, differ, first = 0, 0, ""
@@ -112,7 +106,7 @@ def fill_grounding(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 text = phrase if ignore is True or not tokens else None
                 if tokens and isinstance(phrase, str) and (spans := spans_of(tokens, len(caption), Counter())):
                     compared += 1
-                    if _folded(phrase) != _folded(marked := phrase_of(caption, spans)):
+                    if folded(phrase) != folded(marked := phrase_of(caption, spans)):
                         differ += 1
                         first = first or f"line {line}: phrase {phrase!r}, span {marked!r}"
                 rows.append((tokens, item.get("bbox"), ignore, text, provenance_of(item) or None))

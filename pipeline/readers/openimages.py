@@ -17,7 +17,7 @@ from pipeline.io.files import open_file
 from pipeline.readers.absence import unclear_names
 from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
 from pipeline.readers.boxes import clipped
-from pipeline.readers.fields import class_name, flag_of
+from pipeline.readers.fields import class_name, flag_of, number_of
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object
 from pipeline.readers.sniff import wrong_format
@@ -42,7 +42,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     if "labels" in files.companions:
         labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, index, never="XMin")
         for image, label, confidence in labels:
-            index.row(image, (label, _confidence(confidence) != 0))
+            index.row(image, (label, number_of(confidence) != 0))
         index.forget_orphan_annotations()  # labels of images outside this set
     else:
         log.warning(
@@ -59,13 +59,6 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     if not header["federated"] and below:  # else only what was verified is absent
         header["above"] = {label: [upper for upper in below if label in below[upper]] for label in names}
     return header
-
-
-def _confidence(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:

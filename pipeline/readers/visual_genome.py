@@ -40,11 +40,9 @@ def _images(files: SetFiles, field: str, wanted: str, index: IndexWriter) -> Ite
             if not known:
                 raise wrong_format(path, WANTED_IMAGES)
             continue  # and counted where an annotation is of it
-        if not (without_coco and row.get("coco_id")):
-            # the path in the two archives, such as VG_100K_2/1.jpg
-            known[number] = "/".join(row["url"].split("/")[-2:]), size_of(row)
-        else:
-            known[number] = "", None
+        # the path in the two archives, such as VG_100K_2/1.jpg
+        file = "" if without_coco and row.get("coco_id") else "/".join(row["url"].split("/")[-2:])
+        known[number] = file, size_of(row)
     for n, row in enumerate(stream_list(files.annotations, wanted)):
         number = _id(row)
         if number is None or not isinstance(row.get(field), list):

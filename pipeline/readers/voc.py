@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.io.paths import join
 from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles
 from pipeline.readers.boxes import turned, xyxy_box
-from pipeline.readers.fields import class_name, ignore_flag, option_choice
+from pipeline.readers.fields import class_name, folded, ignore_flag, option_choice
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
 from pipeline.readers.xml_files import corners, read_xml, stated_size, text_lines, xml_names
@@ -94,7 +94,7 @@ class _Classes:
                 raise wrong_format(path, WANTED_CLASSES)
             names[number] = words.split(",")[0].strip()
             for word in words.split(","):
-                ids.setdefault(_plain(word), []).append(number)
+                ids.setdefault(folded(word), []).append(number)
         return cls(names, ids)
 
     def id_of(self, label: str, stem: str) -> str:
@@ -105,13 +105,9 @@ class _Classes:
         """
         if label in self.names:
             return label
-        candidates = self.ids.get(_plain(label), [])
+        candidates = self.ids.get(folded(label), [])
         folders = [folder for folder in stem.split("/")[:-1] if folder in candidates]
         return folders[-1] if folders else candidates[0] if len(candidates) == 1 else label
-
-
-def _plain(word: str) -> str:
-    return " ".join(word.replace("_", " ").lower().split())
 
 
 def labelled(entry: Entry, header: Header) -> LabelledImage:

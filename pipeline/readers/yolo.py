@@ -6,7 +6,6 @@ class names. Outlines and turned boxes (lines of points) become the boxes around
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -20,7 +19,7 @@ from pipeline.io.paths import is_hidden, is_url, join, parent
 from pipeline.io.strict_yaml import read_yaml
 from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
 from pipeline.readers.boxes import clipped
-from pipeline.readers.fields import class_name, warn_of_unboxed
+from pipeline.readers.fields import class_name, number_of, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
 from pipeline.readers.xml_files import class_list, text_lines
@@ -171,11 +170,11 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     _, lines = entry.image
     names, labels = header["names"], LabelCollector()
     for number, *rest in lines:
-        name = names.get(int(float(number))) if _number(number) is not None else None
+        name = names.get(int(float(number))) if number_of(number) is not None else None
         if not name:
             labels.unknown(f"class {number}", names)
             continue
-        values = [_number(value) for value in rest]
+        values = [number_of(value) for value in rest]
         shares = [value for value in values if value is not None]
         if len(shares) < max(4, len(values)) or max(map(abs, shares)) > _PIXELS:
             labels.lose("bad_box", f"{' '.join(rest)[:60]!r}; want cx, cy, w, h in shares of the image (0 to 1)")
@@ -190,14 +189,6 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
             box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         labels.add(clipped(box, (1, 1), labels.lost), name, score=score)
     return labels.image(entry, key=image_key(str(entry.id)), location=location, relative=True)
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 FORMAT = Format(

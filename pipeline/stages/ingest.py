@@ -38,12 +38,7 @@ from pipeline.readers.image_headers import ImageHeader, on_stored_image, read_he
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READERS, load_format
-from pipeline.stages.ingest_losses import (
-    REGIONS_CUT,
-    Oddities,
-    doubts,
-    refuse_losses,
-)
+from pipeline.stages.ingest_losses import REGIONS_CUT, Oddities, doubts, refuse_losses
 from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"

@@ -15,15 +15,7 @@ from typing import Any
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.paths import is_url
 from pipeline.writers.atomic_files import JsonRows
-from pipeline.writers.base import (
-    ExportContext,
-    count_extra,
-    count_lost,
-    explicit_phrase,
-    json_bytes,
-    provenance,
-    xywh,
-)
+from pipeline.writers.base import ExportContext, count_extra, count_lost, explicit_phrase, json_bytes, provenance, xywh
 from pipeline.writers.manifest import ClassIds, SetFiles, SetWriter
 from pipeline.writers.unique_keys import Name
 
