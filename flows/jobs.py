@@ -7,6 +7,8 @@ a stage may be excluded.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -30,7 +32,8 @@ from pipeline.io.atomic import write_json
 from pipeline.stages.jobs import PerShardJob
 
 POLL_SECONDS = 2.0
-RETRY_DELAYS: list[float] = [3, 15]
+RETRY_DELAYS = (3.0, 15.0)
+"""Seconds before each retry of a task."""
 
 
 class ShardsFailedError(RunError):
@@ -38,16 +41,22 @@ class ShardsFailedError(RunError):
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry can help: not if the input is wrong, all jobs would fail alike or the run is being ended."""
-    error = await state.aresult(raise_on_failure=False)
-    return not ENDING.is_set() and not isinstance(error, InputError | StageError)
+    """Whether to retry: not if the input is wrong, all jobs would fail alike or the run is being ended.
+
+    Waits for the delay: Prefect's own would keep an interrupted run from ending.
+    """
+    if isinstance(await state.aresult(raise_on_failure=False), InputError | StageError):
+        return False
+    end = time.monotonic() + RETRY_DELAYS[min(run.run_count or 1, len(RETRY_DELAYS)) - 1]
+    while time.monotonic() < end and not ENDING.is_set():
+        await asyncio.sleep(0.1)
+    return not ENDING.is_set()
 
 
 @task(
     cache_policy=NO_CACHE,  # the committed shards decide what is done
     persist_result=False,
     retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=_may_pass,
     task_run_name="{job.name}",
 )

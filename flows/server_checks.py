@@ -6,12 +6,14 @@ Imports Prefect inside functions: its settings are read from the environment on 
 from __future__ import annotations
 
 import contextvars
+import io
 import os
 import re
 import threading
 import urllib.request
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,8 @@ def prefect_settings() -> Any:
         InputError: a file or variable of settings is invalid, or the environment's proxies cannot be used.
     """
     try:
-        with warnings.catch_warnings():
+        # Prefect prints an error of settings on import, and raises it again below
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # a home that cannot be created: check_home
             from prefect.settings import get_current_settings
 

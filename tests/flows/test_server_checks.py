@@ -135,6 +135,27 @@ def test_a_home_that_cannot_be_written_is_named(command, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("broken", ["profile", "long"])
+def test_settings_that_cannot_be_read_are_one_line(broken, tmp_path):
+    """Prefect prints a line of its own on import."""
+    home = tmp_path / ("a" * 300 if broken == "long" else "prefect")
+    if broken == "profile":
+        home.mkdir()
+        (home / "profiles.toml").write_text('active = "x')
+    code, lines = self_train(tmp_path, "run", PREFECT_HOME=str(home))
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("self-train: error: Prefect's settings"), lines
+
+
+@pytest.mark.slow
+def test_an_empty_home_is_the_default_one(tmp_path):
+    """Prefect would take it for the working folder, and keep its database there."""
+    (tmp_path / "me").write_text("")  # so that the default one is named
+    code, lines = self_train(tmp_path, "run", PREFECT_HOME="", HOME=str(tmp_path / "me"))
+    assert code == 2 and f"PREFECT_HOME: found {tmp_path}/me/.prefect" in lines[-1], lines
+    assert [path.name for path in tmp_path.iterdir()] == ["me"]
+
+
+@pytest.mark.slow
 def test_a_server_that_ends_at_its_start_says_why(tmp_path):
     code, lines = self_train(
         tmp_path, "run", PREFECT_SERVER_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{tmp_path}/none/x.db"
