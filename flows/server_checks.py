@@ -124,8 +124,8 @@ def check_database(settings: Any) -> None:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:  # another server has it
             return
         raise InputError(
-            f"Prefect's database: found {found}, which cannot be used ({_cause(error)}); want one that Prefect's server can read "
-            "and write. A damaged file may be moved away: the server makes a new one"
+            f"Prefect's database: found {found}, which cannot be used ({_cause(error)}); want one that "
+            "Prefect's server can read and write. A damaged file may be moved away: the server makes a new one"
         ) from None
 
 

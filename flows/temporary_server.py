@@ -100,7 +100,8 @@ class TemporaryServer(SubprocessASGIServer):
             sys.executable, "-m", "pipeline.system.parent_watch",
             "uvicorn", "--app-dir", str(prefect.__module_path__.parent),
             "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(self.port),
-            "--log-level", "error", "--lifespan", "on", "--timeout-graceful-shutdown", "1",  # this process's own connections stay open
+            "--log-level", "error", "--lifespan", "on",
+            "--timeout-graceful-shutdown", "1",  # connections of this process stay open
         ]  # fmt: skip
         with open(self.log, "ab") as output:
             return subprocess.Popen(
