@@ -24,7 +24,7 @@ from prefect.runtime import task_run
 from flows.artifacts import StageProgress, show_stage_report
 from flows.gpu_leases import taken
 from flows.orphan_watch import end_unwanted
-from flows.subprocess_jobs import ENDING, ChildJob, end_children, run_child
+from flows.subprocess_jobs import ENDING, ChildJob, EndedError, end_children, run_child
 from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
@@ -45,7 +45,7 @@ async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
 
     Waits for the delay: Prefect's own would keep an interrupted run from ending.
     """
-    if isinstance(await state.aresult(raise_on_failure=False), InputError | StageError):
+    if isinstance(await state.aresult(raise_on_failure=False), InputError | StageError | EndedError):
         return False
     end = time.monotonic() + RETRY_DELAYS[min(run.run_count or 1, len(RETRY_DELAYS)) - 1]
     while time.monotonic() < end and not ENDING.is_set():
@@ -149,7 +149,7 @@ def run_jobs(
                 waiting = wait(futures, timeout=POLL_SECONDS).not_done
                 progress.update([future not in waiting for future in futures])
                 if any(isinstance(f.result(raise_on_failure=False), StageError) for f in set(futures) - waiting - seen):
-                    end_children()  # they would fail alike
+                    _end_alike(jobs)
                 seen = set(futures) - waiting
         except BaseException:
             # Ctrl-C, or Prefect's SIGTERM: the task runner waits for the jobs, and they for their children
@@ -179,6 +179,15 @@ def run_jobs(
             f"first: {first.shard}: {first.error}"
         )
     return total.require_usable()
+
+
+def _end_alike(jobs: Sequence[ChildJob]) -> None:
+    """End the jobs under way, which would fail as another one has."""
+    end_children()
+    if jobs[0].persistent_worker:
+        from flows.ray_runner import end_stage
+
+        end_stage()
 
 
 def _tasks(jobs: Sequence[ChildJob]) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.io.paths import is_url
 
 log = logging.getLogger("glip_self_train")
@@ -83,6 +83,7 @@ def _store_error(url: str, words: str, *, for_all: bool, refused: bool = True) -
     error = StoreError(f"{url}: {words}")
     # attributes, as an exception with more arguments cannot be pickled
     error.url, error.refused, error.for_all = url, refused, for_all
+    error.exit_code = RunError.exit_code if for_all and refused else InputError.exit_code
     return error
 
 
@@ -335,7 +336,7 @@ def check_writable(folder: str | Path) -> None:
     if is_url(folder):
         return
     there = Path(folder).absolute()
-    while not there.exists() and there != there.parent:
+    while not there.exists() and not there.is_symlink() and there != there.parent:
         there = there.parent
     try:
         if not there.is_dir():

@@ -19,7 +19,6 @@ from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
 from pipeline.filtering.fitted import digests, load_tables
 from pipeline.filtering.rules import apply_rules, check, lowest_score, open_regions, preset_of, versioned, warn_of_floor
-from pipeline.filtering.store import RegionShard
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
