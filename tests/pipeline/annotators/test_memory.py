@@ -36,7 +36,9 @@ print(json.dumps([peak() - before, images * need.per_image]))
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_the_estimate_is_what_the_process_grows_by(teacher, training):
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(teacher), str(training)], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(teacher), str(training)], stdout=subprocess.PIPE, check=True
+    )
     grown, estimated = json.loads(done.stdout.splitlines()[-1])
     assert estimated == pytest.approx(grown, rel=0.35)
 
@@ -70,7 +72,12 @@ def test_a_batch_beyond_the_memory_is_refused_and_one_near_it_is_warned_of(teach
     def check(images, available):
         advised = []
         check_cpu_memory(
-            config, (256, 256), images, available=available, advice=lambda n: advised.append(n) or f"{n} images", **settings
+            config,
+            (256, 256),
+            images,
+            available=available,
+            advice=lambda n: advised.append(n) or f"{n} images",
+            **settings,
         )
 
     with pytest.raises(InputError, match=r"^64 images of 256x256 in a batch need about [\d.]+ GiB.*; want 8 images$"):

@@ -113,6 +113,63 @@ def test_micro_batches_add_up_to_the_big_batch(sources, tmp_path, accumulate, as
     )  # Adam's first steps are of the rate's size
 
 
+def validation_set(tmp_path: Path) -> dict[str, list[str]]:
+    return {"held_out": write_sources(tmp_path / "validation")["detection"]}
+
+
+@pytest.mark.slow
+def test_validations_change_no_step_and_keep_the_best_model(sources, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = changed(
+        validate_every=2, validate_images=5, steps=6, learning_rate=3e-3, best_metric="loss_reg", schedule="constant"
+    )
+    plain = run(sources, tmp_path / "plain", changed(steps=6, learning_rate=3e-3, schedule="constant"))
+    report = run(sources, tmp_path / "seen", config, validation=validation_set(tmp_path))
+    assert report.curve == plain.curve and not plain.validation and plain.best is None
+    assert files(tmp_path / "seen" / "final") == files(tmp_path / "plain" / "final")
+    assert [row["step"] for row in report.validation] == [2, 4, 6]
+    assert report.best == min(report.validation, key=lambda row: row["loss_reg"])
+    assert "validation" not in json.loads((tmp_path / "plain" / "report.json").read_text())
+    best = load_file(tmp_path / "seen" / "best" / "model.safetensors")
+    GlipProcessor.from_pretrained(tmp_path / "seen" / "best")
+    until = changed(steps=int(report.best["step"]), learning_rate=3e-3, schedule="constant")  # the same steps as far
+    run(sources, tmp_path / "until", until)
+    other = load_file(tmp_path / "until" / "final" / "model.safetensors")
+    assert all(best[name].equal(other[name]) for name in best)
+    events = EventAccumulator(str(tmp_path / "seen" / "tensorboard")).Reload().Scalars("validation/loss")
+    assert [e.step for e in events] == [2, 4, 6]
+    assert [e.value for e in events] == pytest.approx([row["loss"] for row in report.validation], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_killed_training_with_validations_ends_as_an_undisturbed_one(sources, tmp_path, killed_at):
+    config, held_out = changed(validate_every=1, validate_images=4, steps=6), validation_set(tmp_path)
+    whole = run(sources, tmp_path / "whole", config, validation=held_out)
+    with pytest.raises(Killed):
+        run(sources, tmp_path / "killed", config, validation=held_out, progress=KillAt(killed_at))
+    again = run(sources, tmp_path / "killed", config, validation=held_out)
+    assert again == whole and len(again.validation) == 6
+    for name in ("final", "best"):
+        assert files(tmp_path / "killed" / name) == files(tmp_path / "whole" / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "with_set", "words"),
+    [({"validate_every": 2}, False, "want --set validate_every=STEPS and"), ({}, True, "found validate_every 0, 1 ")],
+)
+def test_validation_without_its_other_half_is_refused(sources, tmp_path, settings, with_set, words):
+    held_out = validation_set(tmp_path) if with_set else {}
+    with pytest.raises(InputError, match=words):
+        run(sources, tmp_path / "o", changed(**settings), validation=held_out)
+
+
+def test_validation_on_what_is_trained_on_is_refused(sources, tmp_path):
+    with pytest.raises(InputError, match=r"detection-000000\.tar: is trained on too"):
+        run(sources, tmp_path / "o", changed(validate_every=2), validation={"v": sources["detection"]})
+
+
 def test_a_checkpoint_is_a_model_folder(sources, tmp_path):
     with pytest.raises(Killed):
         run(sources, tmp_path / "o", progress=KillAt(3))
