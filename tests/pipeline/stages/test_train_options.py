@@ -247,3 +247,26 @@ def test_the_log_says_what_a_training_runs_on(sources, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "glip_self_train"):
         run(sources, tmp_path / "o", changed(steps=1))
     assert "training in 1 process, cpu, float32" in caplog.messages
+
+
+@pytest.mark.slow
+def test_a_recipe_for_many_gpus_is_refused_in_one_line_before_it_allocates(sources, tmp_path):
+    """64 images of GLIP-L need hundreds of GiB: the kernel would kill the process."""
+    (tmp_path / "swin.pth").touch()
+    options = [f"--source={name}={shards[0]}" for name, shards in sources.items()]
+    command = [sys.executable, "-m", "pipeline", "train-student", "--recipe", "glip_l", "--set", "mixture={}", *options]
+    command += ["--text-encoder", "minilm", "--backbone", str(tmp_path / "swin.pth"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("train-student: error: "))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "64 images of 800x1344 in a batch need about " in line and "GiB available; want " in line
+    assert not list(tmp_path.glob("out/step-*"))
+
+
+def test_a_batch_beyond_the_memory_names_the_accumulation_that_fits(sources, tmp_path):
+    """Sizes so large that every machine has too little for the batch."""
+    big = changed(batch_size=1 << 20, image_sizes=(64,), max_image_size=128)
+    with pytest.raises(InputError, match=r"images of 64x128 in a batch need .*want --set accumulate=\d+ \(the same"):
+        run(sources, tmp_path / "o", big)
+    with pytest.raises(InputError, match="want --set gradient_checkpointing=true, smaller image_sizes"):
+        run(sources, tmp_path / "o", changed(image_sizes=(1 << 15,), max_image_size=1 << 15))
