@@ -39,6 +39,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("folded", sdpa_mask)
 class GlipPreTrainedModel(PreTrainedModel):
     """Base class: initial values, and the attributes that transformers reads."""
 
+    config: GlipConfig
     config_class = GlipConfig
     base_model_prefix = "glip"
     main_input_name = "pixel_values"

@@ -58,7 +58,7 @@ class _Live(TorchDispatchMode):
     """Bytes of the storages that are alive, and the most that were at a time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -136,9 +136,10 @@ def _autocast(device: str, precision: str) -> torch.autocast:
 
 def _loss(output: Any) -> torch.Tensor:
     """A loss of the size of GLIP's, without labels and without sums over processes."""
-    logits = output.logits.float()
-    terms = focal_terms(logits, torch.zeros_like(logits), 0.25, 2.0).sum()
-    return terms + output.box_deltas.float().sum() + (0 if output.centerness is None else output.centerness.sum())
+    logits: torch.Tensor = output.logits.float()
+    terms: torch.Tensor = focal_terms(logits, torch.zeros_like(logits), 0.25, 2.0).sum()
+    total: torch.Tensor = terms + output.box_deltas.float().sum() + (0 if output.centerness is None else output.centerness.sum())
+    return total
 
 
 def check_cpu_memory(

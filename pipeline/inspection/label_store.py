@@ -6,8 +6,8 @@ import math
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,13 +124,14 @@ class LabelStore:
         sizes = {row["key"]: (row["height"], row["width"]) for row in rows}
         for row, verdict in zip(rows, verdicts, strict=True):
             status = STATUSES[row["status"]]
-            spans = _spans(captions.get(row["key"]), row)
+            spans = _span(captions.get(row["key"]), row["start"], row["end"])
             corners = (row["x1"], row["y1"], row["x2"], row["y2"])
             score = None if math.isnan(row["score"]) else row["score"]
             boxes[row["key"]].append(ShownBox(corners, row["phrase"], score, spans, status, verdict))
         for key, box in gold:
             if key in sizes:
-                boxes[key].append(box)
+                spans = tuple(span for start, end in box.spans for span in _span(captions.get(key), start, end))
+                boxes[key].append(replace(box, spans=spans))
         return [
             Sample(
                 name, key, sizes.get(key, (0, 0)), captions[key].caption if key in captions else None, tuple(of_key),
@@ -184,10 +185,10 @@ def _with_dropped(labels: pa.Table, regions: pa.Table) -> pa.Table:
     return pa.concat_tables([table.replace_schema_metadata(None) for table in (labels, rest)])
 
 
-def _spans(phrases: CaptionPhrases | None, row: Mapping[str, Any]) -> tuple[Span, ...]:
-    """The span of a region's phrase, if it is inside the caption."""
-    inside = phrases is not None and 0 <= row["start"] < row["end"] <= len(phrases.caption)
-    return ((row["start"], row["end"]),) if inside else ()
+def _span(phrases: CaptionPhrases | None, start: int, end: int) -> tuple[Span, ...]:
+    """The span of a phrase, if it is inside the caption."""
+    inside = phrases is not None and 0 <= start < end <= len(phrases.caption)
+    return ((start, end),) if inside else ()
 
 
 def _uncertain(phrases: CaptionPhrases | None, boxes: Sequence[ShownBox]) -> tuple[Span, ...]:

@@ -141,7 +141,7 @@ class Site:
         for run in self._runs():
             try:
                 sources |= {f"{run.name}/{name}": source for name, source in run_sources(run).items()}
-            except (InputError, OSError):
+            except (InputError, OSError, ValueError, KeyError):
                 continue  # its line in the list says why
         return sources
 
@@ -214,9 +214,12 @@ class Site:
             if 1 <= number <= pages and number != query.page
         }
         return render(
-            "view.html", title=f"{self._title}: {address}".removesuffix(": "), items=items, query=query, live=True, links=links,
+            "view.html", title=self._heading(address), items=items, query=query, live=True, links=links,
             pages=pages, found=len(chosen), total=len(index), made=self._made, up="/" if address else "",
         )  # fmt: skip
+
+    def _heading(self, path: str) -> str:
+        return f"{self._title}: {path}".removesuffix(": ")
 
     def _list(self, path: str, below: Mapping[str, str]) -> str:
         """The list of runs, or of the stores and pages below a path."""
@@ -227,15 +230,21 @@ class Site:
             pages = {file.stem: f"/{quote(path)}report/{quote(file.name)}" for file in files}
         stores = {} if runs else {name.rstrip("/"): f"/{quote(address)}" for name, address in below.items()}
         return render(
-            "list.html", title=f"{self._title}: {path}".removesuffix(": "), runs=runs, pages=pages, stores=stores, made=self._made,
-            state=run_state(run) if run else None, up="/" if path else "",
+            "list.html", title=self._heading(path), runs=runs, pages=pages, stores=stores, made=self._made,
+            state=_state(run)[0] if run else None, up="/" if path else "",
         )  # fmt: skip
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for run in self._runs():
-            file = RunLayout(run).summary
-            try:
-                numbers = headline(json.loads(file.read_text())) if file.is_file() else []
-            except (ValueError, KeyError, TypeError):
-                numbers = []
-            yield {"name": run.name, "address": f"/{quote(run.name)}/", "state": run_state(run), "numbers": numbers}
+            state, numbers = _state(run)
+            yield {"name": run.name, "address": f"/{quote(run.name)}/", "state": state, "numbers": numbers}
+
+
+def _state(run: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(state of a run, or why its files cannot be read; its headline figures)."""
+    file = RunLayout(run).summary
+    try:
+        run_sources(run)
+        return run_state(run), headline(json.loads(file.read_text())) if file.is_file() else []
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {type(error).__name__}: {error}", []
