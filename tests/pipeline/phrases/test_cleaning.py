@@ -42,7 +42,10 @@ def pairs(caption, **changes):
         ("a red car <span class=", [("red car", "car")]),
         ("a red [b]car[/b]", [("red [b]car", "car")]),
         ("a dog on the beach #dog #puppylove @doglover", [("dog", "dog"), ("beach", "beach")]),
-        ("my #dog on the #beach", [("dog", "dog"), ("beach", "beach")]),
+        ("my #dog on the #beach", [("my #dog", "dog"), ("beach", "beach")]),
+        ("a #red #car on the street", [("red #car", "car"), ("street", "street")]),
+        ("two #red #cars in a #city #nyc #love", [("two #red #cars", "car"), ("city", "city")]),
+        ("a red car #x #y a dog #z", [("red car", "car"), ("dog", "dog")]),
         ("Vintage Leather Sofa | Brown", [("Vintage Leather Sofa", "leather sofa"), ("Brown", "brown")]),
         ("phone case - leather — red strap", [("phone case", "phone case"), ("leather", "leather"),
                                              ("red strap", "strap")]),
@@ -121,7 +124,16 @@ def test_what_was_cleaned_is_named():
 
 
 def test_names_of_classes_are_plain():
-    texts = ["red car", "red</b> car", "red&nbsp;car", "re\u200bd car", "red\x00 car", 'red" car', "red\n car"]
+    texts = [
+        "red car",
+        "red</b> car",
+        "red&nbsp;car",
+        "re\u200bd car",
+        "red\x00 car",
+        'red" car',
+        "red\n car",
+        "red #car",
+    ]
     assert {plain_text(text) for text in texts} == {"red car"}
     assert plain_text("dog's T-shirt, no. 3") == "dog's T-shirt, no. 3"
 
