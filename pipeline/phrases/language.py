@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import regex
 
 from pipeline.errors import InputError
-from pipeline.phrases.lexicons import FUNCTION_WORDS, PARTICLES
+from pipeline.phrases.lexicons import ARTICLES, FUNCTION_WORDS
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-UNLIKELY, UNLIKELY_SHORT, UNLIKELY_WITH_FUNCTION_WORD = 0.002, 0.0007, 0.04
+UNLIKELY, UNLIKELY_SHORT, UNLIKELY_WITH_FUNCTION_WORD = 0.002, 0.0001, 0.04
 """Probability of the wanted language below which a caption is in another one; the same of fewer than SHORT words, and
 of those with a function word of another language, which is evidence of its own.
 
@@ -23,7 +23,7 @@ py3langid's most likely language is wrong for one short English text in eight ("
 SHORT, FEWEST_WORDS = 5, 3
 """Fewer words of Latin letters are not judged without a function word: they are names too often."""
 _LETTER, _NOT_LATIN = regex.compile(r"\p{L}"), regex.compile(r"[\p{L}--\p{Latin}]", regex.VERSION1)
-_FUNCTION_WORD = regex.compile(rf"(?<!\S)(?:(?i:{'|'.join(FUNCTION_WORDS)})\s|(?i:{'|'.join(PARTICLES)})\s\p{{Ll}})")
+_FUNCTION_WORD = regex.compile(rf"(?<!\S)(?i:{'|'.join(FUNCTION_WORDS)})\s|^(?i:{'|'.join(ARTICLES)})\s\p{{Ll}}\S+$")
 
 
 def other_language(text: str, language: str) -> bool:

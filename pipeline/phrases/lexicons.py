@@ -39,13 +39,13 @@ HTML_INLINE = words(
 """HTML's elements within a line."""
 
 FUNCTION_WORDS = words(
-    """und mit ein eine einen einem einer der auf im über unter neben vor ist un une avec dans sur et est uno una con
-    nel nella sulla su um uma com na een het met och ett på"""
+    """und mit ein eine einen einem einer über unter neben ist une avec dans sur et est uno una nel nella sulla uma com
+    een het och ett på un"""
 )
-"""Of other languages, written like no English word."""
+"""Of other languages, and hardly in English captions; "de", "con" and "van" are in too many names."""
 
-PARTICLES = words("el la los las le les lo il de del della di da do dos du des am en")
-"""Of other languages too, but in names as well: "El Paso"."""
+ARTICLES = words("el la los las le les lo il der das die den")
+"""Of other languages; before one word alone, as "El Paso" and "la croix sparkling water" begin with one too."""
 
 OWL_ST = words(
     """alibaba aliexpress amazon available background blog buy co com description diy download facebook free gif hd

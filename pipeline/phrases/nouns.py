@@ -94,7 +94,7 @@ class NounPhrases:
     def _retag(self, doc: Doc) -> None:
         """Make nouns of last words that are tagged as adjectives, though they are none: "one platelet"."""
         for token in doc:
-            if token.pos_ == "ADJ" and token.lower_ in self._parser.nouns - self._parser.adjectives:
+            if token.pos_ == "ADJ" and token.lower_ in self._parser.only_nouns:
                 following = doc[token.i + 1].pos_ if token.i + 1 < len(doc) else ""
                 if following not in ("NOUN", "PROPN", "ADJ", "NUM"):
                     token.pos_ = "NOUN"

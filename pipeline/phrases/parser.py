@@ -80,7 +80,8 @@ class Parser:
             self._nlp.disable_pipe(name)
         names = ("lemma_index", "lemma_exc", "lemma_rules")
         tables = [self._lemmatizer.lookups.get_table(n, {}) if self._lemmatizer else {} for n in names]
-        self.nouns, self.adjectives = (frozenset(tables[0].get(kind, ())) for kind in ("noun", "adj"))
+        self.nouns = frozenset(tables[0].get("noun", ()))
+        self.only_nouns = self.nouns - frozenset(tables[0].get("adj", ()))
         self._irregular, self._endings = tables[1].get("noun", {}), tables[2].get("noun", ())
         self._limit = len(self._nlp.vocab.strings) + NEW_STRINGS
 

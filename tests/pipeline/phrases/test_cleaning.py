@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -114,6 +115,15 @@ def test_short_english_is_not_lost():
     short = [" ".join(caption.split()[:n]) for caption in made(300) for n in (1, 2, 3, 4, 99)]
     reasons = {caption: caption_skip_reason(caption, CONFIG) for caption in short}
     assert not [caption for caption, reason in reasons.items() if reason == "not_english"]
+
+
+ENGLISH = Path(__file__).with_name("english_captions.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_english_with_foreign_names_is_not_lost():
+    """Captions with brands, places, dishes and titles: "eau de parfum spray", "las vegas sign"."""
+    assert len(ENGLISH) > 350
+    assert not [caption for caption in ENGLISH if caption_skip_reason(caption, CONFIG)]
 
 
 def test_what_was_cleaned_is_named():
