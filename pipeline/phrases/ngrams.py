@@ -67,7 +67,7 @@ def _clauses(segment: Segment, config: ParsePhrasesConfig) -> list[list[Word]]:
         while end > start and not caption[end - 1].isalnum():
             end -= 1
         text = caption[start:end].lower()
-        excluded = start == end or text in generic or any(p.start < end and start < p.end for p in boilerplate)
+        excluded = start == end or text in generic or any(part.overlaps(start, end) for part in boilerplate)
         if excluded or start > chunk.start():
             clauses.append([])
         if not excluded:
