@@ -30,6 +30,7 @@ STATUSES: Mapping[str, Status] = {"keep": "kept", "ignore": "ignored", "dropped"
 IMAGES = frozenset(IMAGE_EXTENSIONS)
 REGION = ("key", "phrase_row", "rank")
 """Columns that identify a region of a shard."""
+SHOWN = ("key", "phrase", "start", "end", *BOX, "score", "height", "width", "status")
 
 
 class CrawlImages:
@@ -118,7 +119,7 @@ class LabelStore:
         if self._regions is not None:
             table = _with_dropped(table, _read(join(self._regions, f"{name}.parquet"), "dropped"))
         captions = read_caption_phrases(join(self._phrases, f"{name}.parquet")) if self._phrases else {}
-        rows = table.to_pylist()
+        rows = table.select(SHOWN).to_pylist()
         verdicts, gold = self._compare(name, table)
         boxes: dict[str, list[ShownBox]] = {key: [] for key in [*captions, *(r["key"] for r in rows)]}
         sizes = {row["key"]: (row["height"], row["width"]) for row in rows}
