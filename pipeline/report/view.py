@@ -21,7 +21,6 @@ from pipeline.config.recipes import load_recipe
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.inspection.evaluation_store import EvaluationStore
 from pipeline.inspection.label_store import LabelStore
 from pipeline.inspection.samples import SampleStore, TrainingStore
 from pipeline.inspection.selection import Query, SampleIndex
@@ -76,9 +75,15 @@ def evaluation_sources(folder: Path, shards: Mapping[str, Sequence[str]] | None 
     file, given = folder / "metrics.json", shards or {}
     stamp = (str(file), str(file.stat().st_mtime_ns))
     return {
-        f"{name}/": Source(stamp, partial(EvaluationStore, folder, name, given.get(name, ())))
+        f"{name}/": Source(stamp, partial(_evaluation_store, folder, name, given.get(name, ())))
         for name in json.loads(file.read_text())["sets"]
     }
+
+
+def _evaluation_store(folder: Path, name: str, shards: Sequence[str]) -> SampleStore:
+    from pipeline.inspection.evaluation_store import EvaluationStore  # loads torch
+
+    return EvaluationStore(folder, name, shards)
 
 
 def run_sources(run: Path) -> dict[str, Source]:
