@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.execution.progress import ProgressNote
+from pipeline.io.paths import is_hidden
 from pipeline.runs.excluded_shards import stage_folder, stage_title
 from pipeline.runs.layout import RunLayout
 
@@ -91,9 +92,17 @@ def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def runs_in(folder: str | Path) -> list[Path]:
-    """Folders of the runs directly below a folder, by name."""
-    return sorted(p.parent for p in Path(folder).glob("*/config.yaml") if not p.parent.name.startswith("."))
+def runs_in(folder: Path, depth: int = 3) -> dict[str, Path]:
+    """Path relative to ``folder`` -> folder of each run at most ``depth`` levels below it."""
+    runs: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_hidden(path.name) or not path.is_dir():
+            continue
+        if RunLayout(path).config.is_file():
+            runs[path.name] = path
+        elif depth > 1:
+            runs |= {f"{path.name}/{name}": run for name, run in runs_in(path, depth - 1).items()}
+    return runs
 
 
 def run_state(out: str | Path) -> str:
