@@ -137,9 +137,10 @@ def _autocast(device: str, precision: str) -> torch.autocast:
 def _loss(output: Any) -> torch.Tensor:
     """A loss of the size of GLIP's, without labels and without sums over processes."""
     logits: torch.Tensor = output.logits.float()
-    terms: torch.Tensor = focal_terms(logits, torch.zeros_like(logits), 0.25, 2.0).sum()
-    total: torch.Tensor = terms + output.box_deltas.float().sum() + (0 if output.centerness is None else output.centerness.sum())
-    return total
+    total: torch.Tensor = (
+        focal_terms(logits, torch.zeros_like(logits), 0.25, 2.0).sum() + output.box_deltas.float().sum()
+    )
+    return total if output.centerness is None else total + output.centerness.sum()
 
 
 def check_cpu_memory(

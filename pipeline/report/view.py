@@ -21,7 +21,6 @@ from pipeline.config.recipes import load_recipe
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.inspection.evaluation_store import EvaluationStore
 from pipeline.inspection.label_store import LabelStore
 from pipeline.inspection.samples import SampleStore, TrainingStore
 from pipeline.inspection.selection import Query, SampleIndex
@@ -76,9 +75,15 @@ def evaluation_sources(folder: Path, shards: Mapping[str, Sequence[str]] | None 
     file, given = folder / "metrics.json", shards or {}
     stamp = (str(file), str(file.stat().st_mtime_ns))
     return {
-        f"{name}/": Source(stamp, partial(EvaluationStore, folder, name, given.get(name, ())))
+        f"{name}/": Source(stamp, partial(_evaluation_store, folder, name, given.get(name, ())))
         for name in json.loads(file.read_text())["sets"]
     }
+
+
+def _evaluation_store(folder: Path, name: str, shards: Sequence[str]) -> SampleStore:
+    from pipeline.inspection.evaluation_store import EvaluationStore  # loads torch
+
+    return EvaluationStore(folder, name, shards)
 
 
 def run_sources(run: Path) -> dict[str, Source]:
@@ -111,11 +116,11 @@ class Site:
     """The site of one folder.
 
     Args:
-        title: of its pages. sources: stores. runs: gives the folders of the runs there are now. A
+        title: of its pages. sources: stores. runs: gives name -> folder of the runs there are now. A
             run's stores, and the pages of its report, are below its name.
     """
 
-    def __init__(self, title: str, sources: Sources, runs: Callable[[], Sequence[Path]] = list) -> None:
+    def __init__(self, title: str, sources: Sources, runs: Callable[[], Mapping[str, Path]] = dict) -> None:
         self._title, self._sources, self._runs, self._lock = title, sources, runs, RLock()
         self._progress: Progress = Silent()
         self._made = provenance()
@@ -138,9 +143,9 @@ class Site:
     def _all(self) -> dict[str, Source]:
         """All stores there are now."""
         sources = dict(self._sources)
-        for run in self._runs():
+        for title, run in self._runs().items():
             try:
-                sources |= {f"{run.name}/{name}": source for name, source in run_sources(run).items()}
+                sources |= {f"{title}/{name}": source for name, source in run_sources(run).items()}
             except (InputError, OSError, ValueError, KeyError):
                 continue  # its line in the list says why
         return sources
@@ -175,11 +180,11 @@ class Site:
 
     def _run(self, path: str) -> Path | None:
         """The run at ``NAME/``."""
-        return next((run for run in self._runs() if f"{run.name}/" == path), None)
+        return self._runs().get(path.removesuffix("/")) if path.endswith("/") else None
 
     def _file(self, path: str) -> Path | None:
         """A file of a run's report, and nothing outside it."""
-        name, _, rest = path.partition("/report/")
+        name, _, rest = path.rpartition("/report/")
         if not rest or (run := self._run(f"{name}/")) is None:
             return None
         folder = (run / "report").resolve()
@@ -235,9 +240,9 @@ class Site:
         )  # fmt: skip
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for run in self._runs():
+        for name, run in self._runs().items():
             state, numbers = _state(run)
-            yield {"name": run.name, "address": f"/{quote(run.name)}/", "state": state, "numbers": numbers}
+            yield {"name": name, "address": f"/{quote(name)}/", "state": state, "numbers": numbers}
 
 
 def _state(run: Path) -> tuple[str, list[dict[str, Any]]]:

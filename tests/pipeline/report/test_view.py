@@ -189,9 +189,13 @@ def test_runs_are_listed_with_state_and_numbers(runs):
             "/nope/report/index.html",
         ):  # fmt: skip
             assert get(port, outside)[0] == 404, outside
-        (runs / "later").mkdir()
-        (runs / "later" / "config.yaml").write_text((runs / "new" / "config.yaml").read_text())
-        assert ">later</a>" in get(port, "/")[1]
+        later = runs / "team" / "later"
+        (later / "report").mkdir(parents=True)
+        (later / "report" / "round-1.html").write_text("its round")
+        (later / "config.yaml").write_text((runs / "new" / "config.yaml").read_text())
+        assert '<a href="/team/later/">team/later</a>' in get(port, "/")[1]
+        assert get(port, "/team/later/report/round-1.html")[1] == "its round"
+        assert get(port, "/team/later/")[0] == 200 and get(port, "/team/report/round-1.html")[0] == 404
 
 
 @pytest.mark.parametrize(
