@@ -134,7 +134,9 @@ class Trainer:
 
     @property
     def _micro_batch(self) -> int:
-        return self.config.batch_size // (int(self.processes.count) * self.config.accumulate)
+        """Images that a process computes at a time."""
+        size: int = self.config.batch_size // (self.processes.count * self.config.accumulate)
+        return size
 
     def _check_cpu_memory(self, network: GlipConfig) -> None:
         config = self.config
