@@ -22,12 +22,12 @@ from tests.pipeline.evaluation.test_matching import NAMES
 from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 
-def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
+def evaluated(layout: RunLayout, model: str, images: int = 60, **qualities: float) -> None:
     """An evaluation folder of a model that names so large a share of the things rightly, set by set."""
     sets = {}
     for name, quality in qualities.items():
-        results = random_results(0, images=60, quality=quality)
-        sets[name] = {"images": 60.0, **recall_at_k(results), **coco_ap(results, NAMES)}
+        results = random_results(0, images=images, quality=quality)
+        sets[name] = {"images": float(images), **recall_at_k(results), **coco_ap(results, NAMES)}
         write_match_tables(layout.evaluation(model) / "evidence", name, evidence_of(results))
     write_json(
         layout.evaluation(model) / "metrics.json",
@@ -121,6 +121,27 @@ def test_a_control_that_was_not_measured_where_the_student_was_is_told(tmp_path)
         InputError, match=r"gate 'control:\*\.ap >= 0': the control has no eval_novel\.ap; evaluate it as"
     ):
         promote(*folders[:2], control=folders[2], samples=10)
+
+
+def test_one_image_gives_differences_without_intervals(tmp_path):
+    """Its resamples are all alike: an interval without width would claim certainty."""
+    layout = RunLayout(tmp_path)
+    for model in ("teacher", "student-1", "control-1"):
+        evaluated(layout, model, images=1, eval_base=0.8, eval_novel=0.5)
+    result = decide(recipe(), layout, 1)
+    assert result.promoted and result.gain == 0 and result.gain_interval is None
+    assert "interval" not in (layout.evaluation("student-1") / "promotion.json").read_text()
+    write_round(recipe(), layout, result, {})
+
+
+def test_a_metric_that_the_student_lacks_is_named_though_no_gate_is_for_it(tmp_path):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    for model in ("student-1", "control-1"):
+        evaluated(layout, model, eval_base=0.8)
+    gates = "promotion.gates=['eval_base.ap>=-1','control:eval_base.ap>=0']"
+    with pytest.raises(InputError, match=r"eval_novel\.recall_at_1"):
+        decide(recipe(gates), layout, 1)
 
 
 def test_gates_on_the_control_count_where_there_is_one(tmp_path):
