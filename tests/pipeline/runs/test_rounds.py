@@ -131,7 +131,6 @@ def test_one_image_gives_differences_without_intervals(tmp_path):
     result = decide(recipe(), layout, 1)
     assert result.promoted and result.gain == 0 and result.gain_interval is None
     assert "interval" not in (layout.evaluation("student-1") / "promotion.json").read_text()
-    write_round(recipe(), layout, result, {})
 
 
 def test_a_metric_that_the_student_lacks_is_named_though_no_gate_is_for_it(tmp_path):
