@@ -99,7 +99,7 @@ def compare(folders: Sequence[str | Path | Evaluated], *, samples: int = 1000, s
 
     Returns:
         ``models``: folder and revision of each. ``sets``: set -> metric -> by model ``value``,
-        ``interval`` and, except for the first, ``difference`` from the first, its
+        ``interval`` (of two images or more) and, except for the first, ``difference`` from the first, its
         ``difference_interval`` and ``better``, the share of resamples in which it is positive.
         ``gold_boxes``: set -> their number.
         ``classes``: set -> class name -> each model's AP.
@@ -163,8 +163,9 @@ def _compare_set(
                 f"protocols ({first.protocol}, {one.protocol}); evaluate both on the same"
             )
     resampled = [model.resampled(name, samples, seed) for model in models]
+    several = first.matches.images > 1  # resamples of one image are all alike, and say nothing of its chance
     rows = {
-        metric: _cells([m.sets[name][metric] for m in models], [r.get(metric) for r in resampled])
+        metric: _cells([m.sets[name][metric] for m in models], [r.get(metric) if several else None for r in resampled])
         for metric in sorted(models[0].sets[name], key=metric_order)
         if metric not in COUNTS and all(metric in m.sets[name] for m in models)
     }

@@ -173,7 +173,7 @@ def test_runs_are_listed_with_state_and_numbers(runs):
         assert status == 200 and page.index(">done</a>") < page.index(">new</a>")
         words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
         assert (
-            "done finished BASE R@1, student 85.0" in words
+            "done completed BASE R@1, student 85.0" in words
             and "NOVEL R@1, student 61.5 (+32.5 over the control)" in words
         )
         assert "new not finished" in words
