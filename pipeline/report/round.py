@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SelfTrainConfig
 from pipeline.drawing.boxes import write_montage
+from pipeline.errors import InputError
 from pipeline.evaluation.compare import format_interval
 from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, metric_order
@@ -24,6 +26,7 @@ from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult
 from pipeline.runs.summary import gold_of
 
+log = logging.getLogger("glip_self_train")
 Reports = Mapping[str, Mapping[str, Any]]
 """Stage -> its StageReport as a dict."""
 SHOWN = 8
@@ -66,8 +69,11 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
     for name in (f"student-{number}", f"control-{number}", result.teacher):
         if (layout.evaluation(name) / "metrics.json").is_file():
             page = layout.report / f"evaluation-{name}.html"
-            write_evaluation_page(layout.evaluation(name), page, made=made, title=f"Evaluation of {name}")
-            links[f"Evaluation of {name}"] = page.name
+            try:
+                write_evaluation_page(layout.evaluation(name), page, made=made, title=f"Evaluation of {name}")
+                links[f"Evaluation of {name}"] = page.name
+            except InputError as error:  # its set's images are gone, or not known to the version that wrote it
+                log.warning("no page of the evaluation of %s: %s", name, error)
     if number > 1:
         links["Previous round"] = f"round-{number - 1}.html"
     gold = gold_of(config, layout)
