@@ -130,6 +130,22 @@ def status(out: str) -> None:
 
 
 @main.command()
+@click.argument("section", nargs=-1)
+@click.option("--markdown", is_flag=True, help="Print docs/settings.md.")
+def settings(section: tuple[str, ...], markdown: bool) -> None:
+    """Print the settings of a recipe with their values, defaults and meanings; default: of all sections.
+
+    \b
+    Example: self-train settings filter_boxes student
+    """
+    from pipeline.config.describe import markdown_lines, text_lines
+
+    with one_line_errors("self-train"):
+        for line in markdown_lines() if markdown else text_lines(section):
+            click.echo(line)
+
+
+@main.command()
 @click.option("--limit", default=1, help="Maximum number of concurrent runs.")
 def serve(limit: int) -> None:
     """Serve the flow as the deployment self-train/local until interrupted.
