@@ -42,7 +42,7 @@ def settings_of(section: str) -> list[Setting]:
     """
     known = sections()
     if section not in known:
-        raise InputError(f"section: found {section!r}; want one of {', '.join(known)}{did_you_mean(section, known)}")
+        raise InputError(f"section: found {section!r}; want a recipe's section{did_you_mean(section, known)}")
     return list(_settings(known[section][1], nested=section != "run"))
 
 
