@@ -102,7 +102,7 @@ def option_run(labels: Labels, seed: int, name: str) -> dict[str, float]:
         command += ["--set", "ema=null", "--threads", "1"]
         command += [p for change in OPTIONS.get(name, []) for p in ("--set", change)]
         command += [p for n, shards in sources.items() for p in ("--source", f"{n}={shards}")]
-        call(log, *command, "--init", str(layout.teacher_of(1)), "--out", str(folder / name))
+        call(log, *command, "--init", str(layout.teacher / "final"), "--out", str(folder / name))
         student = folder / name / "final"
     return evaluated(layout, student, folder / f"{name}-evaluation", log)
 

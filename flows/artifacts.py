@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -15,24 +13,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.run_progress import current, never_fatal
 from flows.subprocess_jobs import ChildJob
 from pipeline.execution.reports import StageReport
-
-log = logging.getLogger("glip_self_train")
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _never_fatal(function: Callable[P, R]) -> Callable[P, R | None]:
-    @functools.wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            log.warning("artifact not written: %s: %s", type(error).__name__, error)
-            return None
-
-    return guarded
 
 
 def _key(text: str) -> str:
@@ -46,7 +29,7 @@ class StageProgress:
     def __init__(self, title: str, jobs: Sequence[ChildJob]) -> None:
         self._jobs, self._title = jobs, title
         self._shown: tuple[float, str] | None = None
-        self._artifact: Any = _never_fatal(create_progress_artifact)(
+        self._artifact: Any = never_fatal(create_progress_artifact)(
             progress=0.0, key=_key(f"progress-{title}"), description=f"{title}: starting"
         )
 
@@ -61,20 +44,22 @@ class StageProgress:
                 words.append(f"{job.name}: {note.words()}")
         percent = round(100 * sum(shares) / max(len(shares), 1), 1)
         text = "; ".join(words) or (f"{self._title}: done" if all(finished) else f"{self._title}: starting")
+        if (run := current()) is not None:
+            run.update(self._title, percent / 100, text)
         if self._artifact is None or self._shown == (percent, text):
             return
         self._shown = (percent, text)
-        _never_fatal(update_progress_artifact)(artifact_id=self._artifact, progress=percent, description=text)
+        never_fatal(update_progress_artifact)(artifact_id=self._artifact, progress=percent, description=text)
 
 
-@_never_fatal
+@never_fatal
 def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Create a table artifact, unless there are no rows."""
     if rows:
         create_table_artifact([dict(row) for row in rows], key=_key(name), description=description)
 
 
-@_never_fatal
+@never_fatal
 def show_markdown(name: str, markdown: str, description: str) -> None:
     """Create a Markdown artifact."""
     create_markdown_artifact(markdown, key=_key(name), description=description)

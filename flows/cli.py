@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,10 @@ from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
 from pipeline.cli.signals import interruptible, say
 
+if TYPE_CHECKING:
+    from pipeline.config import SelfTrainConfig
+    from pipeline.runs.layout import RunLayout
+
 DEFAULTS = SERVER_SETTINGS | {
     "PYTHONSAFEPATH": "1",  # child processes import these packages, not files of the user's folder
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default, 20, is too short for a busy laptop
@@ -23,6 +27,10 @@ DEFAULTS = SERVER_SETTINGS | {
 """Defaults of environment variables, most of them Prefect's, set before Prefect is imported."""
 
 OUT = click.option("--out", default="runs/demo", help="Folder of the run.")
+RECIPE = click.option("--recipe", default="demo", help="A recipe's name or YAML file.")
+SET = click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
+UNCHANGED = "nothing was changed"
+WATCH_SECONDS = 2.0
 
 
 @click.group(context_settings={"show_default": True})
@@ -38,9 +46,55 @@ def _end_children_now() -> None:
         sys.modules["flows.subprocess_jobs"].end_children_now()
 
 
+def _prepared(recipe: str, changes: tuple[str, ...], out: str) -> tuple[SelfTrainConfig, RunLayout]:
+    """The recipe and layout of a run, checked before Prefect's slow imports.
+
+    Raises:
+        InputError: what is wrong with recipe, paths or folder, a line for each.
+    """
+    from pipeline.config.recipes import load_recipe
+    from pipeline.io.paths import local_folder
+    from pipeline.runs.layout import RunLayout
+    from pipeline.runs.plan import settings_lines
+    from pipeline.runs.preflight import recipe_problems, refuse
+
+    config = load_recipe(recipe, changes)
+    layout = RunLayout(local_folder(out, "a run"))
+    refuse(recipe_problems(config, layout))
+    click.echo(f"recipe {recipe}, in {out}")
+    click.echo("".join(f"  {line}\n" for line in settings_lines(config)), nl=False)
+    return config, layout
+
+
 @main.command()
-@click.option("--recipe", default="demo", help="A recipe's name or YAML file.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; may be repeated.")
+@RECIPE
+@SET
+@OUT
+@click.option("--pilot", help="Report of `pseudo-label --limit 3 --report-json FILE`, for the time of labelling.")
+def check(recipe: str, changes: tuple[str, ...], out: str, pilot: str | None) -> None:
+    """Check all that a run needs, and print its plan; nothing is run or written.
+
+    Paths, sets, model files, stores, device, disk and write permission, as `self-train run` checks them first.
+
+    \b
+    Example: self-train check --recipe own --set teacher.init=glip-t --set data.crawl=crawl --out runs/mine
+    """
+    with one_line_errors("self-train"), interruptible("self-train", UNCHANGED):
+        config, layout = _prepared(recipe, changes, out)
+        from pipeline.runs.plan import make_plan, plan_lines, read_pilot
+
+        click.echo(
+            "\n".join(["", *plan_lines(make_plan(config, layout, read_pilot(pilot) if pilot else None), layout)])
+        )
+        from flows.preflight import check_run
+
+        check_run(config, layout)
+        click.echo("nothing is missing")
+
+
+@main.command()
+@RECIPE
+@SET
 @OUT
 def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     """Run the whole loop in this process; outputs that are in OUT already are kept.
@@ -50,15 +104,9 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
     """
     hint = f"the same command resumes it; its outputs so far are in {out}"
     with one_line_errors("self-train"), interruptible("self-train", hint, _end_children_now, patience=None):
-        from pipeline.config.recipes import load_recipe
-        from pipeline.io.files import check_writable
-        from pipeline.io.paths import local_folder
-        from pipeline.runs.layout import RunLayout
         from pipeline.runs.summary import table_lines
 
-        config = load_recipe(recipe, changes)  # this and the checks before Prefect's slow imports
-        layout = RunLayout(local_folder(out, "a run"))
-        check_writable(layout.root)
+        config, layout = _prepared(recipe, changes, out)
         began = time.monotonic()
         if check_server(temporary=True):
             from flows.temporary_server import start_temporary_server
@@ -122,7 +170,7 @@ def status(out: str) -> None:
     """Print the state of a run, read from its folder; needs no server."""
     from pipeline.runs.status import read_status
 
-    with one_line_errors("self-train"), interruptible("self-train", "nothing was changed"):
+    with one_line_errors("self-train"), interruptible("self-train", UNCHANGED):
         for stage in read_status(out):
             click.echo(f"{stage.name:24} {stage.done}")
             for note in stage.notes:
@@ -143,6 +191,55 @@ def settings(section: tuple[str, ...], markdown: bool) -> None:
     with one_line_errors("self-train"):
         for line in markdown_lines() if markdown else text_lines(section):
             click.echo(line)
+
+
+@main.command()
+@click.argument("runs", default="runs")
+def ls(runs: str) -> None:
+    """List the runs in the folder RUNS with their states and numbers; needs no server."""
+    from pipeline.runs.status import list_runs
+
+    with one_line_errors("self-train"), interruptible("self-train", UNCHANGED):
+        for row in list_runs(runs):
+            click.echo(f"{row.name:24} {row.state}")
+            if row.numbers:
+                click.echo(f"{'':24}   {row.numbers}")
+
+
+@main.command()
+@RECIPE
+@SET
+@OUT
+@click.option("--deployment", default="self-train/local", help="FLOW/DEPLOYMENT to run.")
+@click.option("--watch", is_flag=True, help="Show the run's progress until it ends; Ctrl-C ends the watching only.")
+def submit(recipe: str, changes: tuple[str, ...], out: str, deployment: str, watch: bool) -> None:
+    """Start a run on the server that PREFECT_API_URL names (`self-train up` prints it).
+
+    The recipe is sent with its relative paths made absolute, as from here; where the server is on this machine,
+    all is checked first.
+
+    \b
+    Example: self-train submit --recipe my.yaml --out runs/mine --watch
+    """
+    with one_line_errors("self-train"), interruptible("self-train", "the run itself goes on"):
+        from urllib.parse import urlsplit
+
+        from flows.server_checks import LOOPBACK
+        from pipeline.config.recipes import load_recipe, with_absolute_paths
+
+        check_server(temporary=False)
+        from prefect.settings import get_current_settings
+
+        if urlsplit(str(get_current_settings().api.url)).hostname in LOOPBACK:
+            config, _ = _prepared(recipe, changes, out)
+        else:
+            config = load_recipe(recipe, changes)
+        from flows.submission import start, watch_run
+
+        run_id, url = start(deployment, with_absolute_paths(config), Path(out).absolute())
+        click.echo(f"started: {url}")
+        if watch:
+            sys.exit(0 if watch_run(run_id, WATCH_SECONDS) else 1)
 
 
 @main.command()
@@ -177,7 +274,7 @@ def table(out: str) -> None:
     from pipeline.runs.layout import RunLayout
     from pipeline.runs.summary import table_lines
 
-    with one_line_errors("self-train"), interruptible("self-train", "nothing was changed"):
+    with one_line_errors("self-train"), interruptible("self-train", UNCHANGED):
         file = RunLayout(Path(out)).summary
         if not file.is_file():
             raise InputError(f"{file}: no such file; the run in {out} has not finished")

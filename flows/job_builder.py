@@ -11,9 +11,9 @@ import yaml
 
 from flows.gpu_leases import gpus_here
 from flows.subprocess_jobs import ChildJob
-from pipeline.config import SelfTrainConfig, TrainConfig
+from pipeline.config import ResourcesConfig, SelfTrainConfig, TrainConfig
 from pipeline.errors import InputError
-from pipeline.execution.options import DeviceOptions
+from pipeline.execution.options import Device, DeviceOptions
 from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.paths import local_folder
 from pipeline.runs.layout import RunLayout
@@ -30,18 +30,35 @@ def chunks(shards: Sequence[str], size: int, parallel: int) -> list[list[str]]:
     return [list(shards[i : i + size]) for i in range(0, len(shards), size)]
 
 
+def chosen_device(resources: ResourcesConfig) -> Device:
+    """The recipe's device; of ``auto`` that of this machine."""
+    if resources.device == "auto":
+        return "cuda" if gpus_here() else "cpu"
+    return resources.device
+
+
+def gpus_per_job(resources: ResourcesConfig, here: int, together: int) -> int:
+    """GPUs of each of ``together`` jobs on a machine that has ``here``."""
+    return here and (resources.gpus or max(1, here // min(together, resources.parallel)))
+
+
 class JobBuilder:
     """Builds the child jobs of one run: each has a stage's job and its share of the machine."""
 
     def __init__(self, config: SelfTrainConfig, layout: RunLayout) -> None:
         self.config, self.layout = config, layout
-        self._here = len(gpus_here()) if config.resources.device == "cuda" else 0
+        self._here = len(gpus_here()) if config.resources.device != "cpu" else 0
+        self.device = chosen_device(config.resources)
+
+    def model(self, name: str) -> Path:
+        """Model folder of "teacher", "student-1" or "control-1"."""
+        return self.layout.model(name, self.config.teacher)
 
     def child(self, name: str, job: Job, *, together: int = 1, counted_as: str | None = None) -> ChildJob:
         """A stage's job in a child process, one of ``together`` that share cores and GPUs."""
         on_device = isinstance(job, DeviceOptions)
         if on_device:
-            job = job.model_copy(update={"device": self.config.resources.device})
+            job = job.model_copy(update={"device": self.device})
         return ChildJob(
             name=name, stage=counted_as or job.stage, job=job, logs=self.layout.logs, threads=self._threads(together),
             gpus=self._gpus(together) if on_device else 0,
@@ -69,7 +86,7 @@ class JobBuilder:
             write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
         job = TrainModel(
             settings=config, sources=sources, out=out, init=init, model=self.config.model if init is None else None,
-            device=resources.device, threads=threads, data_workers=self._data_workers(together, processes),
+            device=self.device, threads=threads, data_workers=self._data_workers(together, processes),
         )  # fmt: skip
         return ChildJob(
             name=name, stage=stage, job=job, logs=self.layout.logs, threads=threads, gpus=gpus, processes=processes,
@@ -91,12 +108,11 @@ class JobBuilder:
         resources = self.config.resources
         if resources.data_workers is not None:
             return resources.data_workers
-        return min(DATA_WORKERS, self._cores(together, processes)) if resources.device == "cuda" else 0
+        return min(DATA_WORKERS, self._cores(together, processes)) if self.device == "cuda" else 0
 
     def _gpus(self, together: int) -> int:
         """GPUs per job; 0 where the machine has none, which the job itself reports."""
-        resources = self.config.resources
-        return self._here and (resources.gpus or max(1, self._here // min(together, resources.parallel)))
+        return gpus_per_job(self.config.resources, self._here, together)
 
     def chunked(self, name: str, job: PerShardJob, *, persistent: bool = False) -> list[ChildJob]:
         """One child job per chunk of the job's shards; a single one if the job has no list of shards.
@@ -109,7 +125,7 @@ class JobBuilder:
         parts = chunks(getattr(job, field), resources.chunk_shards, resources.parallel)
         share: dict[str, Any] = {}
         if persistent and resources.cluster is not None:  # a core by default: a machine with few GPUs has many
-            gpus = int(isinstance(job, DeviceOptions) and resources.device == "cuda")
+            gpus = int(isinstance(job, DeviceOptions) and self.device == "cuda")
             share = {"persistent_worker": True, "threads": resources.threads or 1, "gpus": gpus}
         children = []
         for i, part in enumerate(parts):
@@ -124,7 +140,7 @@ def folder_of(out: str) -> Path:
     return local_folder(out, "a run").absolute()
 
 
-def _refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
+def refuse_other_data(layout: RunLayout, config: SelfTrainConfig) -> None:
     """Raise InputError if a demo recipe (the default) meets a folder with a run on real data, or vice versa."""
     if not layout.config.is_file():
         return
@@ -147,7 +163,7 @@ def job_builder(out: str, config: SelfTrainConfig) -> JobBuilder:
         InputError: see :func:`folder_of`; the demo in the folder of a run on real data, or the reverse.
     """
     layout = RunLayout(folder_of(out))
-    _refuse_other_data(layout, config)
+    refuse_other_data(layout, config)
     text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
     if not layout.config.is_file() or layout.config.read_text() != text:
         write_atomic(layout.config, text)

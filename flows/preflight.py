@@ -1,92 +1,68 @@
-"""Checks of a recipe, its files and the machine before a run starts."""
+"""Checks before a run starts: the recipe, its files and folder, and the machine."""
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-from pathlib import Path
-
 from flows.gpu_leases import check_count, gpus_here
+from flows.job_builder import gpus_per_job, refuse_other_data
 from flows.task_runners import check_cluster
-from pipeline.config import ResourcesConfig, SelfTrainConfig
-from pipeline.data.manifests import read_manifest
-from pipeline.demo.manifest import MANIFEST
-from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation.compare import MEAN_SET
-from pipeline.evaluation.promotion import parse_gates
-from pipeline.filtering.gold import gold_tables
-from pipeline.filtering.rules import extra_rules
-from pipeline.io.paths import is_url
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.config import SelfTrainConfig
+from pipeline.errors import InputError
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.plan import check_space, make_plan
+from pipeline.runs.preflight import recipe_problems, refuse
+from pipeline.system.devices import gpus
+
+STORE_PATIENCE = 60.0
+"""Seconds for the answers of stores where no person waits."""
 
 
-def check_inputs(config: SelfTrainConfig) -> None:
-    """Raise InputError if the recipe lacks what its stages need, or a gate cannot be parsed."""
-    data = config.data
-    if not data.sources:
-        raise InputError("data.sources: name the sets of the manifest to train on, such as [detection, grounding]")
-    if "pseudo" in config.teacher.mixture:
-        raise InputError(
-            "teacher.mixture: `pseudo` are the labels that the teacher makes; only the student learns from them"
-        )
-    for name, training in (("teacher", config.teacher), ("student", config.student)):
-        if set(training.mixture) - {"pseudo"} != set(data.sources):
-            raise InputError(
-                f"{name}.mixture names {sorted(training.mixture)}, but data.sources are {list(data.sources)}"
-            )
-        if training.first_steps and not set(training.mixture) >= set(training.first_mixture) > set():
-            raise InputError(
-                f"{name}.first_mixture {training.first_mixture}: want shares of some of {sorted(training.mixture)}"
-            )
-    if "pseudo" not in config.student.mixture:
-        raise InputError(f"student.mixture {config.student.mixture}: give `pseudo` a share")
-    extra_rules(config.filter_boxes)
-    evaluated = list(data.evaluated())
-    sets = [*evaluated, MEAN_SET]
-    for gate in parse_gates(config.promotion.gates):
-        if evaluated and not any(fnmatchcase(name, gate.set_pattern) for name in sets):
-            hint = did_you_mean(gate.set_pattern, sets)
-            raise InputError(f"promotion.gates: {gate.text!r} fits no evaluation set{hint}; there are {sets}")
-    gain = config.promotion.gain
-    if gain is not None and evaluated and (name := gain.rpartition(".")[0]) not in evaluated:
-        raise InputError(
-            f"promotion.gain: {gain!r} is of no evaluation set{did_you_mean(name, evaluated)}; "
-            f"want SET.METRIC of {evaluated}"
-        )
-    if others := sorted(set(data.frequencies) - set(evaluated)):
-        raise InputError(f"data.frequencies: {', '.join(others)} is no evaluation set; there are {evaluated}")
-    if config.demo is None:
-        for name in ("manifest", "crawl"):
-            if not getattr(data, name):
-                raise InputError(f"data.{name}: a run on real data needs it (only the demo makes its own)")
+def check_run(config: SelfTrainConfig, layout: RunLayout) -> None:
+    """Raise InputError with a line for each thing that would stop a run (``self-train check``)."""
+    refuse(recipe_problems(config, layout, STORE_PATIENCE))
+    check_machine(config)
+    refuse_other_data(layout, config)
+    check_space(make_plan(config, layout), layout)
 
 
-def check_files(config: SelfTrainConfig) -> None:
-    """Raise InputError if a local file of a recipe on real data is missing: some are opened days after the start."""
-    if config.demo is not None:
-        return
-    data = config.data
-    local = [pattern for pattern in data.crawl if not is_url(pattern)]
-    if local:
-        expand_shards(local)
-    for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
-        if path.endswith(".json") and not is_url(path) and not Path(path).is_file():
-            raise InputError(f"data.frequencies: {name}: {path}: no such file")
-    if data.gold is not None and not is_url(data.gold):
-        gold_tables(data.gold)
-
-
-def check_machine(resources: ResourcesConfig) -> None:
-    """Raise InputError if a job needs more GPUs than there are, or the cluster cannot be used."""
+def check_machine(config: SelfTrainConfig) -> None:
+    """Raise InputError if device, GPUs or cluster cannot be had, or a training does not fit them."""
+    resources = config.resources
     check_cluster(resources)
-    if resources.device == "cuda" and resources.cluster is None and (here := gpus_here()):
+    if resources.cluster is not None:
+        if resources.device == "auto":
+            raise InputError(
+                "resources.device: found auto with resources.cluster; want cpu or cuda, as the cluster has"
+            )
+        return
+    here = gpus_here() if resources.device != "cpu" else []
+    if here:
         check_count(resources.gpus or 1, here)
+    elif resources.device == "cuda":
+        try:
+            gpus()
+        except InputError:
+            raise InputError(
+                "resources.device: found cuda, and no GPU on this machine; want --set resources.device=cpu, or a "
+                "driver and a CUDA build of torch"
+            ) from None
+    refuse(_processes(config, len(here)))
 
 
-def check_sets(config: SelfTrainConfig) -> None:
-    """Raise InputError if the manifest lacks a set of the recipe: some are read hours after the start."""
-    manifest = MANIFEST if config.demo is not None else str(config.data.manifest)
-    sets = [name for name, entry in read_manifest(manifest).items() if entry.labelled]
-    for field, names in (("data.sources", config.data.sources), ("evaluation sets of data", config.data.evaluated())):
-        for name in names:
-            if name not in sets:
-                raise InputError(f"{field}: {manifest} has no labelled set {name!r}{did_you_mean(name, sets)}")
+def _processes(config: SelfTrainConfig, gpus: int) -> list[str]:
+    """Trainings whose batches the processes cannot share, or whose precision needs a GPU."""
+    lines = []
+    for name, training, together in (
+        ("teacher", config.teacher, 1), ("student", config.student, 1 + config.trains_control)
+    ):  # fmt: skip
+        if name == "teacher" and training.steps == 0:
+            continue
+        processes = config.resources.train_processes or max(1, gpus_per_job(config.resources, gpus, together))
+        pieces = processes * training.accumulate
+        if training.batch_size % pieces:
+            lines.append(
+                f"{name}.batch_size: found {training.batch_size}, which {processes} processes times accumulate "
+                f"{training.accumulate} cannot share; want a multiple of {pieces}"
+            )
+        if training.precision == "fp16" and not gpus and config.resources.device != "cuda":
+            lines.append(f"{name}.precision: found fp16 on a CPU; want bf16 or float32, or resources.device=cuda")
+    return lines

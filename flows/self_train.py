@@ -6,7 +6,6 @@ import json
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.logging import get_run_logger
 from prefect.states import Completed
 from pydantic import Field
 
@@ -14,24 +13,27 @@ from flows import stages
 from flows.artifacts import show_markdown, show_table
 from flows.job_builder import folder_of
 from flows.notifications import FAILURE_HOOKS
-from flows.preflight import check_files, check_inputs, check_machine, check_sets
-from flows.rounds import one_round, run_stage
+from flows.preflight import check_run
+from flows.rounds import one_round, run_stage, show_number
+from flows.run_progress import run_name, run_titles, working
+from flows.stage_flow import Recipe, chosen_config
 from pipeline.config import SelfTrainConfig
-from pipeline.execution.folder_lock import folder_lock
 from pipeline.execution.reports import StageReport
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult, check_promotion
-from pipeline.runs.summary import summarise
+from pipeline.runs.summary import headline, summarise
 
 Rounds = Annotated[int, Field(ge=1)] | None
 """Prefect validates it before the run starts, as it does the recipe's own number."""
 
 
-@flow(name="self-train", flow_run_name="self-train", **FAILURE_HOOKS)
-def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: Rounds = None) -> Any:
+@flow(name="self-train", flow_run_name=run_name, **FAILURE_HOOKS)
+def self_train(
+    out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rounds: Rounds = None, recipe: Recipe = None
+) -> Any:
     """Train a teacher, label a crawl, train student and control, and compare them.
 
     Every stage skips what is in ``out`` already, so the same call resumes a run that crashed. Only one run
@@ -41,6 +43,7 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
         out: folder of the run and all its outputs.
         config: the recipe; default: the demo's.
         rounds: maximum number of rounds (teacher -> labels -> student); default: the recipe's.
+        recipe: a recipe's name, or its file where the run is, in place of ``config``.
 
     Returns:
         the summary that is written to ``out/summary.json``. If shards were excluded (within
@@ -48,23 +51,23 @@ def self_train(out: str = stages.OUT, config: SelfTrainConfig = stages.DEMO, rou
         was refused or gained too little (``promotion``) before the last round, the state is "Stopped after
         round N" and says why.
     """
+    config = chosen_config(config, recipe, stages.DEMO)
     if rounds is not None:
         config = config.model_copy(update={"rounds": rounds})
-    check_inputs(config)
-    check_sets(config)
-    check_files(config)
-    check_machine(config.resources)
     layout = RunLayout(folder_of(out))
-    with folder_lock(layout.root, get_run_logger().warning):
+    check_run(config, layout)
+    with working(layout.root, "self-train", run_titles(config)):
         reports: dict[str, Any] = {}
         if config.demo is not None:
             run_stage(stages.make_demo_data, out, config)
-        for stage in (stages.ingest, stages.parse_phrases):
+        sets = config.data.sources or config.data.evaluated()
+        for stage in (stages.ingest, stages.parse_phrases) if sets else (stages.parse_phrases,):
             report: StageReport = run_stage(stage, out, config)
             reports[stage.name] = report.model_dump(mode="json")
         run_stage(stages.train_teacher, out, config)
         if config.data.evaluated():
             run_stage(stages.evaluate, out, config, ["teacher"])
+            show_number(headline(config, layout, "teacher"))
             check_promotion(config, layout)
         results: list[RoundResult] = []
         for number in range(1, config.rounds + 1):

@@ -14,7 +14,9 @@ from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.config.recipes import build, load_recipe
 from pipeline.demo.config import DemoDataConfig
 from pipeline.demo.manifest import MANIFEST
+from pipeline.errors import InputError
 from pipeline.execution.reports import StageReport
+from pipeline.io.model_folder import is_released
 from pipeline.io.paths import stem
 from pipeline.runs.excluded_shards import (
     crawl_shards,
@@ -26,6 +28,7 @@ from pipeline.runs.excluded_shards import (
 )
 from pipeline.stages.jobs import (
     BuildShards,
+    ConvertCheckpoint,
     Evaluate,
     FilterBoxes,
     Ingest,
@@ -68,6 +71,8 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     s = job_builder(out, config)
     manifest, root = str(MANIFEST), str(s.layout.data)
     if config.demo is None:
+        if config.data.manifest is None:
+            raise InputError("data.manifest: found none; want the manifest of the sets to ingest")
         manifest = str(config.data.manifest)
         root = config.data.root or str(Path(manifest).parent)
     job = Ingest(
@@ -91,7 +96,7 @@ def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     s = job_builder(out, config)
     job = PseudoLabel(
         shards=made(s, "parse-phrases", round_number), phrases=s.layout.phrases, settings=config.pseudo_label,
-        teacher=s.layout.teacher_of(round_number), out=s.layout.regions(round_number),
+        teacher=s.model(s.layout.teacher_name(round_number)), out=s.layout.regions(round_number),
     )  # fmt: skip
     return run_shards(s, job, round_number, persistent=True)
 
@@ -128,21 +133,32 @@ def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
 
 @stage_flow("train-teacher")
 def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
-    """Train the first teacher on human labels."""
+    """Train the first teacher on human labels, from a new network or a given model; or take that as it is."""
     s = job_builder(out, config)
-    settings = config.teacher.model_copy(update={"seed": config.seed})
+    given = config.teacher
+    if given.init is not None and is_released(given.init):
+        job: Job = ConvertCheckpoint(checkpoint=given.init, out=s.layout.converted)
+        run_jobs("convert-checkpoint", [s.child("convert-checkpoint", job, counted_as="train-teacher")])
+    if given.steps == 0:
+        return
     human = {name: shards_of_set(s.layout, name) for name in config.data.sources}
-    job = s.training("train-teacher", "train-teacher", settings, human, s.layout.teacher, init=None)
-    run_jobs("train-teacher", [job])
+    settings, init = given.training(seed=config.seed), s.layout.initial(given)
+    run_jobs(
+        "train-teacher", [s.training("train-teacher", "train-teacher", settings, human, s.layout.teacher, init=init)]
+    )
 
 
 def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
-    """The student's settings with the teacher's mixture, and without pseudo-labels in the first steps."""
+    """The student's settings with the teacher's mixture, and without pseudo-labels in the first steps.
+
+    A teacher that is not trained may have no mixture: then it is the student's, without pseudo-labels.
+    """
+    human = {name: share for name, share in student.mixture.items() if name != "pseudo"}
     first = {name: share for name, share in student.first_mixture.items() if name != "pseudo"}
     return student.model_copy(
         update={
-            "mixture": teacher.mixture,
-            "mixture_unit": teacher.mixture_unit,
+            "mixture": teacher.mixture or human,
+            "mixture_unit": teacher.mixture_unit if teacher.mixture else student.mixture_unit,
             "first_mixture": first,
             "first_steps": student.first_steps if first else 0,
         }
@@ -154,21 +170,23 @@ def train_student(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: 
     """Train the round's student on human and pseudo labels, and the control on the teacher's mixture."""
     s = job_builder(out, config)
     layout, human = s.layout, {name: shards_of_set(s.layout, name) for name in config.data.sources}
+    learnt = {name: shards for name, shards in human.items() if name in config.student.mixture}
     pseudo = {"pseudo": files_of(config, layout, "build-shards", round_number)}
     settings = config.student.model_copy(update={"seed": config.seed + 1000 * round_number})
-    before = layout.teacher if round_number == 1 else layout.control(round_number - 1)
-    together = 1 + config.control
+    teacher = s.model(layout.teacher_name(round_number))
+    before = teacher if round_number == 1 else s.model(f"control-{round_number - 1}")
+    together = 1 + config.trains_control
     jobs = [
         s.training(
-            f"train-student-{round_number}", "train-student", settings, human | pseudo, layout.student(round_number),
-            init=layout.teacher_of(round_number) if config.student_init == "teacher" else None, together=together,
+            f"train-student-{round_number}", "train-student", settings, learnt | pseudo, layout.student(round_number),
+            init=teacher if config.student_init == "teacher" else None, together=together,
         )
     ]  # fmt: skip
-    if config.control:
+    if config.trains_control:
         jobs.append(
             s.training(
                 f"train-control-{round_number}", "train-control", control_settings(settings, config.teacher),
-                human, layout.control(round_number), init=before / "final", together=together,
+                human, layout.control(round_number), init=before, together=together,
             )
         )  # fmt: skip
     run_jobs(f"train-student-round-{round_number}", jobs)
@@ -182,7 +200,7 @@ def evaluate(out: str = OUT, config: SelfTrainConfig = DEMO, models: Sequence[st
     jobs = []
     for model in models:
         job = Evaluate(
-            model=s.layout.root / "checkpoints" / model / "final", sets=sets, frequencies=config.data.frequencies,
+            model=s.model(model), sets=sets, frequencies=config.data.frequencies,
             out=s.layout.evaluation(model), settings=config.evaluate,
         )  # fmt: skip
         jobs.append(s.child(f"evaluate-{model}", job, together=len(models)))
@@ -200,7 +218,7 @@ def label_photos(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
     jobs: list[Job] = [
         ParsePhrases(shards=shards, out=phrases, settings=config.parse_phrases),
         PseudoLabel(
-            shards=shards, phrases=phrases, teacher=s.layout.teacher_of(1), out=regions, settings=config.pseudo_label
+            shards=shards, phrases=phrases, teacher=s.model("teacher"), out=regions, settings=config.pseudo_label
         ),
         FilterBoxes(regions=regions, out=labels, settings=rules),
         BuildShards(shards=shards, phrases=phrases, labels=labels, out=photos / "train", settings=config.build_shards),

@@ -92,7 +92,7 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
             problems.setdefault("of other values", []).append(name)
     if any(problems.values()):
         wrong = _misfits(entries, config)
-        fitting = min(VARIANTS, key=lambda name: _misfits(entries, GlipConfig.variant(name)))
+        fitting = find_variant(entries)
         if 10 * _misfits(entries, GlipConfig.variant(fitting)) < wrong:
             raise CheckpointError(
                 f"--variant: found a file of {fitting}; want --variant {fitting} ({wrong} misfits else)"
@@ -100,6 +100,11 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
         found = (f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names)
         raise CheckpointError("; ".join(found))
     return state, ignored
+
+
+def find_variant(entries: dict[str, Tensor]) -> str:
+    """Name the released variant whose entries differ least, by name and shape, from these."""
+    return min(VARIANTS, key=lambda name: _misfits(entries, GlipConfig.variant(name)))
 
 
 def _misfits(entries: dict[str, Tensor], config: GlipConfig) -> int:
@@ -142,17 +147,27 @@ def bundled_vocabulary() -> Path | None:
     return file
 
 
-def convert(file: str | Path, config: GlipConfig, out: str | Path, vocabulary: str | Path | None = None) -> list[str]:
+def convert(
+    file: str | Path, config: GlipConfig | None, out: str | Path, vocabulary: str | Path | None = None
+) -> list[str]:
     """Write a Hugging Face folder `out` from a released file; return the ignored names.
 
-    A prompt-tuned file keeps its rows (`config.tuned_tokens` is set to their number). vocabulary:
+    Without `config` the variant is found by the file's entries (:func:`find_variant`). A
+    prompt-tuned file keeps its rows (`config.tuned_tokens` is set to their number). vocabulary:
     bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
     has no processor. Raises CheckpointError.
     """
     entries = read_checkpoint(file)
+    found = None if config is not None else find_variant(entries)
+    config = config or GlipConfig.variant(found)
     if TUNED_PROMPT in entries:
         config.tuned_tokens = len(entries[TUNED_PROMPT])
-    state, ignored = to_state_dict(entries, config)
+    try:
+        state, ignored = to_state_dict(entries, config)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{file}: no released variant; of {found}, the nearest: {error}" if found else str(error)
+        ) from None
     with no_init_weights():
         model = GlipForObjectDetection(config)
     model.load_state_dict(state, strict=True, assign=True)
@@ -181,7 +196,7 @@ def _interrupted(number: int, _: Any) -> None:
 
 @click.command(name="convert-checkpoint")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option("--variant", type=click.Choice(VARIANTS), help="Network of SOURCE (not needed with --reverse).")
+@click.option("--variant", type=click.Choice(VARIANTS), help="Network of SOURCE. Default: found by its entries.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; a .pth file with --reverse."
 )
@@ -202,10 +217,8 @@ def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Pat
             revert(source, out)
             click.echo(f"wrote {out}")
             return
-        if variant is None:
-            raise click.UsageError(f"--variant is needed: one of {', '.join(VARIANTS)}")
         vocab = vocab or bundled_vocabulary()
-        ignored = convert(source, GlipConfig.variant(variant), out, vocab)
+        ignored = convert(source, GlipConfig.variant(variant) if variant else None, out, vocab)
     except CheckpointError as error:
         raise click.BadParameter(str(error), param_hint="SOURCE") from error
     except OSError as error:

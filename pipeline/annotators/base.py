@@ -134,6 +134,23 @@ def _model_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def model_type(folder: str | Path) -> str:
+    """Family of a teacher, by its model folder's configuration.
+
+    Raises:
+        InputError: no config.json, not a JSON object, or a family that is not known.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json in it; want a model folder as save_pretrained writes it")
+    found = str(_model_config(folder).get("model_type"))
+    if found not in TEACHERS:
+        raise InputError(
+            f"{folder}/config.json: model_type {found!r} is no known teacher; "
+            f"known: {', '.join(sorted(TEACHERS.names()))}"
+        )
+    return found
+
+
 def own_score_agg(folder: str | Path) -> ScoreAggregation:
     """Aggregation of token scores that a model folder's configuration states; mean if it states none.
 
@@ -148,13 +165,7 @@ def own_score_agg(folder: str | Path) -> ScoreAggregation:
 
 @lru_cache(maxsize=1)
 def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) -> Annotator:
-    model_type = str(_model_config(folder).get("model_type"))
-    make = TEACHERS.get(model_type)
-    if make is None:
-        raise InputError(
-            f"{folder}/config.json: model_type {model_type!r} is no known teacher; "
-            f"known: {', '.join(sorted(TEACHERS.names()))}"
-        )
+    make = TEACHERS.require(model_type(folder), "teacher")
     return make(folder, revision, config, device)
 
 

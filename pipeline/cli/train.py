@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from pipeline.cli.common import job_command, make_job
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import ModelConfig, TeacherConfig, TrainConfig
 from pipeline.config.recipes import build, load_recipe
+from pipeline.config.training import too_long_a_warmup
 from pipeline.errors import InputError
 from pipeline.stages.jobs import TrainModel
 
@@ -21,6 +22,10 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
     @click.option("--text-encoder", help="BERT folder of a new network. Default: the recipe's model.text_encoder.")
     @click.option("--backbone", help="ImageNet Swin file of a new network. Default: the recipe's model.backbone.")
     def train(values: dict[str, Any], text_encoder: str | None, backbone: str | None) -> Any:
+        settings = values["settings"]
+        if isinstance(settings, TeacherConfig):
+            values["init"] = values["init"] or settings.init
+            values["settings"] = settings = build(TrainConfig, settings.model_dump(exclude={"init"}), where=section)
         recipe = click.get_current_context().params["recipe"]
         if values["init"] is None:
             if recipe is None:
@@ -29,6 +34,8 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
             values["model"] = load_recipe(recipe).model.model_copy(update={n: p for n, p in paths.items() if p})
         elif text_encoder or backbone:
             raise InputError("--text-encoder and --backbone are for a new network; the model of --init has both")
+        if settings.warmup_steps > settings.steps:
+            raise InputError(too_long_a_warmup(section, settings))
         report = make_job(TrainModel, values).run()
         click.echo(f"{values['out']}/{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")
         for reason, n in report.lost.items():

@@ -18,7 +18,7 @@ from pipeline.config.labelling import (
 )
 from pipeline.config.resources import ResourcesConfig
 from pipeline.config.run import SelfTrainConfig
-from pipeline.config.training import ModelConfig, NoisyLabelConfig, PromptConfig, TrainConfig
+from pipeline.config.training import ModelConfig, NoisyLabelConfig, PromptConfig, TeacherConfig, TrainConfig
 
 __all__ = [
     "BuildShardsConfig",
@@ -37,5 +37,6 @@ __all__ = [
     "RescoreConfig",
     "ResourcesConfig",
     "SelfTrainConfig",
+    "TeacherConfig",
     "TrainConfig",
 ]

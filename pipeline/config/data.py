@@ -47,6 +47,11 @@ class DataConfig(Config):
         "(evaluate --frequencies); required for LVIS' APr",
     )
 
+    @field_validator("sources", "crawl", "evaluation", mode="before")
+    @classmethod
+    def _one_is_enough(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("manifest", "root", "crawl", "gold", "frequencies", mode="before")
     @classmethod
     def _no_secrets(cls, value: Any, info: ValidationInfo) -> Any:

@@ -12,7 +12,9 @@ from pipeline.config.base import Config
 class ResourcesConfig(Config):
     """Resources of a run; never part of an output's fingerprint."""
 
-    device: Literal["cpu", "cuda"] = Field("cpu", description="device of networks: teacher, training, evaluation")
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "cpu", description="cpu, cuda, or auto: cuda if the machine that runs the flow has a GPU, else cpu"
+    )
     parallel: int = Field(1, ge=1, description="concurrent child processes (trainings, chunks of shards)")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each child process; default: cores divided by parallel"

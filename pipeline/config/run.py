@@ -17,7 +17,7 @@ from pipeline.config.labelling import (
     RescoreConfig,
 )
 from pipeline.config.resources import ResourcesConfig
-from pipeline.config.training import ModelConfig, TrainConfig
+from pipeline.config.training import ModelConfig, TeacherConfig, TrainConfig
 
 
 class SelfTrainConfig(Config):
@@ -31,7 +31,9 @@ class SelfTrainConfig(Config):
     )
     student_init: Literal["teacher", "scratch"] = Field("teacher", description="initial weights of the student")
     control: bool = Field(
-        True, description="also train a control: the teacher, for the student's number of steps, on human labels only"
+        True,
+        description="also train a control: the teacher, for the student's number of steps, on human labels only; a run "
+        "without data.sources has none",
     )
     model: ModelConfig = ModelConfig()
     ingest: IngestConfig = IngestConfig()
@@ -40,10 +42,15 @@ class SelfTrainConfig(Config):
     rescore: RescoreConfig = Field(RescoreConfig(), description="used only by the rescore command, not by self-train")
     filter_boxes: FilterConfig = FilterConfig()
     build_shards: BuildShardsConfig = BuildShardsConfig()
-    teacher: TrainConfig = TrainConfig()
+    teacher: TeacherConfig = TeacherConfig()
     student: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     promotion: PromotionConfig = PromotionConfig()
     data: DataConfig = DataConfig()
     resources: ResourcesConfig = ResourcesConfig()
     demo: dict[str, Any] | None = Field(None, description="settings of the demo data generator; absent for real data")
+
+    @property
+    def trains_control(self) -> bool:
+        """Whether there is a control, which learns from human labels only."""
+        return self.control and bool(self.data.sources)

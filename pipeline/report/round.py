@@ -14,7 +14,7 @@ from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, metric_order
 from pipeline.io.atomic import write_atomic
 from pipeline.report.gallery import write_gallery
-from pipeline.report.page import markdown_table, quality_markdown, tally_markdown
+from pipeline.report.page import groups, markdown_table, quality_markdown, tally_markdown
 from pipeline.report.templates import render
 from pipeline.report.urls import link, png_url, thumbnail_url
 from pipeline.runs.excluded_shards import files_of
@@ -59,6 +59,8 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
         render(
             "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates, quality=quality,
             montage=png_url(montage) if montage.is_file() else "", tallies=tallies, links=links,
+            groups=groups(quality) if quality else (), has_control=config.trains_control,
+            human_labels=set(config.student.mixture) != {"pseudo"},
         ),
     )  # fmt: skip
     return _markdown(result, tables, gates, quality, tallies, montage, page)
@@ -101,18 +103,19 @@ def _markdown(
     page: Path,
 ) -> str:
     parts = [f"# Round {result.round}\n\nTeacher {result.teacher}, student {result.student}. **{result.why}**\n"]
+    has_control = any(row["control"] is not None for rows in tables.values() for row in rows)
     for name, rows in tables.items():
         cells = [
             [
                 row["metric"],
                 f"{row['teacher']:.1f}",
-                "–" if row["control"] is None else f"{row['control']:.1f}",
+                *(["–" if row["control"] is None else f"{row['control']:.1f}"] if has_control else []),
                 f"{row['student']:.1f}",
                 f"{row['difference']:+.1f}{format_interval(row['interval'], '+')}",
             ]
             for row in rows
         ]
-        heads = ["", "teacher", "control", "student", "student - teacher (95 %)"]
+        heads = ["", "teacher", *["control"] * has_control, "student", "student - teacher (95 %)"]
         parts.append(f"## {name}\n\n{markdown_table(heads, cells)}")
     if gates:
         cells = [

@@ -12,12 +12,13 @@ from markupsafe import Markup
 from pipeline.io.atomic import write_atomic
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.report.gallery import write_gallery
-from pipeline.report.page import METRICS, comparison, stage_rows
+from pipeline.report.page import comparison, groups, stage_rows
 from pipeline.report.plots import loss_curves, precision_by_score
 from pipeline.report.round import gallery_name
 from pipeline.report.templates import render
 from pipeline.report.urls import png_url
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.summary import columns, origin
 
 PHOTO_NOTE = (
     "Real photographs, labelled by the demo's toy teacher, which was trained on tinted glyphs only: its boxes mean "
@@ -52,9 +53,12 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
         "page.html",
         title="GLIP self-training",
         summary=summary,
+        origin=origin(summary, "teacher"),
+        has_control="control" in summary,
         table=comparison(summary),
-        metrics=METRICS,
+        metrics=columns(summary),
         quality=quality,
+        groups=groups(quality) if quality else (),
         quality_plot=Markup(precision_by_score(quality["by_score"])) if quality else "",
         curves=Markup(loss_curves(training_curves(layout))),
         tallies={stage: units for stage, units in tallies.items() if units},

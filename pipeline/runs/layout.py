@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config import TeacherConfig
+from pipeline.io.model_folder import is_released
+
 
 class RunLayout:
     """Paths below one run's folder ``root``.
@@ -14,6 +17,7 @@ class RunLayout:
         train: human-labelled and evaluation shards.
         phrases: noun phrases of the crawl, the same for every round.
         teacher: training folder of the first teacher.
+        converted: a released checkpoint that ``teacher.init`` names, as a model folder ``final``.
         photos: the labelling stages' outputs on the demo's photographs.
         report: HTML pages and images.
         logs: output and times of the child processes; never an input of a stage.
@@ -27,6 +31,7 @@ class RunLayout:
         self.train = root / "train"
         self.phrases = root / "phrases"
         self.teacher = root / "checkpoints" / "teacher"
+        self.converted = root / "checkpoints" / "converted"
         self.photos = root / "photos"
         self.report = root / "report"
         self.logs = root / "logs"
@@ -52,9 +57,20 @@ class RunLayout:
         """Training folder of the round's control: same number of steps, human labels only."""
         return self.root / "checkpoints" / f"control-{round_}"
 
-    def teacher_of(self, round_: int) -> Path:
-        """Model folder of a round's teacher."""
-        return (self.teacher if round_ == 1 else self.student(round_ - 1)) / "final"
+    def model(self, name: str, given: TeacherConfig) -> Path:
+        """Model folder of "teacher", "student-1" or "control-1".
+
+        given: settings of the first teacher, which may be a model of another place as it is.
+        """
+        if name == "teacher" and given.steps == 0:
+            return self.initial(given) or self.teacher / "final"
+        return self.root / "checkpoints" / name / "final"
+
+    def initial(self, given: TeacherConfig) -> Path | None:
+        """Model folder that the first teacher starts from; None: a new network."""
+        if given.init is None:
+            return None
+        return self.converted / "final" if is_released(given.init) else Path(given.init).absolute()
 
     def teacher_name(self, round_: int) -> str:
         """Name of a round's teacher in evaluations."""

@@ -66,7 +66,7 @@ def check_promotion(config: SelfTrainConfig, layout: RunLayout) -> None:
     Raises:
         InputError: one of them matches no metric.
     """
-    promotion.check_gates(layout.evaluation("teacher"), _gates(config), control=config.control)
+    promotion.check_gates(layout.evaluation("teacher"), _gates(config), control=config.trains_control)
     gain_metric(config, layout)
 
 
@@ -85,7 +85,7 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
     else:
         verdict = promotion.promote(
             layout.evaluation(names["student"]), layout.evaluation(names["teacher"]),
-            control=layout.evaluation(f"control-{round_number}") if config.control else None,
+            control=layout.evaluation(f"control-{round_number}") if config.trains_control else None,
             gates=_gates(config), samples=config.promotion.samples, seed=config.seed,
         )  # fmt: skip
         result = RoundResult(**names, **_decision(config, layout, verdict, round_number))
@@ -96,7 +96,7 @@ def decide(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> Rou
 def _gates(config: SelfTrainConfig) -> list[str]:
     """The recipe's gates, those on the control only where one is trained."""
     gates = promotion.parse_gates(config.promotion.gates)
-    return [gate.text for gate in gates if config.control or gate.reference == "teacher"]
+    return [gate.text for gate in gates if config.trains_control or gate.reference == "teacher"]
 
 
 def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any], number: int) -> dict[str, Any]:

@@ -3,18 +3,77 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from pipeline.config import SelfTrainConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
+from pipeline.execution.claims import holder_alive
 from pipeline.execution.progress import ProgressNote
+from pipeline.io.atomic import write_json
+from pipeline.io.paths import is_url
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.strict_model import StrictModel
 from pipeline.runs.excluded_shards import stage_folder, stage_title
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.summary import columns
 
+log = logging.getLogger("glip_self_train")
+STATE = "run.json"
+"""File of the :class:`RunState` in the logs of a run."""
 FRESH_SECONDS = 30.0
 """Age at which a progress note counts as stale: its process has ended, or hangs."""
+
+
+class RunState(StrictModel):
+    """State of a run, in its folder. began, ended: seconds since 1970; stage: the last that began."""
+
+    flow: str
+    state: Literal["running", "completed", "failed", "cancelled"] = "running"
+    reason: str = ""
+    stage: str = ""
+    began: float
+    ended: float | None = None
+
+    @classmethod
+    def begin(cls, layout: RunLayout, flow: str) -> None:
+        """Write that a run has begun."""
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        cls(flow=flow, began=time.time())._write(layout)
+
+    @classmethod
+    def change(cls, layout: RunLayout, **fields: Any) -> None:
+        """Write new values of fields; an error, such as a full disk, is logged and never fails the run."""
+        try:
+            state = cls.read(layout) or cls(flow="", began=time.time())
+            state.model_copy(update=fields)._write(layout)
+        except OSError as error:
+            log.warning("%s: state not written: %s", layout.logs, error)
+
+    @classmethod
+    def read(cls, layout: RunLayout) -> RunState | None:
+        """The state in a run's folder; None if an earlier version ran there."""
+        try:
+            return cls.model_validate_json((layout.logs / STATE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _write(self, layout: RunLayout) -> None:
+        write_json(layout.logs / STATE, self.model_dump(mode="json"))
+
+    def words(self, layout: RunLayout) -> str:
+        """State and reason as text; of a run whose process is gone without recording its end, that."""
+        at = f" in {self.stage}" if self.stage and self.state != "completed" else ""
+        if self.state != "running":
+            return f"{self.state}{at}" + (f": {self.reason.splitlines()[0]}" if self.reason else "")
+        if holder_alive(layout.root, "run") is False:
+            return f"ended{at} without recording why: its process was killed, or the machine went down"
+        return f"running{at}"
 
 
 @dataclass(frozen=True)
@@ -35,14 +94,60 @@ def read_status(out: str | Path) -> list[StageStatus]:
     layout = RunLayout(Path(out))
     if not layout.config.is_file():
         raise InputError(f"{out}: no run here (no config.yaml); want the folder that the run was started with as `out`")
-    return [s for s in _stages(layout) if s.done or s.notes]
+    state = RunState.read(layout)
+    first = [StageStatus("run", state.words(layout))] if state else []
+    try:
+        config = load_recipe(str(layout.config))
+    except InputError:
+        config = None  # of a version with other settings
+    return first + [s for s in stage_states(layout, config) if s.done or s.notes]
 
 
-def _stages(layout: RunLayout) -> Iterator[StageStatus]:
-    crawl = len(list((layout.data / "crawl").glob("*.tar"))) or None
+@dataclass(frozen=True)
+class RunRow:
+    """A run in a list. numbers: what it has measured, in short."""
+
+    name: str
+    state: str
+    numbers: str = ""
+
+
+def list_runs(folder: str | Path) -> list[RunRow]:
+    """The runs in a folder, by name.
+
+    Raises:
+        InputError: no such folder, or it has no runs.
+    """
+    roots = sorted(p.parent for p in Path(folder).glob("*/config.yaml"))
+    if not roots:
+        raise InputError(f"{folder}: found no runs (folders with a config.yaml); want the folder that holds them")
+    return [_row(RunLayout(root)) for root in roots]
+
+
+def _row(layout: RunLayout) -> RunRow:
+    state = RunState.read(layout)
+    words = state.words(layout) if state is not None else ""
+    if state is not None and state.ended is not None:
+        words += f" ({time.strftime('%Y-%m-%d %H:%M', time.localtime(state.ended))})"
+    if not layout.summary.is_file():
+        return RunRow(layout.root.name, words or "not finished")
+    summary = json.loads(layout.summary.read_text())
+    best = str(summary["best"])
+    metrics = summary.get(best.split("-")[0], {})
+    numbers = [f"{head} {metrics[key]:.1f}" for key, head in columns(summary).items() if metrics.get(key) is not None]
+    return RunRow(layout.root.name, words or "completed", f"{best}: {', '.join(numbers) or 'not evaluated'}")
+
+
+def stage_states(layout: RunLayout, config: SelfTrainConfig | None) -> Iterator[StageStatus]:
+    """All stages of a run in order, also those that have not begun."""
+    crawl = _crawl_size(layout, config)
     yield StageStatus("ingest", _shards(layout.train, None), _notes(layout, "ingest"))
     yield StageStatus("parse-phrases", _shards(layout.phrases, crawl), _notes(layout, "parse-phrases"))
-    yield _trained(layout, "train-teacher", layout.teacher)
+    teacher = config.teacher if config is not None else None
+    if teacher is not None and teacher.steps == 0:
+        yield StageStatus("train-teacher", f"as given: {teacher.init}")
+    else:
+        yield _trained(layout, "train-teacher", layout.teacher)
     round_ = 1
     while round_ == 1 or layout.regions(round_).is_dir():
         for stage in ("pseudo-label", "filter-boxes", "build-shards"):
@@ -56,6 +161,17 @@ def _stages(layout: RunLayout) -> Iterator[StageStatus]:
     evaluated = sorted(p.parent.name for p in (layout.root / "evaluation").glob("*/metrics.json"))
     yield StageStatus("evaluate", ", ".join(evaluated), _notes(layout, "evaluate"))
     yield StageStatus("report", str(layout.report / "index.html") if layout.summary.is_file() else "")
+
+
+def _crawl_size(layout: RunLayout, config: SelfTrainConfig | None) -> int | None:
+    """Number of the crawl's shards; None if it is not known without asking a store."""
+    patterns = config.data.crawl if config is not None else ()
+    if any(map(is_url, patterns)):
+        return None
+    try:
+        return len(expand_shards(patterns or (str(layout.data / "crawl"),)))
+    except InputError:
+        return None
 
 
 def _shards(folder: Path, total: int | None) -> str:

@@ -11,12 +11,24 @@ from typing import Any
 
 from pipeline.config import SelfTrainConfig
 from pipeline.evaluation.label_quality import label_quality
+from pipeline.evaluation.report import TITLES
 from pipeline.io.atomic import write_json
 from pipeline.runs.excluded_shards import files_of
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult, best_model
 
 log = logging.getLogger("glip_self_train")
+COLUMNS = {
+    "base_recall_at_1": "BASE R@1",
+    "base_ap50": "BASE AP50",
+    "novel_recall_at_1": "NOVEL R@1",
+    "novel_ap50": "NOVEL AP50",
+}
+"""Metric of a summary's model -> heading of its column, in the demo's tables and earlier versions'."""
+SHOWN = ("ap", "ap_rare", "recall_at_1", "precision_at_1")
+"""Metrics of a set that tables of a run on real data have, at most SHOWN_EACH of those that the set has."""
+SHOWN_EACH = 2
+ROLES = ("teacher", "control", "student")
 CHANCE = 25.0
 """Recall@1 of a random guess in the demo: its scenes have four different objects."""
 
@@ -26,7 +38,54 @@ def _metrics_by_role(
 ) -> dict[str, dict[str, float]]:
     """Metrics of the evaluated ones of ``models``, role -> name."""
     files = {role: layout.evaluation(name) / "metrics.json" for role, name in models.items()}
-    return {role: model_metrics(file, config) for role, file in files.items() if file.is_file()}
+    read = {role: file for role, file in files.items() if file.is_file()}
+    if config.demo is not None:
+        return {role: model_metrics(file, config) for role, file in read.items()}
+    return {role: model_metrics(file, config) | _shown_metrics(file) for role, file in read.items()}
+
+
+def _shown_metrics(file: Path) -> dict[str, float]:
+    """``SET.METRIC`` in percent, of every set those of SHOWN that it has."""
+    shown = {}
+    for name, metrics in json.loads(file.read_text())["sets"].items():
+        for metric in [m for m in SHOWN if metrics.get(m) is not None][:SHOWN_EACH]:
+            shown[f"{name}.{metric}"] = round(metrics[metric], 2)
+    return shown
+
+
+def headline(config: SelfTrainConfig, layout: RunLayout, model: str) -> str:
+    """The first metric of a model on the set that decides, such as "teacher eval_novel R@1 24.4"."""
+    file, sets = layout.evaluation(model) / "metrics.json", (config.data.novel, *config.data.evaluated())
+    if not file.is_file():
+        return ""
+    metrics = json.loads(file.read_text())["sets"]
+    for name in [name for name in sets if name in metrics]:
+        for metric in ("recall_at_1", "precision_at_1", "ap"):
+            if metrics[name].get(metric) is not None:
+                return f"{model} {name} {TITLES.get(metric, metric)} {metrics[name][metric]:.1f}"
+    return ""
+
+
+def columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Key of a metric in the summary's models -> heading of its column; only what a model has."""
+    if "chance" in summary or not any("." in key for role in ROLES for key in summary.get(role, ())):
+        found = dict(COLUMNS)
+    else:
+        keys = (key for role in ROLES for key in summary.get(role, ()) if "." in key)
+        split = {key: key.rpartition(".") for key in keys}
+        found = {key: f"{name} {TITLES.get(metric, metric)}" for key, (name, _, metric) in split.items()}
+    return {key: head for key, head in found.items() if any(key in summary.get(role, ()) for role in ROLES)}
+
+
+def origin(summary: Mapping[str, Any], role: str) -> str:
+    """Training of a model in words: "1,000 steps from scratch"; "" if it is not known."""
+    steps, given = summary.get("steps", {}).get(role), summary.get("teacher_init")
+    if steps is None:
+        return ""
+    if role == "teacher" and given is not None:
+        return f"{given}, {steps:,} steps further" if steps else f"{given} as it is"
+    from_scratch = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
+    return f"{steps:,} steps from {'scratch' if from_scratch else 'the teacher'}"
 
 
 def model_metrics(file: Path, config: SelfTrainConfig) -> dict[str, float]:
@@ -103,6 +162,10 @@ def summarise(
     ]
     if config.demo is not None:
         summary["chance"] = CHANCE
+    if config.teacher.init is not None:
+        summary["teacher_init"] = config.teacher.init
+    if set(config.student.mixture) == {"pseudo"}:
+        summary["human_labels"] = False
     if gold := gold_of(config, layout):
         by_round = [label_quality(files_of(config, layout, "filter-boxes", result.round), gold) for result in results]
         summary["pseudo_labels"] = by_round[0]
@@ -117,19 +180,24 @@ def summarise(
 
 
 def table_lines(summary: dict[str, Any]) -> list[str]:
-    """The comparison of the models as a text table."""
-    head = f"{'':22}{'BASE R@1':>10}{'BASE AP50':>11}{'NOVEL R@1':>11}{'NOVEL AP50':>12}"
-    lines = [head, "-" * len(head)]
-    for role in ("teacher", "control", "student"):
+    """The comparison of the models as a text table; without an evaluation only the rounds' results."""
+    shown, lines = columns(summary), []
+    rows = {}
+    for role in ROLES:
         if role in summary:
-            m = summary[role]
-            cells = [m.get(k) for k in ("base_recall_at_1", "base_ap50", "novel_recall_at_1", "novel_ap50")]
-            text = [f"{c:.1f}" if c is not None else "-" for c in cells]
-            from_scratch = role == "teacher" or (role == "student" and summary["student_init"] == "scratch")
-            steps = f" ({'' if from_scratch else '+'}{summary['steps'][role]} steps)"
-            lines.append(f"{role + steps:22}{text[0]:>10}{text[1]:>11}{text[2]:>11}{text[3]:>12}")
+            steps, given = summary["steps"][role], role == "teacher" and summary.get("teacher_init")
+            more = given or (role != "teacher" and (role == "control" or summary["student_init"] != "scratch"))
+            rows[role + (f" ({'+' if more else ''}{steps} steps)" if steps else " (as given)")] = summary[role]
     if "chance" in summary:
-        lines.append(f"{'chance':22}{summary['chance']:>10.1f}{'':>11}{summary['chance']:>11.1f}")
+        rows["chance"] = {key: summary["chance"] for key in shown if key.endswith("recall_at_1")}
+    if rows and shown:
+        widths = {key: len(head) + 2 for key, head in shown.items()}
+        lines.append(f"{'':22}" + "".join(f"{head:>{widths[key]}}" for key, head in shown.items()))
+        lines.append("-" * len(lines[0]))
+        for row, metrics in rows.items():
+            missing = "" if row == "chance" else "-"
+            cells = (f"{metrics[key]:.1f}" if metrics.get(key) is not None else missing for key in shown)
+            lines.append(f"{row:22}" + "".join(f"{c:>{widths[k]}}" for k, c in zip(shown, cells, strict=True)))
     for row in summary["by_round"]:
         lines.append(f"round {row['result']['round']}: {row['result']['student']} {row['result']['why']}")
     lines.append(f"the model to use: {summary['best']}")

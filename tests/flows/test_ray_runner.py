@@ -70,7 +70,7 @@ def changes(crawl) -> list[str]:
 
 def run_folder(path: Path, teacher: Path) -> RunLayout:
     layout = RunLayout(path)
-    shutil.copytree(teacher, layout.teacher_of(1))
+    shutil.copytree(teacher, layout.teacher / "final")
     return layout
 
 
@@ -91,7 +91,7 @@ def quiet(crawl, changes, teacher, tmp_path_factory) -> dict[str, str]:
         shards=shards,
         out=layout.regions(1),
         phrases=layout.phrases,
-        teacher=layout.teacher_of(1),
+        teacher=layout.teacher / "final",
         decoders=1,
     ).run()
     return outputs(layout)
@@ -235,7 +235,7 @@ def test_a_gpu_has_one_process_that_keeps_the_teacher(crawl, changes, quiet, tea
     ParsePhrases(settings=config.parse_phrases, shards=shards, out=layout.phrases).run()
     maker = job_builder(str(layout.root), config)
     job = PseudoLabel(
-        shards=shards, phrases=layout.phrases, teacher=layout.teacher_of(1), out=layout.regions(1),
+        shards=shards, phrases=layout.phrases, teacher=layout.teacher / "final", out=layout.regions(1),
         settings=config.pseudo_label,
     )  # fmt: skip
     jobs = maker.chunked("label", job, persistent=True)

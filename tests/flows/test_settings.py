@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import stages
 from flows.job_builder import chunks, job_builder
 from flows.local_server import LocalServer
-from flows.preflight import check_files, check_inputs, check_machine, check_sets
+from flows.preflight import check_machine
 from flows.rounds import one_round
 from flows.self_train import self_train
 from flows.subprocess_jobs import VISIBLE
@@ -22,6 +22,8 @@ from pipeline.config import SelfTrainConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.execution import folder_lock as alone
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.preflight import file_problems, input_problems, recipe_problems, refuse, set_problems
 from pipeline.stages.jobs import TrainModel
 from tests.fixtures.alone import holding
 
@@ -46,7 +48,10 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
             r"student\.first_mixture .'other': 1.*: want shares",
         ),
         (["teacher.first_mixture={}"], r"teacher\.first_mixture"),
-        (["student.mixture={detection: 1, grounding: 1, attributes: 1}"], "give `pseudo` a share"),
+        (
+            ["student.mixture={detection: 1, grounding: 1, attributes: 1}"],
+            "student.mixture: found detection, grounding, attributes without `pseudo`.*pseudo: 1",
+        ),
         (["demo=null"], r"data\.manifest"),
         (["promotion.gates=[ap]"], r"gate 'ap': want SET\.METRIC"),
         (
@@ -65,7 +70,7 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
 )
 def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, words):
     with pytest.raises(InputError, match=words):
-        check_inputs(load_recipe("demo", changes))
+        refuse(input_problems(load_recipe("demo", changes)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_a_recipe_that_lacks_something_is_refused_before_anything_runs(changes, 
 )
 def test_sets_that_the_manifest_has_not_are_told_before_anything_runs(change, words):
     with pytest.raises(InputError, match=words):
-        check_sets(load_recipe("demo", [change]))
+        refuse(set_problems(load_recipe("demo", [change])))
 
 
 @pytest.mark.parametrize(
@@ -93,22 +98,22 @@ def test_sets_that_the_manifest_has_not_are_told_before_anything_runs(change, wo
 )
 def test_files_that_are_opened_days_later_are_asked_for_before_anything_runs(change, words, tmp_path):
     (tmp_path / "00000.tar").write_bytes(b"")
-    recipe = ["demo=null", "data.manifest=m.yaml", f"data.crawl=[{tmp_path}/00000.tar, s3://bucket/1.tar]"]
-    check_files(load_recipe("demo", recipe))
+    recipe = ["demo=null", "data.manifest=m.yaml", f"data.crawl=[{tmp_path}/00000.tar]"]
+    refuse(file_problems(load_recipe("demo", recipe)))
     with pytest.raises(InputError, match=words):
-        check_files(load_recipe("demo", [*recipe, change.replace("CRAWL", str(tmp_path))]))
+        refuse(file_problems(load_recipe("demo", [*recipe, change.replace("CRAWL", str(tmp_path))])))
 
 
 def test_more_gpus_than_there_are_and_a_cluster_without_a_server_are_refused_before_anything_runs(monkeypatch):
     monkeypatch.setenv(VISIBLE, "0,1")
-    check_machine(load_recipe("demo", ["resources.device=cuda", "resources.gpus=2"]).resources)
+    check_machine(load_recipe("demo", ["resources.device=cuda", "resources.gpus=2"]))
     with pytest.raises(InputError, match=r"resources\.gpus: a job wants 3 GPUs, and there are 2 on"):
-        check_machine(load_recipe("demo", ["resources.device=cuda", "resources.gpus=3"]).resources)
+        check_machine(load_recipe("demo", ["resources.device=cuda", "resources.gpus=3"]))
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
         pytest.raises(InputError, match="PREFECT_API_URL is not set"),
     ):
-        check_machine(load_recipe("demo", ["resources.cluster=local"]).resources)
+        check_machine(load_recipe("demo", ["resources.cluster=local"]))
 
 
 def test_the_demo_is_not_run_in_the_folder_of_a_run_on_real_data(tmp_path):
@@ -164,9 +169,8 @@ def test_stages_take_what_they_took_whatever_holds_their_folder():
     assert stages.pseudo_label.flow_run_name == "pseudo-label-round-{round_number}"
 
 
-def test_the_demo_recipe_is_whole():
-    check_inputs(load_recipe("demo"))
-    check_sets(load_recipe("demo"))
+def test_the_demo_recipe_is_whole(tmp_path):
+    refuse(recipe_problems(load_recipe("demo"), RunLayout(tmp_path)))
 
 
 def test_the_run_form_has_the_recipes_fields_with_help():

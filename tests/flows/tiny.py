@@ -25,7 +25,7 @@ SCENES = {
 }  # fmt: skip
 CHANGES = [
     "teacher.steps=4", "teacher.first_steps=1", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3",
-    "student.log_every=1",
+    "student.log_every=1", "teacher.warmup_steps=1", "student.warmup_steps=1",
     "pseudo_label.floor=0.0001", "pseudo_label.batch_size=2", "filter_boxes.threshold=0.001",
     "resources.parallel=1", "resources.threads=1", f"demo={json.dumps(SCENES)}",
 ]  # fmt: skip

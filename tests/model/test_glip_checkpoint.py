@@ -6,11 +6,13 @@ from click.testing import CliRunner
 
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor
 from model.checkpoint_names import released_entries
+from model.configuration_glip import VARIANTS
 from model.convert_checkpoint import (
     CheckpointError,
     bundled_vocabulary,
     convert,
     derived_entry,
+    find_variant,
     main,
     read_checkpoint,
     revert,
@@ -107,7 +109,7 @@ def test_command_line_errors(tmp_path, small):
     _, _, entries = small
     torch.save(entries, tmp_path / "x.pth")
     result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--out", str(tmp_path / "hf")])
-    assert result.exit_code == 2 and "--variant" in result.output
+    assert result.exit_code == 2 and "no released variant; of glip-" in result.output and "missing" in result.output
     result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--variant", "glip-t", "--out", str(tmp_path / "hf")])
     assert result.exit_code == 2 and "missing" in result.output
     assert not (tmp_path / "hf").exists()
@@ -121,6 +123,14 @@ def empty_release(variant, **changes):
         n: torch.zeros(1, dtype=torch.uint8).expand(e.shape)
         for n, e in released_entries(GlipConfig.variant(variant, **changes)).items()
     }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_files_variant_is_found_by_its_entries(variant):
+    entries = empty_release(variant)
+    assert find_variant(entries) == variant
+    del entries["rpn.head.log_scale"]
+    assert find_variant(entries | {"rpn.head.surprise": torch.zeros(1)}) == variant
 
 
 @pytest.mark.parametrize("given, real", [("glip-t", "glip-a"), ("glip-a", "glip-t"), ("glip-t", "glip-l")])
