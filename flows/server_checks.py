@@ -5,11 +5,14 @@ Imports Prefect inside functions: its settings are read from the environment on 
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
+import threading
 import urllib.request
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,30 +102,45 @@ def check_home(settings: Any) -> None:
 
 
 def check_api(settings: Any) -> None:
-    """Raise InputError unless a Prefect server answers at the configured address."""
+    """Raise InputError unless a Prefect server answers at the configured address in time."""
+    url = settings.api.url
+    failures: list[Exception | None] = []
+    # in a thread: a timeout of httpx is of each read, and a server may send byte by byte
+    run = partial(contextvars.copy_context().run, _try_api, settings, failures)
+    thread = threading.Thread(target=run, name="check-api", daemon=True)
+    thread.start()
+    thread.join(2 * ANSWER_SECONDS)
+    error = failures[0] if failures else TimeoutError("its answer is not complete in time")
+    if error is not None:
+        raise InputError(
+            f"{API_URL}: found {without_password(url)} (from {source_of_api_url()}), where no Prefect server can be "
+            f"used: {_cause(error)}{_proxy_of(url)}; want the address of one that runs"
+        )
+
+
+def _try_api(settings: Any, failures: list[Exception | None]) -> None:
+    """Add the failure of a request to the configured server, or None."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    url = settings.api.url
     key, auth = settings.api.key, settings.api.auth_string
+    failure: Exception | None = None
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
             SyncPrefectClient(
-                url,
+                settings.api.url,
                 api_key=key.get_secret_value() if key else None,
                 auth_string=auth.get_secret_value() if auth else None,
                 httpx_settings={"timeout": ANSWER_SECONDS},
             ) as client,
         ):
-            if (failure := client.api_healthcheck()) is not None:
-                raise failure
-            client.raise_for_api_version_mismatch()
+            failure = client.api_healthcheck()
+            if failure is None:
+                client.raise_for_api_version_mismatch()
     except Exception as error:
-        raise InputError(
-            f"{API_URL}: found {without_password(url)} (from {source_of_api_url()}), where no Prefect server can be "
-            f"used: {_cause(error)}{_proxy_of(url)}; want the address of one that runs"
-        ) from None
+        failure = error
+    failures.append(failure)
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,13 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, SizeDict, infer_channel_dimension_format
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import (
+    ChannelDimension,
+    SizeDict,
+    get_image_size_for_max_height_width,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .post_processing import all_words, detections
@@ -36,37 +42,62 @@ def resized_size(width: int, height: int, shortest: int, longest: int | None) ->
 def to_rgb(image: Any, input_data_format: str | ChannelDimension | None = None) -> Image.Image:
     """Convert a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels, to PIL RGB.
 
-    Values are 0..255, or 0..65535 of 16-bit images, of which the high byte is used; transparency is
-    dropped. input_data_format: "channels_first" or "channels_last", where the shape leaves it open.
-    Raises TypeError for anything else; ValueError for a PIL image of floats or more than 16 bits.
+    Values are 0..255, or 0..65535 of 16-bit images, of which the high byte is used unless all are
+    below 256; floats may be shares, 0..1. Transparency is dropped. input_data_format:
+    "channels_first" or "channels_last", where the shape leaves it open. Raises TypeError for anything
+    else; ValueError for other values or shapes.
     """
     image = _to_pil(image, input_data_format)
     if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F; PIL would clip them at 255
         values = np.asarray(image)
-        low, high = values.min(), values.max()
-        if values.dtype.kind == "f" or not 0 <= low <= high < 1 << 16:
-            raise ValueError(f"found pixels of {values.dtype}, {low:g} to {high:g}; want 8 or 16 bits a channel")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if values.dtype.kind == "f":
+            raise ValueError(f"image: found a PIL image of {values.dtype}; want 8 or 16 bits a channel")
+        image = Image.fromarray(_bytes(values))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_pil(image: Any, input_data_format: str | ChannelDimension | None) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, Tensor):
-        image = image.cpu().numpy()
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, (Image.Image, np.ndarray, Tensor)):
         raise TypeError(f"image: found {type(image).__name__}; want a PIL image, or an array or tensor of 0..255")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise TypeError(f"image array: found {image.dtype}; want uint8 values 0..255, or uint16")
-    if image.ndim == 3:
-        layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-        if layout == ChannelDimension.FIRST:
-            image = image.transpose(1, 2, 0)
-        image = image[..., 0] if image.shape[2] == 1 else image
-    if image.ndim == 3 and image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(image))
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"image: found {image.size[0]} x {image.size[1]} pixels; want at least one")
+        return image
+    array = image.float() if isinstance(image, Tensor) and image.dtype == torch.bfloat16 else image
+    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if array.ndim == 2:
+        array = array[..., None]
+        input_data_format = ChannelDimension.LAST
+    layout = None
+    if array.ndim == 3 and array.size:
+        if input_data_format is not None:
+            layout = ChannelDimension(input_data_format)
+        elif {array.shape[0], array.shape[2]} & set(_CHANNELS):
+            layout = infer_channel_dimension_format(array, num_channels=_CHANNELS)
+    if layout is None or array.shape[0 if layout == ChannelDimension.FIRST else 2] not in _CHANNELS:
+        raise ValueError(
+            f"image array: found {tuple(image.shape)}, {layout.value if layout else 'no channels'}; want (H, W), "
+            "(H, W, C) or (C, H, W) of 1, 3 or 4 channels"
+        )
+    return to_pil_image(_bytes(array), do_rescale=False, input_data_format=layout)
+
+
+_CHANNELS = (1, 3, 4)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """Convert pixels of any type to uint8; see `to_rgb`."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = values.min(), values.max()
+    floats = values.dtype.kind == "f"
+    if 0 <= low <= high < 256 and (high > 1 or (high == 0 and values.dtype.kind != "b")):
+        return (values.round() if floats else values).clip(0, 255).astype(np.uint8)
+    if floats and 0 <= low <= high <= 1 and (values != values.round()).any():
+        return (values * 255).round().astype(np.uint8)
+    if values.dtype.kind in "iu" and 256 <= high < 1 << 16 and low >= 0:
+        return (values >> 8).astype(np.uint8)
+    raise ValueError(f"found pixels of {values.dtype}, {low:g} to {high:g}; want 8 or 16 bits a channel")
 
 
 class GlipImageProcessorKwargs(ImagesKwargs, total=False):
@@ -152,6 +183,8 @@ class GlipImageProcessor(PilBackend):
     ) -> BatchFeature:
         if do_center_crop:
             raise ValueError("do_center_crop: found true; want false: GLIP sees whole images")
+        if pad_to_multiple < 1:
+            raise ValueError(f"pad_to_multiple: found {pad_to_multiple}; want 1 or more")
         if not images:
             raise ValueError("images: found none; want at least one")
         arrays = []
@@ -168,6 +201,11 @@ class GlipImageProcessor(PilBackend):
             values = values * rescale_factor
         if do_normalize:
             mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1) for x in (image_mean, image_std))
+            if {len(mean), len(std)} - {1, len(values)} or not std.all():
+                raise ValueError(
+                    f"image_mean, image_std: found {image_mean}, {image_std}; want one or {len(values)} numbers, no "
+                    "deviation of zero"
+                )
             values = (values - mean) / std
         padded = [tuple(s) for s in sizes]
         if pad_size is not None:
@@ -175,7 +213,7 @@ class GlipImageProcessor(PilBackend):
         elif do_pad:
             padded = [tuple(-(-sizes.max(0) // pad_to_multiple) * pad_to_multiple)] * len(arrays)
         pixels = [_values(a, values.numpy(), size) for a, size in zip(arrays, padded)]
-        if data_format == ChannelDimension.LAST:
+        if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
             pixels = [p.transpose(1, 2, 0) for p in pixels]
         if len(set(padded)) == 1:
             pixels = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
@@ -215,11 +253,15 @@ class GlipImageProcessor(PilBackend):
 
 def _target(image: Image.Image, size: SizeDict) -> tuple[int, int]:
     """Compute the (height, width) to which an image is resized."""
-    if size.height and size.width:
-        return size.height, size.width
-    if not size.shortest_edge:
-        raise ValueError(f"size: found {dict(size)}; want shortest_edge (and longest_edge), or height and width")
-    return resized_size(*image.size, size.shortest_edge, size.longest_edge)
+    given = dict(size)
+    if min(given.values(), default=0) > 0:
+        if size.height and size.width:
+            return size.height, size.width
+        if size.max_height and size.max_width:
+            return get_image_size_for_max_height_width(image.size[::-1], size.max_height, size.max_width)
+        if size.shortest_edge:
+            return resized_size(*image.size, size.shortest_edge, size.longest_edge)
+    raise ValueError(f"size: found {given}; want pixels: shortest_edge (and longest_edge), or height and width")
 
 
 def _values(array: np.ndarray, table: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -96,7 +96,7 @@ class GlipPreTrainedModel(PreTrainedModel):
 
 def _check_rows(images: int, attention_mask: Tensor, image_index: Tensor | None) -> None:
     """Raise ValueError unless every caption has its image."""
-    rows = len(attention_mask)
+    rows = attention_mask.shape[0]
     if image_index is None and rows != images:
         raise ValueError(f"text: found {rows} captions for {images} images; want one each, or image_index")
     if image_index is not None and image_index.shape != (rows,):
@@ -170,12 +170,12 @@ class GlipForObjectDetection(GlipPreTrainedModel):
 
     def _encode_distinct(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Compute `encode_text` with equal rows (one class list for many images) encoded once."""
-        plain = self.training or len(input_ids) == 1 or token_type_ids is not None
+        plain = self.training or input_ids.shape[0] == 1 or token_type_ids is not None
         if plain or torch.compiler.is_compiling() or without_values():
             return self.encode_text(input_ids, attention_mask, token_type_ids)  # dropout: equal rows differ
         both = torch.cat([input_ids, attention_mask], 1)
         distinct, place = both.unique(dim=0, return_inverse=True)
-        if len(distinct) == len(input_ids):
+        if distinct.shape[0] == input_ids.shape[0]:
             return self.encode_text(input_ids, attention_mask)
         length = input_ids.shape[1]
         return self.encode_text(distinct[:, :length], distinct[:, length:])[place]
@@ -219,27 +219,41 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         Raises NonFiniteLossError naming terms and images; ValueError for missing inputs, inputs
         whose shapes disagree, labels that cannot be meant, and output_attentions.
         """
+        for name, value in (
+            ("pixel_values", pixel_values),
+            ("input_ids", input_ids),
+            ("attention_mask", attention_mask),
+            ("pixel_mask", pixel_mask),
+            ("image_sizes", image_sizes),
+        ):
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f'{name}: found {type(value).__name__}; want a tensor (return_tensors="pt")')
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions: found true; want false: the fused computation makes no attention maps")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if attention_mask is None:
             if input_ids is None:
-                raise ValueError("attention_mask is needed when text_features are given without input_ids")
+                raise ValueError("give input_ids, or text_features with their attention_mask")
             attention_mask = torch.ones_like(input_ids)
         if image_features is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values or image_features")
-            _check_rows(len(pixel_values), attention_mask, image_index)
+            if pixel_values.dim() != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
+                raise ValueError(
+                    f"pixel_values: found {tuple(pixel_values.shape)}; want (B, 3, H, W), one image or more"
+                )
+            _check_rows(pixel_values.shape[0], attention_mask, image_index)
             image_features = self.encode_image(pixel_values)
         else:
-            _check_rows(len(image_features[0]), attention_mask, image_index)
+            _check_rows(image_features[0].shape[0], attention_mask, image_index)
         if text_features is None:
             if input_ids is None:
                 raise ValueError("give input_ids or text_features")
-            if input_ids.shape != attention_mask.shape:
+            if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
                 raise ValueError(
-                    f"attention_mask: found {tuple(attention_mask.shape)}; want input_ids' {tuple(input_ids.shape)}"
+                    f"attention_mask: found {tuple(attention_mask.shape)}; want (B, T) as input_ids, "
+                    f"{tuple(input_ids.shape)}"
                 )
             limit = self.config.text_config.max_position_embeddings
             if input_ids.shape[1] > limit:
@@ -257,27 +271,34 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             text_features = text_features + nn.functional.pad(rows, (0, 0, 0, text_features.shape[1] - len(rows)))
         if image_sizes is None:
             if pixel_mask is not None:
+                if pixel_values is not None and pixel_mask.shape != pixel_values[:, 0].shape:
+                    raise ValueError(
+                        f"pixel_mask: found {tuple(pixel_mask.shape)}; want {tuple(pixel_values[:, 0].shape)}, "
+                        "pixel_values' without channels"
+                    )
                 image_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
             elif pixel_values is not None:
-                size, count = pixel_values.shape[-2:], len(pixel_values)
-                image_sizes = torch.tensor([size] * count, device=attention_mask.device)
+                size = torch.tensor(pixel_values.shape[-2:], device=attention_mask.device)
+                image_sizes = size.expand(pixel_values.shape[0], -1)
             else:
                 raise ValueError("image_sizes is needed when image_features are given without pixel_values")
-        if len(image_sizes) != len(image_features[0]):
+        if image_sizes.shape[0] != image_features[0].shape[0]:
             raise ValueError(
-                f"image_sizes: found {len(image_sizes)}; want one for each of {len(image_features[0])} images"
+                f"image_sizes: found {image_sizes.shape[0]}; want one for each of {image_features[0].shape[0]} images"
             )
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
         targets = None
         if labels is not None:
-            if len(labels) != len(attention_mask):
-                raise ValueError(f"labels: found {len(labels)}; want one for each of {len(attention_mask)} captions")
+            if len(labels) != attention_mask.shape[0]:
+                raise ValueError(
+                    f"labels: found {len(labels)}; want one for each of {attention_mask.shape[0]} captions"
+                )
             targets = collect_targets(labels, text_features.shape[1], text_features.device, image_sizes)
         keep_hidden = output_hidden_states is not None and output_hidden_states is not False
         head = self.head(image_features, text_features, attention_mask, image_sizes, targets, keep_hidden)
-        batch = len(attention_mask)
+        batch = attention_mask.shape[0]
         locations, words = zip(*head.hidden) if keep_hidden else (None, None)
         if isinstance(output_hidden_states, (list, tuple)):
             wanted = {i % len(locations) for i in output_hidden_states}
@@ -292,7 +313,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             centerness=head.centerness,
             pred_boxes=decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights)),
             anchors=head.anchors.expand(batch, -1, -1),
-            level_shapes=torch.tensor([head.level_shapes] * batch, device=head.logits.device),
+            level_shapes=torch.tensor(head.level_shapes, device=head.logits.device).repeat(batch, 1, 1),
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             input_ids=input_ids,

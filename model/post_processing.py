@@ -15,6 +15,30 @@ from .configuration_glip import SCORE_AGGREGATIONS
 Tokens = Sequence[Sequence[int]]
 
 
+def check_threshold(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is a number, at most 1."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number <= 1:
+        raise ValueError(f"{name}: found {value!r}; want one number, 0 to 1")
+
+
+def check_sizes(target_sizes: Any, count: int) -> list[tuple[float, float]]:
+    """List (height, width) of `count` images; raises ValueError for other counts, shapes or values."""
+    try:
+        sizes = [tuple(map(float, size)) for size in target_sizes]
+    except TypeError as error:
+        raise ValueError(f"target_sizes: found {target_sizes!r}; want (height, width) of every image") from error
+    if len(sizes) != count:
+        raise ValueError(f"target_sizes: found {len(sizes)}; want one for each of the outputs' {count} images")
+    for size in sizes:
+        if len(size) != 2 or not min(size) > 0:
+            raise ValueError(f"target_sizes: found {size}; want the height and width of every image, in pixels")
+    return sizes  # type: ignore[return-value]
+
+
 def all_words(attention_mask: Tensor) -> list[list[int]]:
     """List each caption's attended tokens without [CLS] and [SEP]; attention_mask: (B, T)."""
     return [mask.nonzero().flatten().tolist()[1:-1] for mask in attention_mask]
@@ -82,10 +106,12 @@ def detections(
     probability). Raises ValueError when counts differ. Source: GLIP spec section 8.
     """
     batch = outputs.logits.shape[0]
+    check_threshold("threshold", threshold)
     score_agg = score_agg or SCORE_AGGREGATIONS[int(outputs.score_aggregation[0])]
-    if len(tokens) != batch or (target_sizes is not None and len(target_sizes) != batch):
-        sizes_given = "none" if target_sizes is None else len(target_sizes)
-        raise ValueError(f"{batch} captions, but phrases for {len(tokens)} and target sizes for {sizes_given}")
+    if len(tokens) != batch:
+        raise ValueError(f"phrases: found {len(tokens)}; want one for each of {batch} captions")
+    if target_sizes is not None:
+        target_sizes = check_sizes(target_sizes, batch)
     sizes = outputs.level_shapes[0].prod(-1).tolist()
     boxes = clip(outputs.pred_boxes.float(), outputs.image_sizes)
     # without centerness (two-stage head) a score is the phrase's probability itself

@@ -14,7 +14,7 @@ from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from .grounding import SEPARATOR, Span, chunk_names, phrase_tokens, prompt_from_names
 from .image_processing_glip import GlipImageProcessor
-from .post_processing import detections
+from .post_processing import check_sizes, check_threshold, detections
 
 Text = str | Sequence[str] | Sequence[Sequence[str]]
 Phrases = Sequence[Sequence[Span]] | Sequence[str]
@@ -84,7 +84,14 @@ class GlipProcessor(ProcessorMixin):
         if own.get("padding") != "max_length":
             own.pop("max_length", None)
         merged = super()._merge_kwargs(ModelProcessorKwargs, own, **kwargs)
-        merged["text_kwargs"].setdefault("max_length", self.max_text_length)
+        settings = merged["text_kwargs"]
+        if settings.setdefault("max_length", self.max_text_length) is None:
+            settings["max_length"] = self.max_text_length
+        if settings["max_length"] < 2:
+            raise ValueError(f"max_length: found {settings['max_length']}; want room for [CLS] and [SEP], 2 or more")
+        for name in ("is_split_into_words", "return_overflowing_tokens", "text_pair"):
+            if settings.get(name):
+                raise ValueError(f"{name}: found {settings[name]!r}; want none: a caption is one row of tokens")
         return merged
 
     def __call__(self, images: Any = None, text: Text | None = None, **kwargs: Any) -> BatchFeature:
@@ -109,13 +116,7 @@ class GlipProcessor(ProcessorMixin):
             settings = merged["text_kwargs"]
             count = len(features["image_sizes"]) if features else None
             captions, owner = self._captions(text, images, count, settings["max_length"])
-            encoded = dict(self.tokenizer(captions, **settings))
-            if len(encoded["input_ids"]) != len(captions):
-                raise ValueError(
-                    f"text: found {len(encoded['input_ids'])} rows of tokens for {len(captions)} captions; want one "
-                    "each (no return_overflowing_tokens, no is_split_into_words)"
-                )
-            features.update(encoded)
+            features.update(self.tokenizer(captions, **settings))
             if owner != list(range(len(owner))):
                 index = BatchFeature({"image_index": owner}, tensor_type=settings.get("return_tensors"))
                 features["image_index"] = index["image_index"]
@@ -127,7 +128,7 @@ class GlipProcessor(ProcessorMixin):
         for row in rows:
             if not isinstance(row, str) and not all(isinstance(name, str) for name in row):
                 raise TypeError(f"text: found {row!r}; want a caption, captions or lists of class names")
-        names = len(rows) > 1 and all(isinstance(row, str) and "." not in row for row in rows)
+        names = len(rows) > 1 and all(isinstance(row, str) and "." not in _bare(row) for row in rows)
         nested = isinstance(images, (list, tuple)) and all(isinstance(own, (list, tuple)) for own in images)
         per_text = nested and len(images) == len(rows) and max(map(len, images)) == 1
         if count == 1 and names and not per_text:
@@ -142,7 +143,7 @@ class GlipProcessor(ProcessorMixin):
         for i, row in enumerate(rows):
             prompts = [row]
             if not isinstance(row, str):
-                chunks = chunk_names(row, self.tokenizer, min(max_length, self.max_text_length))
+                chunks = chunk_names([_bare(n) for n in row], self.tokenizer, min(max_length, self.max_text_length))
                 prompts = [prompt_from_names(chunk)[0] for chunk in chunks] or [""]
             captions += prompts
             owner += [place[i]] * len(prompts)
@@ -196,10 +197,17 @@ class GlipProcessor(ProcessorMixin):
         if text_labels is not None and text_labels and isinstance(text_labels[0], str) and images == 1:
             text_labels = [text_labels]  # type: ignore[list-item]
         given = phrases if text_labels is None else text_labels
-        for name, value in (("phrases", given), ("target_sizes", target_sizes), ("text", text)):
+        name = "phrases" if text_labels is None else "text_labels"
+        for what, value in ((name, given), ("text", text)):
             if value is not None and len(value) != images:
-                name = "text_labels" if value is text_labels else name
-                raise ValueError(f"{name}: found {len(value)}; want one for each of the outputs' {images} images")
+                raise ValueError(f"{what}: found {len(value)}; want one for each of the outputs' {images} images")
+        for own in given or ():
+            if isinstance(own, str) or (own is not None and len({isinstance(x, str) for x in own}) > 1):
+                raise ValueError(f"{name}: found {own!r}; want a list of class names for every image")
+        if target_sizes is not None:
+            target_sizes = check_sizes(target_sizes, images)
+        if text_threshold is not None:
+            check_threshold("text_threshold", text_threshold)
         ids = _row_ids(outputs, input_ids)
         offsets = offset_mapping if offset_mapping is not None else getattr(outputs, "offset_mapping", None)
         if offsets is not None and tuple(offsets.shape[:2]) != (len(owner), outputs.logits.shape[2]):
@@ -231,7 +239,7 @@ class GlipProcessor(ProcessorMixin):
             outputs,
             [rows[r].tokens for r in range(len(owner))],
             threshold=threshold,
-            target_sizes=None if target_sizes is None else [tuple(map(int, target_sizes[i])) for i in owner],
+            target_sizes=None if target_sizes is None else [target_sizes[i] for i in owner],
             nms_threshold=nms_threshold,
             score_agg=score_agg,
             max_detections=max_detections,
@@ -319,7 +327,7 @@ class GlipProcessor(ProcessorMixin):
 
         Raises ValueError that names both when the prompts are made of something else.
         """
-        wanted, separator = self._plain_ids(names), self._separator()
+        wanted, separator = self._plain_ids(map(_bare, names)), self._separator()
         stream = [pair for k, own in enumerate(wanted) for pair in (*((t, k) for t in own), (separator, -1))]
         at, row_of = 0, [0] * len(names)
         tokens: list[list[int]] = [[] for _ in names]
@@ -360,17 +368,26 @@ class GlipProcessor(ProcessorMixin):
         return self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **settings)
 
 
+def _bare(name: str) -> str:
+    """Strip the full stop that closes a class name: the prompt's separator says it already."""
+    return name.rstrip(" .")
+
+
 def _row_ids(outputs: Any, input_ids: Tensor | Sequence | None) -> list[list[tuple[int, int]]] | None:
     """List every row's (place, token), padding included, from the outputs or from `input_ids` (B, T).
 
     Raises ValueError when both are there and differ, or when the shape is not the outputs'.
     """
     own, want = getattr(outputs, "input_ids", None), (outputs.logits.shape[0], outputs.logits.shape[2])
-    given = own if input_ids is None else torch.as_tensor(input_ids)
+    try:
+        given = own if input_ids is None else torch.as_tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"input_ids: found {type(input_ids).__name__}; want token ids of {want}") from error
     if given is None:
         return None
     if tuple(given.shape) != want:
-        raise ValueError(f"input_ids: found {tuple(given.shape)}; want the outputs' {want} rows and tokens")
+        found = tuple(given.shape) or input_ids
+        raise ValueError(f"input_ids: found {found}; want the outputs' {want} rows and tokens")
     if own is not None and given is not own and not torch.equal(own.cpu(), given.cpu()):
         raise ValueError("input_ids: found other tokens than the outputs were computed with; want those")
     return [list(enumerate(row)) for row in given.tolist()]

@@ -109,10 +109,11 @@ def _sample_gradients(spread: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _chunks(table: Tensor, rows: Tensor, sample_weights: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the output rows, each with its columns."""
+    """Yield slices of the output rows, each with its columns; export has one, whose size stays open."""
     step = max(1, CHUNK_BYTES // (TAPS * table.shape[1] * table.element_size()))
-    for start in range(0, count, step):
-        part = slice(start, min(count, start + step))
+    starts = [0] if torch.compiler.is_exporting() else range(0, count, step)
+    for start in starts:
+        part = slice(start, count if len(starts) == 1 else min(count, start + step))
         taps = slice(part.start * TAPS, part.stop * TAPS)
         columns = F.embedding_bag(rows[taps], table, mode="sum", per_sample_weights=sample_weights[taps])
         yield part, columns.view(part.stop - part.start, -1)

@@ -39,6 +39,34 @@ FILE = click.Path(dir_okay=False)
 VERBOSE = click.Option(["-v", "--verbose"], is_flag=True, help="Log at DEBUG level.")
 
 
+class _Command(click.Command):
+    """Command whose repeatable options take several values: ``--shards a.tar b.tar``.
+
+    So that globs may be given without quotes, which the shell expands. Not in commands that have
+    arguments, where the further values would be theirs.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not any(isinstance(parameter, click.Argument) for parameter in self.params):
+            args = list(self._one_value_each(args))
+        return super().parse_args(ctx, args)
+
+    def _one_value_each(self, args: Sequence[str]) -> Iterator[str]:
+        """Arguments in which a repeatable option's name stands before each of its values."""
+        options = {name: p for p in self.params if isinstance(p, click.Option) for name in p.opts}
+        current, values = None, 0
+        for arg in args:
+            if arg.startswith("-") and len(arg) > 1:
+                name, equals, _ = arg.partition("=")
+                current, values = options.get(name), int(bool(equals))
+            elif current is not None and current.multiple and values:
+                yield current.opts[0]
+                values += 1
+            else:
+                values += 1
+            yield arg
+
+
 def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click.Command]:
     """Decorate a function as a command with ``-v``, logging, one-line errors and exit codes.
 
@@ -58,7 +86,7 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
                         check_output(arguments[option.name or ""])
                 function(**arguments)
 
-        decorated = click.command(name, cls=click.Command, context_settings={"show_default": True}, **settings)(run)
+        decorated = click.command(name, cls=_Command, context_settings={"show_default": True}, **settings)(run)
         decorated.params.append(VERBOSE)
         return decorated
 

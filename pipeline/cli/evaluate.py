@@ -82,7 +82,7 @@ def compare(folders: tuple[str, ...], samples: int, seed: int, json_file: str | 
     metavar="GATE[,GATE...]",
     help="SET.METRIC>=POINTS or SET.METRIC>POINTS: student minus teacher, with control: before it student minus "
     "control; may be a shell pattern or repeated.  [default: *.ap>=-1, *.recall_at_1>=-1, *.precision_at_1>=-1, "
-    "*.ap_rare>=0; with --control also control:*.ap>=0, control:*.recall_at_1>=0]",
+    "*.ap_rare>=0; with --control also control:*.ap>=0, control:*.recall_at_1>=0, control:*.precision_at_1>=0]",
 )
 @SAMPLES
 @SEED

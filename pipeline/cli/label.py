@@ -6,9 +6,15 @@ from typing import Any
 
 import click
 
-from pipeline.cli.common import job_command, make_job
+from pipeline.cli.common import echo_lines, job_command, load_section, make_job
 from pipeline.execution.reports import StageReport
-from pipeline.stages.jobs import BuildShards, ParsePhrases, PseudoLabel, Rescore
+from pipeline.io.files import file_size
+from pipeline.io.paths import join, stem
+from pipeline.io.shard_patterns import expand_shards
+from pipeline.stages.jobs import BuildShards, ParsePhrases, PseudoLabel, Rescore, SweepThresholds
+
+PILOT_GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
+"""Thresholds whose labels a pilot estimates."""
 
 
 @job_command(ParsePhrases)
@@ -27,12 +33,32 @@ def pseudo_label(values: dict[str, Any]) -> StageReport:
 
     Shards and folders may be paths or URLs (s3://, gs://, https://). Several runs may share OUT:
     each shard is labelled by one of them. The report shows images per second, time by part of the
-    work and, with --limit, an estimate of the rest.
+    work and, with --limit, an estimate of the rest and of the labels at several thresholds.
 
     \b
     Example: pseudo-label --shards 'crawl/{00000..00099}.tar' --teacher glip-t --device cuda --out store/regions
     """
-    return make_job(PseudoLabel, values).run()
+    job = make_job(PseudoLabel, values)
+    report = job.run()
+    if job.limit is not None:
+        echo_lines(_estimated_labels(job, click.get_current_context().params["recipe"]))
+    return report
+
+
+def _estimated_labels(job: PseudoLabel, recipe: str | None) -> list[str]:
+    """Labels at several thresholds in the shards done so far, and of all shards in proportion to bytes."""
+    rules = load_section("filter_boxes", recipe, ["balance_to=null"])
+    shards = {shard: join(job.out, f"{stem(shard)}.parquet") for shard in expand_shards(job.shards)}
+    sizes = {shard: file_size(shard) or 0 for shard in shards}
+    done = [shard for shard, regions in shards.items() if file_size(regions) is not None]
+    if not (size := sum(sizes[shard] for shard in done)):
+        return []
+    result = SweepThresholds(regions=[shards[shard] for shard in done], settings=rules, thresholds=PILOT_GRID).run()
+    lines = [f"labels by filter-boxes' threshold, in {len(done):,} shards and, estimated, in all {len(shards):,}:"]
+    for row in result["thresholds"]:
+        total = round(row["boxes"] * sum(sizes.values()) / size)
+        lines.append(f"  {row['threshold']:g}: {row['boxes']:,} boxes on {row['images']:,} images; {total:,} in all")
+    return lines
 
 
 @job_command(BuildShards)

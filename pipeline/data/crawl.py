@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 from pipeline.data.images import IMAGE_EXTENSIONS
@@ -17,6 +18,14 @@ UNREAD = frozenset({"no_image", "no_caption", "empty_caption", "caption_not_utf8
 """Reasons for which a sample is lost because its files are not laid out, or not named, as expected."""
 MAX_UNREAD_SHARE = 0.5
 """A shard fails if a larger share of its samples is lost for reasons in UNREAD."""
+PLACEHOLDERS = frozenset("nan null none nil na undefined unknown missing empty".split())
+"""Words that programs write for an absent caption."""
+DESCRIBED = frozenset(
+    "no caption captions description title text alt src image images img photo photos picture pictures pic thumbnail "
+    "available found provided not".split()
+)
+"""Words that stand beside those, or alone for what is absent: "no title", "image not found", "caption"."""
+_UNSEEN = " \t\r\n\0\u00a0\u200b\u200c\u200d\u2060\ufeff"
 _EXAMPLES = 2
 _NAMED = 6
 _KNOWN = frozenset({*IMAGE_EXTENSIONS, "txt", "json", "link"})
@@ -31,29 +40,28 @@ def image_of(sample: TarSample) -> tuple[str, bytes] | None:
 
 
 def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
-    """Caption from ``key.txt``, else (or if that is empty) from ``key.json``: (caption, None) or
+    """Caption from ``key.txt``, else (or if that says nothing) from ``key.json``: (caption, None) or
     (None, reason).
     """
-    text = None
+    text, reason = None, "no_caption"
     if "txt" in sample.files:
         try:
             text = sample.files["txt"].decode("utf-8")
         except UnicodeDecodeError:
-            return None, "caption_not_utf8"
-        if text.strip() or "json" not in sample.files:
+            reason = "caption_not_utf8"
+        if text is not None and (seen := text.strip(_UNSEEN)) and not is_placeholder(seen):
             return text, None
     if "json" in sample.files:
         try:
             caption = json.loads(sample.files["json"]).get("caption")
-        except (ValueError, AttributeError):
-            return text, None if text is not None else "bad_json"
-        if isinstance(caption, str):
-            try:
+            if isinstance(caption, str):
                 caption.encode()  # JSON may escape a lone surrogate, which UTF-8 cannot encode
-            except UnicodeEncodeError:
-                return None, "caption_not_utf8"
-            return caption, None
-    return text, None if text is not None else "no_caption"
+                return caption, None
+        except UnicodeEncodeError:
+            reason = "caption_not_utf8"
+        except (ValueError, AttributeError):
+            reason = "bad_json" if reason == "no_caption" else reason
+    return text, None if text is not None else reason
 
 
 def dotted_keys(sample: TarSample) -> list[str]:
@@ -116,8 +124,8 @@ class UnreadMembers:
         hints = [self._wanted]
         if self._dotted:
             hints.append(f"keys without dots (a key ends at its first, so {self._dotted!r} is none)")
-        if "duplicate_key" in problems.counts:
-            hints.append("the files of a sample next to each other")
+        if "duplicate_key" in problems.counts or {"no_image", "no_caption"} <= unread.keys():
+            hints.append("the files of a sample next to each other, with the same key and folder")
         noted = f" ({problems.counts}; the first: {problems.notes[0]})" if problems.counts else ""
         raise RunError(
             f"{self._shard}: {sum(unread.values())} of {seen} samples cannot be read ({unread or 'no sample'}); "
@@ -140,3 +148,12 @@ def _fields(data: bytes) -> str:
         return f" ({type(row).__name__})"
     fields = [f"`{k}`" + ("" if isinstance(v, str) else f": {json.dumps(v)[:20]}") for k, v in row.items()]
     return f" with {', '.join(fields[:_NAMED]) or 'nothing'}"
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether all words stand for an absent caption: "nan", "[no title]", "NULL description", "n/a"."""
+    found = re.findall(r"[^\W\d_]+", text.lower().replace("n/a", "na"))
+    if not found or not (PLACEHOLDERS | DESCRIBED).issuperset(found):
+        return False
+    absent = PLACEHOLDERS | {"no", "not", "alt", "caption", "description"}
+    return not absent.isdisjoint(found) or (len(text.strip()) > len(found[0]) and len(found) == 1 and text[0] in "[(")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,19 @@ _MARGIN = 0.02
 """Smallest share of the image that counts as a margin where no original size is stated."""
 
 
-def original_size(row: Any) -> tuple[int, int] | None:
-    """Size of the original image stated in a crawler's row, or None."""
+def size_of(row: Any, height: str = "height", width: str = "width") -> tuple[int, int] | None:
+    """(height, width) stated in a row, as numbers or as text; None if missing or invalid."""
     if not isinstance(row, Mapping):
         return None
-    sides: list[Any] = [row.get("original_height"), row.get("original_width")]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and 1 <= v < 1 << 31 for v in sides):
+    try:
+        sides = [float(row[name]) for name in (height, width) if not isinstance(row[name], bool)]
+    except (KeyError, TypeError, ValueError):
         return None
-    return int(sides[0]), int(sides[1])
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(1 <= v < 1 << 31 for v in sides) else None
+
+
+original_size = partial(size_of, height="original_height", width="original_width")
+"""Size of the original image stated in a crawler's row, or None."""
 
 
 def stated_original(data: bytes | None) -> tuple[int, int] | None:

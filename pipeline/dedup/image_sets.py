@@ -140,9 +140,7 @@ def read_image_set(option: str) -> ImageSet:
 
 
 def _folder(name: str, folder: str) -> ImageSet:
-    images = sorted(
-        n for n in listing_below(folder, "", dangling=True) if n.lower().endswith(_FILES) and not is_hidden(n)
-    )
+    images = sorted(n for n in listing_below(folder, "") if n.lower().endswith(_FILES) and not is_hidden(n))
     if not images:
         raise InputError(f"{folder}: neither *.tar shards nor image files ({', '.join(_FILES)}) in this folder")
     starts = range(0, len(images), FILES_PER_PART)

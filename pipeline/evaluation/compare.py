@@ -87,6 +87,7 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
         ``models``: folder and revision of each. ``sets``: set -> metric -> by model ``value``,
         ``interval`` and, except for the first, ``difference`` from the first, its
         ``difference_interval`` and ``better``, the share of resamples in which it is positive.
+        ``gold_boxes``: set -> their number.
         ``classes``: set -> class name -> each model's AP.
         ``lacking``: for all but the first, :meth:`Evaluated.missing_from`. ``unlike``: set ->
         setting -> each model's value, where they differ.
@@ -102,8 +103,9 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
     sets: dict[str, Rows] = {}
     means: list[np.ndarray] = []
     protocols: dict[str, str] = {}
+    gold_boxes: dict[str, int] = {}
     for name in names:
-        sets[name], protocols[name], resampled = _compare_set(name, models, samples, seed)
+        sets[name], protocols[name], resampled, gold_boxes[name] = _compare_set(name, models, samples, seed)
         if protocols[name] == MEAN and "ap" in sets[name]:
             means.append(np.stack([r["ap"] for r in resampled]))
     if means:
@@ -116,6 +118,7 @@ def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0
         "samples": samples,
         "seed": seed,
         "protocols": protocols,
+        "gold_boxes": gold_boxes,
         "sets": sets,
         "classes": {
             name: {c: [m.classes[name][c] for m in models] for c in models[0].classes[name]}
@@ -135,8 +138,8 @@ def _differing(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def _compare_set(
     name: str, models: Sequence[Evaluated], samples: int, seed: int
-) -> tuple[Rows, str, list[dict[str, np.ndarray]]]:
-    """(rows, protocol, each model's resampled metrics)."""
+) -> tuple[Rows, str, list[dict[str, np.ndarray]], int]:
+    """(rows, protocol, each model's resampled metrics, number of gold boxes)."""
     tables = [m.match_tables(name) for m in models]
     first = tables[0]
     for model, one in zip(models[1:], tables[1:], strict=True):
@@ -152,7 +155,7 @@ def _compare_set(
         for metric in sorted(models[0].sets[name], key=metric_order)
         if metric not in COUNTS and all(metric in m.sets[name] for m in models)
     }
-    return rows, first.protocol, resampled
+    return rows, first.protocol, resampled, len(first.matches.gold_image)
 
 
 def _cells(values: Sequence[float], resampled: Sequence[np.ndarray | None]) -> list[dict[str, Any]]:

@@ -4,17 +4,21 @@ the control's.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.evaluation.compare import MEAN, Rows, compare, format_interval, format_missing
+from pipeline.evaluation.compare import MEAN, Evaluated, Rows, compare, format_interval, format_missing
 from pipeline.io.atomic import write_json
+
+log = logging.getLogger("glip_self_train")
 
 DEFAULT_GATES = (
     "*.ap >= -1",
@@ -28,8 +32,10 @@ Of published students, these reject MM-GroundingDINO with GRIT (LVIS APr 28.1 to
 with CC3M and SBU (ODinW-13 44.4 to 42.7), and accept GLIP-T (C) to GLIP-T with Cap4M (LVIS minival
 APr 17.7 to 20.8, COCO AP 46.7 to 46.3; GLIP, tables 2 and 3).
 """
-DEFAULT_CONTROL_GATES = ("control:*.ap >= 0", "control:*.recall_at_1 >= 0")
-"""Gates on the control: labels that leave the student below it did harm."""
+DEFAULT_CONTROL_GATES = ("control:*.ap >= 0", "control:*.recall_at_1 >= 0", "control:*.precision_at_1 >= 0")
+"""Gates on the control: labels that leave the student below it did harm. RefCOCO has precision_at_1 alone."""
+FEW_BOXES = 100
+"""Gold boxes of a set below which :func:`promote` warns."""
 _SYNTAX = re.compile(r"\s*(control:)?\s*([^.<>=:]+)\.([^\s.<>=]+)\s*(>=|>)\s*([+-]?\d+(?:\.\d*)?)\s*")
 
 
@@ -85,7 +91,8 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
         gates: all of one reference, which messages name.
 
     Returns:
-        ``promoted``; ``gates``: a verdict for each gate and metric; ``failed``: as text.
+        ``promoted``; ``gates``: a verdict for each gate and metric; ``failed``: as text;
+        ``warnings``: of verdicts within chance and of sets with few boxes.
 
     Raises:
         InputError: a gate matches no metric (with ``may_be_idle``: no gate matches any), as it
@@ -105,13 +112,7 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
         )
     verdicts: list[dict[str, Any]] = []
     for gate in gates:
-        missing = {
-            name: {"metrics": [m for m in one["metrics"] if fnmatchcase(m, gate.metric_pattern)], "whole": False}
-            for name, one in compared["lacking"][0].items()
-            if _matches(name, gate.set_pattern, one["protocol"])
-        }
-        if metrics := format_missing(missing):
-            raise InputError(f"gate {gate.text!r}: the student has no {metrics}; evaluate it as the {reference} was")
+        _check_missing(gate, compared["lacking"][0], "student", reference)
         matched = [
             (name, metric, cells[1])
             for name, rows in compared["sets"].items()
@@ -124,6 +125,7 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
             raise InputError(f"gate {gate.text!r}: fits no metric; there are {', '.join(available)}")
         for name, metric, cell in matched:
             verdict = {"gate": gate.text, "metric": f"{name}.{metric}", "holds": gate.holds(cell["difference"])}
+            verdict |= {"bound": gate.least, "set": name}
             verdict |= {key: cell[key] for key in ("difference", "difference_interval", "better") if key in cell}
             verdicts.append(verdict | {"student": cell["value"], reference: cell["value"] - cell["difference"]})
     if not verdicts and not (may_be_idle and reference == "control"):
@@ -131,7 +133,34 @@ def judge(compared: dict[str, Any], gates: Sequence[Gate], *, may_be_idle: bool 
     failed = [
         f"{v['metric']} {v['difference']:+.2f}{_against(v)}, wanted {v['gate']}" for v in verdicts if not v["holds"]
     ]
-    return {"promoted": not failed, "gates": verdicts, "failed": failed}
+    return {"promoted": not failed, "gates": verdicts, "failed": failed, "warnings": _warnings(verdicts, compared)}
+
+
+def _warnings(verdicts: Sequence[dict[str, Any]], compared: dict[str, Any]) -> list[str]:
+    """Verdicts that another sample of images could reverse, and sets too small for any."""
+    warnings = []
+    for v in verdicts:
+        low, high = v.get("difference_interval") or (math.inf, -math.inf)
+        if low <= v["bound"] <= high:
+            warnings.append(
+                f"{v['metric']} {v['difference']:+.2f}{format_interval((low, high), '+')}: the interval contains the "
+                f"bound of {v['gate']}, so other images could decide otherwise; want more images, or a bound outside it"
+            )
+    boxes = compared.get("gold_boxes", {})
+    for name in dict.fromkeys(v["set"] for v in verdicts if boxes.get(v["set"], FEW_BOXES) < FEW_BOXES):
+        warnings.append(f"set {name}: found {boxes[name]} gold boxes; want {FEW_BOXES} or more to decide by")
+    return warnings
+
+
+def _check_missing(gate: Gate, lacking: Mapping[str, Any], role: str, other: str) -> None:
+    """Raise InputError if a model lacks a metric of a gate that the other has (:meth:`Evaluated.missing_from`)."""
+    missing = {
+        name: {"metrics": [m for m in one["metrics"] if fnmatchcase(m, gate.metric_pattern)], "whole": False}
+        for name, one in lacking.items()
+        if _matches(name, gate.set_pattern, one["protocol"])
+    }
+    if metrics := format_missing(missing):
+        raise InputError(f"gate {gate.text!r}: the {role} has no {metrics}; evaluate it as the {other} was")
 
 
 def _against(verdict: dict[str, Any]) -> str:
@@ -165,7 +194,7 @@ def promote(
         out: the verdict's file; default: ``promotion.json`` in the student's folder.
 
     Returns:
-        The file's content. ``promoted``, ``gates`` and ``failed`` of :func:`judge`; ``sets``,
+        The file's content. ``promoted``, ``gates``, ``failed`` and ``warnings`` of :func:`judge`; ``sets``,
         ``protocols``: metrics of [teacher, student] (:func:`compare`); ``teacher``, ``student``:
         revision and folder of each, relative to the file's. With a control: ``control``;
         ``control_sets``: metrics of [control, student]; ``harmed``: the student fails a gate of the
@@ -181,6 +210,9 @@ def promote(
     verdict = judge(compared, of_teacher, may_be_idle=not _given(gates, "teacher"))
     models = dict(zip(("teacher", "student"), compared["models"], strict=True))
     if control is not None:
+        unmeasured = Evaluated.read(student).missing_from(Evaluated.read(control))
+        for gate in of_control:  # else a student would not be compared with it on that set
+            _check_missing(gate, unmeasured, "control", "student")
         over_control = compare([control, student], samples=samples, seed=seed)
         judged = judge(over_control, of_control, may_be_idle=not _given(gates, "control"))
         by_teacher = compare([teacher, control], samples=1)
@@ -190,6 +222,7 @@ def promote(
             "promoted": verdict["promoted"] and judged["promoted"],
             "gates": verdict["gates"] + judged["gates"],
             "failed": judged["failed"] + verdict["failed"],
+            "warnings": verdict["warnings"] + judged["warnings"],
             "harmed": not judged["promoted"],
             "control_sets": over_control["sets"],
             "control_over_teacher": _differences(by_teacher["sets"]) if passes else None,
@@ -198,7 +231,10 @@ def promote(
     for role, model in models.items():
         verdict[role] = model | {"folder": os.path.relpath(model["folder"], file.parent)}
     verdict |= {name: compared[name] for name in ("sets", "protocols", "samples", "seed")}
+    verdict["warnings"] = list(dict.fromkeys(verdict["warnings"]))  # a set may be one of both references'
     write_json(file, verdict)
+    for warning in verdict["warnings"]:
+        log.warning("%s", warning)
     return verdict
 
 

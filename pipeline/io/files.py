@@ -46,6 +46,8 @@ _NO_CREDENTIALS = {
     "UnauthorizedSSOTokenError", "SSOTokenLoadError", "ProfileNotFound", "DefaultCredentialsError", "RefreshError",
 }  # fmt: skip
 """Errors of botocore and google.auth: credentials are missing, or cannot be renewed."""
+_NO_ANSWER = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
+"""Errors of botocore, after all retries: the store is down, so every shard would wait in vain."""
 _PERMANENT_NAMES = {*_NO_CREDENTIALS, "ParamValidationError"}
 _REFUSED_CODES = {
     "400": "refused without a word; most often the credentials have expired",  # HEAD requests get no text
@@ -138,7 +140,7 @@ def store_errors(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if _is_transient(error):
-            raise InputError(f"{url}: no answer ({_first_line(error.__cause__ or error)})") from None
+            raise _store_error(url, f"no answer ({_first_line(error.__cause__ or error)})", for_all=True) from None
         no_bucket = _refused_code(error) == "NoSuchBucket"
         raise _store_error(
             url, "no such bucket" if no_bucket else "no such object", for_all=no_bucket, refused=False
@@ -159,6 +161,8 @@ def store_errors(url: str) -> Iterator[None]:
         if type(error).__name__ in _PERMANENT_NAMES:
             words = f"{_first_line(error)}; set the store's credentials in the environment"
             raise _store_error(url, words, for_all=type(error).__name__ in _NO_CREDENTIALS) from None
+        if type(error).__name__ in _NO_ANSWER:
+            raise _store_error(url, f"no answer ({_first_line(error)})", for_all=True) from None
         raise
 
 
@@ -357,16 +361,15 @@ def remove(path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def listing_below(folder: str | Path, suffix: str, *, dangling: bool = False) -> list[str]:
-    """Files at any depth that end in ``suffix``: paths relative to the folder, with "/", sorted.
-
-    dangling: also links to files that are missing.
+def listing_below(folder: str | Path, suffix: str) -> list[str]:
+    """Files at any depth that end in ``suffix``, also links to files that are missing, which count
+    where they are read: paths relative to the folder, with "/", sorted.
     """
     if is_url(folder):
         root = filesystem(str(folder))[1].rstrip("/")
         names = _call_store_or_none(folder, lambda fs, _: fs.find(root)) or []
         return sorted(name[len(root) + 1 :] for name in names if name.endswith(suffix))
-    paths = (p for p in Path(folder).rglob(f"*{suffix}") if p.is_file() or (dangling and not p.exists()))
+    paths = (p for p in Path(folder).rglob(f"*{suffix}") if p.is_file() or not p.exists())
     return sorted(p.relative_to(folder).as_posix() for p in paths)
 
 

@@ -69,3 +69,8 @@ def fingerprint(
     """Digest of all that an output depends on; ``inputs``: name -> digest."""
     settings = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
     return digest_json({"stage": stage, "version": version, "config": settings, "inputs": dict(inputs), "extra": extra})
+
+
+def hash_share(text: str) -> float:
+    """Uniform number in [0, 1) that depends on the text alone, such as for a split by key."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

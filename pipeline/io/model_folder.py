@@ -27,14 +27,22 @@ def is_released(path: str | Path) -> bool:
     return str(path).endswith((".pth", ".pt")) and not Path(path).is_dir()
 
 
+def _refuse_file(path: str | Path) -> None:
+    """Raise InputError for a file, such as a released checkpoint, in place of a model folder."""
+    if Path(path).is_file() or is_released(path):
+        raise InputError(
+            f"{path}: found a file; want a model folder. Of a released GLIP checkpoint one is made by "
+            f"`convert-checkpoint {path} --out FOLDER`"
+        )
+
+
 def check_glip_folder(folder: str | Path) -> None:
     """Check that a folder has a model, its processor and its tokenizer.
 
     Raises:
-        InputError: a file is missing, or the folder is a released checkpoint's file.
+        InputError: a file is missing, or ``folder`` is a file.
     """
-    if is_released(folder):
-        raise InputError(f"{folder}: found a file; want a model folder: `convert-checkpoint {folder} --out FOLDER`")
+    _refuse_file(folder)
     for names in WANTED:
         if not any((Path(folder) / name).is_file() for name in names):
             raise InputError(
@@ -47,8 +55,9 @@ def model_revision(folder: str | Path) -> str:
     """Digest, twelve hex digits, of the weights and configuration files of a model folder.
 
     Raises:
-        InputError: ``folder`` has no config.json.
+        InputError: ``folder`` has no config.json, or is a file.
     """
+    _refuse_file(folder)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json in it; want a model folder as save_pretrained writes it")

@@ -18,7 +18,7 @@ _NUMBERS = re.compile(r"^[\W\d_]*$")
 _WORD = re.compile(r"[^\W\d_]+")
 
 _AMOUNT = r"\d[\d.,]*"
-_PARTS = re.compile(
+BOILERPLATE = re.compile(
     rf"""(?P<address>(?:https?://|www\.)\S+|(?<![\w.+-])[\w.+-]+@[\w-]+\.\w[\w.-]*
         |(?<![\w-])[\w-]+\.(?:com|net|org|info|co\.uk)\b(?:/\S*)?)
     |(?P<file_name>(?<![\w()+-])[\w()+-]+\.{_IMAGE}\b|\b(?:img|dsc[nf]?|pict)[_-]?\d+\b)
@@ -57,7 +57,7 @@ def find_boilerplate(caption: str) -> list[Boilerplate]:
     """
     if not _HINT.search(caption):
         return []
-    return [Boilerplate(m.start(), m.end(), m.lastgroup or "") for m in _PARTS.finditer(caption)]
+    return [Boilerplate(m.start(), m.end(), m.lastgroup or "") for m in BOILERPLATE.finditer(caption)]
 
 
 def skip_reason(caption: str) -> str | None:
@@ -74,6 +74,6 @@ def skip_reason(caption: str) -> str | None:
         return "file_name"
     if _NUMBERS.match(caption):
         return "boilerplate"
-    if find_boilerplate(caption) and all(w.lower() in STOP_WORDS for w in _WORD.findall(_PARTS.sub(" ", caption))):
+    if find_boilerplate(caption) and all(w.lower() in STOP_WORDS for w in _WORD.findall(BOILERPLATE.sub(" ", caption))):
         return "boilerplate"
     return None

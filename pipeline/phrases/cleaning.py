@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipeline.phrases.captions import find_boilerplate
+from pipeline.phrases.captions import BOILERPLATE, find_boilerplate
 from pipeline.phrases.lexicons import STOP_WORDS, words
 
 Span = tuple[int, int]
@@ -31,8 +31,9 @@ _ENTITY = re.compile(
 )
 """HTML's, those of JSON and Python that were left as text, and an address's space."""
 _TAG = re.compile(
-    r"<!--.*?(?:-->|$)|<![^<>]*>|</?([a-z][\w:-]*)(?:\s[^<>]*|/)?(?:>|$)"
-    r"|\[/?(b|i|u|url|img|size|color|quote)(?:=[^\[\]]*)?\]",
+    r"<!--.*?(?:-->|$)|<(?P<code>script|style)\b[^<>]*>.*?</(?P=code)\s*>|<![^<>]*>|</?(?P<tag>[a-z][\w:-]*)(?:\s[^<>]*|/)?(?:>|$)"
+    r"|\[/?(?P<mark>b|i|u|url|img|size|color|quote)(?:=[^\[\]]*)?\]"
+    r"|\[/?(?:caption|gallery|embed|video|audio)(?:\s[^\[\]]*)?\]",
     re.I | re.S,
 )
 _INLINE = words(
@@ -45,9 +46,11 @@ _EMOJI = (
     r"\u2190-\u21ff\u2300-\u27bf\u2900-\u297f\u2b00-\u2bff\ufffc\ufffd\U0001f000-\U0001faff"
     r"\U0001fb00-\U0001fbff\ue000-\uf8ff"
 )
+_KEYCAP = re.compile("[0-9#*]\ufe0f?\u20e3")
+_LATIN, _OTHER = r"[A-Za-z\u00c0-\u024f]", r"[\u0370-\u1cff\u2e80-\ua71f\uac00-\ud7ff]"
 _SOFT = r"[*^`_™®©℠\"“”„‟″]+"
 _EMOTICON = r"(?<!\w)(?:[:;=]['-]?[()DPpOo/\\|3*]|<3+|[xX]D|\^_*\^)(?!\w)"
-_TAG_WORD = r"(?<![\w&/])[#＃][^\W\d_][\w-]*|(?<![\w.])[@＠]\w[\w.-]*"
+_TAG_WORD = r"(?<![\w&/])[#＃][^\W\d_][\w-]*|\bRT\s+(?=@)|(?<![\w.])[@＠]\w[\w.-]*"
 _WALLS = re.compile(
     rf"""(?P<emoji>(?:[{_EMOJI}]|{_EMOTICON})+(?:\s*(?:[{_EMOJI}]|{_EMOTICON}))*)
     |(?P<hashtags>(?:{_TAG_WORD})(?:[\s,]*(?:{_TAG_WORD}))*)
@@ -59,6 +62,7 @@ _WALLS = re.compile(
     |(?P<separators>[|¦•·‧∙⋅∣●▪►‣⁃◆■«»‹›<>{{}}()\[\]\\=+§¶†‡※]|::+|:(?=\s|$)|~
         |(?:(?<=\s)|^)[-–—]+(?!\s+(?:and|or)\b)|(?<=\S)[-–—]+(?=\s|$)(?!\s+(?:and|or)\b)|—|--+
         |(?<=\s)/(?=\s)|(?<=[^\W\d_]{{3}})/(?=[^\W\d_]{{3}})|\s*\n\s*(?=(?-i:[A-Z])|[\n*#-]))
+    |(?P<scripts>(?<={_LATIN})\s+(?={_OTHER})|(?<={_OTHER})\s+(?={_LATIN}))
     |(?P<soft>{_SOFT})""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -105,8 +109,9 @@ def clean(caption: str) -> CleanCaption:
         return CleanCaption(caption, (Segment(caption, 0),))
     copy = _Copy(caption)
     copy.replace(_ENTITY, lambda m: _resolved(m[0]), "entities")
+    copy.replace(_KEYCAP, lambda m: " \u2328 ", "emoji")
     copy.characters()
-    copy.replace(_TAG, lambda m: " " if (m[1] or m[2] or "").lower() in _INLINE else _WALL, "tags")
+    copy.replace(_TAG, lambda m: " " if (m["tag"] or m["mark"] or "").lower() in _INLINE else _WALL, "tags")
     text = copy.text.replace(_WALL, " ")
     copy.build_walls()
     segments = copy.segments()
@@ -166,6 +171,8 @@ class _Copy:
 
     def build_walls(self) -> None:
         """Put the mark of a segment's end wherever no phrase may reach over, outside of boilerplate."""
+        if find_boilerplate(self.text):
+            self.replace(BOILERPLATE, lambda m: _WALL if m.lastgroup in ("address", "file_name") else None)
         text, boilerplate = self.text, find_boilerplate(self.text)
 
         def wall(match: re.Match[str]) -> str | None:
@@ -175,7 +182,7 @@ class _Copy:
             if kind == "hashtags":
                 self.kinds.add(kind)
                 return None if _is_word(text, match) else _WALL
-            if kind in ("emoji", "full_stops", "separators"):
+            if kind in ("emoji", "full_stops", "separators", "scripts"):
                 self.kinds.add(kind)
                 return _WALL
             return " "

@@ -6,19 +6,14 @@ from collections.abc import Iterable, Iterator
 from itertools import tee
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.data.crawl import is_placeholder
 from pipeline.phrases.captions import skip_reason
 from pipeline.phrases.cleaning import Segment, clean
-from pipeline.phrases.language import other_language
+from pipeline.phrases.language import other_language, other_script
 from pipeline.phrases.ngrams import ngrams
 from pipeline.phrases.nouns import NounPhrases
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import parser
-
-PLACEHOLDERS = frozenset(
-    {"nan", "<na>", "na", "n/a", "#n/a", "none", "null", "nil", "undefined", "unknown", "no caption", "no description",
-     "no title", "no text", "caption", "description", "alt text", "missing", "empty"}
-)  # fmt: skip
-"""Whole captions that programs write for an absent one."""
 
 
 def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterator[CaptionPhraseSpans]:
@@ -36,7 +31,13 @@ def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterato
 
 
 def _segments(caption: str, config: ParsePhrasesConfig) -> tuple[Segment, ...]:
-    return (Segment(caption, 0),) if config.rules == 2 else clean(caption).segments
+    """The parts of a caption to parse, without those in a script of another language."""
+    if config.rules == 2:
+        return (Segment(caption, 0),)
+    segments, language = clean(caption).segments, config.language
+    if not language or len(segments) == 1:
+        return segments
+    return tuple(s for s in segments if not (other_script(s.text) and other_language(s.text, language)))
 
 
 def _joined(found: Iterable[tuple[Segment, CaptionPhraseSpans]]) -> CaptionPhraseSpans:
@@ -65,12 +66,16 @@ def caption_skip_reason(caption: str, config: ParsePhrasesConfig) -> str | None:
     cleaned = clean(caption)
     if not caption.strip():
         return "empty_caption"
-    if caption.strip().lower() in PLACEHOLDERS or cleaned.text.lower() in PLACEHOLDERS:
+    if is_placeholder(caption) or is_placeholder(cleaned.text):
         return "placeholder"
+    reason = skip_reason(cleaned.text) if config.drop_boilerplate else None
     if not cleaned.segments:
-        return "only_marks"
-    if config.drop_boilerplate and (reason := skip_reason(cleaned.text)):
+        return reason if reason in ("address", "file_name") else "only_marks"
+    if reason:
         return reason
-    if config.language and other_language(" ".join(s.text for s in cleaned.segments), config.language):
+    text = " ".join(s.text for s in cleaned.segments)
+    if "capitals" in cleaned.kinds and not cleaned.text.isupper():
+        text = cleaned.text  # capitals tell names: "El Paso"
+    if config.language and other_language(text, config.language):
         return "not_english" if config.language == "en" else "not_in_language"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -18,6 +19,14 @@ py3langid's most likely language is wrong for one short English text in eight ("
 conservative", "tiramisu"). Of 6,000 example phrases of WordNet, of 2 to 14 words, English was never
 that unlikely, of 102 names of products, dishes and places it was for two ("crème brûlée dessert").
 """
+UNLIKELY_WITH_FUNCTION_WORD = 0.04
+"""The same for captions with a function word of another language, which is evidence of its own."""
+FUNCTION_WORDS = frozenset(
+    "und mit ein eine einen einem einer der auf im über unter neben vor ist un une avec dans sur et est uno una "
+    "con nel nella sulla su um uma com na een het met och ett på".split()
+)
+PARTICLES = frozenset("el la los las le les lo il de del della di da do dos du des am en".split())
+"""Function words that stand in names too."""
 SHORT = 5
 LATIN_END = "\u0250"
 FEWEST_WORDS = 3
@@ -31,15 +40,34 @@ def other_language(text: str, language: str) -> bool:
     """
     letters = [c for c in text if c.isalpha()]
     words = text.split()
-    if sum(c < LATIN_END for c in letters) * 2 > len(letters):
-        words = [word for word in words if not any(c.isalpha() and c >= LATIN_END for c in word)]
-        if len(words) < FEWEST_WORDS:
-            return False
     if not letters:
         return False
+    if sum(c < LATIN_END for c in letters) * 2 > len(letters):
+        words = [word for word in words if not any(c.isalpha() and c >= LATIN_END for c in word)]
+        if len(words) < FEWEST_WORDS and not _has_function_word(words, language):
+            return False
     ranked = _identifier().rank(" ".join(words))
     limit = UNLIKELY_SHORT if len(words) < SHORT else UNLIKELY
+    if _has_function_word(words, language):
+        limit = UNLIKELY_WITH_FUNCTION_WORD
     return bool(ranked[0][0] != language and dict(ranked)[language] < limit)
+
+
+def other_script(text: str) -> bool:
+    """Whether a text has letters, none of them Latin."""
+    letters = [c for c in text if c.isalpha()]
+    return bool(letters) and all(c >= LATIN_END for c in letters)
+
+
+def _has_function_word(words: list[str], language: str) -> bool:
+    """Whether a caption that should be English has a function word of another language before another word.
+
+    PARTICLES count before a word in lower case only: "El Paso" is a name.
+    """
+    if language != "en":
+        return False
+    pairs = list(itertools.pairwise(words))
+    return any(a.lower() in FUNCTION_WORDS or (a.lower() in PARTICLES and b[0].islower()) for a, b in pairs)
 
 
 def check_language(language: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from unicodedata import category, normalize
@@ -9,13 +10,19 @@ from unicodedata import category, normalize
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.captions import Boilerplate, find_boilerplate
 from pipeline.phrases.lexicons import OWL_ST, nonvisual
-from pipeline.phrases.numbers import ANY_WORDS, ONE_WORDS, number_of
+from pipeline.phrases.numbers import ALWAYS_PLURAL, ANY_WORDS, ONE_WORDS, number_of
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import Parser
 from pipeline.phrases.wordnet import names
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Span, Token
+
+
+KEPT_FORMS = ALWAYS_PLURAL - {"glasses"} | {"lens", "clothes", "gymnastics"}
+"""Heads whose form is their name, though a lemmatizer cuts off the "s"."""
+_CODE = re.compile(r"\d+(?:[.,x×/-]\d+)*[a-z]{0,3}|[a-z]{1,4}-?\d{3,}[\w-]*", re.IGNORECASE)
+"""Sizes and product codes as heads: "45x60cm", "18V", "DN1234"."""
 
 
 class NounPhrases:
@@ -47,6 +54,8 @@ class NounPhrases:
                 lemma, singular = self._parser.lemma(root).lower(), None
                 if cleaned and lemma == root.lower_ and (singular := self._parser.singular(root.lower_)):
                     lemma = singular
+                if cleaned and root.lower_ in KEPT_FORMS:
+                    lemma = root.lower_
                 if reason := self._reason(root, lemma, boilerplate):
                     parsed.drop(reason)
                     continue
@@ -104,6 +113,10 @@ class NounPhrases:
                 return part.reason
         if lemma in self._nonvisual or root.lower_ in self._generic:
             return "nonvisual"
+        if self._config.rules > 2 and any(t.lower_ in ("no", "zero", "0") for t in root.lefts):
+            return "absent"
+        if self._config.rules > 2 and _CODE.fullmatch(root.text):
+            return "not_a_word"
         if root.like_url or not any(c.isalpha() for c in root.text):
             return "not_a_word"
         return None

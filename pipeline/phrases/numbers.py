@@ -27,9 +27,9 @@ ANY_WORDS = words(
 )
 ONE_WORDS = frozenset({"a", "an", "another", "one", "single", "that", "this"})
 _SAME_PLURAL = words("aircraft bison cattle deer fish moose offspring salmon sheep shrimp spacecraft swine trout")
-_ALWAYS_PLURAL = words(
+ALWAYS_PLURAL = words(
     "binoculars eyeglasses glasses goggles headphones jeans leggings overalls pajamas pants pliers pyjamas scissors "
-    "shorts spectacles sunglasses tights tongs trousers tweezers"
+    "shorts spectacles sunglasses tights tongs trousers tweezers underpants"
 )
 
 
@@ -47,10 +47,10 @@ def number_of(chunk: Span, root: Token, *, plural: bool) -> int:
     if counted is None and "both" in determiners:
         counted = 2
     if counted is None and (group := _group(root)) is not None:
-        counted = 1 if root.lower_ in _ALWAYS_PLURAL else _value(group)
+        counted = 1 if root.lower_ in ALWAYS_PLURAL else _value(group)
     if counted is not None and counted > 1 and (plural or root.lower_ in _SAME_PLURAL):
         return counted
-    if counted == 1 and root.lower_ in _ALWAYS_PLURAL:
+    if counted == 1 and root.lower_ in ALWAYS_PLURAL:
         return 1
     if plural:
         return ANY
@@ -71,6 +71,8 @@ def _group(root: Token) -> list[str] | None:
 def _value(texts: list[str]) -> int | None:
     """Value of number words and digits, None if there are others: "twenty", "five" is 25."""
     total = last = 0
+    if "-" in texts and all(text.isdigit() for text in texts if text != "-"):
+        return None  # a range: "2-3 apples"
     for word in texts:
         if word in ("and", "a", "-"):
             continue

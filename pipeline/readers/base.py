@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from pipeline.data.records import Box, Region, Span
 from pipeline.errors import InputError
+from pipeline.io.paths import is_url, join
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
 
@@ -261,7 +267,7 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
         for name in names:
             if name not in known:
                 raise InputError(f"set {files.name}: unknown {term} {name!r}; this format knows {sorted(known)}")
-    index = IndexWriter(path, files.annotations)
+    index = IndexWriter(path, files.annotations, partial(_identity, files.image_folders))
     try:
         index.finish(format_.fill(files, index))
         index.refuse_unknown_ids()
@@ -275,6 +281,24 @@ def build_index(format_: Format, files: SetFiles, path: str | Path) -> None:
         raise InputError(f"{files.annotations}: want {format_.reads}; found a row of another shape ({cause})") from None
     finally:
         index.close()
+
+
+def image_paths(folders: Iterable[str], file: str) -> list[str]:
+    """Paths that an image may have, in search order: its name may be as on Windows, or
+    percent-encoded; and it may be an absolute path.
+    """
+    slashed = file.replace("\\", "/")
+    names = dict.fromkeys((file, slashed, unquote(file), unquote(slashed)))
+    return [join(folder, name) for folder in folders for name in names] + [file] * file.startswith("/")
+
+
+def _identity(folders: Iterable[str], file: str) -> str:
+    """A text that is the same for all names of one local file; for others the name's plain form."""
+    for path in image_paths((folder for folder in folders if not is_url(folder)), file):
+        with suppress(OSError, ValueError):
+            status = os.stat(path)
+            return f"{status.st_dev}:{status.st_ino}"
+    return posixpath.normpath(unquote(file.replace("\\", "/")))
 
 
 def _wrong_kind(format_: Format, files: SetFiles, path: str) -> InputError:
@@ -335,6 +359,18 @@ def flag_of(row: Mapping[str, Any], *names: str) -> bool | str:
             return f"`{name}` {value!r}; want 0 or 1"
         found |= flag
     return found
+
+
+def ignore_flag(row: Mapping[str, Any]) -> bool | str:
+    """Whether an annotation, or its ``attributes`` as labelling tools write them, says that the box
+    is to be ignored; as :func:`flag_of`.
+    """
+    attributes = row.get("attributes")
+    found = flag_of(row, *_IGNORE)
+    return found or (flag_of(attributes, *_IGNORE) if isinstance(attributes, dict) else False)
+
+
+_IGNORE = ("iscrowd", "ignore", "difficult", "is_crowd", "isCrowd", "isIgnore", "is_ignore")
 
 
 def option_flag(files: SetFiles, name: str) -> bool:
@@ -399,7 +435,8 @@ def _is_box(bbox: Any, lost: Counter[str]) -> bool:
     four = type(bbox) in (list, tuple) and len(bbox) == 4 and _NUMBERS.issuperset(map(type, bbox))
     if four and abs(sum(bbox)) < _TOO_LARGE:  # false if any of them is nan
         return True
-    lose(lost, "bad_box", f"{bbox!r}; want four numbers")
+    rotated = " (of rotated boxes want those around them)" if type(bbox) in (list, tuple) and len(bbox) > 4 else ""
+    lose(lost, "bad_box", f"{bbox!r}; want four numbers{rotated}")
     return False
 
 
@@ -537,9 +574,3 @@ def presence_of(
 def phrase_of(caption: str, spans: tuple[Span, ...]) -> str:
     """Text of the spans, joined by spaces."""
     return " ".join(caption[start:end] for start, end in spans)
-
-
-def size_of(row: Mapping[str, Any], height: str = "height", width: str = "width") -> tuple[int, int] | None:
-    """(height, width) stated in a row; None if missing or invalid."""
-    sides: list[Any] = [row.get(height), row.get(width)]
-    return (int(sides[0]), int(sides[1])) if all(is_number(v) and v >= 1 for v in sides) else None

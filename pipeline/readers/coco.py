@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from pipeline.data.keys import image_key, row_key
+from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     ROW_ERRORS,
@@ -27,13 +28,12 @@ from pipeline.readers.base import (
     LabelledImage,
     SetFiles,
     class_name,
-    flag_of,
+    ignore_flag,
     is_near,
     is_number,
     known_names,
     lose,
     provenance_of,
-    size_of,
     turned,
     unclear_names,
     want,
@@ -89,7 +89,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             evidence.compare(row, bbox)
             if isinstance(category, int | float | str):
                 used.add(category)
-            fields = (category, upright_box(row, bbox), flag_of(row, "iscrowd", "ignore"))
+            fields = (category, upright_box(row, bbox), ignore_flag(row))
             index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
         else:
             number, name = want(row, "id", f"{path}: categories"), row.get("name")
@@ -107,6 +107,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 frequency[name] = row["frequency"]
     evidence.judge(path)
     boxed = {name for number, name in names.items() if number in used}
+    listed = {name.casefold(): name for name in names.values()}
+    supers = {name: listed.get(upper.casefold(), upper) for name, upper in supers.items()}
     roots = (set(supers.values()) & set(names.values())) - boxed
     if roots:
         log.warning("%s: %s: no box, and only above other classes; not classes of the set", path, sorted(roots))
@@ -131,7 +133,8 @@ def _above(name: str, supers: dict[str, str]) -> set[str]:
 def upright_box(row: dict[str, Any], bbox: Any) -> Any:
     """The box; if a labelling tool (CVAT) states its rotation, the box around the turned one."""
     attributes = row.get("attributes")
-    degrees = attributes.get("rotation") if isinstance(attributes, dict) else row.get("rotation")
+    places = (row, attributes if isinstance(attributes, dict) else {})
+    degrees = next((place[name] for place in places for name in ("rotation", "angle") if place.get(name)), None)
     return turned(bbox, degrees) if degrees else bbox
 
 

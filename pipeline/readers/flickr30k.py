@@ -64,6 +64,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the XML files and sentences."""
     sentences = files.companions["sentences"]
     bad = BadRows()
+    boxed, marked = dict[str, None](), dict[str, None]()
     for name in xml_names(files.annotations, files.companions.get("ids"), WANTED):
         try:
             root = read_xml(join(files.annotations, f"{name}.xml"), WANTED)
@@ -82,7 +83,12 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 bad.add(InputError(f"{path}: line {n + 1}: want {WANTED_SENTENCES}; found a broken mark {error}"))
                 continue
             bad.good += 1
+            boxed |= dict.fromkeys(entity for entities, _ in boxes for entity in entities)
+            marked |= dict.fromkeys(entity for entity, _, _ in phrases)
             index.image(f"{name}_{n}", (f"{name}.jpg", stated_size(root), caption, phrases, boxes))
+    if boxed and not boxed.keys() & marked.keys():
+        shown = [", ".join([*found][:6]) or "none" for found in (marked, boxed)]
+        raise InputError(f"{sentences}: found marks of the entities {shown[0]}; want those of the boxes: {shown[1]}")
     return bad.header()
 
 

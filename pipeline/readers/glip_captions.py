@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.data.keys import image_key
 from pipeline.data.records import Span
+from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
 from pipeline.readers.base import (
@@ -25,7 +26,6 @@ from pipeline.readers.base import (
     LabelledImage,
     SetFiles,
     phrase_of,
-    size_of,
     spans_of,
     xyxy_box,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.keys import image_key
+from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.io.files import listing
 from pipeline.io.paths import is_url, stem
@@ -24,22 +25,20 @@ from pipeline.readers.base import (
     LabelledImage,
     SetFiles,
     class_name,
-    flag_of,
+    ignore_flag,
     is_near,
     is_number,
     known_names,
     lose,
-    size_of,
     warn_of_unboxed,
     xywh_box,
     xyxy_box,
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
-from pipeline.readers.xml_files import text_lines
+from pipeline.readers.xml_files import class_list
 
 WANTED = "Hugging Face's Parquet of a detection set (columns `image`, and `objects` with `bbox` and `category`)"
-WANTED_CLASSES = "a list of class names, one a line"
 OBJECTS = ("objects", "annotations", "labels")
 BOXES = ("bbox", "bboxes", "boxes", "box")
 CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class", "name")
@@ -55,7 +54,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     for path, number, row, stated in _rows(files.annotations):
         if names is None and stated and "classes" in files.companions:
             raise InputError(f"{files.companions['classes']}: found it beside the names in {path}; want one of both")
-        names = names or stated or _listed(files)
+        if names is None:
+            names = stated or (class_list(files.companions["classes"]) if "classes" in files.companions else None)
         try:
             things = _things(row)
             for thing in things:
@@ -71,7 +71,8 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 seen.add(thing["category"])
             index.image(f"{stem(path)}-{number:07d}", (path, number, size_of(row), things))
         except ROW_ERRORS as error:
-            bad.add(error, f"{path}: row {number}")
+            where = f"{path}: row {number}"
+            bad.add(InputError(f"{where}: {error}") if isinstance(error, InputError) else error, where)
             continue
         bad.good += 1
     if len(other) > 0.5 * compared:
@@ -133,28 +134,23 @@ def _names(metadata: Any, objects: str) -> dict[int, str] | None:
     return None
 
 
-def _listed(files: SetFiles) -> dict[int, str] | None:
-    if "classes" not in files.companions:
-        return None
-    lines = [class_name(line) for line in text_lines(files.companions["classes"], WANTED_CLASSES)]
-    if any(set(line) & set('"{}<>\0\t') for line in lines):
-        raise wrong_format(files.companions["classes"], WANTED_CLASSES)
-    return dict(enumerate(lines))
-
-
 def _things(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Boxes of a row, whose ``objects`` are a list of them or an object of lists."""
     objects = row["objects"]
     if isinstance(objects, dict):
-        count = max((len(values) for values in objects.values() if isinstance(values, list)), default=0)
         lists = {name: values for name, values in objects.items() if isinstance(values, list)}
-        objects = [{name: values[n] for name, values in lists.items()} for n in range(count)]
+        if len({len(values) for values in lists.values()}) > 1:
+            found = ", ".join(f"{len(values)} of `{name}`" for name, values in lists.items())
+            raise InputError(f"want lists of the same length in `objects`; found {found}")
+        objects = [dict(zip(lists, values)) for values in zip(*lists.values())]
+    if objects is None:
+        raise InputError("want a list of objects; found none (null)")
     things = []
-    for item in objects or ():
+    for item in objects:
         box, category = (next((name for name in known if name in item), None) for known in (BOXES, CATEGORIES))
         if box is None or category is None:
             raise InputError(f"want objects with `bbox` and `category`; found {', '.join(item)}")
-        ignore = flag_of(item, *(name for name in ("iscrowd", "is_crowd", "ignore") if name in item))
+        ignore = ignore_flag(item)
         bbox = item[box]
         thing = {"bbox": None if bbox is None else list(bbox), "category": item[category], "ignore": ignore}
         things.append(thing | ({"area": item["area"]} if "area" in item else {}))
@@ -171,7 +167,8 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     names, labels = header["names"], LabelCollector()
     for thing in things:
         category = thing["category"]
-        name = category if isinstance(category, str) else (names or {}).get(category)
+        known = category if names is None or category in names.values() else ""
+        name = known if isinstance(category, str) else (names or {}).get(category)
         if not name:
             lose(labels.lost, "unknown_category", f"`category` {category!r}; {known_names(names or {})}")
             continue

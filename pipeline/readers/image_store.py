@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
-from urllib.parse import unquote
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
 from pipeline.execution.prefetch import submit_ahead
 from pipeline.io.files import open_file, read_range, read_small
-from pipeline.io.paths import is_url, join
-from pipeline.readers.base import ImageLocation
+from pipeline.io.paths import is_url
+from pipeline.readers.base import ImageLocation, image_paths
 from pipeline.readers.sniff import IN_PLACE, beside
 
 REQUESTS = 16
@@ -42,17 +41,14 @@ class ImageStore:
         """
         if location.absolute:
             return [location.file]
-        # names may be written as on Windows, or percent-encoded; and paths may be absolute
-        slashed = location.file.replace("\\", "/")
-        files = dict.fromkeys((location.file, slashed, unquote(location.file), unquote(slashed)))
-        if not isinstance(self.folders, tuple):
-            if location.folder is None or location.folder not in self.folders:
+        folders = self.folders
+        if not isinstance(folders, tuple):
+            if location.folder is None or location.folder not in folders:
                 raise ImageError(
-                    "unknown_folder", f"{location.file}: {location.folder!r}; want one of {sorted(self.folders)}"
+                    "unknown_folder", f"{location.file}: {location.folder!r}; want one of {sorted(folders)}"
                 )
-            return [join(self.folders[location.folder], file) for file in files]
-        own = [location.file] if location.file.startswith("/") else []
-        return [*(join(folder, file) for folder in self.folders for file in files), *own]
+            folders = (folders[location.folder],)
+        return image_paths(folders, location.file)
 
     def size(self, location: ImageLocation) -> int | None:
         """Size of an image in bytes; -1 if missing; None if remote, to avoid requests."""

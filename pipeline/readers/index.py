@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import marshal
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -49,25 +49,28 @@ class IdRange:
 
 
 class IndexWriter:
-    """Writes an index. Rows are numbers, strings, lists and dicts. ``about``: name of the set in
-    error messages.
+    """Writes an index. Rows are numbers, strings, lists and dicts.
+
+    Args:
+        about: name of the set in error messages.
+        identity: file of an image -> a text that is the same for all names of the file.
 
     Rows are serialised with marshal, ten times faster than JSON, as the same program on the same
     machine reads them.
     """
 
-    def __init__(self, path: str | Path, about: str) -> None:
-        self.about = about
+    def __init__(self, path: str | Path, about: str, identity: Callable[[str], str] = str) -> None:
+        self.about, self._identity = about, identity
         self._db = sqlite3.connect(path, isolation_level=None)
         # the file is discarded after a crash, so it needs no journal
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-4000"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute("CREATE TABLE images (id, image BLOB, key TEXT)")
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
-        self._db.execute("CREATE TABLE files (image, file TEXT)")
+        self._db.execute("CREATE TABLE files (image, file TEXT, identity TEXT)")
         self._db.execute("CREATE TABLE twins (id, image BLOB, key TEXT, first)")
         self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
-        self._files: list[tuple[Id, str]] = []
+        self._files: list[tuple[Id, str, str]] = []
         self._images: list[tuple[Id, bytes, str | None]] = []
         self._rows: list[tuple[Id | bytes, bytes]] = []
         self._key_kinds: set[type] = set()
@@ -89,7 +92,7 @@ class IndexWriter:
             raise InputError(f"{self.about}: image id {number!r}: want an integer or a string")
         self._images.append((image_id, _bytes(image), key))
         if file is not None:
-            self._files.append((image_id, file.replace("\\", "/").removeprefix("./")))
+            self._files.append((image_id, file, self._identity(file)))
         self._key_kinds.add(type(image_id) if key is None else type(None))
         if len(self._images) >= _BATCH:
             self._flush()
@@ -106,7 +109,7 @@ class IndexWriter:
         self._hash.update(_bytes([self._images, self._rows]))
         self._db.executemany("INSERT INTO images VALUES (?, ?, ?)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
-        self._db.executemany("INSERT INTO files VALUES (?, ?)", self._files)
+        self._db.executemany("INSERT INTO files VALUES (?, ?, ?)", self._files)
         self._files.clear()
         self._images.clear()
         self._rows.clear()
@@ -153,8 +156,8 @@ class IndexWriter:
         self._db.execute("COMMIT")
 
     def _find_twins(self, header: dict[str, Any]) -> None:
-        twins = """SELECT f.image, g.first, f.file FROM files f JOIN (SELECT file, min(image) AS first FROM files
-            GROUP BY file HAVING count(DISTINCT image) > 1) g USING (file) WHERE f.image != g.first"""
+        twins = """SELECT f.image, g.first, f.file FROM files f JOIN (SELECT identity, min(image) AS first FROM files
+            GROUP BY identity HAVING count(DISTINCT image) > 1) g USING (identity) WHERE f.image != g.first"""
         found = self._db.execute(f"{twins} LIMIT 1").fetchone()
         if found is not None:
             self._db.execute(f"CREATE TABLE pairs AS {twins}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.sniff import wrong_format
+from pipeline.readers.sniff import describe_file, wrong_format
 
 CHUNK = 1 << 20
 _NEAR_END = 64
@@ -46,8 +46,11 @@ class _JsonScanner:
         self.ended = not data
         try:
             self.text, self.position = keep + self._decoder.decode(data, final=self.ended), 0
-        except UnicodeDecodeError:
-            raise wrong_format(self.path, "JSON in UTF-8") from None
+        except UnicodeDecodeError as error:
+            found = describe_file(self.path)
+            if "JSON" in found:
+                found = f"no UTF-8 at {error.object[max(0, error.start - 20) : error.start + 5]!r}"
+            raise InputError(f"{self.path}: want JSON in UTF-8; found {found}") from None
 
     def peek(self) -> str:
         """Skip white space and return the next character; "" at the end."""
@@ -164,7 +167,7 @@ def stream_lines(path: str | Path, wanted: str) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError):
                 if number == 1:
                     yield number, wrong_format(path, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.keys import image_key, row_key
+from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     ROW_ERRORS,
@@ -15,10 +16,9 @@ from pipeline.readers.base import (
     LabelCollector,
     LabelledImage,
     SetFiles,
-    flag_of,
+    ignore_flag,
     phrase_of,
     provenance_of,
-    size_of,
     spans_of,
     stated_uncertain,
     want,
@@ -51,7 +51,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             if not isinstance(row, dict):
                 bad.add(InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}"), unit="regions")
                 continue
-            ignore = flag_of(row, "iscrowd", "ignore")
+            ignore = ignore_flag(row)
             fields = (row.get("tokens_positive"), row.get("bbox"), ignore, row.get("phrase"))
             index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
     return bad.header()

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.data.keys import image_key, row_key
 from pipeline.data.records import Span
+from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     ROW_ERRORS,
@@ -26,12 +27,11 @@ from pipeline.readers.base import (
     LabelledImage,
     SetFiles,
     class_name,
-    flag_of,
+    ignore_flag,
     known_names,
     lose,
     phrase_of,
     provenance_of,
-    size_of,
     spans_of,
     stated_uncertain,
     warn_of_unboxed,
@@ -61,7 +61,7 @@ def _rows(files: SetFiles, kind: str, bad: BadRows) -> Iterator[tuple[int, dict[
 
 def _both(labels: dict[str, Any], name: str) -> Iterator[tuple[bool | str, dict[str, Any]]]:
     """(is an ignore region, row) of a line's boxes; ``ignore`` is an addition of export-labels."""
-    yield from ((flag_of(row, "iscrowd", "ignore"), row) for row in labels.get(name) or ())
+    yield from ((ignore_flag(row), row) for row in labels.get(name) or ())
     yield from ((True, row) for row in labels.get("ignore") or ())
 
 
@@ -69,7 +69,8 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read detection lines; grounding lines are refused."""
     names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
-        raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found an object of other values")
+        found = next(f"{k!r}: {v!r}" for k, v in names.items() if not (k.isdigit() and isinstance(v, str)))
+        raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found {found}")
     names = None if names is None else {number: class_name(name) for number, name in names.items()}
     known = {_folded(name) for name in (names or {}).values()}
     renamed = dict[tuple[str, str], int]()

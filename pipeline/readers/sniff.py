@@ -87,6 +87,8 @@ def beside(path: str) -> str:
     """
     if is_url(path) or "\0" in path:
         return ""
+    if os.path.islink(path):
+        return f" (a link to {os.readlink(path)})"
     folder, missing = Path(path).parent, Path(path).name
     while not folder.is_dir() and folder != folder.parent:
         folder, missing = folder.parent, folder.name
@@ -104,7 +106,13 @@ def beside(path: str) -> str:
     below = (folder / entry / name for entry in sorted(set(names.values()))[:100])
     if (elsewhere := next((path for path in below if path.is_file()), None)) is not None:
         return f"{IN_PLACE} {elsewhere}"
-    return f"; {folder} has {min(names.values())}, ..." if names else f"; {folder} is empty"
+    return f"; {folder} has {_first_below(folder, min(names.values()))}, ..." if names else f"; {folder} is empty"
+
+
+def _first_below(folder: Path, name: str) -> str:
+    """``name``, or if it is a folder the first file in it."""
+    inner = sorted(p.name for p in (folder / name).iterdir()) if (folder / name).is_dir() else []
+    return f"{name}/{inner[0]}" if inner else name
 
 
 @lru_cache(maxsize=8)

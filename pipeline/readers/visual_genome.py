@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.data.keys import image_key
 from pipeline.data.records import Span
+from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.readers.base import (
     BadRows,
@@ -22,7 +23,6 @@ from pipeline.readers.base import (
     LabelledImage,
     SetFiles,
     option_flag,
-    size_of,
     xywh_box,
 )
 from pipeline.readers.index import Entry, IndexWriter

@@ -20,7 +20,8 @@ from pipeline.readers.base import (
     LabelCollector,
     LabelledImage,
     SetFiles,
-    flag_of,
+    class_name,
+    ignore_flag,
     known_names,
     lose,
     turned,
@@ -53,11 +54,9 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             for item in root.iter("object"):
                 if item.find("nobndbox") is not None or len(item.findall("name")) > 1:
                     raise InputError(f"{path}: want {WANTED}; found Flickr30k Entities' (format flickr30k)")
-                label = " ".join((item.findtext("name") or "").split())
+                label = class_name(item.findtext("name"))
                 label = classes.id_of(label, stem) if classes is not None else label
-                rows.append(
-                    (label, _bbox(item, first, scaled), flag_of({"difficult": item.findtext("difficult")}, "difficult"))
-                )
+                rows.append((label, _bbox(item, first, scaled), ignore_flag({part.tag: part.text for part in item})))
                 seen.add(label)
         except ROW_ERRORS as error:
             bad.add(error, "" if isinstance(error, InputError) else path)

@@ -10,8 +10,10 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing_below, read_bytes
 from pipeline.io.paths import is_hidden, join
+from pipeline.readers.base import class_name
 from pipeline.readers.sniff import beside, wrong_format
 
+WANTED_CLASSES = "a list of class names, one a line"
 WANTED_NAMES = "a list of names, one a line"
 _NAME = re.compile(r'[^\t"{}<>,\0]+|[^\s"{}<>,\0]+\t-?[01]')
 _MARKS = ("-1", "0", "1")
@@ -52,8 +54,9 @@ _ENCODING = re.compile(rb"""^\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']"
 
 def _encoding(data: bytes) -> str | None:
     """Encoding that a file declares or its mark states; None if it is UTF-8, which the parser reads."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
+    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig")):
+        if data.startswith(mark):
+            return encoding
     declared = _ENCODING.match(data[:300])
     name = declared[1].decode().lower() if declared else "utf-8"
     if name in ("gb2312", "gbk"):
@@ -110,6 +113,14 @@ def listed_names(path: str, is_there: Callable[[str], bool]) -> list[str]:
 def text_lines(path: str, wanted: str) -> list[str]:
     """Non-empty lines of a text file."""
     return [line for line in read_text(path, wanted).splitlines() if line.strip()]
+
+
+def class_list(path: str) -> dict[int, str]:
+    """Names of classes by their numbers, from a list of one a line."""
+    lines = [class_name(line) for line in text_lines(path, WANTED_CLASSES)]
+    if any(set(line) & set('"{}<>\0\t') for line in lines):
+        raise wrong_format(path, WANTED_CLASSES)
+    return dict(enumerate(lines))
 
 
 def read_text(path: str, wanted: str) -> str:

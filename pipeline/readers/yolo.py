@@ -33,10 +33,9 @@ from pipeline.readers.base import (
 )
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
-from pipeline.readers.xml_files import text_lines
+from pipeline.readers.xml_files import class_list, text_lines
 
 WANTED = "YOLO's data.yaml (with `names`), or a folder with `images` and `labels` and class names in classes.txt"
-WANTED_CLASSES = "a list of class names, one a line"
 MAX_YAML = 1 << 20
 _HAS_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
 _PIXELS = 2.0
@@ -63,8 +62,15 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         index.image(image.removeprefix(f"{base}/"), (image, lines))
     if len(without) == len(images):
         raise InputError(f"{without[0]}: no such file{beside(without[0])}; want the labels of {images[0]} there")
-    labels = {p for folder in {parent(path) for path in used} for p in listing(folder, ".txt")}
-    orphans = sorted(p for p in labels - used if PurePosixPath(p).name not in ("classes.txt", "train.txt", "val.txt"))
+    labels = {
+        p
+        for folder in {parent(path) for path in used}
+        for p in listing(folder, ".txt")
+        if not is_hidden(p.rsplit("/", 1)[-1])
+    }
+    used = {str(PurePosixPath(path)) for path in used}
+    lists = ("classes.txt", "train.txt", "val.txt")
+    orphans = [p for p in sorted(labels) if str(PurePosixPath(p)) not in used and PurePosixPath(p).name not in lists]
     notes = []
     if without:
         notes.append(
@@ -95,15 +101,13 @@ def _layout(files: SetFiles) -> tuple[str, dict[int, str], list[str]]:
     )
     if classes is None or not listing_below(path, ".txt"):
         raise wrong_format(path, WANTED)
-    lines = [class_name(line) for line in text_lines(classes, WANTED_CLASSES)]
-    if any(set(line) & set('"{}<>\0\t') for line in lines):
-        raise wrong_format(classes, WANTED_CLASSES)
+    names = class_list(classes)
     images = path
     if listing_below(join(path, "images"), ""):
         images = join(path, "images")
     elif path.rsplit("/", 1)[-1] == "labels":
         images = join(parent(path), "images")
-    return parent(images), dict(enumerate(lines)), [images]
+    return parent(images), names, [images]
 
 
 def _of_yaml(path: str, split: str) -> tuple[str, dict[int, str], list[str]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError
@@ -56,19 +56,25 @@ def run(job: ExportLabels) -> Exported:
     """
     out, to, progress = job.out.rstrip("/"), job.to, job.progress
     make_target = load_target(to)
-    if job.class_names is not None and to != "yolo":
-        raise InputError(f"--classes is of yolo, which knows classes only; {to} holds the phrases as they are")
-    class_names = job.class_names or "phrase"
+    if job.class_names is not None and to not in ("yolo", "coco"):
+        raise InputError(f"--classes is of yolo and coco, which have classes; {to} holds the phrases as they are")
+    if job.val_share is not None and to != "yolo":
+        raise InputError(f"--val-share is of yolo, whose data.yaml names a validation split; found --to {to}")
     source = find_source(
         job.dirs, phrases=job.phrases, crawl=job.crawl, dataset=job.dataset, images=job.images == "copy"
     )
     copy = source.images if job.images is None else job.images == "copy"
     cards = source.cards()
-    settings = {
-        "to": to, "images": copy, "dataset": job.dataset or DATASET, "class_names": class_names,
+    settings: dict[str, Any] = {
+        "to": to, "images": copy, "dataset": job.dataset or DATASET,
+        "class_names": job.class_names or "phrase",
         "drop_empty": job.drop_empty, "shards": source.names,
         "cards": {name: card.model_dump(mode="json") for name, card in cards.items()},
     }  # fmt: skip
+    if to == "coco" and job.class_names is not None:
+        settings["by_class"] = True
+    if job.val_share is not None:
+        settings["val_share"] = job.val_share
     mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())
     if (done := committed(out, STAGE, mark)) is not None:
         report = StageReport.of(STAGE, [done])
@@ -81,7 +87,7 @@ def run(job: ExportLabels) -> Exported:
     report = StageReport(stage=STAGE)
     try:
         with Sink(out) as sink, UniqueNames() as names:
-            context, losses = ExportContext(sink, names, cards, class_names), ReadLosses()
+            context, losses = ExportContext(sink, names, cards, job.class_names, job.val_share), ReadLosses()
             target = make_target(context)
             image_of = partial(_copy, out=out, resumed=resumed, write=not target.takes_images) if copy else _no_image
             samples = _samples(job, source, losses, context, target.folder, mark)

@@ -321,7 +321,7 @@ def _sample(
         return None
     samples.kept += 1
     regions.kept += len(kept)
-    odd.look(kept, header.upright)
+    odd.look(kept, header.upright, item.caption)
     regions.cut += item.lost.get(CUT, 0) + outside.pop(CUT, 0)
     regions.dropped.update(outside)
     return {_extension(item.location.file, header): data, "json": text}

@@ -33,7 +33,8 @@ def refuse_losses(config: IngestConfig, name: str, report: StageReport, out: str
             others = f", and {regions.dropped} of the regions" if unit == "images" and regions.dropped else ""
             raise RunError(
                 f"set {name}: {lost} of {seen} {unit} lost ({dropped}{others}); "
-                f"allowed share: {config.max_failed_share} (ingest.max_failed_share)" + _first_note(name, out, dropped)
+                f"allowed share: {config.max_failed_share} (ingest.max_failed_share)"
+                + _first_note(name, out, (*dropped, *unreadable))
             )
 
 
@@ -43,13 +44,18 @@ _MANY_CUT = 0.1
 
 
 _TOP_LEFT = "regions_in_the_top_left"
+_IN_WORDS = "regions_within_words"
 _NEARLY_ALL = 0.95
+_SHARES = {_IN_WORDS: 0.4}
+"""Suspicious shares of boxes; by default nearly all."""
 _ODD = {
     "regions_ignored": "ignore regions, which teach nothing: are `iscrowd`, `ignore`, `difficult`, IsGroupOf right?",
     "regions_under_a_pixel": "smaller than a pixel: are they shares of the image (0 to 1), and the format has pixels?",
+    _IN_WORDS: "of phrases that begin or end within a word: are `tokens_positive` characters of this caption?",
     _TOP_LEFT: "in the top left of their images: are they shares, percent, or of another size of the images?",
 }
 """Counts of boxes that are suspicious if they are those of nearly a whole set, and the doubt."""
+_WORD = re.compile("[A-Za-z]{2}")
 _FEW = 20
 """Boxes of which all may well be in a quarter of their images."""
 
@@ -61,7 +67,7 @@ class Oddities:
         self.boxes = 0
         self._counts = dict.fromkeys(_ODD, 0)
 
-    def look(self, regions: Iterable[Region], size: tuple[int, int]) -> None:
+    def look(self, regions: Iterable[Region], size: tuple[int, int], caption: str | None) -> None:
         """Count an image's regions; ``size``: (height, width)."""
         height, width = size
         for region in regions:
@@ -69,12 +75,16 @@ class Oddities:
             self.boxes += 1
             self._counts["regions_ignored"] += region.ignore
             self._counts["regions_under_a_pixel"] += x2 - x1 <= 1 and y2 - y1 <= 1
+            edges = [edge for span in region.tokens_positive for edge in span]
+            self._counts[_IN_WORDS] += any(_WORD.match(caption or "", max(0, edge - 1)) for edge in edges)
             right, low = (100, 100) if 18_000 < width * height < 40_000 else (width / 2, height / 2)
             self._counts[_TOP_LEFT] += x2 <= right and y2 <= low
 
     def numbers(self) -> dict[str, float]:
         """The counts that are nearly all of the shard's boxes."""
-        numbers = {name: float(n) for name, n in self._counts.items() if n and n >= _NEARLY_ALL * self.boxes}
+        numbers = {
+            name: float(n) for name, n in self._counts.items() if n and n >= _SHARES.get(name, _NEARLY_ALL) * self.boxes
+        }
         if self.boxes < _FEW or "regions_under_a_pixel" in numbers:  # which says more
             numbers.pop(_TOP_LEFT, None)
         return numbers
@@ -87,7 +97,7 @@ def doubts(report: StageReport, kind: Kind) -> list[str]:
     found = []
     for name, doubt in _ODD.items():
         n = int(report.numbers.get(name, 0))
-        if n and n >= _NEARLY_ALL * kept:
+        if n and n >= _SHARES.get(name, _NEARLY_ALL) * kept:
             found.append(f"{n:,} of {kept:,} boxes are {doubt}")
     if not kept:
         absent = "every class would be taught as absent" if kind == "detection" else "no word has a box"

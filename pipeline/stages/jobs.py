@@ -344,7 +344,15 @@ class ExportLabels(WholeJob[Exported]):
     )
     dataset: str | None = Field(None, description="Of a label store: the name of the set.  [default: pseudo]")
     class_names: Annotated[Literal["phrase", "root"] | None, Cli("--classes")] = Field(
-        None, description="yolo: the class is the whole phrase or its head noun.  [default: phrase]"
+        None,
+        description="yolo, coco: the class of a grounding label is its whole phrase or its head noun.  [default: yolo: "
+        "phrase; coco: none, captions with spans]",
+    )
+    val_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="yolo: share of the images for a validation split, chosen by key.  [default: no split]",
     )
     drop_empty: bool = Field(False, description="Leave out images without a label; they are counted.")
 

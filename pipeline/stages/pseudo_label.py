@@ -13,8 +13,9 @@ from functools import partial
 
 from pipeline.annotators.base import load_annotator, own_score_agg
 from pipeline.data.records import STORE_VERSION
+from pipeline.errors import RunError
 from pipeline.execution.inference import InferenceWorker, inference_workers
-from pipeline.execution.reports import StageReport
+from pipeline.execution.reports import StageReport, Tally
 from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
 from pipeline.io.files import file_size, listing, require_files
@@ -22,6 +23,7 @@ from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, parent, stem
 from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.tars import read_tar
 from pipeline.labelling.worker import STAGE, LabellingShard
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
 from pipeline.system.devices import cores
@@ -62,9 +64,18 @@ def run(job: PseudoLabel) -> StageReport:
     workers = inference_workers(labelling, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     report = run_workers(STAGE, jobs, job.out, workers, job, fingerprint_of=fingerprint_of)
+    if jobs and not report.failed and not report.tallies.get("samples", Tally()).seen and any(map(_has_sample, shards)):
+        raise RunError(
+            f"{phrases}: found no phrase of any sample of {len(shards)} shards; want those that parse-phrases writes "
+            "(run it again: it says which captions it cannot read)"
+        )
     if report.rates is not None:
         report.rates.count_left(file_size(shard) or 0 for shard in set(all_shards) - set(shards))
     return report
+
+
+def _has_sample(shard: str) -> bool:
+    return next(read_tar(shard), None) is not None
 
 
 def _parse_missing(job: PseudoLabel, shards: Sequence[str], phrases: str) -> list[str]:

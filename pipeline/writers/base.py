@@ -30,6 +30,8 @@ class Item:
 class ExportContext:
     """Shared state of an export: output files, data set cards and counts.
 
+    class_names: text that is the class of a grounding record's region; None: the format's default.
+    val_share: share of the images in the validation split; None: no split.
     numbers: ``lost_X`` counts X missing in the output; ``extra_X`` counts X in fields that other
     readers of the format ignore and that ingest reads.
     """
@@ -37,7 +39,8 @@ class ExportContext:
     sink: Sink
     names: UniqueNames
     cards: Mapping[str, DatasetCard] = field(default_factory=dict)
-    class_names: Literal["phrase", "root"] = "phrase"
+    class_names: Literal["phrase", "root"] | None = None
+    val_share: float | None = None
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
     numbers: Counter[str] = field(default_factory=Counter)
@@ -47,6 +50,16 @@ class ExportContext:
         name = self.names.take(set_name, key)
         self.numbers["renamed_duplicate_keys"] += name.renamed
         return name
+
+
+def class_of(record: GroundingRecord, region: Region, class_names: Literal["phrase", "root"]) -> str:
+    """Class name of a region; of a grounding record its phrase or head noun in lower case, "" if it
+    has none.
+    """
+    if record.kind == "detection":
+        return region.phrase
+    name = region.root if class_names == "root" else region.phrase
+    return " ".join((name or "").lower().split())
 
 
 class Target(Protocol):

@@ -18,6 +18,7 @@ from pipeline.writers.atomic_files import JsonRows
 from pipeline.writers.base import (
     ExportContext,
     Item,
+    class_of,
     count_extra,
     count_lost,
     explicit_phrase,
@@ -39,10 +40,26 @@ class Coco:
 
     def add(self, item: Item, image: bytes | None) -> None:
         name, record = self._sets.of(item.record), item.record
+        if record.kind == "grounding" and self._context.class_names is not None:
+            record = self._by_class(record)
         if name not in self._files:
             kind = _Detection if record.kind == "detection" else _Grounding
             self._files[name] = kind(self._context, name, record.dataset)
-        self._files[name].add(item)
+        self._files[name].add(Item(record, item.file))
+
+    def _by_class(self, record: GroundingRecord) -> GroundingRecord:
+        """A grounding record as a detection record, with phrases or head nouns as its classes."""
+        context = self._context
+        class_names = context.class_names or "phrase"
+        regions = []
+        for region in record.regions:
+            if name := class_of(record, region, class_names):
+                regions.append(region.model_copy(update={"phrase": name, "tokens_positive": ()}))
+            else:
+                context.regions.drop(f"no_{class_names}")
+        count_lost(context.numbers, record, "caption", "uncertain", "spans")
+        changes = {"kind": "detection", "caption": None, "uncertain": (), "regions": tuple(regions)}
+        return record.model_copy(update=changes)
 
     def finish(self) -> None:
         """Complete the files, and write the manifest."""

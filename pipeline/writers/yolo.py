@@ -11,11 +11,14 @@ from collections.abc import Iterator
 
 import yaml
 
-from pipeline.data.records import GroundingRecord, Region
-from pipeline.writers.base import ExportContext, Item, count_lost
+from pipeline.data.records import GroundingRecord
+from pipeline.errors import InputError
+from pipeline.io.hashing import hash_share
+from pipeline.writers.base import ExportContext, Item, class_of, count_lost
 from pipeline.writers.manifest import ClassIds
 from pipeline.writers.parallel_files import ParallelWriter
 
+SPLITS = ("train", "val")
 READ = {"jpg", "jpeg", "png", "webp", "bmp"}
 """Image extensions in shards that Ultralytics reads."""
 
@@ -30,6 +33,8 @@ class Yolo:
         self._head = context.sink.open("data.yaml")
         self._files = ParallelWriter(context.sink.out)
         self._classes, self._sets = ClassIds(), set[str]()
+        self._class_names = context.class_names or "phrase"
+        self._splits = [] if context.val_share is None else [context.sink.open(f"{name}.txt") for name in SPLITS]
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write an image's label file; an empty one marks the image as background."""
@@ -44,6 +49,10 @@ class Yolo:
                 self._classes[name]
         stem, _, extension = item.file.rpartition(".")
         context.numbers["images_that_yolo_does_not_read"] += extension not in READ
+        if self._splits:
+            val = hash_share(f"{record.dataset}/{record.key}") < (context.val_share or 0)
+            self._splits[val].write(f"./{item.file}\n".encode())
+            context.numbers[f"images_of_{SPLITS[val]}"] += 1
         lines = b"".join(self._lines(record))
         self._files.put(f"labels/{stem.removeprefix('images/')}.txt", lines)
         context.samples.keep()
@@ -51,12 +60,12 @@ class Yolo:
     def _lines(self, record: GroundingRecord) -> Iterator[bytes]:
         height, width = record.image_size
         for region in record.regions:
-            name = self._name(record, region)
+            name = class_of(record, region, self._class_names)
             if region.ignore:
                 self._context.regions.drop("ignore_region")
                 continue
             if not name:
-                self._context.regions.drop("no_root" if self._context.class_names == "root" else "no_phrase")
+                self._context.regions.drop("no_root" if self._class_names == "root" else "no_phrase")
                 continue
             self._context.regions.keep()
             x1, x2 = (min(max(x / width, 0.0), 1.0) for x in (region.box[0], region.box[2]))
@@ -64,20 +73,25 @@ class Yolo:
             cxcywh = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
             yield f"{self._classes[name]} {' '.join(f'{value:.8g}' for value in cxcywh)}\n".encode()
 
-    def _name(self, record: GroundingRecord, region: Region) -> str:
-        if record.kind == "detection":
-            return region.phrase
-        name = region.root if self._context.class_names == "root" else region.phrase
-        return " ".join((name or "").lower().split())
-
     def finish(self) -> None:
-        """Write data.yaml. Ultralytics requires ``val``, but records have no split, so it is the
-        same as ``train``.
+        """Write data.yaml. Ultralytics requires ``val``; without a split it is the same as ``train``.
+
+        Raises:
+            InputError: a split has no image.
         """
         self._files.drain()
+        numbers = self._context.numbers
+        for split in SPLITS if self._splits else ():
+            if not numbers[f"images_of_{split}"]:
+                raise InputError(
+                    f"--val-share {self._context.val_share}: found no image for {split}; want another share, or more "
+                    "images"
+                )
         names = {number: name for name, number in self._classes.ids.items()}
-        head = "# images of `val` are those of `train`: name your own before you trust a measurement\n"
-        data = {"train": "images", "val": "images", "names": names}
+        same = "# images of `val` are those of `train`: name your own before you trust a measurement\n"
+        head = "" if self._splits else same
+        files = {split: f"{split}.txt" if self._splits else "images" for split in SPLITS}
+        data = {**files, "names": names}
         self._head.write((head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)).encode())
         self._context.numbers["classes"] += len(names)
 

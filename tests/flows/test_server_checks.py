@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import proxy_bypass
 
@@ -87,6 +89,25 @@ def test_an_address_that_never_answers_is_named_with_the_profile(tmp_path):
         profile(tmp_path / "prefect", url)
         code, lines = self_train(tmp_path, "run", **PROXIES)
     assert code == 2 and f"found {url} (from the profile 'team' of " in lines[-1] and "timed out" in lines[-1], lines
+
+
+@pytest.mark.slow
+def test_a_server_that_answers_byte_by_byte_is_not_waited_for(tmp_path):
+    def trickle(server: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _ = server.accept()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(1)
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        threading.Thread(target=trickle, args=(server,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/api"
+        code, lines = self_train(tmp_path, "run", PREFECT_API_URL=url)
+    assert code == 2 and f"found {url} (from the environment)" in lines[-1] and "not complete in time" in lines[-1]
 
 
 @pytest.mark.slow

@@ -169,6 +169,12 @@ def test_a_pixel_mask_says_the_images_sizes(inputs):
         ({"pixel_values": torch.zeros(1, 3, 96, 128)}, ("2 captions", "1 images")),
         ({"image_index": torch.tensor([0])}, ("image_index", "(1,)", "(2,)")),
         ({"image_index": torch.tensor([0, 2])}, ("image_index", "[1]")),
+        ({"pixel_values": torch.zeros(2, 1, 96, 128)}, ("pixel_values", "(2, 1, 96, 128)", "(B, 3, H, W)")),
+        ({"pixel_values": torch.zeros(3, 96, 128)}, ("pixel_values", "(3, 96, 128)", "(B, 3, H, W)")),
+        ({"pixel_values": torch.zeros(0, 3, 96, 128)}, ("pixel_values", "(0, 3, 96, 128)", "one image")),
+        ({"input_ids": torch.ones(8).long()}, ("(2, 8)", "(8,)", "(B, T)")),
+        ({"pixel_mask": torch.ones(2, 9, 9), "image_sizes": None}, ("pixel_mask", "(2, 9, 9)", "(2, 96, 128)")),
+        ({"input_ids": None, "attention_mask": None}, ("input_ids", "text_features")),
         ({"text_features": torch.zeros(2, 5, 32)}, ("text_features", "(2, 5)", "(2, 8)")),
         ({"input_ids": torch.ones(2, 300).long(), "attention_mask": torch.ones(2, 300).long()}, ("300", "256")),
     ],
@@ -180,6 +186,12 @@ def test_inputs_that_disagree_are_named(inputs, change, words):
     with pytest.raises(ValueError) as error:
         network(**{**inputs, **change})
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "input_ids", "attention_mask"])
+def test_inputs_that_are_no_tensors_are_named(inputs, name):
+    with pytest.raises(TypeError, match=f"{name}: found ndarray; want a tensor"):
+        tiny_model()(**{**inputs, name: inputs[name].numpy()})
 
 
 @pytest.mark.parametrize(
@@ -220,6 +232,15 @@ def test_export_leaves_the_cache_alone(inputs, monkeypatch, grad):
     with torch.no_grad():
         want = network(**inputs)
         assert (program.module()(**inputs).logits - want.logits).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_an_exported_network_takes_other_batch_sizes(inputs):
+    network, batch = tiny_model().eval(), torch.export.Dim("batch", min=2, max=8)
+    more = {k: torch.cat([v, v[:1]]) for k, v in inputs.items()}
+    with torch.no_grad():
+        program = torch.export.export(network, (), dict(inputs), dynamic_shapes={k: {0: batch} for k in inputs})
+        assert (program.module()(**more).logits - network(**more).logits).abs().max() < 1e-4
 
 
 def test_fake_tensors_leave_the_cache_alone(inputs, monkeypatch):

@@ -103,6 +103,18 @@ def test_names_for_one_image_are_one_prompt(made, network):
         ({"offset_mapping": torch.zeros(2, 5, 2)}, ("offset_mapping", "(2, 5, 2)", "8 tokens")),
         ({"input_ids": torch.ones(2, 5)}, ("input_ids", "(2, 5)", "(2, 8)")),
         ({"phrases": [[], []], "text_labels": [[], []]}, ("phrases", "text_labels")),
+        ({"input_ids": 0.3}, ("input_ids", "0.3", "(2, 8)")),
+        ({"input_ids": {"input_ids": 1}}, ("input_ids", "dict", "(2, 8)")),
+        ({"threshold": [0.2, 0.3]}, ("threshold", "[0.2, 0.3]", "one number")),
+        ({"threshold": None}, ("threshold", "None")),
+        ({"threshold": float("nan")}, ("threshold", "nan")),
+        ({"text_threshold": 30}, ("text_threshold", "30", "0 to 1")),
+        ({"target_sizes": [480, 640]}, ("target_sizes", "[480, 640]", "(height, width)")),
+        ({"target_sizes": torch.tensor([480, 640])}, ("target_sizes", "(height, width)")),
+        ({"target_sizes": [(480, 640, 3)] * 2}, ("target_sizes", "(480.0, 640.0, 3.0)")),
+        ({"target_sizes": [(480, 640), (0, 5)]}, ("target_sizes", "(0.0, 5.0)")),
+        ({"text_labels": ["a dog. a red kite", "a cat"]}, ("text_labels", "a dog. a red kite", "list of class names")),
+        ({"text_labels": [["a dog", None], ["a cat"]]}, ("text_labels", "None", "list of class names")),
     ],
 )
 def test_what_disagrees_is_named(made, outputs, given, words):
@@ -195,8 +207,23 @@ def test_calls_without_anything_and_counts_that_differ(made):
         made(images=images[0], text=["a dog. a cat", "a kite"])
     with pytest.raises(TypeError, match="want a caption"):
         made(images=images[0], text=[[3]])
-    with pytest.raises(ValueError, match="rows of tokens"):
-        made(images=images[0], text="a dog and a cat", max_length=4, return_overflowing_tokens=True)
+    for name in ("return_overflowing_tokens", "is_split_into_words", "text_pair"):
+        with pytest.raises(ValueError, match=name):
+            made(images=images[0], text="a dog and a cat", max_length=4, **{name: True})
+    for length in (0, 1, -1):
+        with pytest.raises(ValueError, match=f"max_length: found {length}"):
+            made(images=images[0], text="a dog", max_length=length)
+
+
+@pytest.mark.parametrize("text", [["a cat.", "a remote."], [["a cat.", "a remote"]], [["a cat", "a remote"]]])
+def test_a_full_stop_after_a_name_is_the_separator(made, network, text):
+    inputs = made(images=seeded_image(96, 128, 1), text=text)
+    assert made.batch_decode(inputs["input_ids"]) == ["[CLS] a cat. a remote [SEP]"]
+    with torch.inference_mode():
+        outputs = network(**inputs)
+    for names in (["a cat.", "a remote."], ["a cat", "a remote"]):
+        found = made.post_process_grounded_object_detection(outputs, threshold=0.2, text_labels=[names])
+        assert set(found[0]["text_labels"]) == set(names)
 
 
 def test_a_text_whose_list_of_images_is_empty_has_none(made, network):
@@ -229,8 +256,52 @@ def test_images_in_every_layout():
         for f in ("channels_last", "channels_first")
     )
     assert rows["pixel_values"][0, 2, 1].sum() == 0 and channels["pixel_values"][0, 2, 1].sum() > 0
-    with pytest.raises(TypeError, match="float64"):
-        made(array.astype(float))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.int32, np.uint16, torch.float32, torch.bfloat16])
+def test_arrays_of_every_type_are_the_same_image(kind):
+    made = GlipImageProcessor(do_resize=False)
+    array = seeded_image(64, 64, 1)
+    want = made(array)["pixel_values"]
+    other = torch.from_numpy(array).to(kind) if isinstance(kind, torch.dtype) else array.astype(kind)
+    assert torch.equal(made(other)["pixel_values"], want)
+    if "float" in str(kind) and "bfloat" not in str(kind):
+        assert torch.equal(made(other / 255)["pixel_values"], want)
+
+
+def test_the_mode_of_32_bits_may_hold_8():
+    grey = Image.fromarray(seeded_image(64, 64, 1)[..., 0])
+    made = GlipImageProcessor(do_resize=False)
+    assert torch.equal(made(grey.convert("I"))["pixel_values"], made(grey)["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    "image, settings, words",
+    [
+        (np.zeros((8, 8, 2), np.uint8), {}, ("(8, 8, 2)", "channels")),
+        (np.zeros((0, 8, 3), np.uint8), {}, ("(0, 8, 3)",)),
+        (np.full((8, 8, 3), -1), {}, ("-1 to -1",)),
+        (np.ones((8, 8, 3)), {}, ("float64, 1 to 1",)),
+        (np.ones((8, 8, 3), bool), {}, ("bool",)),
+        (np.zeros((8, 9, 3), np.uint8), {"input_data_format": "channels_first"}, ("(8, 9, 3)", "channels_first")),
+        (np.zeros((8, 9, 3), np.uint8), {"input_data_format": "chanels_last"}, ("chanels_last",)),
+        (None, {"data_format": "first"}, ("first",)),
+        (None, {"size": -3}, ("size", "-3")),
+        (None, {"size": {"longest_edge": 70}}, ("size", "70", "shortest_edge")),
+        (None, {"pad_to_multiple": 0}, ("pad_to_multiple", "0")),
+        (None, {"image_mean": [0.5, 0.5]}, ("image_mean", "(0.5, 0.5)", "3")),
+        (None, {"image_std": 0.0}, ("image_std", "0.0")),
+    ],
+)
+def test_images_and_settings_that_cannot_be_meant_are_named(image, settings, words):
+    with pytest.raises(ValueError) as error:
+        GlipImageProcessor()(seeded_image(32, 40, 1) if image is None else image, **settings)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_bound_of_both_sides_is_a_size():
+    sizes = GlipImageProcessor()(seeded_image(96, 128, 1), size={"max_height": 50, "max_width": 60})["image_sizes"]
+    assert sizes.tolist() == [[45, 60]]
 
 
 @pytest.mark.parametrize("array", [np.full((8, 8), 0.5, np.float32), np.full((8, 8), 70000, np.int32)])

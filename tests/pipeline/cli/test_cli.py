@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -139,6 +140,50 @@ def test_pseudo_label_parses_by_itself_where_no_phrases_are_given(crawl, teacher
         "pseudo_label", "--shards", crawl[0], "--teacher", str(teacher), "--out", str(tmp_path / "store" / "regions")
     )
     assert done.exit_code == 0 and (tmp_path / "store" / "phrases" / "00000.parquet").is_file()
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+def test_globs_need_no_quotes(crawl, tmp_path, quoted):
+    files = ["--shards", str(tmp_path / "crawl" / "*.tar")] if quoted else ["--shards", *sorted(crawl)]
+    options = ["--set", "rules=2", "workers_unknown=1"] if quoted else ["--set", "rules=2", "min_words=1"]
+    done = call("parse_phrases", *files, "--out", str(tmp_path / "phrases"), *options[:2])
+    assert done.exit_code == 0 and "2 shards done" in done.output
+    # a further value of the last option, not a shard
+    done = call("parse_phrases", *files, "--out", str(tmp_path / "phrases"), *options)
+    assert done.exit_code == 2 and options[-1].split("=")[0] in done.output
+
+
+def test_a_value_too_many_is_refused(tmp_path):
+    done = call("parse_phrases", "--shards", "a.tar", "--out", "x", "y")
+    assert done.exit_code == 2 and "unexpected extra argument (y)" in done.output
+    done = call("parse_phrases", "-v", "y", "--shards", "a.tar", "--out", "x")
+    assert done.exit_code == 2 and "unexpected extra argument (y)" in done.output
+
+
+def test_a_released_checkpoint_in_place_of_a_model_folder_names_the_command_that_converts_it(crawl, tmp_path):
+    file = tmp_path / "glip_tiny.pth"
+    file.write_bytes(b"weights")
+    done = call("pseudo_label", "--shards", crawl[0], "--teacher", str(file), "--out", str(tmp_path / "regions"))
+    assert done.exit_code == 2 and f"convert-checkpoint {file} --variant glip-t" in done.output
+    source = ["--source", f"a={crawl[0]}", "--out", str(tmp_path / "y")]
+    done = call("train_student", "--init", str(file), *source)
+    assert done.exit_code == 2 and f"convert-checkpoint {file} --variant glip-t" in done.output
+
+
+def test_a_pilot_estimates_the_labels_of_all_shards_by_threshold(crawl, teacher, tmp_path):
+    options = ["--teacher", str(teacher), "--out", str(tmp_path / "regions"), "--set", "floor=0.001"]
+    done = call("pseudo_label", "--shards", *crawl, *options, "--limit", "1")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    start = lines.index("labels by filter-boxes' threshold, in 1 shards and, estimated, in all 2:")
+    (regions,) = (tmp_path / "regions").glob("*.parquet")
+    swept = call("filter_boxes", "--regions", str(regions), "--sweep", "0.3,0.4,0.5,0.6,0.7")
+    boxes = [row.split()[2] for row in swept.stdout.splitlines()[2:]]
+    sizes = {Path(shard).stem: Path(shard).stat().st_size for shard in crawl}
+    for line, n in zip(lines[start + 1 : start + 6], boxes, strict=True):
+        total = round(int(n.replace(",", "")) * sum(sizes.values()) / sizes[regions.stem])
+        assert f": {n} boxes on" in line and line.endswith(f"; {total:,} in all")
+    assert "labels by" not in call("pseudo_label", "--shards", *crawl, *options).stdout
 
 
 @pytest.mark.parametrize(

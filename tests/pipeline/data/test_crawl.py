@@ -66,3 +66,18 @@ def test_an_empty_text_gives_way_to_the_json():
     assert caption(txt=" \n", json='{"caption": "a dog"}') == ("a dog", None)
     assert caption(txt="a cat", json='{"caption": "a dog"}') == ("a cat", None)
     assert caption(txt="", json='{"text": "a dog"}') == caption(txt="", json="broken") == caption(txt="") == ("", None)
+    for nothing in ("nan", " None ", "\ufeff", "\0\0", "\u200b"):
+        assert caption(txt=nothing, json='{"caption": "a dog"}') == ("a dog", None)
+        assert caption(txt=nothing) == (nothing, None)
+
+
+def test_a_text_that_is_not_utf8_gives_way_to_the_json():
+    files = {"txt": b"caf\xe9", "json": b'{"caption": "a dog"}'}
+    assert caption_of(TarSample("0", files)) == ("a dog", None)
+    assert caption_of(TarSample("0", {**files, "json": b"{}"})) == (None, "caption_not_utf8")
+
+
+def test_files_of_a_sample_in_two_folders_are_told(tmp_path):
+    apart = [(f"{'images' if name.endswith('jpg') else 'texts'}/{name}", data) for name, data in pairs("{:05d}")]
+    with pytest.raises(RunError, match="next to each other, with the same key and folder"):
+        parse(tmp_path, apart)

@@ -65,8 +65,12 @@ def test_without_a_stated_size_equal_white_margins_of_a_square_are_padding():
     assert shown_part(white, (128, 128), None) == WHOLE
 
 
-@pytest.mark.parametrize("value", [None, "170", True, float("nan"), float("inf"), 0, -1, 1e30, [170]])
+@pytest.mark.parametrize("value", [None, "wide", "nan", True, float("nan"), float("inf"), 0, -1, 1e30, [170]])
 def test_a_size_that_is_none_is_not_stated(value):
     assert original_size({"original_width": value, "original_height": 110}) is None
     assert original_size([value]) is None
     assert stated_original(b'{"original_width": broken') is stated_original(b"[1]") is stated_original(None) is None
+
+
+def test_a_size_may_be_text():
+    assert original_size({"original_width": "170", "original_height": "110.0"}) == (110, 170)

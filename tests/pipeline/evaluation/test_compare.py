@@ -14,7 +14,7 @@ from pipeline.evaluation.fixed_ap import fixed_ap
 from pipeline.evaluation.match_tables import MatchTables, absent_images, read_match_tables, write_match_tables
 from pipeline.evaluation.matching import RECALLS, class_curves, match
 from pipeline.evaluation.metrics import coco_ap, queries_of
-from pipeline.evaluation.promotion import DEFAULT_GATES, judge, parse_gates
+from pipeline.evaluation.promotion import DEFAULT_CONTROL_GATES, DEFAULT_GATES, judge, parse_gates
 from tests.pipeline.evaluation.test_matching import FOUND, GOLD, NAMES, federated, fixed_matches, image
 from tests.pipeline.evaluation.test_metrics import recall_at_k
 
@@ -160,6 +160,11 @@ def test_a_gate_at_its_edge_and_one_that_is_strict():
 def test_a_gate_that_is_none_is_told(text):
     with pytest.raises(InputError, match="want SET.METRIC>=POINTS" if text else "no gate fits"):
         judge(compared(s__ap=0.0), parse_gates([text]))
+
+
+def test_a_control_is_compared_by_refcocos_only_metric_too():
+    verdict = judge(compared(refcoco__precision_at_1=-5.0), parse_gates(DEFAULT_CONTROL_GATES), may_be_idle=True)
+    assert not verdict["promoted"]
 
 
 def test_a_gate_for_nothing_is_told():

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.execution.stage_failures import stage_failure
 from pipeline.io import files
-from pipeline.io.files import file_size, open_file, read_range
+from pipeline.io.files import StoreError, file_size, open_file, read_range
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 from tests.fixtures.crawl import jpeg
@@ -112,5 +113,6 @@ def test_what_is_missing_and_who_never_answers_is_told(shard, monkeypatch):
     server.server_close()
     monkeypatch.setattr(files, "PATIENCE", 1.0)
     for look in (file_size, lambda url: open_file(url).read(), digest_file):
-        with pytest.raises(InputError, match=r"/00000\.tar: no answer \(.*connect"):
+        with pytest.raises(StoreError, match=r"/00000\.tar: no answer \(.*connect") as raised:
             look(f"{server.url}/00000.tar")
+        assert stage_failure(raised.value) is not None  # the next shard would wait as long

@@ -59,6 +59,14 @@ def pairs(caption, **changes):
         ("a red car\n\na dog", [("red car", "car"), ("dog", "dog")]),
         ("ＦＵＬＬ ﬁsh tank", [("ＦＵＬＬ ﬁsh tank", "fish tank")]),
         ("a cafe\u0301", [("cafe\u0301", "café")]),
+        ("see https://t.co/abc a car", [("car", "car")]),
+        ("a phone case http://bit.ly/2xYz", [("phone case", "phone case")]),
+        ("press 1\ufe0f\u20e3 button", [("press", "press"), ("button", "button")]),
+        ("<style>.a{color:red}</style>a boat", [("boat", "boat")]),
+        ('[caption id="x"]a house[/caption]', [("house", "house")]),
+        ("Wooden Chair | 45x60cm", [("Wooden Chair", "wooden chair")]),
+        ("a dog 犬 and a cat 猫", [("dog", "dog"), ("cat", "cat")]),
+        ("RT @user: a cat", [("cat", "cat")]),
     ],
 )  # fmt: skip
 def test_dirt_goes_and_things_stay(caption, found):
@@ -69,7 +77,10 @@ def test_dirt_goes_and_things_stay(caption, found):
     ("caption", "reason"),
     [
         ("nan", "placeholder"), (" NaN ", "placeholder"), ("None", "placeholder"), ("<NA>", "placeholder"),
-        ("&nbsp;nan", "placeholder"),
+        ("&nbsp;nan", "placeholder"), ("[image]", "placeholder"), ("none.", "placeholder"), ("NaN NaN", "placeholder"),
+        ("no alt text", "placeholder"), ("El Paso", None),
+        ("un chien noir", "not_english"), ("el perro", "not_english"),
+        ("Hund und Katze", "not_english"), ("Las Vegas", None), ("sushi and sake", None),
         ("😍😍", "only_marks"), ("#dog #cat", "only_marks"), ("&nbsp;<br>", "only_marks"),
         ("\ufeff\u200b", "only_marks"),
         ("  ", "empty_caption"), ("<p>IMG_2034.jpg</p>", "file_name"), ("https://x.org/a?b=1&amp;c=2", "address"),

@@ -26,7 +26,7 @@ def numbers(caption, **changes):
         ("more than two dogs", 0), ("sheep", 0), ("a sheep", 1), ("two sheep", 2), ("a two-headed dragon", 1),
         ("a pair of shoes", 2), ("a pair of scissors", 1), ("a couple of dogs", 2), ("a dozen eggs", 12),
         ("a Dolce and Gabbana bag", 1), ("a black and white cat", 1), ("pool and palm trees", 0), ("TWO RED CARS", 2),
-        ("men", 0), ("two women", 2), ("a 5 star hotel", 1),
+        ("men", 0), ("two women", 2), ("a 5 star hotel", 1), ("2-3 apples", 0),
     ],
 )  # fmt: skip
 def test_numbers(caption, number):

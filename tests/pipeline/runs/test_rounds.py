@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
-from pipeline.evaluation.match_tables import write_match_tables
+from pipeline.evaluation.match_tables import read_match_tables, write_match_tables
 from pipeline.evaluation.metrics import coco_ap
 from pipeline.evaluation.promotion import promote
 from pipeline.io.atomic import write_json
@@ -22,12 +22,12 @@ from tests.pipeline.evaluation.test_matching import NAMES
 from tests.pipeline.evaluation.test_metrics import recall_at_k
 
 
-def evaluated(layout: RunLayout, model: str, **qualities: float) -> None:
+def evaluated(layout: RunLayout, model: str, *, images: int = 60, **qualities: float) -> None:
     """An evaluation folder of a model that names so large a share of the things rightly, set by set."""
     sets = {}
     for name, quality in qualities.items():
-        results = random_results(0, images=60, quality=quality)
-        sets[name] = {"images": 60.0, **recall_at_k(results), **coco_ap(results, NAMES)}
+        results = random_results(0, images=images, quality=quality)
+        sets[name] = {"images": float(images), **recall_at_k(results), **coco_ap(results, NAMES)}
         write_match_tables(layout.evaluation(model) / "evidence", name, evidence_of(results))
     write_json(
         layout.evaluation(model) / "metrics.json",
@@ -109,6 +109,39 @@ def test_a_student_below_its_control_is_refused_and_the_better_control_is_used(t
     assert ("The model to use is control-1." in html) == (best == "control-1")
     lenient = decide(recipe("promotion.gates=['control:*.ap>=-100', 'eval_base.ap>=0']"), layout, 1)
     assert lenient.promoted and best_model([lenient]) == "student-1"
+
+
+def test_a_control_that_was_not_measured_where_the_student_was_is_told(tmp_path):
+    layout = RunLayout(tmp_path)
+    for model in ("teacher", "student-1"):
+        evaluated(layout, model, eval_base=0.8, eval_novel=0.5)
+    evaluated(layout, "control-1", eval_base=0.5)
+    folders = [layout.evaluation(model) for model in ("student-1", "teacher", "control-1")]
+    with pytest.raises(
+        InputError, match=r"gate 'control:\*\.ap >= 0': the control has no eval_novel\.ap; evaluate it as"
+    ):
+        promote(*folders[:2], control=folders[2], samples=10)
+
+
+def test_verdicts_within_chance_and_small_sets_are_warned_of(tmp_path, caplog):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.5, eval_novel=0.5)
+    evaluated(layout, "student-1", eval_base=0.5, eval_novel=0.9)
+    folders = layout.evaluation("student-1"), layout.evaluation("teacher")
+    verdict = promote(*folders, gates=["eval_novel.ap>=0", "eval_base.ap>=0"], samples=50)
+    # the same predictions: a difference of 0 in every resample, which is the bound itself
+    base, *small = verdict["warnings"]
+    assert base.startswith("eval_base.ap +0.00 (+0.0 to +0.0): the interval contains the bound of eval_base.ap >= 0")
+    assert not small and base in caplog.text
+    assert not promote(*folders, gates=["eval_novel.ap>=-1", "eval_base.ap>=-1"], samples=50)["warnings"]
+    small = RunLayout(tmp_path / "small")
+    for model in ("teacher", "student-1"):
+        evaluated(small, model, images=10, few=0.5)
+    folders = small.evaluation("student-1"), small.evaluation("teacher")
+    boxes = len(read_match_tables(folders[0] / "evidence", "few").matches.gold_image)
+    assert boxes < 100
+    verdict = promote(*folders, gates=["few.ap>=-1", "few.recall_at_1>=-1"], samples=50)
+    assert verdict["warnings"] == [f"set few: found {boxes} gold boxes; want 100 or more to decide by"]
 
 
 def test_gates_on_the_control_count_where_there_is_one(tmp_path):

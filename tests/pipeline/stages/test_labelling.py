@@ -263,3 +263,20 @@ def test_a_teacher_without_centerness_stores_all_above_its_floor(run, tmp_path, 
         settings = FilterConfig(threshold=threshold)
         FilterBoxes(settings=settings, regions=tmp_path / "00000.parquet", out=tmp_path / "out").run()
         assert ("threshold: found" in caplog.text) == (threshold == 0.02)
+
+
+def test_phrase_files_of_nothing_are_refused_unless_the_crawl_is_of_nothing(teacher, tmp_path):
+    """As an earlier version wrote them for a crawl that it could not read."""
+    from tests.fixtures.crawl import write_crawl
+    from tests.fixtures.unread_crawls import put_tar
+
+    crawl = write_crawl(tmp_path / "crawl")
+    (tmp_path / "phrases").mkdir()
+    for shard in crawl:
+        pq.write_table(PHRASES.empty_table(), tmp_path / f"phrases/{Path(shard).stem}.parquet")
+    for _ in range(2):  # also when the shards are done
+        with pytest.raises(RunError, match=r"found no phrase of any sample of . shards; want those that parse-phrases"):
+            label(crawl, tmp_path, teacher, max_failed=9)
+    put_tar(tmp_path / "00000.tar", [])
+    pq.write_table(PHRASES.empty_table(), tmp_path / "phrases/00000.parquet")
+    label([str(tmp_path / "00000.tar")], tmp_path, teacher)

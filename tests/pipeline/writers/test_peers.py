@@ -16,6 +16,7 @@ import yaml
 from pycocotools.coco import COCO
 
 from pipeline.config import IngestConfig
+from pipeline.errors import InputError
 from pipeline.stages.jobs import ExportLabels, Ingest
 from tests.fixtures import exports
 from tests.fixtures.crawl import jpeg
@@ -220,3 +221,43 @@ def test_yolo_finds_a_label_file_for_every_image(mixed, tmp_path, class_names, n
     else:
         assert len(boxes) == 2 and dropped == {"ignore_region": 2, "no_root": 2}
     assert done.report.numbers["lost_score"] == 2 and done.report.numbers["lost_caption"] == 3
+
+
+def test_a_yolo_split_puts_every_image_into_one_list_by_its_key_alone(tmp_path):
+    records = [exports.grounding(f"k{i}", exports.RED) for i in range(60)]
+    for folder, part in (("all", records), ("some", records[::2])):
+        exports.write_card(tmp_path / folder, "gr", "grounding")
+        exports.write_shard(tmp_path / folder / "gr-000000.tar", part)
+        run(tmp_path / folder, tmp_path / f"{folder}-out", "yolo", val_share=0.25)
+
+    def listed(folder: str, split: str) -> list[str]:
+        data = yaml.safe_load((tmp_path / folder / "data.yaml").read_text())
+        return (tmp_path / folder / data[split]).read_text().splitlines()
+
+    train, val = listed("all-out", "train"), listed("all-out", "val")
+    images = {f"./{p.relative_to(tmp_path / 'all-out')}" for p in (tmp_path / "all-out" / "images").rglob("*.jpg")}
+    assert len(images) == 60 and sorted([*train, *val]) == sorted(images) and 6 <= len(val) <= 26
+    assert set(listed("some-out", "val")) == set(val) & set(listed("some-out", "val") + listed("some-out", "train"))
+    with pytest.raises(InputError, match="found no image for val; want another share"):
+        run(tmp_path / "some", tmp_path / "none", "yolo", val_share=1e-9)
+
+
+@pytest.mark.parametrize(("class_names", "names"), [("phrase", ["red car", "blue car"]), ("root", ["car"])])
+def test_a_grounding_set_by_class_is_a_detection_set_that_pycocotools_and_ingest_read(
+    mixed, tmp_path, class_names, names
+):
+    numbers = run(mixed, tmp_path / "out", "coco", class_names=class_names)
+    coco = coco_of(tmp_path / "out" / "gr.json")
+    assert [coco.cats[i]["name"] for i in sorted(coco.cats)] == names
+    boxes = [(coco.cats[a["category_id"]]["name"], a["iscrowd"]) for a in coco.anns.values()]
+    if class_names == "phrase":
+        assert boxes == [("red car", 0), ("red car", 1), ("blue car", 0), ("blue car", 0)]
+    else:  # only one of the regions has a head noun
+        assert boxes == [("car", 0)]
+    assert numbers["lost_caption"] == 3 and all("caption" not in image for image in coco.imgs.values())
+    plain = run(mixed, tmp_path / "plain", "coco")
+    assert "lost_caption" not in plain
+    assert (tmp_path / "plain" / "det.json").read_bytes() == (tmp_path / "out" / "det.json").read_bytes()
+    again = exports.ingest_again(tmp_path / "out", tmp_path / "again")
+    assert {r.kind for r in again.values()} == {"detection"}
+    assert {region.phrase for (name, _), r in again.items() if name == "gr" for region in r.regions} == set(names)
