@@ -22,7 +22,9 @@ LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages outside docs/, and copies of the other files of the repository that pages link to."""
-    sources = {f"docs/{file.src_uri}": Path(file.abs_src_path or "").read_text() for file in files.documentation_pages()}
+    sources = {
+        f"docs/{file.src_uri}": Path(file.abs_src_path or "").read_text() for file in files.documentation_pages()
+    }
     for source, name in PAGES.items():
         sources[source] = (ROOT / source).read_text()
         content = LINK.sub(lambda match, source=source: _relink(match, source), sources[source])
