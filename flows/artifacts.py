@@ -45,7 +45,8 @@ class StageProgress:
         percent = round(100 * sum(shares) / max(len(shares), 1), 1)
         text = "; ".join(words) or (f"{self._title}: done" if all(finished) else f"{self._title}: starting")
         if (run := current()) is not None:
-            run.update(self._title, percent / 100, text)
+            only = self._jobs[0].name if len(self._jobs) == 1 else self._title
+            run.update(self._title, percent / 100, text.removeprefix(f"{only}: "))
         if self._artifact is None or self._shown == (percent, text):
             return
         self._shown = (percent, text)

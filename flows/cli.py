@@ -225,7 +225,8 @@ def submit(recipe: str, changes: tuple[str, ...], out: str, deployment: str, wat
         from urllib.parse import urlsplit
 
         from flows.server_checks import LOOPBACK
-        from pipeline.config.recipes import load_recipe, with_absolute_paths
+        from pipeline.config.recipes import load_recipe
+        from pipeline.runs.preflight import with_absolute_paths
 
         check_server(temporary=False)
         from prefect.settings import get_current_settings

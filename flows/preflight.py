@@ -16,9 +16,12 @@ STORE_PATIENCE = 60.0
 """Seconds for the answers of stores where no person waits."""
 
 
-def check_run(config: SelfTrainConfig, layout: RunLayout) -> None:
-    """Raise InputError with a line for each thing that would stop a run (``self-train check``)."""
-    refuse(recipe_problems(config, layout, STORE_PATIENCE))
+def check_run(config: SelfTrainConfig, layout: RunLayout, *, ingests: bool = True) -> None:
+    """Raise InputError with a line for each thing that would stop a run (``self-train check``).
+
+    ingests: whether the human-labelled sets' own files are read.
+    """
+    refuse(recipe_problems(config, layout, STORE_PATIENCE, ingests=ingests))
     check_machine(config)
     refuse_other_data(layout, config)
     check_space(make_plan(config, layout), layout)

@@ -58,7 +58,7 @@ def one_round(
     alone = flow_run.parent_flow_run_id is None
     config, layout = chosen_config(config, recipe, stages.DEMO), RunLayout(folder_of(out))
     if alone:
-        check_run(config, layout)
+        check_run(config, layout, ingests=False)
     with working(layout.root, "round", round_titles(config, round_number)):
         if alone and config.data.evaluated():
             run_stage(stages.evaluate, out, config, list(dict.fromkeys(["teacher", layout.teacher_name(round_number)])))

@@ -172,6 +172,8 @@ def working(root: Path, flow: str, titles: Sequence[str] = ()) -> Iterator[None]
             cancelled = isinstance(error, EndedError) or not isinstance(error, Exception)
             line = one_line(error) if isinstance(error, Exception) else None
             reason = line[0] if line else f"{type(error).__name__}: {error}".strip(": ")
+            if not isinstance(error, Exception):  # Prefect's, or KeyboardInterrupt
+                reason = "interrupted by a signal, or cancelled on the server"
             words = "cancelled" if cancelled else "failed"
             RunState.change(layout, state=words, reason=reason, ended=time.time())
             raise

@@ -12,9 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SelfTrainConfig
-from pipeline.data.manifests import is_name
 from pipeline.errors import InputError, did_you_mean
-from pipeline.io.paths import resolve_path
 from pipeline.io.strict_model import problem_lines
 from pipeline.io.strict_yaml import read_yaml
 
@@ -45,31 +43,6 @@ def load_recipe(name_or_file: str = "demo", changes: Sequence[str] = ()) -> Self
         raise InputError(f"recipe {name_or_file!r}: want one of {', '.join(recipe_names())}, or a .yaml file")
     data = read_yaml(text, name_or_file) or {}
     return build(SelfTrainConfig, data, changes, where=name_or_file)
-
-
-def with_absolute_paths(config: SelfTrainConfig) -> SelfTrainConfig:
-    """The recipe with its relative paths resolved against the working folder, for a process that has another one.
-
-    URLs, names (of manifests, of the text encoder minilm) and absolute paths stay.
-    """
-    here = Path.cwd()
-
-    def absolute(path: str | None) -> str | None:
-        return path if path is None else resolve_path(here, path)
-
-    data, model = config.data, config.model
-    manifest = data.manifest if data.manifest and is_name(data.manifest) else absolute(data.manifest)
-    root = absolute(data.root) or (str(here) if manifest is not None and manifest == data.manifest else None)
-    encoder = model.text_encoder if model.text_encoder == "minilm" else absolute(model.text_encoder)
-    new: dict[str, Any] = {
-        "data": {
-            "manifest": manifest, "root": root, "crawl": tuple(resolve_path(here, path) for path in data.crawl),
-            "gold": absolute(data.gold), "frequencies": {n: resolve_path(here, p) for n, p in data.frequencies.items()},
-        },
-        "model": {"text_encoder": encoder, "backbone": absolute(model.backbone)},
-        "teacher": {"init": absolute(config.teacher.init)},
-    }  # fmt: skip
-    return config.model_copy(update={name: getattr(config, name).model_copy(update=part) for name, part in new.items()})
 
 
 def build(kind: type[C], data: dict[str, Any], changes: Sequence[str] = (), *, where: str = "settings") -> C:

@@ -67,7 +67,7 @@ class TrainConfig(Config):
         gt=0,
         description='factor of the learning rate of parameters with "bias" in their names; they have no decay',
     )
-    warmup_steps: int = Field(2000, ge=0, description="steps of linear warm-up from 0.001 of the learning rate")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up from 0.001 of the learning rate")
     schedule: Literal["step", "cosine", "constant"] = Field("step", description="learning rate schedule")
     milestones: tuple[float, ...] = Field(
         (0.67, 0.89), description="step schedule: fractions of the steps at which the learning rate is divided by ten"

@@ -72,6 +72,10 @@ class SetManifest(StrictModel):
         description="image that boxes refer to if it has an EXIF orientation and its stated size does not decide: "
         "upright, with the orientation applied; or as stored",
     )
+    names: dict[str, str] = Field(
+        default_factory=dict,
+        description="class name of a detection set's files -> name in its records; classes of one name are merged",
+    )
     prompts: str | None = Field(None, description="prompts of an evaluation set")
     class_prompts: dict[str, ClassPrompt] = Field(
         default_factory=dict,

@@ -207,7 +207,9 @@ def plan_lines(plan: list[PlannedStage], layout: RunLayout) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     known = [s.seconds for s in plan if s.seconds]
-    unknown = [s.name for s in plan if s.seconds is None and ("shards" in s.work or "steps" in s.work)]
+    unknown = [
+        s.name for s in plan if s.seconds is None and s.work.split()[-1] in {"shards", "steps"} and s.work != "no steps"
+    ]
     need, free = sum(s.bytes for s in plan), free_bytes(layout.root)
     lines.append(f"disk: about {_size(need)} more, {_size(free)} free at {layout.root}")
     if any(s.there for s in plan):

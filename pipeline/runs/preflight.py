@@ -35,15 +35,20 @@ Probe = Callable[[], str | None]
 """Looks at a place; returns a problem's line, or raises an InputError with it."""
 
 
-def recipe_problems(config: SelfTrainConfig, layout: RunLayout, patience: float = PATIENCE) -> list[str]:
+def recipe_problems(
+    config: SelfTrainConfig, layout: RunLayout, patience: float = PATIENCE, *, ingests: bool = True
+) -> list[str]:
     """Return a line for each thing that would stop a run: settings, sets, paths, stores, the folder.
 
     Only the machine is left out (:func:`flows.preflight.check_machine`). Nothing is written.
+
+    Args:
+        patience: seconds for the answers of stores. ingests: whether the sets' own files are read.
     """
     return [
         *input_problems(config),
         *warmup_problems(config, layout),
-        *set_problems(config),
+        *(set_problems(config) if ingests else ()),
         *file_problems(config, patience),
         *folder_problems(layout),
     ]
@@ -187,8 +192,9 @@ def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterat
         else:
             yield from _lines(lambda p=pattern: expand_shards(p), "data.crawl")  # type: ignore[misc]
     for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
-        if path.endswith(".json") and not is_url(path) and not Path(path).is_file():
-            yield f"data.frequencies: {name}: {path}: no such file"
+        if path.endswith(".json") and (is_url(path) or not Path(path).is_file()):
+            wanted = "want a file on a file system" if is_url(path) else "no such file"
+            yield f"data.frequencies: {name}: {path}: {wanted}"
     if data.gold is not None:
         gold = data.gold
         if is_url(gold):
@@ -283,3 +289,28 @@ def _lines(check: Callable[[], object], where: str = "") -> Iterator[str]:
         check()
     except InputError as error:
         yield f"{where}: {error}" if where else str(error)
+
+
+def with_absolute_paths(config: SelfTrainConfig) -> SelfTrainConfig:
+    """The recipe with its relative paths resolved against the working folder, for a process that has another one.
+
+    URLs, names (of manifests, of the text encoder minilm) and absolute paths stay.
+    """
+    here = Path.cwd()
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None else resolve_path(here, path)
+
+    data, model = config.data, config.model
+    manifest = data.manifest if data.manifest and is_name(data.manifest) else absolute(data.manifest)
+    root = absolute(data.root) or (str(here) if manifest is not None and manifest == data.manifest else None)
+    encoder = model.text_encoder if model.text_encoder == "minilm" else absolute(model.text_encoder)
+    new: dict[str, Any] = {
+        "data": {
+            "manifest": manifest, "root": root, "crawl": tuple(resolve_path(here, path) for path in data.crawl),
+            "gold": absolute(data.gold), "frequencies": {n: resolve_path(here, p) for n, p in data.frequencies.items()},
+        },
+        "model": {"text_encoder": encoder, "backbone": absolute(model.backbone)},
+        "teacher": {"init": absolute(config.teacher.init)},
+    }  # fmt: skip
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=part) for name, part in new.items()})

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +100,10 @@ def read_status(out: str | Path) -> list[StageStatus]:
         config = load_recipe(str(layout.config))
     except InputError:
         config = None  # of a version with other settings
-    return first + [s for s in stage_states(layout, config) if s.done or s.notes]
+    stages = [s for s in stage_states(layout, config) if s.done or s.notes]
+    if state is not None and state.state != "running":  # a note is not older than its process for a while
+        stages = [replace(s, notes=()) for s in stages]
+    return first + [s for s in stages if s.done or s.notes]
 
 
 @dataclass(frozen=True)

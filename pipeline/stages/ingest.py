@@ -37,6 +37,7 @@ from pipeline.readers.base import (
     LEFT_OUT,
     LISTED_TWICE,
     UNREADABLE,
+    ClassRenaming,
     Kind,
     LabelledImage,
     SetFiles,
@@ -81,6 +82,7 @@ class SetWork:
     orientation: Literal["upright", "stored"]
     parts: tuple[IdRange, ...]
     out: str
+    renaming: ClassRenaming | None
 
 
 def run(job: Ingest) -> StageReport:
@@ -130,16 +132,23 @@ def _ingest_set(job: Ingest, name: str, entry: SetManifest, base: str) -> StageR
         index = IndexReader(path)
         if not index.images:
             raise InputError(f"{files.annotations}: want {format_.reads}; found no image in it")
+        header, renaming = index.header, None
+        if entry.names:
+            if format_.kind != "detection":
+                raise InputError(f"set {name}: names are of detection sets; found a {format_.kind} set")
+            renaming = ClassRenaming.of(entry.names, header.get("label_space") or (), f"set {name}")
+            header = renaming.header(header)
         work = SetWork(
             name, entry.format, format_.kind, config, path, ImageStore(folders),
-            entry.orientation, tuple(index.ranges(config.samples_per_shard)), out,
+            entry.orientation, tuple(index.ranges(config.samples_per_shard)), out, renaming,
         )  # fmt: skip
         settings = {"dataset": name, "labels": index.digest, "orientation": entry.orientation}
         settings["options"] = digest_json(entry.options)
+        if entry.names:
+            settings["names"] = digest_json(entry.names)
         fingerprint_of = partial(_fingerprint_of, work=work, settings=settings)
         jobs = [ShardJob(files.annotations, f"{name}-{n:06d}") for n in range(len(work.parts))]
         report = run_shards(STAGE, jobs, out, partial(_ingest_shard, work=work), job, fingerprint_of=fingerprint_of)
-        header = index.header
         index.close()
         _index.cache_clear()
     folded = Counter(class_name.casefold() for class_name in header.get("label_space") or ())
@@ -260,7 +269,7 @@ def _ingest_shard(job: ShardJob, *, work: SetWork) -> ShardReport:
             if item is None:
                 samples.dropped[LEFT_OUT] += 1
             else:
-                yield item
+                yield item if work.renaming is None else work.renaming.apply(item)
 
     def records() -> Iterator[tuple[str, Mapping[str, bytes]]]:
         to_read, to_locate = tee(items())

@@ -17,6 +17,7 @@ from flows.local_server import LocalServer
 from flows.preflight import check_machine
 from flows.rounds import one_round
 from flows.self_train import self_train
+from flows.stage_flow import chosen_config
 from flows.subprocess_jobs import VISIBLE
 from pipeline.config import SelfTrainConfig
 from pipeline.config.recipes import load_recipe
@@ -165,7 +166,7 @@ def test_a_stage_of_its_own_does_not_change_the_settings_of_a_run_that_goes_on(t
 
 
 def test_stages_take_what_they_took_whatever_holds_their_folder():
-    assert list(stages.evaluate.parameters.properties) == ["out", "config", "models"]
+    assert list(stages.evaluate.parameters.properties) == ["out", "config", "models", "recipe"]
     assert stages.pseudo_label.flow_run_name == "pseudo-label-round-{round_number}"
 
 
@@ -175,7 +176,7 @@ def test_the_demo_recipe_is_whole(tmp_path):
 
 def test_the_run_form_has_the_recipes_fields_with_help():
     schema = self_train.parameters.model_dump()
-    assert {"out", "config", "rounds"} == set(schema["properties"])
+    assert {"out", "config", "rounds", "recipe"} == set(schema["properties"])
     definitions = schema["definitions"]
     assert definitions["TrainConfig"]["properties"]["steps"]["description"] == "optimiser steps"
     assert definitions["SelfTrainConfig"]["additionalProperties"] is False
@@ -247,3 +248,34 @@ def test_the_control_has_the_teachers_mixture_in_its_unit_and_no_pseudo_labels()
     assert stages.control_settings(plain.student, plain.teacher) == plain.student.model_copy(
         update={"mixture": plain.teacher.mixture}
     )
+
+
+def test_a_recipe_in_place_of_settings_is_a_name_or_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 7\n")
+    demo = load_recipe("demo")
+    assert chosen_config(demo, None, demo) is demo
+    assert chosen_config(demo, str(file), demo).seed == 7
+    assert chosen_config(demo, "own", demo) == load_recipe("own")
+    with pytest.raises(InputError, match="recipe: found own and a config of other settings"):
+        chosen_config(load_recipe("demo", ["seed=1"]), "own", demo)
+
+
+def test_a_control_of_a_teacher_without_a_mixture_learns_the_students_human_share():
+    config = load_recipe("own", ["student.mixture={boxes: 2, pseudo: 6}", "student.mixture_unit=copies"])
+    control = stages.control_settings(config.student, config.teacher)
+    assert (control.mixture, control.mixture_unit) == ({"boxes": 2}, "copies")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("student.accumulate=3", r"student\.batch_size: found 8, which 1 processes times accumulate 3 cannot share"),
+        ("student.precision=fp16", r"student\.precision: found fp16 on a CPU"),
+        ("resources.cluster=ray://head:10001", r"resources\.device: found auto with resources\.cluster"),
+    ],
+)
+def test_a_training_that_does_not_fit_the_machine_is_refused(change, words, monkeypatch):
+    monkeypatch.setenv(VISIBLE, "")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(InputError, match=words):
+        check_machine(load_recipe("own", [change]))

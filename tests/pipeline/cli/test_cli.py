@@ -164,10 +164,10 @@ def test_a_released_checkpoint_in_place_of_a_model_folder_names_the_command_that
     file = tmp_path / "glip_tiny.pth"
     file.write_bytes(b"weights")
     done = call("pseudo_label", "--shards", crawl[0], "--teacher", str(file), "--out", str(tmp_path / "regions"))
-    assert done.exit_code == 2 and f"convert-checkpoint {file} --variant glip-t" in done.output
+    assert done.exit_code == 2 and f"convert-checkpoint {file} --out" in done.output
     source = ["--source", f"a={crawl[0]}", "--out", str(tmp_path / "y")]
     done = call("train_student", "--init", str(file), *source)
-    assert done.exit_code == 2 and f"convert-checkpoint {file} --variant glip-t" in done.output
+    assert done.exit_code == 2 and f"convert-checkpoint {file} --out" in done.output
 
 
 def test_a_pilot_estimates_the_labels_of_all_shards_by_threshold(crawl, teacher, tmp_path):

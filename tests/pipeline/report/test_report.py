@@ -205,3 +205,21 @@ def test_steps_of_a_student_that_begins_anew_are_those_of_its_last_round(tmp_pat
     lines = "\n".join(table_lines(anew | models))
     assert "student (500 steps)" in lines and "control (+1000 steps)" in lines
     assert "student (+1000 steps)" in "\n".join(table_lines(on | models))
+
+
+def test_a_run_without_a_novel_set_has_no_columns_of_it(tmp_path):
+    """Real runs have no NOVEL names, unless the recipe names a set of them."""
+    import copy
+
+    of_base = copy.deepcopy(SUMMARY)
+    del of_base["chance"]
+    for role in ("teacher", "control", "student"):
+        of_base[role] = {name: value for name, value in of_base[role].items() if name.startswith("base")}
+    of_base["pseudo_labels"]["novel"] = dict.fromkeys(("labels", "correct", "gold", "found"), 0) | dict.fromkeys(
+        ("precision", "recall")
+    )
+    page = write_run_report(RunLayout(tmp_path), of_base).read_text()
+    texts = [page, comparison_markdown(of_base), quality_markdown(of_base), "\n".join(table_lines(of_base))]
+    assert "BASE R@1" in texts[0] and "BASE R@1" in texts[1] and "BASE R@1" in texts[3]
+    assert all("novel" not in text.lower() for text in texts)
+    assert "NOVEL R@1" in "\n".join(table_lines(SUMMARY)) and "novel" in quality_markdown(SUMMARY)

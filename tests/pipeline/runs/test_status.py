@@ -5,9 +5,10 @@ import json
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.execution.folder_lock import folder_lock
 from pipeline.execution.progress import ProgressNote, Terminal
 from pipeline.runs.layout import RunLayout
-from pipeline.runs.status import read_status
+from pipeline.runs.status import RunState, list_runs, read_status
 
 
 def test_what_is_done_and_what_is_going_on(tmp_path):
@@ -54,3 +55,27 @@ def test_a_resumed_trainings_rate_is_its_own(tmp_path, monkeypatch):
     bar.advance(100, "steps")
     note = ProgressNote.model_validate_json((tmp_path / "note.json").read_text())
     assert (note.done, note.before, note.rate) == (90_100, 90_000, 10.0) and note.seconds_left == pytest.approx(990)
+
+
+def test_the_end_of_a_run_and_its_reason_are_kept(tmp_path):
+    layout = RunLayout(tmp_path / "mine")
+    layout.root.mkdir()
+    layout.config.write_text("seed: 0\n")
+    RunState.begin(layout, "self-train")
+    RunState.change(layout, stage="stage 3 of 9: pseudo-label-round-1")
+    with folder_lock(layout.root, print):
+        assert read_status(layout.root)[0].done == "running in stage 3 of 9: pseudo-label-round-1"
+    assert "without recording why: its process was killed" in read_status(layout.root)[0].done
+    RunState.change(layout, state="failed", reason="train-student-1: no space left\nmore", ended=0.0)
+    assert read_status(layout.root)[0].done == (
+        "failed in stage 3 of 9: pseudo-label-round-1: train-student-1: no space left"
+    )
+    (row,) = list_runs(tmp_path)
+    assert row.name == "mine" and row.state.startswith("failed in stage 3 of 9") and row.numbers == ""
+    RunState.change(layout, state="completed")
+    summary = {"best": "student-1", "student": {"val.ap": 12.34, "base_ap50": 1.0}, "teacher": {"val.ap": 10.0}}
+    layout.summary.write_text(json.dumps(summary))
+    (row,) = list_runs(tmp_path)
+    assert row.numbers == "student-1: val AP 12.3"
+    with pytest.raises(InputError, match="found no runs"):
+        list_runs(tmp_path / "mine")

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import IngestConfig
-from pipeline.data.records import GroundingRecord
+from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.readers.base import SetFiles
+from pipeline.readers.base import ClassRenaming, ImageLocation, LabelledImage, SetFiles
 from pipeline.readers.registry import load_format
 from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
@@ -118,6 +118,76 @@ def test_ingest_again_does_nothing_and_a_changed_image_is_noticed(tmp_path):
     assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out").run().done == 0
     (tmp_path / "gr" / "2.jpg").write_bytes(jpeg(99) + b"\0")
     assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out", only="gr").run().done == 1
+
+
+def renamed(manifest: Path, **sets: str) -> Path:
+    text = manifest.read_text()
+    for name, names in sets.items():
+        text = text.replace(f"  {name}: {{", f"  {name}: {{names: {names}, ")
+    manifest.write_text(text)
+    return manifest
+
+
+def test_a_manifest_renames_classes_and_other_names_are_another_ingest(tmp_path):
+    manifest = write_sets(tmp_path)
+    Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out", only="det").run()
+    before = records(tmp_path / "out", "det-*.tar")
+    renamed(manifest, det="{car: vehicle}")
+    assert Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out", only="det").run().done == 3
+    after = records(tmp_path / "out", "det-*.tar")
+    assert [[r.phrase.replace("car", "vehicle") for r in x.regions] for x in before] == [
+        [r.phrase for r in x.regions] for x in after
+    ]
+    assert [[r.box for r in x.regions] for x in before] == [[r.box for r in x.regions] for x in after]
+    assert json.loads((tmp_path / "out" / "det.dataset.json").read_text())["label_space"] == ["tree", "vehicle"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ({"det": "{cra: vehicle}"}, "set det: names: found 'cra' .did you mean car"),
+        ({"det": "{car: ' '}"}, "names: found no new name of 'car'"),
+        ({"gr": "{car: vehicle}"}, "set gr: names are of detection sets"),
+    ],
+)
+def test_names_that_are_of_no_class_are_refused(tmp_path, sets, words):
+    manifest = renamed(write_sets(tmp_path), **sets)
+    with pytest.raises(InputError, match=words):
+        Ingest(settings=CONFIG, manifest=manifest, out=tmp_path / "out", only=next(iter(sets))).run()
+
+
+SPACE = ("a", "b", "c", "d", "e")
+
+
+@given(
+    st.dictionaries(st.sampled_from(SPACE), st.sampled_from(("a", "b", "x", "y"))),
+    st.lists(st.tuples(st.sampled_from(SPACE), st.integers(0, 3))),
+    st.none() | st.sets(st.sampled_from(SPACE)),
+    st.sets(st.sampled_from(SPACE)),
+)
+def test_a_renamed_class_is_absent_only_where_all_that_it_is_made_of_are(names, boxes, absent, boxless):
+    regions = tuple(dict.fromkeys(Region(box=(x, 0, x + 1, 1), phrase=name) for name, x in boxes))
+    item = LabelledImage(
+        "k", ImageLocation("f"), regions=regions, boxless_names=tuple(sorted(boxless)),
+        verified_absent=None if absent is None else tuple(sorted(absent - {name for name, _ in boxes})),
+    )  # fmt: skip
+    renaming = ClassRenaming.of(names, SPACE, "set")
+    made = renaming.apply(item)
+
+    def new(name: str) -> str:
+        return names.get(name, name)
+
+    assert {(r.phrase, r.box) for r in made.regions} == {(new(r.phrase), r.box) for r in regions}
+    assert len(made.regions) + made.lost["same_box_again"] == len(regions)
+    assert set(made.boxless_names) == {new(name) for name in boxless}
+    if item.verified_absent is None:
+        assert made.verified_absent is None
+    else:
+        for name in {new(n) for n in SPACE}:
+            parts = {n for n in SPACE if new(n) == name}
+            there = name in {r.phrase for r in made.regions} or name in made.boxless_names
+            assert (name in made.verified_absent) == (parts <= set(item.verified_absent) and not there)
+    assert renaming.header({"label_space": SPACE})["label_space"] == list(dict.fromkeys(map(new, SPACE)))
 
 
 def test_two_workers_write_the_same_bytes(tmp_path):

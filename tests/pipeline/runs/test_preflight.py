@@ -1,0 +1,132 @@
+"""All that is wrong with a recipe, a line each, before anything runs."""
+
+import json
+import socket
+
+import pytest
+import yaml
+
+from pipeline.config.recipes import load_recipe
+from pipeline.errors import InputError
+from pipeline.runs.layout import RunLayout
+from pipeline.runs.preflight import file_problems, recipe_problems, refuse, with_absolute_paths
+
+
+@pytest.fixture
+def crawl(tmp_path):
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl" / "00000.tar").write_bytes(b"x" * 1000)
+    return tmp_path / "crawl"
+
+
+def model_folder(path, model_type="glip"):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for name in ("model.safetensors", "processor_config.json", "tokenizer.json"):
+        (path / name).write_bytes(b"w" * 100)
+    return path
+
+
+def own(*changes):
+    return load_recipe("own", changes)
+
+
+def test_a_teacher_and_a_crawl_are_enough(tmp_path, crawl):
+    config = own(f"teacher.init={model_folder(tmp_path / 'glip')}", f"data.crawl={crawl}")
+    assert recipe_problems(config, RunLayout(tmp_path / "run")) == []
+    assert not config.trains_control and not config.data.evaluated()
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_wrong_path_is_a_line(tmp_path, crawl):
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "sets.yaml").write_text(
+        yaml.safe_dump({"sets": {"boxes": {
+            "kind": "detection", "format": "coco", "annotations": "boxes.json", "images_folder": ["a", "b"]
+        }}})
+    )  # fmt: skip
+    config = own(
+        "teacher.init=nowhere/glip", f"data.crawl=[nowhere/0.tar, {crawl}, 'nowhere/*.tar']", "data.gold=nowhere/gold",
+        f"data.manifest={tmp_path}/sets.yaml", "data.sources=boxes", "student.mixture={boxes: 1, pseudo: 1}",
+        "student_init=scratch", "model.text_encoder=nowhere/bert", "model.backbone=nowhere/swin.pth",
+    )  # fmt: skip
+    lines = recipe_problems(config, RunLayout(tmp_path / "taken" / "run"))
+    for path in (
+        "nowhere/glip", "nowhere/0.tar", "nowhere/*.tar", "nowhere/gold", f"{tmp_path}/boxes.json", f"{tmp_path}/a",
+        f"{tmp_path}/b", "nowhere/bert", "nowhere/swin.pth", f"{tmp_path}/taken",
+    ):  # fmt: skip
+        assert sum(f"{path}: " in line or f"{path} is not" in line for line in lines) == 1, (path, lines)
+    assert len(lines) == 10
+    with pytest.raises(InputError) as refused:
+        refuse(lines)
+    assert str(refused.value).splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["teacher.init=null"], "teacher.steps: found 0 without teacher.init"),
+        (["teacher.steps=10"], "data.sources: found none to train the teacher on"),
+        (["student.mixture={}"], "student.mixture: found nothing without `pseudo`"),
+        (["data.crawl=[]"], "data.crawl: found none"),
+        (["data.evaluation=val"], "data.manifest: found none; want the manifest of the sets val"),
+        (["data.sources=boxes"], "teacher.mixture: found none for the control"),
+        (["student.warmup_steps=2001"], "student.warmup_steps: found 2,001 steps of warm-up in a training of 2,000"),
+        (["teacher.init=s3://bucket/glip"], "found a URL; want a model on a file system"),
+        (["teacher.init=x.pth"], "teacher.init: x.pth: no such file; want a released checkpoint"),
+    ],
+)
+def test_what_a_run_without_human_labels_still_needs(changes, words, tmp_path, crawl):
+    glip = model_folder(tmp_path / "glip")
+    lines = recipe_problems(own(f"teacher.init={glip}", f"data.crawl={crawl}", *changes), RunLayout(tmp_path / "run"))
+    assert any(words in line for line in lines), lines
+
+
+def test_a_teacher_of_another_family_labels_only(tmp_path, crawl):
+    owl = model_folder(tmp_path / "owl", "owlv2")
+    given = (f"teacher.init={owl}", f"data.crawl={crawl}")
+    (line,) = recipe_problems(own(*given), RunLayout(tmp_path / "run"))
+    assert "found a owlv2, which can label but not be trained; want teacher.steps=0 and student_init=scratch" in line
+    (line,) = recipe_problems(own(*given, "student_init=scratch"), RunLayout(tmp_path / "run"))
+    assert line.startswith("model.text_encoder")
+    other = model_folder(tmp_path / "other", "resnet")
+    (line,) = recipe_problems(own(f"teacher.init={other}", f"data.crawl={crawl}"), RunLayout(tmp_path / "run"))
+    assert "model_type 'resnet' is no known teacher" in line
+
+
+def test_a_store_that_does_not_answer_is_a_line_and_not_a_wait(tmp_path):
+    with socket.socket() as silent:  # takes connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/crawl/{{00000..00099}}.tar"
+        config = own(f"teacher.init={model_folder(tmp_path / 'glip')}", f"data.crawl=['{url}']")
+        (line,) = file_problems(config, patience=0.5)
+    assert line == f"data.crawl: {url}: no answer within 0.5 s"
+
+
+def test_a_warm_up_that_a_run_began_with_is_continued(tmp_path, crawl):
+    glip = model_folder(tmp_path / "glip")
+    config = own(f"teacher.init={glip}", f"data.crawl={crawl}", "student.steps=5")
+    layout = RunLayout(tmp_path / "run")
+    assert len(recipe_problems(config, layout)) == 1
+    layout.root.mkdir()
+    layout.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert recipe_problems(config, layout) == []
+    assert len(recipe_problems(own(f"teacher.init={glip}", f"data.crawl={crawl}", "student.steps=4"), layout)) == 1
+
+
+def test_paths_are_made_absolute_and_names_and_urls_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = with_absolute_paths(
+        own(
+            "teacher.init=glip",
+            "data.crawl=[crawl, 's3://b/{0..9}.tar', /abs/*.tar]",
+            "data.manifest=coco",
+            "model.text_encoder=minilm",
+            "data.gold=gold",
+        )
+    )
+    assert config.teacher.init == f"{tmp_path}/glip" and config.data.gold == f"{tmp_path}/gold"
+    assert config.data.crawl == (f"{tmp_path}/crawl", "s3://b/{0..9}.tar", "/abs/*.tar")
+    assert (config.data.manifest, config.data.root, config.model.text_encoder) == ("coco", str(tmp_path), "minilm")
+    assert with_absolute_paths(load_recipe("demo")) == load_recipe("demo")
