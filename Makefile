@@ -48,6 +48,7 @@ lint: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "wrote site/; to read it with search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 format: setup
 	$(BIN)/ruff format .

@@ -93,9 +93,11 @@ def write_coco(folder: Path, split: str, samples: list) -> None:  # type: ignore
 MANIFEST = """\
 sets:
   things:
-    {kind: detection, format: coco, annotations: coco/train.json, images_folder: coco/train}
+    {kind: detection, format: coco,
+     annotations: coco/train.json, images_folder: coco/train}
   things_val:
-    {kind: evaluation, format: coco, annotations: coco/val.json, images_folder: coco/val}
+    {kind: evaluation, format: coco,
+     annotations: coco/val.json, images_folder: coco/val}
 """
 
 if __name__ == "__main__":

@@ -80,9 +80,10 @@ def test_documented_commands_are_understood(page, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for word in words:
         if word.endswith(".pth"):
+            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / word).touch()
-        elif word == "glip-t":  # the folder that an earlier line of the page wrote
-            (tmp_path / word).mkdir(exist_ok=True)
+        elif word in ("glip-t", "stand-in/model/final"):  # the folder that an earlier line of the page wrote
+            (tmp_path / word).mkdir(parents=True, exist_ok=True)
     command, arguments = COMMANDS[words[0]], words[1:]
     while isinstance(command, click.Group):
         command, arguments = command.commands[arguments[0]], arguments[1:]

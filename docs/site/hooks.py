@@ -52,3 +52,8 @@ def _relink(match: re.Match[str], source: str) -> str:
     name = PAGES.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else f"files/{target}")
     page = PAGES.get(source, source.removeprefix("docs/"))
     return f"{match[1]}{posixpath.relpath(name, posixpath.dirname(page) or '.')}{match[3] or ''}{match[4]}"
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Drop the roles of docstrings: ``:func:`` before a name in code."""
+    return re.sub(r":(?:func|class|meth|mod|attr|data):(?=<code>)", "", html)
