@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 import click
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from flows import cli as flow_cli
 from model import convert_checkpoint
 from pipeline.cli import app as cli
+from pipeline.config import SelfTrainConfig
+from pipeline.config.recipes import build
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -95,6 +98,20 @@ def test_make_targets_of_the_pages_exist():
     for page in PAGES:
         for target in re.findall(r"(?:^    |`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert target in targets, f"{page.name}: make {target}"
+
+
+def test_scripts_that_the_pages_start_exist():
+    for page in PAGES:
+        for script in re.findall(r"(?:python|bash|sbatch(?: --\S+)*) ([\w/.-]+\.(?:py|sh))", page.read_text()):
+            assert (ROOT / script).is_file(), f"{page.name}: {script}"
+
+
+def test_the_recipe_of_the_recipes_page_is_one():
+    text = (ROOT / "docs/recipes.md").read_text().partition("## A recipe for real data")[2]
+    block = re.search(r"\n\n((?:    .*\n|\n)+)", text)
+    assert block is not None
+    recipe = build(SelfTrainConfig, yaml.safe_load(block[1]))
+    assert recipe.data.manifest == "my_sets.yaml" and recipe.student.mixture["pseudo"] == 2
 
 
 def anchors(page: Path) -> set[str]:
