@@ -50,13 +50,14 @@ from pipeline.execution.inference import run_inference
 from pipeline.execution.progress import Silent
 from pipeline.execution.scheduler import ShardScheduler
 from pipeline.execution.worker import ShardJob
+from pipeline.io.model_folder import MINILM_PACKAGE
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
 from pipeline.labelling.reader import read_windows
 from pipeline.labelling.region_table import ShardResult
 from pipeline.labelling.worker import LabellingShard
 from pipeline.stages.jobs import ParsePhrases
-from pipeline.training.model_factory import MINILM_PACKAGE, build_model
+from pipeline.training.model_factory import build_model
 
 SHARDS_OF_FIT = (10, 100, 300, 1000)
 ASPECTS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)

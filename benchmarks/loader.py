@@ -47,9 +47,9 @@ from model.image_processing_glip import resized_size
 from pipeline.config import TrainConfig
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.data.shard_index import index_shard
+from pipeline.io.model_folder import text_encoder_folder
 from pipeline.io.tars import write_tar
 from pipeline.training.dataset import TrainingData
-from pipeline.training.model_factory import text_encoder_folder
 from pipeline.training.sampling import SourceOrder, generator
 
 SIZES = (480, 560, 640, 720, 800)

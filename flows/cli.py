@@ -15,6 +15,7 @@ from flows.server_checks import bypass_proxies, check_server
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
 from pipeline.cli.signals import interruptible, say
+from pipeline.cli.view import view
 
 if TYPE_CHECKING:
     from pipeline.config import SelfTrainConfig
@@ -280,6 +281,9 @@ def table(out: str) -> None:
         if not file.is_file():
             raise InputError(f"{file}: no such file; the run in {out} has not finished")
         click.echo("\n".join(table_lines(json.loads(file.read_text()))))
+
+
+main.add_command(view)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class LocalServer:
         }
         server = [*PREFECT, "server", "start", "--host", host, "--port", str(port)]
         worker = [*PREFECT, "worker", "start", "--pool", POOL, "--limit", str(limit), "--name", "self-train"]
-        pages = ["http.server", str(port + 1), "--bind", host, "--directory", str(runs)]
+        pages = ["flows.cli", "view", "--runs", str(runs), "--host", host, "--port", str(port + 1)]
         board = ["tensorboard.main", "--logdir", str(runs), "--host", host, "--port", str(port + 2)]
         self._server, self._worker = _Service("server", server, env, logs), _Service("worker", worker, env, logs)
         self._extras = [

@@ -80,7 +80,7 @@ def self_train(
         if config.demo is not None and config.demo.get("photos", True):
             run_stage(stages.label_photos, out, config)
         summary = summarise(config, layout, reports, results)
-        write_run_report(layout, summary)
+        write_run_report(config, layout, summary)
         show_table("comparison", comparison(summary), "teacher, control and student, in percent")
         show_markdown("report", dashboard_markdown(summary, layout), "the run's numbers")
         return ended(json.loads(json.dumps(summary)))

@@ -128,11 +128,14 @@ def dense_losses(
     level_sizes: list[int],
     attention_mask: Tensor,
     targets: Targets,
+    divisors: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the dynamic head's three losses with their weights; the total is their plain sum.
 
     logits (B, N, T), no_object (B, N) or None, box_deltas (B, N, 4), centerness (B, N), anchors (N,
-    4), attention_mask (B, T). Raises NonFiniteLossError. Source: GLIP spec section 7.
+    4), attention_mask (B, T). divisors (3,): as `loss_divisors` returns them, of a batch that this
+    one is a part of; None: this batch's, averaged over processes. Raises NonFiniteLossError.
+    Source: GLIP spec section 7.
     """
     logits, box_deltas, centerness = logits.float(), box_deltas.float(), centerness.float()
     batch = logits.shape[0]
@@ -141,9 +144,6 @@ def dense_losses(
     with torch.no_grad():
         matched = assign(config, anchors, level_sizes, targets, logits, box_deltas, no_object, attention_mask)
         matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
-    positives = _count(matched >= 0)
-    alignment = alignment_loss(config, logits, no_object, matched, attention_mask, targets) / positives
-
     image, anchor, row = _regressed(matched, targets)
     weight, own = targets.weights[row], anchors[anchor]
     predicted = decode(box_deltas[image, anchor], own, coder)
@@ -152,16 +152,41 @@ def dense_losses(
         # a one-to-one match may be outside its box: its "centerness" learns the IoU instead
         centre = paired_iou(predicted, goal) if one_to_one else centerness_targets(goal, own)
         share = torch.ones_like(centre) if one_to_one else centre
-    share_sum = across_processes(share.sum())
-    share_sum = share_sum.masked_fill(~(share_sum > 0), 1.0)
+    if divisors is None:  # without another condition: every process must take part in the same sums
+        divisors = loss_divisors(_loss_counts(matched, share))
+    positives, share_sum, regressed = divisors
+    alignment = alignment_loss(config, logits, no_object, matched, attention_mask, targets) / positives
     box = (1 - paired_giou(predicted, goal)) * share * weight / share_sum
-    regressed = _count(row >= 0)  # without a condition: every process must take part in the same sums
     centred = F.binary_cross_entropy_with_logits(centerness[image, anchor], centre, reduction="none")
     return finite_sums({
         "loss_dot_product_token": config.alignment_loss_weight * alignment,
         "loss_reg": config.box_loss_weight * _per_image(box, image, batch),
         "loss_centerness": config.centerness_loss_weight * _per_image(centred * weight / regressed, image, batch),
     })  # fmt: skip
+
+
+def _loss_counts(matched: Tensor, share: Tensor) -> Tensor:
+    """Count positives, sum of the box loss's shares (R,), and R itself: (3,)."""
+    regressed = torch.full_like(share.sum(), len(share))
+    return torch.stack([(matched >= 0).sum().float(), share.sum(), regressed])
+
+
+def loss_divisors(counts: Tensor) -> Tensor:
+    """Average a batch's `_loss_counts` (3,) over processes, and make them fit to divide by."""
+    positives, share_sum, regressed = across_processes(counts)
+    share_sum = share_sum.masked_fill(~(share_sum > 0), 1.0)
+    return torch.stack([positives.clamp(min=1), share_sum, regressed.clamp(min=1)])
+
+
+@torch.no_grad()
+def count_targets(config: GlipConfig, anchors: Tensor, level_sizes: list[int], targets: Targets, batch: int) -> Tensor:
+    """Compute `_loss_counts` of labels that are assigned by anchors alone, without a prediction."""
+    none = anchors.new_zeros(batch, 0)
+    matched = assign(config, anchors, level_sizes, targets, none, none)
+    matched = ignore_negatives(matched, anchors, targets.ignore_boxes)
+    _, anchor, row = _regressed(matched, targets)
+    coder, own = tuple(config.box_coder_weights), anchors[anchor]
+    return _loss_counts(matched, centerness_targets(decode(encode(targets.boxes[row], own, coder), own, coder), own))
 
 
 def proposal_losses(

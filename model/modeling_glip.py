@@ -25,6 +25,7 @@ from .layers.fusion import GlipFusion
 from .layers.head import AlignmentHead, DynamicHead, Scale, TwoStageHead
 from .layers.initialisation import initialise, initialised, logit
 from .layers.swin import GlipSwin, SwinAttention
+from .losses import count_targets
 from .outputs import GlipObjectDetectionOutput
 from .saved_code import save_code
 from .targets import collect_targets
@@ -196,6 +197,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         offset_mapping: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
+        loss_divisors: Tensor | None = None,
     ) -> GlipObjectDetectionOutput:
         """Run the network on B image-caption pairs.
 
@@ -297,7 +299,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
                 )
             targets = collect_targets(labels, text_features.shape[1], text_features.device, image_sizes)
         keep_hidden = output_hidden_states is not None and output_hidden_states is not False
-        head = self.head(image_features, text_features, attention_mask, image_sizes, targets, keep_hidden)
+        head = self.head(
+            image_features, text_features, attention_mask, image_sizes, targets, keep_hidden, loss_divisors
+        )
         batch = attention_mask.shape[0]
         locations, words = zip(*head.hidden) if keep_hidden else (None, None)
         if isinstance(output_hidden_states, (list, tuple)):
@@ -325,6 +329,22 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             hidden_states=locations,
             text_hidden_states=words,
         )
+
+    def loss_counts(
+        self, size: tuple[int, int], labels: list[dict[str, Any]], tokens: int, image_sizes: Tensor
+    ) -> Tensor | None:
+        """Count what a batch's losses are divided by: (3,), for `losses.loss_divisors`.
+
+        size: height and width of the padded images; tokens: of the padded text. Summed over the
+        micro-batches of a step, averaged and passed to each as `loss_divisors`, they make its
+        gradient that of the whole batch. None where the predictions assign labels to anchors.
+        """
+        if self.config.head != "dynamic" or self.config.assigner == "hungarian":
+            return None
+        shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.config.feature_strides]
+        anchors = self.head.anchors(shapes, image_sizes.device)
+        targets = collect_targets(labels, tokens, image_sizes.device, image_sizes)
+        return count_targets(self.config, anchors, [h * w for h, w in shapes], targets, len(labels))
 
     def freeze(self, text_layers: int = 0, backbone_stages: int = 0) -> None:
         """Exclude the lowest parts from training.

@@ -74,7 +74,7 @@ def tiny_text_encoder() -> str:
         import torch
         from transformers import AutoTokenizer, BertConfig, BertModel
 
-        from pipeline.training.model_factory import text_encoder_folder
+        from pipeline.io.model_folder import text_encoder_folder
 
         folder = os.environ[TINY_TEXT_ENCODER] = tempfile.mkdtemp(prefix="tiny-bert-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -103,6 +103,12 @@ class AlignmentHead(nn.Module):
             self.no_object = nn.Parameter(torch.empty(width))
             self.no_object_bias = nn.Parameter(torch.zeros(1))
 
+    def anchors(self, shapes: Shapes, device: torch.device) -> Tensor:
+        """Make the anchors (N, 4) of levels of these (h, w)."""
+        return device_constant(
+            pyramid_anchors, tuple(shapes), tuple(self.config.feature_strides), self.config.anchor_scale, device=device
+        )
+
     def tower(
         self, maps: list[Tensor], text: Tensor, mask: Tensor, keep: bool
     ) -> tuple[Tensor, Tensor, Shapes, Tensor, list[tuple[Tensor, Tensor]]]:
@@ -112,10 +118,7 @@ class AlignmentHead(nn.Module):
         4) and, with `keep`, the locations and words before the first and after every block.
         """
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        anchors = device_constant(
-            pyramid_anchors, tuple(shapes), tuple(self.config.feature_strides), self.config.anchor_scale,
-            device=text.device,
-        )  # fmt: skip
+        anchors = self.anchors(shapes, text.device)
         x, original = join_levels(maps), text
         eager, bias = self.config._attn_implementation == "eager", attention_bias(mask, text.dtype)
         hidden = [(x, text)] if keep else []
@@ -157,9 +160,12 @@ class DynamicHead(AlignmentHead):
 
     def forward(
         self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
-        keep_hidden: bool,
+        keep_hidden: bool, divisors: Tensor | None = None,
     ) -> HeadOutput:  # fmt: skip
-        """Predict from maps (B, C, h, w) per level, text (B, T, D) and mask (B, T)."""
+        """Predict from maps (B, C, h, w) per level, text (B, T, D) and mask (B, T).
+
+        divisors: see `dense_losses`.
+        """
         x, words, shapes, anchors, hidden = self.tower(maps, text, mask, keep_hidden)
         sizes = [h * w for h, w in shapes]
         logits, no_object = self.align(x, words)
@@ -168,7 +174,9 @@ class DynamicHead(AlignmentHead):
         centerness = self.centerness(x).squeeze(-1)
         losses = None
         if targets is not None:
-            losses = dense_losses(self.config, logits, no_object, deltas, centerness, anchors, sizes, mask, targets)
+            losses = dense_losses(
+                self.config, logits, no_object, deltas, centerness, anchors, sizes, mask, targets, divisors
+            )
         return HeadOutput(logits, no_object, deltas, centerness, anchors, shapes, None, losses, hidden)
 
 
@@ -182,7 +190,7 @@ class TwoStageHead(AlignmentHead):
 
     def forward(
         self, maps: list[Tensor], text: Tensor, mask: Tensor, image_sizes: Tensor, targets: Targets | None,
-        keep_hidden: bool,
+        keep_hidden: bool, divisors: Tensor | None = None,
     ) -> HeadOutput:  # fmt: skip
         """Predict as DynamicHead, for N proposals; image_sizes (B, 2): unpadded height, width."""
         c = self.config

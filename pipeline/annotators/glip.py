@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model import GlipForObjectDetection, GlipProcessor
+from model import GlipConfig, GlipForObjectDetection, GlipProcessor
 from model.image_processing_glip import resized_size
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.memory import check_cpu_memory
 from pipeline.annotators.network import NetworkAnnotator
 from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import PseudoLabelConfig
@@ -38,15 +39,27 @@ class GlipAnnotator(NetworkAnnotator):
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
         check_glip_folder(folder)
         super().__init__(revision, config, device)
-        network: torch.nn.Module = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
-        self._model = network.eval().to(self._device)
-        self._processor = GlipProcessor.from_pretrained(folder)
-        self._tokenizer, self._limit = self._processor.tokenizer, self._processor.max_text_length
-        self._size = dict(self._processor.image_processor.size)
+        processor = GlipProcessor.from_pretrained(folder)
+        self._processor = processor
+        self._tokenizer, self._limit = processor.tokenizer, processor.max_text_length
+        self._size = dict(processor.image_processor.size)
         if config.image_size is not None:
             self._size["shortest_edge"] = config.image_size
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
+        if self._device.type == "cpu":  # on a GPU a batch that does not fit is halved
+            self._check_memory(folder)
+        network: torch.nn.Module = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
+        self._model = network.eval().to(self._device)
+
+    def _check_memory(self, folder: str) -> None:
+        shortest = self._size["shortest_edge"]
+        longest = self._size.get("longest_edge") or 2 * shortest
+        check_cpu_memory(
+            GlipConfig.from_pretrained(folder), (min(shortest, longest), longest), self._config.batch_size,
+            advice=lambda fits: f"--set batch_size={fits}" if fits else "a smaller image_size, or more memory",
+            training=False, precision=self._config.precision,
+        )  # fmt: skip
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """GLIP's own resize (GLIP spec section 1)."""

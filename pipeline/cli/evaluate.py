@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.cli.common import FILE, command, job_command, make_job
 from pipeline.errors import InputError
+from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import Evaluate
 
 SAMPLES = click.option(
@@ -24,8 +26,8 @@ def evaluate(values: dict[str, Any], model_card: bool) -> dict[str, Any]:
     """Evaluate a model on sets with ground truth by published protocols (--set
     protocols.NAME=lvis).
 
-    Predictions are stored shard by shard, so a killed run resumes. OUT gets metrics.json, report.md
-    and the predictions in COCO's format.
+    Predictions are stored shard by shard, so a killed run resumes. OUT gets metrics.json, report.md,
+    report.html with pictures of the worst errors, and the predictions in COCO's format.
 
     \b
     Example: evaluate --model checkpoints/student/final \\
@@ -37,8 +39,15 @@ def evaluate(values: dict[str, Any], model_card: bool) -> dict[str, Any]:
     job = make_job(Evaluate, values)
     metrics = job.run()
     protocols = Evaluated.read(job.out).protocols
+    from pipeline.report.evaluation import write_evaluation_page
+    from pipeline.report.provenance import provenance
+
+    page = Path(job.out) / "report.html"
+    sets = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sets.items()}
+    write_evaluation_page(job.out, page, title=f"Evaluation of {job.model}", made=provenance(), shards=sets)
     for name, values in metrics.items():
         click.echo(f"{name} ({protocols[name]}): " + ", ".join(f"{k} {format_metric(k, v)}" for k, v in values.items()))
+    click.echo(f"wrote {page}")
     if model_card:
         from pipeline.evaluation.model_card import write_card
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @click.argument("shards", nargs=-1, required=True, metavar="DIR...")
 @click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
 @click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for images.")
+@click.option("--regions", help="For labels: the folder of regions that filter-boxes read, to show the dropped ones.")
+@click.option("--gold", help="For labels or regions: a folder of gold tables, to show which boxes are right.")
 @click.option("--html", default="inspect.html", type=FILE, help="File for the HTML page.")
 @click.option("--no-html", is_flag=True, help="Print the summary only.")
 @click.option("--json", "json_file", type=FILE, help="Also write the summary as JSON.")
@@ -34,6 +36,8 @@ def inspect(
     shards: tuple[str, ...],
     phrases: str | None,
     crawl: tuple[str, ...],
+    regions: str | None,
+    gold: str | None,
     html: str,
     no_html: bool,
     json_file: str | None,
@@ -56,8 +60,8 @@ def inspect(
     from pipeline.report.inspect import write_page
 
     summary, chosen = inspect_shards(
-        _shards(shards), phrases=phrases, crawl=expand_shards(crawl) if crawl else [],
-        pictures=0 if no_html else pictures, top=top, workers=workers, progress=Terminal(),
+        expand_stores(shards), phrases=phrases, crawl=expand_shards(crawl) if crawl else [],
+        regions=regions, gold=gold, pictures=0 if no_html else pictures, top=top, workers=workers, progress=Terminal(),
     )  # fmt: skip
     if not no_html:
         write_page(summary, chosen, html, title=f"What is in {', '.join(shards)}")
@@ -68,7 +72,7 @@ def inspect(
         click.echo(f"wrote {html}")
 
 
-def _shards(patterns: tuple[str, ...]) -> list[str]:
+def expand_stores(patterns: tuple[str, ...]) -> list[str]:
     """Expand patterns to tars, or to tables where a folder has no tars."""
     from pipeline.io.paths import is_url
 

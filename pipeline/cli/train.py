@@ -25,7 +25,6 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
         settings = values["settings"]
         if isinstance(settings, TeacherConfig):
             values["init"] = values["init"] or settings.init
-            values["settings"] = settings = build(TrainConfig, settings.model_dump(exclude={"init"}), where=section)
         recipe = click.get_current_context().params["recipe"]
         if values["init"] is None:
             if recipe is None:

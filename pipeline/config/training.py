@@ -52,7 +52,12 @@ class TrainConfig(Config):
 
     steps: int = Field(1000, ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1, description="images per optimiser step, over all processes")
-    accumulate: int = Field(1, ge=1, description="gradient accumulation: micro-batches per step in each process")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="gradient accumulation: micro-batches per step in each process, which together give the "
+        "whole batch's gradient",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute the fusion blocks in the backward pass: less memory, the same results"
     )
@@ -112,6 +117,9 @@ class TrainConfig(Config):
         0, ge=0, description="steps between images of predictions and targets in TensorBoard; 0: none"
     )
     max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss to skip before the run stops")
+    check_memory: bool = Field(
+        True, description="check before the first step that a batch of the largest images fits into the memory"
+    )
     seed: int = Field(0, description="seed of the training")
 
 
@@ -137,8 +145,10 @@ class TeacherConfig(TrainConfig):
         """Return the settings of the training alone, with changes.
 
         Raises:
-            ValidationError: there are no steps to train.
+            ValueError: there are no steps to train.
         """
+        if self.steps == 0:
+            raise ValueError("found steps 0, a teacher as it is; want at least 1 to train")
         return TrainConfig.model_validate(self.model_dump(exclude={"init"}) | changes)
 
 

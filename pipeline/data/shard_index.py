@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tarfile
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -107,6 +108,18 @@ def index_shard(shard: str, version: FileVersion | None = None) -> ShardIndex:
     return index
 
 
+def member_ranges(shard: str) -> Iterator[tuple[str, ByteRange]]:
+    """Name and byte range of each member of an uncompressed tar, from its headers.
+
+    Raises:
+        FileNotFoundError, OSError, tarfile.TarError: missing, compressed, or damaged from here on.
+    """
+    with tar_stream(shard) if is_url(shard) else tarfile.open(shard, "r:") as tar:
+        for info in tar:
+            forget_members(tar)
+            yield info.name, (info.offset_data, info.size)
+
+
 def read_headers(shard: str) -> ShardIndex:
     """Build the index of a training shard from its tar headers.
 
@@ -119,12 +132,10 @@ def read_headers(shard: str) -> ShardIndex:
 
     entries: dict[str, dict[str, ByteRange]] = {}
     try:
-        with tar_stream(shard) if is_url(shard) else tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                forget_members(tar)
-                key, extension = base_plus_ext(info.name)
-                if key is not None:
-                    entries.setdefault(key, {})[extension] = (info.offset_data, info.size)
+        for name, content in member_ranges(shard):
+            key, extension = base_plus_ext(name)
+            if key is not None:
+                entries.setdefault(key, {})[extension] = content
     except FileNotFoundError:
         raise InputError(f"{shard}: no such file") from None
     except (tarfile.TarError, OSError) as error:

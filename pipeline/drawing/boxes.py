@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,15 +16,39 @@ from pipeline.data.training_shards import ShardSet
 from pipeline.io.atomic import write_atomic
 
 Colour = tuple[int, int, int]
+CONTRAST = 4.5
+"""Minimum contrast of text (WCAG 2.2, level AA)."""
 
 
-def phrase_colours(record: GroundingRecord) -> dict[str, Colour]:
-    """Colour of each distinct phrase, in the order of the regions; neighbours have distinct hues."""
+def phrase_colours(phrases: Iterable[str]) -> dict[str, Colour]:
+    """Colour of each distinct phrase, in order; neighbours have distinct hues.
+
+    White text on a colour has a contrast of at least CONTRAST.
+    """
     colours: dict[str, Colour] = {}
-    for number, phrase in enumerate(dict.fromkeys(r.phrase for r in record.regions if not r.ignore)):
-        red, green, blue = colorsys.hsv_to_rgb((0.58 + number * 0.382) % 1.0, 0.9, 0.78)
-        colours[phrase] = int(red * 255), int(green * 255), int(blue * 255)
+    for number, phrase in enumerate(dict.fromkeys(phrases)):
+        hue, value = (0.58 + number * 0.382) % 1.0, 0.78
+        while contrast_with_white(colour := _rgb(hue, value)) < CONTRAST:
+            value -= 0.02
+        colours[phrase] = colour
     return colours
+
+
+def _rgb(hue: float, value: float) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, value)
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+def contrast_with_white(colour: Colour) -> float:
+    """Contrast ratio of a colour with white, 1 to 21 (WCAG 2.2, 1.4.3)."""
+    channels = (c / 255 for c in colour)
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
+def labelled(record: GroundingRecord) -> list[Region]:
+    """Regions that are not ignored."""
+    return [region for region in record.regions if not region.ignore]
 
 
 def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> Image.Image:
@@ -34,16 +58,15 @@ def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> 
     scale = width / image.width
     canvas = image.convert("RGB").resize((width, max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
-    colours = phrase_colours(record)
+    colours = phrase_colours(r.phrase for r in labelled(record))
     line = max(2, width // 160)
     font = ImageFont.load_default(size=max(11, width // 26))
     for region in record.regions:
         if region.ignore:
             draw.rectangle(_scaled(region, scale, canvas, 1), outline=(128, 128, 128), width=1)
-    labelled = [r for r in record.regions if not r.ignore]
-    for region in labelled:
+    for region in labelled(record):
         draw.rectangle(_scaled(region, scale, canvas, line), outline=colours[region.phrase], width=line)
-    for region in labelled:  # phrases last, so that boxes do not cover them
+    for region in labelled(record):  # phrases last, so that boxes do not cover them
         _draw_phrase(draw, region, _scaled(region, scale, canvas, line), colours[region.phrase], font, canvas.size)
     return canvas
 
@@ -80,7 +103,7 @@ def pick(shards: Sequence[str], limit: int) -> list[tuple[Image.Image, Grounding
     picked: list[tuple[Image.Image, GroundingRecord]] = []
     for shard, row in rows[:: max(1, len(rows) // max(limit, 1))]:
         record = records.record(shard, row)
-        if any(not r.ignore for r in record.regions):
+        if labelled(record):
             picked.append((open_image(records.image(shard, row)), record))
         if len(picked) == limit:
             break

@@ -28,3 +28,16 @@ def svg(plot: Any) -> bytes:
         plot.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(plot)
     return buffer.getvalue()
+
+
+def inline_svg(image: bytes) -> str:
+    """An image of :func:`svg` as an element of a page, in the page's text colour and on its paper."""
+    text = image.decode()
+    for old, new in (
+        ("#000000", "currentColor"),
+        ("#5d6878", "currentColor"),
+        ("fill: #ffffff", "fill: none"),
+        ("<svg ", '<svg fill="currentColor" '),
+    ):
+        text = text.replace(old, new)
+    return text[text.index("<svg") :]

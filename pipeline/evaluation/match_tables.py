@@ -43,7 +43,7 @@ class MatchTables:
     names: class names, none for captions. phrases (q,): text of each query. gold: digest of the
     set's shards. groups, counts: frequencies by name or phrase; counts_from: where they were
     counted. absent_pairs: for each of ``names``, the number of images in which it is known to be
-    absent.
+    absent. shards: paths, relative to the evaluation's folder, or URLs; none of an earlier version.
     """
 
     protocol: str
@@ -56,6 +56,7 @@ class MatchTables:
     counts: Mapping[str, int]
     counts_from: str
     absent_pairs: tuple[int, ...]
+    shards: tuple[str, ...] = ()
 
 
 def absent_images(results: Sequence[ImageResult], names: int) -> tuple[int, ...]:
@@ -89,7 +90,7 @@ def write_match_tables(folder: Path, name: str, tables: MatchTables) -> None:
         {
             "protocol": tables.protocol, "names": list(tables.names), "gold": tables.gold, "images": m.images,
             "groups": dict(tables.groups), "counts": dict(tables.counts), "counts_from": tables.counts_from,
-            "absent_pairs": list(tables.absent_pairs),
+            "absent_pairs": list(tables.absent_pairs), "shards": list(tables.shards),
         },
     )  # fmt: skip
 
@@ -125,6 +126,7 @@ def read_match_tables(folder: Path, name: str) -> MatchTables:
         counts=card["counts"],
         counts_from=card["counts_from"],
         absent_pairs=tuple(card["absent_pairs"]),
+        shards=tuple(card.get("shards", ())),
     )
 
 

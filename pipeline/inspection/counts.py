@@ -10,8 +10,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from pipeline.data.records import GroundingRecord
 from pipeline.inspection.bins import BINS
+from pipeline.inspection.samples import Sample
 
 MAX_NOTES = 20
 OUTSIDE = 1.0
@@ -20,13 +20,13 @@ OUTSIDE = 1.0
 
 @dataclass(frozen=True)
 class Picture:
-    """A sample that may be drawn: those of lowest rank. image: None if it is read later."""
+    """A sample that may be drawn: those of lowest rank. A label store's sample and image are read later."""
 
     rank: tuple[bool, int]
     shard: str
     key: str
-    record: GroundingRecord
-    image: bytes | None
+    sample: Sample | None = None
+    image: bytes | None = None
 
 
 class Pictures:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import BuildShardsConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
-from pipeline.data.crawl import image_of
 from pipeline.data.records import LABELS, REGIONS
 from pipeline.filtering.store import BOX
 from pipeline.inspection.counts import OUTSIDE, Counts, Picture, key_hash, sample_rank
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import footer, read_table
-from pipeline.io.tars import read_tar
-from pipeline.labelling.label_records import make_record
 
 
 def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) -> Counts:
     """Count a file of labels or regions.
 
-    Pictures are chosen only if ``phrases``, which have the captions, is given. They have no images;
-    see :func:`with_images`.
+    Pictures are chosen only if ``phrases``, which have the captions, is given.
 
     Args:
         status: whether the file has labels.
@@ -56,7 +49,8 @@ def count_table(path: str, *, status: bool, phrases: str | None, pictures: int) 
         counts.numbers["captions"] = len(captions)
         counts.bin("caption_words", [len(a.caption.split()) for a in captions.values()])
         _spans(counts, table, captions, name)
-        counts.pictures = _pictures(table, captions, per_image, name, pictures, teacher)
+        ranks = sorted((sample_rank(name, key, True), key) for key in per_image if key in captions)
+        counts.pictures = [Picture(rank, name, key) for rank, key in ranks[:pictures]]
     return counts
 
 
@@ -101,48 +95,3 @@ def _spans(counts: Counts, table: pa.Table, captions: Mapping[str, CaptionPhrase
             counts.problem("span_outside_caption", f"{name}/{key}: [{start}, {end}) is outside the caption")
         elif captions[key].caption[start:end] != phrase:
             counts.problem("phrase_differs", f"{name}/{key}: {phrase!r} is not the text of [{start}, {end})")
-
-
-def _pictures(
-    table: pa.Table,
-    captions: Mapping[str, CaptionPhrases],
-    per_image: Mapping[str, int],
-    name: str,
-    limit: int,
-    teacher: str | None,
-) -> list[Picture]:
-    """Chosen samples with their boxes; for regions, which are many, the best one of each phrase."""
-    ranks = sorted((sample_rank(name, key, True), key) for key in per_image if key in captions)[:limit]
-    rows = table.filter(pc.is_in(table["key"], pa.array([key for _, key in ranks], pa.string())))
-    if "status" not in rows.column_names:
-        rows = rows.filter(pc.equal(rows["rank"], 0))
-        rows = rows.append_column("status", pa.array(["keep"] * rows.num_rows, pa.string()))
-    by_key: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        by_key.setdefault(row["key"], []).append(row)
-    pictures = []
-    for rank, key in ranks:
-        regions = [row for row in by_key.get(key, ()) if row["phrase_row"] in captions[key].rows]
-        if regions:
-            size = (regions[0]["height"], regions[0]["width"])
-            record = make_record(key, "labels", size, captions[key], regions, teacher, BuildShardsConfig())
-            pictures.append(Picture(rank, name, key, record, None))
-    return pictures
-
-
-def with_images(pictures: Sequence[Picture], shards: Mapping[str, str]) -> list[Picture]:
-    """Read the images of pictures from the crawl, if available; a shard is read up to the last one.
-
-    shards: name -> tar.
-    """
-    images: dict[tuple[str, str], bytes] = {}
-    for name in sorted({p.shard for p in pictures} & shards.keys()):
-        wanted = {p.key for p in pictures if p.shard == name}
-        for sample in read_tar(shards[name]):
-            if sample.key in wanted:
-                wanted.discard(sample.key)
-                if (image := image_of(sample)) is not None:
-                    images[name, sample.key] = image[1]
-            if not wanted:
-                break
-    return [replace(p, image=images.get((p.shard, p.key))) for p in pictures]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from pipeline.execution.progress import Progress, Silent
 from pipeline.execution.reports import FailedShard, StageReport
 from pipeline.inspection.bins import BINS, FREQUENCIES
 from pipeline.inspection.counts import Counts, Picture, Pictures
-from pipeline.inspection.label_tables import count_table, with_images
+from pipeline.inspection.label_store import LabelStore
+from pipeline.inspection.label_tables import count_table
 from pipeline.inspection.phrase_counts import TextCounts
 from pipeline.inspection.tars import count_tar, kind_of_tar
 from pipeline.io.files import file_size
@@ -97,6 +99,8 @@ def inspect_shards(
     *,
     phrases: str | None = None,
     crawl: Sequence[str] = (),
+    regions: str | None = None,
+    gold: str | None = None,
     pictures: int = 24,
     top: int = 50,
     workers: int | None = None,
@@ -109,6 +113,8 @@ def inspect_shards(
     Args:
         phrases: for a label store: folder of parse-phrases' output.
         crawl: for a label store: crawl shards, for the pictures.
+        regions, gold: for labels: folders of the regions that were filtered and of gold boxes, for
+            the pictures (:class:`pipeline.inspection.label_store.LabelStore`).
         pictures: maximum number of samples to draw.
         top: number of most frequent phrases.
         workers: processes; default: one per core if there is enough to read.
@@ -122,9 +128,10 @@ def inspect_shards(
         RunError: a process died.
     """
     kind, progress = kind_of(shards), progress or Silent()
-    if kind in {"training", "crawl"} and (phrases or crawl):
+    if kind in {"training", "crawl"} and (phrases or crawl or regions or gold):
         raise InputError(
-            f"--phrases and --shards are for labels or regions; these are {kind} shards, which have texts and images"
+            "--phrases, --shards, --regions and --gold are for labels or regions; these are "
+            f"{kind} shards, which have texts and images"
         )
     total, keys, texts = Counts(), list[np.ndarray](), TextCounts()
     selection, failed = Pictures(pictures), list[FailedShard]()
@@ -145,9 +152,22 @@ def inspect_shards(
     if len(failed) == len(shards):
         raise InputError(f"no shard can be read; first: {failed[0].error}")
     chosen = selection.chosen()
-    if kind in {"labels", "regions"} and crawl:
-        chosen = with_images(chosen, {stem(path): path for path in crawl})
+    if kind in {"labels", "regions"} and chosen:
+        store = LabelStore(shards, phrases=phrases, crawl=crawl, regions=regions, gold=gold)
+        chosen = [_of_store(store, picture, total) for picture in chosen]
     return _summary(kind, len(shards), total, keys, texts, top, failed), chosen
+
+
+def _of_store(store: LabelStore, picture: Picture, counts: Counts) -> Picture:
+    """A picture with its sample, and its image unless it cannot be had, which is counted."""
+    place = store.find(picture.shard, picture.key)
+    assert place is not None, picture.key  # it was chosen from this table
+    try:
+        image = store.image(*place)
+    except (InputError, OSError) as error:
+        counts.problem("picture_not_at_hand", str(error))
+        image = None
+    return replace(picture, sample=store.samples(place[0])[place[1]], image=image)
 
 
 def count_shard(shard: str, *, kind: Kind, phrases: str | None, pictures: int) -> Counts | FailedShard:

@@ -15,6 +15,7 @@ from pipeline.data.images import ImageError, image_size
 from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError
 from pipeline.inspection.counts import Counts, Picture, Pictures, key_hash, reaches_outside, sample_rank
+from pipeline.inspection.samples import record_sample
 from pipeline.io.paths import stem
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 
@@ -93,7 +94,8 @@ class _Tar:
         labelled = any(not r.ignore for r in record.regions)
         rank = sample_rank(self._name, sample.key, labelled)
         if drawable and self._pictures.wants(rank) and (data := self._bytes(sample, where)) is not None:
-            self._pictures.add(Picture(rank, self._name, sample.key, record, data))
+            shown = record_sample(self._name, sample.key, record)
+            self._pictures.add(Picture(rank, self._name, sample.key, shown, data))
         return record.dataset
 
     def _bytes(self, sample: TarSample, where: str) -> bytes | None:
@@ -169,7 +171,8 @@ class _Tar:
                 key=sample.key, dataset="crawl", kind="grounding" if caption else "detection", image_size=size,
                 caption=caption or None,
             )  # fmt: skip
-            self._pictures.add(Picture(rank, self._name, sample.key, record, image[1]))
+            shown = record_sample(self._name, sample.key, record)
+            self._pictures.add(Picture(rank, self._name, sample.key, shown, image[1]))
         return ""
 
 

@@ -22,10 +22,11 @@ def dashboard_markdown(summary: Mapping[str, Any], layout: RunLayout) -> str:
     if labels.is_file():
         parts.append(f"## Pseudo-labels\n\n![pseudo-labels on crawled images]({thumbnail_url(labels)})\n")
     if quality := summary.get("pseudo_labels"):
-        plot = data_url(precision_by_score(quality["by_score"]).encode(), SVG)
-        parts.append(f"## Label quality\n\n{quality_markdown(summary)}\n![precision by the teacher's score]({plot})\n")
+        plot = data_url(precision_by_score(quality["by_score"]), SVG)
+        table = quality_markdown(quality, "chance" in summary)
+        parts.append(f"## Label quality\n\n{table}\n![precision by the teacher's score]({plot})\n")
     if curves := training_curves(layout):
-        parts.append(f"## Training loss\n\n![loss]({data_url(loss_curves(curves).encode(), SVG)})\n")
+        parts.append(f"## Training loss\n\n![loss]({data_url(loss_curves(curves), SVG)})\n")
     if cost := cost_markdown(summary):
         parts.append(f"## Cost\n\n{cost}")
     parts.append("## Pages\n\n" + "\n".join(f"- {line}" for line in links(layout)) + "\n")

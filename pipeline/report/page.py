@@ -7,6 +7,9 @@ from typing import Any
 
 from pipeline.runs.summary import ROLES, columns, origin
 
+QUALITY = {"all": "all", "base": "names with human labels", "novel": "other names"}
+"""Title of each group of label_quality."""
+
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown table; ends with a newline."""
@@ -35,6 +38,35 @@ def _learnt(summary: Mapping[str, Any], name: str) -> str:
     return "human and pseudo-labels" if summary.get("human_labels", True) else "pseudo-labels"
 
 
+def headline(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``title``, ``value`` of the student and its differences ``over`` teacher and control, for the
+    first metric of each set.
+    """
+    student = summary.get("student", {})
+    first = {
+        head.rsplit(" ", 1)[0]: (m, head)
+        for m, head in reversed(columns(summary).items())
+        if student.get(m) is not None
+    }
+    return [
+        {
+            "title": f"{head}, student", "value": student[m],
+            "over": {n: student[m] - summary[n][m] for n in ("control", "teacher") if m in summary.get(n, {})},
+        }
+        for m, head in reversed(first.values())
+    ]  # fmt: skip
+
+
+def quality_rows(quality: Mapping[str, Any], demo: bool) -> list[tuple[str, Mapping[str, Any]]]:
+    """(title, counts) of the groups of labels that there are; the demo's are named BASE and NOVEL."""
+    groups = {
+        name: quality[name] for name in QUALITY if name == "all" or quality[name]["gold"] or quality[name]["labels"]
+    }
+    if not demo and len(groups) == 2:
+        groups = {"all": quality["all"]}  # the other group is all of them
+    return [(name if demo else QUALITY[name], counts) for name, counts in groups.items()]
+
+
 def stage_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Seconds and peak memory of each stage that ran in child processes."""
     return [
@@ -60,19 +92,11 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def groups(quality: Mapping[str, Any]) -> tuple[str, ...]:
-    """Groups of phrases with figures of the labels' quality: BASE and NOVEL only where the gold tells them apart."""
-    return ("all", "base", "novel") if quality["novel"]["gold"] else ("all",)
-
-
-def quality_markdown(summary: Mapping[str, Any]) -> str:
-    """Precision and recall of the pseudo-labels; "" without gold boxes."""
-    quality = summary.get("pseudo_labels")
-    if not quality:
-        return ""
+def quality_markdown(quality: Mapping[str, Any], demo: bool) -> str:
+    """Precision and recall of pseudo-labels (label_quality)."""
     rows = [
-        [n, f"{quality[n]['labels']:,}", *(_percent(quality[n][metric]) for metric in ("precision", "recall"))]
-        for n in groups(quality)
+        [title, f"{counts['labels']:,}", *(_percent(counts[metric]) for metric in ("precision", "recall"))]
+        for title, counts in quality_rows(quality, demo)
     ]
     return markdown_table(["pseudo-labels", "labels", "precision %", "recall %"], rows)
 

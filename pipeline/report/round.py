@@ -12,18 +12,22 @@ from pipeline.drawing.boxes import write_montage
 from pipeline.evaluation.compare import format_interval
 from pipeline.evaluation.label_quality import label_quality
 from pipeline.evaluation.report import TITLES, metric_order
+from pipeline.inspection.label_store import LabelStore
 from pipeline.io.atomic import write_atomic
-from pipeline.report.gallery import write_gallery
-from pipeline.report.page import groups, markdown_table, quality_markdown, tally_markdown
+from pipeline.report.figures import write_gallery
+from pipeline.report.page import markdown_table, quality_markdown, quality_rows, tally_markdown
+from pipeline.report.provenance import run_provenance
 from pipeline.report.templates import render
-from pipeline.report.urls import link, png_url, thumbnail_url
-from pipeline.runs.excluded_shards import files_of
+from pipeline.report.urls import link, thumbnail_url
+from pipeline.runs.excluded_shards import crawl_shards, files_of
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult
 from pipeline.runs.summary import gold_of
 
 Reports = Mapping[str, Mapping[str, Any]]
 """Stage -> its StageReport as a dict."""
+SHOWN = 8
+"""Number of the gallery's images that are also on the round's page."""
 
 
 def gallery_name(round_number: int) -> str:
@@ -31,21 +35,39 @@ def gallery_name(round_number: int) -> str:
     return f"labels-round-{round_number}.html"
 
 
+def label_store(config: SelfTrainConfig, layout: RunLayout, round_number: int) -> LabelStore:
+    """The round's labels, with dropped regions and, where it is known, gold."""
+    gold = gold_of(config, layout)
+    return LabelStore(
+        files_of(config, layout, "filter-boxes", round_number), phrases=str(layout.phrases),
+        crawl=crawl_shards(config, layout), regions=str(layout.regions(round_number)),
+        gold=str(gold) if gold else None,
+    )  # fmt: skip
+
+
 def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult, reports: Reports) -> str:
     """Write ``report/round-N.html``, gallery and montage of its labels; returns Markdown.
 
     The files contain no times or hosts, so that the same run writes the same bytes.
     """
+    from pipeline.report.evaluation import write_evaluation_page  # loads torch
+
     layout.report.mkdir(parents=True, exist_ok=True)
     number = result.round
     montage = layout.report / f"labels-round-{number}.png"
-    links = {}
+    links, items, made = {}, [], run_provenance(config)
     if layout.pseudo(number).is_dir():
-        shards = files_of(config, layout, "build-shards", number)
         title = f"Pseudo-labels of round {number}" if config.rounds > 1 else "Pseudo-labels"
-        write_gallery(shards, layout.report / gallery_name(number), title=title, limit=36)
-        write_montage(shards, montage, limit=8, columns=4)
+        items = write_gallery(
+            label_store(config, layout, number), layout.report / gallery_name(number), title=title, limit=36, made=made
+        )
+        write_montage(files_of(config, layout, "build-shards", number), montage, limit=8, columns=4)
         links["More of these labels"] = gallery_name(number)
+    for name in (f"student-{number}", f"control-{number}", result.teacher):
+        if (layout.evaluation(name) / "metrics.json").is_file():
+            page = layout.report / f"evaluation-{name}.html"
+            write_evaluation_page(layout.evaluation(name), page, made=made, title=f"Evaluation of {name}")
+            links[f"Evaluation of {name}"] = page.name
     if number > 1:
         links["Previous round"] = f"round-{number - 1}.html"
     gold = gold_of(config, layout)
@@ -57,21 +79,25 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
     write_atomic(
         page,
         render(
-            "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates, quality=quality,
-            montage=png_url(montage) if montage.is_file() else "", tallies=tallies, links=links,
-            groups=groups(quality) if quality else (), has_control=config.trains_control,
-            human_labels=set(config.student.mixture) != {"pseudo"},
+            "round.html", title=f"Round {number}", result=result, tables=tables, gates=gates,
+            quality_rows=quality_rows(quality, config.demo is not None) if quality else [],
+            items=items[:: max(1, len(items) // SHOWN)][:SHOWN], tallies=tallies, links=links, made=made,
+            headline=_headline(tables),
+            has_control=config.trains_control, human_labels=set(config.student.mixture) != {"pseudo"},
         ),
     )  # fmt: skip
-    return _markdown(result, tables, gates, quality, tallies, montage, page)
+    return _markdown(result, tables, gates, quality, tallies, montage, page, config.demo is not None)
 
 
 def metric_tables(
     layout: RunLayout, result: RoundResult, verdict: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Set -> rows of metric, teacher, control, student, difference and its 95 % interval."""
+    """Set -> rows of metric, teacher, control, student, its differences ``difference`` from the teacher
+    and ``over_control`` from the control, and their 95 % intervals.
+    """
     control_file = layout.evaluation(f"control-{result.round}") / "metrics.json"
     control = json.loads(control_file.read_text())["sets"] if control_file.is_file() else {}
+    over_control = verdict.get("control_sets", {})
     return {
         name: [
             {
@@ -81,11 +107,29 @@ def metric_tables(
                 "student": cells[1]["value"],
                 "difference": cells[1]["difference"],
                 "interval": cells[1].get("difference_interval"),
+                "over_control": (over := over_control.get(name, {}).get(metric, [{}, {}])[1]).get("difference"),
+                "over_control_interval": over.get("difference_interval"),
             }
             for metric, cells in sorted(rows.items(), key=lambda row: metric_order(row[0]))
         ]
         for name, rows in verdict.get("sets", {}).items()
     }
+
+
+def _headline(tables: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The first metric of each set, as :func:`pipeline.report.page.headline`."""
+    return [
+        {
+            "title": f"{name} {row['metric']}, student", "value": row["student"],
+            "over": {
+                name: row[key]
+                for name, key in (("control", "over_control"), ("teacher", "difference"))
+                if row[key] is not None
+            },
+        }
+        for name, rows in tables.items()
+        for row in rows[:1]
+    ]  # fmt: skip
 
 
 def _verdict(layout: RunLayout, result: RoundResult) -> dict[str, Any]:
@@ -101,6 +145,7 @@ def _markdown(
     tallies: Mapping[str, Mapping[str, Any]],
     montage: Path,
     page: Path,
+    demo: bool,
 ) -> str:
     parts = [f"# Round {result.round}\n\nTeacher {result.teacher}, student {result.student}. **{result.why}**\n"]
     has_control = any(row["control"] is not None for rows in tables.values() for row in rows)
@@ -112,10 +157,12 @@ def _markdown(
                 *(["–" if row["control"] is None else f"{row['control']:.1f}"] if has_control else []),
                 f"{row['student']:.1f}",
                 f"{row['difference']:+.1f}{format_interval(row['interval'], '+')}",
+                *([_over_control(row)] if has_control else []),
             ]
             for row in rows
         ]
         heads = ["", "teacher", *["control"] * has_control, "student", "student - teacher (95 %)"]
+        heads += ["student - control (95 %)"] * has_control
         parts.append(f"## {name}\n\n{markdown_table(heads, cells)}")
     if gates:
         cells = [
@@ -131,6 +178,12 @@ def _markdown(
     if montage.is_file():
         parts.append(f"## Labels\n\n![pseudo-labels of the round]({thumbnail_url(montage)})\n")
     if quality:
-        parts.append(quality_markdown({"pseudo_labels": quality}))
+        parts.append(quality_markdown(quality, demo))
     parts += [f"### {stage}\n\n{tally_markdown(tally)}" for stage, tally in tallies.items() if tally]
     return "\n".join([*parts, f"{link('Page of this round', page)}\n"])
+
+
+def _over_control(row: Mapping[str, Any]) -> str:
+    if row["over_control"] is None:
+        return "–"
+    return f"{row['over_control']:+.1f}{format_interval(row['over_control_interval'], '+')}"

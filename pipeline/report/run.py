@@ -9,14 +9,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.config import SelfTrainConfig
+from pipeline.drawing.figures import inline_svg
+from pipeline.inspection.samples import TrainingStore, evenly_spaced
 from pipeline.io.atomic import write_atomic
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.report.gallery import write_gallery
-from pipeline.report.page import comparison, groups, stage_rows
+from pipeline.report.figures import store_figures, write_gallery
+from pipeline.report.page import comparison, headline, quality_rows, stage_rows
 from pipeline.report.plots import loss_curves, precision_by_score
-from pipeline.report.round import gallery_name
+from pipeline.report.provenance import provenance, recipe_text, run_provenance
+from pipeline.report.round import SHOWN, gallery_name, label_store
 from pipeline.report.templates import render
-from pipeline.report.urls import png_url
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.summary import columns, origin
 
@@ -26,13 +29,13 @@ PHOTO_NOTE = (
 )
 
 
-def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
+def write_run_report(config: SelfTrainConfig, layout: RunLayout, summary: Mapping[str, Any]) -> Path:
     """Write ``report/index.html`` and, if any, a gallery of photographs; returns the page.
 
     It links to the rounds' pages, which :func:`pipeline.report.round.write_round` wrote before.
     """
     layout.report.mkdir(parents=True, exist_ok=True)
-    images: dict[str, str] = {}
+    items: list[dict[str, Any]] = []
     links: dict[str, str] = {}
     rounds = summary["rounds"]
     for number in range(1, rounds + 1):
@@ -40,16 +43,24 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
         links[f"Round {number}: metrics, gates, labels"] = f"round-{number}.html"
         if (layout.report / gallery_name(number)).is_file():
             links[f"More pseudo-labels{of_round}"] = gallery_name(number)
-        if number == rounds and (montage := layout.report / f"labels-round-{number}.png").is_file():
-            images[f"Pseudo-labels{of_round} on crawled images"] = png_url(montage)
+        if number == rounds and layout.labels(number).is_dir():
+            store = label_store(config, layout, number)
+            items = store_figures(store, evenly_spaced(store, SHOWN))
+    for page in sorted(layout.report.glob("evaluation-*.html")):
+        links[page.stem.replace("-", " of ", 1).capitalize()] = page.name
     photos = layout.photos / "train"
     if any(photos.glob("*.tar")):
-        shards = expand_shards(str(photos))
-        write_gallery(shards, layout.report / "photos.html", title="Photographs", note=PHOTO_NOTE, limit=20)
+        write_gallery(
+            TrainingStore(expand_shards(str(photos))), layout.report / "photos.html", title="Photographs",
+            note=PHOTO_NOTE, limit=20, made=run_provenance(config),
+        )  # fmt: skip
         links["Real photographs through the same stages"] = "photos.html"
     quality = summary.get("pseudo_labels")
     tallies = {stage: (entry.get("report") or {}).get("tallies") for stage, entry in summary.get("stages", {}).items()}
-    page = render(
+    demo, curves = "chance" in summary, training_curves(layout)
+    plots = precision_by_score(quality["by_score"]) if quality else b"", loss_curves(curves)
+    quality_plot, loss_plot = (Markup(inline_svg(plot)) if plot else "" for plot in plots)
+    content = render(
         "page.html",
         title="GLIP self-training",
         summary=summary,
@@ -57,17 +68,21 @@ def write_run_report(layout: RunLayout, summary: Mapping[str, Any]) -> Path:
         has_control="control" in summary,
         table=comparison(summary),
         metrics=columns(summary),
+        headline=headline(summary),
+        demo=demo,
         quality=quality,
-        groups=groups(quality) if quality else (),
-        quality_plot=Markup(precision_by_score(quality["by_score"])) if quality else "",
-        curves=Markup(loss_curves(training_curves(layout))),
+        quality_rows=quality_rows(quality, demo) if quality else [],
+        quality_plot=quality_plot,
+        curves=loss_plot,
         tallies={stage: units for stage, units in tallies.items() if units},
         stages=stage_rows(summary),
-        images=images,
+        items=items,
+        labels_title="Pseudo-labels" + (f" of round {rounds}" if rounds > 1 else "") + " on crawled images",
         links=links,
+        made=provenance(recipe_text(config)),
     )
     index = layout.report / "index.html"
-    write_atomic(index, page)
+    write_atomic(index, content)
     return index
 
 

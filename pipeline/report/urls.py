@@ -34,11 +34,6 @@ def jpeg_url(image: Image.Image, quality: int) -> str:
     return data_url(buffer.getvalue(), "image/jpeg")
 
 
-def png_url(path: str | Path) -> str:
-    """A PNG file as a data URL."""
-    return data_url(Path(path).read_bytes(), "image/png")
-
-
 def thumbnail_url(path: Path) -> str:
     """An image file as a JPEG data URL, small enough for a database row."""
     with Image.open(path) as opened:

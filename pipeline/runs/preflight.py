@@ -74,11 +74,9 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
     if "pseudo" in teacher.mixture:
         yield "teacher.mixture: `pseudo` are the labels that the teacher makes; only the student learns from them"
     trains_only = set(student.mixture) == {"pseudo"}
-    for name, training in (("teacher", teacher), ("student", student)):
-        untrained = name == "teacher" and (teacher.steps == 0 or not sources) and not training.mixture
-        if not (untrained or (name == "student" and trains_only)) and set(training.mixture) - {"pseudo"} != set(
-            sources
-        ):
+    as_it_is = teacher.steps == 0 and not teacher.mixture
+    for name, training, without in (("teacher", teacher, as_it_is), ("student", student, trains_only)):
+        if not without and set(training.mixture) - {"pseudo"} != set(sources):
             yield f"{name}.mixture names {sorted(training.mixture)}, but data.sources are {sources}"
         if training.first_steps and not set(training.mixture) >= set(training.first_mixture) > set():
             yield f"{name}.first_mixture {training.first_mixture}: want shares of some of {sorted(training.mixture)}"

@@ -208,3 +208,19 @@ def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:
         if note.done < note.total:
             notes.append(f"{name}: {note.words()}")
     return tuple(notes)
+
+
+def runs_in(folder: str | Path) -> list[Path]:
+    """Folders of the runs directly below a folder, by name."""
+    return sorted(p.parent for p in Path(folder).glob("*/config.yaml") if not p.parent.name.startswith("."))
+
+
+def run_state(out: str | Path) -> str:
+    """The state of a run in a line, with what it does now or did last."""
+    stages = read_status(out)
+    if notes := [note for stage in stages for note in stage.notes]:
+        return f"running: {'; '.join(notes)}"
+    if RunLayout(Path(out)).summary.is_file():
+        return "finished"
+    last = f", last {stages[-1].name}: {stages[-1].done}" if stages else ""
+    return f"not finished, no running stage{last}"

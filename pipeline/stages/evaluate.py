@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from pipeline.execution.worker import ShardJob
 from pipeline.io.atomic import atomic_file, write_json
 from pipeline.io.hashing import digest_file, digest_json, fingerprint
 from pipeline.io.model_folder import model_revision
-from pipeline.io.paths import join, local_folder
+from pipeline.io.paths import is_url, join, local_folder
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import Evaluate
 
@@ -46,9 +47,9 @@ Metrics = dict[str, dict[str, float | None]]
 KS = (1, 5, 10)
 LVIS_ONLY = {"chunk_names", "chunk_detections", "class_detections"}
 """Settings that only the lvis protocol uses."""
-METRICS = 4
+METRICS = 5
 """Version of the metrics; 3: names without a training image are rare; settings by set; 4: AP by class,
-metrics without ground truth are null.
+metrics without ground truth are null; 5: the evidence names the set's shards.
 """
 
 
@@ -206,6 +207,7 @@ def _measure(plan: _Plan, evaluation_set: EvaluationSet, out: Path) -> tuple[dic
         counts={n: counts[n] for n in map(normalise_name, sorted({*spec.names, *texts})) if n in counts},
         counts_from="training images" if frequencies.counts else "images of this set",
         absent_pairs=absent_images(results, len(spec.names)),
+        shards=tuple(s if is_url(s) else os.path.relpath(s, out) for s in evaluation_set.shards),
     )
     write_match_tables(out / "evidence", spec.name, tables)
     return {"images": len(results), **_metrics(spec, config, results, tables)}, tables

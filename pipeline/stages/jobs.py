@@ -27,6 +27,7 @@ from pipeline.config import (
     ParsePhrasesConfig,
     PseudoLabelConfig,
     RescoreConfig,
+    TeacherConfig,
     TrainConfig,
 )
 from pipeline.config.recipes import build
@@ -63,6 +64,11 @@ def _texts(value: Any) -> Any:
 
 def _named(value: Any) -> Any:
     return {name: _texts(paths) for name, paths in value.items()} if isinstance(value, dict) else value
+
+
+def _of_training(value: Any) -> Any:
+    """Settings of a recipe's teacher without its model, which is the job's ``init``."""
+    return value.training() if isinstance(value, TeacherConfig) else value
 
 
 PathText = Annotated[str, BeforeValidator(_text)]
@@ -292,7 +298,7 @@ class TrainModel(WholeJob["TrainReport"]):
     out: PathText = Field(
         description="Folder for checkpoints and the final model. An unfinished training there is resumed."
     )
-    settings: TrainConfig = TrainConfig()
+    settings: Annotated[TrainConfig, BeforeValidator(_of_training)] = TrainConfig()
     model: ModelConfig | None = None
     device: Device = "cpu"
     threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores.")

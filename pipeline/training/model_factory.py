@@ -13,15 +13,16 @@ from pipeline.errors import InputError
 from pipeline.io.model_folder import check_backbone, check_glip_folder, text_encoder_folder
 
 
-def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDetection, GlipProcessor]:
-    """Load the model of ``init``, or build one from ``model`` with a pretrained text encoder.
+def model_config(model: ModelConfig, init: str | None) -> GlipConfig:
+    """The configuration of the network that :func:`build_model` makes, without its weights.
 
     Raises:
-        InputError: ``init`` is not a GLIP folder, or a setting is invalid.
+        InputError: as :func:`build_model`.
     """
     if init is not None:
         check_glip_folder(init)
-        return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
+        config: GlipConfig = GlipConfig.from_pretrained(init)
+        return config
     folder = text_encoder_folder(model.text_encoder)
     check_backbone(model.backbone)
     try:
@@ -37,9 +38,22 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
             text.num_hidden_layers = min(model.text_layers, text.num_hidden_layers)
         if model.text_dropout is not None:
             text.hidden_dropout_prob = text.attention_probs_dropout_prob = model.text_dropout
-        config = GlipConfig(text_config=text, backbone_config=backbone, **settings)
+        return GlipConfig(text_config=text, backbone_config=backbone, **settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"model.settings: {error}") from None
+
+
+def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDetection, GlipProcessor]:
+    """Load the model of ``init``, or build one from ``model`` with a pretrained text encoder.
+
+    Raises:
+        InputError: ``init`` is not a GLIP folder, or a setting is invalid.
+    """
+    if init is not None:
+        check_glip_folder(init)
+        return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
+    config = model_config(model, None)
+    folder = text_encoder_folder(model.text_encoder)
     network = GlipForObjectDetection(config)
     network.load_text_encoder(str(folder))
     if model.backbone is not None:

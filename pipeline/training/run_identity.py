@@ -20,6 +20,8 @@ PACKING = 2
 """Version of the packing of captions, a setting of trainings that pack any. 2: one that does not fit
 is passed over, and the rest are tried; the caption itself is no negative.
 """
+NORMALISATION = "step"
+"""What losses are divided by under accumulation: a step's counts; before, each micro-batch's."""
 RUNTIME_SETTINGS = {
     "log_every",
     "save_every",
@@ -27,6 +29,7 @@ RUNTIME_SETTINGS = {
     "keep_checkpoints",
     "max_skipped_steps",
     "gradient_checkpointing",
+    "check_memory",
 }
 """Settings that do not change any finite step; a run may be resumed with others."""
 MEMORY_SETTINGS = {"accumulate"}
@@ -66,7 +69,8 @@ class Identity(BaseModel):
         return cls(
             version=VERSION,
             settings={k: v for k, v in settings.items() if k not in RUNTIME_SETTINGS | MEMORY_SETTINGS},
-            fits={k: settings[k] for k in sorted(MEMORY_SETTINGS)},
+            fits={k: settings[k] for k in sorted(MEMORY_SETTINGS)}
+            | ({"normalised_by": NORMALISATION} if config.accumulate > 1 else {}),
             model=None if init else model.model_dump(mode="json"),
             init=model_revision(init) if init else None,
             # a list: the order of records depends on that of their shards, and shards of two folders may share a name

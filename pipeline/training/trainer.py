@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, recursively_apply, send_to_device, set_seed
 
+from model import GlipConfig
+from model.losses import loss_divisors
+from pipeline.annotators.memory import check_cpu_memory, dry_step
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.folder_lock import FolderLock, folder_lock
@@ -27,7 +31,7 @@ from pipeline.training.checkpoints import prune, remove_all, write_checkpoint
 from pipeline.training.dataset import TrainingData
 from pipeline.training.distributed import Processes
 from pipeline.training.image_batch import Normaliser
-from pipeline.training.model_factory import build_model
+from pipeline.training.model_factory import build_model, model_config
 from pipeline.training.optim import make_optimizer, set_rates
 from pipeline.training.report import REPORT, TRAINER, TrainerState, TrainReport
 from pipeline.training.resume import find_checkpoint
@@ -90,6 +94,9 @@ class Trainer:
         self.progress, self.data_workers, self.tracker = progress, data_workers, tracker
         checkpoint = self._find_checkpoint(exit_stack)
         set_seed(config.seed)
+        on_gpu = self.accelerator.device.type == "cuda"
+        if config.check_memory and not on_gpu:
+            self._check_cpu_memory(model_config(model, init))
         self.network, self.processor = build_model(model, init)
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
         if config.gradient_checkpointing:
@@ -98,6 +105,8 @@ class Trainer:
         self.data = TrainingData(config, sources, self.processor)
         for warning in self.data.flip_warnings() if self.processes.main else ():
             log.warning(warning)
+        if config.check_memory and on_gpu and not self.processes.sharded:
+            self._check_gpu_memory()
         self.model, self.optimizer = self.processes.wrap(self.network, make_optimizer(self.network, config))
         self.network = self.accelerator.unwrap_model(self.model)
         self.average = state.Average(self.network, config.ema) if config.ema is not None else None
@@ -108,6 +117,53 @@ class Trainer:
         self.sums: dict[str, float] = {}
         if checkpoint is not None:
             self._resume(*checkpoint)
+
+    @property
+    def _largest_size(self) -> tuple[int, int]:
+        """Height and width to which the largest images are padded."""
+        multiple = 32
+        longest = self.config.max_image_size
+        shortest = min(longest, max(self.config.image_sizes))
+        return -(-shortest // multiple) * multiple, -(-longest // multiple) * multiple
+
+    @property
+    def _micro_batch(self) -> int:
+        return self.config.batch_size // (self.processes.count * self.config.accumulate)
+
+    def _check_cpu_memory(self, network: GlipConfig) -> None:
+        config = self.config
+        check_cpu_memory(
+            network, self._largest_size, self._micro_batch, advice=self._memory_advice,
+            processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")), training=True, precision=config.precision,
+            checkpointing=config.gradient_checkpointing, averaged=config.ema is not None,
+        )  # fmt: skip
+
+    def _check_gpu_memory(self) -> None:
+        """Try a step of the largest images; raises InputError with the batch that fits."""
+        self.network.to(self.accelerator.device)
+        images = self._micro_batch
+        while images and self.processes.any(
+            not dry_step(self.network, self._largest_size, images, self.config.precision)
+        ):
+            images //= 2
+        if images < self._micro_batch:
+            height, width = self._largest_size
+            raise InputError(
+                f"{self._micro_batch} images of {height}x{width} in a batch do not fit into the GPU's memory; want "
+                f"{self._memory_advice(images)}"
+            )
+
+    def _memory_advice(self, fits: int) -> str:
+        """Settings with which a micro-batch has at most ``fits`` images."""
+        batch, processes = self.config.batch_size, self.processes.count
+        pieces = [n for n in range(1, batch + 1) if batch % (n * processes) == 0 and batch // (n * processes) <= fits]
+        if pieces:
+            return (
+                f"--set accumulate={pieces[0]} (the same steps, {batch // (pieces[0] * processes)} images at a time), "
+                f"or --set batch_size={fits * processes * self.config.accumulate}"
+            )
+        checkpointing = "" if self.config.gradient_checkpointing else "--set gradient_checkpointing=true, "
+        return f"{checkpointing}smaller image_sizes and max_image_size, or more memory (check_memory=false: no check)"
 
     def _find_checkpoint(self, exit_stack: ExitStack) -> tuple[Path, int] | None:
         """Lock the folder and find the checkpoint in the main process, for every process."""
@@ -138,8 +194,8 @@ class Trainer:
         if self.processes.main:
             log.info("%s: resuming from step %d", self.out, self.first)
             for change in self.identity.changed_memory_settings(saved.report.run) if saved.report.run else []:
-                log.warning("%s: same samples in the same order, but losses are normalised by micro-batch, so the "
-                            "weights will not be bit-identical to those of an unchanged run", change)  # fmt: skip
+                log.warning("%s: same samples in the same order, but images are padded and dropout drawn by "
+                            "micro-batch, so the weights are not those of an unchanged run", change)  # fmt: skip
 
     def train(self) -> TrainReport:
         """Run all remaining steps and write the model folders and the report.
@@ -187,6 +243,7 @@ class Trainer:
             self.new_lost.update(batch["lost"])
         set_rates(self.optimizer, step, self.config)
         inputs, pieces = [self._inputs(batch) for batch in batches], len(batches)
+        divisors = self._loss_divisors(inputs) if pieces > 1 else None
         values: dict[str, float] = {}
         for piece, piece_inputs in enumerate(inputs):
             # dropout is a function of the step too, independent of restarts and of other random draws
@@ -195,7 +252,7 @@ class Trainer:
             reason = ""
             with self.processes.gradient_sync(self.model, piece == pieces - 1):
                 try:
-                    output = self.processes.forward(self.model, **piece_inputs)
+                    output = self.processes.forward(self.model, **piece_inputs, loss_divisors=divisors)
                 except FloatingPointError as error:
                     reason = str(error)
                 if self.processes.any(bool(reason)):
@@ -214,6 +271,20 @@ class Trainer:
             self.average.update()
         means = self.processes.means(values)
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}
+
+    def _loss_divisors(self, inputs: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+        """Divisors of the step's losses for each of its micro-batches, whose gradients are averaged.
+
+        So that the step is that of the whole batch. None: each micro-batch has its own, as its
+        predictions decide them.
+        """
+        counts = [
+            self.network.loss_counts(
+                i["pixel_values"].shape[-2:], i["labels"], i["input_ids"].shape[1], i["image_sizes"]
+            )
+            for i in inputs
+        ]
+        return None if counts[0] is None else loss_divisors(torch.stack(counts).sum(0)) / len(inputs)
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The network's inputs in a batch, on its device."""

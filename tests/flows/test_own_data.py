@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
+import struct
 import subprocess
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +52,23 @@ def command(up: Up, folder: Path, *arguments: str) -> subprocess.CompletedProces
         [str(BIN / "self-train"), *arguments], env=up.env | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         cwd=folder, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def on_a_terminal(up: Up, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code of ``self-train`` and what it writes to stderr, which is a terminal of 150 columns."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    env = up.env | {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "COLUMNS": "150"}
+    process = subprocess.Popen(
+        [str(BIN / "self-train"), *arguments], env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=its
+    )
+    os.close(its)
+    said = b""
+    with suppress(OSError):  # the terminal is gone with the process
+        while part := os.read(ours, 1 << 16):
+            said += part
+    os.close(ours)
+    return process.wait(), said.decode(errors="replace")
 
 
 def sets(*changes: str) -> list[str]:
@@ -109,8 +131,10 @@ def test_a_run_that_fails_says_so_with_its_reason(up, mine):
     out.mkdir()
     (out / "labels").write_text("in the way")
     given = sets("teacher.init=glip", "data.crawl=crawl", *CHANGES)
-    done = command(up, mine, "submit", "--recipe", "own", *given, "--out", str(out), "--watch")
-    assert done.returncode == 1 and "Failed." in done.stderr, done.stderr
+    code, said = on_a_terminal(up, mine, "run", "--recipe", "own", *given, "--out", str(out))
+    assert code in (1, 2) and "self-train: error: " in said, said
+    bar = r"\r\x1b\[2K█{4}░{16}  20 % stage 2 of 5: pseudo-label-round-1, \d of 2 shards"
+    assert re.search(bar, said), said
     said = command(up, mine, "status", "--out", str(out)).stdout.splitlines()
     assert said[0].startswith("run                      failed in stage 3 of 5: filter-boxes-round-1: ")
     assert "labels" in said[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect.exceptions import ParameterTypeError
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import cli as flow_cli
 from flows import stages
 from flows.job_builder import chunks, job_builder
 from flows.local_server import LocalServer
@@ -27,6 +29,7 @@ from pipeline.runs.layout import RunLayout
 from pipeline.runs.preflight import file_problems, input_problems, recipe_problems, refuse, set_problems
 from pipeline.stages.jobs import TrainModel
 from tests.fixtures.alone import holding
+from tests.pipeline.runs.test_preflight import model_folder
 
 
 @given(count=st.integers(1, 60), size=st.integers(1, 20), parallel=st.integers(1, 8))
@@ -279,3 +282,19 @@ def test_a_training_that_does_not_fit_the_machine_is_refused(change, words, monk
     monkeypatch.setenv(VISIBLE, "")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), pytest.raises(InputError, match=words):
         check_machine(load_recipe("own", [change]))
+
+
+def test_check_prints_the_plan_or_a_line_for_each_wrong_path(tmp_path):
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl" / "00000.tar").write_bytes(b"x" * 1000)
+    glip = model_folder(tmp_path / "glip")
+    out = tmp_path / "run"
+    given = ["--recipe", "own", "--set", f"teacher.init={glip}", "--set", "resources.device=cpu", "--out", str(out)]
+    done = CliRunner().invoke(flow_cli.check, [*given, "--set", f"data.crawl={tmp_path}/crawl"])
+    assert done.exit_code == 0 and done.output.endswith("nothing is missing\n"), done.output
+    assert f"teacher:  as it is, from {glip}" in done.output and "train-student-1       2,000 steps" in done.output
+    wrong = CliRunner().invoke(flow_cli.check, [*given, "--set", "data.crawl=[a.tar, b.tar]", "--set", "data.gold=c"])
+    assert wrong.exit_code == 2 and len(wrong.output.splitlines()) == 3
+    run = CliRunner().invoke(flow_cli.run, [*given, "--set", "data.crawl=[a.tar, b.tar]", "--set", "data.gold=c"])
+    assert (run.exit_code, run.output) == (2, wrong.output)
+    assert not out.exists()

@@ -23,7 +23,7 @@ from tests.flows.tiny import CHANGES, ROOT, wait_until
 from tests.flows.up import Up, children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-KEPT = ("server start", "worker start", "http.server", "tensorboard")
+KEPT = ("server start", "worker start", "flows.cli view", "tensorboard")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_killed_up_leaves_nothing_and_another_that_used_its_server_goes_on(hom
             lambda: other.child("worker start"), 120, "a worker, which ends when its server is gone", other.process
         )
         pids = {words: other.child(words) for words in KEPT}
-        assert pids["server start"] and pids["worker start"] and not pids["http.server"], pids
+        assert pids["server start"] and pids["worker start"] and not pids["flows.cli view"], pids
         other.process.send_signal(signal.SIGHUP)  # as when the terminal is closed
         assert other.process.wait(180) == 128 + signal.SIGHUP, other.said()
     finally:

@@ -14,6 +14,6 @@ def tokenizer() -> Any:
     """BERT's lower-cased word pieces, as the packaged text encoder has them."""
     from transformers import AutoTokenizer
 
-    from pipeline.training.model_factory import MINILM_PACKAGE
+    from pipeline.io.model_folder import MINILM_PACKAGE
 
     return AutoTokenizer.from_pretrained(Path(str(resources.files(MINILM_PACKAGE).joinpath("model"))))

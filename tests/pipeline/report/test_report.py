@@ -11,10 +11,11 @@ from PIL import Image
 
 from pipeline.config.recipes import load_recipe
 from pipeline.data.records import GroundingRecord, Region
-from pipeline.drawing.boxes import draw_regions, phrase_colours, write_montage
+from pipeline.drawing.boxes import contrast_with_white, draw_regions, phrase_colours, write_montage
+from pipeline.inspection.samples import TrainingStore, phrases_of, record_sample
 from pipeline.io.tars import write_tar
 from pipeline.report.dashboard import dashboard_markdown
-from pipeline.report.gallery import caption_pieces, write_gallery
+from pipeline.report.figures import caption_pieces, write_gallery
 from pipeline.report.page import comparison_markdown, quality_markdown
 from pipeline.report.plots import loss_curves
 from pipeline.report.run import write_run_report
@@ -48,17 +49,23 @@ def record(key: str = "k") -> GroundingRecord:
 
 def test_boxes_are_drawn_where_they_are():
     drawn = np.asarray(draw_regions(Image.new("RGB", (80, 64), "white"), record(), width=320)).astype(int)
-    colour = phrase_colours(record())["<b>red</b> car"]
+    colour = phrase_colours(["<b>red</b> car"])["<b>red</b> car"]
     painted = np.abs(drawn - np.array(colour)).sum(2) < 30
     assert painted[20 * 4 + 30 : 60 * 4, 10 * 4].all()  # the left side, below the name
     assert not painted[100:200, 50:190].any()  # nothing inside
 
 
 def test_a_caption_is_cut_at_its_phrases_and_loses_no_character():
-    pieces = caption_pieces(record())
-    assert "".join(text for text, _, _ in pieces) == CAPTION
-    marked = [(text, colour is not None, unsure) for text, colour, unsure in pieces if colour or unsure]
-    assert marked == [("<b>red</b> car", True, False), ("tree", False, True)]
+    sample = record_sample("s", "k", record())
+    pieces = caption_pieces(sample, phrase_colours(phrases_of(sample.boxes)))
+    assert "".join(text for text, *_ in pieces) == CAPTION
+    marked = [(text, phrase, colour is not None, unsure) for text, phrase, colour, unsure in pieces if colour or unsure]
+    assert marked == [("<b>red</b> car", "<b>red</b> car", True, False), ("tree", "", False, True)]
+
+
+def test_white_text_can_be_read_on_every_phrases_colour():
+    colours = phrase_colours(map(str, range(200)))
+    assert min(map(contrast_with_white, colours.values())) >= 4.5 and len(set(colours.values())) > 150
 
 
 def shards(tmp_path):
@@ -88,12 +95,16 @@ def parse(path) -> Tags:
 
 
 def test_a_gallery_is_one_file_with_everything_in_it(tmp_path):
-    assert (
-        write_gallery(shards(tmp_path), tmp_path / "g.html", limit=3, title="Labels & boxes", note="<i>note</i>") == 3
-    )
+    store, made = TrainingStore(shards(tmp_path)), {"version": "<i>1</i>"}
+    write_gallery(store, tmp_path / "g.html", limit=3, title="Labels & boxes", note="<i>note</i>", made=made)
     page = parse(tmp_path / "g.html")
     assert len(page.sources) == 3 and all(s.startswith("data:image/jpeg;base64,") for s in page.sources)
-    assert "Labels & boxes" in page.text and "<i>note</i>" in page.text and "red</b> car" in page.text
+    assert (
+        "Labels & boxes" in page.text
+        and "<i>note</i>" in page.text
+        and "<i>1</i>" in page.text
+        and "red</b> car" in page.text
+    )
 
 
 def test_a_montage_shows_as_many_as_asked(tmp_path):
@@ -133,7 +144,7 @@ def test_the_report_says_what_the_summary_says(tmp_path):
     curves = {"teacher": [{"step": 50, "loss": 2.0}, {"step": 100, "loss": 1.0}]}
     (tmp_path / "checkpoints/teacher").mkdir(parents=True)
     (tmp_path / "checkpoints/teacher/report.json").write_text(json.dumps({"curve": curves["teacher"]}))
-    page = parse(write_run_report(RunLayout(tmp_path), SUMMARY))
+    page = parse(write_run_report(load_recipe("demo"), RunLayout(tmp_path), SUMMARY))
     words = re.sub(r"\s+", " ", page.text)
     assert "student 85.0 45.5 61.5 28.0 800 steps from the teacher, human and pseudo-labels" in words
     assert "chance 25.0 – 25.0 –" in words and "novel 1,234 900 2,000 72.9 44.0" in words
@@ -145,7 +156,7 @@ def test_markdown_has_the_same_numbers():
     text = comparison_markdown(SUMMARY)
     assert "| **control** | 86.0 | 46.0 | 29.0 | 12.5 |" in text
     assert "- control: 800 steps from the teacher, human labels" in text
-    assert "| novel | 1,234 | 72.9 | 44.0 |" in quality_markdown(SUMMARY)
+    assert "| novel | 1,234 | 72.9 | 44.0 |" in quality_markdown(SUMMARY["pseudo_labels"], True)
 
 
 def test_the_dashboards_report_holds_its_pictures_and_says_where_more_is(tmp_path, monkeypatch):
@@ -187,7 +198,7 @@ def test_curves_leave_out_what_has_no_loss_and_are_the_same_each_time():
     rows = [{"step": 10, "loss": 2.0}, {"step": 20}, {"step": 30, "loss": 1.0}]
     drawn = loss_curves({"teacher": rows, "student": [{"step": 10}]})
     assert drawn and drawn == loss_curves({"teacher": rows, "student": [{"step": 10}]})
-    assert loss_curves({"teacher": [{"step": 10}]}) == ""
+    assert loss_curves({"teacher": [{"step": 10}]}) == b""
 
 
 def test_steps_of_a_student_that_begins_anew_are_those_of_its_last_round(tmp_path):
@@ -207,19 +218,24 @@ def test_steps_of_a_student_that_begins_anew_are_those_of_its_last_round(tmp_pat
     assert "student (+1000 steps)" in "\n".join(table_lines(on | models))
 
 
-def test_a_run_without_a_novel_set_has_no_columns_of_it(tmp_path):
-    """Real runs have no NOVEL names, unless the recipe names a set of them."""
-    import copy
-
-    of_base = copy.deepcopy(SUMMARY)
-    del of_base["chance"]
-    for role in ("teacher", "control", "student"):
-        of_base[role] = {name: value for name, value in of_base[role].items() if name.startswith("base")}
-    of_base["pseudo_labels"]["novel"] = dict.fromkeys(("labels", "correct", "gold", "found"), 0) | dict.fromkeys(
-        ("precision", "recall")
+def test_a_run_on_real_data_has_columns_of_its_own_sets_only():
+    result = {"round": 1, "student": "student-1", "why": "promoted: val.ap +2.0"}
+    summary = {
+        "teacher": {"val.ap": 10.0}, "student": {"val.ap": 12.0, "base_ap50": 20.0, "rare.precision_at_1": 5.0},
+        "steps": {"teacher": 0, "student": 2000, "control": 2000}, "student_init": "teacher", "teacher_init": "glip-t",
+        "human_labels": False, "best": "student-1", "by_round": [{"result": result}],
+    }  # fmt: skip
+    assert comparison_markdown(summary).splitlines()[:4] == [
+        "| | val AP | rare P@1 |", "|---|---|---|", "| **teacher** | 10.0 | – |", "| **student** | 12.0 | 5.0 |",
+    ]  # fmt: skip
+    assert "- teacher: glip-t as it is\n- student: 2,000 steps from the teacher, pseudo-labels" in comparison_markdown(
+        summary
     )
-    page = write_run_report(RunLayout(tmp_path), of_base).read_text()
-    texts = [page, comparison_markdown(of_base), quality_markdown(of_base), "\n".join(table_lines(of_base))]
-    assert "BASE R@1" in texts[0] and "BASE R@1" in texts[1] and "BASE R@1" in texts[3]
-    assert all("novel" not in text.lower() for text in texts)
-    assert "NOVEL R@1" in "\n".join(table_lines(SUMMARY)) and "novel" in quality_markdown(SUMMARY)
+    head, _, teacher, student, *_ = table_lines(summary)
+    assert head.split() == ["val", "AP", "rare", "P@1"]
+    assert teacher.split() == ["teacher", "(as", "given)", "10.0", "-"] and "student (+2000 steps)" in student
+    unjudged = {key: value for key, value in summary.items() if key not in ("teacher", "student")}
+    assert not comparison_markdown(unjudged).startswith("|") and len(table_lines(unjudged)) == 2
+    quality = {"labels": 4, "precision": 50.0, "recall": 25.0, "gold": 8}
+    judged = {"all": quality, "base": quality, "novel": {**quality, "gold": 0, "labels": 0}}
+    assert quality_markdown(judged, demo=False).splitlines()[2:] == ["| all | 4 | 50.0 | 25.0 |"]

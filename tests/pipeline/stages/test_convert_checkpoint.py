@@ -4,13 +4,16 @@ import os
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from model import GlipConfig
 from model.checkpoint_names import released_entries
 from model.convert_checkpoint import derived_entry
+from pipeline.config import TrainConfig
+from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
 from pipeline.io.model_folder import check_glip_folder, model_revision
-from pipeline.stages.jobs import ConvertCheckpoint
+from pipeline.stages.jobs import ConvertCheckpoint, TrainModel
 
 
 def release(variant, value=0.0):
@@ -47,3 +50,12 @@ def test_a_file_that_is_no_release_is_refused_and_nothing_left(tmp_path):
     with pytest.raises(InputError, match=r"x\.pth: no released variant; of glip-.*missing"):
         ConvertCheckpoint(checkpoint=tmp_path / "x.pth", out=tmp_path / "converted").run()
     assert not (tmp_path / "converted" / "final").exists()
+
+
+def test_a_recipes_teacher_trains_by_its_own_settings_without_its_model():
+    """The model is the training's initial one, and counts by its weights, not by its path."""
+    given = load_recipe("demo", ["teacher.init=somewhere"]).teacher
+    job = TrainModel(sources={"a": "a.tar"}, out="out", settings=given, init="somewhere")
+    assert job.settings == load_recipe("demo").teacher.training() and type(job.settings) is TrainConfig
+    with pytest.raises(ValidationError, match="found steps 0, a teacher as it is"):
+        TrainModel(sources={"a": "a.tar"}, out="out", settings=given.model_copy(update={"steps": 0}))
