@@ -222,7 +222,7 @@ def submit(recipe: str, changes: tuple[str, ...], out: str, deployment: str, wat
     \b
     Example: self-train submit --recipe my.yaml --out runs/mine --watch
     """
-    with one_line_errors("self-train"), interruptible("self-train", "the run itself goes on"):
+    with one_line_errors("self-train"), interruptible("self-train", "the run itself continues"):
         from urllib.parse import urlsplit
 
         from flows.server_checks import LOOPBACK

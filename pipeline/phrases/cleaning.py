@@ -102,7 +102,7 @@ class CleanCaption:
     kinds: frozenset[str] = frozenset()
 
 
-@lru_cache(maxsize=16384)  # a shard's captions are looked at for their reason to be skipped, and then parsed
+@lru_cache(maxsize=16384)  # a shard's captions are checked for a reason to skip them, and then parsed
 def clean(caption: str) -> CleanCaption:
     """Clean a caption. Its segments are in order and apart."""
     if _PLAIN.fullmatch(caption) and not _shouted(caption):
@@ -245,7 +245,7 @@ def _character(char: str) -> str:
 
 
 def _is_word(text: str, hashtags: re.Match[str]) -> bool:
-    """Whether this is one hashtag that is a word of the sentence: beside it stands a stop word."""
+    """Whether this is one hashtag that is a word of the sentence: a stop word is next to it."""
     if re.search(r"[\s,]", hashtags[0]) or hashtags[0][0] in "@＠":
         return False
     before, after = _LAST_WORD.search(text, 0, hashtags.start()), _NEXT_WORD.match(text, hashtags.end())

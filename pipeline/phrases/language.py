@@ -26,7 +26,7 @@ FUNCTION_WORDS = frozenset(
     "con nel nella sulla su um uma com na een het met och ett på".split()
 )
 PARTICLES = frozenset("el la los las le les lo il de del della di da do dos du des am en".split())
-"""Function words that stand in names too."""
+"""Function words that also occur in names."""
 SHORT = 5
 LATIN_END = "\u0250"
 FEWEST_WORDS = 3
