@@ -37,6 +37,8 @@ WATCH_SECONDS = 2.0
 @click.group(context_settings={"show_default": True})
 def main() -> None:
     """Self-training of GLIP: a teacher labels a crawl; a student learns from the labels, a control without them."""
+    if not os.environ.get("PREFECT_HOME", "").strip():  # Prefect would take it for the working folder
+        os.environ.pop("PREFECT_HOME", None)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.update(bypass_proxies(os.environ))

@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.execution.options import Device, DeviceOptions
 from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.paths import local_folder
+from pipeline.runs.excluded_shards import shards_of_set
 from pipeline.runs.layout import RunLayout
 from pipeline.stages.jobs import Job, PerShardJob, TrainModel
 from pipeline.system.devices import cores
@@ -84,8 +85,12 @@ class JobBuilder:
         write_json(settings / f"{name}.json", config.model_dump(mode="json"))
         if init is None:
             write_json(settings / "model.json", self.config.model.model_dump(mode="json"))
+        validation: dict[str, list[str]] = {}
+        if config.validate_every and (validated_on := self.config.data.validation):
+            validation[validated_on] = shards_of_set(self.layout, validated_on)
         job = TrainModel(
-            settings=config, sources=sources, out=out, init=init, model=self.config.model if init is None else None,
+            settings=config, sources=sources, validation=validation, out=out, init=init,
+            model=self.config.model if init is None else None,
             device=self.device, threads=threads, data_workers=self._data_workers(together, processes),
         )  # fmt: skip
         return ChildJob(

@@ -7,6 +7,8 @@ a stage may be excluded.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -22,7 +24,7 @@ from prefect.runtime import task_run
 from flows.artifacts import StageProgress, show_stage_report
 from flows.gpu_leases import taken
 from flows.orphan_watch import end_unwanted
-from flows.subprocess_jobs import ENDING, ChildJob, end_children, run_child
+from flows.subprocess_jobs import ENDING, ChildJob, EndedError, end_children, run_child
 from pipeline.errors import InputError, RunError, StageError
 from pipeline.execution.progress import ProgressNote
 from pipeline.execution.reports import FailedShard, StageReport
@@ -30,7 +32,8 @@ from pipeline.io.atomic import write_json
 from pipeline.stages.jobs import PerShardJob
 
 POLL_SECONDS = 2.0
-RETRY_DELAYS: list[float] = [3, 15]
+RETRY_DELAYS = (3.0, 15.0)
+"""Seconds before each retry of a task."""
 
 
 class ShardsFailedError(RunError):
@@ -38,16 +41,22 @@ class ShardsFailedError(RunError):
 
 
 async def _may_pass(task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry can help: not if the input is wrong, all jobs would fail alike or the run is being ended."""
-    error = await state.aresult(raise_on_failure=False)
-    return not ENDING.is_set() and not isinstance(error, InputError | StageError)
+    """Whether to retry: not if the input is wrong, all jobs would fail alike or the run is being ended.
+
+    Waits for the delay: Prefect's own would keep an interrupted run from ending.
+    """
+    if isinstance(await state.aresult(raise_on_failure=False), InputError | StageError | EndedError):
+        return False
+    end = time.monotonic() + RETRY_DELAYS[min(run.run_count or 1, len(RETRY_DELAYS)) - 1]
+    while time.monotonic() < end and not ENDING.is_set():
+        await asyncio.sleep(0.1)
+    return not ENDING.is_set()
 
 
 @task(
     cache_policy=NO_CACHE,  # the committed shards decide what is done
     persist_result=False,
     retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=_may_pass,
     task_run_name="{job.name}",
 )
@@ -140,7 +149,7 @@ def run_jobs(
                 waiting = wait(futures, timeout=POLL_SECONDS).not_done
                 progress.update([future not in waiting for future in futures])
                 if any(isinstance(f.result(raise_on_failure=False), StageError) for f in set(futures) - waiting - seen):
-                    end_children()  # they would fail alike
+                    _end_alike(jobs)
                 seen = set(futures) - waiting
         except BaseException:
             # Ctrl-C, or Prefect's SIGTERM: the task runner waits for the jobs, and they for their children
@@ -170,6 +179,15 @@ def run_jobs(
             f"first: {first.shard}: {first.error}"
         )
     return total.require_usable()
+
+
+def _end_alike(jobs: Sequence[ChildJob]) -> None:
+    """End the jobs under way, which would fail as another one has."""
+    end_children()
+    if jobs[0].persistent_worker:
+        from flows.ray_runner import end_stage
+
+        end_stage()
 
 
 def _tasks(jobs: Sequence[ChildJob]) -> AbstractContextManager[None]:

@@ -29,7 +29,7 @@ from prefect_ray.context import remote_options
 from prefect_ray.task_runners import RayTaskRunner
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flows.subprocess_jobs import ChildJob, prepare_files, write_times
+from flows.subprocess_jobs import ChildJob, EndedError, prepare_files, write_times
 from pipeline.cli.common import one_line
 from pipeline.cli.run_job import run_file
 from pipeline.config import ResourcesConfig
@@ -79,6 +79,7 @@ def run_persistent(job: ChildJob) -> dict[str, Any] | None:
     Without Ray it runs in this process.
 
     Raises:
+        EndedError: the stage is being ended (:func:`end_stage`).
         InputError, RunError: as :func:`flows.subprocess_jobs.run_child`; RunError also if the actor died
             at each of STARTS starts.
     """
@@ -89,6 +90,8 @@ def run_persistent(job: ChildJob) -> dict[str, Any] | None:
     gpu = next((str(gpu) for gpu in ray.get_gpu_ids()), None)
     place = f"GPU {gpu} of node {node}" if gpu else f"node {node}"
     for _ in range(STARTS):
+        if not _stage_goes_on():
+            raise EndedError(f"{job.name}: ended with its stage")
         keeper: Any = ray.remote(Keeper).options(
             name=f"{KEEPER}-{context.get_job_id()}-{node}-{gpu or context.get_worker_id()}", namespace=KEEPER,
             get_if_exists=True, num_cpus=0,
@@ -122,6 +125,24 @@ def anchored() -> Any:
     # max_restarts: if its machine dies, it restarts on another
     options = {"name": _anchor_name(), "namespace": KEEPER, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
     return ray.remote(Anchor).options(**options).remote()
+
+
+def _stage_goes_on() -> bool:
+    """Whether the anchor is there; asked twice, as its machine may just have died."""
+    for _ in range(2):
+        with suppress(ValueError):
+            ray.get_actor(_anchor_name(), namespace=KEEPER)
+            return True
+        time.sleep(1)
+    return False
+
+
+def end_stage() -> None:
+    """End the jobs on the cluster that are under way; none is started any more."""
+    if ray.is_initialized():
+        with suppress(ValueError):
+            ray.kill(ray.get_actor(_anchor_name(), namespace=KEEPER))
+        dismiss_keepers()
 
 
 class Keeper:

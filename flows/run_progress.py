@@ -20,6 +20,8 @@ from flows.subprocess_jobs import EndedError
 from pipeline.cli.common import one_line
 from pipeline.config import SelfTrainConfig
 from pipeline.execution.folder_lock import folder_lock
+from pipeline.io.model_folder import is_released
+from pipeline.runs.excluded_shards import STAGES
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.status import RunState
 
@@ -52,10 +54,13 @@ def run_titles(config: SelfTrainConfig) -> list[str]:
     titles = ["make-demo-data"] if config.demo is not None else []
     titles += ["ingest"] if config.data.sources or sets else []
     titles += ["parse-phrases"]
+    titles += ["convert-checkpoint"] if config.teacher.init and is_released(config.teacher.init) else []
     titles += ["train-teacher"] if config.teacher.steps else []
     titles += ["evaluate-teacher"] if sets else []
     for number in range(1, config.rounds + 1):
         titles += round_titles(config, number)
+    if config.demo is not None and config.demo.get("photos", True):
+        titles += [f"photos-{stage}" for stage in STAGES]
     return titles
 
 
@@ -92,11 +97,10 @@ class RunProgress:
 
     def update(self, title: str, share: float, words: str) -> None:
         """Show a stage's progress; ``share`` (0..1) of it is done."""
-        known = title in self._titles
-        at = self._titles.index(title) if known else len(self._titles)
-        total = max(len(self._titles), 1)
-        percent = round(100 * min((at + share * known) / total, 1.0), 1)
-        stage = f"stage {at + 1} of {total}: {title}" if known else title
+        stage, percent, total = title, self._percent, len(self._titles)
+        if title in self._titles:
+            at = self._titles.index(title)
+            stage, percent = f"stage {at + 1} of {total}: {title}", round(100 * (at + share) / total, 1)
         line = f"{stage}, {words.removeprefix(f'{title}: ')}" + (f"; last: {self._number}" if self._number else "")
         if stage != self._stage:
             self._stage = stage

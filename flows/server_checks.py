@@ -6,12 +6,16 @@ Imports Prefect inside functions: its settings are read from the environment on 
 from __future__ import annotations
 
 import contextvars
+import io
 import os
 import re
+import socket
+import sqlite3
 import threading
 import urllib.request
 import warnings
 from collections.abc import Mapping
+from contextlib import closing, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from pipeline.io.files import check_writable
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ANSWER_SECONDS = 4.0
 """Seconds within which a configured server must answer."""
+POSTGRES_PORT = 5432
 API_URL = "PREFECT_API_URL"
 _ERROR_LINE = re.compile(r"(?:^|[\s|])((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Refused|Warning)): (\S.*)$")
 _OTHER_LINE = re.compile(r"^(?:ERROR:|error:|Error:|.*\bERROR\b.*? - )\s*(\S.*)$")
@@ -45,7 +50,8 @@ def prefect_settings() -> Any:
         InputError: a file or variable of settings is invalid, or the environment's proxies cannot be used.
     """
     try:
-        with warnings.catch_warnings():
+        # Prefect prints an error of settings on import, and raises it again below
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # a home that cannot be created: check_home
             from prefect.settings import get_current_settings
 
@@ -98,6 +104,28 @@ def check_home(settings: Any) -> None:
         raise InputError(
             f"PREFECT_HOME: found {settings.home}, where nothing can be written ({error.strerror}); Prefect's server "
             "keeps its database there. Want a folder of yours: PREFECT_HOME=FOLDER"
+        ) from None
+    check_database(settings)
+
+
+def check_database(settings: Any) -> None:
+    """Raise InputError if the database of a server that is to be started is damaged, read-only or does not answer."""
+    secret = settings.server.database.connection_url
+    url = urlsplit(secret.get_secret_value() if secret else f"sqlite:///{settings.home}/prefect.db")
+    try:
+        if url.hostname is not None:
+            found, port = url.hostname, url.port or POSTGRES_PORT
+            socket.create_connection((found, port), ANSWER_SECONDS).close()
+        elif url.scheme.startswith("sqlite") and Path(found := url.path[1:]).is_file():
+            open(found, "r+b").close()
+            with closing(sqlite3.connect(found, timeout=ANSWER_SECONDS)) as database:
+                database.execute("SELECT name FROM sqlite_master").fetchall()
+    except (OSError, sqlite3.Error) as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:  # another server has it
+            return
+        raise InputError(
+            f"Prefect's database: found {found}, which cannot be used ({_cause(error)}); want one that "
+            "Prefect's server can read and write. A damaged file may be moved away: the server makes a new one"
         ) from None
 
 

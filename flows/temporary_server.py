@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipeline.errors import RunError
 
 PORTS = 3
 """Ports to try, as another program may take one meanwhile."""
+STOP_SECONDS = 2.0
+"""Seconds that an ending server has. Its database is one of transactions, so nothing is broken after them."""
 
 
 class TemporaryServer(SubprocessASGIServer):
@@ -66,6 +69,15 @@ class TemporaryServer(SubprocessASGIServer):
                     f"Prefect's temporary server ended at its start: {failure_reason(output)} (its log: {self.log})"
                 )
 
+    def stop(self) -> None:
+        """End the server, after STOP_SECONDS by SIGKILL; Prefect would wait for five seconds."""
+        if self.server_process is not None:
+            self.server_process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.server_process.wait(STOP_SECONDS)
+            self.server_process.kill()
+        super().stop()
+
     def _answers(self, deadline: float) -> bool:
         """Wait until the server answers (True), ends or is late (False)."""
         with httpx.Client(trust_env=False, timeout=2) as client:
@@ -89,6 +101,7 @@ class TemporaryServer(SubprocessASGIServer):
             "uvicorn", "--app-dir", str(prefect.__module_path__.parent),
             "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", str(self.port),
             "--log-level", "error", "--lifespan", "on",
+            "--timeout-graceful-shutdown", "1",  # connections of this process stay open
         ]  # fmt: skip
         with open(self.log, "ab") as output:
             return subprocess.Popen(

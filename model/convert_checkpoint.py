@@ -24,6 +24,7 @@ from .checkpoint_names import TUNED_PROMPT, released_entries
 from .configuration_glip import VARIANTS, GlipConfig
 from .image_processing_glip import GlipImageProcessor
 from .layers.swin import relative_position_index
+from .loading import load_complete
 from .modeling_glip import GlipForObjectDetection
 from .processing_glip import GlipProcessor
 
@@ -41,36 +42,47 @@ class CheckpointError(ValueError):
     """Error for a file that is not the expected checkpoint; names every kind of problem."""
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
-    """Read the entries of a .pth file, under "model" or at the top, without "module.".
+class VocabularyError(ValueError):
+    """Error for a vocabulary that is not the checkpoint's."""
 
-    Loads tensors only (`weights_only=True`). Raises CheckpointError when the file holds something
-    else.
+
+def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
+    """Read the entries of a .pth or .safetensors file, under "model", "state_dict" or at the top.
+
+    Prefixes that all names share ("module.") are left out. Loads tensors only
+    (`weights_only=True`). Raises CheckpointError when the file holds something else, OSError when
+    it cannot be read.
     """
+    with open(file, "rb") as stream:
+        beginning = stream.read(12)
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{file}: cannot be read as a checkpoint of tensors only: {error}") from error
-    names = content.get("state_dict", content) if isinstance(content, dict) else ()
-    if any(isinstance(n, str) and n.startswith(_MMDETECTION) for n in names):
-        raise CheckpointError(f"{file}: found mmdetection's layout; want the authors' file that it was made from")
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+        reason = str(error).split(".")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{file}: found {Path(file).stat().st_size} bytes that begin with {beginning!r}; want a checkpoint of "
+            f"tensors only ({reason})"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{file}: holds no dictionary of tensors")
     wrong = [str(n) for n, v in content.items() if not isinstance(n, str) or not isinstance(v, Tensor)]
     if wrong:
         raise CheckpointError(f"{file}: not tensors: {_some(wrong)}")
-    if all(n.startswith("module.") for n in content):
-        content = {n.removeprefix("module."): v for n, v in content.items()}
+    if any(part in n for n in content for part in _MMDETECTION):
+        raise CheckpointError(f"{file}: found mmdetection's layout; want the authors' file that it was made from")
+    while all("." in n for n in content) and len({n.partition(".")[0] for n in content}) == 1:
+        content = {n.partition(".")[2]: v for n, v in content.items()}
     return content
 
 
 def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[str, Tensor], list[str]]:
     """Convert released entries to this model's state dict; return it and the ignored names.
 
-    Raises CheckpointError naming entries that are missing, extra, misshapen or, if derived, of
-    other values; for the file of another released variant it names that.
+    Raises CheckpointError naming entries that are missing, extra, misshapen, not finite or, if
+    derived, of other values; for the file of another released variant it names that.
     """
     expected = released_entries(config)
     state: dict[str, Tensor] = {}
@@ -86,6 +98,8 @@ def to_state_dict(entries: dict[str, Tensor], config: GlipConfig) -> tuple[dict[
         elif tuple(tensor.shape) != entry.shape:
             report = f"{name} is {tuple(tensor.shape)}, not {entry.shape}"
             problems.setdefault("of another shape", []).append(report)
+        elif entry.ours is not None and not (tensor.is_floating_point() and tensor.isfinite().all()):
+            problems.setdefault("not finite floats", []).append(f"{name} ({tensor.dtype})")
         elif entry.ours is not None:
             state[entry.ours] = tensor.to(torch.float32).reshape(entry.our_shape)
         elif not torch.equal(tensor.double(), derived_entry(name, config).double()):
@@ -159,7 +173,7 @@ def convert(
     Without `config` the variant is found by the file's entries (:func:`find_variant`). A
     prompt-tuned file keeps its rows (`config.tuned_tokens` is set to their number). vocabulary:
     bert-base-uncased's vocab.txt, or a folder with a tokenizer; without it the folder
-    has no processor. Raises CheckpointError.
+    has no processor. Raises CheckpointError and VocabularyError.
     """
     entries = read_checkpoint(file)
     found = None if config is not None else find_variant(entries)
@@ -172,23 +186,39 @@ def convert(
         raise CheckpointError(
             f"{file}: no released variant; of {found}, the nearest: {error}" if found else str(error)
         ) from None
+    tokenizer = None if vocabulary is None else _tokenizer(Path(vocabulary), config.text_config.vocab_size)
     with no_init_weights():
         model = GlipForObjectDetection(config)
     model.load_state_dict(state, strict=True, assign=True)
     model.save_pretrained(out)
-    if vocabulary is not None:
-        path = Path(vocabulary)
-        if path.is_dir():
-            tokenizer = BertTokenizer.from_pretrained(path)
-        else:
-            tokenizer = BertTokenizer(vocab=str(path), do_lower_case=True, model_max_length=512)
+    if tokenizer is not None:
         GlipProcessor(images or GlipImageProcessor(), tokenizer, config.max_text_length).save_pretrained(out)
     return ignored
 
 
+def _tokenizer(path: Path, words: int) -> BertTokenizer:
+    """Make the tokenizer of a vocab.txt or a folder; raises VocabularyError when it is not of `words` words."""
+    if path.is_dir():
+        tokenizer = BertTokenizer.from_pretrained(path)
+    else:
+        tokenizer = BertTokenizer(vocab=str(path), do_lower_case=True, model_max_length=512)
+    if len(tokenizer) != words:
+        raise VocabularyError(
+            f"{path}: found {len(tokenizer)} words; want the {words} of bert-base-uncased's vocab.txt"
+        )
+    return tokenizer
+
+
 def revert(folder: str | Path, file: str | Path, prefix: str = "module.") -> None:
-    """Write a released-style file {"model": {...}} from a Hugging Face folder, with `prefix`."""
-    model = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
+    """Write a released-style file {"model": {...}} from a Hugging Face folder, with `prefix`.
+
+    Raises CheckpointError when the folder has other weights than its configuration's, OSError when
+    it has none.
+    """
+    try:
+        model = load_complete(GlipForObjectDetection, folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     entries = to_released(model.state_dict(), model.config)
     torch.save({"model": {prefix + n: t.clone() for n, t in entries.items()}}, file)
 
@@ -222,18 +252,23 @@ def main(source: Path, variant: str | None, like: Path | None, out: Path, revers
         if reverse:
             if not source.is_dir():
                 raise click.UsageError(f"{source} is not a folder: --reverse reads what this command wrote")
+            if out.is_dir():
+                raise click.UsageError(f"--out {out} is a folder; want a .pth file with --reverse")
             revert(source, out)
             click.echo(f"wrote {out}")
             return
+        if source.is_dir():
+            raise click.UsageError(f"{source} is a folder; want a released file (--reverse converts a folder to one)")
         if variant and like:
             raise click.UsageError("found --variant and --like; want one of them")
         vocab = vocab or like or bundled_vocabulary()
         config = GlipConfig.variant(variant) if variant else GlipConfig.from_pretrained(like) if like else None
         ignored = convert(source, config, out, vocab, GlipImageProcessor.from_pretrained(like) if like else None)
-    except CheckpointError as error:
-        raise click.BadParameter(str(error), param_hint="SOURCE") from error
+    except (CheckpointError, VocabularyError) as error:
+        hint = "SOURCE" if isinstance(error, CheckpointError) else "--vocab"
+        raise click.BadParameter(str(error), param_hint=hint) from error
     except OSError as error:
-        raise click.ClickException(f"{error.filename or out}: {error.strerror or error}") from error
+        raise click.ClickException(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
     click.echo(f"wrote {out}" + (f"; left out {_some(ignored)}" if ignored else ""))
     if vocab is None:
         click.echo("no tokenizer written: give --vocab to make the folder complete", err=True)

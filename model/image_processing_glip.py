@@ -20,7 +20,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .post_processing import all_words, detections
+from .post_processing import detections
 
 LONGEST_EDGE = 1333
 
@@ -116,8 +116,9 @@ class GlipImageProcessor(PilBackend):
     shortest edge, with the published limit; {"height", "width"} is taken as it is. image_mean,
     image_std: in B, G, R order, for values 0..255. pad_to_multiple: the batch is padded right and
     bottom to a multiple of it; pad_size {"height", "width"} instead pads to that. do_rescale:
-    multiply 0..255 by rescale_factor first, which GLIP does not. Raises TypeError for a setting
-    that there is not, here and in calls; what else a saved folder holds becomes an attribute.
+    multiply 0..255 by rescale_factor first, which GLIP does not. `separator_token_id`: the full
+    stop of the tokenizer beside it, set by `GlipProcessor`. Raises TypeError for a setting that
+    there is not, here and in calls; what else a saved folder holds becomes an attribute.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -134,6 +135,7 @@ class GlipImageProcessor(PilBackend):
     image_std = (57.375, 57.120, 58.395)
     do_pad = True
     pad_to_multiple = 32
+    separator_token_id: int | None = None
 
     def __init__(self, **kwargs: Unpack[GlipImageProcessorKwargs]):
         unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__))
@@ -241,12 +243,16 @@ class GlipImageProcessor(PilBackend):
         target_sizes: Tensor | list[tuple[int, int]] | None = None,
         **settings: Any,
     ) -> list[dict[str, Tensor]]:
-        """Find boxes of each whole caption as one phrase, for transformers' zero-shot pipeline.
+        """Find boxes of each whole caption, but its full stops, as one phrase, for transformers' zero-shot pipeline.
 
         Returns per image `scores` (k,), `labels` (k,) zeros, `boxes` (k, 4) xyxy in `target_sizes`
         (height, width). `settings`: see `post_processing.detections`.
         """
-        words = all_words(outputs.attention_mask)
+        words = [mask.nonzero().flatten().tolist()[1:-1] for mask in outputs.attention_mask]
+        ids = getattr(outputs, "input_ids", None)
+        if ids is not None and self.separator_token_id is not None:
+            rows = (ids == self.separator_token_id).tolist()
+            words = [[t for t in own if not row[t]] or own for own, row in zip(words, rows, strict=True)]
         results = detections(outputs, [[w] for w in words], threshold=threshold, target_sizes=target_sizes, **settings)
         return [{k: f[k] for k in ("scores", "labels", "boxes")} for f in results]
 

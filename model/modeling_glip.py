@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .layers.swin import GlipSwin, SwinAttention
 from .losses import count_targets
 from .outputs import GlipObjectDetectionOutput
 from .saved_code import save_code
-from .targets import collect_targets
+from .targets import check_shape, collect_targets
 
 # "folded" is a computation of the fusion; inside BERT it means torch's fused attention
 ALL_ATTENTION_FUNCTIONS.register("folded", sdpa_attention_forward)
@@ -95,14 +96,30 @@ class GlipPreTrainedModel(PreTrainedModel):
             initialise(module)
 
 
-def _check_rows(images: int, attention_mask: Tensor, image_index: Tensor | None) -> None:
-    """Raise ValueError unless every caption has its image."""
-    rows = attention_mask.shape[0]
-    if image_index is None and rows != images:
-        raise ValueError(f"text: found {rows} captions for {images} images; want one each, or image_index")
-    if image_index is not None and image_index.shape != (rows,):
-        raise ValueError(f"image_index: found {tuple(image_index.shape)}; want ({rows},), the image of every caption")
-    if image_index is not None and not torch.compiler.is_compiling() and not without_values():
+def _check(name: str, value: Any, want: Sequence[int | str], note: str, floats: bool | None = None) -> None:
+    """Raise unless an input, if given, is a tensor of the sizes `want` (a letter: any) and the kind of numbers."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f'{name}: found {type(value).__name__}; want a tensor (return_tensors="pt")')
+    check_shape(name, value, want, note, least=1)
+    if floats is not None and value.is_floating_point() != floats:
+        raise ValueError(f"{name}: found {value.dtype}; want {'floats, normalised' if floats else 'whole numbers'}")
+
+
+def _check_values(image_sizes: Tensor | None, pixel_values: Tensor | None, image_index: Tensor | None, images: int):
+    """Raise ValueError for sizes beyond the pixels that are there, and for captions without an image."""
+    if torch.compiler.is_compiling() or without_values():
+        return
+    if image_sizes is not None and pixel_values is not None:
+        limit = tuple(pixel_values.shape[-2:])
+        inside = (image_sizes >= 1) & (image_sizes <= torch.tensor(limit, device=image_sizes.device))
+        if not inside.all():
+            i = int((~inside.all(1)).nonzero()[0])
+            raise ValueError(
+                f"image_sizes[{i}]: found {image_sizes[i].tolist()}; want (height, width), at most {limit}"
+            )
+    if image_index is not None:
         wrong = ((image_index < 0) | (image_index >= images)).nonzero().flatten().tolist()
         if wrong:
             raise ValueError(f"image_index: captions {wrong} have no image; want one of {images} for each")
@@ -198,6 +215,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | list[int] | None = None,
         loss_divisors: Tensor | None = None,
+        special_tokens_mask: Tensor | None = None,
+        length: Tensor | None = None,
     ) -> GlipObjectDetectionOutput:
         """Run the network on B image-caption pairs.
 
@@ -208,6 +227,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         image of each caption, when images and captions are not paired one to one. offset_mapping
         (B, T, 2): passed on to the output. output_hidden_states: true, or the places in
         `hidden_states` that are wanted (None in place of the others). output_attentions: not offered.
+        special_tokens_mask, length: what a tokenizer adds when they are wanted; not used.
         `return_dict=False`: a tuple.
 
         labels: one dict per caption. `boxes` (n, 4) xyxy, pixels of the resized image, and
@@ -221,88 +241,64 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         Raises NonFiniteLossError naming terms and images; ValueError for missing inputs, inputs
         whose shapes disagree, labels that cannot be meant, and output_attentions.
         """
-        for name, value in (
-            ("pixel_values", pixel_values),
-            ("input_ids", input_ids),
-            ("attention_mask", attention_mask),
-            ("pixel_mask", pixel_mask),
-            ("image_sizes", image_sizes),
-        ):
-            if value is not None and not isinstance(value, Tensor):
-                raise TypeError(f'{name}: found {type(value).__name__}; want a tensor (return_tensors="pt")')
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions: found true; want false: the fused computation makes no attention maps")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if pixel_values is None and image_features is None:
+            raise ValueError("give pixel_values or image_features")
+        if input_ids is None and (text_features is None or attention_mask is None):
+            raise ValueError("give input_ids, or text_features with their attention_mask")
+        if pixel_values is None and image_sizes is None:
+            raise ValueError("image_sizes is needed when image_features are given without pixel_values")
+        _check("pixel_values", pixel_values, ("B", 3, "H", "W"), "one image or more", floats=True)
+        _check("input_ids", input_ids, ("B", "T"), "one row for each caption", floats=False)
         if attention_mask is None:
-            if input_ids is None:
-                raise ValueError("give input_ids, or text_features with their attention_mask")
             attention_mask = torch.ones_like(input_ids)
-        if image_features is None:
-            if pixel_values is None:
-                raise ValueError("give pixel_values or image_features")
-            if pixel_values.dim() != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
-                raise ValueError(
-                    f"pixel_values: found {tuple(pixel_values.shape)}; want (B, 3, H, W), one image or more"
-                )
-            _check_rows(pixel_values.shape[0], attention_mask, image_index)
-            image_features = self.encode_image(pixel_values)
-        else:
-            _check_rows(image_features[0].shape[0], attention_mask, image_index)
-        if text_features is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or text_features")
-            if input_ids.dim() != 2 or input_ids.shape != attention_mask.shape:
-                raise ValueError(
-                    f"attention_mask: found {tuple(attention_mask.shape)}; want (B, T) as input_ids, "
-                    f"{tuple(input_ids.shape)}"
-                )
-            limit = self.config.text_config.max_position_embeddings
-            if input_ids.shape[1] > limit:
-                raise ValueError(
-                    f"input_ids: found {input_ids.shape[1]} tokens; want the text encoder's {limit} at most"
-                )
-            text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
-        elif text_features.shape[:2] != attention_mask.shape:
+        _check("attention_mask", attention_mask, ("B", "T") if input_ids is None else input_ids.shape, "as input_ids")
+        limit = self.config.text_config.max_position_embeddings
+        if text_features is None and attention_mask.shape[1] > limit:
             raise ValueError(
-                f"text_features: found {tuple(text_features.shape[:2])} rows and tokens; want attention_mask's "
-                f"{tuple(attention_mask.shape)}"
+                f"input_ids: found {attention_mask.shape[1]} tokens; want the text encoder's {limit} at most"
             )
+        size, note = tuple(attention_mask.shape), "the rows and tokens of attention_mask"
+        _check("text_features", text_features, (*size, "D"), note)
+        _check("token_type_ids", token_type_ids, size, note)
+        _check("offset_mapping", offset_mapping, (*size, 2), note)
+        images = (pixel_values if image_features is None else image_features[0]).shape[0]
+        if image_index is None and size[0] != images:
+            raise ValueError(f"text: found {size[0]} captions for {images} images; want one each, or image_index")
+        _check("image_index", image_index, size[:1], "the image of every caption", floats=False)
+        _check("image_sizes", image_sizes, (images, 2), f"height, width for each of {images} images")
+        if pixel_values is not None:
+            _check("pixel_mask", pixel_mask, pixel_values[:, 0].shape, "pixel_values' without channels")
+        if not self.training:  # in training the labels' own check waits for the device
+            _check_values(image_sizes, pixel_values, image_index, images)
+        if image_features is None:
+            image_features = self.encode_image(pixel_values)
+        if text_features is None:
+            text_features = self._encode_distinct(input_ids, attention_mask, token_type_ids)
         if self.tuned_prompt is not None:
             rows = self.tuned_prompt[: text_features.shape[1]]
             text_features = text_features + nn.functional.pad(rows, (0, 0, 0, text_features.shape[1] - len(rows)))
-        if image_sizes is None:
-            if pixel_mask is not None:
-                if pixel_values is not None and pixel_mask.shape != pixel_values[:, 0].shape:
-                    raise ValueError(
-                        f"pixel_mask: found {tuple(pixel_mask.shape)}; want {tuple(pixel_values[:, 0].shape)}, "
-                        "pixel_values' without channels"
-                    )
-                image_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
-            elif pixel_values is not None:
-                size = torch.tensor(pixel_values.shape[-2:], device=attention_mask.device)
-                image_sizes = size.expand(pixel_values.shape[0], -1)
-            else:
-                raise ValueError("image_sizes is needed when image_features are given without pixel_values")
-        if image_sizes.shape[0] != image_features[0].shape[0]:
-            raise ValueError(
-                f"image_sizes: found {image_sizes.shape[0]}; want one for each of {image_features[0].shape[0]} images"
-            )
+        if image_sizes is None and pixel_mask is not None:
+            image_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
+        elif image_sizes is None:
+            image_sizes = torch.tensor(pixel_values.shape[-2:], device=attention_mask.device).expand(images, -1)
         if image_index is not None:
             image_features = [m[image_index] for m in image_features]
             image_sizes = image_sizes[image_index]
         targets = None
         if labels is not None:
-            if len(labels) != attention_mask.shape[0]:
-                raise ValueError(
-                    f"labels: found {len(labels)}; want one for each of {attention_mask.shape[0]} captions"
-                )
-            targets = collect_targets(labels, text_features.shape[1], text_features.device, image_sizes)
+            if not isinstance(labels, (list, tuple)) or len(labels) != size[0]:
+                found = len(labels) if isinstance(labels, (list, tuple)) else type(labels).__name__
+                raise ValueError(f"labels: found {found}; want one for each of {size[0]} captions")
+            targets = collect_targets(labels, size[1], text_features.device, image_sizes, attention_mask)
         keep_hidden = output_hidden_states is not None and output_hidden_states is not False
         head = self.head(
             image_features, text_features, attention_mask, image_sizes, targets, keep_hidden, loss_divisors
         )
-        batch = attention_mask.shape[0]
+        batch = size[0]
         locations, words = zip(*head.hidden) if keep_hidden else (None, None)
         if isinstance(output_hidden_states, (list, tuple)):
             wanted = {i % len(locations) for i in output_hidden_states}
@@ -347,7 +343,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         return count_targets(self.config, anchors, [h * w for h, w in shapes], targets, len(labels))
 
     def freeze(self, text_layers: int = 0, backbone_stages: int = 0) -> None:
-        """Exclude the lowest parts from training.
+        """Exclude the lowest parts from training, and only these.
 
         text_layers n > 0: BERT's embeddings and its first n layers. backbone_stages n > 0: the
         patch embedding and the first n - 1 stages (2 in the released GLIP-L; GLIP spec section 2).
@@ -363,8 +359,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         frozen = [self.backbone.patch_embed, *stages][:backbone_stages]
         if text_layers:
             frozen += [self.text_encoder.embeddings, *layers[:text_layers]]
-        for module in frozen:
-            module.requires_grad_(False)
+        for module, trained in [*((m, True) for m in self._frozen), *((m, False) for m in frozen)]:
+            module.requires_grad_(trained)
         self._frozen = frozen
         self.train(self.training)
 

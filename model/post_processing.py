@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +17,15 @@ from .configuration_glip import SCORE_AGGREGATIONS
 Tokens = Sequence[Sequence[int]]
 
 
-def check_threshold(name: str, value: Any) -> None:
-    """Raise ValueError unless a value is a number, at most 1."""
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, whole: bool = False) -> None:
+    """Raise ValueError unless a value is one number, `whole` or not, within the limits."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (str, bool)) else operator.index(value) if whole else float(value)
     except (TypeError, ValueError):
-        number = float("nan")
-    if not number <= 1:
-        raise ValueError(f"{name}: found {value!r}; want one number, 0 to 1")
+        number = math.nan
+    if not least <= number <= most:
+        limits = ", 0 to 1" if most == 1 else f", {least:g} or more" if least > -math.inf else ""
+        raise ValueError(f"{name}: found {value!r}; want one {'whole ' * whole}number{limits}")
 
 
 def check_sizes(target_sizes: Any, count: int) -> list[tuple[float, float]]:
@@ -37,11 +40,6 @@ def check_sizes(target_sizes: Any, count: int) -> list[tuple[float, float]]:
         if len(size) != 2 or not min(size) > 0:
             raise ValueError(f"target_sizes: found {size}; want the height and width of every image, in pixels")
     return sizes  # type: ignore[return-value]
-
-
-def all_words(attention_mask: Tensor) -> list[list[int]]:
-    """List each caption's attended tokens without [CLS] and [SEP]; attention_mask: (B, T)."""
-    return [mask.nonzero().flatten().tolist()[1:-1] for mask in attention_mask]
 
 
 def phrase_scores(logits: Tensor, tokens: Tokens, aggregation: str) -> Tensor:
@@ -103,11 +101,16 @@ def detections(
     pixels. score_agg: see `phrase_scores`; None: the model's own. Returns per caption, not sorted
     by score: `scores` sqrt(probability x centerness), `boxes` (k, 4), `labels` (phrase index),
     `token_mean`, `token_min`, `token_max` (of the phrase's token probabilities), `centerness` (a
-    probability). Raises ValueError when counts differ. Source: GLIP spec section 8.
+    probability). Raises ValueError when counts differ and for settings out of range, FloatingPointError
+    for scores of NaN. Source: GLIP spec section 8.
     """
     batch = outputs.logits.shape[0]
-    check_threshold("threshold", threshold)
-    score_agg = score_agg or SCORE_AGGREGATIONS[int(outputs.score_aggregation[0])]
+    check_number("threshold", threshold, most=1)
+    check_number("nms_threshold", nms_threshold, most=1)
+    check_number("max_detections", max_detections, whole=True)
+    check_number("pre_nms_top_n", pre_nms_top_n, least=1, whole=True)
+    if score_agg is None:
+        score_agg = SCORE_AGGREGATIONS[int(outputs.score_aggregation[0])]
     if len(tokens) != batch:
         raise ValueError(f"phrases: found {len(tokens)}; want one for each of {batch} captions")
     if target_sizes is not None:
@@ -121,6 +124,10 @@ def detections(
     for i in range(batch):
         logits = outputs.logits[i].float()
         scores = phrase_scores(logits, tokens[i], score_agg)
+        if scores.isnan().any() or boxes[i].isnan().any():
+            raise FloatingPointError(
+                f"outputs: caption {i} has scores or boxes of NaN; want bfloat16 or float32 weights"
+            )
         location, label = _candidates(scores, centerness[i], sizes, threshold, pre_nms_top_n)
         candidate = boxes[i, location]
         whole = (sides(candidate) >= 0).all(-1)

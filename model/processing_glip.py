@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from transformers.processing_utils import ProcessorMixin, TextKwargs
 
 from .grounding import SEPARATOR, Span, chunk_names, phrase_tokens, prompt_from_names
 from .image_processing_glip import GlipImageProcessor
-from .post_processing import check_sizes, check_threshold, detections
+from .post_processing import check_number, check_sizes, detections
 
 Text = str | Sequence[str] | Sequence[Sequence[str]]
 Phrases = Sequence[Sequence[Span]] | Sequence[str]
@@ -43,6 +45,8 @@ class GlipProcessor(ProcessorMixin):
     def __init__(self, image_processor: Any, tokenizer: Any, max_text_length: int = 256):
         super().__init__(image_processor, tokenizer)
         self.max_text_length = max_text_length
+        separator = tokenizer.convert_tokens_to_ids(SEPARATOR.strip())
+        image_processor.separator_token_id = None if separator == tokenizer.unk_token_id else separator
 
     @property
     def model_input_names(self) -> list[str]:
@@ -100,7 +104,8 @@ class GlipProcessor(ProcessorMixin):
         images: one image or a list; see `GlipImageProcessor`. text: a caption, a list of captions or
         of class lists, one per image; a class list becomes the prompt "person. traffic light", or
         several rows of text when it is too long for one (`image_index` is then the image of each
-        row). For one image, a flat list of names without "." is a class list, too. kwargs: settings
+        row). For one image, or none, a flat list of names without "." is a class list, too, as
+        GroundingDINO takes it. kwargs: settings
         of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor, as
         they are or in `text_kwargs` and `images_kwargs`; tensors are PyTorch's unless
         `return_tensors` says otherwise. Raises TypeError for an unknown setting, ValueError when
@@ -124,19 +129,22 @@ class GlipProcessor(ProcessorMixin):
 
     def _captions(self, text: Text, images: Any, count: int | None, max_length: int) -> tuple[list[str], list[int]]:
         """List the rows of text, and the image of each: -1 where a text's list of images is empty."""
-        rows: list[Any] = [text] if isinstance(text, str) else list(text)
-        for row in rows:
-            if not isinstance(row, str) and not all(isinstance(name, str) for name in row):
-                raise TypeError(f"text: found {row!r}; want a caption, captions or lists of class names")
+        rows: list[Any] = [text] if isinstance(text, str) else list(text) if _is_list(text) else [None]
+        if not all(isinstance(row, str) or (_is_list(row) and all(isinstance(n, str) for n in row)) for row in rows):
+            raise TypeError(f"text: found {text!r}; want a caption, captions or lists of class names")
+        if not rows and count is None:
+            raise ValueError("text: found none; want at least one caption")
         names = len(rows) > 1 and all(isinstance(row, str) and "." not in _bare(row) for row in rows)
         nested = isinstance(images, (list, tuple)) and all(isinstance(own, (list, tuple)) for own in images)
         per_text = nested and len(images) == len(rows) and max(map(len, images)) == 1
-        if count == 1 and names and not per_text:
+        if count in (None, 1) and names and not per_text:
             rows = [rows]
         place = list(range(len(rows)))
         if count is not None and len(rows) != count:
             if not per_text:
-                raise ValueError(f"found {count} images but {len(rows)} texts; want one each")
+                raise ValueError(
+                    f"found {count} images but {len(rows)} texts; want one each, a caption or a list of class names"
+                )
             place = [before if own else -1 for own, before in zip(images, accumulate(map(len, images), initial=0))]
         captions: list[str] = []
         owner: list[int] = []
@@ -202,12 +210,12 @@ class GlipProcessor(ProcessorMixin):
             if value is not None and len(value) != images:
                 raise ValueError(f"{what}: found {len(value)}; want one for each of the outputs' {images} images")
         for own in given or ():
-            if isinstance(own, str) or (own is not None and len({isinstance(x, str) for x in own}) > 1):
+            if own is not None and (not _is_list(own) or len({isinstance(x, str) for x in own}) > 1):
                 raise ValueError(f"{name}: found {own!r}; want a list of class names for every image")
         if target_sizes is not None:
             target_sizes = check_sizes(target_sizes, images)
         if text_threshold is not None:
-            check_threshold("text_threshold", text_threshold)
+            check_number("text_threshold", text_threshold, most=1)
         ids = _row_ids(outputs, input_ids)
         offsets = offset_mapping if offset_mapping is not None else getattr(outputs, "offset_mapping", None)
         if offsets is not None and tuple(offsets.shape[:2]) != (len(owner), outputs.logits.shape[2]):
@@ -251,9 +259,9 @@ class GlipProcessor(ProcessorMixin):
         for image in range(images):
             mine = [r for r, o in enumerate(owner) if o == image]
             merged: dict[str, Any] = {
-                k: torch.cat([found[r][k] for r in mine]) for k in found[mine[0]] if k != "labels"
+                k: torch.cat([found[0][k][:0], *(found[r][k] for r in mine)]) for k in found[0] if k != "labels"
             }
-            merged["labels"] = torch.cat([found[r]["labels"] + rows[r].first for r in mine])
+            merged["labels"] = torch.cat([found[0]["labels"][:0], *(found[r]["labels"] + rows[r].first for r in mine)])
             merged["text_labels"] = [names[image][k] for k in merged["labels"].tolist()]
             merged["missing_phrases"] = [k + rows[r].first for r in mine for k in rows[r].missing]
             results.append(merged)
@@ -287,9 +295,15 @@ class GlipProcessor(ProcessorMixin):
             raise ValueError(
                 f"image {image}: found spans for {len(rows)} rows of text; want the class names as phrases"
             )
-        beyond = [] if caption is None else [span for spans in phrases for span in spans if span[1] > len(caption)]
-        if beyond:
-            raise ValueError(f"phrases of image {image}: found the span {beyond[0]}; want one within {caption!r}")
+        end = math.inf if caption is None else len(caption)
+        for span in (span for spans in phrases for span in (spans if _is_list(spans) else [spans])):
+            if not (_is_list(span) and len(span) == 2 and all(isinstance(x, Real) for x in span)):
+                raise ValueError(
+                    f"phrases of image {image}: found {span!r}; want spans [start, end), a list per phrase"
+                )
+            if not (0 <= span[0] <= span[1] <= end and all(x == int(x) for x in span)):
+                text = "its caption" if caption is None else repr(caption)
+                raise ValueError(f"phrases of image {image}: found the span {span}; want one within {text}")
         tokens, missing = phrase_tokens(offsets[rows[0]], phrases)
         return _Row(tokens, 0, missing)
 
@@ -366,6 +380,11 @@ class GlipProcessor(ProcessorMixin):
     ):
         """Find boxes of whole captions; see `GlipImageProcessor.post_process_object_detection`."""
         return self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **settings)
+
+
+def _is_list(value: Any) -> bool:
+    """Tell whether a value has an order of its own, unlike a set or a dict's keys."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, Set))
 
 
 def _bare(name: str) -> str:

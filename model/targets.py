@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KEYS = ("boxes", "positive_map", "weights", "regress", "token_ignore", "ignore_boxes")
+# Shapes of a label's keys, for its n boxes
+SHAPES: dict[str, tuple[int | str, ...]] = {
+    "boxes": ("n", 4), "positive_map": ("n", "T"), "weights": ("n",), "regress": ("n",), "token_ignore": ("T",),
+    "ignore_boxes": ("m", 4),
+}  # fmt: skip
+FLAGS = ("regress", "token_ignore")
 # Keys of transformers' detection labels that say nothing about the loss
 IGNORED_KEYS = ("class_labels", "image_id", "area", "iscrowd", "orig_size", "size")
 
@@ -36,83 +42,138 @@ class Targets:
         return (self.image_index == image).nonzero().flatten()
 
 
+def check_shape(name: str, value: Tensor, want: Sequence[int | str], note: str = "", least: int = 0) -> None:
+    """Raise ValueError unless a tensor has the sizes `want`; a letter stands for any from `least`."""
+    if value.dim() != len(want) or any(s < least if isinstance(w, str) else s != w for w, s in zip(want, value.shape)):
+        wanted = f"({', '.join(map(str, want))}{',' * (len(want) == 1)})"
+        raise ValueError(f"{name}: found {tuple(value.shape)}; want {wanted}{note and f', {note}'}")
+
+
 def collect_targets(
-    labels: list[dict[str, Any]], tokens: int, device: torch.device, image_sizes: Tensor | None = None
+    labels: Sequence[Mapping[str, Any]],
+    tokens: int,
+    device: torch.device,
+    image_sizes: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Targets:
     """Collect a batch's labels (see `GlipForObjectDetection.forward`) over T = `tokens` tokens.
 
-    image_sizes (B, 2): unpadded height, width. Raises ValueError that names the image when shapes
-    within a label disagree, or a box is not finite, reversed, normalised or outside its image.
+    image_sizes (B, 2): unpadded height, width; attention_mask (B, T). Raises ValueError that names
+    the image when shapes within a label disagree, a box is not finite, reversed, normalised or for
+    the most part outside its image, a weight is negative, or a box's tokens are padding.
     """
-    boxes, maps, weights, regress, keeps, ignore = [], [], [], [], [], []
+    if attention_mask is None:
+        attention_mask = torch.ones(len(labels), tokens)
+    rows: list[dict[str, Tensor]] = []
+    stray = []
     for i, label in enumerate(labels):
-        _check_keys(i, label)
-        given = {k: torch.as_tensor(label[k], device=device) for k in KEYS if label.get(k) is not None}
-        box = given["boxes"].float().reshape(-1, 4)
-        n, positive, area = len(box), given["positive_map"], given.get("ignore_boxes")
-        if positive.dim() != 2 or positive.shape[0] != n:
-            raise ValueError(f"labels[{i}]: positive_map {tuple(positive.shape)} has not one row for each of {n} boxes")
-        weight = given.get("weights", torch.ones(n, device=device)).float()
-        teach = given.get("regress", torch.ones(n, device=device)).bool()
-        if weight.shape != (n,) or teach.shape != (n,):
-            raise ValueError(
-                f"labels[{i}]: weights {tuple(weight.shape)} and regress {tuple(teach.shape)} must be ({n},)"
-            )
-        boxes.append(box)
-        maps.append(_fit(positive > 0, tokens))
-        weights.append(weight)
-        regress.append(teach)
-        skip = given.get("token_ignore", torch.zeros(tokens, device=device)).bool()
-        keeps.append(~_fit(skip[None], tokens))
-        ignore.append(None if area is None or area.numel() == 0 else area.float().reshape(-1, 4))
-    counts = [len(b) for b in boxes]
-    targets = Targets(
-        torch.cat(boxes),
-        torch.arange(len(labels)).repeat_interleave(torch.tensor(counts)).to(device),
-        torch.cat(maps).float(),
-        torch.cat(weights),
-        torch.cat(regress),
-        torch.cat(keeps).float() if any(label.get("token_ignore") is not None for label in labels) else None,
-        ignore,
+        given = _tensors(i, label, device)
+        n = len(given["boxes"])
+        row = {
+            "weights": torch.ones(n, device=device),
+            "regress": torch.ones(n, device=device, dtype=torch.bool),
+            "token_ignore": torch.zeros(tokens, device=device, dtype=torch.bool),
+            "ignore_boxes": torch.zeros(0, 4, device=device),
+            **given,
+        }
+        named, mask = row["positive_map"], attention_mask[i].to(device)
+        # a caption that fills T may have been cut, and the tokens of its boxes with it
+        mask = torch.cat([mask, mask[-1:].expand(max(named.shape[1] - tokens, 0))])[: named.shape[1]]
+        stray.append(((named > 0) & (mask == 0)).any(1))
+        row["token_ignore"] = _fit(row["token_ignore"][None], tokens)
+        row["positive_map"] = _fit(named, tokens)
+        rows.append(row)
+    joined = {k: torch.cat([row[k] for row in rows]) for k in SHAPES}
+    counts = {k: torch.tensor([len(row[k]) for row in rows]) for k in ("boxes", "ignore_boxes")}
+    owners = {k: torch.arange(len(rows)).repeat_interleave(c).to(device) for k, c in counts.items()}
+    maps, weights = joined["positive_map"], joined["weights"]
+    wrong = {
+        ("positive_map", "not 0 to 1"): ~((maps >= 0) & (maps <= 1)).all(1),
+        ("positive_map", "at tokens of the caption's padding"): torch.cat(stray),
+        ("weights", "negative"): weights < 0,  # those that are not finite end in a NonFiniteLossError
+    }
+    for name, sizes in (("boxes", image_sizes), ("ignore_boxes", None)):
+        wrong |= {
+            (name, why): rows for why, rows in _wrong_boxes(joined[name], owners[name], len(labels), sizes).items()
+        }
+    if torch.stack([found.any() for found in wrong.values()]).any():  # one wait for the device
+        _refuse(wrong, joined, owners, image_sizes)
+    return Targets(
+        joined["boxes"],
+        owners["boxes"],
+        (maps > 0).float(),
+        weights,
+        joined["regress"],
+        (~joined["token_ignore"]).float() if any(label.get("token_ignore") is not None for label in labels) else None,
+        [row["ignore_boxes"] if len(row["ignore_boxes"]) else None for row in rows],
     )
-    _check_boxes(targets, counts, image_sizes)
-    return targets
 
 
-def _check_keys(image: int, label: dict[str, Any]) -> None:
+def _tensors(image: int, label: Any, device: torch.device) -> dict[str, Tensor]:
+    """Make the tensors of one label; raises ValueError for keys, types and shapes that cannot be meant."""
+    if not isinstance(label, Mapping):
+        raise ValueError(f"labels[{image}]: found {type(label).__name__}; want a dict of {', '.join(SHAPES)}")
     if "class_labels" in label and label.get("positive_map") is None:
         raise ValueError(
             f"labels[{image}]: found class_labels; want positive_map: GLIP's classes are the caption's words, so a box "
             "names its tokens (model.grounding: phrase_tokens, positive_map)"
         )
-    missing = [k for k in KEYS[:2] if label.get(k) is None]
-    unknown = sorted(set(label) - {*KEYS, *IGNORED_KEYS})
-    if missing or unknown:
-        raise ValueError(f"labels[{image}]: found {', '.join(map(str, label)) or 'nothing'}; want {', '.join(KEYS)}")
+    missing = [k for k in ("boxes", "positive_map") if label.get(k) is None]
+    if missing or set(label) - {*SHAPES, *IGNORED_KEYS}:
+        raise ValueError(f"labels[{image}]: found {', '.join(map(str, label)) or 'nothing'}; want {', '.join(SHAPES)}")
+    given: dict[str, Tensor] = {}
+    for key, shape in SHAPES.items():
+        if (value := label.get(key)) is None:
+            continue
+        name = f"labels[{image}]: {key}"
+        try:
+            tensor = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}: found {type(value).__name__}, {error}; want numbers") from error
+        n = len(given["boxes"]) if given else "n"
+        want = [n if size == "n" else size for size in shape]
+        if not tensor.numel() and (tensor.dim() == 1 or "boxes" in key) and want[0] in (0, "n", "m"):
+            tensor = tensor.reshape(0, *(size if isinstance(size, int) else 0 for size in want[1:]))
+        check_shape(name, tensor, want, f"for {n} boxes" if n in want else "")
+        if key in FLAGS and tensor.dtype != torch.bool and tensor.numel():
+            raise ValueError(f"{name}: found {tensor.dtype}; want torch.bool")
+        given[key] = tensor.bool() if key in FLAGS else tensor.float()
+    return given
 
 
-def _check_boxes(targets: Targets, counts: list[int], image_sizes: Tensor | None) -> None:
-    """Raise ValueError for boxes that cannot be xyxy pixels of their image; one wait for the device."""
-    boxes, image = targets.boxes, targets.image_index
-    if not len(boxes):
-        return
+def _wrong_boxes(boxes: Tensor, image: Tensor, images: int, image_sizes: Tensor | None) -> dict[str, Tensor]:
+    """Find boxes (n, 4) that cannot be xyxy pixels of their image (n,): {why: (n,) bool}."""
     in_unit = ((boxes >= 0) & (boxes <= 1)).all(1).float()
-    normalised = in_unit.new_ones(len(counts)).scatter_reduce(0, image, in_unit, "amin")[image] > 0
-    bad = [~boxes.isfinite().all(1), (boxes[:, 2:] < boxes[:, :2]).any(1), normalised]
+    wrong = {
+        "not finite": ~boxes.isfinite().all(1),
+        "reversed": (boxes[:, 2:] < boxes[:, :2]).any(1),
+        "normalised to the image": in_unit.new_ones(images).scatter_reduce(0, image, in_unit, "amin")[image] > 0,
+    }
     if image_sizes is not None:
-        size = image_sizes.to(boxes.device)[image].flip(1)
-        bad.append((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] < 0).any(1))
-    table = torch.stack(bad)
-    if not table.any():
-        return
-    kind, row = (int(x[0]) for x in table.nonzero(as_tuple=True))
-    why = ("not finite", "reversed", "normalised to the image", "outside the image")[kind]
-    owner = int(image[row])
-    within = "" if image_sizes is None else f" of {int(image_sizes[owner][1])} x {int(image_sizes[owner][0])}"
-    raise ValueError(
-        f"labels[{owner}]: boxes[{row - sum(counts[:owner])}]: found {boxes[row].tolist()}, {why}; want x1, y1, x2, y2 "
-        f"in pixels of the resized image{within}"
-    )
+        last = image_sizes.to(boxes.device)[image].flip(1) - 1
+        inside = (torch.minimum(boxes[:, 2:], last) - boxes[:, :2].clamp(min=0) + 1).clamp(min=0).prod(1)
+        wrong["outside the image"] = inside == 0
+        wrong["mostly outside the image"] = 2 * inside < (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
+    return wrong
+
+
+def _refuse(
+    wrong: dict[tuple[str, str], Tensor],
+    values: dict[str, Tensor],
+    owners: dict[str, Tensor],
+    image_sizes: Tensor | None,
+) -> None:
+    """Raise ValueError for the first row that is wrong, naming its image."""
+    name, why = next(kind for kind, found in wrong.items() if found.any())
+    row, owner_of = int(wrong[name, why].nonzero()[0]), owners.get(name, owners["boxes"])
+    owner = int(owner_of[row])
+    size = "" if image_sizes is None else f" of {int(image_sizes[owner][1])} x {int(image_sizes[owner][0])}"
+    want = {
+        "positive_map": "1 at the tokens of the box's words in its own caption, else 0",
+        "weights": "a factor of the box's losses, 0 or more",
+    }.get(name, f"x1, y1, x2, y2 in pixels of the resized image{size}")
+    place = row - int((owner_of < owner).sum())
+    raise ValueError(f"labels[{owner}]: {name}[{place}]: found {values[name][row].tolist()}, {why}; want {want}")
 
 
 def _fit(x: Tensor, tokens: int) -> Tensor:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model import GlipConfig, GlipForObjectDetection, GlipProcessor
+from model import GlipConfig
 from model.image_processing_glip import resized_size
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.loading import load_glip
 from pipeline.annotators.memory import check_cpu_memory
 from pipeline.annotators.network import NetworkAnnotator
 from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import PseudoLabelConfig
-from pipeline.io.model_folder import check_glip_folder
 
 EVIDENCE = ("token_mean", "token_min", "token_max", "centerness")
 
@@ -37,26 +37,23 @@ class GlipAnnotator(NetworkAnnotator):
     name = "glip"
 
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
-        check_glip_folder(folder)
         super().__init__(revision, config, device)
-        processor = GlipProcessor.from_pretrained(folder)
-        self._processor = processor
-        self._tokenizer, self._limit = processor.tokenizer, processor.max_text_length
-        self._size = dict(processor.image_processor.size)
+        network, self._processor = load_glip(folder, device)
+        self._model: torch.nn.Module = network
+        self._tokenizer, self._limit = self._processor.tokenizer, self._processor.max_text_length
+        self._size = dict(self._processor.image_processor.size)
         if config.image_size is not None:
             self._size["shortest_edge"] = config.image_size
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
         if self._device.type == "cpu":  # on a GPU a batch that does not fit is halved
-            self._check_memory(folder)
-        network: torch.nn.Module = GlipForObjectDetection.from_pretrained(folder, dtype=torch.float32)
-        self._model = network.eval().to(self._device)
+            self._check_memory(network.config)
 
-    def _check_memory(self, folder: str) -> None:
+    def _check_memory(self, config: GlipConfig) -> None:
         shortest = self._size["shortest_edge"]
         longest = self._size.get("longest_edge") or 2 * shortest
         check_cpu_memory(
-            GlipConfig.from_pretrained(folder), (min(shortest, longest), longest), self._config.batch_size,
+            config, (min(shortest, longest), longest), self._config.batch_size,
             advice=lambda fits: f"--set batch_size={fits}" if fits else "a smaller image_size, or more memory",
             training=False, precision=self._config.precision,
         )  # fmt: skip

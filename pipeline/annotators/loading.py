@@ -7,20 +7,23 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
+from model import GlipForObjectDetection, GlipProcessor
+from model.loading import load_complete
 from pipeline.errors import InputError
+from pipeline.io.model_folder import check_glip_folder
 
 PROCESSOR: Any = AutoProcessor  # its methods have no types
 
 
-def load_parts(folder: str, auto: Any, device: str) -> tuple[Any, Any]:
+def load_parts(folder: str, auto: Any, device: str, processor_kind: Any = PROCESSOR) -> tuple[Any, Any]:
     """(network in evaluation mode on the device, float32; processor).
 
     Raises:
         InputError: weights, tokenizer or image processor are missing or damaged.
     """
     try:
-        network = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        processor = PROCESSOR.from_pretrained(folder, local_files_only=True)
+        network = load_complete(auto, folder, local_files_only=True)
+        processor = processor_kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -28,3 +31,10 @@ def load_parts(folder: str, auto: Any, device: str) -> tuple[Any, Any]:
             f"({reason})"
         ) from None
     return network.eval().to(torch.device(device)), processor
+
+
+def load_glip(folder: str, device: str = "cpu") -> tuple[GlipForObjectDetection, GlipProcessor]:
+    """:func:`load_parts` of a GLIP folder."""
+    check_glip_folder(folder)
+    network, processor = load_parts(folder, GlipForObjectDetection, device, GlipProcessor)
+    return network, processor

@@ -27,7 +27,7 @@ from pipeline.execution.reports import StageReport
 from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
 from pipeline.io.files import check_writable
-from pipeline.io.paths import is_url
+from pipeline.io.paths import is_url, no_folder
 from pipeline.stages.jobs import Job, PerShardJob, plain
 from pipeline.system.parent_watch import LIFELINE, exit_with_parent
 
@@ -278,7 +278,7 @@ def one_line(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, IsADirectoryError):
         return f"{name}: is a folder; want a file", InputError.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{name}: is, or is below, a file; want a folder", InputError.exit_code
+        return no_folder(name), InputError.exit_code
     if isinstance(error, FileNotFoundError):
         return f"{name}: no such file or folder", InputError.exit_code
     return f"{name}: {error.strerror or error}", RunError.exit_code

@@ -41,6 +41,12 @@ class DataConfig(Config):
     base: str | None = Field(None, description="evaluation set of classes the teacher was trained on")
     novel: str | None = Field(None, description="evaluation set of classes the teacher was not trained on")
     evaluation: tuple[str, ...] = Field((), description="further evaluation sets of the manifest, such as ODinW's")
+    validation: str | None = Field(
+        None,
+        exclude_if=lambda name: name is None,  # so that settings of runs without it stay as they were
+        description="set of the manifest that trainings are validated on (teacher.validate_every); no evaluation set, "
+        "or the best model is chosen by what it is measured on",
+    )
     frequencies: dict[str, Address] = Field(
         default_factory=dict,
         description="evaluation set -> file with the frequency of its class names in training data "

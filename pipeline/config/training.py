@@ -117,6 +117,11 @@ class TrainConfig(Config):
         0, ge=0, description="steps between images of predictions and targets in TensorBoard; 0: none"
     )
     max_skipped_steps: int = Field(0, ge=0, description="steps with a non-finite loss to skip before the run stops")
+    validate_every: int = Field(0, ge=0, description="steps between validations, on the job's validation set; 0: none")
+    validate_images: int = Field(200, ge=1, description="images of a validation, rounded up to whole batches")
+    best_metric: Literal["loss", "loss_dot_product_token", "loss_reg", "loss_centerness"] = Field(
+        "loss", description="validation loss whose lowest value decides which model is kept in best/"
+    )
     check_memory: bool = Field(
         True, description="check before the first step that a batch of the largest images fits into the memory"
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from ast import literal_eval
 from collections import Counter
+from contextlib import suppress
+from typing import Any
 
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.errors import RunError
@@ -14,7 +17,9 @@ from pipeline.io.tars import TarProblems, TarSample
 IMAGE = f"an image (KEY.{', KEY.'.join(IMAGE_EXTENSIONS)})"
 CAPTION = "its caption (KEY.txt, or `caption` in KEY.json)"
 DOT_IN_KEY = "dot_in_key"
-UNREAD = frozenset({"no_image", "no_caption", "empty_caption", "caption_not_utf8", "bad_json", "no_json", DOT_IN_KEY})
+UNREAD = frozenset({
+    "no_image", "no_caption", "empty_caption", "caption_not_utf8", "caption_is_data", "bad_json", "no_json", DOT_IN_KEY,
+})  # fmt: skip
 """Reasons for which a sample is lost because its files are not laid out, or not named, as expected."""
 MAX_UNREAD_SHARE = 0.5
 """A shard fails if a larger share of its samples is lost for reasons in UNREAD."""
@@ -42,26 +47,57 @@ def image_of(sample: TarSample) -> tuple[str, bytes] | None:
 def caption_of(sample: TarSample) -> tuple[str | None, str | None]:
     """Caption from ``key.txt``, else (or if that says nothing) from ``key.json``: (caption, None) or
     (None, reason).
+
+    An object in ``key.txt`` is read as one in ``key.json``; without a ``caption``, and lists, are
+    ``caption_is_data``.
     """
     text, reason = None, "no_caption"
     if "txt" in sample.files:
         try:
             text = sample.files["txt"].decode("utf-8")
-        except UnicodeDecodeError:
-            reason = "caption_not_utf8"
+            if (data := _data(text.strip(_UNSEEN))) is not None:
+                text, reason = _stated_caption(data), "caption_is_data"
+        except UnicodeError:
+            text, reason = None, "caption_not_utf8"
         if text is not None and (seen := text.strip(_UNSEEN)) and not is_placeholder(seen):
             return text, None
     if "json" in sample.files:
         try:
-            caption = json.loads(sample.files["json"]).get("caption")
-            if isinstance(caption, str):
-                caption.encode()  # JSON may escape a lone surrogate, which UTF-8 cannot encode
+            caption = _stated_caption(json.loads(sample.files["json"]))
+            if caption is not None:
                 return caption, None
         except UnicodeEncodeError:
             reason = "caption_not_utf8"
         except (ValueError, AttributeError):
             reason = "bad_json" if reason == "no_caption" else reason
     return text, None if text is not None else reason
+
+
+def _stated_caption(data: Any) -> str | None:
+    """``caption`` of an object, if it is text. JSON may escape a lone surrogate, which UTF-8 cannot
+    encode: a UnicodeEncodeError. Other values than objects are an AttributeError.
+    """
+    caption = data.get("caption")
+    if not isinstance(caption, str):
+        return None
+    caption.encode()
+    return caption
+
+
+def _data(text: str) -> dict[Any, Any] | None:
+    """The object that a text is, as JSON or as Python writes it; {} for a list, or lines of JSON; None
+    for a sentence.
+    """
+    if not text.startswith(("{", "[")):
+        return None
+    for parse in (json.loads, literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            data = parse(text)
+            return data if isinstance(data, dict) else {}
+    with suppress(ValueError, RecursionError):
+        json.loads(text.splitlines()[0])
+        return {}
+    return None
 
 
 def dotted_keys(sample: TarSample) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from pipeline.errors import InputError, RunError
-from pipeline.io.files import open_file, read_range
+from pipeline.io.files import StoreError, open_file, read_range
 
 CHUNK_BYTES = 1 << 20
 """Size of a read when a shard is read sequentially."""
@@ -19,6 +19,8 @@ def _run_errors(url: str) -> Iterator[None]:
     """Convert a store's error that remains after all retries to a RunError that names the shard."""
     try:
         yield
+    except StoreError as error:
+        raise RunError(str(error)) if error.no_answer else error from None
     except (InputError, RunError):
         raise
     except Exception as error:

@@ -21,7 +21,7 @@ from pipeline.execution.stage_failures import stage_failure
 from pipeline.execution.throughput import Rates
 from pipeline.execution.worker import ShardJob
 from pipeline.io.files import StoreError, check_writable, file_size
-from pipeline.io.paths import is_url
+from pipeline.io.paths import is_url, no_folder
 from pipeline.io.temporaries import clear_temporaries
 
 log = logging.getLogger("glip_self_train")
@@ -68,7 +68,7 @@ class ShardScheduler:
             try:
                 Path(out).mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
-                raise InputError(f"{out}: is, or is below, a file; want a folder") from None
+                raise InputError(no_folder(out)) from None
         clear_temporaries(out)
         clear_claims(out)
         self._claims = Claims(out)

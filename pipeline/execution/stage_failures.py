@@ -12,7 +12,7 @@ from pipeline.errors import StageError
 from pipeline.io.files import StoreError
 from pipeline.io.paths import is_url
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 """Errors of writing, wherever it is."""
 UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.ESTALE, errno.ENOTCONN, errno.ENXIO,

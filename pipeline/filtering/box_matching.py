@@ -23,19 +23,33 @@ def match_boxes(
         -1.
     """
     ignore = np.zeros(len(gold), bool) if ignore is None else ignore
-    tp = np.zeros((len(boxes), len(ious)), bool)
-    ignored = np.zeros_like(tp)
-    matched_dt = np.full(len(gold), -1)
+    return match_overlaps(overlaps(boxes, gold, ignore), ious, ignore)
+
+
+def overlaps(boxes: np.ndarray, gold: np.ndarray, ignore: np.ndarray) -> np.ndarray:
+    """(n, m) IoU of boxes with gold boxes; with ignored ones the share of the box."""
     if not len(boxes) or not len(gold):
+        return np.zeros((len(boxes), len(gold)))
+    return np.asarray(coco_mask.iou(xywh(boxes), xywh(gold), ignore.astype(np.uint8)))
+
+
+def match_overlaps(
+    overlap: np.ndarray, ious: np.ndarray, ignore: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As :func:`match_boxes`, from the boxes' :func:`overlaps` (n, m)."""
+    n, m = overlap.shape
+    tp = np.zeros((n, len(ious)), bool)
+    ignored = np.zeros_like(tp)
+    matched_dt = np.full(m, -1)
+    if not overlap.size:
         return tp, ignored, matched_dt
-    overlap = coco_mask.iou(xywh(boxes), xywh(gold), ignore.astype(np.uint8))
     thresholds = np.minimum(ious, 1 - 1e-10)[:, None]
-    free = np.ones((len(ious), len(gold)), bool)
+    free = np.ones((len(ious), m), bool)
     rows = np.arange(len(ious))
     for i in np.flatnonzero(overlap.max(axis=1) >= thresholds[0]):
         fits = free & (overlap[i] >= thresholds)
         counted = np.where(fits & ~ignore, overlap[i], -1.0)
-        best = len(gold) - 1 - np.argmax(counted[:, ::-1], axis=1)  # the last of equal ones, as COCOeval
+        best = m - 1 - np.argmax(counted[:, ::-1], axis=1)  # the last of equal ones, as COCOeval
         tp[i] = counted[rows, best] >= 0
         free[rows[tp[i]], best[tp[i]]] = False
         if tp[i, 0]:

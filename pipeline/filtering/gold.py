@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.filtering.box_matching import match_boxes
+from pipeline.filtering.box_matching import match_overlaps, overlaps
 from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.filtering.store import BOX
 from pipeline.io.paths import stem
@@ -71,7 +71,7 @@ class GoldMatcher:
 
     A label's gold phrase is the one of the same caption with the most characters in common, the
     first of equals; a phrase may have several boxes. In order of score each label takes the free
-    box of its phrase with the highest IoU, as :func:`match_boxes`.
+    box of its phrase with the highest IoU, as :func:`match_overlaps`.
 
     Attributes:
         phrase: (n,) a row of each label's gold phrase, -1 for none.
@@ -102,21 +102,25 @@ class GoldMatcher:
             best = np.repeat(np.maximum.reduceat(shared, starts), lengths)
             pairs = np.flatnonzero((shared == best) & (shared > 0))[::-1]  # reversed: the first of equals is used
             self.phrase[label[pairs]] = candidate[pairs]
-        self._gold, self._boxes, self._iou = gold.boxes, boxes.astype(np.float64), np.array([iou])
+        boxes, self._iou = boxes.astype(np.float64), np.array([iou])
         rows = np.flatnonzero(self.phrase >= 0)
         rows = rows[np.lexsort((-score[rows], self.phrase[rows]))]
         firsts, counts = run_lengths(self.phrase[rows])
         same = _rows_of_same_phrase(gold)
-        self._groups = [(rows[a : a + n], same[self.phrase[rows[a]]]) for a, n in zip(firsts, counts, strict=True)]
+        self._groups: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # labels, gold rows, their IoU
+        for a, n in zip(firsts, counts, strict=True):
+            labels, golds = rows[a : a + n], same[self.phrase[rows[a]]]
+            overlap = overlaps(boxes[labels], gold.boxes[golds], np.zeros(len(golds), bool))
+            if overlap.max() > 0:
+                self._groups.append((labels, golds, overlap))
 
     def match(self, kept: np.ndarray) -> np.ndarray:
         """(n,) rows of the gold boxes that the ``kept`` labels take, -1 for none: a wrong label."""
         taken = np.full(len(self.phrase), -1)
-        for labels, golds in self._groups:
-            labels = labels[kept[labels]]
-            if len(labels):
-                _, _, label = match_boxes(self._boxes[labels], self._gold[golds], self._iou)
-                taken[labels[label[label >= 0]]] = golds[label >= 0]
+        for labels, golds, overlap in self._groups:
+            there = kept[labels]
+            _, _, label = match_overlaps(overlap[there], self._iou, np.zeros(len(golds), bool))
+            taken[labels[there][label[label >= 0]]] = golds[label >= 0]
         return taken
 
 

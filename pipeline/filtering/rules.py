@@ -7,6 +7,7 @@ Rules that compare regions only consider those that are not dropped yet.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.filtering.phrases import uniform
 from pipeline.filtering.store import RegionShard
 from pipeline.io.hashing import digest_json
 from pipeline.system.plugins import Registry
+
+log = logging.getLogger("glip_self_train")
 
 
 def check(config: FilterConfig, fitted: FilterTables) -> None:
@@ -112,6 +115,20 @@ def lowest_score(config: FilterConfig, fitted: FilterTables) -> float:
     """Score from which regions can be kept or ignored."""
     low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
     return min(low, low if config.ignore_above is None else config.ignore_above)
+
+
+def warn_of_floor(path: str, config: FilterConfig, lowest: float) -> None:
+    """Warn if a threshold is below the score from which pseudo-label stored all regions."""
+    try:
+        complete = RegionShard(path).complete_above
+    except InputError:  # the shard fails with it
+        return
+    if config.score_by == "score" and lowest < complete:
+        log.warning(
+            "threshold: found %g; want %.2g or more: of regions that score lower, %s has only a part (pseudo-label's "
+            "floor is a probability, before centerness; floor=%.2g would store them all)",
+            lowest, complete, path, lowest**2,
+        )  # fmt: skip
 
 
 def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:

@@ -15,7 +15,7 @@ from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables
 from pipeline.filtering.gold import Gold, GoldMatcher, gold_tables, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
-from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
+from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned, warn_of_floor
 from pipeline.filtering.store import RegionShard
 from pipeline.io.files import require_files
 
@@ -58,6 +58,7 @@ def sweep(
         )
     fitted = FilterTables()
     configs = [config.model_copy(update={"threshold": t, "ignore_above": None}) for t in grid]
+    warn_of_floor(regions[0], config, grid[0])
     golds = {} if gold is None else gold_tables(gold)
     total = np.zeros((len(grid), 5), np.int64)  # images, boxes, labels, correct, found
     store = np.zeros(3, np.int64)  # regions, images, gold boxes

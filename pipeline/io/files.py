@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.io.paths import is_url
 
 log = logging.getLogger("glip_self_train")
@@ -46,8 +46,13 @@ _NO_CREDENTIALS = {
     "UnauthorizedSSOTokenError", "SSOTokenLoadError", "ProfileNotFound", "DefaultCredentialsError", "RefreshError",
 }  # fmt: skip
 """Errors of botocore and google.auth: credentials are missing, or cannot be renewed."""
-_NO_ANSWER = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"}
-"""Errors of botocore, after all retries: the store is down, so every shard would wait in vain."""
+_NO_ANSWER = {
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError",
+    "ClientConnectionError",
+}  # fmt: skip
+"""Errors of botocore and aiohttp. They mean, as TimeoutError and ConnectionError, after all retries that the store is
+down, so every shard would wait in vain.
+"""
 _PERMANENT_NAMES = {*_NO_CREDENTIALS, "ParamValidationError"}
 _REFUSED_CODES = {
     "400": "refused without a word; most often the credentials have expired",  # HEAD requests get no text
@@ -68,16 +73,24 @@ class StoreError(InputError):
         url: the object.
         refused: whether access was refused; else there is no such object or bucket.
         for_all: whether it would refuse those for other objects likewise, as credentials, bucket or space are missing.
+        no_answer: whether the store is down.
     """
 
-    url, refused, for_all = "", True, False
+    url, refused, for_all, no_answer = "", True, False, False
 
 
 def _store_error(url: str, words: str, *, for_all: bool, refused: bool = True) -> StoreError:
     error = StoreError(f"{url}: {words}")
     # attributes, as an exception with more arguments cannot be pickled
     error.url, error.refused, error.for_all = url, refused, for_all
+    error.exit_code = RunError.exit_code if for_all and refused else InputError.exit_code
     return error
+
+
+def _no_answer(url: str, error: BaseException) -> StoreError:
+    found = _store_error(url, f"no answer from its store ({_first_line(error)})", for_all=True)
+    found.no_answer = True
+    return found
 
 
 def _refused_code(error: BaseException) -> str | None:
@@ -140,7 +153,7 @@ def store_errors(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if _is_transient(error):
-            raise _store_error(url, f"no answer ({_first_line(error.__cause__ or error)})", for_all=True) from None
+            raise _no_answer(url, error.__cause__ or error) from None
         no_bucket = _refused_code(error) == "NoSuchBucket"
         raise _store_error(
             url, "no such bucket" if no_bucket else "no such object", for_all=no_bucket, refused=False
@@ -161,8 +174,8 @@ def store_errors(url: str) -> Iterator[None]:
         if type(error).__name__ in _PERMANENT_NAMES:
             words = f"{_first_line(error)}; set the store's credentials in the environment"
             raise _store_error(url, words, for_all=type(error).__name__ in _NO_CREDENTIALS) from None
-        if type(error).__name__ in _NO_ANSWER:
-            raise _store_error(url, f"no answer ({_first_line(error)})", for_all=True) from None
+        if isinstance(error, TimeoutError | ConnectionError) or {k.__name__ for k in type(error).__mro__} & _NO_ANSWER:
+            raise _no_answer(url, error) from None
         raise
 
 
@@ -323,7 +336,7 @@ def check_writable(folder: str | Path) -> None:
     if is_url(folder):
         return
     there = Path(folder).absolute()
-    while not there.exists() and there != there.parent:
+    while not there.exists() and not there.is_symlink() and there != there.parent:
         there = there.parent
     try:
         if not there.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def local_folder(folder: str | Path, what: str) -> Path:
     if is_url(folder):
         raise InputError(f"{folder}: {what} wants a folder on a file system; only shards and labels may be at URLs")
     return Path(folder)
+
+
+def no_folder(path: str | Path) -> str:
+    """Words for a path that is not, and cannot become, a folder."""
+    for there in (Path(path), *Path(path).parents):
+        if there.is_symlink() and not there.exists():
+            return f"{path}: {there} is a link to {os.readlink(there)}, which is not there; want a folder"
+    return f"{path}: is, or is below, a file; want a folder"
 
 
 def join(folder: str | Path, name: str) -> str:

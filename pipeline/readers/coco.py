@@ -10,36 +10,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
 
-from pipeline.data.keys import image_key, row_key
+from pipeline.data.keys import row_key
 from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
-from pipeline.readers.base import (
-    ROW_ERRORS,
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    class_name,
-    ignore_flag,
-    is_near,
-    is_number,
-    known_names,
-    lose,
-    provenance_of,
-    turned,
-    unclear_names,
-    want,
-    warn_of_unboxed,
-    xywh_box,
-)
+from pipeline.readers.absence import unclear_names
+from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles, known_names
+from pipeline.readers.boxes import AreaEvidence, is_four_numbers, is_number, turned, xywh_box
+from pipeline.readers.fields import class_name, ignore_flag, provenance_of, want, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_object
 
@@ -62,10 +44,10 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     federated, components = False, files.options.get("name_parts", 0)
     if not isinstance(components, int):
         raise InputError(f"{files.name}: options.name_parts: found {components!r}; want a number of path components")
-    bad, evidence = BadRows(), _Evidence()
-    for section, row in stream_object(path, ("images", "annotations", "categories"), WANTED):
+    evidence = _Evidence()
+    for section, row in stream_sections(path, ("images", "annotations", "categories"), WANTED, index):
         if section == "images":
-            try:
+            with index.bad.row():
                 number = want(row, "id", f"{path}: images")
                 absent = row.get("neg_category_ids")
                 federated |= absent is not None
@@ -73,14 +55,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 incomplete = None if row.get("not_exhaustive_unknown") else row.get("not_exhaustive_category_ids")
                 shared = file if key is None else None  # export-labels writes a row for each record
                 index.image(number, (file, size_of(row), absent, incomplete, key), key, file=shared)
-            except ROW_ERRORS as error:
-                bad.add(error)
-                continue
-            bad.good += 1
         elif section == "annotations":
-            if not isinstance(row, dict):
-                bad.add(InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}"), unit="regions")
-                continue
             if "tokens_positive" in row:  # MDETR's file has a single category, "object"
                 raise InputError(
                     f"{path}: want {WANTED}; found MDETR's (annotations with `tokens_positive`: format mdetr)"
@@ -89,8 +64,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             evidence.compare(row, bbox)
             if isinstance(category, int | float | str):
                 used.add(category)
-            fields = (category, upright_box(row, bbox), ignore_flag(row))
-            index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
+            add_annotation(index, row, category, upright_box(row, bbox), ignore_flag(row))
         else:
             number, name = want(row, "id", f"{path}: categories"), row.get("name")
             name = class_name("" if name is None else str(name))
@@ -118,7 +92,22 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
         warn_of_unboxed(path, space, boxed)
     header = {"names": names, "label_space": space, "federated": federated, "frequency": frequency or None}
     above = {name: sorted(uppers) for name in space if (uppers := _above(name, supers) & set(space))}
-    return header | ({"above": above} if above else {}) | bad.header()
+    return header | ({"above": above} if above else {})
+
+
+def stream_sections(path: str, lists: Collection[str], wanted: str, index: IndexWriter) -> Iterator[tuple[str, Any]]:
+    """(section, row) of a file in COCO's or MDETR's layout; annotations that are no objects are counted."""
+    for section, row in stream_object(path, lists, wanted):
+        if section == "annotations" and not isinstance(row, dict):
+            error = InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}")
+            index.bad.add(error, unit="regions")
+        else:
+            yield section, row
+
+
+def add_annotation(index: IndexWriter, row: dict[str, Any], *fields: Any) -> None:
+    """Store an annotation: ``fields``, then its provenance and exact corners, as export-labels writes them."""
+    index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
 
 
 def _above(name: str, supers: dict[str, str]) -> set[str]:
@@ -144,21 +133,17 @@ class _Evidence:
     """
 
     def __init__(self) -> None:
-        self.seen = self.compared = self.corners = self.outlines = self.apart = 0
-        self.first = self.outline = ""
+        self.areas = AreaEvidence()
+        self.seen = self.outlines = self.apart = 0
+        self.outline = ""
 
     def compare(self, row: dict[str, Any], bbox: Any) -> None:
         """Compare an annotation's box."""
         self.seen += 1
-        if self.seen > MAX_COMPARED or not (type(bbox) is list and len(bbox) == 4 and all(map(is_number, bbox))):
+        if self.seen > MAX_COMPARED or not is_four_numbers(bbox):
             return
+        self.areas.compare(bbox, row.get("area"))  # one that is smaller than the box is a mask's
         x, y, w, h = bbox
-        area: Any = row.get("area")  # one that is smaller than the box is a mask's
-        if is_number(area) and area > 0:
-            self.compared += 1
-            if not is_near(area, w * h) and w > x and h > y and is_near(area, (w - x) * (h - y)):
-                self.corners += 1
-                self.first = self.first or f"bbox {bbox}, area {area}"
         outline = row.get("segmentation")
         if self.outlines >= MAX_OUTLINES or type(outline) is not list or not all(type(p) is list for p in outline):
             return
@@ -183,16 +168,14 @@ class _Evidence:
                 "in pixels of the same image?",
                 path, self.apart, self.outlines, self.outline,
             )  # fmt: skip
-        if self.corners > 0.5 * self.compared:
-            raise InputError(
-                f"{path}: `bbox`: found corners by the stated areas, in {self.corners} of {self.compared} ({self.first}"
-                "); want x, y, width, height"
-            )
+        if shown := self.areas.found("bbox "):
+            raise InputError(f"{path}: `bbox`: found corners {shown}; want x, y, width, height")
 
 
 def fill_lvis(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read LVIS' file. COCO's is refused: its classes without a box would count as absent."""
     header = fill(files, index)
+    index.bad.check()
     if not header["federated"]:
         raise InputError(
             f"{files.annotations}: want LVIS' JSON, whose images have `neg_category_ids`; found none, as in COCO's "
@@ -215,13 +198,13 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. ``iscrowd`` regions become ignore regions. Images without annotations are
     kept as negatives.
     """
-    file, size, absent, incomplete, key = entry.image
+    _, size, absent, incomplete, key = entry.image
     names = header["names"]
     labels = LabelCollector()
     for category, bbox, crowd, origin, xyxy in entry.rows:
         label = names.get(category) if isinstance(category, int | float | str) else None
         if not label:  # unknown, or its name is empty
-            lose(labels.lost, "unknown_category", f"`category_id` {category!r}; {known_names(names)}")
+            labels.unknown(f"`category_id` {category!r}", names)
         else:
             labels.add(xywh_box(bbox, size, labels.lost, xyxy), label, ignore=crowd, **origin or {})
     present = {r.phrase for r in labels.regions}
@@ -234,13 +217,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         not_exhaustive = tuple(sorted(_named(names, incomplete, "not_exhaustive_category_ids")))
     if unclear and not header["federated"]:
         not_exhaustive = tuple(sorted(unclear.union(not_exhaustive or ())))
-    return labels.image(
-        key or image_key(entry.id),
-        ImageLocation(file),
-        size,
-        verified_absent=verified_absent,
-        not_exhaustive=not_exhaustive,
-    )
+    return labels.image(entry, size, key=key, verified_absent=verified_absent, not_exhaustive=not_exhaustive)
 
 
 def _named(names: Mapping[Any, str], numbers: Collection[Any], field: str) -> set[str]:

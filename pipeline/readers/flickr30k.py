@@ -11,23 +11,14 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from pipeline.data.keys import image_key
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.paths import join
-from pipeline.readers.base import (
-    ROW_ERRORS,
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    phrase_of,
-    xyxy_box,
-)
+from pipeline.readers.bad_rows import ROW_ERRORS
+from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import xyxy_box
 from pipeline.readers.index import Entry, IndexWriter
+from pipeline.readers.spans import phrase_of
 from pipeline.readers.xml_files import corners, read_text, read_xml, stated_size, xml_names
 
 WANTED = "Flickr30k Entities' Annotations (XML with root <annotation> and entities' numbers in <name>)"
@@ -63,7 +54,6 @@ def parse_sentence(line: str) -> tuple[str, list[tuple[str, str, Span]]]:
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the XML files and sentences."""
     sentences = files.companions["sentences"]
-    bad = BadRows()
     boxed, marked = dict[str, None](), dict[str, None]()
     for name in xml_names(files.annotations, files.companions.get("ids"), WANTED):
         try:
@@ -72,24 +62,24 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             path = join(sentences, f"{name}.txt")
             lines = read_text(path, WANTED_SENTENCES).splitlines()
         except ROW_ERRORS as error:
-            bad.add(error)
+            index.bad.add(error)
             continue
         for n, line in enumerate(lines):
             if not line.strip():
                 continue
-            try:
-                caption, phrases = parse_sentence(line.strip())
-            except ValueError as error:
-                bad.add(InputError(f"{path}: line {n + 1}: want {WANTED_SENTENCES}; found a broken mark {error}"))
-                continue
-            bad.good += 1
-            boxed |= dict.fromkeys(entity for entities, _ in boxes for entity in entities)
-            marked |= dict.fromkeys(entity for entity, _, _ in phrases)
-            index.image(f"{name}_{n}", (f"{name}.jpg", stated_size(root), caption, phrases, boxes))
+            with index.bad.row():
+                try:
+                    caption, phrases = parse_sentence(line.strip())
+                except ValueError as error:
+                    where = f"{path}: line {n + 1}"
+                    raise InputError(f"{where}: want {WANTED_SENTENCES}; found a broken mark {error}") from None
+                boxed |= dict.fromkeys(entity for entities, _ in boxes for entity in entities)
+                marked |= dict.fromkeys(entity for entity, _, _ in phrases)
+                index.image(f"{name}_{n}", (f"{name}.jpg", stated_size(root), caption, phrases, boxes))
     if boxed and not boxed.keys() & marked.keys():
         shown = [", ".join([*found][:6]) or "none" for found in (marked, boxed)]
         raise InputError(f"{sentences}: found marks of the entities {shown[0]}; want those of the boxes: {shown[1]}")
-    return bad.header()
+    return {}
 
 
 def _boxes(root: ET.Element, path: str) -> list[tuple[list[str], Any]]:
@@ -113,7 +103,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     phrases are not. Regions are also dropped for ``not_in_this_sentence``: only other sentences of
     the image refer to the entity.
     """
-    file, size, caption, phrases, boxes = entry.image
+    _, size, caption, phrases, boxes = entry.image
     labels = LabelCollector()
     boxed: set[str] = set()
     for entities, bbox in boxes:
@@ -126,7 +116,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
             boxed.update(entities)
             labels.add(box, phrase_of(caption, spans), spans)
     rest = tuple(s for entity, _, s in phrases if entity != _NOT_VISUAL and entity not in boxed)
-    return labels.image(image_key(entry.id), ImageLocation(file), size, caption=caption, uncertain=rest)
+    return labels.image(entry, size, caption=caption, uncertain=rest)
 
 
 FORMAT = Format(

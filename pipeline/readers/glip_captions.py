@@ -12,25 +12,15 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.data.keys import image_key
 from pipeline.data.records import Span
 from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.base import (
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    phrase_of,
-    spans_of,
-    xyxy_box,
-)
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import xyxy_box
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.sniff import describe_row, wrong_format
+from pipeline.readers.sniff import bad_row, describe_row, wrong_format
+from pipeline.readers.spans import phrase_of, spans_of
 
 WANTED = (
     "GLIP's caption records (lines of a key, a tab, and JSON with `caption`, `bboxes`, `scores`, `tokens_positive`)"
@@ -44,19 +34,17 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the label TSV, and the image TSV if given."""
     path, images = files.annotations, files.companions.get("images")
     suffix = str(files.options.get("image_suffix", ".jpg"))
-    bad = BadRows()
-    for line, (key, _, value) in enumerate(_columns(path, WANTED, bad), 1):
+    for line, (key, _, value) in enumerate(_columns(path, WANTED, index), 1):
         try:
             record = json.loads(value)
         except (ValueError, RecursionError):
-            cut = InputError(f"{path}: {key}: want {WANTED}; found no JSON in it")
-            bad.add(cut if line > 1 else wrong_format(path, WANTED))
+            index.bad.add(bad_row(path, WANTED, f"{key}: ", "no JSON in it", first=line == 1))
             continue
         record = record[0] if isinstance(record, list) and len(record) == 1 else record
         if not isinstance(record, dict) or not all(name in record for name in FIELDS):
-            bad.add(InputError(f"{path}: line {line}: want {WANTED}; found {describe_row(record)}"))
+            index.bad.add(InputError(f"{path}: line {line}: want {WANTED}; found {describe_row(record)}"))
             continue
-        bad.good += 1
+        index.bad.good += 1
         size = size_of(record, "img_h", "img_w")
         kept = (record["caption"], record["bboxes"], record["scores"], record["tokens_positive"])
         if images is None:
@@ -68,12 +56,12 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
             if not value or len(value.strip()) % 4 or value.lstrip()[:1] in (b"{", b"["):
                 raise wrong_format(images, WANTED_IMAGES)
             index.image(key, (images, offset, len(value.strip()), None, None, None, None, None))
-    return {"first_counts": True} | bad.header()
+    return {"first_counts": True}
 
 
-def _columns(path: str, wanted: str, bad: BadRows | None) -> Iterator[tuple[str, int, bytes]]:
-    """(key, byte offset of the value, value) of every line. Lines of other columns are counted in
-    ``bad``; without it they are an error.
+def _columns(path: str, wanted: str, index: IndexWriter | None) -> Iterator[tuple[str, int, bytes]]:
+    """(key, byte offset of the value, value) of every line. Lines of other columns are counted by
+    ``index``; without it they are an error.
     """
     offset = 0
     with open_file(path) as file:
@@ -82,12 +70,11 @@ def _columns(path: str, wanted: str, bad: BadRows | None) -> Iterator[tuple[str,
                 key, tab, value = line.partition(b"\t")
                 if tab and b"\t" not in value:
                     yield key.decode(errors="replace"), offset + len(key) + 1, value.rstrip(b"\r\n")
-                elif bad is None:
+                elif index is None:
                     raise wrong_format(path, wanted)
                 else:
                     begins = key[:30].decode(errors="replace")
-                    broken = InputError(f"{path}: want {wanted}; found a line that begins {begins!r}")
-                    bad.add(broken if offset else wrong_format(path, wanted))
+                    index.bad.add(bad_row(path, wanted, "", f"a line that begins {begins!r}", first=not offset))
             offset += len(line)
 
 
@@ -116,7 +103,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
                 score = score_or_list[k] if k < len(score_or_list) else None
             score = None if score is None or box is None else float(score)
             labels.add(box, phrase_of(caption, spans), spans, score=score, annotator=ANNOTATOR)
-    return labels.image(image_key(entry.id), location(entry.id, entry.image), size, caption=caption)
+    return labels.image(entry, size, location=location, caption=caption)
 
 
 def join_adjacent(caption: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:

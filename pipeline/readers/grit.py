@@ -11,29 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 
 from pipeline.data.crawl import described
 from pipeline.data.images import IMAGE_EXTENSIONS
-from pipeline.data.keys import image_key
 from pipeline.data.resizing import original_size
 from pipeline.errors import InputError
 from pipeline.io.files import file_size
 from pipeline.io.paths import is_url, join, stem
 from pipeline.io.shard_patterns import expand_shards, is_shard, shards_in
 from pipeline.io.tars import TarProblems, read_tar
-from pipeline.readers.base import (
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    clipped,
-    is_number,
-    lose,
-    option_flag,
-)
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import clipped, is_number
+from pipeline.readers.fields import option_flag
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_lines
 from pipeline.readers.sniff import describe_row, wrong_format
@@ -42,8 +33,6 @@ WANTED = "GRIT as img2dataset leaves it (rows with `key`, `caption` and `noun_ch
 ANNOTATOR = "grit"
 _TRIES = 50
 """Rows whose image is searched for, to know the layout of the others."""
-MAX_BAD_ROWS = 100
-"""The set is refused if its first rows, this many, are all invalid."""
 _COLUMNS = ("key", "caption", "noun_chunks", "ref_exps", "status", "original_width", "original_height")
 _Where = tuple[str, str, int, int]
 """(key, shard, offset, bytes) of an image."""
@@ -54,26 +43,16 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     tars by its reason; the set is refused if its first rows are all invalid.
     """
     column = "ref_exps" if option_flag(files, "expressions") else "noun_chunks"
-    problems, valid = TarProblems(), 0
-    first_error: InputError | None = None
+    bad = index.bad
     for path in _paths(files.annotations):
         layout = _Layout(path, files.image_folders)
-        for row, where in _rows(path, problems):
-            try:
-                key, image = _entry(path, row, where, column, layout)
-            except InputError as error:
-                first_error = first_error or error
-                problems.add("bad_labels", str(error).replace(path, _name(path)))
-                if not valid and problems.counts["bad_labels"] >= MAX_BAD_ROWS:
-                    raise first_error from None
-                continue
-            valid += 1
-            index.image(key, image)
-    if first_error is not None and not valid:
-        raise first_error
-    if problems.notes and not valid:
-        raise InputError(f"{files.annotations}: want {WANTED}; found no such sample ({problems.notes[0]})")
-    return {"first_counts": True, "lost_samples": problems.counts, "notes": problems.notes}
+        for row, where in _rows(path, bad.samples):
+            with bad.row(hide=path.removesuffix(basename(path))):  # the report has no folders
+                index.image(*_entry(path, row, where, column, layout))
+    bad.check()
+    if bad.samples.notes and not bad.good:
+        raise InputError(f"{files.annotations}: want {WANTED}; found no such sample ({bad.samples.notes[0]})")
+    return {"first_counts": True, "lost_samples": bad.samples.counts, "notes": bad.samples.notes}
 
 
 def _entry(
@@ -150,12 +129,12 @@ def _paths(pattern: str) -> list[str]:
 
 def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None]]:
     """(row, its image's location if it is in the shard)."""
-    if is_shard(path.rsplit("/", 1)[-1]):
+    if is_shard(basename(path)):
         for sample in read_tar(path, problems):
             extension = next((e for e in IMAGE_EXTENSIONS if e in sample.files), None)
             if extension is None or "json" not in sample.files:
                 missing = "image" if extension is None else "json"
-                problems.add(f"no_{missing}", f"{_name(path)}: {sample.key}: no {missing}, but {described(sample)}")
+                problems.add(f"no_{missing}", f"{basename(path)}: {sample.key}: no {missing}, but {described(sample)}")
                 continue
             try:
                 row = json.loads(sample.files["json"])
@@ -178,11 +157,6 @@ def _rows(path: str, problems: TarProblems) -> Iterator[tuple[Any, _Where | None
             yield row, None
 
 
-def _name(path: str) -> str:
-    """File name for the report, which has no folders."""
-    return path.rsplit("/", 1)[-1]
-
-
 def location(image_id: Any, image: Any) -> ImageLocation:
     file, offset, size = image[0]
     return ImageLocation(file, offset=offset, size=size, absolute=size is not None)
@@ -197,17 +171,15 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         inside = 0 <= start < end <= len(caption)
         box, score = None, None
         if len(chunk) != 7 or not all(map(is_number, chunk)):
-            lose(labels.lost, "bad_box", f"{chunk}; want start, end, x1, y1, x2, y2, score")
+            labels.lose("bad_box", f"{chunk}; want start, end, x1, y1, x2, y2, score")
         elif not inside:
-            lose(labels.lost, "span_outside_caption", f"{chunk[:2]} of {len(caption)} characters")
+            labels.lose("span_outside_caption", f"{chunk[:2]} of {len(caption)} characters")
         else:
             box, score = clipped(tuple(chunk[2:6]), (1, 1), labels.lost), float(chunk[6])
         if inside:
             labels.add(box, caption[start:end], ((start, end),), score=score, annotator=ANNOTATOR)
-    return labels.image(
-        image_key(entry.id), location(entry.id, entry.image), caption=caption, relative=True, crawled=True,
-        original_size=original and tuple(original),
-    )  # fmt: skip
+    size = original and tuple(original)
+    return labels.image(entry, location=location, caption=caption, relative=True, crawled=True, original_size=size)
 
 
 FORMAT = Format(

@@ -9,31 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.keys import image_key
 from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
 from pipeline.io.files import listing
 from pipeline.io.paths import is_url, stem
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.readers.base import (
-    ROW_ERRORS,
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    class_name,
-    ignore_flag,
-    is_near,
-    is_number,
-    known_names,
-    lose,
-    warn_of_unboxed,
-    xywh_box,
-    xyxy_box,
-)
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import AreaEvidence, xywh_box, xyxy_box
+from pipeline.readers.fields import class_name, ignore_flag, option_choice, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
 from pipeline.readers.xml_files import class_list
@@ -46,40 +29,27 @@ CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the tables, without their images."""
-    corners = {"xywh": False, "xyxy": True}.get(str(files.options.get("boxes", "xywh")))
-    if corners is None:
-        raise InputError(f"set {files.name}: option boxes: found {files.options['boxes']!r}; want xywh or xyxy")
-    names, seen, bad = None, set[Any](), BadRows()
-    compared, other = 0, list[str]()
+    boxes = option_choice(files, "boxes", "xywh", "xyxy")
+    corners = boxes == "xyxy"
+    names, seen = None, set[Any]()
+    evidence = AreaEvidence(corners=corners)
     for path, number, row, stated in _rows(files.annotations):
         if names is None and stated and "classes" in files.companions:
             raise InputError(f"{files.companions['classes']}: found it beside the names in {path}; want one of both")
         if names is None:
             names = stated or (class_list(files.companions["classes"]) if "classes" in files.companions else None)
-        try:
-            things = _things(row)
+        with index.bad.row(where := f"{path}: row {number}"):
+            things = _things(row, where)
             for thing in things:
-                bbox, area = thing["bbox"], thing.pop("area", None)
-                if is_number(area) and isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)):
-                    x, y, w, h = bbox
-                    compared += 1
-                    this, that = ((w - x) * (h - y), w * h) if corners else (w * h, (w - x) * (h - y))
-                    if is_near(area, that) and not is_near(area, this):
-                        other.append(f"{bbox}, area {area}")
+                evidence.compare(thing["bbox"], thing.pop("area", None))
                 if isinstance(thing["category"], str):
                     thing["category"] = class_name(thing["category"])
                 seen.add(thing["category"])
             index.image(f"{stem(path)}-{number:07d}", (path, number, size_of(row), things))
-        except ROW_ERRORS as error:
-            where = f"{path}: row {number}"
-            bad.add(InputError(f"{where}: {error}") if isinstance(error, InputError) else error, where)
-            continue
-        bad.good += 1
-    if len(other) > 0.5 * compared:
-        want, found = ("xywh", "xyxy")[corners], ("xyxy", "xywh")[corners]
+    if shown := evidence.found():
+        found = "xywh" if corners else "xyxy"
         raise InputError(
-            f"{files.annotations}: boxes: found {found} by the stated areas, in {len(other)} of {compared} ({other[0]})"
-            f"; want {want}, or options: {{boxes: {found}}}"
+            f"{files.annotations}: boxes: found {found} {shown}; want {boxes}, or options: {{boxes: {found}}}"
         )
     if names is None and seen and not any(isinstance(category, str) for category in seen):
         raise InputError(
@@ -89,8 +59,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     if names:
         warn_of_unboxed(files.annotations, names.values(), (names.get(c, c) for c in seen))
     space = list(dict.fromkeys((names or {}).values())) if names else sorted(n for n in seen if isinstance(n, str))
-    header = {"names": names, "label_space": [name for name in space if name], "corners": corners}
-    return header | bad.header()
+    return {"names": names, "label_space": [name for name in space if name], "corners": corners}
 
 
 def _rows(pattern: str) -> Iterator[tuple[str, int, dict[str, Any], dict[int, str] | None]]:
@@ -134,22 +103,22 @@ def _names(metadata: Any, objects: str) -> dict[int, str] | None:
     return None
 
 
-def _things(row: dict[str, Any]) -> list[dict[str, Any]]:
+def _things(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """Boxes of a row, whose ``objects`` are a list of them or an object of lists."""
     objects = row["objects"]
     if isinstance(objects, dict):
         lists = {name: values for name, values in objects.items() if isinstance(values, list)}
         if len({len(values) for values in lists.values()}) > 1:
             found = ", ".join(f"{len(values)} of `{name}`" for name, values in lists.items())
-            raise InputError(f"want lists of the same length in `objects`; found {found}")
+            raise InputError(f"{where}: want lists of the same length in `objects`; found {found}")
         objects = [dict(zip(lists, values)) for values in zip(*lists.values())]
     if objects is None:
-        raise InputError("want a list of objects; found none (null)")
+        raise InputError(f"{where}: want a list of objects; found none (null)")
     things = []
     for item in objects:
         box, category = (next((name for name in known if name in item), None) for known in (BOXES, CATEGORIES))
         if box is None or category is None:
-            raise InputError(f"want objects with `bbox` and `category`; found {', '.join(item)}")
+            raise InputError(f"{where}: want objects with `bbox` and `category`; found {', '.join(item)}")
         ignore = ignore_flag(item)
         bbox = item[box]
         thing = {"bbox": None if bbox is None else list(bbox), "category": item[category], "ignore": ignore}
@@ -170,11 +139,11 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         known = category if names is None or category in names.values() else ""
         name = known if isinstance(category, str) else (names or {}).get(category)
         if not name:
-            lose(labels.lost, "unknown_category", f"`category` {category!r}; {known_names(names or {})}")
+            labels.unknown(f"`category` {category!r}", names or {})
             continue
         read = xyxy_box if header["corners"] else xywh_box
         labels.add(read(thing["bbox"], size, labels.lost), name, ignore=thing["ignore"])
-    return labels.image(image_key(entry.id), location(entry.id, entry.image), size)
+    return labels.image(entry, size, location=location)
 
 
 FORMAT = Format(

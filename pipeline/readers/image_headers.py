@@ -12,7 +12,8 @@ from PIL import ExifTags, Image
 from pipeline.data.images import MAX_PIXELS, ImageError, image_size, open_image
 from pipeline.data.records import Box, Region
 from pipeline.data.resizing import WHOLE, padded_part, shown_part
-from pipeline.readers.base import LabelledImage, clipped
+from pipeline.readers.base import LabelledImage
+from pipeline.readers.boxes import clipped
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
 """PIL format -> file extension in shards; other formats are refused."""

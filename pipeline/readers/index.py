@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pipeline.data.keys import image_key
 from pipeline.errors import InputError
+from pipeline.readers.bad_rows import BadRows
 
 _BATCH = 2000
 Id = int | str
@@ -55,20 +56,21 @@ class IndexWriter:
         about: name of the set in error messages.
         identity: file of an image -> a text that is the same for all names of the file.
 
+    ``bad`` counts the rows that cannot be read.
+
     Rows are serialised with marshal, ten times faster than JSON, as the same program on the same
     machine reads them.
     """
 
     def __init__(self, path: str | Path, about: str, identity: Callable[[str], str] = str) -> None:
-        self.about, self._identity = about, identity
+        self.about, self._identity, self.bad = about, identity, BadRows()
         self._db = sqlite3.connect(path, isolation_level=None)
         # the file is discarded after a crash, so it needs no journal
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-4000"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE images (id, image BLOB, key TEXT)")
+        self._db.execute("CREATE TABLE images (id, image BLOB, key TEXT, first)")  # first: id, of a twin
         self._db.execute("CREATE TABLE rows (image, row BLOB)")
         self._db.execute("CREATE TABLE files (image, file TEXT, identity TEXT)")
-        self._db.execute("CREATE TABLE twins (id, image BLOB, key TEXT, first)")
         self._db.execute("CREATE TABLE header (value BLOB, digest TEXT)")
         self._files: list[tuple[Id, str, str]] = []
         self._images: list[tuple[Id, bytes, str | None]] = []
@@ -107,7 +109,7 @@ class IndexWriter:
 
     def _flush(self) -> None:
         self._hash.update(_bytes([self._images, self._rows]))
-        self._db.executemany("INSERT INTO images VALUES (?, ?, ?)", self._images)
+        self._db.executemany("INSERT INTO images VALUES (?, ?, ?, NULL)", self._images)
         self._db.executemany("INSERT INTO rows VALUES (?, ?)", self._rows)
         self._db.executemany("INSERT INTO files VALUES (?, ?, ?)", self._files)
         self._files.clear()
@@ -117,7 +119,7 @@ class IndexWriter:
     def images_of_rows(self) -> None:
         """Add an image for every id that has rows so far, for formats without a list of images."""
         self._flush()
-        self._db.execute("INSERT INTO images SELECT DISTINCT image, ?, NULL FROM rows", (_bytes(None),))
+        self._db.execute("INSERT INTO images SELECT DISTINCT image, ?, NULL, NULL FROM rows", (_bytes(None),))
 
     def forget_orphan_annotations(self) -> None:
         """Remove rows that refer to missing images."""
@@ -142,46 +144,37 @@ class IndexWriter:
             rows = """DELETE FROM rows WHERE rowid NOT IN (SELECT min(rowid) FROM rows GROUP BY image)
                 AND image IN (SELECT id FROM images)"""
             header["duplicates"] = max(self._db.execute(query).rowcount for query in (images, rows))
-        self._find_twins(header)
-        self._hash.update(_bytes(header))
-        self._db.execute("INSERT INTO header VALUES (?, ?)", (_bytes(header), self._hash.hexdigest()))
         try:
             self._db.execute("CREATE UNIQUE INDEX image_ids ON images (id)")
         except sqlite3.IntegrityError:
             query = "SELECT id FROM images GROUP BY id HAVING count(*) > 1 ORDER BY id LIMIT 1"
             (repeated,) = self._db.execute(query).fetchone()
             raise InputError(f"{self.about}: duplicate image id {repeated}") from None
+        self._find_twins(header)
         self._refuse_duplicate_keys()
+        self._hash.update(_bytes(header))
+        self._db.execute("INSERT INTO header VALUES (?, ?)", (_bytes(header), self._hash.hexdigest()))
         self._db.execute("CREATE INDEX rows_of ON rows (image)")
         self._db.execute("COMMIT")
 
     def _find_twins(self, header: dict[str, Any]) -> None:
         twins = """SELECT f.image, g.first, f.file FROM files f JOIN (SELECT identity, min(image) AS first FROM files
             GROUP BY identity HAVING count(DISTINCT image) > 1) g USING (identity) WHERE f.image != g.first"""
-        found = self._db.execute(f"{twins} LIMIT 1").fetchone()
-        if found is not None:
-            self._db.execute(f"CREATE TABLE pairs AS {twins}")
-            self._db.execute("CREATE INDEX pairs_of ON pairs (image)")
-            self._db.execute(
-                "INSERT INTO twins SELECT i.id, i.image, i.key, first FROM images i JOIN pairs p ON p.image = i.id"
-            )
-            header["twins"] = self._db.execute("DELETE FROM images WHERE id IN (SELECT image FROM pairs)").rowcount
+        if (found := self._db.execute(f"{twins} LIMIT 1").fetchone()) is not None:
             other, first, file = found
-            note = (
-                f"{header['twins']} images are listed twice, such as {file} (the ids {first!r} and {other!r}): the "
-                "labels of each are merged"
-            )
-            header["notes"] = [*header.get("notes", ()), note]
-        self._db.execute("CREATE INDEX twins_of ON twins (first)")
-        self._db.execute("CREATE INDEX twin_ids ON twins (id)")
+            query = f"UPDATE images SET first = t.first FROM ({twins}) t WHERE images.id = t.image"
+            n = header["twins"] = self._db.execute(query).rowcount
+            note = f"{n} images are listed twice, such as {file} (the ids {first!r} and {other!r}): the labels of each "
+            header["notes"] = [*header.get("notes", ()), note + "are merged"]
+            self._db.execute("CREATE INDEX twins_of ON images (first) WHERE first IS NOT NULL")
 
     def _refuse_duplicate_keys(self) -> None:
         """Check that keys are unique, unless all are made of ids of one type."""
         if len(self._key_kinds) < 2 and type(None) not in self._key_kinds:
             return
         self._db.create_function("key_of", 1, image_key, deterministic=True)
-        query = """SELECT named, min(id), max(id) FROM (SELECT coalesce(key, key_of(id)) AS named, id FROM images)
-            GROUP BY named HAVING count(*) > 1 ORDER BY named LIMIT 1"""
+        query = """SELECT named, min(id), max(id) FROM (SELECT coalesce(key, key_of(id)) AS named, id FROM images
+            WHERE first IS NULL) GROUP BY named HAVING count(*) > 1 ORDER BY named LIMIT 1"""
         if (duplicate := self._db.execute(query).fetchone()) is not None:
             key, one, other = duplicate
             raise InputError(f"{self.about}: two images have the key {key!r}: those of the ids {one!r} and {other!r}")
@@ -212,9 +205,7 @@ class IndexWriter:
         self._db.close()
 
 
-_HAS_IMAGE = (
-    "(EXISTS (SELECT 1 FROM images WHERE id = rows.image) OR EXISTS (SELECT 1 FROM twins WHERE id = rows.image))"
-)
+_HAS_IMAGE = "EXISTS (SELECT 1 FROM images WHERE id = rows.image)"
 
 
 def _bytes(value: Any) -> bytes:
@@ -248,7 +239,7 @@ class IndexReader:
     @property
     def images(self) -> int:
         """Number of images."""
-        return int(self._db.execute("SELECT count(*) FROM images").fetchone()[0])
+        return int(self._db.execute("SELECT count(*) FROM images WHERE first IS NULL").fetchone()[0])
 
     def orphan_annotations(self) -> dict[str, int]:
         """Number of annotations that refer to no image, by reason.
@@ -262,14 +253,16 @@ class IndexReader:
 
     def ranges(self, size: int) -> list[IdRange]:
         """Id ranges of ``size`` images each, in order; the last may be smaller."""
-        ids = self._db.execute("SELECT id FROM images ORDER BY id")
+        ids = self._db.execute("SELECT id FROM images WHERE first IS NULL ORDER BY id")
         starts: list[Id] = [row[0] for n, row in enumerate(ids) if n % size == 0]
         return [IdRange(start, stop) for start, stop in zip_longest(starts, starts[1:])]
 
     def images_of(self, ids: IdRange) -> Iterator[tuple[Id, Any]]:
         """(id, image) of the images in a range."""
         query, values = ids.where("id")
-        for number, image in self._db.execute(f"SELECT id, image FROM images WHERE {query} ORDER BY id", values):
+        for number, image in self._db.execute(
+            f"SELECT id, image FROM images WHERE first IS NULL AND {query} ORDER BY id", values
+        ):
             yield number, marshal.loads(image)
 
     def entries(self, ids: IdRange) -> Iterator[Entry]:
@@ -289,7 +282,7 @@ class IndexReader:
         query, values = ids.where("first")
         twins: dict[Id, list[Entry]] = {}
         for number, image, first in self._db.execute(
-            f"SELECT id, image, first FROM twins WHERE {query} ORDER BY id", values
+            f"SELECT id, image, first FROM images WHERE {query} ORDER BY id", values
         ):
             rows = self._db.execute("SELECT row FROM rows WHERE image = ? ORDER BY rowid", (number,))
             entry = Entry(number, marshal.loads(image), [marshal.loads(row) for (row,) in rows])

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.sniff import describe_file, wrong_format
+from pipeline.readers.sniff import bad_row, describe_file, wrong_format
 
 CHUNK = 1 << 20
 _NEAR_END = 64
@@ -169,10 +169,7 @@ def stream_lines(path: str | Path, wanted: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError):
-                if number == 1:
-                    yield number, wrong_format(path, wanted)
-                else:
-                    yield number, InputError(f"{path}: line {number}: want {wanted}; found no JSON in it")
+                yield number, bad_row(path, wanted, f"line {number}: ", "no JSON in it", first=number == 1)
 
 
 def read_object(path: str | Path, wanted: str) -> dict[str, Any]:

@@ -4,57 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.keys import image_key, row_key
+from pipeline.data.keys import row_key
 from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
-from pipeline.readers.base import (
-    ROW_ERRORS,
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    ignore_flag,
-    phrase_of,
-    provenance_of,
-    spans_of,
-    stated_uncertain,
-    want,
-    xywh_box,
-)
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import xywh_box
+from pipeline.readers.coco import add_annotation, stream_sections
+from pipeline.readers.fields import ignore_flag, want
 from pipeline.readers.index import Entry, IndexWriter
-from pipeline.readers.json_stream import stream_object
+from pipeline.readers.spans import phrase_of, spans_of, stated_uncertain
 
 WANTED = "MDETR's grounding JSON (an object with the lists `images`, with captions, and `annotations`)"
 
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the file, all of whose images must have captions."""
-    path, bad = files.annotations, BadRows()
-    for section, row in stream_object(path, ("images", "annotations"), WANTED):
-        if section == "images":
-            try:
-                number = want(row, "id", f"{path}: images")
-                caption = want(row, "caption", f"{path}: image {number}")
-                if not isinstance(caption, str):
-                    raise InputError(f"{path}: image {number}: want a string `caption`; found {caption!r}")
-                file = str(want(row, "file_name", f"{path}: image {number}"))
-                key, source = row_key(row), row.get("data_source")
-                index.image(number, (file, size_of(row), caption, source, key, row.get("uncertain")), key)
-            except ROW_ERRORS as error:
-                bad.add(error)
-                continue
-            bad.good += 1
-        else:
-            if not isinstance(row, dict):
-                bad.add(InputError(f"{path}: annotations: want objects; found {str(row)[:40]!r}"), unit="regions")
-                continue
-            ignore = ignore_flag(row)
-            fields = (row.get("tokens_positive"), row.get("bbox"), ignore, row.get("phrase"))
-            index.row(row.get("image_id"), (*fields, provenance_of(row) or None, row.get("xyxy")))
-    return bad.header()
+    path = files.annotations
+    for section, row in stream_sections(path, ("images", "annotations"), WANTED, index):
+        if section == "annotations":
+            add_annotation(index, row, row.get("tokens_positive"), row.get("bbox"), ignore_flag(row), row.get("phrase"))
+            continue
+        with index.bad.row():
+            number = want(row, "id", f"{path}: images")
+            caption = want(row, "caption", f"{path}: image {number}")
+            if not isinstance(caption, str):
+                raise InputError(f"{path}: image {number}: want a string `caption`; found {caption!r}")
+            file = str(want(row, "file_name", f"{path}: image {number}"))
+            key, source = row_key(row), row.get("data_source")
+            index.image(number, (file, size_of(row), caption, source, key, row.get("uncertain")), key)
+    return {}
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:
@@ -80,8 +58,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage | None:
             phrase = text if isinstance(text, str) else phrase_of(caption, spans)
             labels.add(xywh_box(bbox, size, labels.lost, xyxy), phrase, spans, ignore=crowd, **origin or {})
     stated = stated_uncertain(uncertain, len(caption), labels.lost)
-    where = location(entry.id, entry.image)
-    return labels.image(key or image_key(entry.id), where, size, caption=caption, uncertain=stated)
+    return labels.image(entry, size, key=key, location=location, caption=caption, uncertain=stated)
 
 
 FORMAT = Format("grounding", WANTED, fill, labelled, location)

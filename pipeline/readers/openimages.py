@@ -12,24 +12,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.data.keys import image_key
 from pipeline.errors import InputError
 from pipeline.io.files import open_file
-from pipeline.readers.base import (
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    class_name,
-    clipped,
-    flag_of,
-    known_names,
-    lose,
-    unclear_names,
-)
+from pipeline.readers.absence import unclear_names
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import clipped
+from pipeline.readers.fields import class_name, flag_of, number_of
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import read_object
 from pipeline.readers.sniff import wrong_format
@@ -47,15 +35,14 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the files."""
     classes = ((label, class_name(name)) for label, name in _classes(files.companions["classes"]))
     names = {label: name for label, name in classes if name}
-    bad = BadRows()
-    for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED, bad=bad):
+    for image, label, x1, x2, y1, y2, group in _columns(files.annotations, BOX_COLUMNS, WANTED, index):
         is_group = False if group.strip() == "-1" else flag_of({"IsGroupOf": group}, "IsGroupOf")  # -1: not known
         index.row(image, (label, x1, y1, x2, y2, is_group))
     index.images_of_rows()
     if "labels" in files.companions:
-        labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, bad=bad, never="XMin")
+        labels = _columns(files.companions["labels"], LABEL_COLUMNS, WANTED_LABELS, index, never="XMin")
         for image, label, confidence in labels:
-            index.row(image, (label, _confidence(confidence) != 0))
+            index.row(image, (label, number_of(confidence) != 0))
         index.forget_orphan_annotations()  # labels of images outside this set
     else:
         log.warning(
@@ -71,14 +58,7 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     }
     if not header["federated"] and below:  # else only what was verified is absent
         header["above"] = {label: [upper for upper in below if label in below[upper]] for label in names}
-    return header | bad.header()
-
-
-def _confidence(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return header
 
 
 def location(image_id: Any, image: Any) -> ImageLocation:
@@ -103,13 +83,13 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         present.add(label)
         name = names.get(label)
         if name is None:
-            lose(labels.lost, "unknown_category", f"`LabelName` {label!r}; {known_names(names)}")
+            labels.unknown(f"`LabelName` {label!r}", names)
             continue
         try:
             x1, y1, x2, y2 = map(float, corners)
             box = clipped((x1, y1, x2, y2), (1, 1), labels.lost)
         except ValueError:
-            lose(labels.lost, "bad_box", f"{corners}; want four numbers")
+            labels.lose("bad_box", f"{corners}; want four numbers")
             box = None
         labels.add(box, name, ignore=group)
     verified = None
@@ -120,45 +100,47 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
         verified = tuple(sorted({names[n] for n in absent if n in names} - present_names))
     unclear = unclear_names(present, header["above"]) if header.get("above") else ()
     incomplete = tuple(sorted({names[n] for n in unclear if n in names})) or None
-    fields = {"verified_absent": verified, "not_exhaustive": incomplete}
-    return labels.image(image_key(entry.id), location(entry.id, None), relative=True, **fields)
+    return labels.image(entry, location=location, relative=True, verified_absent=verified, not_exhaustive=incomplete)
 
 
 def _columns(
-    path: str, wanted: tuple[str, ...], description: str, *, bad: BadRows, never: str = ""
+    path: str, wanted: tuple[str, ...], description: str, index: IndexWriter, *, never: str = ""
 ) -> Iterator[tuple[str, ...]]:
     """The wanted columns of every row. ``never``: a column that only the set's other files have."""
-    with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        try:
-            head = next(rows, [])
-            if not set(wanted) <= set(head) or (never and never in head):
-                raise wrong_format(path, description)
-            positions = [head.index(name) for name in wanted]
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) < len(head):
-                    error = InputError(f"{path}: line {rows.line_num}: want {len(head)} columns; found {len(row)}")
-                    bad.add(error, unit="regions")
-                    continue
-                bad.good += 1
-                yield tuple(row[position] for position in positions)
-        except (csv.Error, UnicodeDecodeError):
-            raise wrong_format(path, description) from None
+    lines = _lines(path, description)
+    _, head = next(lines, (0, []))
+    if not set(wanted) <= set(head) or (never and never in head):
+        raise wrong_format(path, description)
+    positions = [head.index(name) for name in wanted]
+    for line, row in lines:
+        if not row:
+            continue
+        if len(row) < len(head):
+            error = InputError(f"{path}: line {line}: want {len(head)} columns; found {len(row)}")
+            index.bad.add(error, unit="regions")
+            continue
+        index.bad.good += 1
+        yield tuple(row[position] for position in positions)
 
 
 def _classes(path: str) -> Iterator[tuple[str, str]]:
+    for _, row in _lines(path, WANTED_CLASSES):
+        if row == ["LabelName", "DisplayName"]:
+            continue
+        if len(row) != 2 or not row[0].startswith("/"):
+            raise wrong_format(path, WANTED_CLASSES)
+        yield row[0], row[1]
+
+
+def _lines(path: str, description: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, columns) of a CSV file's rows."""
     with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
         try:
-            for row in csv.reader(file):
-                if row == ["LabelName", "DisplayName"]:
-                    continue
-                if len(row) != 2 or not row[0].startswith("/"):
-                    raise wrong_format(path, WANTED_CLASSES)
-                yield row[0], row[1]
+            for row in rows:
+                yield rows.line_num, row
         except (csv.Error, UnicodeDecodeError):
-            raise wrong_format(path, WANTED_CLASSES) from None
+            raise wrong_format(path, description) from None
 
 
 def _below(path: str) -> dict[str, list[str]]:

@@ -43,6 +43,11 @@ def wrong_format(path: str | Path, wanted: str) -> InputError:
     return InputError(f"{path}: want {wanted}; found {describe_file(path)}")
 
 
+def bad_row(path: str | Path, wanted: str, where: str, found: str, *, first: bool) -> InputError:
+    """Error of a row: of the first one, the file is probably of another format."""
+    return wrong_format(path, wanted) if first else InputError(f"{path}: {where}want {wanted}; found {found}")
+
+
 def describe_row(row: Any) -> str:
     """Names of a row's fields, or its beginning if it is no object."""
     return f"one with {', '.join(f'`{name}`' for name in row)}" if isinstance(row, dict) else str(row)[:40]

@@ -10,21 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.data.keys import image_key
 from pipeline.data.records import Span
 from pipeline.data.resizing import size_of
 from pipeline.errors import InputError
-from pipeline.readers.base import (
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    option_flag,
-    xywh_box,
-)
+from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import xywh_box
+from pipeline.readers.fields import option_flag
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.json_stream import stream_list
 from pipeline.readers.sniff import describe_row, wrong_format
@@ -38,7 +29,7 @@ COMPANIONS = {"images": "image_data.json: sizes, folders, and COCO ids"}
 OPTIONS = {"without_coco": "exclude images that are also in COCO"}
 
 
-def _images(files: SetFiles, field: str, wanted: str, bad: BadRows) -> Iterator[tuple[int, str, Any, list[Any]]]:
+def _images(files: SetFiles, field: str, wanted: str, index: IndexWriter) -> Iterator[tuple[int, str, Any, list[Any]]]:
     """(id, file, size, rows) of every image in the annotations."""
     path = files.companions["images"]
     known: dict[int, tuple[str, Any]] = {}
@@ -49,22 +40,20 @@ def _images(files: SetFiles, field: str, wanted: str, bad: BadRows) -> Iterator[
             if not known:
                 raise wrong_format(path, WANTED_IMAGES)
             continue  # and counted where an annotation is of it
-        if not (without_coco and row.get("coco_id")):
-            # the path in the two archives, such as VG_100K_2/1.jpg
-            known[number] = "/".join(row["url"].split("/")[-2:]), size_of(row)
-        else:
-            known[number] = "", None
+        # the path in the two archives, such as VG_100K_2/1.jpg
+        file = "" if without_coco and row.get("coco_id") else "/".join(row["url"].split("/")[-2:])
+        known[number] = file, size_of(row)
     for n, row in enumerate(stream_list(files.annotations, wanted)):
         number = _id(row)
         if number is None or not isinstance(row.get(field), list):
-            bad.add(wrong_format(files.annotations, wanted) if not n else InputError(
+            index.bad.add(wrong_format(files.annotations, wanted) if not n else InputError(
                 f"{files.annotations}: row {n}: want an image with `image_id` and `{field}`; found {describe_row(row)}"
             ))  # fmt: skip
             continue
         if number not in known:
-            bad.add(InputError(f"{files.annotations}: want images of {path}; found image {number}"))
+            index.bad.add(InputError(f"{files.annotations}: want images of {path}; found image {number}"))
             continue
-        bad.good += 1
+        index.bad.good += 1
         file, size = known[number]
         if file:
             yield number, file, size, [r if isinstance(r, dict) else {} for r in row[field]]
@@ -79,13 +68,12 @@ def _id(row: Any) -> int | None:
 def fill_objects(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read objects.json."""
     counts: Counter[str] = Counter()
-    bad = BadRows()
-    for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS, bad):
+    for number, file, size, rows in _images(files, "objects", WANTED_OBJECTS, index):
         kept = [(_name(r.get("names")), [r.get("x"), r.get("y"), r.get("w"), r.get("h")]) for r in rows]
         counts.update(name for name, _ in kept)
         index.image(number, (file, size, kept))
     least = int(files.options.get("least_boxes", 1))
-    return bad.header() | {
+    return index.bad.header() | {
         "label_space": sorted(name for name, n in counts.items() if name and n >= least),
         "counts": dict(counts),
         "least": least,
@@ -103,25 +91,25 @@ def labelled_objects(entry: Entry, header: Header) -> LabelledImage:
     Regions are also dropped for ``no_name`` and ``rare_name``: fewer than ``least_boxes`` boxes in
     the set.
     """
-    file, size, rows = entry.image
+    _, size, rows = entry.image
     labels = LabelCollector()
     for name, bbox in rows:
         if not name or header["counts"][name] < header["least"]:
             labels.lost["rare_name" if name else "no_name"] += 1
         else:
             labels.add(xywh_box(bbox, size, labels.lost), name)
-    return labels.image(image_key(entry.id), ImageLocation(file), size)
+    return labels.image(entry, size)
 
 
 def fill_regions(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read region_descriptions.json. Empty descriptions are counted as ``no_phrase``."""
-    without_text, bad = 0, BadRows()
-    for number, file, size, rows in _images(files, "regions", WANTED_REGIONS, bad):
+    without_text = 0
+    for number, file, size, rows in _images(files, "regions", WANTED_REGIONS, index):
         described = [(text, row) for row in rows if (text := _text(row))]
         without_text += len(rows) - len(described)
         for n, (caption, spans) in enumerate(_captions(described)):
             index.image(f"{number:09d}-{n:02d}", (file, size, caption, spans))
-    return bad.header() | {"lost": {"no_phrase": without_text} if without_text else {}}
+    return index.bad.header() | {"lost": {"no_phrase": without_text} if without_text else {}}
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -144,11 +132,11 @@ def _captions(described: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str
 
 def labelled_regions(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry."""
-    file, size, caption, descriptions = entry.image
+    _, size, caption, descriptions = entry.image
     labels = LabelCollector()
     for (start, end), bbox in descriptions:
         labels.add(xywh_box(bbox, size, labels.lost), caption[start:end], ((start, end),))
-    return labels.image(image_key(entry.id), ImageLocation(file), size, caption=caption)
+    return labels.image(entry, size, caption=caption)
 
 
 OBJECTS = Format(

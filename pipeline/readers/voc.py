@@ -8,25 +8,11 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.keys import image_key
 from pipeline.errors import InputError
 from pipeline.io.paths import join
-from pipeline.readers.base import (
-    ROW_ERRORS,
-    BadRows,
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    class_name,
-    ignore_flag,
-    known_names,
-    lose,
-    turned,
-    xyxy_box,
-)
+from pipeline.readers.base import Format, Header, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import turned, xyxy_box
+from pipeline.readers.fields import class_name, folded, ignore_flag, option_choice
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import wrong_format
 from pipeline.readers.xml_files import corners, read_xml, stated_size, text_lines, xml_names
@@ -38,15 +24,12 @@ WANTED_CLASSES = "lines of a class's id, a space and its name (n01440764 tench, 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the XML files."""
     classes = _Classes.read(files.companions["classes"]) if "classes" in files.companions else None
-    boxes = files.options.get("boxes", "image")
-    if boxes not in ("image", "stated_size"):
-        raise InputError(f"set {files.name}: option boxes: found {boxes!r}; want image or stated_size")
-    scaled = boxes == "stated_size"
+    scaled = option_choice(files, "boxes", "image", "stated_size") == "stated_size"
     suffix, first = str(files.options.get("image_suffix", "")), int(files.options.get("first_pixel", 1))
-    seen, bad = set[str](), BadRows()
+    seen = set[str]()
     for stem in xml_names(files.annotations, files.companions.get("ids"), WANTED):
         path = join(files.annotations, f"{stem}.xml")
-        try:
+        with index.bad.row(path):
             root = read_xml(path, WANTED)
             stated = (root.findtext("filename") or "").strip()
             named = "/".join([*stem.split("/")[:-1], stated or stem.split("/")[-1] + ".jpg"])
@@ -58,16 +41,12 @@ def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
                 label = classes.id_of(label, stem) if classes is not None else label
                 rows.append((label, _bbox(item, first, scaled), ignore_flag({part.tag: part.text for part in item})))
                 seen.add(label)
-        except ROW_ERRORS as error:
-            bad.add(error, "" if isinstance(error, InputError) else path)
-            continue
-        bad.good += 1
-        file = stem + suffix if suffix else named
-        index.image(stem, (file, stated_size(root), rows), file=file)
+            file = stem + suffix if suffix else named
+            index.image(stem, (file, stated_size(root), rows), file=file)
     if classes is None:
-        return {"names": None, "label_space": sorted(seen - {""}), "scaled": scaled} | bad.header()
+        return {"names": None, "label_space": sorted(seen - {""}), "scaled": scaled}
     space = list(dict.fromkeys(filter(None, classes.names.values())))
-    return {"names": classes.names, "label_space": space, "scaled": scaled} | bad.header()
+    return {"names": classes.names, "label_space": space, "scaled": scaled}
 
 
 def _bbox(item: ET.Element, first: int, scaled: bool) -> list[Any] | None:
@@ -115,7 +94,7 @@ class _Classes:
                 raise wrong_format(path, WANTED_CLASSES)
             names[number] = words.split(",")[0].strip()
             for word in words.split(","):
-                ids.setdefault(_plain(word), []).append(number)
+                ids.setdefault(folded(word), []).append(number)
         return cls(names, ids)
 
     def id_of(self, label: str, stem: str) -> str:
@@ -126,33 +105,27 @@ class _Classes:
         """
         if label in self.names:
             return label
-        candidates = self.ids.get(_plain(label), [])
+        candidates = self.ids.get(folded(label), [])
         folders = [folder for folder in stem.split("/")[:-1] if folder in candidates]
         return folders[-1] if folders else candidates[0] if len(candidates) == 1 else label
 
 
-def _plain(word: str) -> str:
-    return " ".join(word.replace("_", " ").lower().split())
-
-
 def labelled(entry: Entry, header: Header) -> LabelledImage:
     """Convert an entry. Objects marked ``difficult`` become ignore regions, as in VOC's evaluation."""
-    file, size, rows = entry.image
+    _, size, rows = entry.image
     names = header["names"]
     labels = LabelCollector()
     relative = size is not None and header["scaled"]
     for label, bbox, difficult in rows:
         name = label if names is None else names.get(label)
         if not name:
-            shown = f"<name> {label!r}" + ("" if names is None else f"; {known_names(names)}")
-            lose(labels.lost, "unknown_category", shown)
+            labels.unknown(f"<name> {label!r}", names)
             continue
         box = xyxy_box(bbox, size, labels.lost)
         if box is not None and relative:
             box = (box[0] / size[1], box[1] / size[0], box[2] / size[1], box[3] / size[0])
         labels.add(box, name, ignore=difficult)
-    stated = None if relative else size
-    return labels.image(image_key(entry.id), ImageLocation(file), stated, relative=relative)
+    return labels.image(entry, None if relative else size, relative=relative)
 
 
 FORMAT = Format(

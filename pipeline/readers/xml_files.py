@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing_below, read_bytes
 from pipeline.io.paths import is_hidden, join
-from pipeline.readers.base import class_name
+from pipeline.readers.fields import class_name
 from pipeline.readers.sniff import beside, wrong_format
 
 WANTED_CLASSES = "a list of class names, one a line"
@@ -38,8 +38,10 @@ def read_xml(path: str, wanted: str) -> ET.Element:
         root = ET.fromstring(data)
     except (ET.ParseError, ValueError, LookupError) as error:
         if b"<annotation" in data[:1000]:
-            reason = f"one that is cut off or broken ({error})"
-            if _is_not_utf8(data):
+            try:
+                data.decode()
+                reason = f"one that is cut off or broken ({error})"
+            except UnicodeDecodeError:
                 reason = "bytes that are not UTF-8, and no other encoding declared"
             raise InputError(f"{path}: want {wanted}; found {reason}") from None
         raise wrong_format(path, wanted) from None
@@ -62,14 +64,6 @@ def _encoding(data: bytes) -> str | None:
     if name in ("gb2312", "gbk"):
         return "gb18030"  # which has their characters and those that files have beyond them
     return None if name in ("utf-8", "utf8", "us-ascii", "ascii") else name
-
-
-def _is_not_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
 
 
 def _read(path: str) -> bytes:

@@ -6,7 +6,6 @@ class names. Outlines and turned boxes (lines of points) become the boxes around
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -18,19 +17,9 @@ from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing, listing_below, read_bytes
 from pipeline.io.paths import is_hidden, is_url, join, parent
 from pipeline.io.strict_yaml import read_yaml
-from pipeline.readers.base import (
-    Format,
-    Header,
-    ImageLocation,
-    LabelCollector,
-    LabelledImage,
-    SetFiles,
-    class_name,
-    clipped,
-    known_names,
-    lose,
-    warn_of_unboxed,
-)
+from pipeline.readers.base import Format, Header, ImageLocation, LabelCollector, LabelledImage, SetFiles
+from pipeline.readers.boxes import clipped
+from pipeline.readers.fields import class_name, number_of, warn_of_unboxed
 from pipeline.readers.index import Entry, IndexWriter
 from pipeline.readers.sniff import beside, wrong_format
 from pipeline.readers.xml_files import class_list, text_lines
@@ -181,14 +170,14 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
     _, lines = entry.image
     names, labels = header["names"], LabelCollector()
     for number, *rest in lines:
-        name = names.get(int(float(number))) if _number(number) is not None else None
+        name = names.get(int(float(number))) if number_of(number) is not None else None
         if not name:
-            lose(labels.lost, "unknown_category", f"class {number}; {known_names(names)}")
+            labels.unknown(f"class {number}", names)
             continue
-        values = [_number(value) for value in rest]
+        values = [number_of(value) for value in rest]
         shares = [value for value in values if value is not None]
         if len(shares) < max(4, len(values)) or max(map(abs, shares)) > _PIXELS:
-            lose(labels.lost, "bad_box", f"{' '.join(rest)[:60]!r}; want cx, cy, w, h in shares of the image (0 to 1)")
+            labels.lose("bad_box", f"{' '.join(rest)[:60]!r}; want cx, cy, w, h in shares of the image (0 to 1)")
             labels.add(None, name)
             continue
         score = shares[4] if len(shares) == 5 else None
@@ -199,19 +188,7 @@ def labelled(entry: Entry, header: Header) -> LabelledImage:
             x, y, w, h = shares[:4]
             box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         labels.add(clipped(box, (1, 1), labels.lost), name, score=score)
-    return labels.image(_key(entry.id), location(entry.id, entry.image), relative=True)
-
-
-def _key(image_id: Any) -> str:
-    return image_key(str(image_id))
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    return labels.image(entry, key=image_key(str(entry.id)), location=location, relative=True)
 
 
 FORMAT = Format(

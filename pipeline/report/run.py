@@ -89,4 +89,10 @@ def write_run_report(config: SelfTrainConfig, layout: RunLayout, summary: Mappin
 def training_curves(layout: RunLayout) -> dict[str, Any]:
     """Model -> rows of its training curve."""
     reports = sorted((layout.root / "checkpoints").glob("*/report.json"))
-    return {report.parent.name: json.loads(report.read_text())["curve"] for report in reports}
+    curves = {}
+    for report in reports:
+        data = json.loads(report.read_text())
+        curves[report.parent.name] = data["curve"]
+        if validation := data.get("validation"):
+            curves[f"{report.parent.name}, validation"] = validation
+    return curves

@@ -14,13 +14,11 @@ import pyarrow as pa
 
 from pipeline.config import FilterConfig
 from pipeline.data.records import LABELS, STORE_VERSION
-from pipeline.errors import InputError
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
 from pipeline.filtering.fitted import digests, load_tables
-from pipeline.filtering.rules import apply_rules, check, lowest_score, open_regions, preset_of, versioned
-from pipeline.filtering.store import RegionShard
+from pipeline.filtering.rules import apply_rules, check, lowest_score, open_regions, preset_of, versioned, warn_of_floor
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
@@ -47,7 +45,7 @@ def run(job: FilterBoxes) -> StageReport:
             "%s was fitted with other rules, so its precision does not hold for these: %s", thresholds, "; ".join(other)
         )
     paths = expand_shards(job.regions, suffix=".parquet")
-    _warn_of_floor(paths[0], config, lowest_score(config, fitted))
+    warn_of_floor(paths[0], config, lowest_score(config, fitted))
     tables = digests(thresholds, counts)
 
     def fingerprint_of(shard: ShardJob) -> str:
@@ -57,20 +55,6 @@ def run(job: FilterBoxes) -> StageReport:
     work = partial(_filter_shard, config=config, out=job.out, thresholds=thresholds, counts=counts)
     jobs = [ShardJob(path, stem(path)) for path in paths]
     return run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
-
-
-def _warn_of_floor(path: str, config: FilterConfig, lowest: float) -> None:
-    """Warn of a threshold below which pseudo-label left regions out."""
-    try:
-        complete = RegionShard(path).complete_above
-    except InputError:  # the shard fails with it
-        return
-    if config.score_by == "score" and lowest < complete:
-        log.warning(
-            "threshold: found %g; want %.2g or more: of regions that score lower, %s has only a part (pseudo-label's "
-            "floor is a probability, before centerness; floor=%.2g would store them all)",
-            lowest, complete, path, lowest**2,
-        )  # fmt: skip
 
 
 def _filter_shard(

@@ -32,30 +32,14 @@ from pipeline.io.files import file_size
 from pipeline.io.hashing import digest_json, fingerprint
 from pipeline.io.paths import is_url, join, resolve_path
 from pipeline.io.tars import write_tar
-from pipeline.readers.base import (
-    CUT,
-    LEFT_OUT,
-    LISTED_TWICE,
-    UNREADABLE,
-    ClassRenaming,
-    Kind,
-    LabelledImage,
-    SetFiles,
-    build_index,
-    merged,
-    presence_of,
-    uncertain_spans,
-)
+from pipeline.readers.absence import merged, presence_of, uncertain_spans
+from pipeline.readers.base import CUT, LEFT_OUT, LISTED_TWICE, UNREADABLE, Kind, LabelledImage, SetFiles, build_index
 from pipeline.readers.image_headers import ImageHeader, on_stored_image, read_header, upright_regions
 from pipeline.readers.image_store import ImageStore
 from pipeline.readers.index import IdRange, IndexReader
 from pipeline.readers.registry import READERS, load_format
-from pipeline.stages.ingest_losses import (
-    REGIONS_CUT,
-    Oddities,
-    doubts,
-    refuse_losses,
-)
+from pipeline.readers.renaming import ClassRenaming
+from pipeline.stages.ingest_losses import REGIONS_CUT, Oddities, doubts, refuse_losses
 from pipeline.stages.jobs import Ingest
 
 STAGE = "ingest"

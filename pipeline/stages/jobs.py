@@ -295,6 +295,9 @@ class TrainModel(WholeJob["TrainReport"]):
     init: PathText | None = Field(
         None, description="Model folder to start from. Default: a new network of the recipe's model section."
     )
+    validation: Annotated[NamedPaths, Cli("--validation", "NAME=SHARDS")] = Field(
+        {}, description="Records that are not trained on, for validations (--set validate_every=N)."
+    )
     out: PathText = Field(
         description="Folder for checkpoints and the final model. An unfinished training there is resumed."
     )

@@ -44,13 +44,22 @@ def run(job: TrainModel) -> TrainReport:
     config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
     out = local_folder(job.out, "a training")
     sources = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sources.items()}
+    validation = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.validation.items()}
+    if bool(config.validate_every) != bool(validation):
+        found = f"validate_every {config.validate_every}, {len(validation)} validation sets"
+        raise InputError(
+            f"found {found}; want --set validate_every=STEPS and --validation NAME=SHARDS together (in a recipe: "
+            "data.validation)"
+        )
+    if both := {s for shards in validation.values() for s in shards} & {s for all_ in sources.values() for s in all_}:
+        raise InputError(f"--validation {min(both)}: is trained on too; want shards that are no --source")
     if not sources or not all(sources.values()):
         raise InputError("no training shards: want at least one source, each with shards")
     if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
         raise InputError(
             f"{init}: the training would write over the model it starts from; want an --out beside it, not {out}"
         )
-    index_shards([s for shards in sources.values() for s in shards], progress)
+    index_shards([s for shards in [*sources.values(), *validation.values()] for s in shards], progress)
     identity = Identity.of(config, sources, model=model, init=init)
     report = finished_report(out, identity)
     if report is not None:
@@ -78,6 +87,7 @@ def run(job: TrainModel) -> TrainReport:
     with ExitStack() as exit_stack:
         trainer = Trainer(
             config, sources, out, identity, model=model, init=init, device=job.device,
-            data_workers=job.data_workers, tracker=job.tracker, progress=progress, exit_stack=exit_stack,
+            data_workers=job.data_workers, validation=validation,
+            tracker=job.tracker, progress=progress, exit_stack=exit_stack,
         )  # fmt: skip
         return trainer.train()

@@ -25,7 +25,7 @@ from pipeline.io.atomic import fsync_path, write_json
 
 log = logging.getLogger("glip_self_train")
 STATE, ASIDE = "training_state.json", "aside-"
-LEFTOVER_NAME = re.compile(r"(step-\d+|final\w*)\.(tmp|old)$")
+LEFTOVER_NAME = re.compile(r"(step-\d+|final\w*|best)\.(tmp|old)$")
 """Names that :func:`recover` may rename or remove."""
 
 HASH_THREADS = 4

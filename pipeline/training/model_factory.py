@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
+from pipeline.annotators.loading import load_glip
 from pipeline.config import ModelConfig
 from pipeline.errors import InputError
 from pipeline.io.model_folder import check_backbone, check_glip_folder, text_encoder_folder
@@ -50,8 +50,7 @@ def build_model(model: ModelConfig, init: str | None) -> tuple[GlipForObjectDete
         InputError: ``init`` is not a GLIP folder, or a setting is invalid.
     """
     if init is not None:
-        check_glip_folder(init)
-        return GlipForObjectDetection.from_pretrained(init, dtype=torch.float32), GlipProcessor.from_pretrained(init)
+        return load_glip(init)
     config = model_config(model, None)
     folder = text_encoder_folder(model.text_encoder)
     network = GlipForObjectDetection(config)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from operator import not_
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.training.checkpoints import read_document
 from pipeline.training.run_identity import Identity
@@ -18,7 +19,8 @@ class TrainReport(BaseModel):
     ``final``: the model folder, relative to the run's. ``records``: of each source. ``lost``:
     unusable records and boxes, counted by reason. ``skipped_steps``: skipped for a loss or gradient
     that was not finite; ``overflowed_steps``: skipped by the fp16 loss scaler. ``curve``: mean
-    losses between log lines.
+    losses between log lines. ``validation``: losses on the validation set, by step; ``best``: its row
+    of the model in ``best/``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -31,6 +33,8 @@ class TrainReport(BaseModel):
     skipped_steps: int = 0
     overflowed_steps: int = 0
     curve: list[dict[str, float]]
+    validation: list[dict[str, float]] = Field([], exclude_if=not_)
+    best: dict[str, float] | None = Field(None, exclude_if=not_)
     run: Identity | None = None
 
 

@@ -30,6 +30,9 @@ RUNTIME_SETTINGS = {
     "max_skipped_steps",
     "gradient_checkpointing",
     "check_memory",
+    "validate_every",
+    "validate_images",
+    "best_metric",
 }
 """Settings that do not change any finite step; a run may be resumed with others."""
 MEMORY_SETTINGS = {"accumulate"}

@@ -41,9 +41,9 @@ class TrackerHub:
 
             self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics by name, under ``train/``."""
-        named = {f"train/{name}": value for name, value in values.items()}
+    def scalars(self, values: Mapping[str, float], step: int, group: str = "train") -> None:
+        """Log metrics by name, under ``group/``."""
+        named = {f"{group}/{name}": value for name, value in values.items()}
         if self._tracker is not None:
             self._accelerator.log(named, step=step)
         if self._writer is not None:

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ from pipeline.training.trackers import TrackerHub
 log = logging.getLogger("glip_self_train")
 NOT_INPUTS = {"lost", "names", "captions", "spans"}
 """Keys of a batch that are not inputs of the network."""
+BEST = "best"
+"""Model folder of the step with the best validation."""
 MIN_LOSS_SCALE = 1.0
 """Gradients that are not finite at this scale are not so because of fp16's loss scaling."""
 
@@ -72,6 +75,7 @@ class Trainer:
         device: str,
         data_workers: int,
         tracker: str | None,
+        validation: Mapping[str, Sequence[str]],
         progress: Progress,
         exit_stack: ExitStack,
     ) -> None:
@@ -114,6 +118,8 @@ class Trainer:
         self.lost, self.new_lost = Counter[str](), Counter[str]()
         self.skipped = self.overflowed = self.first = self.counted = 0
         self.curve: list[dict[str, float]] = []
+        self.validated: list[dict[str, float]] = []
+        self.validation = self._validation_data(validation) if validation else None
         self.sums: dict[str, float] = {}
         if checkpoint is not None:
             self._resume(*checkpoint)
@@ -189,7 +195,7 @@ class Trainer:
         if saved.scaler:
             self.scaler.load_state_dict(saved.scaler)
         self.lost, self.curve, self.skipped = Counter(saved.report.lost), saved.report.curve, saved.report.skipped_steps
-        self.overflowed = saved.report.overflowed_steps
+        self.overflowed, self.validated = saved.report.overflowed_steps, saved.report.validation
         self.first, self.sums, self.counted = step, saved.sums, saved.counted
         if self.processes.main:
             log.info("%s: resuming from step %d", self.out, self.first)
@@ -205,6 +211,8 @@ class Trainer:
                 the folder.
         """
         config = self.config
+        if self.processes.main and self.first == 0:
+            shutil.rmtree(self.out / BEST, ignore_errors=True)  # of another training
         self.progress.begin("train", config.steps, unit="steps", before=self.first)
         self.model.train()
         trackers = TrackerHub(
@@ -229,6 +237,8 @@ class Trainer:
             if done % config.log_every == 0 or done == config.steps:
                 self._log(done, steps, waited, time.monotonic() - began, trackers)
                 waited, steps, began = 0.0, 0, time.monotonic()
+            if config.validate_every and done % config.validate_every == 0:
+                self._validate(done, trackers)
             if done % config.save_every == 0 and done < config.steps:
                 self._save(done)
             if config.draw_every and done % config.draw_every == 0:
@@ -366,6 +376,55 @@ class Trainer:
         }
         trackers.scalars({**means, **rates}, done)
 
+    def _validation_data(self, shards: Mapping[str, Sequence[str]]) -> TrainingData:
+        """The first records of the sets in a fixed order, at the largest size, as batches of the training's size."""
+        batch = self._micro_batch * self.processes.count
+        changes = {
+            "steps": -(-self.config.validate_images // batch), "batch_size": batch, "accumulate": 1, "flip": 0.0,
+            "image_sizes": (max(self.config.image_sizes),), "mixture": {}, "mixture_unit": "copies", "first_steps": 0,
+            "seed": 0,
+        }  # fmt: skip
+        return TrainingData(self.config.model_copy(update=changes), shards, self.processor)
+
+    def _validate(self, done: int, trackers: TrackerHub) -> None:
+        """Measure the losses on the validation set; keep the model in ``best/`` if it is the best so far.
+
+        Draws no random number of the training's, so that its steps are the same without validations.
+        A loss that is not finite leaves the validation out, with a warning.
+        """
+        assert self.validation is not None
+        losses, reason = list[dict[str, float]](), ""
+        self.model.eval()
+        with torch.no_grad():
+            for batch in self.validation.loader(first=0, rank=self.processes.rank, processes=self.processes.count):
+                try:
+                    output = self.processes.forward(self.network, **self._inputs(batch))
+                    losses.append({"loss": float(output.loss), **{n: float(v) for n, v in output.loss_dict.items()}})
+                except FloatingPointError as error:
+                    reason = str(error)
+                if self.processes.any(bool(reason)):
+                    log.warning("step %d: not validated: %s", done, reason or "not finite in another process")
+                    break
+        self.model.train()
+        if len(losses) < self.validation.config.steps:
+            return
+        means = self.processes.means({n: sum(row[n] for row in losses) / len(losses) for n in losses[0]})
+        self.validated.append({"step": done, **{name: round(value, 6) for name, value in means.items()}})
+        trackers.scalars(means, done, "validation")
+        if self.processes.main:
+            log.info("step %d: validation loss %.4f", done, means["loss"])
+        if self._best() is self.validated[-1]:
+            weights = state.weights(self.network)
+            if self.processes.main:
+                self.lock.check()
+                fill = partial(self._write_model, weights=weights)
+                write_checkpoint(self.out / BEST, done, self.identity.result_fingerprint, fill)
+            self.accelerator.wait_for_everyone()
+
+    def _best(self) -> dict[str, float] | None:
+        """The first validation with the lowest value of ``best_metric``."""
+        return min(self.validated, key=lambda row: row[self.config.best_metric], default=None)
+
     def _draw(self, done: int, batch: dict[str, Any], trackers: TrackerHub) -> None:
         batch = batch | self._inputs(batch)
         for i, image in enumerate(predictions_beside_targets(self.network, self.processor, batch)):
@@ -379,6 +438,7 @@ class Trainer:
             fingerprint=self.identity.result_fingerprint, run=self.identity, steps=steps, final="final",
             records=self.data.totals, lost=dict(sorted(self.lost.items())), skipped_steps=self.skipped,
             overflowed_steps=self.overflowed, curve=self.curve,
+            validation=self.validated, best=self._best(),
         )  # fmt: skip
 
     def _save(self, done: int) -> None:

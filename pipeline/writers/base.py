@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from pipeline.data.records import Box, DatasetCard, GroundingRecord, Region
 from pipeline.execution.reports import Tally
-from pipeline.readers.base import phrase_of
+from pipeline.readers.spans import phrase_of
 from pipeline.writers.atomic_files import Sink
 from pipeline.writers.unique_keys import Name, UniqueNames
 

@@ -9,7 +9,7 @@ and ingest reads.
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 from pipeline.data.records import GroundingRecord, Region
@@ -26,30 +26,26 @@ from pipeline.writers.base import (
     provenance,
     xywh,
 )
-from pipeline.writers.manifest import ClassIds, SetNames, write_manifest
+from pipeline.writers.manifest import ClassIds, SetFiles, SetWriter
+from pipeline.writers.unique_keys import Name
 
 
-class Coco:
+class Coco(SetWriter):
     """Writes ``SET.json`` for every set, and the manifest."""
 
-    folder, takes_images = "images", False
-
-    def __init__(self, context: ExportContext) -> None:
-        self._context, self._sets = context, SetNames()
-        self._files: dict[str, _File] = {}
+    @staticmethod
+    def files(context: ExportContext, name: str, record: GroundingRecord) -> _File:
+        return (_Detection if record.kind == "detection" else _Grounding)(context, name, record)
 
     def add(self, item: Item, image: bytes | None) -> None:
-        name, record = self._sets.of(item.record), item.record
-        if record.kind == "grounding" and self._context.class_names is not None:
-            record = self._by_class(record)
-        if name not in self._files:
-            kind = _Detection if record.kind == "detection" else _Grounding
-            self._files[name] = kind(self._context, name, record.dataset)
-        self._files[name].add(Item(record, item.file))
+        """Write a record to the files of its set."""
+        if item.record.kind == "grounding" and self.context.class_names is not None:
+            item = Item(self._by_class(item.record), item.file)
+        super().add(item, image)
 
     def _by_class(self, record: GroundingRecord) -> GroundingRecord:
         """A grounding record as a detection record, with phrases or head nouns as its classes."""
-        context = self._context
+        context = self.context
         class_names = context.class_names or "phrase"
         regions = []
         for region in record.regions:
@@ -61,45 +57,31 @@ class Coco:
         changes = {"kind": "detection", "caption": None, "uncertain": (), "regions": tuple(regions)}
         return record.model_copy(update=changes)
 
-    def finish(self) -> None:
-        """Complete the files, and write the manifest."""
-        for file in self._files.values():
-            file.finish()
-        sets = {
-            name: (file.dataset, {"kind": file.kind, "format": file.format, "annotations": f"{name}.json"})
-            for name, file in self._files.items()
-        }
-        write_manifest(self._context, sets, ".")
-
     def hints(self, out: str) -> list[str]:
-        names = ", ".join(f"{out}/{name}.json" for name in self._files)
+        names = ", ".join(f"{out}/{files.name}.json" for files in self.sets.values())
         return [f"read them with pycocotools.coco.COCO, image files are relative to {out}: {names}"]
 
 
-class _File(ABC):
+class _File(SetFiles):
     """A set's file."""
 
-    kind = format = ""
-    label_space: tuple[str, ...] | None = None
-    """Its classes, if they are not those of the set's card."""
+    format = ""
 
-    def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
-        self._context, self._name, self.dataset = context, name, dataset
+    def __init__(self, context: ExportContext, name: str, record: GroundingRecord) -> None:
+        super().__init__(context, name, record)
         self._file, self._spool = context.sink.open(f"{name}.json"), context.sink.spool()
-        card = context.cards.get(dataset)
-        head = {"description": dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
+        card = self.card
+        head = {"description": self.dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
         licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
         self._images, self._annotations = JsonRows(self._file), JsonRows(self._spool)
-        self.classes = ClassIds(self.label_space or (card.label_space if card else None), first=1)
+        self.classes = ClassIds(self.label_space, first=1)
         self._frequency = card.frequency or {} if card else {}
 
-    def add(self, item: Item) -> None:
-        record, context = item.record, self._context
-        name = context.unique_name(self._name, record.key)
+    def add(self, record: GroundingRecord, file: str, name: Name, image: bytes | None) -> None:
         height, width = record.image_size
-        image = {"id": name.number, "file_name": item.file, "height": height, "width": width, "key": name.key}
-        self._images.add(json_bytes(image | self._of_image(record)))
+        row = {"id": name.number, "file_name": file, "height": height, "width": width, "key": name.key}
+        self._images.add(json_bytes(row | self._of_image(record)))
         for region in record.regions:
             x1, y1, x2, y2 = region.box
             row = {
@@ -111,10 +93,9 @@ class _File(ABC):
                 "iscrowd": int(region.ignore),
                 **({"ignore": 1} if region.ignore else {}),  # LVIS' tools only use this field
             }
-            count_extra(context.numbers, region)
+            count_extra(self.context.numbers, region)
             self._annotations.add(json_bytes(row | self._of_region(record, region) | provenance(region)))
-        context.samples.keep()
-        context.regions.keep(len(record.regions))
+        self.context.regions.keep(len(record.regions))
 
     @abstractmethod
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]: ...
@@ -125,7 +106,7 @@ class _File(ABC):
     @abstractmethod
     def _category(self, region: Region) -> int: ...
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, Any]:
         self._file.write(b'\n],\n"annotations":[')
         self._spool.seek(0)
         shutil.copyfileobj(self._spool, self._file)
@@ -134,7 +115,8 @@ class _File(ABC):
             frequency = {"frequency": self._frequency[name]} if name in self._frequency else {}
             categories.append({"id": number, "name": name, "supercategory": "object", **frequency})
         self._file.write(b'\n],\n"categories":' + json_bytes(categories) + b"}\n")
-        self._context.numbers["classes_outside_the_card"] += self.classes.outside
+        self.context.numbers["classes_outside_the_card"] += self.classes.outside
+        return {"format": self.format, "annotations": f"{self.name}.json"}
 
 
 class _Detection(_File):
@@ -142,17 +124,17 @@ class _Detection(_File):
     classes of images.
     """
 
-    kind, format = "detection", "coco"
+    format = "coco"
 
-    def __init__(self, context: ExportContext, name: str, dataset: str) -> None:
-        super().__init__(context, name, dataset)
+    def __init__(self, context: ExportContext, name: str, record: GroundingRecord) -> None:
+        super().__init__(context, name, record)
         self._federated = self._exhaustive = 0
 
     def _category(self, region: Region) -> int:
         return self.classes[region.phrase]
 
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
-        count_lost(self._context.numbers, record, "caption", "uncertain", "spans")
+        count_lost(self.context.numbers, record, "caption", "uncertain", "spans")
         incomplete = sorted({self.classes[name] for name in record.not_exhaustive or ()})
         if record.verified_absent is None:
             self._exhaustive += 1
@@ -161,28 +143,31 @@ class _Detection(_File):
         absent = sorted({self.classes[name] for name in record.verified_absent})
         row: dict[str, Any] = {"neg_category_ids": absent, "not_exhaustive_category_ids": incomplete}
         if record.not_exhaustive is None:  # LVIS' reader requires the list; an empty one would mean "all are labelled"
-            self._context.numbers["not_exhaustive_unknown"] += 1
+            self.context.numbers["not_exhaustive_unknown"] += 1
             row["not_exhaustive_unknown"] = True
         return row
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, Any]:
         if self._federated and self._exhaustive:  # in a federated file, no class counts as absent in such an image
-            self._context.numbers["lost_all_others_absent"] += self._exhaustive
-        super().finish()
+            self.context.numbers["lost_all_others_absent"] += self._exhaustive
+        return super().finish()
 
 
 class _Grounding(_File):
     """MDETR's layout. ``tokens_negative``: caption spans that are negatives of other boxes."""
 
-    kind, format = "grounding", "mdetr"
-    label_space = ("object",)
+    format = "mdetr"
+
+    def __init__(self, context: ExportContext, name: str, record: GroundingRecord) -> None:
+        super().__init__(context, name, record)
+        self.classes = ClassIds(("object",), first=1)
 
     def _category(self, region: Region) -> int:
         return 1
 
     def _of_image(self, record: GroundingRecord) -> dict[str, Any]:
-        count_lost(self._context.numbers, record, "verified_absent")
-        self._context.numbers["extra_uncertain"] += len(record.uncertain)
+        count_lost(self.context.numbers, record, "verified_absent")
+        self.context.numbers["extra_uncertain"] += len(record.uncertain)
         caption = record.caption or ""
         certain = _without(len(caption), record.uncertain)
         row = {"caption": caption, "dataset_name": self.dataset, "tokens_negative": certain}

@@ -56,9 +56,9 @@ def _sample(item: Item) -> dict[str, Any]:
         "caption": record.caption,
         "ground_truth": _detections(record, [r for r in record.regions if r.score is None]),
         "predictions": _detections(record, [r for r in record.regions if r.score is not None]),
-        "uncertain": [list(span) for span in record.uncertain] or None,
-        "verified_absent": None if record.verified_absent is None else list(record.verified_absent),
-        "not_exhaustive": None if record.not_exhaustive is None else list(record.not_exhaustive),
+        "uncertain": record.uncertain or None,
+        "verified_absent": record.verified_absent,
+        "not_exhaustive": record.not_exhaustive,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -75,7 +75,7 @@ def _detections(record: GroundingRecord, regions: list[Region]) -> dict[str, Any
             "bounding_box": [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
             "tags": ["ignore"] if region.ignore else [],
             "confidence": region.score,
-            "tokens_positive": [list(span) for span in region.tokens_positive] or None,
+            "tokens_positive": region.tokens_positive or None,
             "annotator": region.annotator,
             "root": region.root,
         }

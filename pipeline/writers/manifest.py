@@ -1,45 +1,71 @@
-"""File names and class ids of an export's sets, and its manifest for ingest."""
+"""Export formats with files for each set, and a manifest for ingest."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
 
 from pipeline.data.records import GroundingRecord
-from pipeline.writers.base import ExportContext
+from pipeline.writers.base import ExportContext, Item
+from pipeline.writers.unique_keys import Name
 
 MANIFEST = "manifest.yaml"
 
 
-class SetNames:
-    """Assigns each (dataset, kind) a unique file name of letters, digits, - and _."""
+class SetFiles(ABC):
+    """Files of one set. name: unique, of letters, digits, - and _."""
 
-    def __init__(self) -> None:
-        self._names: dict[tuple[str, str], str] = {}
+    def __init__(self, context: ExportContext, name: str, record: GroundingRecord) -> None:
+        self.context, self.name, self.dataset, self.kind = context, name, record.dataset, record.kind
+        self.card = context.cards.get(record.dataset)
+        self.label_space = self.card.label_space if self.card else None
 
-    def of(self, record: GroundingRecord) -> str:
-        """Name of a record's set."""
+    @abstractmethod
+    def add(self, record: GroundingRecord, file: str, name: Name, image: bytes | None) -> None:
+        """Write a record of the set with its image's file and unique name."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Any] | None:
+        """Complete the files; returns the manifest's entry, None if ingest cannot read them."""
+
+
+class SetWriter:
+    """Writes the files of every (dataset, kind), and the manifest of those that ingest can read."""
+
+    folder, takes_images = "images", False
+    files: Callable[[ExportContext, str, GroundingRecord], Any]
+    """Opens the files of a set, whose first record is given."""
+
+    def __init__(self, context: ExportContext) -> None:
+        self.context = context
+        self.sets: dict[tuple[str, str], Any] = {}
+
+    def add(self, item: Item, image: bytes | None) -> None:
+        """Write a record to the files of its set."""
+        record, context = item.record, self.context
         dataset_and_kind = (record.dataset, record.kind)
-        if dataset_and_kind not in self._names:
-            name = re.sub(r"[^A-Za-z0-9_-]", "_", record.dataset) or "set"
-            taken = set(self._names.values())
+        if dataset_and_kind not in self.sets:
+            name, taken = re.sub(r"[^A-Za-z0-9_-]", "_", record.dataset) or "set", {f.name for f in self.sets.values()}
             candidates = [name, f"{name}-{record.kind}", *(f"{name}-{record.kind}-{n}" for n in range(2, 10_000))]
-            self._names[dataset_and_kind] = next(c for c in candidates if c not in taken)
-        return self._names[dataset_and_kind]
+            self.sets[dataset_and_kind] = self.files(context, next(c for c in candidates if c not in taken), record)
+        files = self.sets[dataset_and_kind]
+        files.add(record, item.file, context.unique_name(files.name, record.key), image)
+        context.samples.keep()
 
-
-def write_manifest(context: ExportContext, sets: dict[str, tuple[str, dict[str, Any]]], folder: str) -> None:
-    """Write ``manifest.yaml`` for ingest. ``sets``: name -> (dataset, fields)."""
-    rows = {}
-    for name, (dataset, fields) in sets.items():
-        card = context.cards.get(dataset)
-        origin = {"licence": card.licence, "source": card.source} if card is not None else {}
-        rows[name] = {**fields, "images_folder": folder, **{k: v for k, v in origin.items() if v}}
-    text = yaml.safe_dump({"sets": rows}, sort_keys=False, allow_unicode=True, width=1000)
-    context.sink.open(MANIFEST).write(f"# ingest {MANIFEST} --out train\n{text}".encode())
+    def finish(self) -> None:
+        """Complete the files, and write the manifest."""
+        rows = {}
+        for files in self.sets.values():
+            if (entry := files.finish()) is not None:
+                origin = {"licence": files.card.licence, "source": files.card.source} if files.card else {}
+                row = {"kind": files.kind, **entry, "images_folder": "."}
+                rows[files.name] = {**row, **{k: v for k, v in origin.items() if v}}
+        text = yaml.safe_dump({"sets": rows}, sort_keys=False, allow_unicode=True, width=1000)
+        self.context.sink.open(MANIFEST).write(f"# ingest {MANIFEST} --out train\n{text}".encode())
 
 
 class ClassIds:

@@ -313,3 +313,29 @@ def test_a_shard_at_which_processes_of_the_cluster_die_is_set_aside_alone(server
     assert lost["shard"] == "00001" and "died 2 times" in lost["error"]
     made = {p.stem for p in (tmp_path / "run" / "phrases").glob("*.parquet")}
     assert made == {f"{n:05d}" for n in range(SHARDS)} - {"00001"}
+
+
+FULL = """
+import errno, os, sys, time
+def fault(event, about):
+    if event == "open" and "default_worker" in " ".join(sys.orig_argv):
+        if str(about[0]).endswith("/00001.tar"):
+            time.sleep(5)  # until the other task works too
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(about[0]))
+        if str(about[0]).endswith(".tar"):
+            time.sleep(600)
+sys.addaudithook(fault)
+"""
+
+
+@pytest.mark.slow
+def test_a_failure_that_concerns_all_ends_what_is_under_way_on_the_cluster(server, crawl, changes, tmp_path):
+    """The jobs beside it would fail alike; one that is under way took its time."""
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "sitecustomize.py").write_text(FULL)
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    settings["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "faults"), str(ROOT)])
+    command = [sys.executable, "-c", FLOW, str(tmp_path / "run"), "local", "parse_phrases", *changes]
+    ended = subprocess.run(command, env=server.env | settings, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 1 and "StageError" in ended.stderr and "No space left" in ended.stderr
+    assert not list((tmp_path / "run").glob("phrases/*.parquet"))

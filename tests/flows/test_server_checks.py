@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import proxy_bypass
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
-from flows.server_checks import bypass_proxies, failure_reason, without_password
+from flows.server_checks import bypass_proxies, check_database, failure_reason, without_password
+from pipeline.errors import InputError
 from tests.flows.tiny import BIN, environment, free_port, run_command
 
 DEAD = "http://127.0.0.1:9"
@@ -132,6 +136,50 @@ def test_a_home_that_cannot_be_written_is_named(command, tmp_path):
     code, lines = self_train(tmp_path, *command)
     assert code == 2 and f"PREFECT_HOME: found {tmp_path / 'prefect'}" in lines[-1], lines
     assert "Not a directory" in lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["profile", "long"])
+def test_settings_that_cannot_be_read_are_one_line(broken, tmp_path):
+    """Prefect prints a line of its own on import."""
+    home = tmp_path / ("a" * 300 if broken == "long" else "prefect")
+    if broken == "profile":
+        home.mkdir()
+        (home / "profiles.toml").write_text('active = "x')
+    code, lines = self_train(tmp_path, "run", PREFECT_HOME=str(home))
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("self-train: error: Prefect's settings"), lines
+
+
+@pytest.mark.slow
+def test_an_empty_home_is_the_default_one(tmp_path):
+    """Prefect would take it for the working folder, and keep its database there."""
+    (tmp_path / "me").write_text("")  # so that the default one is named
+    code, lines = self_train(tmp_path, "run", PREFECT_HOME="", HOME=str(tmp_path / "me"))
+    assert code == 2 and f"PREFECT_HOME: found {tmp_path}/me/.prefect" in lines[-1], lines
+    assert [path.name for path in tmp_path.iterdir()] == ["me"]
+
+
+def database(url: str, home: Path) -> SimpleNamespace:
+    connection = SimpleNamespace(connection_url=SecretStr(url) if url else None)
+    return SimpleNamespace(home=home, server=SimpleNamespace(database=connection))
+
+
+def test_a_database_that_cannot_be_used_is_named_before_a_server_is_started(tmp_path):
+    file = tmp_path / "prefect.db"
+    check_database(database("", tmp_path))  # a new one
+    with closing(sqlite3.connect(file)) as there:
+        there.execute("CREATE TABLE runs (name)")
+        there.execute("BEGIN EXCLUSIVE")  # as another server may
+        check_database(database(f"sqlite+aiosqlite:///{file}", tmp_path))
+    check_database(database("sqlite+aiosqlite:///:memory:", tmp_path))
+    file.write_bytes(b"no database" * 1000)
+    for url in ("", f"sqlite+aiosqlite:///{file}"):
+        with pytest.raises(InputError, match=rf"found {file}, which .*file is not a database"):
+            check_database(database(url, tmp_path))
+    dead = f"postgresql+asyncpg://me:secret@127.0.0.1:{free_port()}/prefect"
+    with pytest.raises(InputError, match=r"found 127\.0\.0\.1, which .*Connection refused") as raised:
+        check_database(database(dead, tmp_path))
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from flows.job_builder import chunks, job_builder
 from flows.local_server import LocalServer
 from flows.preflight import check_machine
 from flows.rounds import one_round
+from flows.run_progress import run_titles
 from flows.self_train import self_train
 from flows.stage_flow import chosen_config
 from flows.subprocess_jobs import VISIBLE
@@ -298,3 +299,20 @@ def test_check_prints_the_plan_or_a_line_for_each_wrong_path(tmp_path):
     run = CliRunner().invoke(flow_cli.run, [*given, "--set", "data.crawl=[a.tar, b.tar]", "--set", "data.gold=c"])
     assert (run.exit_code, run.output) == (2, wrong.output)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "titles"),
+    [
+        ("own", ["teacher.init=x.pth"], [
+            "parse-phrases", "convert-checkpoint", "pseudo-label-round-1", "filter-boxes-round-1",
+            "build-shards-round-1", "train-student-round-1",
+        ]),
+        ("demo", ["demo={photos: false}"], [
+            "make-demo-data", "ingest", "parse-phrases", "train-teacher", "evaluate-teacher", "pseudo-label-round-1",
+            "filter-boxes-round-1", "build-shards-round-1", "train-student-round-1", "evaluate-control-1",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_runs_progress_is_over_the_stages_that_it_has(recipe, changes, titles):
+    assert run_titles(load_recipe(recipe, changes)) == titles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,11 +12,15 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
 
 import pytest
+from prefect.states import Failed
 
+from flows import jobs
 from flows.subprocess_jobs import ENDING, ChildJob, EndedError, end_children, run_child
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, StageError
 from pipeline.runs.summary import stage_times
 from tests.flows.tiny import ROOT, wait_until
 
@@ -45,6 +50,28 @@ def test_a_childs_report_is_read_and_a_stale_one_is_not(tmp_path):
 def test_a_failing_child_is_told_with_its_last_words(tmp_path, code, kind):
     with pytest.raises(kind, match=rf"a ended with {code}; last lines of .*a\.log:\nwhat was wrong"):
         run_child(job(tmp_path, f"import sys; print('what was wrong'); sys.exit({code})"))
+
+
+def test_a_retry_waits_for_its_delay_but_not_in_a_run_that_is_ended(monkeypatch):
+    """Prefect's own delay held an interrupted run for up to 15 seconds."""
+
+    def retried(count: int, error: Exception) -> tuple[bool, float]:
+        began = time.monotonic()
+        again = asyncio.run(jobs._may_pass(None, SimpleNamespace(run_count=count), Failed(data=error)))
+        return again, time.monotonic() - began
+
+    monkeypatch.setattr(jobs, "RETRY_DELAYS", (0.3, 30.0))
+    again, seconds = retried(1, RunError("x"))
+    assert again and seconds >= 0.3
+    for error in (InputError("x"), StageError("x")):
+        again, seconds = retried(2, error)
+        assert not again and seconds < 5
+    Timer(0.3, ENDING.set).start()
+    try:
+        again, seconds = retried(2, RunError("x"))
+    finally:
+        ENDING.clear()
+    assert not again and seconds < 5
 
 
 def test_a_child_ends_with_its_killed_starter(tmp_path):

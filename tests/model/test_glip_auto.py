@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor
@@ -38,8 +39,6 @@ def test_a_saved_network_gives_the_same_numbers(folder):
 
 def test_the_zero_shot_pipeline_runs_it(folder):
     detector = pipeline("zero-shot-object-detection", model=str(folder))
-    from PIL import Image
-
     image = Image.fromarray(seeded_image(90, 130, 2))
     found = detector(image, candidate_labels=["dog", "traffic light"], threshold=0.05)
     assert {f["label"] for f in found} == {"dog", "traffic light"}
@@ -58,6 +57,20 @@ def test_the_zero_shot_pipeline_runs_it(folder):
     )
     dogs = sorted(f["score"] for f in found if f["label"] == "dog")
     assert dogs == pytest.approx(sorted(s for s in own[0]["scores"].tolist() if s > 0.05), abs=1e-5)
+
+
+def test_the_pipelines_labels_may_end_in_a_full_stop(folder):
+    """It tokenizes "dog." by itself: the separator's score was averaged with the word's."""
+    detector = pipeline("zero-shot-object-detection", model=str(folder))
+    image = Image.fromarray(seeded_image(90, 130, 2))
+    assert detector.image_processor.separator_token_id == detector.tokenizer.convert_tokens_to_ids(".")
+    network, made = GlipForObjectDetection.from_pretrained(folder).eval(), GlipProcessor.from_pretrained(folder)
+    with torch.inference_mode():
+        outputs = network(**made(images=[image], text=["a dog."]))
+    own = made.post_process_grounded_object_detection(outputs, threshold=0.05, target_sizes=[(90, 130)])[0]
+    found = detector(image, candidate_labels=["a dog."], threshold=0.05)
+    wanted = sorted((s for s in own["scores"].tolist() if s > 0.05), reverse=True)
+    assert wanted and [f["score"] for f in found] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_tools_find_the_word_embeddings():

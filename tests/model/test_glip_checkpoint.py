@@ -3,12 +3,14 @@
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from model import GlipConfig, GlipForObjectDetection, GlipProcessor
 from model.checkpoint_names import released_entries
 from model.configuration_glip import VARIANTS
 from model.convert_checkpoint import (
     CheckpointError,
+    VocabularyError,
     bundled_vocabulary,
     convert,
     derived_entry,
@@ -44,14 +46,14 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
+@pytest.mark.parametrize("wrapped", ["model", "state_dict", None])
 def test_every_form_of_file(tmp_path, small, prefix, wrapped):
     config, model, entries = small
     content = {prefix + n: t for n, t in entries.items()}
     content[prefix + "language_backbone.body.model.embeddings.position_ids"] = torch.arange(512)[None]
     content[prefix + "language_backbone.body.model.pooler.dense.weight"] = torch.zeros(2, 2)
-    torch.save({"model": content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth")
+    torch.save({wrapped: content, "iteration": 7, "optimizer": {}} if wrapped else content, tmp_path / "x.pth")
     ignored = convert(tmp_path / "x.pth", config, tmp_path / "hf", TEXT_ENCODER)
     assert sorted(n.rsplit(".", 2)[-2] for n in ignored) == ["dense", "embeddings"]
     back = GlipForObjectDetection.from_pretrained(tmp_path / "hf")
@@ -100,9 +102,51 @@ def test_files_that_are_not_checkpoints(tmp_path, small):
     torch.save({"a": 1}, tmp_path / "number.pth")
     torch.save([1], tmp_path / "list.pth")
     torch.save({"model": {"a": print}}, tmp_path / "code.pth")
-    for name in ("text", "number", "list", "code"):
-        with pytest.raises(CheckpointError):
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "half.pth").write_bytes((tmp_path / "number.pth").read_bytes()[:300])
+    for name in ("text", "number", "list", "code", "empty", "half"):
+        with pytest.raises(CheckpointError) as error:
             convert(tmp_path / f"{name}.pth", config, tmp_path / "hf")
+        assert "weights_only" not in str(error.value)  # torch advises to run the file's code
+    with pytest.raises(CheckpointError, match="5 bytes that begin with b'hello'"):
+        read_checkpoint(tmp_path / "text.pth")
+
+
+def test_weights_that_are_not_finite_or_quantised_are_named(small):
+    config, _, entries = small
+    shape = entries["rpn.head.log_scale"].shape
+    for wrong in (torch.full(shape, torch.nan), torch.ones(shape, dtype=torch.int8)):
+        with pytest.raises(CheckpointError, match=r"not finite floats: rpn.head.log_scale"):
+            to_state_dict({**entries, "rpn.head.log_scale": wrong}, config)
+
+
+def test_a_vocabulary_that_is_not_the_checkpoints_is_named(tmp_path, small):
+    """transformers makes a tokenizer of unknown words from an empty folder."""
+    config, _, entries = small
+    torch.save(entries, tmp_path / "x.pth")
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\ndog\n")
+    (tmp_path / "folder").mkdir()
+    for name in ("vocab.txt", "folder"):
+        with pytest.raises(VocabularyError, match=rf"{name}: found [56] words; want the 30522"):
+            convert(tmp_path / "x.pth", config, tmp_path / "hf", tmp_path / name)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_folders_with_gaps_are_not_reverted(tmp_path, small):
+    """transformers would fill them with random numbers."""
+    _, model, _ = small
+    model.save_pretrained(tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    whole = file.read_bytes()
+    state = load_file(file)
+    del state["head.log_scale"]
+    save_file(state, file, metadata={"format": "pt"})
+    result = CliRunner().invoke(main, [str(tmp_path / "hf"), "--reverse", "--out", str(tmp_path / "y.pth")])
+    assert result.exit_code == 2 and "found no head.log_scale" in result.output
+    file.write_bytes(whole[: len(whole) // 2])
+    result = CliRunner().invoke(main, [str(tmp_path / "hf"), "--reverse", "--out", str(tmp_path / "y.pth")])
+    assert result.exit_code == 2 and "SOURCE" in result.output
+    assert not (tmp_path / "y.pth").exists()
 
 
 def test_command_line_errors(tmp_path, small):
@@ -115,6 +159,12 @@ def test_command_line_errors(tmp_path, small):
     assert not (tmp_path / "hf").exists()
     result = CliRunner().invoke(main, [str(tmp_path / "x.pth"), "--reverse", "--out", str(tmp_path / "y.pth")])
     assert result.exit_code == 2 and "folder" in result.output
+    result = CliRunner().invoke(main, [str(tmp_path), "--variant", "glip-t", "--out", str(tmp_path / "hf")])
+    assert result.exit_code == 2 and "--reverse" in result.output
+    result = CliRunner().invoke(main, [str(tmp_path), "--reverse", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "--out" in result.output
+    result = CliRunner().invoke(main, [str(tmp_path), "--reverse", "--out", str(tmp_path / "y.pth")])
+    assert result.exit_code == 1 and str(tmp_path) in result.output and "y.pth" not in result.output
 
 
 def empty_release(variant, **changes):
@@ -143,7 +193,14 @@ def test_a_wrong_variant_is_told_the_right_one(given, real):
 
 def test_a_file_of_mmdetection_is_named(tmp_path, small):
     content = {"bbox_head.head.bias": torch.zeros(1), "backbone.patch_embed.projection.weight": torch.zeros(1)}
-    for name, file in (("a", content), ("b", {"meta": {}, "state_dict": content})):
+    wrapped = {f"module.{n}": t for n, t in content.items()}
+    files = {
+        "a": content,
+        "b": {"meta": {}, "state_dict": content},
+        "c": {"state_dict": wrapped},
+        "d": {"model": content},
+    }
+    for name, file in files.items():
         torch.save(file, tmp_path / f"{name}.pth")
         with pytest.raises(CheckpointError, match="mmdetection"):
             convert(tmp_path / f"{name}.pth", small[0], tmp_path / "hf")

@@ -172,16 +172,27 @@ def test_a_pixel_mask_says_the_images_sizes(inputs):
         ({"pixel_values": torch.zeros(2, 1, 96, 128)}, ("pixel_values", "(2, 1, 96, 128)", "(B, 3, H, W)")),
         ({"pixel_values": torch.zeros(3, 96, 128)}, ("pixel_values", "(3, 96, 128)", "(B, 3, H, W)")),
         ({"pixel_values": torch.zeros(0, 3, 96, 128)}, ("pixel_values", "(0, 3, 96, 128)", "one image")),
-        ({"input_ids": torch.ones(8).long()}, ("(2, 8)", "(8,)", "(B, T)")),
+        ({"input_ids": torch.ones(8).long()}, ("input_ids", "(8,)", "(B, T)")),
         ({"pixel_mask": torch.ones(2, 9, 9), "image_sizes": None}, ("pixel_mask", "(2, 9, 9)", "(2, 96, 128)")),
         ({"input_ids": None, "attention_mask": None}, ("input_ids", "text_features")),
-        ({"text_features": torch.zeros(2, 5, 32)}, ("text_features", "(2, 5)", "(2, 8)")),
+        ({"image_sizes": torch.tensor([[96, 128], [128, 96]])}, ("image_sizes[1]", "[128, 96]", "(96, 128)")),
+        ({"image_sizes": torch.full((2, 2), float("nan"))}, ("image_sizes[0]", "nan")),
+        ({"image_sizes": torch.tensor([[96, 128], [0, 128]])}, ("image_sizes[1]", "[0, 128]")),
+        ({"image_sizes": torch.ones(2, 3)}, ("image_sizes", "(2, 3)", "height, width")),
+        ({"pixel_values": torch.ones(2, 3, 96, 128, dtype=torch.uint8)}, ("pixel_values", "uint8", "normalised")),
+        ({"input_ids": torch.ones(2, 8)}, ("input_ids", "float32")),
+        ({"offset_mapping": torch.zeros(2, 3, 2)}, ("offset_mapping", "(2, 3, 2)", "(2, 8, 2)")),
+        ({"token_type_ids": torch.zeros(2, 3).long()}, ("token_type_ids", "(2, 3)", "(2, 8)")),
+        ({"image_index": torch.tensor([0.0, 1.0])}, ("image_index", "float32", "whole")),
+        ({"labels": {"boxes": 1}}, ("labels", "dict", "2 captions")),
+        ({"labels": ["a", "b"]}, ("labels[0]", "str", "dict")),
+        ({"text_features": torch.zeros(2, 5, 32)}, ("text_features", "(2, 5, 32)", "(2, 8, D)")),
         ({"input_ids": torch.ones(2, 300).long(), "attention_mask": torch.ones(2, 300).long()}, ("300", "256")),
     ],
 )
 def test_inputs_that_disagree_are_named(inputs, change, words):
     network = tiny_model().eval()
-    if "labels" in change:
+    if change.get("labels") == 1:
         change = {"labels": [target(inputs)]}
     with pytest.raises(ValueError) as error:
         network(**{**inputs, **change})
@@ -205,6 +216,23 @@ def test_inputs_that_are_no_tensors_are_named(inputs, name):
         ({"boxes": None}, ("labels[1]", "boxes")),
         ({"wieghts": torch.ones(1)}, ("labels[1]", "wieghts", "weights")),
         ({"positive_map": torch.zeros(2, 8)}, ("labels[1]", "positive_map", "1 boxes")),
+        ({"boxes": torch.tensor([[10.0, 10], [60, 60]])}, ("labels[1]", "boxes", "(2, 2)", "(n, 4)")),
+        ({"boxes": torch.tensor([10.0, 10, 60, 60])}, ("labels[1]", "boxes", "(4,)", "(n, 4)")),
+        ({"boxes": "10 10 60 60"}, ("labels[1]", "boxes", "str")),
+        ({"boxes": torch.tensor([[10.0, 10, 256, 192]])}, ("labels[1]", "mostly outside", "128 x 96")),
+        ({"positive_map": torch.full((1, 8), float("nan"))}, ("labels[1]", "positive_map[0]", "nan")),
+        ({"positive_map": -torch.eye(8)[1:2]}, ("labels[1]", "positive_map[0]", "-1.0")),
+        ({"positive_map": torch.tensor([[1, 2]])}, ("labels[1]", "positive_map[0]", "2.0", "0 to 1")),
+        ({"positive_map": torch.eye(8)[6:7]}, ("labels[1]", "positive_map[0]", "padding", "own caption")),
+        ({"positive_map": torch.eye(20)[19:]}, ("labels[1]", "positive_map[0]", "padding")),
+        ({"weights": torch.tensor([-1.0])}, ("labels[1]", "weights[0]", "-1.0", "negative")),
+        ({"weights": torch.ones(2)}, ("labels[1]", "weights", "(2,)", "(1,)")),
+        ({"token_ignore": torch.tensor([3, 4])}, ("labels[1]", "token_ignore", "int64", "bool")),
+        ({"token_ignore": torch.zeros(1, 8).bool()}, ("labels[1]", "token_ignore", "(1, 8)", "(T,)")),
+        ({"regress": torch.tensor([float("nan")])}, ("labels[1]", "regress", "float32", "bool")),
+        ({"ignore_boxes": torch.tensor([[float("nan"), 1, 2, 3]])}, ("labels[1]", "ignore_boxes[0]", "not finite")),
+        ({"ignore_boxes": torch.tensor([[60.0, 60, 10, 10]])}, ("labels[1]", "ignore_boxes[0]", "reversed")),
+        ({"ignore_boxes": torch.tensor([[0.1, 0.1, 0.4, 0.4]])}, ("labels[1]", "ignore_boxes[0]", "normalised")),
     ],
 )
 def test_labels_that_cannot_be_meant_are_named(inputs, change, words):
@@ -219,6 +247,17 @@ def test_labels_of_other_detectors_may_say_more(inputs):
     network = tiny_model().eval()
     a, b = (network(**inputs, labels=[{**target(inputs), **m}] * 2).loss for m in ({}, more))
     assert torch.equal(a, b)
+
+
+def test_an_image_without_boxes_may_say_so_in_every_form(inputs):
+    """And a map beyond the text's cut names nothing: a caption that fills the text may have been cut."""
+    network, losses = tiny_model().eval(), set()
+    for boxes, tokens in (([], []), (torch.zeros(0, 4), torch.zeros(0, 8)), (torch.zeros(0, 4), torch.zeros(0))):
+        label = {"boxes": boxes, "positive_map": tokens, "ignore_boxes": []}
+        losses.add(network(**inputs, labels=[target(inputs), label]).loss.item())
+    assert len(losses) == 1
+    cut = {**target(inputs), "positive_map": torch.eye(20)[19:]}
+    assert torch.isfinite(network(**inputs, labels=[cut, target(inputs, 1)]).loss)
 
 
 @pytest.mark.slow

@@ -146,6 +146,97 @@ def test_names_that_the_text_limit_cut_are_missing(network):
     assert found["missing_phrases"] == [0] and set(found["text_labels"]) == {"a dog", "a cat"}
 
 
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"phrases": [[[(5, 2)]], []]}, ("image 0", "(5, 2)")),
+        ({"phrases": [[[(-3, 2)]], []]}, ("image 0", "(-3, 2)")),
+        ({"phrases": [[[(float("nan"), 2)]], []]}, ("image 0", "nan")),
+        ({"phrases": [[[(0, 2.5)]], []]}, ("image 0", "(0, 2.5)")),
+        ({"phrases": [[(0, 3)], []]}, ("image 0", "0", "list per phrase")),
+        ({"phrases": [[[(0, 1, 2)]], []]}, ("image 0", "(0, 1, 2)")),
+        ({"phrases": [5, []]}, ("phrases", "5", "list of class names")),
+        ({"score_agg": "median"}, ("median", "geometric")),
+        ({"nms_threshold": float("nan")}, ("nms_threshold", "nan")),
+        ({"nms_threshold": 60}, ("nms_threshold", "60", "0 to 1")),
+        ({"max_detections": 2.5}, ("max_detections", "2.5", "whole number")),
+        ({"pre_nms_top_n": 0}, ("pre_nms_top_n", "0", "1 or more")),
+        ({"threshold": "0.3"}, ("threshold", "'0.3'")),
+    ],
+)
+def test_settings_and_spans_out_of_range_are_named(made, outputs, given, words):
+    with pytest.raises(ValueError) as error:
+        made.post_process_grounded_object_detection(outputs, **given)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_scores_of_nan_are_no_empty_answer(made, outputs):
+    """Weights in float16 can overflow: no boxes at all was the answer."""
+    broken = type(outputs)(**{**outputs, "logits": outputs.logits.clone()})
+    broken.logits[1] = float("nan")
+    with pytest.raises(FloatingPointError, match="caption 1"):
+        made.post_process_grounded_object_detection(broken)
+
+
+def test_calls_as_owlv2_takes_them(made, network):
+    """Its processor pads lists of queries with blanks; its names may hold full stops."""
+    images = [Image.fromarray(seeded_image(96, 128, s)) for s in (1, 2)]
+    names = [["a photo of a cat", "St. Bernard"], ["a remote", " "]]
+    inputs = made(text=names, images=images, return_tensors="pt")
+    with torch.no_grad():
+        outputs = network(**inputs)
+    sizes = torch.tensor([(image.height, image.width) for image in images])
+    found = made.post_process_grounded_object_detection(
+        outputs=outputs, target_sizes=sizes, threshold=0.2, text_labels=names
+    )
+    for own, result in zip(names, found, strict=True):
+        assert [own[k] for k in result["labels"]] == result["text_labels"]
+    assert set(found[0]["text_labels"]) == set(names[0]) and set(found[1]["text_labels"]) == {"a remote"}
+    assert found[1]["missing_phrases"] == [1]
+    with pytest.raises(ValueError, match=r"'cat\. dog'.*'a photo of a cat\. st\. bernard'"):
+        made.post_process_grounded_object_detection(outputs, text_labels=[["cat", "dog"], ["a remote"]])
+
+
+def test_names_without_images_are_one_prompt_as_in_groundingdino(made):
+    for text in (
+        ["a cat", "a remote"],
+        ("a cat", "a remote"),
+        [["a cat", "a remote"]],
+        np.array(["a cat", "a remote"]),
+    ):
+        assert made.batch_decode(made(text=text)["input_ids"]) == ["[CLS] a cat. a remote [SEP]"]
+    assert len(made(text=["a cat. a dog", "a remote"])["input_ids"]) == 2
+    assert len(made(text=[["a cat", "a dog"], ["a remote"]])["input_ids"]) == 2
+
+
+@pytest.mark.parametrize("text", [{"a cat", "a dog"}, {"a cat": 1}, 5, [None], [["a cat", None]], b"a cat"])
+def test_text_without_an_order_or_of_another_type_is_named(made, text):
+    with pytest.raises(TypeError, match="want a caption, captions or lists of class names"):
+        made(images=seeded_image(96, 128, 1), text=text)
+
+
+def test_no_text_at_all_is_named(made):
+    with pytest.raises(ValueError, match="text: found none"):
+        made(text=[])
+
+
+def test_what_the_tokenizer_adds_is_accepted(made, network, inputs, outputs):
+    more = made(
+        images=[seeded_image(96, 128, s) for s in (1, 2)], text=[CAPTION, "a cat"], return_special_tokens_mask=True,
+        return_length=True,
+    )  # fmt: skip
+    assert set(more) - set(inputs) == {"special_tokens_mask", "length"}
+    with torch.inference_mode():
+        assert torch.equal(network(**more).logits, outputs.logits)
+
+
+def test_an_image_without_captions_has_no_boxes(made, network, inputs):
+    with torch.inference_mode():
+        outputs = network(**{**inputs, "image_index": torch.tensor([1, 1])})
+    found = made.post_process_grounded_object_detection(outputs, threshold=0.2)
+    assert found[0]["boxes"].shape == (0, 4) and found[0]["text_labels"] == [] and len(found[1]["scores"]) > 0
+
+
 def shapes(features):
     return {k: tuple(v.shape) for k, v in features.items()}
 

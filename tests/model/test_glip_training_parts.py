@@ -44,6 +44,17 @@ def test_the_two_stage_heads_objectness_begins_at_the_prior():
     assert network(**inputs, labels=[label]).loss_dict["loss_objectness"] < 10
 
 
+def test_what_is_no_longer_frozen_learns_again():
+    network = tiny_model()
+    network.freeze(text_layers=1, backbone_stages=2)
+    network.freeze(backbone_stages=1)
+    frozen = {n for n, p in network.named_parameters() if not p.requires_grad} - {
+        n for n, p in tiny_model().named_parameters() if not p.requires_grad
+    }
+    assert frozen == {n for n, _ in network.named_parameters() if n.startswith("backbone.patch_embed.")}
+    assert network.text_encoder.embeddings.training and not network.backbone.patch_embed.training
+
+
 def matching(config, logits, no_object):
     """The anchor that a box of token 0 is matched with, of two with equal boxes."""
     anchors = torch.tensor([[10.0, 10.0, 60.0, 60.0]] * 2)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -399,6 +400,19 @@ def test_wrong_folders_are_named(folders, tmp_path):
             file.unlink()
         with pytest.raises(InputError, match=f"{name}: cannot be loaded; want a model folder with its processor"):
             load_annotator(broken, ALL)
+
+
+@pytest.mark.parametrize("name", ["glip", "owlv2", "grounding-dino"])
+def test_a_teacher_whose_weights_have_gaps_is_refused(folders, tmp_path, name):
+    """transformers fills them with random numbers, and the labels would be made by these."""
+    shutil.copytree(folders[name], tmp_path / name)
+    file = tmp_path / name / "model.safetensors"
+    weights = load_file(file)
+    lost = min(n for n in weights if n.endswith("weight"))
+    del weights[lost]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{name}: cannot be loaded.*found no {lost} in its weights"):
+        load_annotator(tmp_path / name, ALL)
 
 
 @pytest.mark.parametrize("name", OTHERS)

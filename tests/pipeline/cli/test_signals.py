@@ -77,3 +77,13 @@ def wait_for(log: Path, words: str, times: int) -> None:
     while log.read_text().count(words) < times:
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.05)
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback():
+    """Those of a command take a second or two, before it can say how to go on."""
+    code = "import pipeline.cli, signal, time; print('importing', flush=True); time.sleep(60)"
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert command.stdout is not None and command.stdout.readline()
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=30)
+    assert command.returncode == -signal.SIGINT and said == "interrupted; nothing was started\n"  # a shell has 130

@@ -48,3 +48,19 @@ def test_the_large_ones_decay_falls_before_its_rate():
         set_rates(optimizer, step, config)
         decays = sorted({g["weight_decay"] for g in optimizer.param_groups})
         assert decays == [0.0, pytest.approx(0.01 * factor)]
+
+
+@pytest.mark.slow
+def test_one_gpus_micro_batch_fits_into_24_gb():
+    """By the estimate for CPUs, whose deformable convolutions need more than those of GPUs."""
+    from pipeline.annotators.memory import GIB, estimate
+
+    recipe = load_recipe("one_gpu")
+    assert GlipConfig(**recipe.model.settings).to_dict() == GlipConfig.variant("glip-t").to_dict()
+    for config in (recipe.teacher, recipe.student):
+        assert config.batch_size % config.accumulate == 0 and config.warmup_steps < config.steps
+        need = estimate(
+            GlipConfig.variant("glip-t"), (max(config.image_sizes), config.max_image_size + 11), training=True,
+            precision=config.precision, checkpointing=config.gradient_checkpointing,
+        )  # fmt: skip
+        assert need.of(config.batch_size // config.accumulate) < 22 * GIB

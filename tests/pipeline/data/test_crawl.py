@@ -77,6 +77,38 @@ def test_a_text_that_is_not_utf8_gives_way_to_the_json():
     assert caption_of(TarSample("0", {**files, "json": b"{}"})) == (None, "caption_not_utf8")
 
 
+@pytest.mark.parametrize(
+    "text", ['{"caption": "a dog"}', " {'caption': 'a dog', 'id': 1}\n", '\ufeff{"caption":\n"a dog"}']
+)
+def test_an_object_in_the_text_is_read_as_one_in_the_json(text):
+    assert caption_of(TarSample("0", {"txt": text.encode()})) == ("a dog", None)
+    assert caption_of(TarSample("0", {"txt": text.encode(), "json": b'{"caption": "a cat"}'})) == ("a dog", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": "a dog"}',
+        '["a dog", "a cat"]',
+        "['a dog']",
+        '{"caption": ["a dog"]}',
+        '{"caption": "a"}\n{"b": 1}',
+        "{}",
+    ],
+)
+def test_data_without_one_caption_is_no_caption(text):
+    assert caption_of(TarSample("0", {"txt": text.encode()})) == (None, "caption_is_data")
+    assert caption_of(TarSample("0", {"txt": text.encode(), "json": b"[]"})) == (None, "caption_is_data")
+    assert caption_of(TarSample("0", {"txt": text.encode(), "json": b'{"caption": "a cat"}'})) == ("a cat", None)
+
+
+@pytest.mark.parametrize(
+    "text", ['["Art" poster] a dog', "[OC] a dog", "{a dog}", "[a dog]", "[1] a dog", '"a dog"', "{" * 9000]
+)
+def test_a_sentence_in_brackets_is_a_caption(text):
+    assert caption_of(TarSample("0", {"txt": text.encode()})) == (text, None)
+
+
 def test_files_of_a_sample_in_two_folders_are_told(tmp_path):
     apart = [(f"{'images' if name.endswith('jpg') else 'texts'}/{name}", data) for name, data in pairs("{:05d}")]
     with pytest.raises(RunError, match="next to each other, with the same key and folder"):

@@ -345,7 +345,15 @@ class FullFrom:
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(errno.ENOSPC, 1), (errno.ENOSPC, 3), (errno.EDQUOT, 1), (errno.EROFS, 1), (errno.EACCES, 1), (errno.EIO, 1)],
+    [
+        (errno.ENOSPC, 1),
+        (errno.ENOSPC, 3),
+        (errno.EDQUOT, 1),
+        (errno.EFBIG, 1),
+        (errno.EROFS, 1),
+        (errno.EACCES, 1),
+        (errno.EIO, 1),
+    ],
 )
 def test_a_failure_of_the_output_folder_ends_the_stage_at_once_and_the_rest_goes_on_later(
     tmp_path, number, workers, caplog

@@ -71,6 +71,20 @@ def test_a_sweep_says_what_filter_boxes_then_keeps(settings, store, tmp_path):
     assert len(sweep_lines(result)) == 2 + 3 and "precision" in sweep_lines(result)[1]
 
 
+def test_thresholds_below_the_stores_floor_are_warned_of_by_sweep_and_filter(tmp_path, caplog):
+    """The floor is a probability: with centerness, the store lacks regions below its root."""
+    (tmp_path / "regions").mkdir()
+    rows = [region(score=score) for score in (0.35, 0.5)]
+    path = write(tmp_path / "regions" / "a.parquet", table_of(rows), {"config": json.dumps({"floor": 0.09})})
+    sweep(FilterConfig(), [path], [0.3, 0.5])
+    FilterBoxes(settings=FilterConfig(threshold=0.3), regions=[path], out=tmp_path / "out").run()
+    assert not caplog.records
+    sweep(FilterConfig(), [path], [0.5, 0.2])
+    assert caplog.text.count("threshold: found 0.2; want 0.3 or more") == 1
+    FilterBoxes(settings=FilterConfig(threshold=0.2), regions=[path], out=tmp_path / "out").run()
+    assert caplog.text.count("threshold: found 0.2; want 0.3 or more") == 2
+
+
 def fits(label, golds):
     """Does a label's box have IoU 0.5 with the box of the gold phrase that it shares most characters with?"""
     shared = [min(label["end"], g["end"]) - max(label["start"], g["start"]) for g in golds]

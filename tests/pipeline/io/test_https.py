@@ -7,6 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from aiohttp import ServerDisconnectedError
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import InputError
 from pipeline.execution.stage_failures import stage_failure
@@ -113,6 +116,20 @@ def test_what_is_missing_and_who_never_answers_is_told(shard, monkeypatch):
     server.server_close()
     monkeypatch.setattr(files, "PATIENCE", 1.0)
     for look in (file_size, lambda url: open_file(url).read(), digest_file):
-        with pytest.raises(StoreError, match=r"/00000\.tar: no answer \(.*connect") as raised:
+        with pytest.raises(StoreError, match=r"/00000\.tar: no answer from its store \(.*connect") as raised:
             look(f"{server.url}/00000.tar")
         assert stage_failure(raised.value) is not None  # the next shard would wait as long
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, FSTimeoutError, ConnectionResetError, ServerDisconnectedError])
+def test_a_store_that_stays_silent_stops_the_stage(kind, monkeypatch):
+    """Each shard would wait for PATIENCE seconds, whatever the error's kind."""
+    monkeypatch.setattr(files, "PATIENCE", 0)
+
+    def silent(*_: object, **__: object) -> None:
+        raise kind("no word")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", silent)
+    with pytest.raises(StoreError, match=r"memory://b/0\.tar: no answer from its store") as raised:
+        files.read_bytes("memory://b/0.tar")
+    assert stage_failure(raised.value) is not None and raised.value.no_answer

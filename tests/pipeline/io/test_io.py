@@ -18,7 +18,8 @@ from pipeline.errors import InputError
 from pipeline.execution.commit import commit_report, committed
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.io.atomic import atomic_file, write_atomic
-from pipeline.io.files import read_small
+from pipeline.io.files import check_writable, read_small
+from pipeline.io.paths import no_folder
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import TarProblems, read_tar, write_tar
 from pipeline.io.temporaries import ABANDONED_SECONDS, clear_temporaries, temporary_beside
@@ -31,6 +32,22 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         file.write(b"half")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_dangling_link_is_no_place_for_outputs(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    for below in ("runs", "runs/a/b"):
+        with pytest.raises(NotADirectoryError):
+            check_writable(tmp_path / below)
+        path = tmp_path / below
+        assert (
+            no_folder(path)
+            == f"{path}: {tmp_path}/runs is a link to {tmp_path}/gone, which is not there; want a folder"
+        )
+    assert no_folder(tmp_path / "file" / "a") == f"{tmp_path}/file/a: is, or is below, a file; want a folder"
+    (tmp_path / "gone").mkdir()
+    check_writable(tmp_path / "runs" / "a")
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, (16 << 20) + 3])

@@ -70,6 +70,7 @@ def test_what_a_store_refuses(status, code, for_all, monkeypatch, tmp_path):
         began = time.monotonic()
         with pytest.raises(StoreError, match=r"^s3://bucket/labels/x: ") as written:
             write_remote("s3://bucket/labels/x", tmp_path / "x")
+        assert written.value.exit_code == (1 if for_all and status != 404 else 2)
         assert written.value.for_all == for_all and len(str(written.value).splitlines()) == 1
         assert stage_failure(written.value, "s3://bucket/labels")
         if status != 404:

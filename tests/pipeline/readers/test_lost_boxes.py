@@ -8,7 +8,8 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.readers.base import ImageLocation, LabelledImage, presence_of
+from pipeline.readers.absence import presence_of
+from pipeline.readers.base import ImageLocation, LabelledImage
 from pipeline.readers.registry import READ
 from pipeline.stages.jobs import ExportLabels, Ingest
 from tests.pipeline.readers import layouts as L

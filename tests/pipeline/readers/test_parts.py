@@ -17,6 +17,7 @@ from pipeline.data.images import ImageError, image_size
 from pipeline.data.keys import image_key, row_key
 from pipeline.errors import InputError
 from pipeline.readers import json_stream
+from pipeline.readers.bad_rows import BadRows
 from pipeline.readers.flickr30k import parse_sentence
 from pipeline.readers.glip_captions import join_adjacent
 from pipeline.readers.image_headers import ImageHeader, _plain_jpeg, read_header, to_upright
@@ -255,3 +256,41 @@ def test_plain_words_round_trip_exactly(tokenizer, words, data):
     tokens, missing = phrase_tokens(offsets, [[(start, start + len(words[n]))]])
     row = positive_map(tokens, len(offsets))[0].nonzero().flatten().tolist()
     assert not missing and {c for t in row for c in range(*offsets[t])} == set(range(start, start + len(words[n])))
+
+
+def test_bad_rows_are_counted_by_unit_and_name_their_place_once():
+    bad = BadRows()
+    with bad.row("line 1"):
+        pass
+    with bad.row("line 2"):
+        raise KeyError("a")
+    with bad.row("/x/a: row 3", hide="/x/"):
+        raise InputError("/x/a: row 3: want b")
+    bad.add(InputError("want c"), unit="regions")
+    assert bad.good == 1 and bad.header() == {
+        "notes": ["line 2: KeyError: 'a'", "a: row 3: want b", "want c"],
+        "lost_samples": {"bad_labels": 2},
+        "lost": {"bad_row": 1},
+    }
+    with pytest.raises(ZeroDivisionError), bad.row():
+        _ = 1 / 0  # a fault of ours is no bad row
+
+
+def test_the_first_error_is_raised_where_no_row_is_good():
+    bad = BadRows()
+    with pytest.raises(InputError, match="row 0"):
+        for n in range(1000):
+            bad.add(InputError(f"row {n}"), unit="regions" if n % 2 else "samples")
+    assert bad.samples.counts == {"bad_labels": 50} and bad.regions.counts == {"bad_row": 50}
+    with pytest.raises(InputError, match="row 0"):
+        bad.header()
+    assert BadRows().header() == {}
+
+
+def test_an_id_that_is_there_twice_is_refused_also_beside_another_of_its_file(tmp_path):
+    index = IndexWriter(tmp_path / "index", "set")
+    for number in (1, 2, 2):
+        index.image(number, ["a.jpg"], file="a.jpg")
+    with pytest.raises(InputError, match="set: duplicate image id 2"):
+        index.finish({})
+    index.close()

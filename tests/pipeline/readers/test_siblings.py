@@ -158,12 +158,13 @@ def put_table(root, change=lambda n, row: None, count=30):
     return root / "a.parquet"
 
 
-def test_a_row_without_objects_costs_itself(tmp_path):
+def test_a_row_without_objects_costs_itself(tmp_path, caplog):
     put_images(tmp_path, 30)
     table = put_table(tmp_path, lambda n, row: row.update(objects=None) if n == 6 else None)
     report, records = ingest(tmp_path, "hf_parquet", table)
     assert len(records) == 29 and all(labels_of(r) == BOTH for r in records)
     assert report.tallies["samples"].dropped == {"bad_labels": 1}
+    assert f"s: {table}: row 6: want a list of objects; found none" in caplog.text
 
 
 def test_lists_of_objects_must_be_of_one_length(tmp_path):

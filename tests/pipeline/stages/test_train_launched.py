@@ -154,6 +154,24 @@ def test_accumulated_steps_on_two_processes_train_as_the_same_slices_on_one(laun
     assert_alike(two, tmp_path / "two", one, tmp_path / "one")
 
 
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_processes_validate_together(launch, alone, sources, tmp_path, fsdp):
+    (tmp_path / "held-out").mkdir()
+    held_out = {"held_out": training.write_sources(tmp_path / "held-out" / "train")["detection"]}
+    config = CALM.model_copy(update={"validate_every": 2, "validate_images": 4})
+    options = {"model": without_dropout(), "validation": held_out}
+    one = launch(tmp_path / "one", config, sources, **options)
+    two = launch(tmp_path / "two", config, sources, processes=2, fsdp=fsdp, **options)
+    assert_alike(two, tmp_path / "two", *alone)
+    assert [row["step"] for row in two.validation] == [row["step"] for row in one.validation] != []
+    for name in ("loss", "loss_dot_product_token", "loss_reg", "loss_centerness"):
+        values = [[row[name] for row in report.validation] for report in (one, two)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3), name
+    mine, other = weights(tmp_path / "two", "best"), weights(tmp_path / "one", "best")
+    assert two.best["step"] == one.best["step"]
+    assert max(float((mine[n] - other[n]).abs().max()) for n in other) <= 1e-5
+
+
 def test_a_loss_that_is_not_finite_in_one_process_is_left_out_in_both(launch, sources, tmp_path, teacher):
     init = poison(teacher, tmp_path / "poisoned")
     config = CALM.model_copy(

@@ -113,6 +113,63 @@ def test_micro_batches_add_up_to_the_big_batch(sources, tmp_path, accumulate, as
     )  # Adam's first steps are of the rate's size
 
 
+def validation_set(tmp_path: Path) -> dict[str, list[str]]:
+    return {"held_out": write_sources(tmp_path / "validation")["detection"]}
+
+
+@pytest.mark.slow
+def test_validations_change_no_step_and_keep_the_best_model(sources, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = changed(
+        validate_every=2, validate_images=5, steps=6, learning_rate=3e-3, best_metric="loss_reg", schedule="constant"
+    )
+    plain = run(sources, tmp_path / "plain", changed(steps=6, learning_rate=3e-3, schedule="constant"))
+    report = run(sources, tmp_path / "seen", config, validation=validation_set(tmp_path))
+    assert report.curve == plain.curve and not plain.validation and plain.best is None
+    assert files(tmp_path / "seen" / "final") == files(tmp_path / "plain" / "final")
+    assert [row["step"] for row in report.validation] == [2, 4, 6]
+    assert report.best == min(report.validation, key=lambda row: row["loss_reg"])
+    assert "validation" not in json.loads((tmp_path / "plain" / "report.json").read_text())
+    best = load_file(tmp_path / "seen" / "best" / "model.safetensors")
+    GlipProcessor.from_pretrained(tmp_path / "seen" / "best")
+    until = changed(steps=int(report.best["step"]), learning_rate=3e-3, schedule="constant")  # the same steps as far
+    run(sources, tmp_path / "until", until)
+    other = load_file(tmp_path / "until" / "final" / "model.safetensors")
+    assert all(best[name].equal(other[name]) for name in best)
+    events = EventAccumulator(str(tmp_path / "seen" / "tensorboard")).Reload().Scalars("validation/loss")
+    assert [e.step for e in events] == [2, 4, 6]
+    assert [e.value for e in events] == pytest.approx([row["loss"] for row in report.validation], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_killed_training_with_validations_ends_as_an_undisturbed_one(sources, tmp_path, killed_at):
+    config, held_out = changed(validate_every=1, validate_images=4, steps=6), validation_set(tmp_path)
+    whole = run(sources, tmp_path / "whole", config, validation=held_out)
+    with pytest.raises(Killed):
+        run(sources, tmp_path / "killed", config, validation=held_out, progress=KillAt(killed_at))
+    again = run(sources, tmp_path / "killed", config, validation=held_out)
+    assert again == whole and len(again.validation) == 6
+    for name in ("final", "best"):
+        assert files(tmp_path / "killed" / name) == files(tmp_path / "whole" / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "with_set", "words"),
+    [({"validate_every": 2}, False, "want --set validate_every=STEPS and"), ({}, True, "found validate_every 0, 1 ")],
+)
+def test_validation_without_its_other_half_is_refused(sources, tmp_path, settings, with_set, words):
+    held_out = validation_set(tmp_path) if with_set else {}
+    with pytest.raises(InputError, match=words):
+        run(sources, tmp_path / "o", changed(**settings), validation=held_out)
+
+
+def test_validation_on_what_is_trained_on_is_refused(sources, tmp_path):
+    with pytest.raises(InputError, match=r"detection-000000\.tar: is trained on too"):
+        run(sources, tmp_path / "o", changed(validate_every=2), validation={"v": sources["detection"]})
+
+
 def test_a_checkpoint_is_a_model_folder(sources, tmp_path):
     with pytest.raises(Killed):
         run(sources, tmp_path / "o", progress=KillAt(3))
@@ -190,3 +247,26 @@ def test_the_log_says_what_a_training_runs_on(sources, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "glip_self_train"):
         run(sources, tmp_path / "o", changed(steps=1))
     assert "training in 1 process, cpu, float32" in caplog.messages
+
+
+@pytest.mark.slow
+def test_a_recipe_for_many_gpus_is_refused_in_one_line_before_it_allocates(sources, tmp_path):
+    """64 images of GLIP-L need hundreds of GiB: the kernel would kill the process."""
+    (tmp_path / "swin.pth").touch()
+    options = [f"--source={name}={shards[0]}" for name, shards in sources.items()]
+    command = [sys.executable, "-m", "pipeline", "train-student", "--recipe", "glip_l", "--set", "mixture={}", *options]
+    command += ["--text-encoder", "minilm", "--backbone", str(tmp_path / "swin.pth"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("train-student: error: "))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "64 images of 800x1344 in a batch need about " in line and "GiB available; want " in line
+    assert not list(tmp_path.glob("out/step-*"))
+
+
+def test_a_batch_beyond_the_memory_names_the_accumulation_that_fits(sources, tmp_path):
+    """Sizes so large that every machine has too little for the batch."""
+    big = changed(batch_size=1 << 20, image_sizes=(64,), max_image_size=128)
+    with pytest.raises(InputError, match=r"images of 64x128 in a batch need .*want --set accumulate=\d+ \(the same"):
+        run(sources, tmp_path / "o", big)
+    with pytest.raises(InputError, match="want --set gradient_checkpointing=true, smaller image_sizes"):
+        run(sources, tmp_path / "o", changed(image_sizes=(1 << 15,), max_image_size=1 << 15))

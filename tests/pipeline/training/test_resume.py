@@ -70,7 +70,8 @@ def swapped(sources: dict[str, list[str]]) -> dict[str, list[str]]:
 def test_settings_that_only_say_how_it_runs_may_change_on_the_way(sources, tmp_path, told):
     run(sources, tmp_path / "whole")
     others = {"save_every": 1, "keep_checkpoints": 3, "log_every": 2, "draw_every": 3, "max_skipped_steps": 7}
-    assert others.keys() | {"gradient_checkpointing"} == RUNTIME_SETTINGS
+    others |= {"check_memory": False, "validate_images": 3, "best_metric": "loss_reg"}
+    assert others.keys() | {"gradient_checkpointing", "validate_every"} == RUNTIME_SETTINGS
     stop(sources, tmp_path / "out")
     run(sources, tmp_path / "out", changed(**others))
     assert "resuming from step 2" in told.text

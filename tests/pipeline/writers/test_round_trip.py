@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError
 from pipeline.io.tars import read_tar
-from pipeline.readers.base import SetFiles, phrase_of, xywh_box
+from pipeline.readers.base import SetFiles
+from pipeline.readers.boxes import xywh_box
 from pipeline.readers.registry import load_format
+from pipeline.readers.spans import phrase_of
 from pipeline.stages.jobs import ExportLabels, Ingest
 from pipeline.writers.base import xywh
 from tests.fixtures import exports
@@ -54,6 +57,11 @@ def spans(length: int):
     return st.lists(edges, min_size=1, max_size=3).map(tuple)
 
 
+def distinct(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """Ingest counts a repeated region as ``same_box_again``."""
+    return tuple(dict.fromkeys(regions))
+
+
 @st.composite
 def grounding_records(draw):
     caption = draw(st.text(min_size=1, max_size=40).filter(lambda t: t.isprintable()) | st.just(exports.CAPTION))
@@ -68,7 +76,7 @@ def grounding_records(draw):
 
     return GroundingRecord(
         key=draw(KEYS), dataset="gr", kind="grounding", image_size=exports.SIZE, caption=caption,
-        regions=tuple(region() for _ in range(draw(st.integers(0, 4)))),
+        regions=distinct(region() for _ in range(draw(st.integers(0, 4)))),
         uncertain=draw(st.just(()) | spans(len(caption))),
     )  # fmt: skip
 
@@ -78,10 +86,10 @@ def detection_sets(draw):
     federated = draw(st.booleans())
     records = []
     for key in draw(st.lists(KEYS, min_size=1, max_size=4, unique=True)):
-        regions = [
+        regions = distinct(
             Region(box=draw(boxes()), phrase=draw(st.sampled_from(NAMES)), ignore=draw(st.booleans()), **draw(ORIGINS))
             for _ in range(draw(st.integers(0, 4)))
-        ]
+        )
         others = sorted(set(NAMES) - {r.phrase for r in regions})
         absent = tuple(sorted(draw(st.sets(st.sampled_from(others))))) if federated and others else ()
         present = tuple(sorted({r.phrase for r in regions}))
