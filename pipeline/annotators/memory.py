@@ -39,26 +39,27 @@ WARN_SHARE = 0.8
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes for a batch. fixed: of any size; gradients: of all weights; per_image: of the forward pass."""
+    """Bytes for a batch. fixed: of any size, with gradients, which are there while more are accumulated;
+    per_image: of the forward pass.
+    """
 
     fixed: int
-    gradients: int
     per_image: int
 
     def of(self, images: int) -> int:
-        """Bytes for a batch of ``images``. Activations go while gradients come."""
-        return self.fixed + max(math.ceil(MARGIN * images * self.per_image), self.gradients)
+        """Bytes for a batch of ``images``."""
+        return self.fixed + math.ceil(MARGIN * images * self.per_image)
 
     def most(self, available: int) -> int:
         """Number of images in the largest batch that fits; may be 0."""
-        return max(0, int((available - self.fixed) / (MARGIN * self.per_image))) if self.of(0) <= available else 0
+        return max(0, int((available - self.fixed) / (MARGIN * self.per_image)))
 
 
 class _Live(TorchDispatchMode):
     """Bytes of the storages that are alive, and the most that were at a time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -105,8 +106,8 @@ def estimate(
             if training:
                 _loss(output)
         per_image = live.peak - before
-    copies = 1 + (2 + averaged) * training  # AdamW's moments
-    return MemoryNeed(BASE + copies * weights, weights * training, per_image)
+    copies = 1 + (3 + averaged) * training  # gradients and AdamW's moments
+    return MemoryNeed(BASE + copies * weights, per_image)
 
 
 def _without_memory(config: GlipConfig) -> GlipForObjectDetection:
@@ -138,7 +139,8 @@ def _loss(output: Any) -> torch.Tensor:
     """A loss of the size of GLIP's, without labels and without sums over processes."""
     logits = output.logits.float()
     terms = focal_terms(logits, torch.zeros_like(logits), 0.25, 2.0).sum()
-    return terms + output.box_deltas.float().sum() + (0 if output.centerness is None else output.centerness.sum())
+    loss: torch.Tensor = terms + output.box_deltas.float().sum()
+    return loss if output.centerness is None else loss + output.centerness.float().sum()
 
 
 def check_cpu_memory(
@@ -181,18 +183,22 @@ def check_cpu_memory(
 
 
 def dry_step(network: GlipForObjectDetection, size: tuple[int, int], images: int, precision: str) -> bool:
-    """Whether a forward and a backward pass of a batch fit beside the moments of AdamW.
+    """Whether two forward and backward passes of a batch fit beside the moments of AdamW.
+
+    Two, as gradients are there while more are accumulated.
 
     Run on the network's device, before it is wrapped for several processes. Leaves no gradient.
     """
     device = next(network.parameters()).device.type
+    config: Any = network.config
     trained = [p for p in network.parameters() if p.requires_grad]
     fits = True
     try:
         moments = [torch.empty_like(p) for p in trained for _ in range(2)]
-        with _autocast(device, precision):
-            output = network(**synthetic_inputs(network.config, images, size, device))
-        _loss(output).backward()
+        for _ in range(2):
+            with _autocast(device, precision):
+                output = network(**synthetic_inputs(config, images, size, device))
+            _loss(output).backward()
         del moments, output
     except Exception as error:
         if not out_of_memory(error):

@@ -134,7 +134,9 @@ class Trainer:
 
     @property
     def _micro_batch(self) -> int:
-        return self.config.batch_size // (self.processes.count * self.config.accumulate)
+        """Images that a process computes at a time."""
+        size: int = self.config.batch_size // (self.processes.count * self.config.accumulate)
+        return size
 
     def _check_cpu_memory(self, network: GlipConfig) -> None:
         config = self.config
@@ -294,7 +296,8 @@ class Trainer:
             )
             for i in inputs
         ]
-        return None if counts[0] is None else loss_divisors(torch.stack(counts).sum(0)) / len(inputs)
+        known = [count for count in counts if count is not None]
+        return loss_divisors(torch.stack(known).sum(0)) / len(inputs) if known else None
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The network's inputs in a batch, on its device."""

@@ -44,11 +44,10 @@ def test_the_estimate_is_what_the_process_grows_by(teacher, training):
 
 
 def test_the_largest_batch_that_fits_is_the_largest():
-    need = MemoryNeed(fixed=3 * GIB, gradients=GIB, per_image=GIB // 3)
+    need = MemoryNeed(fixed=3 * GIB, per_image=GIB // 3)
     for available in range(2 * GIB, 20 * GIB, GIB // 7):
         most = need.most(available)
-        assert most == 0 or need.of(most) <= available < need.of(most + 1) or need.of(most + 1) == need.of(most)
-    assert need.most(4 * GIB - 1) == 0 < need.most(4 * GIB)
+        assert (most == 0 or need.of(most) <= available) and available < need.of(most + 1)
 
 
 def test_checkpointing_and_no_gradients_need_less_and_averages_more(teacher):
@@ -57,9 +56,9 @@ def test_checkpointing_and_no_gradients_need_less_and_averages_more(teacher):
     plain = estimate(config, size, training=True, **settings)
     averaged = estimate(config, size, training=True, averaged=True, **settings)
     labelling = estimate(config, size, training=False, **settings)
-    assert labelling.per_image < plain.per_image and labelling.gradients == 0
+    assert labelling.per_image < plain.per_image
     weights = averaged.fixed - plain.fixed
-    assert weights == plain.gradients and plain.fixed == BASE + 3 * weights and labelling.fixed == BASE + weights
+    assert weights > 0 and plain.fixed == BASE + 4 * weights and labelling.fixed == BASE + weights
     larger = estimate(config, (256, 256), training=True, **settings)
     assert 3 < larger.per_image / plain.per_image < 5
 
