@@ -178,12 +178,11 @@ def test_the_tutorial_runs_as_printed(tmp_path):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     scripts = tmp_path / "bin"
     scripts.mkdir()
-    modules = {"self-train": "flows.cli", "convert-checkpoint": "model.convert_checkpoint"}
-    for name in COMMANDS:
-        module = modules.get(name, f"pipeline {name}")
-        (scripts / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+    calls = {name: f"-m pipeline {name}" for name in COMMANDS}
+    calls |= {"self-train": "-m flows.cli", "convert-checkpoint": "-m model.convert_checkpoint", "python": ""}
+    for name, call in calls.items():  # this checkout's commands, not the installed ones
+        (scripts / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
         (scripts / name).chmod(0o755)
-    (scripts / "python").symlink_to(sys.executable)
     environment = os.environ | {
         "PATH": f"{scripts}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
