@@ -169,7 +169,11 @@ def test_the_python_of_the_readme_runs(teacher, tmp_path, monkeypatch, capsys):
     assert "boxes" in capsys.readouterr().out
 
 
-TINY = {"steps=150": "steps=2", "student.steps=60": "student.steps=2", "warmup_steps=5": "warmup_steps=1"}
+TINY = {
+    " steps=150": " steps=2 --set warmup_steps=1",
+    "student.steps=20": "student.steps=2",
+    "student.warmup_steps=2": "student.warmup_steps=1",
+}
 """Changes of the tutorial's commands in the test: the printed ones take a quarter of an hour."""
 
 
