@@ -39,6 +39,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("folded", sdpa_mask)
 class GlipPreTrainedModel(PreTrainedModel):
     """Base class: initial values, and the attributes that transformers reads."""
 
+    config: GlipConfig
     config_class = GlipConfig
     base_model_prefix = "glip"
     main_input_name = "pixel_values"
@@ -272,8 +273,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         _check("image_sizes", image_sizes, (images, 2), f"height, width for each of {images} images")
         if pixel_values is not None:
             _check("pixel_mask", pixel_mask, pixel_values[:, 0].shape, "pixel_values' without channels")
-        if not self.training:  # in training the labels' own check waits for the device
-            _check_values(image_sizes, pixel_values, image_index, images)
+        # in training a wait for the device costs time, and the labels' boxes are checked against the sizes
+        _check_values(None if self.training else image_sizes, pixel_values, image_index, images)
         if image_features is None:
             image_features = self.encode_image(pixel_values)
         if text_features is None:

@@ -105,11 +105,11 @@ class GlipProcessor(ProcessorMixin):
         of class lists, one per image; a class list becomes the prompt "person. traffic light", or
         several rows of text when it is too long for one (`image_index` is then the image of each
         row). For one image, or none, a flat list of names without "." is a class list, too, as
-        GroundingDINO takes it. kwargs: settings
-        of the tokenizer (`padding`, `truncation`, `max_length`, ...) and of the image processor, as
-        they are or in `text_kwargs` and `images_kwargs`; tensors are PyTorch's unless
-        `return_tensors` says otherwise. Raises TypeError for an unknown setting, ValueError when
-        counts differ or nothing is given.
+        GroundingDINO takes it. kwargs: settings of the tokenizer (`padding`, `truncation`,
+        `max_length`, ...) and of the image processor, as they are or in `text_kwargs` and
+        `images_kwargs`; tensors are PyTorch's unless `return_tensors` says otherwise. Raises
+        TypeError for an unknown setting or text of another type, ValueError when counts differ or
+        nothing is given.
         """
         if images is None and text is None:
             raise ValueError("You need to provide at least one input to call GlipProcessor: images or text")

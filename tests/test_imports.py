@@ -109,6 +109,7 @@ LOADED = {
     "pipeline.stages.ingest": {"pyarrow"},
     "pipeline.inspection.summary": {"pyarrow"},
     "pipeline.evaluation.compare": {"pyarrow"},
+    "pipeline.report.view": {"pyarrow"},
     "flows.self_train": {"prefect", "pyarrow"},
 }
 """The heavy libraries that are loaded after these imports, one after the other in one process."""

@@ -6,7 +6,7 @@ from types import TracebackType
 
 def _quiet_interrupt(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted; nothing was started", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
     else:
         _other_errors(kind, error, trace)
 

@@ -12,7 +12,7 @@ from pipeline.cli.common import command
 from pipeline.cli.inspect import expand_stores
 from pipeline.errors import InputError
 from pipeline.execution.progress import Terminal
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_shards, shards_in
 
 if TYPE_CHECKING:
     from pipeline.report.view import Site
@@ -77,7 +77,8 @@ def _site(folders: tuple[str, ...], options: Mapping[str, Any], moved: dict[str,
 
     folder, title = Path(folders[0]), ", ".join(folders)
     is_run, evaluation = ((folder / name).is_file() for name in ("config.yaml", "metrics.json"))
-    if not (is_run or evaluation or only_runs or runs_in(folder)):
+    has_shards = folder.is_dir() and bool(shards_in(folder) or shards_in(folder, ".parquet"))
+    if not (is_run or evaluation or only_runs or (runs_in(folder) and not has_shards)):
         if moved:
             raise InputError(f"{title}: found no evaluation (metrics.json), which --set-shards is for")
         return Site(title, {"": shard_source(expand_stores(folders), **options)})
@@ -86,4 +87,4 @@ def _site(folders: tuple[str, ...], options: Mapping[str, Any], moved: dict[str,
         raise InputError(f"{folders[0]}: found {what}; want no other folder and no options of labels with it")
     if evaluation:
         return Site(title, evaluation_sources(folder, moved))
-    return Site(title, {}, lambda: [folder.resolve()] if is_run else runs_in(folder))
+    return Site(title, {}, lambda: {folder.resolve().name: folder} if is_run else runs_in(folder))

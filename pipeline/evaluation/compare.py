@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,18 @@ class Evaluated:
     protocols: dict[str, str]
     settings: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, float]]
+    _tables: dict[str, MatchTables] = field(default_factory=dict, repr=False)
+    _resampled: dict[tuple[str, int, int], dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def read(cls, folder: str | Path) -> Evaluated:
-        """Read a folder.
+    def read(cls, folder: str | Path | Evaluated) -> Evaluated:
+        """Read a folder; one that was read already is returned.
 
         Raises:
             InputError: no metrics.json of evaluate in the folder, or one of an earlier version.
         """
+        if isinstance(folder, Evaluated):
+            return folder
         folder = Path(folder)
         try:
             saved = json.loads((folder / "metrics.json").read_text())
@@ -61,7 +65,17 @@ class Evaluated:
 
     def match_tables(self, name: str) -> MatchTables:
         """The match tables of a set."""
-        return read_match_tables(self.folder / "evidence", name)
+        if name not in self._tables:
+            self._tables[name] = read_match_tables(self.folder / "evidence", name)
+        return self._tables[name]
+
+    def resampled(self, name: str, samples: int, seed: int) -> dict[str, np.ndarray]:
+        """Metric -> its values in the set and its resamples, which depend on set, samples and seed alone."""
+        key = name, samples, seed
+        if key not in self._resampled:
+            tables = self.match_tables(name)
+            self._resampled[key] = resample(tables, draw_weights(tables.matches.images, samples, seed, name))
+        return self._resampled[key]
 
     def missing_from(self, other: Evaluated) -> dict[str, dict[str, Any]]:
         """Set -> ``protocol`` and ``metrics`` that are missing in ``other``; ``whole``: the set is.
@@ -78,14 +92,14 @@ class Evaluated:
         return missing
 
 
-def compare(folders: Sequence[str | Path], *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compare(folders: Sequence[str | Path | Evaluated], *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Metrics of the sets that the folders share, with 95 % intervals over resampled images.
 
     Every model is resampled with the same images, so that differences are paired.
 
     Returns:
         ``models``: folder and revision of each. ``sets``: set -> metric -> by model ``value``,
-        ``interval`` and, except for the first, ``difference`` from the first, its
+        ``interval`` (of two images or more) and, except for the first, ``difference`` from the first, its
         ``difference_interval`` and ``better``, the share of resamples in which it is positive.
         ``gold_boxes``: set -> their number.
         ``classes``: set -> class name -> each model's AP.
@@ -148,10 +162,10 @@ def _compare_set(
                 f"set {name}: {models[0].folder} and {model.folder} were evaluated on different shards or by different "
                 f"protocols ({first.protocol}, {one.protocol}); evaluate both on the same"
             )
-    weights = draw_weights(first.matches.images, samples, seed, name)
-    resampled = [resample(one, weights) for one in tables]
+    resampled = [model.resampled(name, samples, seed) for model in models]
+    several = first.matches.images > 1  # resamples of one image are all alike, and say nothing of its chance
     rows = {
-        metric: _cells([m.sets[name][metric] for m in models], [r.get(metric) for r in resampled])
+        metric: _cells([m.sets[name][metric] for m in models], [r.get(metric) if several else None for r in resampled])
         for metric in sorted(models[0].sets[name], key=metric_order)
         if metric not in COUNTS and all(metric in m.sets[name] for m in models)
     }

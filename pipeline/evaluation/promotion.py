@@ -206,16 +206,18 @@ def promote(
             not; the folders cannot be compared.
     """
     of_teacher, of_control = _gates(gates, control is not None)
-    compared = compare([teacher, student], samples=samples, seed=seed)
+    old, new = Evaluated.read(teacher), Evaluated.read(student)
+    compared = compare([old, new], samples=samples, seed=seed)
     verdict = judge(compared, of_teacher, may_be_idle=not _given(gates, "teacher"))
     models = dict(zip(("teacher", "student"), compared["models"], strict=True))
     if control is not None:
-        unmeasured = Evaluated.read(student).missing_from(Evaluated.read(control))
+        without_labels = Evaluated.read(control)
+        unmeasured = new.missing_from(without_labels)
         for gate in of_control:  # else a student would not be compared with it on that set
             _check_missing(gate, unmeasured, "control", "student")
-        over_control = compare([control, student], samples=samples, seed=seed)
+        over_control = compare([without_labels, new], samples=samples, seed=seed)
         judged = judge(over_control, of_control, may_be_idle=not _given(gates, "control"))
-        by_teacher = compare([teacher, control], samples=1)
+        by_teacher = compare([old, without_labels], samples=samples, seed=seed)
         passes = judge(by_teacher, of_teacher, may_be_idle=True)["promoted"]
         models["control"] = over_control["models"][0]
         verdict = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ class EvaluationStore:
 
     A detection is right if it is matched to gold at IoU 0.5, wrong if it is not and its class is
     known to be present or absent, else ignored. Gold is missed if no right detection has at least
-    the score ``least``, that of the best F1.
+    the score ``least``, that of the best F1 rounded down to a hundredth.
 
     Args:
         folder: of evaluate. name: of the set. shards: the set's; default: where they were.
@@ -58,7 +59,7 @@ class EvaluationStore:
         self._folder, self._name = Path(folder), name
         self._judged = is_judged(self.tables.matches)
         self._starts = np.cumsum([0, *self._training.records.counts])
-        self.least = best_f1(judge_labels(self.tables)) or 0.0
+        self.least = math.floor(100 * (best_f1(judge_labels(self.tables)) or 0.0) + 1e-9) / 100
         self.samples = lru_cache(maxsize=4)(self._samples)
 
     def place(self, image: int) -> tuple[int, int]:

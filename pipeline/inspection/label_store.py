@@ -6,8 +6,8 @@ import math
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ STATUSES: Mapping[str, Status] = {"keep": "kept", "ignore": "ignored", "dropped"
 IMAGES = frozenset(IMAGE_EXTENSIONS)
 REGION = ("key", "phrase_row", "rank")
 """Columns that identify a region of a shard."""
+SHOWN = ("key", "phrase", "start", "end", *BOX, "score", "height", "width", "status")
 
 
 class CrawlImages:
@@ -118,19 +119,20 @@ class LabelStore:
         if self._regions is not None:
             table = _with_dropped(table, _read(join(self._regions, f"{name}.parquet"), "dropped"))
         captions = read_caption_phrases(join(self._phrases, f"{name}.parquet")) if self._phrases else {}
-        rows = table.to_pylist()
+        rows = table.select(SHOWN).to_pylist()
         verdicts, gold = self._compare(name, table)
         boxes: dict[str, list[ShownBox]] = {key: [] for key in [*captions, *(r["key"] for r in rows)]}
         sizes = {row["key"]: (row["height"], row["width"]) for row in rows}
         for row, verdict in zip(rows, verdicts, strict=True):
             status = STATUSES[row["status"]]
-            spans = _spans(captions.get(row["key"]), row)
+            spans = _span(captions.get(row["key"]), row["start"], row["end"])
             corners = (row["x1"], row["y1"], row["x2"], row["y2"])
             score = None if math.isnan(row["score"]) else row["score"]
             boxes[row["key"]].append(ShownBox(corners, row["phrase"], score, spans, status, verdict))
         for key, box in gold:
             if key in sizes:
-                boxes[key].append(box)
+                spans = tuple(span for start, end in box.spans for span in _span(captions.get(key), start, end))
+                boxes[key].append(replace(box, spans=spans))
         return [
             Sample(
                 name, key, sizes.get(key, (0, 0)), captions[key].caption if key in captions else None, tuple(of_key),
@@ -184,10 +186,10 @@ def _with_dropped(labels: pa.Table, regions: pa.Table) -> pa.Table:
     return pa.concat_tables([table.replace_schema_metadata(None) for table in (labels, rest)])
 
 
-def _spans(phrases: CaptionPhrases | None, row: Mapping[str, Any]) -> tuple[Span, ...]:
-    """The span of a region's phrase, if it is inside the caption."""
-    inside = phrases is not None and 0 <= row["start"] < row["end"] <= len(phrases.caption)
-    return ((row["start"], row["end"]),) if inside else ()
+def _span(phrases: CaptionPhrases | None, start: int, end: int) -> tuple[Span, ...]:
+    """The span of a phrase, if it is inside the caption."""
+    inside = phrases is not None and 0 <= start < end <= len(phrases.caption)
+    return ((start, end),) if inside else ()
 
 
 def _uncertain(phrases: CaptionPhrases | None, boxes: Sequence[ShownBox]) -> tuple[Span, ...]:

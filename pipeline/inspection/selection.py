@@ -24,7 +24,8 @@ class Query(StrictModel):
     """Conditions that one box of a sample must meet together; the defaults are met by all samples.
 
     phrase: part of the phrase, in any case. least: lowest score; boxes without score meet it. size:
-    of COCO's. kind: status or verdict; "": all but dropped boxes. sort: order of the samples, "" as in the shards. page: from 1.
+    of COCO's. kind: status or verdict; "": all but dropped boxes. sort: order of the samples, "" as
+    in the shards. page: from 1.
     """
 
     phrase: str = ""

@@ -34,11 +34,6 @@ BOILERPLATE = re.compile(
         |\bimage\ may\ contain\b.*)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-_HINT = re.compile(
-    r"[$£€¥₹@%\d]|\.\w|buy now|to cart|click|free|photo |stock|rights res|sold out|may contain|getty|no image",
-    re.IGNORECASE,
-)
-"""Matches in all boilerplate; captions without a match need not be searched further."""
 
 
 class Boilerplate(NamedTuple):
@@ -48,6 +43,10 @@ class Boilerplate(NamedTuple):
     end: int
     reason: str
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether it has characters of ``[start, end)``."""
+        return self.start < end and start < self.end
+
 
 def find_boilerplate(caption: str) -> list[Boilerplate]:
     """Find each ``address`` (URL, host, e-mail), ``file_name``, ``price`` and ``shop_talk``, in order.
@@ -55,8 +54,6 @@ def find_boilerplate(caption: str) -> list[Boilerplate]:
     CC3M (Sharma et al. 2018, text-based filtering) crops such boilerplate ("click to enlarge
     picture", "stock photo") and keeps the rest. The list of shopping phrases is this project's.
     """
-    if not _HINT.search(caption):
-        return []
     return [Boilerplate(m.start(), m.end(), m.lastgroup or "") for m in BOILERPLATE.finditer(caption)]
 
 

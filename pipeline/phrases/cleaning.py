@@ -1,77 +1,121 @@
-"""A copy of a caption that a parser can read, and the place of each of its characters in the caption.
+"""A copy of a caption that a parser can read, with the span in the caption of each of its characters.
 
-Entities are resolved, tags and invisible characters removed, and the copy is cut into segments at
-emoji, separators of product titles, missing spaces after a full stop and blocks of hashtags, so that
-no phrase reaches over them.
+RULES and CUTS are the tables of what is rewritten, in order. No phrase reaches over what ends a
+segment: an emoji, a separator of a product's title, a block of tags.
 """
 
 from __future__ import annotations
 
 import html
-import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from pipeline.phrases.captions import BOILERPLATE, find_boilerplate
-from pipeline.phrases.lexicons import STOP_WORDS, words
+import regex
+
+from pipeline.phrases.captions import BOILERPLATE
+from pipeline.phrases.lexicons import DETERMINERS, HTML_INLINE, NO_SENTENCE_ENDS, STOP_WORDS, TOP_LEVEL_DOMAINS
 
 Span = tuple[int, int]
+WALL = "\0"
+"""Mark of a segment's end in the copy; a caption's own NULs are invisible characters, removed before."""
+_PLAIN = regex.compile(r"(?:[A-Za-z]|\d(?!\w))[a-z]*(?:(?:[-']|, ?|\. | )(?:[a-z]+|\d+(?!\w)))*+[.!?]?")
+"""Captions that need no cleaning."""
+_SEGMENT = regex.compile(rf"[^\s{WALL}](?:[^{WALL}]*[^\s{WALL}])?")
 
-_WALL = "\x00"
-"""Mark of a segment's end in the copy; a caption's own control characters are replaced before."""
-_PLAIN = re.compile(r"(?:[A-Za-z]+(?:['-][A-Za-z]+)*|\d+)(?:(?:, |,? |\. )(?:[A-Za-z]+(?:['-][A-Za-z]+)*|\d+))*[.!?]?")
-"""Captions that need no cleaning, unless they have capitals in a row."""
 
-_ENTITY = re.compile(
-    r"&(?:amp;)*(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,31}\d{0,2});|&(?:nbsp|quot|amp|lt|gt)\b"
-    r"|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|\\[nrt](?=[\s\\]|(?-i:[A-Z])|$)|%20",
-    re.I,
-)
-"""HTML's, those of JSON and Python that were left as text, and an address's space."""
-_TAG = re.compile(
-    r"<!--.*?(?:-->|$)|<(?P<code>script|style)\b[^<>]*>.*?</(?P=code)\s*>|<![^<>]*>|</?(?P<tag>[a-z][\w:-]*)(?:\s[^<>]*|/)?(?:>|$)"
-    r"|\[/?(?P<mark>b|i|u|url|img|size|color|quote)(?:=[^\[\]]*)?\]"
-    r"|\[/?(?:caption|gallery|embed|video|audio)(?:\s[^\[\]]*)?\]",
-    re.I | re.S,
-)
-_INLINE = words(
-    "a abbr b big bdi bdo cite code del em font i ins kbd label mark q s small span strike strong sub sup tt u var wbr"
-)
-_SPACES = re.compile(r"[^\S\n ]+|[\x1c-\x1f]+")
-_LINE = re.compile(r"[\r\x0b\x0c\x85\u2028\u2029]+\n?")
+class Rule(NamedTuple):
+    """Text to rewrite.
 
-_EMOJI = (
-    r"\u2190-\u21ff\u2300-\u27bf\u2900-\u297f\u2b00-\u2bff\ufffc\ufffd\U0001f000-\U0001faff"
-    r"\U0001fb00-\U0001fbff\ue000-\uf8ff"
+    kind: its name in the report (``captions_with_<kind>``); "" for what is not counted. by: the new
+    text, or a function of the match; unchanged text is not counted.
+    """
+
+    kind: str
+    pattern: regex.Pattern[str]
+    by: str | Callable[[regex.Match[str]], str]
+
+
+def _rule(kind: str, pattern: str, by: str | Callable[[regex.Match[str]], str]) -> Rule:
+    simple = f"(?-f:{pattern})"  # without full case folding, which is ten times slower
+    return Rule(kind, regex.compile(simple, regex.IGNORECASE | regex.VERBOSE | regex.VERSION1), by)
+
+
+def _any(words: Iterable[str]) -> str:
+    return rf"(?:{'|'.join(sorted(words, key=len, reverse=True))})"
+
+
+def _entity(match: regex.Match[str]) -> str:
+    """The character of an HTML entity, encoded any number of times, or of an escape of JSON or Python."""
+    if match["name"] is None:
+        return str(match[0].lower().encode().decode("unicode_escape"))
+    texts = (html.unescape(f"&{name};") for name in (match["name"], match["name"].lower()))
+    return next((text for text in texts if text == "&" or not text.startswith("&")), match[0])
+
+
+def _compatible(match: regex.Match[str]) -> str:
+    """The plain form of a full-width, styled or circled character: "fi" of a ligature, but not "TM"."""
+    plain = unicodedata.normalize("NFKC", match[0])
+    letters = plain.isalnum() and (len(plain) == 1 or match[0].isalpha())
+    return plain if letters or (plain.isascii() and len(plain) == 1) else match[0]
+
+
+def _lower(match: regex.Match[str]) -> str:
+    """Lower case of the same length."""
+    text = str(match[0])
+    return text.replace("İ", "I").lower() if regex.search(r"\p{Lu}{2}", text) else text
+
+
+RULES = (
+    _rule("entities", r"&(?:amp;)*(?P<name>\#\d{1,7}|\#x[0-9a-f]{1,6}|[a-z]{2,31}\d{0,2});"
+          r"|&(?P<name>nbsp|quot|amp|lt|gt)\b|\\u[0-9a-f]{4}|\\x[0-9a-f]{2}|\\[nrt](?=[\s\\]|(?-i:[A-Z])|$)", _entity),
+    _rule("entities", "%20", " "),
+    _rule("", r"[\r\v\f\x85\u2028\u2029]+\n?", "\n"),
+    _rule("", r"[\s\x1c-\x1f--\n\ ]+", " "),
+    _rule("invisible", r"[\p{C}\p{Default_Ignorable_Code_Point}--\p{Co}\n]+", ""),
+    _rule("", "[‘’ʼ`´]", "'"),
+    _rule("", "[‐‑﹣]", "-"),
+    _rule("", "[‒−―]", "–"),
+    _rule("", r"[^\x00-\x7f](?<=[\uff01-\uff5e\p{L}\p{So}\p{Nd}])", _compatible),
+    _rule("tags", rf"</?{_any(HTML_INLINE)}(?:\s[^<>]*|/)?(?:>|$)|\[/?[biu]\]", " "),
+    _rule("tags", r"""<!--.*?(?:-->|$)|<(?P<code>script|style)\b[^<>]*>.*?</(?P=code)\s*>|<![^<>]*>
+          |</?[a-z][\w:-]*(?:\s[^<>]*|/)?(?:>|$)|\[/?(?:url|img|size|color|quote)(?:=[^\[\]]*)?\]
+          |\[/?(?:caption|gallery|embed|video|audio)(?:\s[^\[\]]*)?\]""", WALL),
+)  # fmt: skip
+"""What is written in another way, or not seen: entities, spaces, invisible characters, tags."""
+
+_HASH = r"[\#＃](?<![\w&/].)(?=\p{L})"
+_PICTURE = (
+    r"(?:[[\p{So}\p{Co}\p{Emoji_Modifier}←-⇿]--[™®©℠°]]|(?<!\w)(?:[:;=]['-]?[()DPpOo/\\|3*]|<3+|[xX]D|\^_*\^)(?!\w))"
 )
-_KEYCAP = re.compile("[0-9#*]\ufe0f?\u20e3")
-_LATIN, _OTHER = r"[A-Za-z\u00c0-\u024f]", r"[\u0370-\u1cff\u2e80-\ua71f\uac00-\ud7ff]"
-_SOFT = r"[*^`_™®©℠\"“”„‟″]+"
-_EMOTICON = r"(?<!\w)(?:[:;=]['-]?[()DPpOo/\\|3*]|<3+|[xX]D|\^_*\^)(?!\w)"
-_TAG_WORD = r"(?<![\w&/])[#＃][^\W\d_][\w-]*|\bRT\s+(?=@)|(?<![\w.])[@＠]\w[\w.-]*"
-_WALLS = re.compile(
-    rf"""(?P<emoji>(?:[{_EMOJI}]|{_EMOTICON})+(?:\s*(?:[{_EMOJI}]|{_EMOTICON}))*)
-    |(?P<hashtags>(?:{_TAG_WORD})(?:[\s,]*(?:{_TAG_WORD}))*)
-    |(?P<full_stops>(?<=[^\W_]{{2}})(?<!\b(?:mr|ms|dr|st|no|vs|co|mt|ft|jr|sr|lt|ca))
-        (?<!\b(?:mrs|inc|ltd|sgt|gen|col|etc|ave))
-        (?<!\bprof)(?<!\bcapt)[.!?;]+(?!(?:de|fr|ru|io|tv|eu|uk|nl|pl|cz|jp|cn|br|js|py)\b)
-        (?=[^\W\d_]{{2}}|[ai]\s)|\.{{2,}}|…)
-    |(?P<plural>(?<=\w)\((?:e?s)\))
-    |(?P<separators>[|¦•·‧∙⋅∣●▪►‣⁃◆■«»‹›<>{{}}()\[\]\\=+§¶†‡※]|::+|:(?=\s|$)|~
-        |(?:(?<=\s)|^)[-–—]+(?!\s+(?:and|or)\b)|(?<=\S)[-–—]+(?=\s|$)(?!\s+(?:and|or)\b)|—|--+
-        |(?<=\s)/(?=\s)|(?<=[^\W\d_]{{3}})/(?=[^\W\d_]{{3}})|\s*\n\s*(?=(?-i:[A-Z])|[\n*#-]))
-    |(?P<scripts>(?<={_LATIN})\s+(?={_OTHER})|(?<={_OTHER})\s+(?={_LATIN}))
-    |(?P<soft>{_SOFT})""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_WORDS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-_HASH = re.compile(r"(?<![\w&/])[#＃](?=[^\W\d_])")
-_LAST_WORD = re.compile(r"([^\W\d_]+)\s*$")
-_NEXT_WORD = re.compile(r"\s*([^\W\d_]+)")
-SHOUTED_WORDS = 3
-"""Capital words in a row that are put in lower case: the tagger takes them for names, and verbs for nouns."""
+MARKS = _rule("", r"""(?<=\w)\(e?s\)|[*^`_™®©℠"“”„‟″]+|\s+""", " ")
+HASH = _rule("", _HASH, "")
+CUTS = (
+    _rule("emoji", rf"[0-9\#*]\u20e3|{_PICTURE}(?:\s*{_PICTURE})*", WALL),
+    _rule("hashtags", rf"{_HASH}(?<=\b{_any(STOP_WORDS)}\s.)"
+          rf"|{_HASH}(?=[\w-]+(?:[\s,]+[\#＃][\w-]+){{0,5}}\s+{_any(STOP_WORDS - DETERMINERS)}\b)", ""),
+    _rule("hashtags", rf"{_HASH}[\w-]+|\bRT\s+(?=@)|(?<![\w.])[@＠]\w[\w.-]*", WALL),
+    _rule("", rf"""{BOILERPLATE.pattern}
+          |(?P<full_stops>(?=[.!?;])(?<=[^\W_]{{2}})(?<!\b{_any(NO_SENTENCE_ENDS)})[.!?;]+
+              (?!{_any(TOP_LEVEL_DOMAINS)}\b)(?=\p{{L}}{{2}}|[ai]\s)|\.{{2,}}|…)
+          |(?P<separators>[|¦•·‧∙⋅∣●▪►‣⁃◆■«»‹›<>\{{\}}\(\)\[\]\\=+§¶†‡※]|::+|:(?=\s|$)|\~|—|--+
+              |(?:(?<=\s)|^|(?<=\S)(?=[-–—]+(?:\s|$)))[-–—]+(?!\s+(?:and|or)\b)
+              |(?<=\s)/(?=\s)|(?<=\p{{L}}{{3}})/(?=\p{{L}}{{3}})|\s*\n\s*(?=(?-i:[A-Z])|[\n*\#\-]))
+          |(?P<scripts>(?=\s)(?<=\p{{Latin}})\s+(?=[\p{{L}}--\p{{Latin}}])|(?=\s)(?<=[\p{{L}}--\p{{Latin}}])\s+(?=\p{{Latin}}))""",
+          lambda m: m[0] if m.lastgroup in ("price", "shop_talk") else WALL),
+    MARKS,
+)  # fmt: skip
+"""What ends a segment, and marks without meaning; those of shop talk are left to it."""
+
+_CAPITALS = r"(?<!\p{L}|\p{L}['-])\p{Lu}+(?:['-]\p{Lu}+)*+(?!\p{L}|['-]\p{L})"
+_LONG = _CAPITALS.replace("+", "{3,}", 1)
+SHOUTED = Rule("capitals", regex.compile(rf"{_CAPITALS}(?:\P{{L}}+{_CAPITALS}){{2,}}|{_LONG}\P{{L}}+{_LONG}"), _lower)
+"""Three words in capitals in a row, or two long ones: the tagger takes them for names, and verbs for nouns."""
+_WORDS = regex.compile(r"\p{L}+(?:['-]\p{L}+)*")
+TITLE = Rule("capitals", regex.compile("(?s).+"), lambda m: m[0].replace("İ", "I").lower())
+"""A whole caption, of which all words but stop words begin with a capital."""
 
 
 @dataclass(frozen=True)
@@ -105,178 +149,63 @@ class CleanCaption:
 @lru_cache(maxsize=16384)  # a shard's captions are checked for a reason to skip them, and then parsed
 def clean(caption: str) -> CleanCaption:
     """Clean a caption. Its segments are in order and apart."""
-    if _PLAIN.fullmatch(caption) and not _shouted(caption):
+    if _PLAIN.fullmatch(caption):
         return CleanCaption(caption, (Segment(caption, 0),))
     copy = _Copy(caption)
-    copy.replace(_ENTITY, lambda m: _resolved(m[0]), "entities")
-    copy.replace(_KEYCAP, lambda m: " \u2328 ", "emoji")
-    copy.characters()
-    copy.replace(_TAG, lambda m: " " if (m["tag"] or m["mark"] or "").lower() in _INLINE else _WALL, "tags")
-    text = copy.text.replace(_WALL, " ")
-    copy.build_walls()
-    segments = copy.segments()
-    return CleanCaption(" ".join(text.split()), segments, frozenset(copy.kinds))
+    copy.rewrite(RULES)
+    text = copy.text.replace(WALL, " ")
+    copy.rewrite(CUTS)
+    copy.rewrite([TITLE if _is_title(copy.text) else SHOUTED])
+    return CleanCaption(" ".join(text.split()), tuple(copy.segments()), frozenset(copy.kinds))
 
 
 def plain_text(phrase: str) -> str:
-    """A phrase's text without entities, tags and invisible characters, for names of classes."""
-    if phrase.isascii() and not re.search(r"[^\w ',.-]|_|  ", phrase):
-        return phrase
+    """A phrase's text without entities, tags, hashes and invisible characters, for names of classes."""
     copy = _Copy(phrase)
-    copy.replace(_ENTITY, lambda m: _resolved(m[0]), "entities")
-    copy.characters()
-    copy.replace(_TAG, lambda m: " ", "tags")
-    return " ".join(re.sub(_SOFT, " ", copy.text).split()) or phrase
+    copy.rewrite([*RULES, HASH, MARKS])
+    return " ".join(copy.text.replace(WALL, " ").split()) or phrase
+
+
+def _is_title(text: str) -> bool:
+    words = _WORDS.findall(text)
+    return sum(word[0].isupper() and len(word) > 1 for word in words) > 1 and all(
+        word[0].isupper() or word.lower() in STOP_WORDS for word in words
+    )
 
 
 class _Copy:
-    """Text that is rewritten by patterns, with the span in the caption of each character."""
+    """Text that is rewritten by rules, with the span in the caption of each character."""
 
     def __init__(self, caption: str) -> None:
         self.text, self.kinds = caption, set[str]()
         self._spans: Sequence[Span] = [(i, i + 1) for i in range(len(caption))]
 
-    def replace(self, pattern: re.Pattern[str], by: Callable[[re.Match[str]], str | None], kind: str = "") -> None:
-        """Replace a pattern's matches, unless ``by`` gives None; each new character has the match's whole span."""
-        texts, spans, last = [], list[Span](), 0
-        for match in pattern.finditer(self.text):
-            new = by(match)
-            if new is None or match.end() == match.start():
-                continue
-            span = self._spans[match.start()][0], self._spans[match.end() - 1][1]
-            texts += [self.text[last : match.start()], new]
-            spans += [*self._spans[last : match.start()], *[span] * len(new)]
-            last = match.end()
-            if kind:
-                self.kinds.add(kind)
-        if last:
-            self.text = "".join(texts) + self.text[last:]
-            self._spans = spans + list(self._spans[last:])
+    def rewrite(self, rules: Iterable[Rule]) -> None:
+        """Apply rules in order.
 
-    def characters(self) -> None:
-        """Remove invisible characters, make all spaces one kind, and letters those of the plain alphabet."""
-        if self.text.count("\0") * 3 >= len(self.text):  # two bytes a character, read as one
-            self.replace(re.compile("\0"), lambda m: "", "invisible")
-        self.replace(_LINE, lambda m: "\n")
-        self.replace(_SPACES, lambda m: " ")
-        if not self.text.isascii() or not self.text.isprintable():
-            texts, spans = [], list[Span]()
-            for char, span in zip(self.text, self._spans, strict=True):
-                new = _character(char)
-                if new != char and not new.strip():
-                    self.kinds.add("invisible")
-                texts.append(new)
-                spans += [span] * len(new)
-            self.text, self._spans = "".join(texts), spans
+        New text of the same length has the spans of the old one's characters, else each of its
+        characters has the old one's whole span.
+        """
+        for kind, pattern, by in rules:
+            texts, spans, last = list[str](), list[Span](), 0
+            for match in pattern.finditer(self.text):
+                (start, end), new = match.span(), by if isinstance(by, str) else by(match)
+                if new == match[0]:
+                    continue
+                old = self._spans[start:end]
+                texts += [self.text[last:start], new]
+                spans += [
+                    *self._spans[last:start],
+                    *(old if len(new) == end - start else [(old[0][0], old[-1][1])] * len(new)),
+                ]
+                last = end
+                self.kinds |= {kind or (new == WALL and match.lastgroup) or ""} - {""}
+            if last:
+                self.text = "".join(texts) + self.text[last:]
+                self._spans = spans + list(self._spans[last:])
 
-    def build_walls(self) -> None:
-        """Put the mark of a segment's end wherever no phrase may reach over, outside of boilerplate."""
-        if find_boilerplate(self.text):
-            self.replace(BOILERPLATE, lambda m: _WALL if m.lastgroup in ("address", "file_name") else None)
-        text, boilerplate = self.text, find_boilerplate(self.text)
-
-        def wall(match: re.Match[str]) -> str | None:
-            kind, (start, end) = match.lastgroup, match.span()
-            if kind != "emoji" and any(part.start < end and start < part.end for part in boilerplate):
-                return None
-            if kind == "hashtags":
-                self.kinds.add(kind)
-                return None if _is_word(text, match) else _WALL
-            if kind in ("emoji", "full_stops", "separators", "scripts"):
-                self.kinds.add(kind)
-                return _WALL
-            return " "
-
-        self.replace(_WALLS, wall)
-        self.replace(_HASH, lambda m: _WALL)
-
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> Iterator[Segment]:
         """The parts between the walls, without those that have no letter or digit."""
-        self.replace(re.compile(r"\s+"), lambda m: " ")
-        if shouted := _shouted(self.text):
-            self.kinds.add("capitals")
-            lower = [c.lower() if len(c.lower()) == 1 else c for c in self.text]
-            self.text = "".join(
-                "".join(lower[a:b]) if in_capitals else self.text[a:b] for a, b, in_capitals in _cut(self.text, shouted)
-            )
-        found, start = [], 0
-        for part in self.text.split(_WALL):
-            first = start + len(part) - len(part.lstrip())
-            text = part.strip()
-            if any(c.isalnum() for c in text):
-                found.append(Segment(text, 0, tuple(self._spans[first : first + len(text)])))
-            start += len(part) + 1
-        return tuple(found)
-
-
-def _resolved(entity: str) -> str | None:
-    if entity[0] == "%" or len(entity) == 2:
-        return "\n" if entity[1] in "nrNR" else " "
-    if entity[0] == "\\":
-        return chr(int(entity[2:], 16))
-    text = entity if entity.endswith(";") else entity + ";"
-    for _ in range(entity.lower().count("amp;") + 1):
-        text = html.unescape(text)
-    if text.startswith("&") and len(text) > 1:
-        text = html.unescape(text.lower())
-    return None if text.startswith("&") and len(text) > 1 else text
-
-
-_ALIKE = {"'": "‘’ʼ`´", "-": "‐‑﹣", "–": "‒−―"}
-
-
-@lru_cache(maxsize=4096)
-def _character(char: str) -> str:
-    category = unicodedata.category(char)
-    if category == "Cf" or char in "\ufe0e\ufe0f\u20e3\u034f\u115f\u1160\u3164\uffa0\u180b\u180c\u180d":
-        return ""
-    if category in ("Cc", "Cs", "Cn", "Co", "Zs", "Zl", "Zp") and char != "\n" and category != "Co":
-        return " "
-    if "\uff01" <= char <= "\uff5e":
-        return chr(ord(char) - 0xFEE0)
-    for plain, others in _ALIKE.items():
-        if char in others:
-            return plain
-    if category in ("Lu", "Ll", "Lo", "Lm", "Lt", "So", "Nd") and not char.isascii():
-        plain = unicodedata.normalize("NFKC", char)
-        if plain.isalnum() and (category != "So" or len(plain) == 1):
-            return plain
-    return char
-
-
-def _is_word(text: str, hashtags: re.Match[str]) -> bool:
-    """Whether this is one hashtag that is a word of the sentence: a stop word is next to it."""
-    if re.search(r"[\s,]", hashtags[0]) or hashtags[0][0] in "@＠":
-        return False
-    before, after = _LAST_WORD.search(text, 0, hashtags.start()), _NEXT_WORD.match(text, hashtags.end())
-    return any(word is not None and word[1].lower() in STOP_WORDS for word in (before, after))
-
-
-def _shouted(text: str) -> list[Span]:
-    """Runs of words in capitals; or all the text if its words all begin with one, stop words apart.
-
-    A run has SHOUTED_WORDS words, or two of three letters and more.
-    """
-    runs, run, others, capitals = list[Span](), list[re.Match[str]](), False, 0
-    for match in [*_WORDS.finditer(text), None]:
-        word = match[0] if match else ""
-        if match and word.isupper():
-            run.append(match)
-        else:
-            if len(run) >= SHOUTED_WORDS or (len(run) > 1 and all(len(m[0]) > 2 for m in run)):
-                runs.append((run[0].start(), run[-1].end()))
-            run = []
-        capitals += word[:1].isupper() and len(word) > 1
-        others |= bool(word) and not word[0].isupper() and word.lower() not in STOP_WORDS
-    if not others and capitals > 1:
-        return [(0, len(text))]
-    return [r for r in runs if any(len(w) > 1 for w in _WORDS.findall(text[slice(*r)]))]
-
-
-def _cut(text: str, runs: Sequence[Span]) -> list[tuple[int, int, bool]]:
-    """The text as (start, end, whether it is one of the runs)."""
-    parts, last = [], 0
-    for start, end in runs:
-        parts += [(last, start, False), (start, end, True)]
-        last = end
-    return [*parts, (last, len(text), False)]
+        for match in _SEGMENT.finditer(self.text):
+            if any(c.isalnum() for c in match[0]):
+                yield Segment(match[0], 0, tuple(self._spans[match.start() : match.end()]))

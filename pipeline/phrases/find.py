@@ -25,9 +25,12 @@ def find_phrases(captions: Iterable[str], config: ParsePhrasesConfig) -> Iterato
     phrases = NounPhrases(config, model)
     first, second = tee((caption, _segments(caption, config)) for caption in captions)
     docs = model.docs(segment.text for _, segments in first for segment in segments)
-    for _, segments in second:
-        found = [(segment, phrases(next(docs))) for segment in segments]
-        yield found[0][1] if config.rules == 2 else _joined(found)
+    for caption, segments in second:
+        joined = CaptionPhraseSpans()
+        for segment in segments:
+            span = segment.in_caption(0, len(segment.text)) if segment.text else (0, 0)
+            joined.add(phrases(next(docs), whole=caption[slice(*span)] == caption.strip()), segment.in_caption)
+        yield joined
 
 
 def _segments(caption: str, config: ParsePhrasesConfig) -> tuple[Segment, ...]:
@@ -38,19 +41,6 @@ def _segments(caption: str, config: ParsePhrasesConfig) -> tuple[Segment, ...]:
     if not language or len(segments) == 1:
         return segments
     return tuple(s for s in segments if not (other_script(s.text) and other_language(s.text, language)))
-
-
-def _joined(found: Iterable[tuple[Segment, CaptionPhraseSpans]]) -> CaptionPhraseSpans:
-    """The phrases of a caption's segments, with spans in the caption."""
-    joined = CaptionPhraseSpans()
-    for segment, part in found:
-        for start, end, root in part.phrases:
-            span = segment.in_caption(start, end)
-            joined.phrases.append((*span, root))
-            joined.numbers[span] = part.numbers[start, end]
-        for reason, n in part.dropped.items():
-            joined.drop(reason, n)
-    return joined
 
 
 def caption_skip_reason(caption: str, config: ParsePhrasesConfig) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.captions import find_boilerplate
@@ -14,12 +13,8 @@ from pipeline.phrases.parsed import CaptionPhraseSpans
 _CHUNK = re.compile(r"\S+")
 
 
-class Word(NamedTuple):
-    """A word's span and its text in lower case."""
-
-    start: int
-    end: int
-    text: str
+Word = tuple[int, int, str]
+"""A word's span in the caption and its text in lower case."""
 
 
 def ngrams(caption: str, config: ParsePhrasesConfig) -> CaptionPhraseSpans:
@@ -35,23 +30,17 @@ def ngrams(caption: str, config: ParsePhrasesConfig) -> CaptionPhraseSpans:
     for n in range(1, min(config.max_ngram, max(map(len, clauses), default=0)) + 1):
         for words in clauses:
             for i in range(len(words) - n + 1):
-                gram = words[i : i + n]
-                if _has_stop_words(gram, only=config.ngram_stop_words == "whole"):
+                starts, ends, texts = zip(*words[i : i + n], strict=True)
+                stop_words = [text in STOP_WORDS for text in texts]
+                if all(stop_words) if config.ngram_stop_words == "whole" else stop_words[0] or stop_words[-1]:
                     parsed.drop("stop_words")
-                elif not any(c.isalpha() for word in gram for c in word.text):
+                elif not any(c.isalpha() for text in texts for c in text):
                     parsed.drop("not_a_word")
                 else:
-                    phrases.append((gram[0].start, gram[-1].end, " ".join(word.text for word in gram)))
+                    phrases.append((starts[0], ends[-1], " ".join(texts)))
     parsed.drop("too_many_ngrams", max(0, len(phrases) - config.max_ngrams))
     parsed.phrases = sorted(phrases[: config.max_ngrams])
     return parsed
-
-
-def _has_stop_words(gram: list[Word], *, only: bool) -> bool:
-    """Whether an n-gram starts or ends with a stop word or, with ``only``, has only stop words."""
-    if only:
-        return all(word.text in STOP_WORDS for word in gram)
-    return gram[0].text in STOP_WORDS or gram[-1].text in STOP_WORDS
 
 
 def _clauses(segment: Segment, config: ParsePhrasesConfig) -> list[list[Word]]:
@@ -67,11 +56,11 @@ def _clauses(segment: Segment, config: ParsePhrasesConfig) -> list[list[Word]]:
         while end > start and not caption[end - 1].isalnum():
             end -= 1
         text = caption[start:end].lower()
-        excluded = start == end or text in generic or any(p.start < end and start < p.end for p in boilerplate)
+        excluded = start == end or text in generic or any(part.overlaps(start, end) for part in boilerplate)
         if excluded or start > chunk.start():
             clauses.append([])
         if not excluded:
-            clauses[-1].append(Word(*segment.in_caption(start, end), text))
+            clauses[-1].append((*segment.in_caption(start, end), text))
         if end < chunk.end():
             clauses.append([])
     return [clause for clause in clauses if clause]

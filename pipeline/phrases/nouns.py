@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
-from unicodedata import category, normalize
+from unicodedata import normalize
+
+import regex
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.captions import Boilerplate, find_boilerplate
-from pipeline.phrases.lexicons import OWL_ST, nonvisual
-from pipeline.phrases.numbers import ALWAYS_PLURAL, ANY_WORDS, ONE_WORDS, number_of
+from pipeline.phrases.lexicons import ALWAYS_PLURAL, ANY_WORDS, ONE_WORDS, OWL_ST, nonvisual
+from pipeline.phrases.numbers import is_measure, number_of
 from pipeline.phrases.parsed import CaptionPhraseSpans
 from pipeline.phrases.parser import Parser
 from pipeline.phrases.wordnet import names
@@ -19,67 +21,52 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc, Span, Token
 
 
-KEPT_FORMS = ALWAYS_PLURAL - {"glasses"} | {"lens", "clothes", "gymnastics"}
-"""Heads whose form is their name, though a lemmatizer cuts off the "s"."""
-_CODE = re.compile(r"\d+(?:[.,x×/-]\d+)*[a-z]{0,3}|[a-z]{1,4}-?\d{3,}[\w-]*", re.IGNORECASE)
+NAME_OF_UP_TO = 3
+"""Words of a caption that is a name as a whole, though the tagger takes its noun for a verb: "leaves"."""
+_CODE = regex.compile(r"\d+(?:[.,x×/-]\d+)*[a-z]{0,3}|[a-z]{1,4}-?\d{3,}[\w-]*", regex.IGNORECASE)
 """Sizes and product codes as heads: "45x60cm", "18V", "DN1234"."""
+_BETWEEN_MARKS = regex.compile(r"[\p{L}\p{N}](?:.*[\p{L}\p{N}\p{M}])?", regex.DOTALL)
+_NO_NAME = regex.compile(r"[^\p{L}\p{N}\p{M}'’-]+|(?<![^\s])['’-]+|['’-]+(?![^\s])")
 
 
 class NounPhrases:
     """Extracts the phrases of parsed captions, as configured."""
 
     def __init__(self, config: ParsePhrasesConfig, parser: Parser) -> None:
-        self._config, self._parser = config, parser
+        self._config, self._parser, self._cleaned = config, parser, config.rules > 2
         lists = config.nonvisual if config.drop_nonvisual else ()
         self._nonvisual = nonvisual(lists)
-        self._names = frozenset(" ".join(name.lower().split()) for name in config.names) | (
-            names() if config.rules > 2 and config.known_names else frozenset()
-        )
-        self._longest_name = max((name.count(" ") + 1 for name in self._names), default=1)
         self._generic = OWL_ST if "owl_st" in lists else frozenset()  # has inflected forms: "ideas", "vectors"
+        known = names() if self._cleaned and config.known_names else frozenset()
+        self._names = known | {" ".join(name.lower().split()) for name in config.names}
+        self._longest_name = max((name.count(" ") + 1 for name in self._names), default=1)
 
-    def __call__(self, doc: Doc) -> CaptionPhraseSpans:
-        """Phrases of a parsed text."""
-        config, parsed, cleaned = self._config, CaptionPhraseSpans(), self._config.rules > 2
+    def __call__(self, doc: Doc, *, whole: bool = False) -> CaptionPhraseSpans:
+        """Phrases of a parsed text, which may be the ``whole`` caption."""
+        config, parsed = self._config, CaptionPhraseSpans()
         boilerplate = find_boilerplate(doc.text) if config.drop_boilerplate else []
         phrases: list[tuple[int, int, str]] = []
-        if cleaned:
-            self._retag(doc)
-        for chunk in doc.noun_chunks:
-            pieces = split_conjunctions(chunk) if config.split_conjunctions else None
-            if pieces is None and cleaned:
-                pieces = split_countable(chunk)
-            for span in pieces or (chunk,):
-                root = span[-1] if pieces else span.root
-                lemma, singular = self._parser.lemma(root).lower(), None
-                if cleaned and lemma == root.lower_ and (singular := self._parser.singular(root.lower_)):
-                    lemma = singular
-                if cleaned and root.lower_ in KEPT_FORMS:
-                    lemma = root.lower_
-                if reason := self._reason(root, lemma, boilerplate):
-                    parsed.drop(reason)
-                    continue
-                name = _name(root, lemma, span.start, pieces is not None)
-                if cleaned:
-                    name = _normalised(self._known_name(root, lemma, span.start) or name)
-                number = number_of(span, root, plural=singular is not None)
-                if config.method == "referring" and not pieces:
-                    span = expand(span, boilerplate)
-                if cleaned:
-                    span = _without_enumeration(span, root)
-                span = trim(span, determiners=config.drop_determiners, conjunctions=cleaned)
-                start, end = span.start_char, span.end_char
-                if not len(span):
-                    parsed.drop("only_a_determiner")
-                    continue
-                if cleaned:
-                    start, end = _without_marks(doc.text, start, end)
-                if start == end or not name:
+        for span, root, is_chunk in self._things(doc, whole):
+            lemma, plural = self._lemma(root)
+            if reason := self._reason(root, lemma, boilerplate):
+                parsed.drop(reason)
+                continue
+            name, number = self._name(root, lemma, span.start, is_chunk), number_of(span, root, plural=plural)
+            if config.method == "referring" and is_chunk:
+                span = expand(span, boilerplate)
+            span = trim(span, determiners=config.drop_determiners, conjunctions=self._cleaned)
+            if not len(span):
+                parsed.drop("only_a_determiner")
+                continue
+            start, end = span.start_char, span.end_char
+            if self._cleaned:
+                words = _BETWEEN_MARKS.search(doc.text, start, end)
+                if words is None or not name:
                     parsed.drop("not_a_word")
                     continue
-                phrases.append((start, end, name))
-                if cleaned:
-                    parsed.numbers[start, end] = number
+                start, end = words.span()
+                parsed.numbers[start, end] = number
+            phrases.append((start, end, name))
         if config.method == "referring":
             outer = _not_contained(phrases)
             parsed.drop("contained", len(phrases) - len(outer))
@@ -87,49 +74,71 @@ class NounPhrases:
         parsed.phrases = phrases
         return parsed
 
+    def _things(self, doc: Doc, whole: bool) -> Iterator[tuple[Span, Token, bool]]:
+        """Things with their heads: noun chunks (True), or parts of them."""
+        if self._cleaned:
+            self._retag(doc)
+        chunks = list(doc.noun_chunks)
+        for chunk in chunks:
+            pieces = split_conjunctions(chunk) if self._config.split_conjunctions else None
+            if pieces is None and self._cleaned:
+                pieces = split_countable(chunk)
+            yield from [(piece, piece[-1], False) for piece in pieces] if pieces else [(chunk, chunk.root, True)]
+        words = [token for token in doc if not token.is_punct]
+        if self._cleaned and whole and not chunks and 0 < len(words) <= NAME_OF_UP_TO:
+            last, plural = words[-1], self._parser.singular(words[-1].lower_)
+            if last.pos_ == "NOUN" or (len(words) == 1 and (plural or last.lower_ in self._parser.nouns)):
+                last.tag_, last.pos_ = "NNS" if plural else "NN", "NOUN"
+                yield doc[words[0].i : last.i + 1], last, False
+
     def _retag(self, doc: Doc) -> None:
         """Make nouns of last words that are tagged as adjectives, though they are none: "one platelet"."""
         for token in doc:
-            if token.pos_ == "ADJ" and self._parser.only_noun(token.lower_):
+            if token.pos_ == "ADJ" and token.lower_ in self._parser.only_nouns:
                 following = doc[token.i + 1].pos_ if token.i + 1 < len(doc) else ""
                 if following not in ("NOUN", "PROPN", "ADJ", "NUM"):
                     token.pos_ = "NOUN"
 
-    def _known_name(self, root: Token, lemma: str, start: int) -> str | None:
-        """The longest name of several words that ends with the root: "red blood cell"."""
-        words = [root.doc[i].lower_ for i in range(max(start, root.i - self._longest_name + 1), root.i)]
-        for first in range(len(words)):
-            name = " ".join([*words[first:], lemma])
+    def _lemma(self, root: Token) -> tuple[str, bool]:
+        """A head's dictionary form, and whether it is a plural."""
+        lemma, word = self._parser.lemma(root).lower(), root.lower_
+        if self._cleaned:
+            if word in ALWAYS_PLURAL - {"glasses"}:
+                return word, True
+            if lemma == word and (singular := self._parser.singular(word)):
+                return singular, True
+            if lemma != word and word in self._parser.nouns and lemma not in self._parser.nouns:
+                return word, False  # "lens", "gymnastics"
+        return lemma, root.tag_ in ("NNS", "NNPS") or "Plur" in root.morph.get("Number", [])
+
+    def _name(self, root: Token, lemma: str, start: int, is_chunk: bool) -> str:
+        """The longest known name that ends with the head, or its compounds and lemma: "traffic light"."""
+        before = [t for t in root.lefts if t.dep_ == "compound"]
+        if not is_chunk:  # in the dependency tree, words of a part may depend on the other side of the "and"
+            before = list(takewhile(lambda t: t.pos_ in ("NOUN", "PROPN"), reversed(root.doc[: root.i])))[::-1]
+        if not self._cleaned:
+            return " ".join([*(t.lower_ for t in before), lemma])
+        for first in range(max(start, root.i - self._longest_name + 1), root.i):
+            name = " ".join([*(t.lower_ for t in root.doc[first : root.i]), lemma])
             if name in self._names:
-                return name
-        return None
+                break
+        else:
+            name = " ".join([*(t.lower_ for t in before if not is_measure(t)), lemma])
+        return " ".join(_NO_NAME.sub(" ", normalize("NFC", name).replace(".", "")).split())
 
     def _reason(self, root: Token, lemma: str, boilerplate: Sequence[Boilerplate]) -> str | None:
         """Reason to drop a phrase with this root, or None."""
         if self._config.drop_pronouns and root.pos_ == "PRON":
             return "pronoun"
         for part in boilerplate:
-            if part.start <= root.idx < part.end:
+            if part.overlaps(root.idx, root.idx + 1):
                 return part.reason
         if lemma in self._nonvisual or root.lower_ in self._generic:
             return "nonvisual"
-        if self._config.rules > 2 and any(t.lower_ in ("no", "zero", "0") for t in root.lefts):
+        if self._cleaned and any(t.lower_ in ("no", "zero", "0") for t in root.lefts):
             return "absent"
-        if self._config.rules > 2 and _CODE.fullmatch(root.text):
-            return "not_a_word"
-        if root.like_url or not any(c.isalpha() for c in root.text):
-            return "not_a_word"
-        return None
-
-
-def _name(root: Token, lemma: str, start: int, split_conjunctions: bool) -> str:
-    """Compounds and lemma of the head noun: "traffic light" for "two red traffic lights"."""
-    if not split_conjunctions:
-        return " ".join([*(t.lower_ for t in root.lefts if t.dep_ == "compound"), lemma])
-    first = root.i  # in the dependency tree, words of a split chunk may depend on the other side of the "and"
-    while first > start and root.doc[first - 1].pos_ in ("NOUN", "PROPN"):
-        first -= 1
-    return " ".join([*(root.doc[i].lower_ for i in range(first, root.i)), lemma])
+        is_code = self._cleaned and _CODE.fullmatch(root.text)
+        return "not_a_word" if is_code or root.like_url or not any(c.isalpha() for c in root.text) else None
 
 
 def split_conjunctions(chunk: Span) -> list[Span] | None:
@@ -177,30 +186,6 @@ def split_countable(chunk: Span) -> list[Span] | None:
     return [*pieces, doc[start : root.i + 1]] if pieces and start <= root.i else None
 
 
-def _without_enumeration(span: Span, root: Token) -> Span:
-    """The span from its last article after a mark on: "a dog" of "2. a dog" and "e.g. a dog"."""
-    for i in range(min(root.i, span.end - 1), span.start, -1):
-        if span.doc[i].pos_ == "DET" and (span.doc[i - 1].is_punct or span.doc[i - 1].text.endswith(".")):
-            return span.doc[i : span.end]
-    return span
-
-
-def _without_marks(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without what is no letter, digit or accent at its ends."""
-    while start < end and not text[start].isalnum():
-        start += 1
-    while end > start and not (text[end - 1].isalnum() or category(text[end - 1])[0] == "M"):
-        end -= 1
-    return start, end
-
-
-def _normalised(name: str) -> str:
-    """A name of words and hyphens alone, "" if nothing is left."""
-    letters = normalize("NFC", name).replace(".", "")
-    kept = (c if c.isalnum() or c in "'’-" or category(c)[0] == "M" else " " for c in letters)
-    return " ".join(filter(None, (word.strip("'-’") for word in "".join(kept).split())))
-
-
 def expand(chunk: Span, boilerplate: Sequence[Boilerplate] = ()) -> Span:
     """Expand a chunk to its root's subtree, as GRIT does: "dog in a field of flowers".
 
@@ -218,7 +203,7 @@ def expand(chunk: Span, boilerplate: Sequence[Boilerplate] = ()) -> Span:
     while start < chunk.start and (doc[start].is_punct or doc[start].is_space):
         start += 1
     span = doc[start:end]
-    if any(part.start < span.end_char and span.start_char < part.end for part in boilerplate):
+    if any(part.overlaps(span.start_char, span.end_char) for part in boilerplate):
         return chunk
     return span
 
@@ -234,15 +219,12 @@ def _not_contained(phrases: Sequence[tuple[int, int, str]]) -> list[tuple[int, i
 
 def trim(span: Span, *, determiners: bool, conjunctions: bool = False) -> Span:
     """Remove leading punctuation, spaces and, optionally, determiners and conjunctions; may be empty."""
-    start = span.start
-    while start < span.end:
-        token = span.doc[start]
+    for token in span:
         if not (
             token.is_space
             or token.is_punct
             or (determiners and token.pos_ == "DET")
             or (conjunctions and token.pos_ == "CCONJ")
         ):
-            break
-        start += 1
-    return span.doc[start : span.end] if start > span.start else span
+            return span.doc[token.i : span.end]
+    return span.doc[span.end : span.end]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.phrases.lexicons import words
+from pipeline.phrases.lexicons import ALWAYS_PLURAL, ANY_WORDS, NUMBER_NAMES, ONE_WORDS, SAME_PLURAL, UNITS
 
 if TYPE_CHECKING:
     from spacy.tokens import Span, Token
@@ -19,45 +19,47 @@ _SMALL = (
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _VALUES = {word: n for n, word in enumerate(_SMALL)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _VALUES |= {"dozen": 12, "hundred": 100, "thousand": 1000, "both": 2, "pair": 2, "couple": 2, "trio": 3}
-_MULTIPLIERS = {"dozen", "hundred"}
 _GROUPS = {"pair", "couple", "trio", "dozen"}
-ANY_WORDS = words(
-    "all any dozens each enough every few hundreds less lots many more most multiple numerous plenty several some "
-    "thousands various least over than"
-)
-ONE_WORDS = frozenset({"a", "an", "another", "one", "single", "that", "this"})
-_SAME_PLURAL = words("aircraft bison cattle deer fish moose offspring salmon sheep shrimp spacecraft swine trout")
-ALWAYS_PLURAL = words(
-    "binoculars eyeglasses glasses goggles headphones jeans leggings overalls pajamas pants pliers pyjamas scissors "
-    "shorts spectacles sunglasses tights tongs trousers tweezers underpants"
-)
 
 
 def number_of(chunk: Span, root: Token, *, plural: bool) -> int:
     """Number of things that a chunk with this head names: ANY, 1 for a singular, or its number word.
 
-    plural: whether the head is a plural by its form, whatever its tag is.
+    plural: whether the head is a plural by its form.
     """
     before = [t for t in chunk if t.i < root.i]
     determiners = {t.lower_ for t in before}
-    plural = plural or root.tag_ in ("NNS", "NNPS") or "Plur" in root.morph.get("Number", [])
     if determiners & ANY_WORDS:
         return ANY
-    counted = _value([t.lower_ for t in before if t.dep_ == "nummod" and t.head == root for t in t.subtree])
+    counts = [t for n in before if n.dep_ == "nummod" and n.head == root for t in n.subtree if not _is_label(t)]
+    counted = _value([t.lower_ for t in counts])
     if counted is None and "both" in determiners:
         counted = 2
     if counted is None and (group := _group(root)) is not None:
         counted = 1 if root.lower_ in ALWAYS_PLURAL else _value(group)
-    if counted is not None and counted > 1 and (plural or root.lower_ in _SAME_PLURAL):
+    if counted is not None and counted > 1 and (plural or root.lower_ in SAME_PLURAL):
         return counted
     if counted == 1 and root.lower_ in ALWAYS_PLURAL:
         return 1
     if plural:
         return ANY
     several = any(t.pos_ == "CCONJ" and t.i and chunk.doc[t.i - 1].pos_ in ("NOUN", "PROPN") for t in before)
-    if not determiners & ONE_WORDS and (several or root.lower_ in _SAME_PLURAL):
+    if not determiners & ONE_WORDS and (several or root.lower_ in SAME_PLURAL):
         return ANY
     return 1
+
+
+def is_measure(token: Token) -> bool:
+    """Whether a noun before another is the unit of a number, so no part of a name: "5 kg bag", "5 star hotel"."""
+    if token.dep_ != "compound" or not token.i or not (number := token.nbor(-1)).like_num:
+        return False
+    return number.head == token or not number.whitespace_ or (number.is_digit and token.lower_ in UNITS)
+
+
+def _is_label(token: Token) -> bool:
+    """Whether a number counts no things, as it belongs to a unit or follows a word such as "size"."""
+    doc, i = token.doc, token.i
+    return (i + 1 < len(doc) and is_measure(doc[i + 1])) or (i > 0 and doc[i - 1].lower_ in NUMBER_NAMES)
 
 
 def _group(root: Token) -> list[str] | None:
@@ -83,5 +85,5 @@ def _value(texts: list[str]) -> int | None:
         if word == "thousand":
             total, last = total + max(last, 1) * value, 0
         else:
-            last = max(last, 1) * value if word in _MULTIPLIERS else last + value
+            last = max(last, 1) * value if word in ("dozen", "hundred") else last + value
     return total + last or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -22,3 +23,10 @@ class CaptionPhraseSpans:
         """Count ``n`` dropped phrases."""
         if n:
             self.dropped[reason] = self.dropped.get(reason, 0) + n
+
+    def add(self, part: CaptionPhraseSpans, in_caption: Callable[[int, int], tuple[int, int]]) -> None:
+        """Add the phrases of a part of the caption, where a span of the part has a span in the caption."""
+        self.phrases += [(*in_caption(start, end), root) for start, end, root in part.phrases]
+        self.numbers |= {in_caption(*span): number for span, number in part.numbers.items()}
+        for reason, n in part.dropped.items():
+            self.drop(reason, n)

@@ -80,7 +80,8 @@ class Parser:
             self._nlp.disable_pipe(name)
         names = ("lemma_index", "lemma_exc", "lemma_rules")
         tables = [self._lemmatizer.lookups.get_table(n, {}) if self._lemmatizer else {} for n in names]
-        self._nouns, self._adjectives = (frozenset(tables[0].get(kind, ())) for kind in ("noun", "adj"))
+        self.nouns = frozenset(tables[0].get("noun", ()))
+        self.only_nouns = self.nouns - frozenset(tables[0].get("adj", ()))
         self._irregular, self._endings = tables[1].get("noun", {}), tables[2].get("noun", ())
         self._limit = len(self._nlp.vocab.strings) + NEW_STRINGS
 
@@ -89,21 +90,18 @@ class Parser:
         """Whether the vocabulary has grown so much that the pipeline should be reloaded."""
         return len(self._nlp.vocab.strings) > self._limit
 
-    def only_noun(self, word: str) -> bool:
-        """Whether the model's dictionary has the word as a noun and not as an adjective."""
-        return word in self._nouns and word not in self._adjectives
-
     def singular(self, word: str) -> str | None:
         """Singular of a plural noun in lower case by the model's dictionary; None if it is no plural there.
 
         The tagger takes capitalised words for names, which keep their forms.
         """
-        if word in self._nouns or not self._nouns:
+        if word in self.nouns:
             return None
-        if forms := self._irregular.get(word):
-            return str(forms[0])
-        stems = (word[: -len(old)] + new for old, new in self._endings if old and word.endswith(old))
-        return next((stem for stem in stems if stem in self._nouns), None)
+        stems = [
+            *self._irregular.get(word, ()),
+            *(word.removesuffix(a) + b for a, b in self._endings if word.endswith(a)),
+        ]
+        return next((stem for stem in stems if stem in self.nouns), None)
 
     def docs(self, captions: Iterable[str]) -> Iterator[Doc]:
         """Tag and parse captions, in order."""

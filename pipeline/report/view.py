@@ -21,7 +21,6 @@ from pipeline.config.recipes import load_recipe
 from pipeline.data.images import ImageError
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
-from pipeline.inspection.evaluation_store import EvaluationStore
 from pipeline.inspection.label_store import LabelStore
 from pipeline.inspection.samples import SampleStore, TrainingStore
 from pipeline.inspection.selection import Query, SampleIndex
@@ -76,9 +75,15 @@ def evaluation_sources(folder: Path, shards: Mapping[str, Sequence[str]] | None 
     file, given = folder / "metrics.json", shards or {}
     stamp = (str(file), str(file.stat().st_mtime_ns))
     return {
-        f"{name}/": Source(stamp, partial(EvaluationStore, folder, name, given.get(name, ())))
+        f"{name}/": Source(stamp, partial(_evaluation_store, folder, name, given.get(name, ())))
         for name in json.loads(file.read_text())["sets"]
     }
+
+
+def _evaluation_store(folder: Path, name: str, shards: Sequence[str]) -> SampleStore:
+    from pipeline.inspection.evaluation_store import EvaluationStore  # loads torch
+
+    return EvaluationStore(folder, name, shards)
 
 
 def run_sources(run: Path) -> dict[str, Source]:
@@ -111,11 +116,11 @@ class Site:
     """The site of one folder.
 
     Args:
-        title: of its pages. sources: stores. runs: gives the folders of the runs there are now. A
+        title: of its pages. sources: stores. runs: gives name -> folder of the runs there are now. A
             run's stores, and the pages of its report, are below its name.
     """
 
-    def __init__(self, title: str, sources: Sources, runs: Callable[[], Sequence[Path]] = list) -> None:
+    def __init__(self, title: str, sources: Sources, runs: Callable[[], Mapping[str, Path]] = dict) -> None:
         self._title, self._sources, self._runs, self._lock = title, sources, runs, RLock()
         self._progress: Progress = Silent()
         self._made = provenance()
@@ -138,10 +143,10 @@ class Site:
     def _all(self) -> dict[str, Source]:
         """All stores there are now."""
         sources = dict(self._sources)
-        for run in self._runs():
+        for title, run in self._runs().items():
             try:
-                sources |= {f"{run.name}/{name}": source for name, source in run_sources(run).items()}
-            except (InputError, OSError):
+                sources |= {f"{title}/{name}": source for name, source in run_sources(run).items()}
+            except (InputError, OSError, ValueError, KeyError):
                 continue  # its line in the list says why
         return sources
 
@@ -175,11 +180,11 @@ class Site:
 
     def _run(self, path: str) -> Path | None:
         """The run at ``NAME/``."""
-        return next((run for run in self._runs() if f"{run.name}/" == path), None)
+        return self._runs().get(path.removesuffix("/")) if path.endswith("/") else None
 
     def _file(self, path: str) -> Path | None:
         """A file of a run's report, and nothing outside it."""
-        name, _, rest = path.partition("/report/")
+        name, _, rest = path.rpartition("/report/")
         if not rest or (run := self._run(f"{name}/")) is None:
             return None
         folder = (run / "report").resolve()
@@ -214,9 +219,12 @@ class Site:
             if 1 <= number <= pages and number != query.page
         }
         return render(
-            "view.html", title=f"{self._title}: {address}".removesuffix(": "), items=items, query=query, live=True, links=links,
+            "view.html", title=self._heading(address), items=items, query=query, live=True, links=links,
             pages=pages, found=len(chosen), total=len(index), made=self._made, up="/" if address else "",
         )  # fmt: skip
+
+    def _heading(self, path: str) -> str:
+        return f"{self._title}: {path}".removesuffix(": ")
 
     def _list(self, path: str, below: Mapping[str, str]) -> str:
         """The list of runs, or of the stores and pages below a path."""
@@ -227,15 +235,21 @@ class Site:
             pages = {file.stem: f"/{quote(path)}report/{quote(file.name)}" for file in files}
         stores = {} if runs else {name.rstrip("/"): f"/{quote(address)}" for name, address in below.items()}
         return render(
-            "list.html", title=f"{self._title}: {path}".removesuffix(": "), runs=runs, pages=pages, stores=stores, made=self._made,
-            state=run_state(run) if run else None, up="/" if path else "",
+            "list.html", title=self._heading(path), runs=runs, pages=pages, stores=stores, made=self._made,
+            state=_state(run)[0] if run else None, up="/" if path else "",
         )  # fmt: skip
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for run in self._runs():
-            file = RunLayout(run).summary
-            try:
-                numbers = headline(json.loads(file.read_text())) if file.is_file() else []
-            except (ValueError, KeyError, TypeError):
-                numbers = []
-            yield {"name": run.name, "address": f"/{quote(run.name)}/", "state": run_state(run), "numbers": numbers}
+        for name, run in self._runs().items():
+            state, numbers = _state(run)
+            yield {"name": name, "address": f"/{quote(name)}/", "state": state, "numbers": numbers}
+
+
+def _state(run: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(state of a run, or why its files cannot be read; its headline figures)."""
+    file = RunLayout(run).summary
+    try:
+        run_sources(run)
+        return run_state(run), headline(json.loads(file.read_text())) if file.is_file() else []
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {type(error).__name__}: {error}", []

@@ -101,7 +101,12 @@ def _gates(config: SelfTrainConfig) -> list[str]:
 
 def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any], number: int) -> dict[str, Any]:
     set_name, metric = gain_metric(config, layout)
-    cell = verdict["sets"][set_name][metric][1]
+    if (cells := verdict["sets"].get(set_name, {}).get(metric)) is None:
+        raise InputError(
+            f"promotion.gain: found no {set_name}.{metric} of the student; want it evaluated as the teacher was, or "
+            "another metric of both"
+        )
+    cell = cells[1]
     gain, least = round(float(cell["difference"]), 9), config.promotion.least_gain
     better_control = None
     if verdict["promoted"]:

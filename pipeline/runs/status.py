@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.execution.claims import holder_alive
 from pipeline.execution.progress import ProgressNote
 from pipeline.io.atomic import write_json
-from pipeline.io.paths import is_url
+from pipeline.io.paths import is_hidden, is_url
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.strict_model import StrictModel
 from pipeline.runs.excluded_shards import stage_folder, stage_title
@@ -116,29 +116,51 @@ class RunRow:
 
 
 def list_runs(folder: str | Path) -> list[RunRow]:
-    """The runs in a folder, by name.
+    """The runs in a folder and in its folders, by name.
 
     Raises:
         InputError: no such folder, or it has no runs.
     """
-    roots = sorted(p.parent for p in Path(folder).glob("*/config.yaml"))
-    if not roots:
+    runs = runs_in(Path(folder))
+    if not runs:
         raise InputError(f"{folder}: found no runs (folders with a config.yaml); want the folder that holds them")
-    return [_row(RunLayout(root)) for root in roots]
+    return [RunRow(name, run_state(run), _numbers(RunLayout(run))) for name, run in runs.items()]
 
 
-def _row(layout: RunLayout) -> RunRow:
+def runs_in(folder: Path, depth: int = 3) -> dict[str, Path]:
+    """Path relative to ``folder`` -> folder of each run at most ``depth`` levels below it."""
+    runs: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_hidden(path.name) or not path.is_dir():
+            continue
+        if RunLayout(path).config.is_file():
+            runs[path.name] = path
+        elif depth > 1:
+            runs |= {f"{path.name}/{name}": run for name, run in runs_in(path, depth - 1).items()}
+    return runs
+
+
+def run_state(out: str | Path) -> str:
+    """The state of a run in a line, with what it does now, and why and when it ended."""
+    layout = RunLayout(Path(out))
     state = RunState.read(layout)
-    words = state.words(layout) if state is not None else ""
-    if state is not None and state.ended is not None:
-        words += f" ({time.strftime('%Y-%m-%d %H:%M', time.localtime(state.ended))})"
+    if state is None:  # of an earlier version
+        return "completed" if layout.summary.is_file() else "not finished"
+    words = state.words(layout)
+    if state.ended is not None:
+        return f"{words} ({time.strftime('%Y-%m-%d %H:%M', time.localtime(state.ended))})"
+    notes = [note for stage in read_status(out) for note in stage.notes]
+    return "; ".join([words, *notes])
+
+
+def _numbers(layout: RunLayout) -> str:
     if not layout.summary.is_file():
-        return RunRow(layout.root.name, words or "not finished")
+        return ""
     summary = json.loads(layout.summary.read_text())
     best = str(summary["best"])
     metrics = summary.get(best.split("-")[0], {})
     numbers = [f"{head} {metrics[key]:.1f}" for key, head in columns(summary).items() if metrics.get(key) is not None]
-    return RunRow(layout.root.name, words or "completed", f"{best}: {', '.join(numbers) or 'not evaluated'}")
+    return f"{best}: {', '.join(numbers) or 'not evaluated'}"
 
 
 def stage_states(layout: RunLayout, config: SelfTrainConfig | None) -> Iterator[StageStatus]:
@@ -208,19 +230,3 @@ def _notes(layout: RunLayout, prefix: str) -> tuple[str, ...]:
         if note.done < note.total:
             notes.append(f"{name}: {note.words()}")
     return tuple(notes)
-
-
-def runs_in(folder: str | Path) -> list[Path]:
-    """Folders of the runs directly below a folder, by name."""
-    return sorted(p.parent for p in Path(folder).glob("*/config.yaml") if not p.parent.name.startswith("."))
-
-
-def run_state(out: str | Path) -> str:
-    """The state of a run in a line, with what it does now or did last."""
-    stages = read_status(out)
-    if notes := [note for stage in stages for note in stage.notes]:
-        return f"running: {'; '.join(notes)}"
-    if RunLayout(Path(out)).summary.is_file():
-        return "finished"
-    last = f", last {stages[-1].name}: {stages[-1].done}" if stages else ""
-    return f"not finished, no running stage{last}"

@@ -65,8 +65,7 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
     members.check(len(captions), samples, problems, config.max_unread_share)
     parsed = _parsed(captions, config, queue)
     schema = PHRASES if config.rules == 2 else NUMBERED_PHRASES
-    rows: dict[str, list[str | int | None]] = {name: [] for name in NUMBERED_PHRASES.names}
-    keys, texts, words, roots, starts, ends, counts = rows.values()
+    rows: list[tuple[str | int | None, ...]] = []
     for key, caption in captions:
         spans = parsed[caption]
         phrases.keep(len(spans.phrases))
@@ -77,13 +76,8 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
             continue
         samples.keep()
         for start, end, root in spans.phrases:
-            keys.append(key)
-            texts.append(caption)
-            words.append(caption[start:end])
-            roots.append(root)
-            starts.append(start)
-            ends.append(end)
-            counts.append(spans.numbers.get((start, end)))
+            number = spans.numbers.get((start, end))
+            rows.append((key, caption, caption[start:end], root, start, end, number))
     foreign = samples.dropped.get("not_english", 0) + samples.dropped.get("not_in_language", 0)
     if foreign * 2 > samples.seen:
         problems.notes.append(
@@ -92,7 +86,8 @@ def _parse_shard(job: ShardJob, *, queue: WorkQueue, config: ParsePhrasesConfig,
         )
     name = f"{job.name}.parquet"
     footer = {"stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION)}
-    output = write_table(join(out, name), pa.table({n: rows[n] for n in schema.names}, schema=schema), schema, footer)
+    columns = dict(zip(schema.names, zip(*rows, strict=True), strict=False)) or dict.fromkeys(schema.names, ())
+    output = write_table(join(out, name), pa.table(columns, schema=schema), schema, footer)
     numbers = {"distinct_captions": float(len(parsed)), "captions_cut": float(cut), **members.numbers()}
     if config.rules > 2:
         kinds = Counter(kind for _, caption in captions for kind in clean(caption).kinds)

@@ -199,6 +199,11 @@ def test_inputs_that_disagree_are_named(inputs, change, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_captions_without_an_image_are_named_in_training(inputs):
+    with pytest.raises(ValueError, match=r"captions \[1\] have no image"):
+        tiny_model().train()(**inputs, image_index=torch.tensor([0, -1]), labels=[target(inputs)] * 2)
+
+
 @pytest.mark.parametrize("name", ["pixel_values", "input_ids", "attention_mask"])
 def test_inputs_that_are_no_tensors_are_named(inputs, name):
     with pytest.raises(TypeError, match=f"{name}: found ndarray; want a tensor"):

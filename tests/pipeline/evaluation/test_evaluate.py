@@ -21,12 +21,16 @@ from pipeline.data.records import ClassPrompt, DatasetCard, GroundingRecord, Reg
 from pipeline.errors import InputError, RunError
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.evaluation_set import EvaluationSet
+from pipeline.evaluation.label_qa import judge_labels
 from pipeline.evaluation.match_tables import read_match_tables
+from pipeline.evaluation.metrics import iou_matrix
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.protocols import class_chunks
 from pipeline.execution.progress import Silent
+from pipeline.inspection.evaluation_store import EvaluationStore
 from pipeline.io.hashing import digest_file
 from pipeline.io.tars import write_tar
+from pipeline.report.evaluation import write_evaluation_page
 from pipeline.stages.jobs import Evaluate
 from tests.fixtures.annotators import predict_images
 from tests.fixtures.crawl import jpeg
@@ -111,6 +115,33 @@ def test_a_set_without_ground_truth_is_undefined_and_left_out(shards, teacher, t
     assert compared["sets"]["mean of odinw"]["ap"][0]["value"] == pytest.approx(got["wild"]["ap"])
 
 
+def assert_store_agrees(folder: Path, name: str) -> None:
+    """The pages' verdicts are those of the evidence, and right boxes are where gold of their phrase is."""
+    store = EvaluationStore(folder, name)
+    tables = read_match_tables(folder / "evidence", name)
+    judged = judge_labels(tables)
+    samples = [sample for shard in range(len(store.shards)) for sample in store.samples(shard)]
+    boxes = [box for sample in samples for box in sample.boxes]
+    assert sum(box.verdict == "right" for box in boxes) == judged.correct.sum()
+    assert sum(box.verdict in ("right", "wrong") for box in boxes) == len(judged.correct)
+    assert sum(box.verdict == "missed" for box in boxes) == (judged.gold_score < store.least).sum()
+    assert sum(box.status == "gold" for box in boxes) == len(tables.matches.gold_label)
+    for sample in samples:
+        gold = [box for box in sample.boxes if box.status == "gold"]
+        for box in sample.boxes:
+            overlaps = [
+                iou_matrix(np.array([box.box]), np.array([g.box]))[0, 0] for g in gold if g.phrase == box.phrase
+            ]
+            assert box.verdict != "right" or max(overlaps) >= 0.5 - 1e-6
+    worst = store.worst(3)
+    for kind, places in worst.items():
+        assert len(places) == len(set(places)) <= 3
+        for shard, row in places:
+            assert kind in {box.verdict for box in store.samples(shard)[row].boxes}
+    last = int(samples[-1].key)
+    assert store.image(*store.place(len(samples) - 1)) == jpeg(last, SIZES[last % 5])
+
+
 def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
     protocols = {"federated": "lvis", "refs": "refcoco", "wild": "odinw", "wild2": "odinw", "coco": "coco"}
     sets = shards | {
@@ -133,6 +164,8 @@ def test_each_protocol_gives_its_own_metrics(shards, teacher, tmp_path):
     found = read_predictions(str(tmp_path / "e" / "predictions" / "federated--federated-0.parquet"), 5)
     for one in found:  # four of each prompt of two names: car and tree, traffic light and dog, umbrella
         assert [int(np.isin(one.labels, pair).sum()) for pair in ([0, 1], [2, 3], [4])] == [4, 4, 4]
+    for name in sets:
+        assert_store_agrees(tmp_path / "e", name)
     report = (tmp_path / "e" / "report.md").read_text()
     assert "APr" in report and "LVIS, fixed AP" in report
     for kind in ("precision-recall", "reliability", "frequency"):
@@ -490,3 +523,28 @@ def test_an_output_of_the_wrong_kind_is_one_line(shards, teacher, tmp_path):
     assert done.exit_code == 2 and f"{tmp_path / 'file'}" in done.stderr and "want a folder" in done.stderr
     done = call("evaluate", *options, "--out", tmp_path / "e", "--report-json", tmp_path)
     assert done.exit_code == 2 and "is a directory" in done.stderr and not (tmp_path / "e").exists()
+
+
+def test_an_evaluations_page_needs_the_shards_that_were_evaluated(shards, teacher, tmp_path):
+    sets = {name: list(paths) for name, paths in shards.items() if name != "federated"}
+    run(sets, tmp_path / "e", teacher)
+    out = tmp_path / "page.html"
+    write_evaluation_page(tmp_path / "e", out, title="<b>T</b>", made={"version": "1"})
+    page = out.read_text()
+    assert "&lt;b&gt;T&lt;/b&gt;" in page and "Worst misses" in page and page.count("<svg ") > 6
+    assert all(f"<td>{name}</td>" in page for name in ("car", "tree", "a red car"))
+    write_evaluation_page(tmp_path / "e", tmp_path / "again.html", title="<b>T</b>", made={"version": "1"})
+    assert (tmp_path / "again.html").read_bytes() == out.read_bytes()
+    with pytest.raises(InputError, match="val was evaluated on other shards"):
+        EvaluationStore(tmp_path / "e", "val", shards["val"][:1])
+    with pytest.raises(
+        InputError, match=r"nowhere\.tar: no such file; want the shards of val \(--set-shards val=...\)"
+    ):
+        EvaluationStore(tmp_path / "e", "val", ["nowhere.tar"])
+    with pytest.raises(InputError, match="no set vla; want one of captions, val"):
+        EvaluationStore(tmp_path / "e", "vla")
+    card = tmp_path / "e" / "evidence" / "val.json"
+    card.write_text(json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != "shards"}))
+    with pytest.raises(InputError, match="earlier version; name the set's shards"):
+        EvaluationStore(tmp_path / "e", "val")
+    assert EvaluationStore(tmp_path / "e", "val", shards["val"]).shards == ["val-0", "val-1"]

@@ -84,7 +84,7 @@ def test_inspects_page(world, browser, scheme):
     assert done.exit_code == 0, done.output
     page = opened(browser, page_file, scheme)
     assert page.locator("figure").count() == 6
-    assert min(page.evaluate("[...document.images].map(i => i.naturalWidth)")) == 360
+    assert min(page.evaluate("[...document.images].map(i => i.naturalWidth)")) == 400
     words = page.inner_text("body")
     assert words.count("<as it is>") == 6 and "No problems" in words
     bars = page.locator(".bar")

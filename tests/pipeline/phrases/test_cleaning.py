@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,10 @@ def pairs(caption, **changes):
         ("a red car <span class=", [("red car", "car")]),
         ("a red [b]car[/b]", [("red [b]car", "car")]),
         ("a dog on the beach #dog #puppylove @doglover", [("dog", "dog"), ("beach", "beach")]),
-        ("my #dog on the #beach", [("dog", "dog"), ("beach", "beach")]),
+        ("my #dog on the #beach", [("my #dog", "dog"), ("beach", "beach")]),
+        ("a #red #car on the street", [("red #car", "car"), ("street", "street")]),
+        ("two #red #cars in a #city #nyc #love", [("two #red #cars", "car"), ("city", "city")]),
+        ("a red car #x #y a dog #z", [("red car", "car"), ("dog", "dog")]),
         ("Vintage Leather Sofa | Brown", [("Vintage Leather Sofa", "leather sofa"), ("Brown", "brown")]),
         ("phone case - leather — red strap", [("phone case", "phone case"), ("leather", "leather"),
                                              ("red strap", "strap")]),
@@ -113,6 +117,15 @@ def test_short_english_is_not_lost():
     assert not [caption for caption, reason in reasons.items() if reason == "not_english"]
 
 
+ENGLISH = Path(__file__).with_name("english_captions.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_english_with_foreign_names_is_not_lost():
+    """Captions with brands, places, dishes and titles: "eau de parfum spray", "las vegas sign"."""
+    assert len(ENGLISH) > 350
+    assert not [caption for caption in ENGLISH if caption_skip_reason(caption, CONFIG)]
+
+
 def test_what_was_cleaned_is_named():
     assert clean("a dog and a cat").kinds == set()
     assert clean("A DOG &amp; a <b>cat</b> 😍 | #x #y").kinds >= {"entities", "tags", "emoji", "separators", "hashtags"}
@@ -121,7 +134,16 @@ def test_what_was_cleaned_is_named():
 
 
 def test_names_of_classes_are_plain():
-    texts = ["red car", "red</b> car", "red&nbsp;car", "re\u200bd car", "red\x00 car", 'red" car', "red\n car"]
+    texts = [
+        "red car",
+        "red</b> car",
+        "red&nbsp;car",
+        "re\u200bd car",
+        "red\x00 car",
+        'red" car',
+        "red\n car",
+        "red #car",
+    ]
     assert {plain_text(text) for text in texts} == {"red car"}
     assert plain_text("dog's T-shirt, no. 3") == "dog's T-shirt, no. 3"
 

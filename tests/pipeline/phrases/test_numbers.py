@@ -27,6 +27,8 @@ def numbers(caption, **changes):
         ("a pair of shoes", 2), ("a pair of scissors", 1), ("a couple of dogs", 2), ("a dozen eggs", 12),
         ("a Dolce and Gabbana bag", 1), ("a black and white cat", 1), ("pool and palm trees", 0), ("TWO RED CARS", 2),
         ("men", 0), ("two women", 2), ("a 5 star hotel", 1), ("2-3 apples", 0),
+        ("lens", 1), ("a camera lens", 1), ("two lenses", 2), ("clothes", 0), ("two 12 oz cans", 2),
+        ("size 8 boots", 0), ("size 10 shoes", 0), ("leaves", 0), ("crowd", 1),
     ],
 )  # fmt: skip
 def test_numbers(caption, number):
@@ -66,6 +68,15 @@ def test_countable_things_are_split(caption, phrases):
         ("an electric guitar by a swimming pool", ["electric guitar", "swimming pool"]),
         ("a black cat and a red car and an old man", ["cat", "car", "man"]),
         ("two red traffic lights", ["traffic light"]),
+        ("a 5 kg bag by a 10 inch pan", ["bag", "pan"]),
+        ("a 5 star hotel and 500 ml water bottles", ["hotel", "water bottle"]),
+        ("one number card and two star signs", ["number card", "star sign"]),
+        ("leaves", ["leaf"]),
+        ("Leaves.", ["leaf"]),
+        ("crowd", ["crowd"]),
+        ("size 10 shoes", ["shoe"]),
+        ("lens", ["lens"]),
+        ("see https://t.co/abc", []),
     ],
 )
 def test_names_of_several_words_are_roots(caption, roots):

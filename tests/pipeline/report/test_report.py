@@ -13,16 +13,19 @@ from pipeline.config.recipes import load_recipe
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.drawing.boxes import contrast_with_white, draw_regions, phrase_colours, write_montage
 from pipeline.inspection.samples import TrainingStore, phrases_of, record_sample
+from pipeline.io.atomic import write_json
 from pipeline.io.tars import write_tar
 from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.figures import caption_pieces, write_gallery
-from pipeline.report.page import comparison_markdown, quality_markdown
+from pipeline.report.page import comparison_markdown, quality_markdown, quality_rows
 from pipeline.report.plots import loss_curves
+from pipeline.report.provenance import provenance
+from pipeline.report.round import metric_tables
 from pipeline.report.run import write_run_report
 from pipeline.report.urls import BOARD, FILES
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult
-from pipeline.runs.summary import summarise, table_lines
+from pipeline.runs.summary import columns, summarise, table_lines
 from tests.fixtures.crawl import jpeg
 
 CAPTION = "a <b>red</b> car & a tree"
@@ -82,7 +85,7 @@ class Tags(HTMLParser):
         self.sources, self.text = [], ""
 
     def handle_starttag(self, tag, attrs):
-        self.sources += [v for k, v in attrs if k in {"src", "href"}]
+        self.sources += [v for k, v in attrs if k in {"src", "href"} and v != "data:,"]  # but for the empty icon
 
     def handle_data(self, data):
         self.text += data + " "
@@ -239,3 +242,56 @@ def test_a_run_on_real_data_has_columns_of_its_own_sets_only():
     quality = {"labels": 4, "precision": 50.0, "recall": 25.0, "gold": 8}
     judged = {"all": quality, "base": quality, "novel": {**quality, "gold": 0, "labels": 0}}
     assert quality_markdown(judged, demo=False).splitlines()[2:] == ["| all | 4 | 50.0 | 25.0 |"]
+
+
+def write_metrics(layout: RunLayout, model: str, **sets: dict[str, float]) -> None:
+    write_json(layout.evaluation(model) / "metrics.json", {"sets": sets})
+
+
+def test_a_real_run_speaks_of_its_own_sets(tmp_path):
+    config = load_recipe("demo", ["demo=null", "data.base=null", "data.novel=null", "data.evaluation=[lvis, refs]"])
+    layout = RunLayout(tmp_path)
+    for model, ap in (("teacher", 20.0), ("student-1", 24.5), ("control-1", 21.0)):
+        write_metrics(layout, model, lvis={"ap": ap, "ap_rare": ap - 9, "images": 5}, refs={"precision_at_1": 2 * ap})
+    result = RoundResult(round=1, teacher="teacher", student="student-1", promoted=True, go_on=True, why="w")
+    summary = json.loads(json.dumps(summarise(config, layout, {}, [result])))
+    assert list(columns(summary).values()) == ["lvis AP", "lvis APr", "refs P@1"]
+    text = comparison_markdown(summary) + "\n".join(table_lines(summary))
+    assert "| **student** | 24.5 | 15.5 | 49.0 |" in text and "NOVEL" not in text and "BASE" not in text
+    page = re.sub(r"[\s,]+", " ", parse(write_run_report(config, layout, summary)).text)
+    assert "NOVEL" not in page and "BASE" not in page and "own data settings in the run's config.yaml" in page
+    assert "lvis AP student 24.5 +3.5 over the control +4.5 over the teacher" in page
+    assert "refs P@1 student 49.0 +7.0 over the control" in page
+
+
+def test_groups_of_labels_that_there_are_not_are_left_out():
+    some = {"labels": 5, "correct": 4, "gold": 6, "found": 4, "precision": 80.0, "recall": 66.7}
+    none = {"labels": 0, "correct": 0, "gold": 0, "found": 0, "precision": None, "recall": None}
+    assert [name for name, _ in quality_rows({"all": some, "base": some, "novel": none}, False)] == ["all"]
+    both = {"all": some, "base": some, "novel": some}
+    assert [name for name, _ in quality_rows(both, False)] == ["all", "names with human labels", "other names"]
+    assert [name for name, _ in quality_rows(both, True)] == ["all", "base", "novel"]
+
+
+def test_a_rounds_tables_have_the_student_minus_the_control(tmp_path):
+    layout = RunLayout(tmp_path)
+    write_metrics(layout, "control-1", gold={"ap": 30.0})
+    cell = {"value": 33.0, "difference": 5.0, "difference_interval": [1.0, 9.0]}
+    over = cell | {"difference": 3.0, "difference_interval": [-1.0, 7.0]}
+    verdict = {"sets": {"gold": {"ap": [{"value": 28.0}, cell]}}, "control_sets": {"gold": {"ap": [{}, over]}}}
+    result = RoundResult(round=1, teacher="teacher", student="student-1", promoted=True, go_on=True, why="w")
+    assert metric_tables(layout, result, verdict) == {
+        "gold": [{
+            "metric": "AP", "teacher": 28.0, "control": 30.0, "student": 33.0, "difference": 5.0,
+            "interval": [1.0, 9.0], "over_control": 3.0, "over_control_interval": [-1.0, 7.0],
+        }]
+    }  # fmt: skip
+    (row,) = metric_tables(layout, result, verdict | {"control_sets": {}})["gold"]
+    assert (row["over_control"], row["over_control_interval"]) == (None, None)
+
+
+def test_a_page_names_the_command_without_secrets(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/inspect", "https://u:S3CRET@host/0.tar", "a b"])
+    made = provenance("r.yaml")
+    assert made["command"] == "inspect '(address not shown)' 'a b'" and made["recipe"] == "r.yaml"
+    assert {"version", "date", "machine"} <= made.keys()

@@ -144,6 +144,26 @@ def test_verdicts_within_chance_and_small_sets_are_warned_of(tmp_path, caplog):
     assert verdict["warnings"] == [f"set few: found {boxes} gold boxes; want 100 or more to decide by"]
 
 
+def test_one_image_gives_differences_without_intervals(tmp_path):
+    """Its resamples are all alike: an interval without width would claim certainty."""
+    layout = RunLayout(tmp_path)
+    for model in ("teacher", "student-1", "control-1"):
+        evaluated(layout, model, images=1, eval_base=0.8, eval_novel=0.5)
+    result = decide(recipe(), layout, 1)
+    assert result.promoted and result.gain == 0 and result.gain_interval is None
+    assert "interval" not in (layout.evaluation("student-1") / "promotion.json").read_text()
+
+
+def test_a_metric_that_the_student_lacks_is_named_though_no_gate_is_for_it(tmp_path):
+    layout = RunLayout(tmp_path)
+    evaluated(layout, "teacher", eval_base=0.8, eval_novel=0.5)
+    for model in ("student-1", "control-1"):
+        evaluated(layout, model, eval_base=0.8)
+    gates = "promotion.gates=['eval_base.ap>=-1','control:eval_base.ap>=0']"
+    with pytest.raises(InputError, match=r"eval_novel\.recall_at_1"):
+        decide(recipe(gates), layout, 1)
+
+
 def test_gates_on_the_control_count_where_there_is_one(tmp_path):
     layout = RunLayout(tmp_path)
     for model in ("teacher", "student-1"):
