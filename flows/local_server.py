@@ -157,7 +157,7 @@ class LocalServer:
         """
         for extra, variable, port in zip(list(self._extras), (FILES, BOARD), (self.port + 1, self.port + 2)):
             if self._busy(port):
-                advice = "end what has it, or name another --port (three in a row are needed)"
+                advice = "end the program that uses it, or give another --port (three in a row are needed)"
                 log.warning("port %d is in use, so there will be no %s: %s", port, extra.name, advice)
                 self._extras.remove(extra)
                 del self.environment[variable]
@@ -242,7 +242,7 @@ class LocalServer:
                 extra.start()
                 log.warning("the %s died and is started again", extra.name)
             except RunError as error:
-                log.warning("%s; runs go on without", error)
+                log.warning("%s; runs continue without", error)
                 self._extras.remove(extra)
 
     def stop(self) -> None:

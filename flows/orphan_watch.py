@@ -1,7 +1,7 @@
 """Watch of a deployed run over its own cancellation, for when its worker has died.
 
 Prefect starts each run in a session of its own, and a worker that replaces a dead one does not know
-its runs. A run without a worker would go on after it is cancelled or ``self-train up`` has ended.
+its runs. A run without a worker would continue after it is cancelled or ``self-train up`` has ended.
 """
 
 from __future__ import annotations

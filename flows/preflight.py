@@ -28,7 +28,7 @@ def check_run(config: SelfTrainConfig, layout: RunLayout, *, ingests: bool = Tru
 
 
 def check_machine(config: SelfTrainConfig) -> None:
-    """Raise InputError if device, GPUs or cluster cannot be had, or a training does not fit them."""
+    """Raise InputError if device, GPUs or cluster are unavailable, or a training does not fit them."""
     resources = config.resources
     check_cluster(resources)
     if resources.cluster is not None:

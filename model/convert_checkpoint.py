@@ -162,7 +162,11 @@ def bundled_vocabulary() -> Path | None:
 
 
 def convert(
-    file: str | Path, config: GlipConfig | None, out: str | Path, vocabulary: str | Path | None = None
+    file: str | Path,
+    config: GlipConfig | None,
+    out: str | Path,
+    vocabulary: str | Path | None = None,
+    images: GlipImageProcessor | None = None,
 ) -> list[str]:
     """Write a Hugging Face folder `out` from a released file; return the ignored names.
 
@@ -188,7 +192,7 @@ def convert(
     model.load_state_dict(state, strict=True, assign=True)
     model.save_pretrained(out)
     if tokenizer is not None:
-        GlipProcessor(GlipImageProcessor(), tokenizer, config.max_text_length).save_pretrained(out)
+        GlipProcessor(images or GlipImageProcessor(), tokenizer, config.max_text_length).save_pretrained(out)
     return ignored
 
 
@@ -228,6 +232,10 @@ def _interrupted(number: int, _: Any) -> None:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--variant", type=click.Choice(VARIANTS), help="Network of SOURCE. Default: found by its entries.")
 @click.option(
+    "--like", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Model folder with SOURCE's configuration and processor, if it is of no released variant.",
+)  # fmt: skip
+@click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; a .pth file with --reverse."
 )
 @click.option("--reverse", is_flag=True, help="SOURCE is a folder; write a released-style .pth file.")
@@ -235,7 +243,7 @@ def _interrupted(number: int, _: Any) -> None:
     "--vocab", type=click.Path(exists=True, path_type=Path),
     help="bert-base-uncased's vocab.txt or a tokenizer folder, for OUT's processor. Default: an installed package's.",
 )  # fmt: skip
-def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Path | None) -> None:
+def main(source: Path, variant: str | None, like: Path | None, out: Path, reverse: bool, vocab: Path | None) -> None:
     """Convert a released GLIP checkpoint SOURCE (.pth) to a Hugging Face folder, or back."""
     for sign in (signal.SIGINT, signal.SIGTERM):
         before = signal.signal(sign, _interrupted)
@@ -251,8 +259,11 @@ def main(source: Path, variant: str | None, out: Path, reverse: bool, vocab: Pat
             return
         if source.is_dir():
             raise click.UsageError(f"{source} is a folder; want a released file (--reverse converts a folder to one)")
-        vocab = vocab or bundled_vocabulary()
-        ignored = convert(source, GlipConfig.variant(variant) if variant else None, out, vocab)
+        if variant and like:
+            raise click.UsageError("found --variant and --like; want one of them")
+        vocab = vocab or like or bundled_vocabulary()
+        config = GlipConfig.variant(variant) if variant else GlipConfig.from_pretrained(like) if like else None
+        ignored = convert(source, config, out, vocab, GlipImageProcessor.from_pretrained(like) if like else None)
     except (CheckpointError, VocabularyError) as error:
         hint = "SOURCE" if isinstance(error, CheckpointError) else "--vocab"
         raise click.BadParameter(str(error), param_hint=hint) from error

@@ -227,7 +227,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         text_features: results of `encode_image`, `encode_text` to use instead. image_index (B,): the
         image of each caption, when images and captions are not paired one to one. offset_mapping
         (B, T, 2): passed on to the output. output_hidden_states: true, or the places in
-        `hidden_states` that are wanted (None stands at the others). output_attentions: not offered.
+        `hidden_states` that are wanted (None in place of the others). output_attentions: not offered.
         special_tokens_mask, length: what a tokenizer adds when they are wanted; not used.
         `return_dict=False`: a tuple.
 

@@ -285,7 +285,7 @@ class GlipProcessor(ProcessorMixin):
             )
 
     def _is_full(self, ids: list[tuple[int, int]]) -> bool:
-        """Tell whether a row may have been cut: no padding follows."""
+        """Return whether a row may have been cut: no padding follows."""
         return bool(ids) and ids[-1][1] != self.tokenizer.pad_token_id
 
     def _spans(self, image: int, phrases: Any, rows: list[int], offsets: Tensor | None, caption: str | None) -> _Row:

@@ -170,7 +170,7 @@ def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) ->
 
 
 def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = "cpu") -> Annotator:
-    """The teacher in a model folder, loaded once a process; ``score_agg`` None is the teacher's own.
+    """The teacher in a model folder, loaded once per process; ``score_agg`` None is the teacher's own.
 
     Raises:
         InputError: not a model folder, or of a family that is not known.

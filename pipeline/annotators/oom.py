@@ -46,7 +46,7 @@ class OomRetryBatcher(Generic[In, Out]):
             self._most = max(1, count // 2)  # outside the handler: the error holds the failed pass's memory
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            log.warning("out of memory with %d %s in a batch: going on with %d", count, self._unit, self._most)
+            log.warning("out of memory with %d %s in a batch: continuing with %d", count, self._unit, self._most)
         results: list[Out] = []
         step = self._most  # a part may not fit either, and lower it
         for start in range(0, count, step):

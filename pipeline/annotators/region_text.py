@@ -153,7 +153,7 @@ def _load(folder: str, revision: str, config: RescoreConfig, device: str) -> Reg
 
 
 def load_region_text(folder: str | Path, config: RescoreConfig, device: str = "cpu") -> RegionText:
-    """The scorer in a model folder, loaded once a process.
+    """The scorer in a model folder, loaded once per process.
 
     Raises:
         InputError: not a model folder, or as :func:`check_region_text`.

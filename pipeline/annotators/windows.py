@@ -76,7 +76,7 @@ def _around(before: Sequence[int], first: int, last: int, room: int) -> tuple[in
 
 
 def _context(before: Sequence[int], window: tuple[int, int], first: int, last: int) -> int:
-    """Tokens between a phrase and the nearer end of a window at which the caption goes on."""
+    """Tokens between a phrase and the nearer end of a window at which the caption continues."""
     words = len(before) - 1
     left = before[first] - before[window[0]] if window[0] else before[-1]
     right = before[window[1]] - before[last] if window[1] < words else before[-1]

@@ -24,7 +24,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def main() -> None:
-    """GLIP's self-training, a command a stage (each is also installed under its own name)."""
+    """GLIP's self-training, one command per stage (each is also installed under its own name)."""
 
 
 for _command in (

@@ -79,7 +79,7 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., None]], click
             setup_logging(verbose)
             exit_with_parent()
             hint = "what is finished is kept, and the same command does the rest"
-            ended_by_parent = os.environ.get(LIFELINE) == "stdin"  # which says how to go on
+            ended_by_parent = os.environ.get(LIFELINE) == "stdin"  # which says how to resume
             with one_line_errors(name), nullcontext() if ended_by_parent else interruptible(name, hint):
                 for option in click.get_current_context().command.params:
                     if option.type is FILE and arguments[option.name or ""]:

@@ -29,7 +29,7 @@ DESCRIBED = frozenset(
     "no caption captions description title text alt src image images img photo photos picture pictures pic thumbnail "
     "available found provided not".split()
 )
-"""Words that stand beside those, or alone for what is absent: "no title", "image not found", "caption"."""
+"""Words that occur with those, or alone for something absent: "no title", "image not found", "caption"."""
 _UNSEEN = " \t\r\n\0\u00a0\u200b\u200c\u200d\u2060\ufeff"
 _EXAMPLES = 2
 _NAMED = 6
@@ -187,7 +187,7 @@ def _fields(data: bytes) -> str:
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether all words stand for an absent caption: "nan", "[no title]", "NULL description", "n/a"."""
+    """Whether all words denote an absent caption: "nan", "[no title]", "NULL description", "n/a"."""
     found = re.findall(r"[^\W\d_]+", text.lower().replace("n/a", "na"))
     if not found or not (PLACEHOLDERS | DESCRIBED).issuperset(found):
         return False

@@ -79,7 +79,7 @@ class SetManifest(StrictModel):
     prompts: str | None = Field(None, description="prompts of an evaluation set")
     class_prompts: dict[str, ClassPrompt] = Field(
         default_factory=dict,
-        description="class name -> prompt_name, prefix and suffix with which evaluation asks for it",
+        description="class name -> prompt_name, prefix and suffix with which evaluation prompts",
     )
     shards_pattern: str | None = Field(None, description="shards of a crawl")
     tables_pattern: str | None = Field(None, description="gold tables")

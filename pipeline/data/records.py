@@ -115,7 +115,7 @@ class ImageLink(StrictModel):
 
 
 class ClassPrompt(StrictModel):
-    """The text by which a class is asked for at evaluation: prefix, name and suffix, joined as they are.
+    """The text with which evaluation prompts for a class: prefix, name and suffix, joined as they are.
 
     Only the name is the phrase whose boxes count, as in GLIP's ODinW prompts (GLIP spec 9.1).
     """

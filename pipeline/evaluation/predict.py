@@ -23,7 +23,7 @@ from pipeline.io.tables import write_table
 from pipeline.system.devices import is_device_lost, limit_torch_threads
 
 STAGE = "evaluate"
-VERSION = 3  # 2: predictions lie beside the metrics, a table a shard; 3: GLIP's boxes end behind their last pixel
+VERSION = 3  # 2: predictions beside the metrics, a table per shard; 3: GLIP's boxes end behind their last pixel
 FLICKR_VERSION = 4  # of that protocol: every span is a phrase, not the stretch from a region's first to its last
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""

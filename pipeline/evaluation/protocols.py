@@ -24,7 +24,7 @@ PUBLISHED_THRESHOLD = 0.05
 class SetSpec:
     """Inputs of predictions other than shards.
 
-    names: class names, none for captions. prompts: of each name; none if all are asked for as they are.
+    names: class names, none for captions. prompts: of each name; none if all are prompted as they are.
     """
 
     name: str

@@ -56,7 +56,7 @@ class DeviceOptions(RunOptions):
 
     device: Device = "cpu"
     processes: int | None = Field(
-        None, ge=1, description="Copies of the model, each in its own process.  [default: one a GPU; 1 on the CPU]"
+        None, ge=1, description="Copies of the model, each in its own process.  [default: one per GPU; 1 on the CPU]"
     )
     decoders: Annotated[int | None, Cli("--workers")] = Field(
         None,

@@ -25,7 +25,7 @@ def run_shards(
 ) -> StageReport:
     """Run ``work`` on every shard that is not done yet and commit each result.
 
-    A shard that raises is recorded as failed and the rest go on. ``options.workers`` > 1 runs
+    A shard that raises is recorded as failed and the rest continue. ``options.workers`` > 1 runs
     shards in spawned processes (``work`` must then be picklable). Runs with the same ``out`` share
     the work. With ``advances``, ``work`` also gets the ``queue``, to report progress within a
     shard.

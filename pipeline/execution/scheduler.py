@@ -197,7 +197,7 @@ class ShardScheduler:
         with self._lock:
             if self.stopped is None:
                 self.stopped = self._stage_failure(error)
-        if self.stopped is not None:  # told once, by close; the shard is left, not failed
+        if self.stopped is not None:  # reported once, by close; the shard is left, not failed
             self._release(job.name)
             return True
         expected = isinstance(error, InputError | RunError | str)

@@ -58,7 +58,7 @@ class FilterRule:
     """A rule of the user's own, registered in EXTRA_RULES.
 
     drops: pool and setting -> (size,) bool, True for regions to drop. version: part of the
-    fingerprint; another one makes labels anew.
+    fingerprint; another one makes labels again.
     """
 
     drops: Callable[[RegionPool, Any], np.ndarray]

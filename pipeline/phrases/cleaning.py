@@ -146,7 +146,7 @@ class CleanCaption:
     kinds: frozenset[str] = frozenset()
 
 
-@lru_cache(maxsize=16384)  # a shard's captions are looked at for their reason to be skipped, and then parsed
+@lru_cache(maxsize=16384)  # a shard's captions are checked for a reason to skip them, and then parsed
 def clean(caption: str) -> CleanCaption:
     """Clean a caption. Its segments are in order and apart."""
     if _PLAIN.fullmatch(caption):

@@ -33,7 +33,7 @@ WANTED = "COCO's detection JSON (an object with the lists `images`, `annotations
 
 def fill(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read the file. Ids with the same name are one class: a labelling tool writes each
-    set's first class twice, once as the parent of all. A class without a box that only stands above
+    set's first class twice, once as the parent of all. A class without a box that is only the parent of
     others is no class of the set. Two categories with the same id are an error.
     """
     path = files.annotations

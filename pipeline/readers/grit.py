@@ -109,7 +109,7 @@ class _Layout:
     def _find(self, key: str) -> tuple[int | None, str] | None:
         """(number of a key's characters that name its folder, None: the table's name; extension)."""
         for folder in self._folders:
-            # a store is not asked for all that may be
+            # not all possible names are requested from a store
             widths = [None, len(key) - 4] if is_url(folder) else [None, *range(len(key) - 1, -1, -1)]
             for extension in IMAGE_EXTENSIONS[:4]:
                 for digits in widths:

@@ -1,7 +1,7 @@
 """ODVG JSON Lines (Open-GroundingDino, MM-Grounding-DINO): one image a line, detection or
 grounding.
 
-A phrase without ``tokens_positive`` has the span where it stands in the caption, if it stands there
+A phrase without ``tokens_positive`` has the span where it occurs in the caption, if it occurs there
 once; one that is not there, or several times, is counted as ``no_span``.
 """
 
@@ -155,7 +155,7 @@ def labelled_grounding(entry: Entry, header: Header) -> LabelledImage:
             if len(places) == 1:
                 spans: tuple[Span, ...] | None = places
             elif searched:
-                found = f"the phrase {text!r} without `tokens_positive` stands {len(places)} times in the caption"
+                found = f"the phrase {text!r} without `tokens_positive` occurs {len(places)} times in the caption"
                 labels.lose("no_span", found)
                 labels.add(None, text, places)
                 continue
@@ -169,7 +169,7 @@ def labelled_grounding(entry: Entry, header: Header) -> LabelledImage:
 
 
 def _places(phrase: str, caption: str) -> tuple[Span, ...]:
-    """Spans where the phrase stands as whole words: as it is written, else in any case."""
+    """Spans where the phrase occurs as whole words: in its own case, else in any case."""
     words = r"\s+".join(map(re.escape, phrase.split()))
     for flags in (0, re.IGNORECASE) if words else ():
         if found := tuple(match.span() for match in re.finditer(rf"(?<!\w){words}(?!\w)", caption, flags)):

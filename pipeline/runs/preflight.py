@@ -178,7 +178,7 @@ def _files_of(entry: SetManifest) -> Iterator[str]:
 
 
 def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterator[str]:
-    """Check the files, model folders and shards that the recipe names; stores are asked for theirs."""
+    """Check the files, model folders and shards that the recipe names; stores are queried for theirs."""
     yield from _model_problems(config)
     if config.demo is not None:
         return

@@ -41,7 +41,7 @@ def run(job: PseudoLabel) -> StageReport:
     """
     revision = model_revision(job.teacher)  # fails before any parsing
     settings = job.settings
-    if settings.score_agg is None:  # by name in footers and fingerprints: stores made when mean was the default go on
+    if settings.score_agg is None:  # by name in footers and fingerprints, as stores with the former default have it
         settings = settings.model_copy(update={"score_agg": own_score_agg(job.teacher)})
     all_shards = shards = expand_shards(job.shards)
     phrases = job.phrases

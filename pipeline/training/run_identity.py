@@ -18,7 +18,7 @@ VERSION = 5
 """3: only settings that change weights; 4: boxes end at their last pixel; 5: class names, order."""
 PACKING = 2
 """Version of the packing of captions, a setting of trainings that pack any. 2: one that does not fit
-is passed over, and the rest are tried; the caption itself is no negative.
+is skipped, and the rest are tried; the caption itself is no negative.
 """
 NORMALISATION = "step"
 """What losses are divided by under accumulation: a step's counts; before, each micro-batch's."""

@@ -149,6 +149,22 @@ def test_folders_with_gaps_are_not_reverted(tmp_path, small):
     assert not (tmp_path / "y.pth").exists()
 
 
+def test_a_network_of_no_released_variant_is_converted_like_a_folder(tmp_path, teacher):
+    file, out = str(tmp_path / "x.pth"), tmp_path / "hf"
+    assert CliRunner().invoke(main, [str(teacher), "--reverse", "--out", file]).exit_code == 0
+    result = CliRunner().invoke(main, [file, "--like", str(teacher), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    before, after = load_file(teacher / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert (
+        GlipProcessor.from_pretrained(out).image_processor.size
+        == GlipProcessor.from_pretrained(teacher).image_processor.size
+    )
+    both = [file, "--like", str(teacher), "--variant", "glip-t", "--out", str(out)]
+    result = CliRunner().invoke(main, both)
+    assert result.exit_code == 2 and "want one of them" in result.output
+
+
 def test_command_line_errors(tmp_path, small):
     _, _, entries = small
     torch.save(entries, tmp_path / "x.pth")

@@ -59,7 +59,7 @@ def test_halves_answer_as_the_whole_did_and_in_order(asked, caplog, most, error,
     small = annotator._model = Small(annotator._model, most, error, words)
     with caplog.at_level(logging.WARNING, "glip_self_train"):
         found = annotator.predict(batch(annotator, images, queries))
-    assert "out of memory with 7 images in a batch: going on with 3" in caplog.text
+    assert "out of memory with 7 images in a batch: continuing with 3" in caplog.text
     assert len(found) == len(wanted) == 7
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a.phrase, b.phrase)

@@ -378,7 +378,7 @@ def test_a_phrase_has_the_span_where_it_stands_once(tmp_path):
     report, records = ingest(tmp_path, "odvg_grounding", put(tmp_path / "a.jsonl", L.lines(lines)))
     assert report.tallies["regions"].dropped == {"no_span": 1} and records[-1].uncertain == ((38, 41),)
     lines = grounding(caption, several)
-    with pytest.raises(RunError, match="the phrase 'box' without `tokens_positive` stands 2 times"):
+    with pytest.raises(RunError, match="the phrase 'box' without `tokens_positive` occurs 2 times"):
         ingest(tmp_path, "odvg_grounding", put(tmp_path / "a.jsonl", L.lines(lines)))
 
 
