@@ -128,7 +128,7 @@ def anchored() -> Any:
 
 
 def _stage_goes_on() -> bool:
-    """Whether the anchor is there; asked twice, as its machine may just have died."""
+    """Whether the anchor exists; queried twice, as its machine may just have died."""
     for _ in range(2):
         with suppress(ValueError):
             ray.get_actor(_anchor_name(), namespace=KEEPER)

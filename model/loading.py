@@ -16,9 +16,9 @@ def load_complete(kind: Any, folder: str | Path, **settings: Any) -> Any:
     which transformers initialises with a warning.
     """
     try:
-        network, told = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **settings)
+        network, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **settings)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder}: {error}") from error
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder}: found no {missing[0]} in its weights ({len(missing)} missing); want all entries")
     return network

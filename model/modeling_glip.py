@@ -240,7 +240,7 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         one, or IoU >= 0.5 with it, have no alignment loss.
 
         Raises NonFiniteLossError naming terms and images; ValueError for missing inputs, inputs
-        whose shapes disagree, labels that cannot be meant, and output_attentions.
+        whose shapes disagree, unsupported labels, and output_attentions.
         """
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError("output_attentions: found true; want false: the fused computation makes no attention maps")

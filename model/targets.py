@@ -110,7 +110,7 @@ def collect_targets(
 
 
 def _tensors(image: int, label: Any, device: torch.device) -> dict[str, Tensor]:
-    """Make the tensors of one label; raises ValueError for keys, types and shapes that cannot be meant."""
+    """Make the tensors of one label; raises ValueError for unsupported keys, types and shapes."""
     if not isinstance(label, Mapping):
         raise ValueError(f"labels[{image}]: found {type(label).__name__}; want a dict of {', '.join(SHAPES)}")
     if "class_labels" in label and label.get("positive_map") is None:

@@ -52,7 +52,7 @@ class _Command(click.Command):
         return super().parse_args(ctx, args)
 
     def _one_value_each(self, args: Sequence[str]) -> Iterator[str]:
-        """Arguments in which a repeatable option's name stands before each of its values."""
+        """Arguments in which a repeatable option's name precedes each of its values."""
         options = {name: p for p in self.params if isinstance(p, click.Option) for name in p.opts}
         current, values = None, 0
         for arg in args:

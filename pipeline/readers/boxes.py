@@ -33,7 +33,7 @@ class AreaEvidence:
         self._corners, self.compared, self.other, self.first = corners, 0, 0, ""
 
     def compare(self, bbox: Any, area: Any) -> None:
-        """Compare a box; one that has another form is passed over."""
+        """Compare a box; one that has another form is skipped."""
         if not (is_number(area) and area > 0 and is_four_numbers(bbox)):
             return
         x, y, w, h = bbox
