@@ -141,7 +141,7 @@ def warmup_problems(config: SelfTrainConfig, layout: RunLayout) -> Iterator[str]
 def set_problems(config: SelfTrainConfig) -> Iterator[str]:
     """Check that the manifest has the sets of the recipe, and their files: some are read hours after the start."""
     data = config.data
-    if config.demo is None and not (data.manifest and (data.sources or data.evaluated())):
+    if config.demo is None and not data.manifest:
         return
     manifest = MANIFEST if config.demo is not None else str(data.manifest)
     if is_url(str(manifest)):
@@ -156,7 +156,7 @@ def set_problems(config: SelfTrainConfig) -> Iterator[str]:
         for name in names:
             if name not in sets:
                 yield f"{field}: {manifest} has no labelled set {name!r}{did_you_mean(name, sets)}"
-    if config.demo is None:
+    if config.demo is None and (data.sources or data.evaluated()):
         base = data.root or ("." if is_name(manifest) else str(Path(manifest).parent))
         if not is_url(base) and not Path(base).is_dir():
             yield f"data.root: {base}: no such folder; want the one that the manifest's paths are relative to"

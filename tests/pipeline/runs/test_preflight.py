@@ -69,6 +69,7 @@ def test_every_wrong_path_is_a_line(tmp_path, crawl):
         (["teacher.steps=10"], "data.sources: found none to train the teacher on"),
         (["student.mixture={}"], "student.mixture: found nothing without `pseudo`"),
         (["data.crawl=[]"], "data.crawl: found none"),
+        (["data.manifest=nowhere.yaml"], "data.manifest: nowhere.yaml: no such file"),
         (["data.evaluation=val"], "data.manifest: found none; want the manifest of the sets val"),
         (["data.sources=boxes"], "teacher.mixture: found none for the control"),
         (["student.warmup_steps=2001"], "student.warmup_steps: found 2,001 steps of warm-up in a training of 2,000"),
