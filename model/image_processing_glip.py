@@ -51,7 +51,9 @@ def to_rgb(image: Any, input_data_format: str | ChannelDimension | None = None) 
     if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F; PIL would clip them at 255
         values = np.asarray(image)
         if values.dtype.kind == "f":
-            raise ValueError(f"image: found a PIL image of {values.dtype}; want 8 or 16 bits a channel")
+            raise ValueError(
+                f"found pixels of {values.dtype}, {values.min():g} to {values.max():g}; want 8 or 16 bits a channel"
+            )
         image = Image.fromarray(_bytes(values))
     return image if image.mode == "RGB" else image.convert("RGB")
 

@@ -19,8 +19,9 @@ from pipeline.config import IngestConfig
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.errors import InputError, RunError
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.readers.base import ClassRenaming, ImageLocation, LabelledImage, SetFiles
+from pipeline.readers.base import ImageLocation, LabelledImage, SetFiles
 from pipeline.readers.registry import load_format
+from pipeline.readers.renaming import ClassRenaming
 from pipeline.stages.jobs import Ingest
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.labelled_sets import read_set

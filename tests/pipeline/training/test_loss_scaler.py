@@ -43,7 +43,8 @@ class Scaled:
         self.held.close()  # the training before has ended, or was killed
         trainer = Trainer(
             config, self.sources, out, Identity.of(config, self.sources, model=model, init=None), model=model,
-            init=None, device="cpu", data_workers=0, tracker=None, progress=progress or Silent(), exit_stack=self.held,
+            init=None, device="cpu", data_workers=0, tracker=None, validation={}, progress=progress or Silent(),
+            exit_stack=self.held,
         )  # fmt: skip
         self._add_scaler(trainer)
         step = [-1]
