@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import select
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -256,12 +257,19 @@ def one_line_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (line_and_code := one_line(error)) is None:
-            raise
+        if (line_and_code := one_line(error)) is None or (isinstance(error, BrokenPipeError) and _output_is_closed()):
+            raise  # click ends without a word where nobody reads the output: `status | head`
         line, code = line_and_code
         log.debug("the error's trace:", exc_info=True)
         click.echo(f"{name}: error: {line}", err=True)
         sys.exit(code)
+
+
+def _output_is_closed() -> bool:
+    """Whether the standard output is a pipe without a reader."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def one_line(error: Exception) -> tuple[str, int] | None:

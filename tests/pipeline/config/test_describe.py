@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,9 @@ def test_the_command_prints_a_section_and_names_the_one_that_was_meant():
     assert (
         wrong.exit_code == 2 and "found 'filterboxes'" in wrong.stderr and "did you mean filter_boxes?" in wrong.stderr
     )
+
+
+def test_a_reader_that_stops_early_gets_no_error(tmp_path):
+    command = f"{shlex.quote(sys.executable)} -m flows.cli settings 2>{tmp_path}/errors | true"
+    subprocess.run(["bash", "-c", command], cwd=PAGE.parents[1], check=True, timeout=60)
+    assert (tmp_path / "errors").read_text() == ""
