@@ -52,7 +52,7 @@ def run_titles(config: SelfTrainConfig) -> list[str]:
     """Titles of the stages of ``self-train``, in order, if all rounds are run."""
     sets = config.data.evaluated()
     titles = ["make-demo-data"] if config.demo is not None else []
-    titles += ["ingest"] if config.data.sources or sets else []
+    titles += ["ingest"] if config.data.used() else []
     titles += ["parse-phrases"]
     titles += ["convert-checkpoint"] if config.teacher.init and is_released(config.teacher.init) else []
     titles += ["train-teacher"] if config.teacher.steps else []

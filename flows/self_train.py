@@ -60,8 +60,7 @@ def self_train(
         reports: dict[str, Any] = {}
         if config.demo is not None:
             run_stage(stages.make_demo_data, out, config)
-        sets = config.data.sources or config.data.evaluated()
-        for stage in (stages.ingest, stages.parse_phrases) if sets else (stages.parse_phrases,):
+        for stage in (stages.ingest, stages.parse_phrases) if config.data.used() else (stages.parse_phrases,):
             report: StageReport = run_stage(stage, out, config)
             reports[stage.name] = report.model_dump(mode="json")
         run_stage(stages.train_teacher, out, config)

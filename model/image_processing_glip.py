@@ -42,10 +42,10 @@ def resized_size(width: int, height: int, shortest: int, longest: int | None) ->
 def to_rgb(image: Any, input_data_format: str | ChannelDimension | None = None) -> Image.Image:
     """Convert a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of 1, 3 or 4 channels, to PIL RGB.
 
-    Values are 0..255, or 0..65535 of 16-bit images, of which the high byte is used unless all are
-    below 256; floats may be shares, 0..1. Transparency is dropped. input_data_format:
-    "channels_first" or "channels_last", where the shape leaves it open. Raises TypeError for anything
-    else; ValueError for other values or shapes.
+    Values are 0..255, or 0..65535 of 16-bit images, of which the high byte is used; arrays of integers
+    count as 16 bits where one is 256 or more. Floats may be shares, 0..1. Transparency is dropped.
+    input_data_format: "channels_first" or "channels_last", where the shape leaves it open. Raises
+    TypeError for anything else; ValueError for other values or shapes.
     """
     image = _to_pil(image, input_data_format)
     if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F; PIL would clip them at 255
@@ -54,7 +54,7 @@ def to_rgb(image: Any, input_data_format: str | ChannelDimension | None = None) 
             raise ValueError(
                 f"found pixels of {values.dtype}, {values.min():g} to {values.max():g}; want 8 or 16 bits a channel"
             )
-        image = Image.fromarray(_bytes(values))
+        image = Image.fromarray(_high_bytes(values) if image.mode.startswith("I;16") else _bytes(values))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -91,15 +91,26 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     """Convert pixels of any type to uint8; see `to_rgb`."""
     if values.dtype == np.uint8:
         return values
-    low, high = values.min(), values.max()
-    floats = values.dtype.kind == "f"
-    if 0 <= low <= high < 256 and (high > 1 or (high == 0 and values.dtype.kind != "b")):
-        return (values.round() if floats else values).clip(0, 255).astype(np.uint8)
-    if floats and 0 <= low <= high <= 1 and (values != values.round()).any():
-        return (values * 255).round().astype(np.uint8)
-    if values.dtype.kind in "iu" and 256 <= high < 1 << 16 and low >= 0:
-        return (values >> 8).astype(np.uint8)
+    low, high, kind = values.min(), values.max(), values.dtype.kind
+    if kind in "iu" and high >= 256:
+        return _high_bytes(values)
+    if kind == "f" and 0 <= low <= high <= 1 + _ROUNDING and (values != values.round()).any():
+        return (values * 255).round().clip(0, 255).astype(np.uint8)
+    if 0 <= low <= high < 256 and (high >= 2 or (kind in "iu" and high != 1) or (kind == "f" and high == 0)):
+        return (values.round() if kind == "f" else values).clip(0, 255).astype(np.uint8)
     raise ValueError(f"found pixels of {values.dtype}, {low:g} to {high:g}; want 8 or 16 bits a channel")
+
+
+_ROUNDING = 0.01
+"""Shares of 0..1 may exceed 1 by so much after an interpolation."""
+
+
+def _high_bytes(values: np.ndarray) -> np.ndarray:
+    """Convert pixels of a 16-bit image to uint8, also those of a dark one."""
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high < 1 << 16:
+        raise ValueError(f"found pixels of {values.dtype}, {low:g} to {high:g}; want 8 or 16 bits a channel")
+    return (values >> 8).astype(np.uint8)
 
 
 class GlipImageProcessorKwargs(ImagesKwargs, total=False):

@@ -93,10 +93,9 @@ def collect_targets(
         ("weights", "negative"): weights < 0,  # those that are not finite end in a NonFiniteLossError
     }
     for name, sizes in (("boxes", image_sizes), ("ignore_boxes", None)):
-        wrong |= {
-            (name, why): rows for why, rows in _wrong_boxes(joined[name], owners[name], len(labels), sizes).items()
-        }
-    if torch.stack([found.any() for found in wrong.values()]).any():  # one wait for the device
+        found = _wrong_boxes(joined[name], owners[name], len(labels), sizes)
+        wrong |= {(name, why): rows for why, rows in found.items()}
+    if torch.stack([rows.any() for rows in wrong.values()]).any():  # one wait for the device
         _refuse(wrong, joined, owners, image_sizes)
     return Targets(
         joined["boxes"],
@@ -150,11 +149,16 @@ def _wrong_boxes(boxes: Tensor, image: Tensor, images: int, image_sizes: Tensor 
         "normalised to the image": in_unit.new_ones(images).scatter_reduce(0, image, in_unit, "amin")[image] > 0,
     }
     if image_sizes is not None:
-        last = image_sizes.to(boxes.device)[image].flip(1) - 1
-        inside = (torch.minimum(boxes[:, 2:], last) - boxes[:, :2].clamp(min=0) + 1).clamp(min=0).prod(1)
-        wrong["outside the image"] = inside == 0
-        wrong["mostly outside the image"] = 2 * inside < (boxes[:, 2:] - boxes[:, :2] + 1).prod(1)
+        size, sides = image_sizes.to(boxes.device)[image].flip(1), boxes[:, 2:] - boxes[:, :2]
+        inside = (torch.minimum(boxes[:, 2:], size) - boxes[:, :2].clamp(min=0)).clamp(min=0)
+        wrong["outside the image"] = ((boxes[:, :2] >= size) | (boxes[:, 2:] < 0)).any(1)
+        large = (sides > _EDGE).all(1)  # the resize moves a thin box at the edge over it by up to a pixel
+        wrong["mostly outside the image"] = large & (2 * inside.prod(1) < sides.prod(1))
     return wrong
+
+
+_EDGE = 8
+"""Pixels: boxes with a shorter side may lie across the image's edge."""
 
 
 def _refuse(

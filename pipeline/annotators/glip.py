@@ -56,6 +56,7 @@ class GlipAnnotator(NetworkAnnotator):
             config, (min(shortest, longest), longest), self._config.batch_size,
             advice=lambda fits: f"--set batch_size={fits}" if fits else "a smaller image_size, or more memory",
             training=False, precision=self._config.precision,
+            loaded=4 * sum(p.numel() for p in self._model.parameters()),
         )  # fmt: skip
 
     def shape(self, width: int, height: int) -> tuple[int, int]:

@@ -151,6 +151,7 @@ def check_cpu_memory(
     advice: Callable[[int], str],
     processes: int = 1,
     available: int | None = None,
+    loaded: int = 0,
     **settings: Any,
 ) -> None:
     """Refuse a batch that the machine's memory cannot hold, before the kernel kills the process.
@@ -159,6 +160,7 @@ def check_cpu_memory(
         images: in the batch of each of ``processes`` on this machine.
         advice: called with the number of images that would fit; returns the options to set.
         available: bytes; default: :func:`pipeline.system.memory.available_memory`.
+        loaded: bytes of the weights, if they are in memory already.
         settings: of :func:`estimate`.
 
     Raises:
@@ -167,7 +169,9 @@ def check_cpu_memory(
     available = available_memory() if available is None else available
     if available is None:
         return
-    weights, share = _bytes(_without_memory(config)), available // processes
+    if config.head != "dynamic":
+        return  # a two-stage head's proposals depend on the content, which an estimate has not
+    weights, share = _bytes(_without_memory(config)), available // processes + loaded
     rough = 4 * weights + images * size[0] * size[1] * math.sqrt(weights / 4)
     if SCREEN * rough < share:
         return
@@ -192,7 +196,8 @@ def dry_step(network: GlipForObjectDetection, size: tuple[int, int], images: int
     device = next(network.parameters()).device.type
     config: Any = network.config
     trained = [p for p in network.parameters() if p.requires_grad]
-    fits = True
+    fits, was_training = True, network.training
+    network.train()  # gradients are checkpointed in training only
     try:
         moments = [torch.empty_like(p) for p in trained for _ in range(2)]
         for _ in range(2):
@@ -204,6 +209,7 @@ def dry_step(network: GlipForObjectDetection, size: tuple[int, int], images: int
         if not out_of_memory(error):
             raise
         fits = False  # outside the handler the error, which holds the failed pass's memory, is gone
+    network.train(was_training)
     network.zero_grad(set_to_none=True)
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -82,6 +82,8 @@ def _site(folders: tuple[str, ...], options: Mapping[str, Any], moved: dict[str,
         if moved:
             raise InputError(f"{title}: found no evaluation (metrics.json), which --set-shards is for")
         return Site(title, {"": shard_source(expand_stores(folders), **options)})
+    if moved and not evaluation:
+        raise InputError(f"{title}: found runs; want the folder of an evaluation with --set-shards")
     if len(folders) > 1 or any(options.values()):
         what = "an evaluation" if evaluation else "a run"
         raise InputError(f"{folders[0]}: found {what}; want no other folder and no options of labels with it")

@@ -64,6 +64,11 @@ class DataConfig(Config):
         refuse_secrets(f"data.{info.field_name}", value)
         return value
 
+    def used(self) -> tuple[str, ...]:
+        """All sets of the manifest that a run reads: sources, evaluation sets and the validation set."""
+        validation = () if self.validation is None else (self.validation,)
+        return tuple(dict.fromkeys((*self.sources, *self.evaluated(), *validation)))
+
     def evaluated(self) -> tuple[str, ...]:
         """All evaluation sets: base, novel and the further ones."""
         return tuple(dict.fromkeys(name for name in (self.base, self.novel, *self.evaluation) if name is not None))

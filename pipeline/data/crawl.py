@@ -91,7 +91,7 @@ def _data(text: str) -> dict[Any, Any] | None:
     if not text.startswith(("{", "[")):
         return None
     for parse in (json.loads, literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             data = parse(text)
             return data if isinstance(data, dict) else {}
     with suppress(ValueError, RecursionError):

@@ -90,9 +90,11 @@ _HASH = r"[\#＃](?<![\w&/].)(?=\p{L})"
 _PICTURE = (
     r"(?:[[\p{So}\p{Co}\p{Emoji_Modifier}←-⇿]--[™®©℠°]]|(?<!\w)(?:[:;=]['-]?[()DPpOo/\\|3*]|<3+|[xX]D|\^_*\^)(?!\w))"
 )
-MARKS = _rule("", r"""(?<=\w)\(e?s\)|[*^`_™®©℠"“”„‟″]+|\s+""", " ")
+PLURAL = _rule("", r"(?<=\w)\(e?s\)", " ")
+MARKS = _rule("", r"""[*^`_™®©℠"“”„‟″]+|\s+""", " ")
 HASH = _rule("", _HASH, "")
 CUTS = (
+    PLURAL,
     _rule("emoji", rf"[0-9\#*]\u20e3|{_PICTURE}(?:\s*{_PICTURE})*", WALL),
     _rule("hashtags", rf"{_HASH}(?<=\b{_any(STOP_WORDS)}\s.)"
           rf"|{_HASH}(?=[\w-]+(?:[\s,]+[\#＃][\w-]+){{0,5}}\s+{_any(STOP_WORDS - DETERMINERS)}\b)", ""),
@@ -162,7 +164,7 @@ def clean(caption: str) -> CleanCaption:
 def plain_text(phrase: str) -> str:
     """A phrase's text without entities, tags, hashes and invisible characters, for names of classes."""
     copy = _Copy(phrase)
-    copy.rewrite([*RULES, HASH, MARKS])
+    copy.rewrite([*RULES, HASH, PLURAL, MARKS])
     return " ".join(copy.text.replace(WALL, " ").split()) or phrase
 
 

@@ -84,10 +84,10 @@ def caption_pieces(sample: Sample, colours: dict[str, Colour]) -> list[Piece]:
     caption = sample.caption or ""
     marks: list[tuple[str, Colour | None, bool]] = [("", None, False)] * len(caption)
     for start, end in sample.uncertain:
-        marks[start:end] = [("", None, True)] * (end - start)
+        marks[start:end] = [("", None, True)] * len(marks[start:end])
     for box in reversed([box for box in sample.boxes if box.status in ("kept", "gold")]):
         for start, end in box.spans:
-            marks[start:end] = [(box.phrase, colours.get(box.phrase), False)] * (end - start)
+            marks[start:end] = [(box.phrase, colours.get(box.phrase), False)] * len(marks[start:end])
     groups = groupby(zip(caption, marks, strict=True), key=itemgetter(1))
     return [("".join(character for character, _ in group), *mark) for mark, group in groups]
 

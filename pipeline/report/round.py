@@ -67,7 +67,8 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
         write_montage(files_of(config, layout, "build-shards", number), montage, limit=8, columns=4)
         links["More of these labels"] = gallery_name(number)
     for name in (f"student-{number}", f"control-{number}", result.teacher):
-        if (layout.evaluation(name) / "metrics.json").is_file():
+        known = config.data.evaluated() and (config.trains_control or not name.startswith("control-"))
+        if known and (layout.evaluation(name) / "metrics.json").is_file():
             page = layout.report / f"evaluation-{name}.html"
             try:
                 write_evaluation_page(layout.evaluation(name), page, made=made, title=f"Evaluation of {name}")
@@ -79,7 +80,7 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
     gold = gold_of(config, layout)
     quality = label_quality(files_of(config, layout, "filter-boxes", number), gold) if gold else None
     verdict = _verdict(layout, result)
-    tables, gates = metric_tables(layout, result, verdict), verdict.get("gates", [])
+    tables, gates = metric_tables(layout, result, verdict, config.trains_control), verdict.get("gates", [])
     tallies = {name: report["tallies"] for name, report in reports.items()}
     page = layout.report / f"round-{number}.html"
     write_atomic(
@@ -96,14 +97,14 @@ def write_round(config: SelfTrainConfig, layout: RunLayout, result: RoundResult,
 
 
 def metric_tables(
-    layout: RunLayout, result: RoundResult, verdict: Mapping[str, Any]
+    layout: RunLayout, result: RoundResult, verdict: Mapping[str, Any], has_control: bool = True
 ) -> dict[str, list[dict[str, Any]]]:
     """Set -> rows of metric, teacher, control, student, its differences ``difference`` from the teacher
     and ``over_control`` from the control, and their 95 % intervals.
     """
     control_file = layout.evaluation(f"control-{result.round}") / "metrics.json"
-    control = json.loads(control_file.read_text())["sets"] if control_file.is_file() else {}
-    over_control = verdict.get("control_sets", {})
+    control = json.loads(control_file.read_text())["sets"] if has_control and control_file.is_file() else {}
+    over_control = verdict.get("control_sets", {}) if has_control else {}
     return {
         name: [
             {

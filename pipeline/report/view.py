@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from pipeline.runs.summary import gold_of
 PER_PAGE = 24
 PAGES = (".html", ".png", ".svg")
 """Endings of the files of a run's report that are served."""
+UNREADABLE = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""Errors of a run whose files are damaged, or of another version."""
 IMAGE = re.compile(r"(.*)image/(\d+)-(\d+)\.jpg")
 
 
@@ -46,7 +48,7 @@ IMAGE = re.compile(r"(.*)image/(\d+)-(\d+)\.jpg")
 class Source:
     """A store to open: the files that it depends on, and how it is opened."""
 
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # with their state, so that changed ones are opened anew
     make: Callable[[], SampleStore]
 
 
@@ -66,8 +68,13 @@ def shard_source(shards: Sequence[str], **options: Any) -> Source:
     if kind == "training":
         if given := sorted(name for name, value in options.items() if value):
             raise InputError(f"{shards[0]}: found training shards, which have their own {' and '.join(given)}")
-        return Source(tuple(shards), partial(TrainingStore, shards))
-    return Source(tuple(shards), partial(LabelStore, shards, **options))
+        return Source(_stamps(shards), partial(TrainingStore, shards))
+    return Source(_stamps(shards), partial(LabelStore, shards, **options))
+
+
+def _stamps(paths: Iterable[str]) -> tuple[str, ...]:
+    """Paths with the times of their last changes: a store whose files a stage wrote anew is another one."""
+    return tuple(f"{path} {Path(path).stat().st_mtime_ns if Path(path).is_file() else ''}" for path in paths)
 
 
 def evaluation_sources(folder: Path, shards: Mapping[str, Sequence[str]] | None = None) -> dict[str, Source]:
@@ -146,7 +153,7 @@ class Site:
         for title, run in self._runs().items():
             try:
                 sources |= {f"{title}/{name}": source for name, source in run_sources(run).items()}
-            except (InputError, OSError, ValueError, KeyError):
+            except UNREADABLE:
                 continue  # its line in the list says why
         return sources
 
@@ -251,5 +258,5 @@ def _state(run: Path) -> tuple[str, list[dict[str, Any]]]:
     try:
         run_sources(run)
         return run_state(run), headline(json.loads(file.read_text())) if file.is_file() else []
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         return f"cannot be read: {type(error).__name__}: {error}", []

@@ -81,7 +81,7 @@ def _stages(config: SelfTrainConfig, layout: RunLayout, pilot: Rates | None) -> 
     data = config.data
     if config.demo is not None:
         yield PlannedStage("make-demo-data", "scenes")
-    if used := dict.fromkeys([*data.sources, *data.evaluated()]):
+    if used := data.used():
         yield PlannedStage("ingest", f"{len(used)} sets")
     try:
         shards = crawl_shards(config, layout)
@@ -162,7 +162,9 @@ def _trained(layout: RunLayout, name: str, folder: Path, training: TrainConfig, 
         except ValueError:
             seconds = None
     copies = (1 + MOMENTS + (training.ema is not None)) * (training.keep_checkpoints + 1) + 1
-    return PlannedStage(name, f"{training.steps:,} steps", "", seconds, 0 if seconds == 0 else weights * copies)
+    there = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    wanted = 0 if seconds == 0 else max(0, weights * copies - there)
+    return PlannedStage(name, f"{training.steps:,} steps", "", seconds, wanted)
 
 
 def _crawl_bytes(shards: list[str]) -> int:

@@ -29,8 +29,8 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.phrases.parser import model_name
 from pipeline.runs.layout import RunLayout
 
-PATIENCE = 6.0
-"""Seconds for the answers of all stores together, where a person waits for them."""
+PATIENCE = 20.0
+"""Seconds for the answers of all stores together, where a person waits for them: S3 lists some 100,000 objects."""
 Probe = Callable[[], str | None]
 """Looks at a place; returns a problem's line, or raises an InputError with it."""
 
@@ -94,12 +94,25 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
         )
     yield from _lines(lambda: extra_rules(config.filter_boxes))
     yield from _evaluation_problems(config)
+    yield from _validation_problems(config)
     if config.demo is None:
         if not data.crawl:
             yield "data.crawl: found none; want the shards to label (the demo alone makes its own): data.crawl=SHARDS"
-        if data.manifest is None and (named := [*sources, *data.evaluated()]):
+        if data.manifest is None and (named := data.used()):
             yield f"data.manifest: found none; want the manifest of the sets {', '.join(named)}"
     yield from _lines(lambda: config.parse_phrases.method == "ngrams" or model_name(config.parse_phrases))
+
+
+def _validation_problems(config: SelfTrainConfig) -> Iterator[str]:
+    """A validation needs its set and its times, and a set that nothing is trained on."""
+    data = config.data
+    validated = [name for name in ("teacher", "student") if getattr(config, name).validate_every]
+    if validated and data.validation is None:
+        yield f"{validated[0]}.validate_every: found no set to validate on; want data.validation=SET"
+    elif data.validation is not None and not validated:
+        yield f"data.validation: found {data.validation}, but no steps between validations; want teacher.validate_every"
+    if data.validation in data.sources:
+        yield f"data.validation: {data.validation} is one of data.sources too; want a set that is not trained on"
 
 
 def _evaluation_problems(config: SelfTrainConfig) -> Iterator[str]:
@@ -152,11 +165,14 @@ def set_problems(config: SelfTrainConfig) -> Iterator[str]:
     except InputError as error:
         yield f"data.manifest: {error}"
         return
-    for field, names in (("data.sources", data.sources), ("evaluation sets of data", data.evaluated())):
+    for field, names in (
+        ("data.sources", data.sources), ("evaluation sets of data", data.evaluated()),
+        ("data.validation", (data.validation,) if data.validation else ()),
+    ):  # fmt: skip
         for name in names:
             if name not in sets:
                 yield f"{field}: {manifest} has no labelled set {name!r}{did_you_mean(name, sets)}"
-    if config.demo is None and (data.sources or data.evaluated()):
+    if config.demo is None and data.used():
         base = data.root or ("." if is_name(manifest) else str(Path(manifest).parent))
         if not is_url(base) and not Path(base).is_dir():
             yield f"data.root: {base}: no such folder; want the one that the manifest's paths are relative to"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -124,14 +125,21 @@ def list_runs(folder: str | Path) -> list[RunRow]:
     runs = runs_in(Path(folder))
     if not runs:
         raise InputError(f"{folder}: found no runs (folders with a config.yaml); want the folder that holds them")
-    return [RunRow(name, run_state(run), _numbers(RunLayout(run))) for name, run in runs.items()]
+    return [_row(name, run) for name, run in runs.items()]
+
+
+def _row(name: str, run: Path) -> RunRow:
+    try:
+        return RunRow(name, run_state(run), _numbers(RunLayout(run)))
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # must not hide the others
+        return RunRow(name, f"cannot be read: {type(error).__name__}: {error}")
 
 
 def runs_in(folder: Path, depth: int = 3) -> dict[str, Path]:
     """Path relative to ``folder`` -> folder of each run at most ``depth`` levels below it."""
     runs: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if is_hidden(path.name) or not path.is_dir():
+        if is_hidden(path.name) or not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
             continue
         if RunLayout(path).config.is_file():
             runs[path.name] = path
@@ -158,7 +166,9 @@ def _numbers(layout: RunLayout) -> str:
         return ""
     summary = json.loads(layout.summary.read_text())
     best = str(summary["best"])
-    metrics = summary.get(best.split("-")[0], {})
+    role, _, number = best.partition("-")
+    rounds = summary.get("by_round") or []
+    metrics = (rounds[int(number) - 1] if 0 < int(number or 0) <= len(rounds) else summary).get(role, {})
     numbers = [f"{head} {metrics[key]:.1f}" for key, head in columns(summary).items() if metrics.get(key) is not None]
     return f"{best}: {', '.join(numbers) or 'not evaluated'}"
 

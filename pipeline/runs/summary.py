@@ -37,6 +37,9 @@ def _metrics_by_role(
     config: SelfTrainConfig, layout: RunLayout, models: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
     """Metrics of the evaluated ones of ``models``, role -> name."""
+    if not config.data.evaluated():
+        return {}  # files of another recipe's run in this folder
+    models = {role: name for role, name in models.items() if role != "control" or config.trains_control}
     files = {role: layout.evaluation(name) / "metrics.json" for role, name in models.items()}
     read = {role: file for role, file in files.items() if file.is_file()}
     if config.demo is not None:

@@ -76,7 +76,7 @@ class Oddities:
             self._counts["regions_ignored"] += region.ignore
             self._counts["regions_under_a_pixel"] += x2 - x1 <= 1 and y2 - y1 <= 1
             edges = [edge for span in region.tokens_positive for edge in span]
-            self._counts[_IN_WORDS] += any(_WORD.match(caption or "", max(0, edge - 1)) for edge in edges)
+            self._counts[_IN_WORDS] += any(edge > 0 and _WORD.match(caption or "", edge - 1) for edge in edges)
             right, low = (100, 100) if 18_000 < width * height < 40_000 else (width / 2, height / 2)
             self._counts[_TOP_LEFT] += x2 <= right and y2 <= low
 

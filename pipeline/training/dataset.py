@@ -198,8 +198,9 @@ class TrainingData(Dataset[dict[str, Any]]):
         shortest = sizes[int(rng.integers(len(sizes)))]
         height, width = resized_size(image.width, image.height, shortest, self.config.max_image_size)
         scale = np.array([width / image.width, height / image.height] * 2, np.float32)
-        prompted.boxes *= scale
-        prompted.ignore_boxes *= scale
+        for boxes in (prompted.boxes, prompted.ignore_boxes):
+            boxes *= scale
+            boxes[(boxes <= 1).all(1), 2:] = 1.01  # in the first pixel they would be taken for normalised ones
         lost["no_room_in_prompt"] += prompted.lost
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased when shrinking

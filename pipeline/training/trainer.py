@@ -102,6 +102,8 @@ class Trainer:
         if config.check_memory and not on_gpu:
             self._check_cpu_memory(model_config(model, init))
         self.network, self.processor = build_model(model, init)
+        if config.validate_every and config.best_metric == "loss_centerness" and self.network.config.head != "dynamic":
+            raise InputError("best_metric: found loss_centerness, which a two-stage head has not; want loss")
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
         if config.gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -396,7 +398,7 @@ class Trainer:
         A loss that is not finite leaves the validation out, with a warning.
         """
         assert self.validation is not None
-        losses, reason = list[dict[str, float]](), ""
+        losses, reason, failed = list[dict[str, float]](), "", False
         self.model.eval()
         with torch.no_grad():
             for batch in self.validation.loader(first=0, rank=self.processes.rank, processes=self.processes.count):
@@ -405,11 +407,12 @@ class Trainer:
                     losses.append({"loss": float(output.loss), **{n: float(v) for n, v in output.loss_dict.items()}})
                 except FloatingPointError as error:
                     reason = str(error)
-                if self.processes.any(bool(reason)):
+                failed = self.processes.any(bool(reason))
+                if failed:
                     log.warning("step %d: not validated: %s", done, reason or "not finite in another process")
                     break
         self.model.train()
-        if len(losses) < self.validation.config.steps:
+        if failed:
             return
         means = self.processes.means({n: sum(row[n] for row in losses) / len(losses) for n in losses[0]})
         self.validated.append({"step": done, **{name: round(value, 6) for name, value in means.items()}})
@@ -430,7 +433,12 @@ class Trainer:
 
     def _draw(self, done: int, batch: dict[str, Any], trackers: TrackerHub) -> None:
         batch = batch | self._inputs(batch)
-        for i, image in enumerate(predictions_beside_targets(self.network, self.processor, batch)):
+        try:
+            images = list(predictions_beside_targets(self.network, self.processor, batch))
+        except FloatingPointError as error:  # the step itself has counted it, if its loss was not finite
+            log.warning("step %d: no image of predictions: %s", done, error)
+            return
+        for i, image in enumerate(images):
             trackers.image(f"predictions_and_targets/{i}", image, done)
 
     def _report(self, steps: int) -> TrainReport:

@@ -247,6 +247,15 @@ def test_labels_that_cannot_be_meant_are_named(inputs, change, words):
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize(
+    "box",
+    [[127.4, 10, 127.7, 60], [0, 95.2, 100, 95.6], [126.9, 94.9, 127.3, 95.3], [120, 10, 134, 60], [0, 0, 0.6, 1.2]],
+)
+def test_boxes_at_the_edge_of_a_resized_image_are_learnt(inputs, box):
+    label = {**target(inputs), "boxes": torch.tensor([[float(v) for v in box]])}
+    assert tiny_model()(**inputs, labels=[target(inputs), label]).loss.isfinite()
+
+
 def test_labels_of_other_detectors_may_say_more(inputs):
     more = {"image_id": torch.tensor([1]), "area": torch.ones(1), "iscrowd": torch.zeros(1), "orig_size": torch.ones(2)}
     network = tiny_model().eval()

@@ -103,7 +103,8 @@ def test_data_without_one_caption_is_no_caption(text):
 
 
 @pytest.mark.parametrize(
-    "text", ['["Art" poster] a dog', "[OC] a dog", "{a dog}", "[a dog]", "[1] a dog", '"a dog"', "{" * 9000]
+    "text",
+    ['["Art" poster] a dog', "[OC] a dog", "{a dog}", "[a dog]", "[1] a dog", '"a dog"', "{" * 9000, "{{}}", "{[]}"],
 )
 def test_a_sentence_in_brackets_is_a_caption(text):
     assert caption_of(TarSample("0", {"txt": text.encode()})) == (text, None)

@@ -65,6 +65,9 @@ def pgm(values):
     ids=["png", "png rgb", "png la", "png rgba", "tiff", "tiff >", "tiff 32", "tiff 32 >", "pgm"],
 )
 def test_the_higher_eight_of_sixteen_bits_count(data):
+    """Of a dark image too, as of its neighbours in a sequence."""
+    for dark in (png(DEEP // 512, 0), tiff(DEEP // 512)):
+        assert np.asarray(open_image(dark)).max() == 0
     image = open_image(data)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), np.repeat((DEEP >> 8)[..., None], 3, -1))

@@ -215,3 +215,8 @@ def test_no_caption_takes_long(unit):
     started = time.perf_counter()
     clean.__wrapped__(unit * 2000 + "!")
     assert time.perf_counter() - started < 1
+
+
+def test_an_optional_plural_ends_no_segment():
+    (segment,) = clean("a dog and cat(s) on the grass").segments
+    assert segment.text.split() == "a dog and cat on the grass".split()

@@ -69,6 +69,8 @@ def test_every_wrong_path_is_a_line(tmp_path, crawl):
         (["teacher.steps=10"], "data.sources: found none to train the teacher on"),
         (["student.mixture={}"], "student.mixture: found nothing without `pseudo`"),
         (["data.crawl=[]"], "data.crawl: found none"),
+        (["student.validate_every=10"], "student.validate_every: found no set to validate on; want data.validation"),
+        (["data.validation=val"], "data.validation: found val, but no steps between validations"),
         (["data.manifest=nowhere.yaml"], "data.manifest: nowhere.yaml: no such file"),
         (["data.evaluation=val"], "data.manifest: found none; want the manifest of the sets val"),
         (["data.sources=boxes"], "teacher.mixture: found none for the control"),

@@ -77,5 +77,12 @@ def test_the_end_of_a_run_and_its_reason_are_kept(tmp_path):
     layout.summary.write_text(json.dumps(summary))
     (row,) = list_runs(tmp_path)
     assert row.numbers == "student-1: val AP 12.3"
+    rounds = [{"student": {"val.ap": 20.0}}, {"student": {"val.ap": 11.0}}]  # the second student was refused
+    layout.summary.write_text(json.dumps(summary | {"student": {"val.ap": 11.0}, "by_round": rounds}))
+    (row,) = list_runs(tmp_path)
+    assert row.numbers == "student-1: val AP 20.0"
+    layout.summary.write_text("{}")
+    (row,) = list_runs(tmp_path)
+    assert row.state == "cannot be read: KeyError: 'best'"
     with pytest.raises(InputError, match="found no runs"):
         list_runs(tmp_path / "mine")
