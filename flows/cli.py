@@ -58,15 +58,18 @@ def _prepared(recipe: str, changes: tuple[str, ...], out: str) -> tuple[SelfTrai
     from pipeline.config.recipes import load_recipe
     from pipeline.io.paths import local_folder
     from pipeline.runs.layout import RunLayout
-    from pipeline.runs.plan import settings_lines
     from pipeline.runs.preflight import recipe_problems, refuse
 
     config = load_recipe(recipe, changes)
     layout = RunLayout(local_folder(out, "a run"))
     refuse(recipe_problems(config, layout))
-    click.echo(f"recipe {recipe}, in {out}")
-    click.echo("".join(f"  {line}\n" for line in settings_lines(config)), nl=False)
     return config, layout
+
+
+def _show_settings(recipe: str, config: SelfTrainConfig, out: str) -> None:
+    from pipeline.runs.plan import settings_lines
+
+    click.echo("\n".join([f"recipe {recipe}, in {out}", *(f"  {line}" for line in settings_lines(config))]))
 
 
 @main.command()
@@ -84,6 +87,7 @@ def check(recipe: str, changes: tuple[str, ...], out: str, pilot: str | None) ->
     """
     with one_line_errors("self-train"), interruptible("self-train", UNCHANGED):
         config, layout = _prepared(recipe, changes, out)
+        _show_settings(recipe, config, out)
         from pipeline.runs.plan import make_plan, plan_lines, read_pilot
 
         click.echo(
@@ -118,6 +122,7 @@ def run(recipe: str, changes: tuple[str, ...], out: str) -> None:
             start_temporary_server(layout.logs / "server.log")
         from flows.self_train import self_train
 
+        _show_settings(recipe, config, out)
         summary: Any = self_train(out, config)
         click.echo("\n".join(["", *table_lines(summary)]))
         click.echo(f"\nnumbers: {layout.summary}\nreport:  {layout.report / 'index.html'}")
@@ -240,6 +245,7 @@ def submit(recipe: str, changes: tuple[str, ...], out: str, deployment: str, wat
             config = load_recipe(recipe, changes)
         from flows.submission import start, watch_run
 
+        _show_settings(recipe, config, out)
         run_id, url = start(deployment, with_absolute_paths(config), Path(out).absolute())
         click.echo(f"started: {url}")
         if watch:

@@ -37,4 +37,5 @@ def load_glip(folder: str, device: str = "cpu") -> tuple[GlipForObjectDetection,
     """:func:`load_parts` of a GLIP folder."""
     check_glip_folder(folder)
     network, processor = load_parts(folder, GlipForObjectDetection, device, GlipProcessor)
+    processor.tokenizer.init_kwargs["local_files_only"] = False  # how it was loaded is saved with it otherwise
     return network, processor

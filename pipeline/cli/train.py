@@ -33,7 +33,7 @@ def _train_command(section: str, name: str, text: str) -> click.Command:
             values["model"] = load_recipe(recipe).model.model_copy(update={n: p for n, p in paths.items() if p})
         elif text_encoder or backbone:
             raise InputError("--text-encoder and --backbone are for a new network; the model of --init has both")
-        if settings.warmup_steps > settings.steps:
+        if settings.warmup_steps > settings.steps and not any(Path(values["out"]).glob("*")):  # unless it began so
             raise InputError(too_long_a_warmup(section, settings))
         report = make_job(TrainModel, values).run()
         click.echo(f"{values['out']}/{report.final}: {report.steps} steps on {sum(report.records.values()):,} records")

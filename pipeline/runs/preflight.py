@@ -24,7 +24,7 @@ from pipeline.filtering.gold import gold_tables
 from pipeline.filtering.rules import extra_rules
 from pipeline.io.files import check_writable, file_size
 from pipeline.io.model_folder import check_backbone, check_glip_folder, is_released, text_encoder_folder
-from pipeline.io.paths import is_url, resolve_path
+from pipeline.io.paths import is_url, no_folder, resolve_path
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.phrases.parser import model_name
 from pipeline.runs.layout import RunLayout
@@ -285,6 +285,8 @@ def folder_problems(layout: RunLayout) -> Iterator[str]:
     """Check that the run's folder can be written."""
     try:
         check_writable(layout.root)
+    except (FileExistsError, NotADirectoryError) as error:
+        yield f"out: {no_folder(error.filename)}"
     except OSError as error:
         yield f"out: {error.filename}: {error.strerror}; want a folder that can be written"
 

@@ -68,21 +68,24 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "prefect", ignore_errors=True)
 
 
-def command(folder: Path, name: str, *arguments: str) -> str:
-    """One of the project's commands, as its script would run it, in the folder that the settings'
-    paths are relative to."""
+def python(folder: Path, code: str, *arguments: str) -> str:
+    """Output of a program, run in the folder that the settings' paths are relative to."""
     env = environment(
         folder / "prefect",
         OMP_NUM_THREADS="1",
         PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     )
-    module, _, function = SCRIPTS[name].partition(":")
-    start = f"import sys; from {module} import {function} as main; sys.argv[0] = {name!r}; main()"
-    program = [sys.executable, "-c", start, *arguments]
-    done = subprocess.run(program, cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-5000:]
     return said
+
+
+def command(folder: Path, name: str, *arguments: str) -> str:
+    """One of the project's commands, as its script would run it."""
+    module, _, function = SCRIPTS[name].partition(":")
+    start = f"import sys; from {module} import {function} as main; sys.argv[0] = {name!r}; main()"
+    return python(folder, start, *arguments)
 
 
 def self_train(folder: Path) -> str:
@@ -160,6 +163,7 @@ def test_an_interrupted_run_ends_with_the_same_outputs(folder):
     run, then = folder / "run", folder / "then"
     run.rename(then)
     shutil.copytree(folder / "interrupted", run)
+    shutil.copy(then / "config.yaml", run)  # as a run writes it first: its warm-up is longer than its trainings
     assert [p.name for p in (run / "checkpoints" / "teacher").iterdir()] == [STEP]
     self_train(folder)
     log = (run / "logs" / "train-teacher.log").read_text()
@@ -178,8 +182,13 @@ def test_an_interrupted_run_ends_with_the_same_outputs(folder):
 
 
 def test_a_teacher_trained_anew_has_the_same_weights(folder):
-    sources = [p for n in ("detection", "grounding", "attributes") for p in ("--source", f"{n}=run/train/{n}-*.tar")]
-    command(folder, "train-teacher", "--recipe", "run/config.yaml", *sources, "--threads", "1", "--out", "anew")
+    job = (  # the command refuses the recipe's warm-up, which is longer than the training
+        "from pipeline.config.recipes import load_recipe; from pipeline.stages import TrainModel;"
+        "sources = {n: [f'run/train/{n}-*.tar'] for n in ('detection', 'grounding', 'attributes')};"
+        "recipe = load_recipe('run/config.yaml');"
+        "TrainModel(settings=recipe.teacher, sources=sources, model=recipe.model, threads=1, out='anew').run()"
+    )
+    python(folder, job)
     now, then = folder / "anew" / "final", folder / "run" / "checkpoints" / "teacher" / "final"
     step = folder / "interrupted" / "checkpoints" / "teacher" / STEP / "model" / "model.safetensors"
     near_weights(now / "model.safetensors", then / "model.safetensors", step)

@@ -194,7 +194,9 @@ def test_a_server_that_ends_at_its_start_says_why(tmp_path):
 def test_an_output_folder_that_cannot_be_written_is_named_before_anything_is_started(tmp_path):
     (tmp_path / "runs").write_text("")
     code, lines = self_train(tmp_path, "run", "--out", "runs/demo")
-    assert code == 2 and lines == [f"self-train: error: {tmp_path / 'runs'}: is, or is below, a file; want a folder"]
+    assert code == 2 and lines == [
+        f"self-train: error: out: {tmp_path / 'runs'}: is, or is below, a file; want a folder"
+    ]
 
 
 @pytest.mark.slow
