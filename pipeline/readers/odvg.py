@@ -53,7 +53,7 @@ def fill_detection(files: SetFiles, index: IndexWriter) -> dict[str, Any]:
     """Read detection lines; grounding lines are refused."""
     names = read_object(files.companions["classes"], WANTED_CLASSES) if "classes" in files.companions else None
     if names is not None and not all(k.isdigit() and isinstance(v, str) for k, v in names.items()):
-        found = next(f"{k!r}: {v!r}" for k, v in names.items() if not (k.isdigit() and isinstance(v, str)))
+        found = next(f"{k!r}: {v!r:.80}" for k, v in names.items() if not (k.isdigit() and isinstance(v, str)))
         raise InputError(f"{files.companions['classes']}: want {WANTED_CLASSES}; found {found}")
     names = None if names is None else {number: class_name(name) for number, name in names.items()}
     known = {folded(name) for name in (names or {}).values()}

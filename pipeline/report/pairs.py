@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
 from pipeline.io.paths import join
 from pipeline.io.tables import read_table
-from pipeline.report.provenance import provenance
+from pipeline.report.provenance import package_version
 from pipeline.report.templates import render
 from pipeline.report.urls import jpeg_url
 
@@ -37,7 +37,7 @@ def write_pairs(
         items.append({**row, "images": [left, right]})
     page = render(
         "pairs.html", title="Near-duplicates of evaluation images", lines=report.lines(), items=items,
-        total=matches.num_rows, made=provenance(),
+        total=matches.num_rows, made={"version": package_version()},  # a resumed run writes the same bytes
     )  # fmt: skip
     write_atomic(join(out, "pairs.html"), page)
 

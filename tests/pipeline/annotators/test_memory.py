@@ -14,12 +14,13 @@ from pipeline.annotators.memory import BASE, GIB, MemoryNeed, check_cpu_memory, 
 from pipeline.errors import InputError
 
 MEASURE = """
-import json, resource, sys, torch
+import json, re, sys, torch
 from model import GlipConfig, GlipForObjectDetection
 from pipeline.annotators.memory import _loss, estimate, synthetic_inputs
 config, size, images, training = GlipConfig.from_pretrained(sys.argv[1]), (512, 768), 4, sys.argv[2] == "True"
 network = GlipForObjectDetection(config).train(training)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# not ru_maxrss, which begins with that of the process that started this one
+peak = lambda: int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 def run(images, size):
     with torch.set_grad_enabled(training):
         output = network(**synthetic_inputs(config, images, size, "cpu"))
