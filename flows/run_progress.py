@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import shutil
 import sys
 import time
@@ -107,7 +108,7 @@ class RunProgress:
             RunState.change(self._layout, stage=stage)
         if self._live:
             self._draw(percent, line)
-        elif time.monotonic() - self._logged > LOG_SECONDS:
+        elif not _of_a_worker() and time.monotonic() - self._logged > LOG_SECONDS:
             self._logged = time.monotonic()
             get_run_logger().info("%.0f %% of the run: %s", percent, line)
         if line != self._line and self._artifact is not None:
@@ -138,6 +139,13 @@ class RunProgress:
         sys.stderr.write("\r\x1b[2K")
         sys.stderr.flush()
         return True
+
+
+def _of_a_worker() -> bool:
+    """Whether a worker started this run: its artifact shows the progress, and a line to the pipe of a worker that
+    was killed would end the run.
+    """
+    return "PREFECT__FLOW_RUN_ID" in os.environ
 
 
 def _handlers() -> list[logging.Handler]:
