@@ -17,7 +17,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.demo.manifest import load_manifest, package_file
+from pipeline.demo.manifest import PhotoEntry, load_manifest, package_file
+
+Crop = tuple[bytes, str, tuple[int, int], list[tuple[str, list[float]]]]
+"""JPEG, caption, (width, height), and boxes xyxy by name."""
 
 BOXES = {
     "astronaut": {"person": (0.05, 0.03, 0.80, 1.0), "space shuttle": (0.68, 0.0, 0.86, 0.55)},
@@ -54,8 +57,8 @@ def main(out: Path, crawled: int = 48, side: int = 256) -> None:
     (out / "sets.yaml").write_text(MANIFEST)
 
 
-def crop(photo, rng: random.Random, side: int):  # type: ignore[no-untyped-def]
-    """Return a random crop of a photograph: its JPEG, caption, size and boxes by name."""
+def crop(photo: PhotoEntry, rng: random.Random, side: int) -> Crop:
+    """Return a random crop of a photograph."""
     with Image.open(package_file(photo.package, photo.file)) as opened:
         image = opened.convert("RGB")
     left, top, right, bottom = (rng.uniform(0, 0.08) for _ in range(4))
@@ -75,9 +78,9 @@ def crop(photo, rng: random.Random, side: int):  # type: ignore[no-untyped-def]
     return buffer.getvalue(), photo.caption, image.size, clipped
 
 
-def write_coco(folder: Path, split: str, samples: list) -> None:  # type: ignore[type-arg]
+def write_coco(folder: Path, split: str, samples: list[Crop]) -> None:
     """Write ``folder/SPLIT.json`` and the images of ``folder/SPLIT``."""
-    images, annotations = [], []
+    images, annotations = list[dict[str, object]](), list[dict[str, object]]()
     (folder / split).mkdir(parents=True, exist_ok=True)
     for number, (jpeg, _, (width, height), boxes) in enumerate(samples, 1):
         (folder / split / f"{number:04}.jpg").write_bytes(jpeg)

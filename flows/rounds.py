@@ -22,7 +22,7 @@ from pipeline.execution.reports import StageReport
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult, check_promotion, decide
-from pipeline.runs.summary import headline
+from pipeline.runs.summary import deciding_metric
 
 
 class RoundRun(BaseModel):
@@ -72,7 +72,7 @@ def one_round(
         if config.data.evaluated():
             models = [f"student-{round_number}"] + [f"control-{round_number}"] * config.trains_control
             run_stage(stages.evaluate, out, config, models)
-            show_number(headline(config, layout, models[0]))
+            show_number(deciding_metric(config, layout, models[0]))
         result = decide(config, layout, round_number)
         page = write_round(config, layout, result, reports)
         show_markdown(f"round-{round_number}", page, f"round {round_number}: metrics, gates, labels, decision")

@@ -24,7 +24,7 @@ from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.rounds import RoundResult, check_promotion
-from pipeline.runs.summary import headline, summarise
+from pipeline.runs.summary import deciding_metric, summarise
 
 Rounds = Annotated[int, Field(ge=1)] | None
 """Prefect validates it before the run starts, as it does the recipe's own number."""
@@ -66,7 +66,7 @@ def self_train(
         run_stage(stages.train_teacher, out, config)
         if config.data.evaluated():
             run_stage(stages.evaluate, out, config, ["teacher"])
-            show_number(headline(config, layout, "teacher"))
+            show_number(deciding_metric(config, layout, "teacher"))
             check_promotion(config, layout)
         results: list[RoundResult] = []
         for number in range(1, config.rounds + 1):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,12 +17,26 @@ if TYPE_CHECKING:
     from pipeline.dedup.report import DedupReport
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def store_options(function: F) -> F:
+    """Decorate a command with the options that say what belongs to a store of labels or regions."""
+    for option in (
+        click.option("--gold", help="For labels or regions: a folder of gold tables, to show which boxes are right."),
+        click.option(
+            "--regions", help="For labels: the folder of regions that filter-boxes read, to show the dropped ones."
+        ),
+        click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for images."),
+        click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions."),
+    ):  # the last is the first in the help
+        function = option(function)
+    return function
+
+
 @command("inspect")
 @click.argument("shards", nargs=-1, required=True, metavar="DIR...")
-@click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
-@click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for images.")
-@click.option("--regions", help="For labels: the folder of regions that filter-boxes read, to show the dropped ones.")
-@click.option("--gold", help="For labels or regions: a folder of gold tables, to show which boxes are right.")
+@store_options
 @click.option("--html", default="inspect.html", type=FILE, help="File for the HTML page.")
 @click.option("--no-html", is_flag=True, help="Print the summary only.")
 @click.option("--json", "json_file", type=FILE, help="Also write the summary as JSON.")

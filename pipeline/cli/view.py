@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.common import command
-from pipeline.cli.inspect import expand_stores
+from pipeline.cli.inspect import expand_stores, store_options
 from pipeline.errors import InputError
 from pipeline.execution.progress import Terminal
 from pipeline.io.shard_patterns import expand_shards, shards_in
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 @command("view")
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
-@click.option("--phrases", help="For labels or regions: the folder that parse-phrases wrote, for captions.")
-@click.option("--shards", "crawl", multiple=True, help="For labels or regions: the crawl's shards, for images.")
-@click.option("--regions", help="For labels: the folder of regions that filter-boxes read, to show the dropped ones.")
-@click.option("--gold", help="For labels or regions: a folder of gold tables, to show which boxes are right.")
+@store_options
 @click.option(
     "--set-shards", "moved", multiple=True, metavar="NAME=SHARDS", help="For an evaluation: where a set's shards are."
 )

@@ -84,7 +84,7 @@ RULES = (
           |</?[a-z][\w:-]*(?:\s[^<>]*|/)?(?:>|$)|\[/?(?:url|img|size|color|quote)(?:=[^\[\]]*)?\]
           |\[/?(?:caption|gallery|embed|video|audio)(?:\s[^\[\]]*)?\]""", WALL),
 )  # fmt: skip
-"""What is written in another way, or not seen: entities, spaces, invisible characters, tags."""
+"""Rewriting of what is not text: entities, kinds of spaces, invisible characters, tags."""
 
 _HASH = r"[\#＃](?<![\w&/].)(?=\p{L})"
 _PICTURE = (
@@ -105,11 +105,12 @@ CUTS = (
           |(?P<separators>[|¦•·‧∙⋅∣●▪►‣⁃◆■«»‹›<>\{{\}}\(\)\[\]\\=+§¶†‡※]|::+|:(?=\s|$)|\~|—|--+
               |(?:(?<=\s)|^|(?<=\S)(?=[-–—]+(?:\s|$)))[-–—]+(?!\s+(?:and|or)\b)
               |(?<=\s)/(?=\s)|(?<=\p{{L}}{{3}})/(?=\p{{L}}{{3}})|\s*\n\s*(?=(?-i:[A-Z])|[\n*\#\-]))
-          |(?P<scripts>(?=\s)(?<=\p{{Latin}})\s+(?=[\p{{L}}--\p{{Latin}}])|(?=\s)(?<=[\p{{L}}--\p{{Latin}}])\s+(?=\p{{Latin}}))""",
+          |(?P<scripts>(?=\s)(?<=\p{{Latin}})\s+(?=[\p{{L}}--\p{{Latin}}])
+              |(?=\s)(?<=[\p{{L}}--\p{{Latin}}])\s+(?=\p{{Latin}}))""",
           lambda m: m[0] if m.lastgroup in ("price", "shop_talk") else WALL),
     MARKS,
 )  # fmt: skip
-"""What ends a segment, and marks without meaning; those of shop talk are left to it."""
+"""Ends of segments, and marks without meaning. Prices and shop talk stay as they are: a later rule reads them."""
 
 _CAPITALS = r"(?<!\p{L}|\p{L}['-])\p{Lu}+(?:['-]\p{Lu}+)*+(?!\p{L}|['-]\p{L})"
 _LONG = _CAPITALS.replace("+", "{3,}", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -48,8 +48,12 @@ IMAGE = re.compile(r"(.*)image/(\d+)-(\d+)\.jpg")
 class Source:
     """A store to open: the files that it depends on, and how it is opened."""
 
-    files: tuple[str, ...]  # with their state, so that changed ones are opened anew
+    files: tuple[str, ...]
     make: Callable[[], SampleStore]
+
+    def state(self) -> tuple[str, ...]:
+        """The files with the times of their last changes: with files that a stage wrote anew it is another store."""
+        return tuple(f"{path} {Path(path).stat().st_mtime_ns if Path(path).is_file() else ''}" for path in self.files)
 
 
 Sources = Mapping[str, Source]
@@ -68,21 +72,15 @@ def shard_source(shards: Sequence[str], **options: Any) -> Source:
     if kind == "training":
         if given := sorted(name for name, value in options.items() if value):
             raise InputError(f"{shards[0]}: found training shards, which have their own {' and '.join(given)}")
-        return Source(_stamps(shards), partial(TrainingStore, shards))
-    return Source(_stamps(shards), partial(LabelStore, shards, **options))
-
-
-def _stamps(paths: Iterable[str]) -> tuple[str, ...]:
-    """Paths with the times of their last changes: a store whose files a stage wrote anew is another one."""
-    return tuple(f"{path} {Path(path).stat().st_mtime_ns if Path(path).is_file() else ''}" for path in paths)
+        return Source(tuple(shards), partial(TrainingStore, shards))
+    return Source(tuple(shards), partial(LabelStore, shards, **options))
 
 
 def evaluation_sources(folder: Path, shards: Mapping[str, Sequence[str]] | None = None) -> dict[str, Source]:
     """A store for each set of an evaluation's folder. shards: set -> its shards, if they have moved."""
     file, given = folder / "metrics.json", shards or {}
-    stamp = (str(file), str(file.stat().st_mtime_ns))
     return {
-        f"{name}/": Source(stamp, partial(_evaluation_store, folder, name, given.get(name, ())))
+        f"{name}/": Source((str(file),), partial(_evaluation_store, folder, name, given.get(name, ())))
         for name in json.loads(file.read_text())["sets"]
     }
 
@@ -141,16 +139,18 @@ class Site:
         """Open and index the store of the root, if there is one, before the first request."""
         if "" in self._sources:
             self._progress = progress
-            self._opened("", self._sources[""].files)
+            self._opened("", self._sources[""].state())
 
-    def _open(self, address: str, files: tuple[str, ...]) -> tuple[SampleStore, SampleIndex]:
-        store = self._all()[address].make()
+    def _open(self, address: str, state: tuple[str, ...]) -> tuple[SampleStore, SampleIndex]:
+        store = self._stores(address)[address].make()
         return store, SampleIndex(store, self._progress)
 
-    def _all(self) -> dict[str, Source]:
-        """All stores there are now."""
+    def _stores(self, path: str) -> dict[str, Source]:
+        """The stores that a path is in or leads to; of the runs only those that it names, as a run may have many."""
         sources = dict(self._sources)
         for title, run in self._runs().items():
+            if not (f"{path}/".startswith(f"{title}/") or (path and f"{title}/".startswith(path))):
+                continue
             try:
                 sources |= {f"{title}/{name}": source for name, source in run_sources(run).items()}
             except UNREADABLE:
@@ -170,7 +170,7 @@ class Site:
     def _page(self, path: str, request: Request) -> Response | None:
         if (file := self._file(path)) is not None:
             return FileResponse(file)
-        sources = self._all()
+        sources = self._stores(path)
         if image := IMAGE.fullmatch(path):
             address, shard, row = image[1], int(image[2]), int(image[3])
             return self._image(address, sources[address], shard, row) if address in sources else None
@@ -201,7 +201,7 @@ class Site:
 
     def _image(self, address: str, source: Source, shard: int, row: int) -> Response | None:
         with self._lock:  # a store reads files that stay open
-            store, _ = self._opened(address, source.files)
+            store, _ = self._opened(address, source.state())
             if shard >= len(store.shards) or row >= len(store.samples(shard)):
                 return None
             data = store.image(shard, row)
@@ -209,7 +209,7 @@ class Site:
 
     def _gallery(self, address: str, source: Source, query: Query, fresh: bool) -> str:
         with self._lock:
-            store, index = self._opened(address, source.files)
+            store, index = self._opened(address, source.state())
             if fresh and store.least:
                 query = Query(least=store.least)
             chosen = index.select(query)

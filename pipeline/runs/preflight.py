@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -202,9 +203,9 @@ def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterat
     remote: list[tuple[str, Probe]] = []
     for pattern in data.crawl:
         if is_url(pattern):
-            remote.append((pattern, lambda url=pattern: _remote_problem(url)))  # type: ignore[misc]
+            remote.append((pattern, partial(_remote_problem, pattern)))
         else:
-            yield from _lines(lambda p=pattern: expand_shards(p), "data.crawl")  # type: ignore[misc]
+            yield from _lines(partial(expand_shards, pattern), "data.crawl")
     for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
         if path.endswith(".json") and (is_url(path) or not Path(path).is_file()):
             wanted = "want a file on a file system" if is_url(path) else "no such file"

@@ -56,7 +56,7 @@ def _shown_metrics(file: Path) -> dict[str, float]:
     return shown
 
 
-def headline(config: SelfTrainConfig, layout: RunLayout, model: str) -> str:
+def deciding_metric(config: SelfTrainConfig, layout: RunLayout, model: str) -> str:
     """The first metric of a model on the set that decides, such as "teacher eval_novel R@1 24.4"."""
     file, sets = layout.evaluation(model) / "metrics.json", (config.data.novel, *config.data.evaluated())
     if not file.is_file():

@@ -21,7 +21,7 @@ PACKING = 2
 is skipped, and the rest are tried; the caption itself is no negative.
 """
 NORMALISATION = "step"
-"""What losses are divided by under accumulation: a step's counts; before, each micro-batch's."""
+"""Divisor of losses under accumulation: the counts of a step. Earlier versions: of each micro-batch."""
 RUNTIME_SETTINGS = {
     "log_every",
     "save_every",

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from flows.local_server import ROOT
+from tests.fixtures.browser import browser as browser
 from tests.flows.api import ask
 from tests.flows.tiny import wait_until
 from tests.flows.up import Up
@@ -19,22 +20,13 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here (Debian's package has one)"),
 ]
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PICTURES = os.environ.get("SCREENSHOTS")
 """A folder to keep the pictures in, for the docs."""
 
 
 @pytest.fixture(scope="module")
-def page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
-        browser.close()
+def page(browser):
+    return browser.new_page(viewport={"width": 1280, "height": 900})
 
 
 def keep(page, name: str) -> None:

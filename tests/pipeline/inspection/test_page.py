@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from pipeline.cli.inspect import dedup, inspect
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.tars import write_tar
+from tests.fixtures.browser import browser as browser
 from tests.fixtures.photos import CHANGES, encoded, photos
-from tests.flows.test_browser import ARGUMENTS
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,16 +21,6 @@ pytestmark = [
 ]
 PICTURES = os.environ.get("SCREENSHOTS")
 """A folder to keep the pictures in, for the docs."""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 def opened(browser, path: Path, scheme: str):

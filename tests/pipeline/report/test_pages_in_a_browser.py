@@ -17,9 +17,9 @@ from pipeline.report.figures import write_gallery
 from pipeline.report.run import write_run_report
 from pipeline.report.view import PER_PAGE, Site, shard_source
 from pipeline.runs.layout import RunLayout
+from tests.fixtures.browser import browser as browser
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.regions import random_gold, random_rows, region, table_of, write, write_gold
-from tests.flows.test_browser import ARGUMENTS
 from tests.pipeline.report.test_report import SUMMARY
 from tests.pipeline.report.test_view import served, write_shards
 
@@ -43,16 +43,6 @@ CONTRASTS = """
     .map(e => { const [a, b] = [light(rgb(getComputedStyle(e).color)), light(paper(e))].sort((x, y) => y - x);
       return [(a + 0.05) / (b + 0.05), `${e.className} ${e.textContent.slice(0, 30)}`]; });
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What ``self-train view`` serves: all samples page by page, runs, and nothing else, to this machine's names only."""
+"""Pages of ``self-train view``: all samples, runs, and nothing else, to this machine's names only."""
 
 from __future__ import annotations
 
@@ -100,6 +100,14 @@ def test_pages_have_every_sample_once(store):
         turn = re.search(r'<a href="([^"]*)" rel="next">', page)
         address = "/" + turn[1].replace("&amp;", "&") if turn else ""
     assert found == [f"pseudo-{n // 31:06d}/{n:05d}" for n in range(62)]
+
+
+def test_a_store_that_was_written_anew_is_opened_anew(tmp_path):
+    shards = write_shards(tmp_path / "train", shards=1, samples=3)
+    with served(Site("train", {"": shard_source(shards)})) as port:
+        assert len(names(get(port, "/")[1])) == 3
+        write_shards(tmp_path / "train", shards=1, samples=5)
+        assert len(names(get(port, "/")[1])) == 5
 
 
 def test_filters_and_orders_are_over_the_whole_store(store):
