@@ -27,17 +27,19 @@ class _RemoteQueue:
 
     A request for a shard waits for its response, which may take the digest of a large file.
     Messages have a pipe of their own and wait for none, so that reading ahead never delays the
-    model.
+    model. A request names their number, and is answered after them: no shard is given out after
+    a failure that concerns all.
     """
 
     def __init__(self, requests: Connection, messages: Connection, out: str) -> None:
         self._requests, self._messages, self._out = requests, messages, out
         self._request_lock, self._message_lock = threading.Lock(), threading.Lock()
+        self._sent = 0
 
     def take(self) -> ShardJob | None:
         while True:
             with self._request_lock:
-                self._requests.send("next")
+                self._requests.send(self._sent)
                 job: ShardJob | str | None = self._requests.recv()
             if not isinstance(job, str):
                 return job
@@ -45,6 +47,7 @@ class _RemoteQueue:
 
     def _send(self, method: str, *arguments: Any) -> None:
         with self._message_lock:
+            self._sent += 1
             self._messages.send((method, arguments))
 
     def done(self, job: ShardJob, report: ShardReport) -> None:
@@ -136,6 +139,7 @@ class _Child:
         self._all = all_children
         self._scheduler = scheduler
         self._held: dict[str, ShardJob] = {}
+        self._handled, self._news, self._ended = 0, threading.Condition(), False
         context = get_context("spawn")
         self._requests, requests = context.Pipe()
         self._messages, messages = context.Pipe(duplex=False)
@@ -154,25 +158,38 @@ class _Child:
     def _serve_requests(self) -> None:
         with self._until_exit():
             while True:
-                self._requests.recv()
+                sent = self._requests.recv()
+                with self._news:
+                    while not self._ended and self._handled < sent:
+                        self._news.wait()
                 job = self._scheduler.offer()
                 if isinstance(job, ShardJob):
                     self._held[job.name] = job
                 self._requests.send(job)
 
     def _serve_messages(self) -> None:
-        with self._until_exit():
-            while True:
-                method, arguments = self._messages.recv()
-                if method == "broken":
-                    (self.reason,) = arguments
-                    continue
-                getattr(self._scheduler, method)(*arguments)
-                if method in {"done", "failed"}:
-                    self._held.pop(arguments[0].name, None)
-                if self._scheduler.stopped is not None:  # what they make would be lost
-                    for child in self._all:
-                        child._process.terminate()
+        try:
+            with self._until_exit():
+                while True:
+                    self._handle(*self._messages.recv())
+                    with self._news:
+                        self._handled += 1
+                        self._news.notify_all()
+        finally:
+            with self._news:
+                self._ended = True
+                self._news.notify_all()
+
+    def _handle(self, method: str, arguments: tuple[Any, ...]) -> None:
+        if method == "broken":
+            (self.reason,) = arguments
+            return
+        getattr(self._scheduler, method)(*arguments)
+        if method in {"done", "failed"}:
+            self._held.pop(arguments[0].name, None)
+        if self._scheduler.stopped is not None:  # what they make would be lost
+            for child in self._all:
+                child._process.terminate()
 
     @contextmanager
     def _until_exit(self) -> Iterator[None]:
