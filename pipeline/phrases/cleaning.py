@@ -62,10 +62,14 @@ def _compatible(match: regex.Match[str]) -> str:
     return plain if letters or (plain.isascii() and len(plain) == 1) else match[0]
 
 
+def lower(text: str) -> str:
+    """Lower case of the same length: "İ" alone would become two characters."""
+    return text.replace("İ", "I").lower()
+
+
 def _lower(match: regex.Match[str]) -> str:
-    """Lower case of the same length."""
     text = str(match[0])
-    return text.replace("İ", "I").lower() if regex.search(r"\p{Lu}{2}", text) else text
+    return lower(text) if regex.search(r"\p{Lu}{2}", text) else text
 
 
 RULES = (
@@ -117,7 +121,7 @@ _LONG = _CAPITALS.replace("+", "{3,}", 1)
 SHOUTED = Rule("capitals", regex.compile(rf"{_CAPITALS}(?:\P{{L}}+{_CAPITALS}){{2,}}|{_LONG}\P{{L}}+{_LONG}"), _lower)
 """Three words in capitals in a row, or two long ones: the tagger takes them for names, and verbs for nouns."""
 _WORDS = regex.compile(r"\p{L}+(?:['-]\p{L}+)*")
-TITLE = Rule("capitals", regex.compile("(?s).+"), lambda m: m[0].replace("İ", "I").lower())
+TITLE = Rule("capitals", regex.compile("(?s).+"), lambda m: lower(str(m[0])))
 """A whole caption, of which all words but stop words begin with a capital."""
 
 

@@ -6,7 +6,7 @@ import re
 
 from pipeline.config import ParsePhrasesConfig
 from pipeline.phrases.captions import find_boilerplate
-from pipeline.phrases.cleaning import Segment, clean
+from pipeline.phrases.cleaning import Segment, clean, lower
 from pipeline.phrases.lexicons import OWL_ST, STOP_WORDS
 from pipeline.phrases.parsed import CaptionPhraseSpans
 
@@ -55,7 +55,7 @@ def _clauses(segment: Segment, config: ParsePhrasesConfig) -> list[list[Word]]:
             start += 1
         while end > start and not caption[end - 1].isalnum():
             end -= 1
-        text = caption[start:end].lower()
+        text = lower(caption[start:end])
         excluded = start == end or text in generic or any(part.overlaps(start, end) for part in boilerplate)
         if excluded or start > chunk.start():
             clauses.append([])

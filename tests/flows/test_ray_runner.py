@@ -114,6 +114,8 @@ def cluster(stack: ExitStack, tmp_path: Path, machines: int) -> tuple[int, dict[
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     env = environment(tmp_path / "home", OMP_NUM_THREADS="1", **settings)
     node = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    # free ports for workers: by default, both machines count up from the same one, and a worker that loses never starts
+    node += ["--min-worker-port=0", "--max-worker-port=0"]
     head = [*node, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
     head += [f"--ray-client-server-port={free_port()}"]
     worker = [*node, f"--address=127.0.0.1:{port}", "--num-cpus=1"]
@@ -178,6 +180,8 @@ def test_a_machine_dies_and_the_bytes_are_the_same(team, changes, quiet, teacher
             assert flow.wait(300) == 0
         except (AssertionError, subprocess.TimeoutExpired) as error:
             said = (tmp_path / "flow.log").read_text()[-4000:] + team.log.read_text()[-1000:]
+            for log in sorted(Path("/tmp/ray/session_latest/logs").glob("raylet*.*")):  # why no worker started
+                said += f"\n{log.name}: {log.read_text(errors='replace')[-2000:]}"
             raise AssertionError(f"{error}\n{said}") from None
     assert outputs(layout) == quiet
     machines_of = [line for p in layout.logs.glob("pseudo-label*.log") for line in p.read_text().splitlines()]

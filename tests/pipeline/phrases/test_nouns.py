@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ParsePhrasesConfig
-from pipeline.phrases.cleaning import clean
+from pipeline.phrases.cleaning import clean, lower
 from pipeline.phrases.find import find_phrases
 from tests.pipeline.phrases.captions import captions
 
@@ -119,11 +119,12 @@ def check(caption, config):
         assert phrase.strip() == phrase
         if config.method == "ngrams":
             text = phrase if config.rules == 2 else " ".join(s.text for s in clean(phrase).segments)
-            assert root.split() == text.lower().split()
+            assert root.split() == lower(text).split()
     assert all(n > 0 for n in found.dropped.values())
 
 
 @settings(max_examples=150, deadline=None)
+@example({"method": "ngrams", "rules": 3}, 'AA"Aİ')
 @given(st.sampled_from(EVERY_SETTING), st.one_of(st.text(max_size=80), captions()))
 def test_any_text_gives_sorted_spans_inside_it(setting, caption):
     check(caption, ParsePhrasesConfig(**setting))
