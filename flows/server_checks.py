@@ -124,7 +124,7 @@ def check_database(settings: Any) -> None:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:  # another server has it
             return
         raise InputError(
-            f"Prefect's database: found {found}, which cannot be used ({_cause(error)}); want one that "
+            f"Prefect's database: found {found}, which cannot be used ({cause(error)}); want one that "
             "Prefect's server can read and write. A damaged file may be moved away: the server makes a new one"
         ) from None
 
@@ -142,7 +142,7 @@ def check_api(settings: Any) -> None:
     if error is not None:
         raise InputError(
             f"{API_URL}: found {without_password(url)} (from {source_of_api_url()}), where no Prefect server can be "
-            f"used: {_cause(error)}{_proxy_of(url)}; want the address of one that runs"
+            f"used: {cause(error)}{_proxy_of(url)}; want the address of one that runs"
         )
 
 
@@ -171,7 +171,8 @@ def _try_api(settings: Any, failures: list[Exception | None]) -> None:
     failures.append(failure)
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
+    """The class and first line of an error, or of what caused it."""
     while error.__cause__ is not None and isinstance(error, RuntimeError):  # "Failed to reach API"
         error = error.__cause__
     text = next(iter(str(error).splitlines()), "").split(" - For more information")[0]
