@@ -115,11 +115,11 @@ def tiny_teacher(folder: Path) -> str:
     return saved(folder, *build_model(model, None))
 
 
-def glip_t_teacher(folder: Path, side: int) -> str:
-    """A model folder of GLIP-T with random weights, for images with a shorter side of ``side``."""
-    config = GlipConfig.variant("glip-t", prior_probability=0.05)
+def glip_teacher(folder: Path, variant: str, shortest: int, longest: int, **settings: Any) -> str:
+    """A model folder of a released variant with random weights, for images of the given sides."""
+    config = GlipConfig.variant(variant, prior_probability=0.05, **settings)
     tokenizer = AutoTokenizer.from_pretrained(Path(str(resources.files(MINILM_PACKAGE).joinpath("model"))))
-    images = GlipImageProcessor(size={"shortest_edge": side, "longest_edge": side * 5 // 3})
+    images = GlipImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
     processor = GlipProcessor(images, tokenizer, max_text_length=config.max_text_length)
     return saved(folder, GlipForObjectDetection(config), processor)
 
@@ -134,12 +134,14 @@ def saved(folder: Path, network: Any, processor: Any) -> str:
 class Bench:
     """Shards, their phrases and a teacher, with methods that time the stage and its parts."""
 
-    def __init__(self, root: Path, crawl: list[str], teacher: str, batch_size: int) -> None:
+    def __init__(
+        self, root: Path, crawl: list[str], teacher: str, batch_size: int, device: str = "cpu", **settings: Any
+    ) -> None:
         self.root, self.crawl, self.teacher = root, crawl, teacher
-        self.config = PseudoLabelConfig(batch_size=batch_size, score_agg="max")
+        self.config = PseudoLabelConfig(batch_size=batch_size, score_agg="max", **settings)
         self.phrases = str(root / "phrases")
         ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=self.phrases).run()
-        self.annotator: Annotator = load_annotator(teacher, self.config)
+        self.annotator: Annotator = load_annotator(teacher, self.config, device)
 
     def items(self) -> list[list[Item]]:
         """The queries of every window, as the stage reads them."""
@@ -269,7 +271,8 @@ def main() -> None:
                 ),
                 "glip_t": (
                     write_crawl(root / "b", 1, args.glip_t_images, 512, mixed=False),
-                    glip_t_teacher(root / "glip_t", args.glip_t_side), 4, min(2, args.repeats),
+                    glip_teacher(root / "glip_t", "glip-t", args.glip_t_side, args.glip_t_side * 5 // 3),
+                    4, min(2, args.repeats),
                 ),
             }  # fmt: skip
             for name, (crawl, teacher, size, repeats) in parts.items():
