@@ -15,7 +15,6 @@ from pipeline.io.paths import is_hidden
 from pipeline.io.tar_writer import TarWriter
 from pipeline.system.library_internals import EndRecordingTarInfo, forget_members, is_uncompressed
 
-
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
