@@ -1,12 +1,13 @@
 """pseudo-label: the stage against forward passes alone, the gain of bucketed batches, and scaling.
 
     python benchmarks/labelling.py --json labelling.json
-    python benchmarks/labelling.py --only memory --json memory.json      # or stage, bucketing
+    python benchmarks/labelling.py --only memory --json memory.json      # or stage, bucketing, prepare
 
 Keys: ``stage_over_bare_loop`` (the stage's images per second over those of a loop of forward passes
 on the same decoded batches in memory; the smaller of ``_demo`` and ``_glip_t``, two sizes of
 teacher), ``bucketing_speedup`` (our batches over batches in order of arrival, for mixed aspect
-ratios and caption lengths), ``memory_growth`` (peak memory of labelling 1,000 shards over that of
+ratios and caption lengths), ``prepare_ms_per_image`` (see `prepare_ms`; ``_cpu``: with the pixels'
+normalisation, which a GPU does itself), ``memory_growth`` (peak memory of labelling 1,000 shards over that of
 10), ``linear_fit`` (R² of a linear fit of seconds to numbers of shards, 10 to 1,000).
 
 The stage reads tar shards of JPEGs and phrases files, decodes, runs the teacher, writes Parquet and
@@ -115,11 +116,11 @@ def tiny_teacher(folder: Path) -> str:
     return saved(folder, *build_model(model, None))
 
 
-def glip_t_teacher(folder: Path, side: int) -> str:
-    """A model folder of GLIP-T with random weights, for images with a shorter side of ``side``."""
-    config = GlipConfig.variant("glip-t", prior_probability=0.05)
+def glip_teacher(folder: Path, variant: str, shortest: int, longest: int, **settings: Any) -> str:
+    """A model folder of a released variant with random weights, for images of the given sides."""
+    config = GlipConfig.variant(variant, prior_probability=0.05, **settings)
     tokenizer = AutoTokenizer.from_pretrained(Path(str(resources.files(MINILM_PACKAGE).joinpath("model"))))
-    images = GlipImageProcessor(size={"shortest_edge": side, "longest_edge": side * 5 // 3})
+    images = GlipImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
     processor = GlipProcessor(images, tokenizer, max_text_length=config.max_text_length)
     return saved(folder, GlipForObjectDetection(config), processor)
 
@@ -134,12 +135,14 @@ def saved(folder: Path, network: Any, processor: Any) -> str:
 class Bench:
     """Shards, their phrases and a teacher, with methods that time the stage and its parts."""
 
-    def __init__(self, root: Path, crawl: list[str], teacher: str, batch_size: int) -> None:
+    def __init__(
+        self, root: Path, crawl: list[str], teacher: str, batch_size: int, device: str = "cpu", **settings: Any
+    ) -> None:
         self.root, self.crawl, self.teacher = root, crawl, teacher
-        self.config = PseudoLabelConfig(batch_size=batch_size, score_agg="max")
+        self.config = PseudoLabelConfig(batch_size=batch_size, score_agg="max", **settings)
         self.phrases = str(root / "phrases")
         ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=self.phrases).run()
-        self.annotator: Annotator = load_annotator(teacher, self.config)
+        self.annotator: Annotator = load_annotator(teacher, self.config, device)
 
     def items(self) -> list[list[Item]]:
         """The queries of every window, as the stage reads them."""
@@ -216,6 +219,25 @@ def bucketing_speedup(bench: Bench, repeats: int) -> float:
     return statistics.median(ratios)
 
 
+def prepare_ms(folder: Path, repeats: int) -> dict[str, float]:
+    """Milliseconds of a thread that decodes, resizes and collates a JPEG of 640x480 to 800x1066 for a GPU."""
+    crawl = write_crawl(folder / "crawl", 1, 16, 554, mixed=False)  # 640 x 480
+    teacher = glip_teacher(folder / "teacher", "glip-t", 800, 1333, num_blocks=1)
+    bench = Bench(folder, crawl, teacher, 1)
+    figures = {}
+    for name, as_bytes in (("prepare_ms_per_image", True), ("prepare_ms_per_image_cpu", False)):
+        bench.annotator._as_bytes = as_bytes  # type: ignore[attr-defined]  # what the device decides
+        groups = [[item] for window in bench.items() for item in window]
+        best = float("inf")
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            bench.ready(groups)
+            best = min(best, time.perf_counter() - started)
+        figures[name] = round(1e3 * best / len(groups), 2)
+        print(f"  {name}: {figures[name]}")
+    return figures
+
+
 def memory(root: Path) -> dict[str, Any]:
     """Peak memory and seconds of the command by number of shards, in separate processes."""
     crawl = write_crawl(root / "crawl", max(SHARDS_OF_FIT), 4, 96, mixed=False)
@@ -250,7 +272,7 @@ def memory(root: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["stage", "bucketing", "memory"])
+    parser.add_argument("--only", choices=["stage", "bucketing", "prepare", "memory"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--glip-t-side", type=int, default=320, help="shorter side of GLIP-T's images, in pixels")
@@ -269,7 +291,8 @@ def main() -> None:
                 ),
                 "glip_t": (
                     write_crawl(root / "b", 1, args.glip_t_images, 512, mixed=False),
-                    glip_t_teacher(root / "glip_t", args.glip_t_side), 4, min(2, args.repeats),
+                    glip_teacher(root / "glip_t", "glip-t", args.glip_t_side, args.glip_t_side * 5 // 3),
+                    4, min(2, args.repeats),
                 ),
             }  # fmt: skip
             for name, (crawl, teacher, size, repeats) in parts.items():
@@ -282,6 +305,9 @@ def main() -> None:
             crawl = write_crawl(root / "c", 1, 400, 256, mixed=True)
             bench = Bench(root / "bucketing", crawl, demo_teacher(root / "demo2"), 16)
             figures["bucketing_speedup"] = bucketing_speedup(bench, args.repeats)
+        if args.only in (None, "prepare"):
+            print("prepare")
+            figures |= prepare_ms(root / "prepare", args.repeats)
         if args.only in (None, "memory"):
             print("memory")
             figures |= memory(root / "memory")

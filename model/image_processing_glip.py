@@ -116,10 +116,13 @@ def _high_bytes(values: np.ndarray) -> np.ndarray:
 class GlipImageProcessorKwargs(ImagesKwargs, total=False):
     """Settings of `GlipImageProcessor` beyond transformers' own.
 
-    pad_to_multiple (`int`): the batch is padded right and bottom to a multiple of it.
+    pad_to_multiple (`int`): the batch is padded right and bottom to a multiple of it. as_bytes
+    (`bool`): `pixel_values` are RGB bytes (B, H, W, C), a quarter of the size to send to a GPU, for
+    `GlipImageProcessor.normalize_bytes`.
     """
 
     pad_to_multiple: int
+    as_bytes: bool
 
 
 class GlipImageProcessor(PilBackend):
@@ -148,6 +151,7 @@ class GlipImageProcessor(PilBackend):
     image_std = (57.375, 57.120, 58.395)
     do_pad = True
     pad_to_multiple = 32
+    as_bytes = False
     separator_token_id: int | None = None
 
     def __init__(self, **kwargs: Unpack[GlipImageProcessorKwargs]):
@@ -194,6 +198,7 @@ class GlipImageProcessor(PilBackend):
         do_center_crop: bool | None = None,
         data_format: Any = None,
         return_tensors: Any = None,
+        as_bytes: bool = False,
         **_: Any,
     ) -> BatchFeature:
         if do_center_crop:
@@ -210,25 +215,17 @@ class GlipImageProcessor(PilBackend):
             array = np.asarray(image)
             arrays.append(array[..., None] if array.ndim == 2 else array)
         sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
-        # to [0, 1] and back, as the original does: not exact
-        values = torch.arange(256, dtype=torch.float32).div(255).mul(255).expand(arrays[0].shape[2], -1)
-        if do_rescale:
-            values = values * rescale_factor
-        if do_normalize:
-            mean, std = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1) for x in (image_mean, image_std))
-            if {len(mean), len(std)} - {1, len(values)} or not std.all():
-                raise ValueError(
-                    f"image_mean, image_std: found {image_mean}, {image_std}; want one or {len(values)} numbers, no "
-                    "deviation of zero"
-                )
-            values = (values - mean) / std
+        channels = arrays[0].shape[2]
+        values = _byte_values(channels, rescale_factor if do_rescale else None, do_normalize, image_mean, image_std)
         padded = [tuple(s) for s in sizes]
         if pad_size is not None:
             padded = [(pad_size.height, pad_size.width)] * len(arrays)
         elif do_pad:
             padded = [tuple(-(-sizes.max(0) // pad_to_multiple) * pad_to_multiple)] * len(arrays)
-        pixels = [_values(a, values.numpy(), size) for a, size in zip(arrays, padded)]
-        if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
+        pixels: list[np.ndarray] = [
+            _padded_bytes(a, p) if as_bytes else _values(a, values.numpy(), p) for a, p in zip(arrays, padded)
+        ]
+        if not as_bytes and data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
             pixels = [p.transpose(1, 2, 0) for p in pixels]
         if len(set(padded)) == 1:
             pixels = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
@@ -248,6 +245,24 @@ class GlipImageProcessor(PilBackend):
             raise ValueError("images: found none; want at least one")
         settings = {k: v for k, v in kwargs.items() if v is not None or k == "return_tensors"}
         return super().preprocess(images, *args, **{"return_tensors": "pt", **settings})
+
+    def normalize_bytes(self, pixels: Tensor, image_sizes: Tensor) -> Tensor:
+        """Turn `pixel_values` of a call with as_bytes, on any device, into those of one without: the same bits.
+
+        pixels (B, H, W, C) uint8, image_sizes (B, 2); returns (B, C, H, W) float32, channels-last in memory.
+        """
+        factor = self.rescale_factor if self.do_rescale else None
+        table = _byte_values(pixels.shape[-1], factor, self.do_normalize, self.image_mean, self.image_std)
+        rows = pixels.flip(-1) + 256 * torch.arange(len(table), dtype=torch.int32, device=pixels.device)
+        values = table.to(pixels.device).flatten()[rows]
+        height, width = (torch.arange(n, device=pixels.device) for n in pixels.shape[1:3])
+        inside = (height[:, None] < image_sizes[:, 0, None, None]) & (width < image_sizes[:, 1, None, None])
+        return values.masked_fill_(~inside[..., None], 0.0).permute(0, 3, 1, 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Collect the settings of a saved folder, `as_bytes` only where it is set: it is a call's."""
+        settings = super().to_dict()
+        return settings if self.as_bytes else {k: v for k, v in settings.items() if k != "as_bytes"}
 
     def post_process_object_detection(
         self,
@@ -283,15 +298,45 @@ def _target(image: Image.Image, size: SizeDict) -> tuple[int, int]:
     raise ValueError(f"size: found {given}; want pixels: shortest_edge (and longest_edge), or height and width")
 
 
+def _byte_values(channels: int, factor: float | None, normalize: bool, mean: Any, std: Any) -> Tensor:
+    """Compute the network's value of every byte, (channels, 256)."""
+    # to [0, 1] and back, as the original does: not exact
+    values = torch.arange(256, dtype=torch.float32).div(255).mul(255).expand(channels, -1)
+    if factor is not None:
+        values = values * factor
+    if normalize:
+        means, stds = (torch.as_tensor(x, dtype=torch.float32).view(-1, 1) for x in (mean, std))
+        if {len(means), len(stds)} - {1, channels} or not stds.all():
+            raise ValueError(
+                f"image_mean, image_std: found {mean}, {std}; want one or {channels} numbers, no deviation of zero"
+            )
+        values = (values - means) / stds
+    return values
+
+
 def _values(array: np.ndarray, table: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Look bytes (h, w, C) up in the network's values of every byte (C, 256): (C, *size), padded with zeros."""
-    height, width, channels = array.shape
-    if height > size[0] or width > size[1]:
-        raise ValueError(f"pad_size: found {size[0]} x {size[1]}; want at least the image's {height} x {width}")
+    height, width, channels = _checked(array, size)
     out = np.zeros((channels, *size), dtype=np.float32)
     for c in range(channels):  # RGB to BGR
         out[c, :height, :width] = table[c][array[..., channels - 1 - c]]
     return out
+
+
+def _padded_bytes(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width, channels = _checked(array, size)
+    out = np.zeros((*size, channels), dtype=np.uint8)
+    out[:height, :width] = array
+    return out
+
+
+def _checked(array: np.ndarray, size: tuple[int, int]) -> tuple[int, ...]:
+    """Return an image's shape, which must not exceed the padded size."""
+    if array.shape[0] > size[0] or array.shape[1] > size[1]:
+        raise ValueError(
+            f"pad_size: found {size[0]} x {size[1]}; want at least the image's {array.shape[0]} x {array.shape[1]}"
+        )
+    return array.shape
 
 
 __all__ = ["GlipImageProcessor", "GlipImageProcessorKwargs"]

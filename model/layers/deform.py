@@ -85,19 +85,23 @@ class _SampledProduct(torch.autograd.Function):
         table, rows, sample_weights, weight = ctx.saved_tensors
         count, c = grad.shape[0], table.shape[1]
         grad = grad.contiguous()
-        grad_table, grad_samples = torch.zeros_like(table), torch.empty_like(sample_weights)
-        grad_weight = torch.zeros_like(weight)
+        # products in the table's type; sums of many in float32
+        grad_table, grad_samples = torch.zeros_like(table, dtype=torch.float32), torch.empty_like(sample_weights)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part, columns in _chunks(table, rows, sample_weights, count):
             taps = slice(part.start * TAPS, part.stop * TAPS)
-            grad_weight.addmm_(columns.t(), grad[part])
+            if table.dtype == torch.float32:
+                grad_weight.addmm_(columns.t(), grad[part])
+            else:
+                grad_weight += columns.t() @ grad[part]
             spread = (grad[part] @ weight.t()).view(-1, c)
             chunk_rows, chunk_weights = rows[taps], sample_weights[taps]
             grad_samples[taps] = _sample_gradients(spread, table, chunk_rows)
-            weighted = torch.empty_like(spread)
+            weighted = torch.empty_like(spread, dtype=torch.float32)
             for j in range(4):
                 torch.mul(spread, chunk_weights[:, j, None], out=weighted)
                 grad_table.index_add_(0, chunk_rows[:, j], weighted)
-        return grad_table, None, grad_samples, grad_weight
+        return grad_table.to(table.dtype), None, grad_samples, grad_weight.to(weight.dtype)
 
 
 def _sample_gradients(spread: Tensor, table: Tensor, rows: Tensor) -> Tensor:
@@ -120,11 +124,12 @@ def _chunks(table: Tensor, rows: Tensor, sample_weights: Tensor, count: int) -> 
 
 
 def sampled_convolution(table: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Convolve sampled rows of a table (R, C): (B, M, O).
+    """Convolve sampled rows of a table (R, C): (B, M, O), computed in the table's type.
 
     rows, weights (B, M, 9, 4): see `sampling_plan`; kernel (O, C, 3, 3), bias (O).
     """
     b, m = rows.shape[:2]
-    matrix = kernel.permute(2, 3, 1, 0).reshape(-1, kernel.shape[0])
-    out = _SampledProduct.apply(table, rows.reshape(-1, 4), weights.reshape(-1, 4), matrix)
-    return out.view(b, m, -1) + bias
+    kind = table.dtype
+    matrix = kernel.permute(2, 3, 1, 0).reshape(-1, kernel.shape[0]).to(kind)
+    out = _SampledProduct.apply(table, rows.reshape(-1, 4), weights.reshape(-1, 4).to(kind), matrix)
+    return out.view(b, m, -1) + bias.to(kind)

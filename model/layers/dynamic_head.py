@@ -100,13 +100,16 @@ class DynamicConv(nn.Module):
 
     def forward(self, x: Tensor, shapes: Shapes) -> Tensor:
         """Transform x (B, N, C), levels of `shapes`, finest first, to the same shape."""
-        maps = split_levels(x, shapes)
-        controls = [self.offset(m) for m in maps]
-        gather = self.implementation == "gather" or (self.implementation == "auto" and not x.is_cuda)
-        # half precision would move sampling positions by pixels; the original also casts here
-        with torch.autocast(x.device.type, enabled=False):
-            sample = self._gather if gather else self._operator
-            branches = sample(x.float(), [c.float() for c in controls], shapes)
+        controls = [self.offset(m) for m in split_levels(x, shapes)]
+        device = x.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        # torchvision's operator samples at positions of the type of its values
+        fast = kind != torch.float32 or not x.is_cuda
+        gather = self.implementation == "gather" or (self.implementation == "auto" and fast)
+        # half precision would move sampling positions by pixels: values and kernels alone have it
+        with torch.autocast(device, enabled=False):
+            controls = [c.float() for c in controls]
+            branches = self._gather(x.to(kind), controls, shapes) if gather else self._operator(x, controls, shapes)
             return self._combine(branches, shapes).to(x.dtype)
 
     def _gather(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
@@ -139,7 +142,7 @@ class DynamicConv(nn.Module):
 
     def _operator(self, x: Tensor, controls: list[Tensor], shapes: Shapes) -> list[list[Tensor]]:
         """Compute the same as `_gather` with torchvision's operator, map by map."""
-        maps = [m.contiguous() for m in split_levels(x, shapes)]
+        maps = [m.contiguous() for m in split_levels(x.float(), shapes)]
         offsets, masks = [c[:, :18].contiguous() for c in controls], [c[:, 18:].sigmoid() for c in controls]
 
         def convolve(branch: DynamicBranch, source: Tensor, offset: Tensor, mask: Tensor, stride: int) -> Tensor:

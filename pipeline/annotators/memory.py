@@ -101,7 +101,7 @@ def estimate(
         if checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
         before = live.now
-        with torch.set_grad_enabled(training), _autocast("cpu", precision):
+        with torch.set_grad_enabled(training), autocast("cpu", precision):
             output = network(**synthetic_inputs(config, 1, size, "cpu"))
             if training:
                 _loss(output)
@@ -119,9 +119,11 @@ def _bytes(network: GlipForObjectDetection) -> int:
     return 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
-def synthetic_inputs(config: GlipConfig, images: int, size: tuple[int, int], device: str) -> dict[str, torch.Tensor]:
-    """Inputs of the network without content, with texts of full length."""
-    ids = torch.ones(images, config.max_text_length, dtype=torch.long, device=device)
+def synthetic_inputs(
+    config: GlipConfig, images: int, size: tuple[int, int], device: str, tokens: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Inputs of the network without content, with texts of ``tokens``; None: of full length."""
+    ids = torch.ones(images, tokens or config.max_text_length, dtype=torch.long, device=device)
     return {
         "pixel_values": torch.zeros(images, 3, *size, device=device),
         "input_ids": ids,
@@ -130,7 +132,8 @@ def synthetic_inputs(config: GlipConfig, images: int, size: tuple[int, int], dev
     }
 
 
-def _autocast(device: str, precision: str) -> torch.autocast:
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The context in which a network computes at a precision of the settings."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device, kind, enabled=precision != "float32")
 
@@ -201,7 +204,7 @@ def dry_step(network: GlipForObjectDetection, size: tuple[int, int], images: int
     try:
         moments = [torch.empty_like(p) for p in trained for _ in range(2)]
         for _ in range(2):
-            with _autocast(device, precision):
+            with autocast(device, precision):
                 output = network(**synthetic_inputs(config, images, size, device))
             _loss(output).backward()
         del moments, output

@@ -23,6 +23,7 @@ from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import RescoreConfig
 from pipeline.errors import InputError
 from pipeline.io.model_folder import model_revision
+from pipeline.system.devices import resolved_precision
 
 Inputs = Mapping[str, Tensor]
 FAMILIES = ("clip", "siglip", "siglip2")
@@ -38,7 +39,7 @@ class RegionText:
 
     def __init__(self, folder: str, revision: str, config: RescoreConfig, device: str) -> None:
         self.revision = revision
-        self._config = config
+        self._config = config.model_copy(update={"precision": resolved_precision(config.precision, device)})
         self._device = torch.device(device)
         self._model, processor = load_parts(folder, AutoModel, device)
         self.name = self._model.config.model_type

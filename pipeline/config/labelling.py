@@ -106,9 +106,10 @@ class PseudoLabelConfig(Config):
     batch_size: int = Field(8, ge=1, description="images per forward pass; a batch has images of one shard")
     image_size: int | None = Field(None, description="shorter side in pixels; default: the teacher's")
     max_image_size: int | None = Field(None, description="maximum longer side in pixels; default: the teacher's")
-    precision: Literal["float32", "bf16"] = Field(
-        "float32",
-        description="precision of the teacher's computation; bf16 is faster on GPUs and changes scores slightly",
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="precision of the teacher's computation; auto: bf16 on GPUs that have it, where it is several "
+        "times faster and changes scores slightly, else float32",
     )
     decode: Literal["scaled", "full"] = Field(
         "scaled",
@@ -128,9 +129,10 @@ class RescoreConfig(Config):
     )
     template: str = Field("{}", description='text compared with the crop, such as "a photo of a {}."')
     batch_size: int = Field(128, ge=1, description="crops per forward pass; a batch has crops of one shard")
-    precision: Literal["float32", "bf16"] = Field(
-        "float32",
-        description="precision of the scorer's computation; bf16 is faster on GPUs and changes scores slightly",
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="precision of the scorer's computation; auto: bf16 on GPUs that have it, where it is several "
+        "times faster and changes scores slightly, else float32",
     )
     max_lost_share: UnitFloat = Field(0.5, description="a shard that loses a larger share of its images fails")
 

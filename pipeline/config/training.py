@@ -109,7 +109,9 @@ class TrainConfig(Config):
     first_mixture: dict[str, float] = Field(default_factory=dict, description="mixture of the first steps")
     prompt: PromptConfig = PromptConfig()
     noisy: NoisyLabelConfig = NoisyLabelConfig()
-    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="precision of the computation")
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        "auto", description="precision of the computation; auto: bf16 on GPUs that have it, else float32"
+    )
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="number of latest checkpoints to keep")
     log_every: int = Field(20, ge=1, description="steps between log entries")

@@ -14,6 +14,7 @@ from pipeline.data.remote_shards import tar_stream
 from pipeline.errors import InputError
 from pipeline.io.file_cache import FileVersion, cache_get, cache_put, file_version
 from pipeline.io.paths import COMPRESSED_TARS, is_url
+from pipeline.io.tars import split_name
 from pipeline.system.library_internals import forget_members
 
 log = logging.getLogger("glip_self_train")
@@ -128,14 +129,11 @@ def read_headers(shard: str) -> ShardIndex:
             crawl shards, training shards are written by this project, so damage is an error.
         RunError: the store of a remote shard does not answer.
     """
-    from webdataset.tariterators import base_plus_ext  # imports torch, which viewing a run does not need
-
     entries: dict[str, dict[str, ByteRange]] = {}
     try:
         for name, content in member_ranges(shard):
-            key, extension = base_plus_ext(name)
-            if key is not None:
-                entries.setdefault(key, {})[extension] = content
+            if (parts := split_name(name)) is not None:
+                entries.setdefault(parts[0], {})[parts[1]] = content
     except FileNotFoundError:
         raise InputError(f"{shard}: no such file") from None
     except (tarfile.TarError, OSError) as error:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Annotator, RegionPredictions, TextQuery
 from pipeline.config import EvaluateConfig, EvaluationProtocol, PseudoLabelConfig
 from pipeline.data.records import ClassPrompt, GroundingRecord, Span
@@ -85,6 +84,8 @@ def class_chunks(spec: SetSpec, annotator: Annotator, config: EvaluateConfig) ->
 
 def _prompted(names: Sequence[str], prompts: Sequence[ClassPrompt], annotator: Annotator) -> list[TextQuery]:
     """As few texts as hold all prompts in order, each whole."""
+    from model.grounding import SEPARATOR, clean_name  # imports torch, which a finished evaluation does not need
+
     queries: list[TextQuery] = []
     text, spans = "", list[Span]()
     for i, (name, prompt) in enumerate(zip(names, prompts, strict=True)):

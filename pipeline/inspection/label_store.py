@@ -24,7 +24,7 @@ from pipeline.inspection.samples import Sample, ShownBox, Status, Verdict
 from pipeline.io.files import read_range
 from pipeline.io.paths import join, stem
 from pipeline.io.tables import read_table
-from pipeline.io.tars import read_tar
+from pipeline.io.tars import read_tar, split_name
 
 STATUSES: Mapping[str, Status] = {"keep": "kept", "ignore": "ignored", "dropped": "dropped"}
 IMAGES = frozenset(IMAGE_EXTENSIONS)
@@ -59,14 +59,11 @@ class CrawlImages:
     @staticmethod
     def _scan(path: str) -> dict[str, ByteRange]:
         """Byte range of each image; of a damaged shard those before the damage."""
-        from webdataset.tariterators import base_plus_ext  # imports torch, which most commands do not need
-
         found: dict[str, dict[str, ByteRange]] = {}
         with suppress(tarfile.TarError, EOFError):
             for name, content in member_ranges(path):
-                key, extension = base_plus_ext(name.removeprefix("./"))
-                if key is not None:
-                    found.setdefault(key, {}).setdefault(extension.lower(), content)
+                if (parts := split_name(name.removeprefix("./"))) is not None:
+                    found.setdefault(parts[0], {}).setdefault(parts[1].lower(), content)
         return {k: next(f[e] for e in IMAGE_EXTENSIONS if e in f) for k, f in found.items() if f.keys() & IMAGES}
 
 

@@ -52,7 +52,7 @@ def settings_lines(config: SelfTrainConfig) -> list[str]:
     return [
         f"teacher:  {teacher}",
         f"crawl:    {', '.join(data.crawl) or 'drawn'}",
-        f"labels:   floor {pseudo.floor:g}, {pseudo.precision}; threshold {labels.threshold:g}{best}",
+        f"labels:   floor {pseudo.floor:g}, precision {pseudo.precision}; threshold {labels.threshold:g}{best}",
         f"student:  {_training(config.student)}, from {start}; {control}",
         f"sets:     {sets}",
         f"machine:  {at_a_time}; seed {config.seed}, at most {config.rounds} rounds",

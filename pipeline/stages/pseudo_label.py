@@ -26,7 +26,7 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import read_tar
 from pipeline.labelling.worker import STAGE, LabellingShard
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
-from pipeline.system.devices import cores
+from pipeline.system.devices import cores, resolved_precision
 
 log = logging.getLogger("glip_self_train")
 
@@ -40,9 +40,12 @@ def run(job: PseudoLabel) -> StageReport:
             ``max_lost_share``).
     """
     revision = model_revision(job.teacher)  # fails before any parsing
-    settings = job.settings
-    if settings.score_agg is None:  # by name in footers and fingerprints, as stores with the former default have it
-        settings = settings.model_copy(update={"score_agg": own_score_agg(job.teacher)})
+    # by name in footers and fingerprints, as stores with the former defaults have them
+    own = {
+        "score_agg": job.settings.score_agg or own_score_agg(job.teacher),
+        "precision": resolved_precision(job.settings.precision, job.device),
+    }
+    settings = job.settings.model_copy(update=own)
     all_shards = shards = expand_shards(job.shards)
     phrases = job.phrases
     if phrases is None:

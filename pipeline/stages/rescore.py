@@ -20,6 +20,7 @@ from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.labelling.rescoring import STAGE, RescoringShard
 from pipeline.stages.jobs import Rescore
+from pipeline.system.devices import resolved_precision
 
 
 def run(job: Rescore) -> StageReport:
@@ -31,20 +32,22 @@ def run(job: Rescore) -> StageReport:
             ``max_lost_share``).
     """
     revision = model_revision(job.scorer)
-    check_region_text(job.scorer, job.settings)
+    precision = resolved_precision(job.settings.precision, job.device)
+    settings = job.settings.model_copy(update={"precision": precision})
+    check_region_text(job.scorer, settings)
 
     def regions_of(shard: str) -> str:
         return join(job.regions, f"{stem(shard)}.parquet")
 
     def fingerprint_of(shard: ShardJob) -> str:
         inputs = {"crawl": digest_file(shard.path), "regions": digest_file(regions_of(shard.path))}
-        return fingerprint(STAGE, version=STORE_VERSION, config=job.settings, inputs=inputs, scorer=revision)
+        return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, scorer=revision)
 
     shards = expand_shards(job.shards)
     require_files(path for shard in shards for path in (shard, regions_of(shard)))
     scoring = partial(
-        InferenceWorker, partial(load_region_text, job.scorer, job.settings),
-        partial(RescoringShard, job.settings, job.regions, job.out),
+        InferenceWorker, partial(load_region_text, job.scorer, settings),
+        partial(RescoringShard, settings, job.regions, job.out),
     )  # fmt: skip
     workers = inference_workers(scoring, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]

@@ -19,6 +19,7 @@ from pipeline.execution.options import WorkLeft
 from pipeline.io.paths import local_folder
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.stages.jobs import TrainModel
+from pipeline.system.devices import resolved_precision
 from pipeline.training.checkpoints import read_state
 from pipeline.training.index_shards import index_shards
 from pipeline.training.report import TrainReport
@@ -41,7 +42,9 @@ def run(job: TrainModel) -> TrainReport:
         RunError: the loss is not finite; the message names the step, the records and the batch's
             file.
     """
-    config, init, model, progress = job.settings, job.init, job.model or ModelConfig(), job.progress
+    init, model, progress = job.init, job.model or ModelConfig(), job.progress
+    precision = resolved_precision(job.settings.precision, job.device)
+    config = job.settings.model_copy(update={"precision": precision})
     out = local_folder(job.out, "a training")
     sources = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.sources.items()}
     validation = {name: [s for path in paths for s in expand_shards(path)] for name, paths in job.validation.items()}

@@ -57,6 +57,18 @@ def devices_of(device: str, processes: int | None) -> list[str]:
     return [f"cuda:{i % count}" for i in range(processes or count)]
 
 
+def resolved_precision(precision: str, device: str) -> str:
+    """Return ``precision`` or, of "auto", bf16 on a GPU that computes in it and float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    if device == "cpu":
+        return "float32"
+    import torch
+
+    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "float32"
+
+
 def limit_torch_threads(threads: int | None) -> None:
     """Set the CPU threads of torch's operators in this process; None leaves them."""
     if threads is not None:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from model import GlipImageProcessor
@@ -250,9 +252,9 @@ def test_settings_of_a_call_are_honoured(made):
     long = " ".join(["dog"] * 300)
     assert made(images=image, text=long)["input_ids"].shape == (1, 256)
     assert made(images=image, text=long, truncation=False)["input_ids"].shape == (1, 302)
-    for settings in ({"size": {"shortest_edge": 64}}, {"size": 64}):
-        assert made(images=image, images_kwargs=settings)["pixel_values"].shape == (1, 3, 64, 96)
-        assert made(images=image, text=text, **settings)["pixel_values"].shape == (1, 3, 64, 96)
+    for size in ({"size": {"shortest_edge": 64}}, {"size": 64}):
+        assert made(images=image, images_kwargs=size)["pixel_values"].shape == (1, 3, 64, 96)
+        assert made(images=image, text=text, **size)["pixel_values"].shape == (1, 3, 64, 96)
     assert made(images=image, do_resize=None, size=None)["pixel_values"].shape == (1, 3, 96, 128)
     assert made(images=image, do_resize=False)["image_sizes"].tolist() == [[96, 128]]
     assert "token_type_ids" in made(text=text, return_token_type_ids=True)
@@ -426,3 +428,20 @@ def test_the_processor_and_the_pipeline_read_the_same_pixels(mode, tmp_path):
         assert torch.equal(made(read)["pixel_values"], grey)
         assert torch.equal(made(array[..., 0].astype(np.uint16) * 257)["pixel_values"], grey)
         assert torch.equal(made(array.astype(np.uint16) * 257)["pixel_values"], made(array)["pixel_values"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(8, 80), st.integers(8, 80)), min_size=1, max_size=3),
+    st.sampled_from([
+        {}, {"do_rescale": True, "rescale_factor": 1 / 255}, {"do_normalize": False}, {"pad_to_multiple": 7},
+        {"image_mean": (1.0, 2.0, 3.0)}, {"pad_size": {"height": 160, "width": 160}},
+    ]),
+)  # fmt: skip
+def test_bytes_are_normalised_to_the_same_bits(sizes, changes):
+    made = GlipImageProcessor(size={"shortest_edge": 40, "longest_edge": 120}, **changes)
+    images = [seeded_image(height, width, i) for i, (height, width) in enumerate(sizes)]
+    whole, part = made(images), made(images, as_bytes=True)
+    assert part["pixel_values"].dtype == torch.uint8
+    found = made.normalize_bytes(part["pixel_values"], part["image_sizes"])
+    assert torch.equal(found, whole["pixel_values"]) and "as_bytes" not in made.to_dict()

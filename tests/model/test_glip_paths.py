@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import GlipBackboneConfig
+from pipeline.annotators.memory import autocast
 from tests.model.glip_reference import processor, tiny_model
 from tests.model.golden.seeded import seeded_image
 
@@ -81,3 +82,22 @@ def test_bf16_autocast_stays_near(network, expected):
     difference = (outputs.logits.float().sigmoid() - expected.logits.sigmoid()).abs()
     assert difference.mean() < 0.01 and difference.max() < 0.1
     assert (outputs.pred_boxes - expected.pred_boxes).abs().mean() < 1.0
+
+
+def test_bf16_gradients_of_sampled_convolutions_stay_near(network):
+    _, inputs = batch()
+
+    def gradients(precision: str) -> dict[str, torch.Tensor]:
+        training = tiny_model(prior_probability=0.3).eval()
+        with autocast("cpu", precision):
+            outputs = training(**inputs)
+        (outputs.logits.float().sigmoid().mean() + outputs.box_deltas.float().square().mean()).backward()
+        return {
+            n: p.grad for n, p in training.named_parameters() if p.grad is not None and (".same." in n or "offset" in n)
+        }
+
+    exact, near = gradients("float32"), gradients("bf16")
+    assert exact and exact.keys() == near.keys()
+    for name, gradient in near.items():
+        assert gradient.dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), exact[name].flatten(), 0) > 0.97, name

@@ -341,6 +341,17 @@ def test_bf16_moves_scores_a_little(load, name):
     assert not np.array_equal(np.sort(half.score), np.sort(exact.score))
 
 
+def test_pixels_that_are_normalised_on_the_device_give_the_same_regions(load):
+    """As GPUs get them: bytes, a quarter as many."""
+    annotator, other = load("glip"), load("glip", ALL.model_copy(update={"batch_size": 3}))
+    images, queries = [picture(0), picture(1, (60, 90))], [one_query(annotator)] * 2
+    other._as_bytes = True
+    ready = [other.prepare(image, image.size[::-1]) for image in images]
+    assert other.collate(ready, queries).inputs["pixel_values"].dtype == torch.uint8
+    for a, b in zip(predict_images(other, images, queries), predict_images(annotator, images, queries), strict=True):
+        assert len(a.score) > 0 and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.score, b.score)
+
+
 def test_image_size_is_a_setting(load):
     dino = load("grounding-dino", PseudoLabelConfig(image_size=64, max_image_size=80))
     assert dino.shape(200, 100) == (40, 80) and dino.shape(100, 100) == (64, 64)

@@ -21,7 +21,7 @@ from pipeline.io.atomic import atomic_file, write_atomic
 from pipeline.io.files import check_writable, read_small
 from pipeline.io.paths import no_folder
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.io.tars import TarProblems, read_tar, split_name, write_tar
 from pipeline.io.temporaries import ABANDONED_SECONDS, clear_temporaries, temporary_beside
 from pipeline.system.process_identity import short_host_identity
 
@@ -213,3 +213,13 @@ def test_what_a_mac_leaves_beside_shards_is_none(tmp_path):
     for name in ("00000.tar", "._00000.tar"):
         (tmp_path / name).write_bytes(b"x")
     assert expand_shards(str(tmp_path)) == [str(tmp_path / "00000.tar")]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.one_of(st.text(max_size=12), st.lists(st.sampled_from(["a", "b.c", ".", "/", "..", "\n", "jpg"])).map("".join))
+)
+def test_names_of_members_are_split_as_webdataset_splits_them(name):
+    from webdataset.tariterators import base_plus_ext
+
+    assert (split_name(name) or (None, None)) == base_plus_ext(name)

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from pipeline.system.devices import cores, is_device_lost
+from pipeline.system.devices import cores, is_device_lost, resolved_precision
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot say which cores a process has")
@@ -26,3 +27,12 @@ def test_a_gpu_is_gone_but_not_for_want_of_memory():
     assert not is_device_lost(torch.OutOfMemoryError("CUDA out of memory")) and not is_device_lost(
         RuntimeError("other")
     )
+
+
+@pytest.mark.parametrize(("native", "found"), [(True, "bf16"), (False, "float32")])
+def test_a_precision_that_is_not_given_is_the_devices(native, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert resolved_precision("auto", "cuda:1") == found
+    assert resolved_precision("auto", "cpu") == "float32"
+    assert resolved_precision("float32", "cuda") == "float32" and resolved_precision("bf16", "cpu") == "bf16"
