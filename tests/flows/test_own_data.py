@@ -109,7 +109,8 @@ def test_a_recipes_file_gives_tables_of_its_own_sets(up, mine):
     config = load_recipe(
         "own",
         [f"teacher.init={mine / 'glip'}", f"data.crawl={mine / 'crawl'}", *CHANGES, "data.manifest=demo",
-         f"data.root={mine / 'data'}", "data.evaluation=eval_base", "evaluate.batch_size=4"],
+         f"data.root={mine / 'data'}", "data.evaluation=eval_base", "evaluate.batch_size=4",
+         "data.validation=eval_novel", "student.validate_every=1", "student.validate_images=4"],
     )  # fmt: skip
     recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     run = up.ask_for({"out": str(out), "recipe": str(recipe)}, "self-train")
@@ -118,6 +119,10 @@ def test_a_recipes_file_gives_tables_of_its_own_sets(up, mine):
     layout = RunLayout(out)
     summary = json.loads(layout.summary.read_text())
     assert {"eval_base.ap", "eval_base.recall_at_1"} <= summary["student"].keys()
+    trained = json.loads((layout.student(1) / "report.json").read_text())
+    assert [row["step"] for row in trained["validation"]] == [1, 2] and "eval_novel" not in trained["records"]
+    assert trained["best"] in trained["validation"] and (layout.student(1) / "best" / "config.json").is_file()
+    assert not any("eval_novel" in name for name in summary["student"])
     page = (layout.report / "index.html").read_text()
     assert "<th>eval_base AP</th>" in page and not any(word in page for word in ("BASE", "NOVEL", "control"))
     assert f"{mine / 'glip'} as it is" in page
