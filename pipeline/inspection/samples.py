@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -110,17 +110,15 @@ class TrainingStore:
         return self.records.image(shard, row)
 
 
-def evenly_spaced(store: SampleStore, limit: int) -> list[tuple[int, int]]:
+def evenly_spaced(store: SampleStore, limit: int) -> Iterator[tuple[int, int]]:
     """(shard, row) of up to ``limit`` samples with kept boxes, evenly spaced in at most ``limit``
-    evenly spaced shards.
+    evenly spaced shards; a shard's are yielded before the next is read.
     """
     shards = _evenly(range(len(store.shards)), limit)
-    chosen = []
     for number, shard in enumerate(shards):
         rows = [n for n, s in enumerate(store.samples(shard)) if any(box.status == "kept" for box in s.boxes)]
         share = limit // len(shards) + (number < limit % len(shards))
-        chosen += [(shard, row) for row in _evenly(rows, share)]
-    return chosen
+        yield from ((shard, row) for row in _evenly(rows, share))
 
 
 def _evenly(items: Sequence[int], limit: int) -> list[int]:
