@@ -20,6 +20,7 @@ from pipeline.config.base import ScoreAggregation
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.model_folder import model_revision
+from pipeline.system.devices import resolved_precision
 from pipeline.system.plugins import Registry
 
 
@@ -170,12 +171,16 @@ def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) ->
 
 
 def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = "cpu") -> Annotator:
-    """The teacher in a model folder, loaded once per process; ``score_agg`` None is the teacher's own.
+    """The teacher in a model folder, loaded once per process.
+
+    ``score_agg`` None is the teacher's own, ``precision`` "auto" the device's.
 
     Raises:
         InputError: not a model folder, or of a family that is not known.
     """
     revision = model_revision(folder)
-    if config.score_agg is None:
-        config = config.model_copy(update={"score_agg": own_score_agg(folder)})
-    return _load(str(folder), revision, config, device)
+    own = {
+        "score_agg": config.score_agg or own_score_agg(folder),
+        "precision": resolved_precision(config.precision, device),
+    }
+    return _load(str(folder), revision, config.model_copy(update=own), device)

@@ -15,7 +15,6 @@ from pipeline.annotators.tokenizers import token_counts, tokenizer_words
 from pipeline.annotators.windows import caption_queries, class_queries
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import Span
-from pipeline.system.devices import resolved_precision
 
 
 class NetworkAnnotator(ABC):
@@ -29,8 +28,7 @@ class NetworkAnnotator(ABC):
     _specials = 2
 
     def __init__(self, revision: str, config: PseudoLabelConfig, device: str) -> None:
-        self.revision, self._device = revision, torch.device(device)
-        self._config = config.model_copy(update={"precision": resolved_precision(config.precision, device)})
+        self.revision, self._config, self._device = revision, config, torch.device(device)
         self._in_halves = OomRetryBatcher(
             lambda batch: self._forward(batch),
             lambda batch: len(batch.images),

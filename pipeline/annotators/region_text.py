@@ -39,7 +39,7 @@ class RegionText:
 
     def __init__(self, folder: str, revision: str, config: RescoreConfig, device: str) -> None:
         self.revision = revision
-        self._config = config.model_copy(update={"precision": resolved_precision(config.precision, device)})
+        self._config = config
         self._device = torch.device(device)
         self._model, processor = load_parts(folder, AutoModel, device)
         self.name = self._model.config.model_type
@@ -154,9 +154,10 @@ def _load(folder: str, revision: str, config: RescoreConfig, device: str) -> Reg
 
 
 def load_region_text(folder: str | Path, config: RescoreConfig, device: str = "cpu") -> RegionText:
-    """The scorer in a model folder, loaded once per process.
+    """The scorer in a model folder, loaded once per process; ``precision`` "auto" is the device's.
 
     Raises:
         InputError: not a model folder, or as :func:`check_region_text`.
     """
+    config = config.model_copy(update={"precision": resolved_precision(config.precision, device)})
     return _load(str(folder), model_revision(folder), config, device)

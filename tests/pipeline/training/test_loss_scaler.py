@@ -37,7 +37,7 @@ class Scaled:
         self.sources, self.patch, self.held = sources, patch, ExitStack()
 
     def __call__(self, out: Path, config: TrainConfig, bad=(), progress=None) -> Trainer:
-        model = tiny_model(ModelConfig)
+        model, config = tiny_model(ModelConfig), config.model_copy(update={"precision": "float32"})
         out.mkdir(exist_ok=True)
         self.patch.undo()  # accelerate's state is the process's, and what the training before was told
         self.held.close()  # the training before has ended, or was killed
