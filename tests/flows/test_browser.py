@@ -11,6 +11,7 @@ import pytest
 
 from flows.local_server import ROOT
 from tests.fixtures.browser import browser as browser
+from tests.fixtures.browser import until
 from tests.flows.api import ask
 from tests.flows.tiny import wait_until
 from tests.flows.up import Up
@@ -72,7 +73,7 @@ def test_the_report_shows_numbers_plots_and_labels(up, deployed_run, page):
     page.goto(artifact(up, deployed_run, "report"))
     page.get_by_text("NOVEL R@1").first.wait_for(timeout=60_000)
     page.get_by_text("Pseudo-labels").first.wait_for(timeout=30_000)
-    page.wait_for_function("[...document.images].filter(i => i.src.startsWith('data:')).every(i => i.complete)")
+    until(page, "[...document.images].filter(i => i.src.startsWith('data:')).every(i => i.complete)")
     widths = page.evaluate("[...document.images].filter(i => i.src.startsWith('data:')).map(i => i.naturalWidth)")
     assert len(widths) == 3 and min(widths) > 100  # labels, precision by score, loss
     keep(page, "report")

@@ -13,6 +13,7 @@ from pipeline.cli.inspect import dedup, inspect
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.tars import write_tar
 from tests.fixtures.browser import browser as browser
+from tests.fixtures.browser import until
 from tests.fixtures.photos import CHANGES, encoded, photos
 
 pytestmark = [
@@ -30,7 +31,7 @@ def opened(browser, path: Path, scheme: str):
     page.on("request", lambda request: captions.append(request.url))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(path.as_uri())
-    page.wait_for_function("[...document.images].every(i => i.complete)")
+    until(page, "[...document.images].every(i => i.complete)")
     assert not errors and [url for url in captions if not url.startswith("data:")] == [path.as_uri()]
     if PICTURES:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)

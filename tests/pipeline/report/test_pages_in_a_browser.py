@@ -18,6 +18,7 @@ from pipeline.report.run import write_run_report
 from pipeline.report.view import PER_PAGE, Site, shard_source
 from pipeline.runs.layout import RunLayout
 from tests.fixtures.browser import browser as browser
+from tests.fixtures.browser import until
 from tests.fixtures.crawl import jpeg
 from tests.fixtures.regions import random_gold, random_rows, region, table_of, write, write_gold
 from tests.pipeline.report.test_report import SUMMARY
@@ -170,7 +171,7 @@ def test_the_served_page_turns_and_filters_over_all_samples(opened, shards):
         page.locator("a[rel=next]").click()
         page.wait_for_url("**page=2")
         assert len(shown(page)) == PER_PAGE and not set(shown(page)) & set(first)
-        page.wait_for_function("[...document.images].slice(0, 2).every(i => i.complete && i.naturalWidth === 640)")
+        until(page, "[...document.images].slice(0, 2).every(i => i.complete && i.naturalWidth === 640)")
         page.locator("a[rel=next]").click()
         page.wait_for_url("**page=3")
         assert len(shown(page)) == 62 - 2 * PER_PAGE and page.locator("a[rel=next]").count() == 0
