@@ -44,7 +44,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/codespell *.md *.toml docs pipeline model flows tests benchmarks data_manifests  # not what a user wrote beside them
+	$(BIN)/codespell ./*.md ./*.toml ./docs ./pipeline ./model ./flows ./benchmarks ./data_manifests
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
