@@ -1,6 +1,6 @@
 """GLIP on a GPU: what its operations allow, and what is reached.
 
-    python benchmarks/gpu.py --json gpu.json                    # under 9 minutes on a CUDA card
+    python benchmarks/gpu.py --json gpu.json                    # on a CUDA card
     python benchmarks/gpu.py --count-only --json count.json     # no GPU needed
     python benchmarks/gpu.py --device cpu --tiny                # a run in a minute, for a look
 
@@ -131,7 +131,7 @@ def measure_variant(
     torch.manual_seed(0)
     small = {"num_blocks": 1, "max_text_length": 64} if tiny else {}
     path = glip_teacher(root / name, variant, *size, **small)
-    results, rates = {}, []
+    results = {}
     for precision in ("float32", "bf16"):
         bench = Bench(root / f"{name}-{precision}", crawl, path, max(sizes), device=card.device, precision=precision)
         items = [item for window in bench.items() for item in window]
@@ -144,13 +144,11 @@ def measure_variant(
             figures[f"images_per_second_{name}_{precision}_b{n}"] = rate
             figures[f"peak_gib_{name}_{precision}_b{n}"] = peak
             print(f"  {variant}, {precision}, {n} at a time: {rate} images/s", flush=True)
-            rates += [rate] if precision == "bf16" else []
         if compiled and precision == "bf16":
             annotator: Any = bench.annotator
             annotator._model = torch.compile(annotator._model)
             took = card.seconds(lambda batch=batch, bench=bench: bench.annotator.predict(batch), repeats)
             figures[f"images_per_second_{name}_{precision}_b{n}_compiled"] = round(n / took, 2)
-            rates.append(n / took)
         del bench
     figures[f"kept_{name}"] = kept(results["float32"], results["bf16"], 0.05 if tiny else 0.5)
     started = time.perf_counter()
@@ -160,11 +158,18 @@ def measure_variant(
     ).run()  # fmt: skip
     images = report.tallies["samples"].seen
     figures[f"stage_images_per_second_{name}"] = round(images / (time.perf_counter() - started), 2)
-    known = next((peaks for word, peaks in PEAKS.items() if word in card.name.lower()), None)
-    if known is not None and not tiny:
-        flops = labelling_flops(GlipConfig.variant(variant), SIZE, TOKENS, "bf16")
-        figures[f"limit_share_{name}"] = round(max(rates) * sum(n / known[k] for k, n in flops.items()), 4)
     return figures
+
+
+def limit_shares(figures: dict[str, Any]) -> dict[str, float]:
+    """The best measured rate of each variant in bf16 over its ceiling on the card, where both are known."""
+    shares = {}
+    for name in map(key, VARIANTS):
+        rates = [rate for n, rate in figures.items() if n.startswith(f"images_per_second_{name}_bf16_")]
+        card = next((card for card in PEAKS if card in figures["card"].lower()), None)
+        if rates and f"ceiling_{card}_{name}" in figures:
+            shares[f"limit_share_{name}"] = round(max(rates) / figures[f"ceiling_{card}_{name}"], 4)
+    return shares
 
 
 def training_step(card: Card, precision: str, tiny: bool, repeats: int) -> float:
@@ -195,12 +200,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine(torch.get_num_threads())}
-    if not args.tiny:
+    if args.count_only or not args.tiny:
         figures |= ceilings()
     if not args.count_only:
         if args.device == "cpu" and not args.tiny:
             parser.error("no CUDA card here; want --count-only, or --tiny for a look")
         figures |= measure(Card(args.device), args.tiny, not args.no_compile)
+        figures |= limit_shares(figures)
     print(json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -7,8 +7,8 @@ Keys: ``stage_over_bare_loop`` (the stage's images per second over those of a lo
 on the same decoded batches in memory; the smaller of ``_demo`` and ``_glip_t``, two sizes of
 teacher), ``bucketing_speedup`` (our batches over batches in order of arrival, for mixed aspect
 ratios and caption lengths), ``prepare_ms_per_image`` (see `prepare_ms`; ``_cpu``: with the pixels'
-normalisation, which a GPU does itself), ``memory_growth`` (peak memory of labelling 1,000 shards over that of
-10), ``linear_fit`` (R² of a linear fit of seconds to numbers of shards, 10 to 1,000).
+normalisation, which a GPU does itself), ``memory_growth`` (peak memory of labelling 1,000 shards
+over that of 10), ``linear_fit`` (R² of a linear fit of seconds to numbers of shards, 10 to 1,000).
 
 The stage reads tar shards of JPEGs and phrases files, decodes, runs the teacher, writes Parquet and
 commits. The teacher has ``--threads`` threads, and decoding another one. Images are random crops of
@@ -224,9 +224,10 @@ def prepare_ms(folder: Path, repeats: int) -> dict[str, float]:
     crawl = write_crawl(folder / "crawl", 1, 16, 554, mixed=False)  # 640 x 480
     teacher = glip_teacher(folder / "teacher", "glip-t", 800, 1333, num_blocks=1)
     bench = Bench(folder, crawl, teacher, 1)
+    annotator: Any = bench.annotator
     figures = {}
     for name, as_bytes in (("prepare_ms_per_image", True), ("prepare_ms_per_image_cpu", False)):
-        bench.annotator._as_bytes = as_bytes  # type: ignore[attr-defined]  # what the device decides
+        annotator.as_bytes = as_bytes  # what the device decides
         groups = [[item] for window in bench.items() for item in window]
         best = float("inf")
         for _ in range(repeats + 1):

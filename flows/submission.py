@@ -53,10 +53,9 @@ def watch_run(run: UUID, seconds: float) -> bool:
     shown, live = "", sys.stderr.isatty()
     with get_client(sync_client=True) as client:
         while True:
-            state, final = None, False
+            state = None
             try:
                 state = client.read_flow_run(run).state
-                final = state is not None and state.is_final()
                 line = f"{state.name if state else 'Pending'}: {_progress(client, run)}".removesuffix(": ")
             except httpx.TransportError as error:
                 line = f"no answer from the server ({cause(error)}); trying again"
@@ -65,7 +64,7 @@ def watch_run(run: UUID, seconds: float) -> bool:
             if line != shown:
                 click.echo(f"\r\x1b[2K{line}" if live else line, err=True, nl=not live)
                 shown = line
-            if state is not None and final:
+            if state is not None and state.is_final():
                 click.echo(f"{chr(10) if live else ''}{state.name}. {state.message or ''}".rstrip(), err=True)
                 return state.is_completed()
             time.sleep(seconds)

@@ -164,6 +164,19 @@ def own_score_agg(folder: str | Path) -> ScoreAggregation:
     return aggregation
 
 
+def own_settings(folder: str | Path, config: PseudoLabelConfig, device: str) -> PseudoLabelConfig:
+    """Settings with the teacher's own ``score_agg`` and the device's ``precision`` where they state none.
+
+    Raises:
+        InputError: as :func:`own_score_agg`.
+    """
+    own = {
+        "score_agg": config.score_agg or own_score_agg(folder),
+        "precision": resolved_precision(config.precision, device),
+    }
+    return config.model_copy(update=own)
+
+
 @lru_cache(maxsize=1)
 def _load(folder: str, revision: str, config: PseudoLabelConfig, device: str) -> Annotator:
     make = TEACHERS.require(model_type(folder), "teacher")
@@ -179,8 +192,4 @@ def load_annotator(folder: str | Path, config: PseudoLabelConfig, device: str = 
         InputError: not a model folder, or of a family that is not known.
     """
     revision = model_revision(folder)
-    own = {
-        "score_agg": config.score_agg or own_score_agg(folder),
-        "precision": resolved_precision(config.precision, device),
-    }
-    return _load(str(folder), revision, config.model_copy(update=own), device)
+    return _load(str(folder), revision, own_settings(folder, config, device), device)

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from model import GlipConfig, GlipForObjectDetection
-from pipeline.annotators.memory import autocast, synthetic_inputs
+from model import GlipConfig
+from pipeline.annotators.memory import autocast, on_fake_cpu, synthetic_inputs, without_memory
 
 aten = torch.ops.aten
 
@@ -45,10 +45,9 @@ class FlopsByType(TorchDispatchMode):
 
 def labelling_flops(config: GlipConfig, size: tuple[int, int], tokens: int, precision: str) -> dict[str, int]:
     """FLOPs of one image of ``size`` (height, width) with a text of ``tokens``: "float32" or "bfloat16" -> number."""
-    with torch.device("meta"):
-        network = GlipForObjectDetection(config).eval()
+    network = without_memory(config).eval()
     with FakeTensorMode(), FlopsByType() as flops:
-        network._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+        on_fake_cpu(network)
         with torch.no_grad(), autocast("cpu", precision):
             network(**synthetic_inputs(config, 1, size, "cpu", tokens))
     return {str(kind).removeprefix("torch."): count for kind, count in flops.by_type.items()}

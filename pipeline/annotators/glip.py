@@ -41,7 +41,7 @@ class GlipAnnotator(NetworkAnnotator):
         network, self._processor = load_glip(folder, device)
         self._model: torch.nn.Module = network
         self._tokenizer, self._limit = self._processor.tokenizer, self._processor.max_text_length
-        self._as_bytes = self._device.type != "cpu"  # a quarter of the bytes to send, normalised there
+        self.as_bytes = self._device.type != "cpu"  # a quarter of the bytes to send, normalised there
         self._size = dict(self._processor.image_processor.size)
         if config.image_size is not None:
             self._size["shortest_edge"] = config.image_size
@@ -71,7 +71,7 @@ class GlipAnnotator(NetworkAnnotator):
 
     def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """Padded to the largest image and the longest text of the batch."""
-        inputs = self._processor(images=[image.pixels for image in images], do_resize=False, as_bytes=self._as_bytes)
+        inputs = self._processor(images=[image.pixels for image in images], do_resize=False, as_bytes=self.as_bytes)
         with tokenizer_lock(self._tokenizer):
             inputs.update(self._processor.tokenize([q.text for q in queries]))
         if self._device.type == "cuda":  # sent without waiting, and without a copy by the driver
@@ -83,7 +83,7 @@ class GlipAnnotator(NetworkAnnotator):
         # batch.inputs.to(...) would hold these on the GPU while the halves of a batch that did not fit are tried
         sent = batch.inputs.items()
         inputs = {n: v.to(self._device, non_blocking=True) for n, v in sent if n != "offset_mapping"}
-        if self._as_bytes:
+        if self.as_bytes:
             images = self._processor.image_processor
             inputs["pixel_values"] = images.normalize_bytes(inputs["pixel_values"], inputs["image_sizes"])
         with self._autocast():

@@ -93,10 +93,10 @@ def estimate(
 
     checkpointing: of gradients; averaged: the training keeps an average of the weights.
     """
-    network = _without_memory(config)
+    network = without_memory(config)
     weights = _bytes(network)
     with FakeTensorMode(), _Live() as live:
-        network._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+        on_fake_cpu(network)
         network.train(training)
         if checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -110,9 +110,15 @@ def estimate(
     return MemoryNeed(BASE + copies * weights, per_image)
 
 
-def _without_memory(config: GlipConfig) -> GlipForObjectDetection:
+def without_memory(config: GlipConfig) -> GlipForObjectDetection:
+    """Build a network without values, on torch's device "meta"."""
     with torch.device("meta"):
         return GlipForObjectDetection(config)
+
+
+def on_fake_cpu(network: GlipForObjectDetection) -> None:
+    """Move a network of :func:`without_memory` to the CPU of the active FakeTensorMode."""
+    network._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
 
 
 def _bytes(network: GlipForObjectDetection) -> int:
@@ -174,7 +180,7 @@ def check_cpu_memory(
         return
     if config.head != "dynamic":
         return  # a two-stage head's proposals depend on the content, which an estimate has not
-    weights, share = _bytes(_without_memory(config)), available // processes + loaded
+    weights, share = _bytes(without_memory(config)), available // processes + loaded
     rough = 4 * weights + images * size[0] * size[1] * math.sqrt(weights / 4)
     if SCREEN * rough < share:
         return

@@ -108,8 +108,8 @@ class PseudoLabelConfig(Config):
     max_image_size: int | None = Field(None, description="maximum longer side in pixels; default: the teacher's")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
-        description="precision of the teacher's computation; auto: bf16 on GPUs that have it, where it is several "
-        "times faster and changes scores slightly, else float32",
+        description="precision of the teacher's computation; auto: bf16, which changes scores slightly, on GPUs that "
+        "have it, else float32",
     )
     decode: Literal["scaled", "full"] = Field(
         "scaled",
@@ -131,8 +131,8 @@ class RescoreConfig(Config):
     batch_size: int = Field(128, ge=1, description="crops per forward pass; a batch has crops of one shard")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
-        description="precision of the scorer's computation; auto: bf16 on GPUs that have it, where it is several "
-        "times faster and changes scores slightly, else float32",
+        description="precision of the scorer's computation; auto: bf16, which changes scores slightly, on GPUs that "
+        "have it, else float32",
     )
     max_lost_share: UnitFloat = Field(0.5, description="a shard that loses a larger share of its images fails")
 

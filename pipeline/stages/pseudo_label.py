@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from pipeline.annotators.base import load_annotator, own_score_agg
+from pipeline.annotators.base import load_annotator, own_settings
 from pipeline.data.records import STORE_VERSION
 from pipeline.errors import RunError
 from pipeline.execution.inference import InferenceWorker, inference_workers
@@ -26,7 +26,7 @@ from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import read_tar
 from pipeline.labelling.worker import STAGE, LabellingShard
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
-from pipeline.system.devices import cores, resolved_precision
+from pipeline.system.devices import cores
 
 log = logging.getLogger("glip_self_train")
 
@@ -41,11 +41,7 @@ def run(job: PseudoLabel) -> StageReport:
     """
     revision = model_revision(job.teacher)  # fails before any parsing
     # by name in footers and fingerprints, as stores with the former defaults have them
-    own = {
-        "score_agg": job.settings.score_agg or own_score_agg(job.teacher),
-        "precision": resolved_precision(job.settings.precision, job.device),
-    }
-    settings = job.settings.model_copy(update=own)
+    settings = own_settings(job.teacher, job.settings, job.device)
     all_shards = shards = expand_shards(job.shards)
     phrases = job.phrases
     if phrases is None:

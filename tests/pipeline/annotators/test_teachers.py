@@ -345,7 +345,7 @@ def test_pixels_that_are_normalised_on_the_device_give_the_same_regions(load):
     """As GPUs get them: bytes, a quarter as many."""
     annotator, other = load("glip"), load("glip", ALL.model_copy(update={"batch_size": 3}))
     images, queries = [picture(0), picture(1, (60, 90))], [one_query(annotator)] * 2
-    other._as_bytes = True
+    other.as_bytes = True
     ready = [other.prepare(image, image.size[::-1]) for image in images]
     assert other.collate(ready, queries).inputs["pixel_values"].dtype == torch.uint8
     for a, b in zip(predict_images(other, images, queries), predict_images(annotator, images, queries), strict=True):
