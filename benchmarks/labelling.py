@@ -42,6 +42,7 @@ from transformers import AutoTokenizer
 from model import GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
 from pipeline.annotators.base import Annotator, Batch, load_annotator
 from pipeline.annotators.batches import Item, batches
+from pipeline.annotators.padded_shapes import PaddedShapes
 from pipeline.config import ModelConfig, ParsePhrasesConfig, PseudoLabelConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.data.caption_phrases import read_caption_phrases
@@ -54,7 +55,7 @@ from pipeline.execution.worker import ShardJob
 from pipeline.io.model_folder import MINILM_PACKAGE
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tars import write_tar
-from pipeline.labelling.reader import read_windows
+from pipeline.labelling.reader import WINDOW_SAMPLES, read_windows
 from pipeline.labelling.region_table import ShardResult
 from pipeline.labelling.worker import LabellingShard
 from pipeline.stages.jobs import ParsePhrases
@@ -220,22 +221,61 @@ def bucketing_speedup(bench: Bench, repeats: int) -> float:
 
 
 def prepare_ms(folder: Path, repeats: int) -> dict[str, float]:
-    """Milliseconds of a thread that decodes, resizes and collates a JPEG of 640x480 to 800x1066 for a GPU."""
+    """Milliseconds of a thread that decodes, resizes and collates a JPEG of 640x480 to 800x1066 for a GPU, in eights."""
     crawl = write_crawl(folder / "crawl", 1, 16, 554, mixed=False)  # 640 x 480
     teacher = glip_teacher(folder / "teacher", "glip-t", 800, 1333, num_blocks=1)
-    bench = Bench(folder, crawl, teacher, 1)
+    bench = Bench(folder, crawl, teacher, 8)
     annotator: Any = bench.annotator
     figures = {}
     for name, as_bytes in (("prepare_ms_per_image", True), ("prepare_ms_per_image_cpu", False)):
         annotator.as_bytes = as_bytes  # what the device decides
-        groups = [[item] for window in bench.items() for item in window]
+        groups = [group for window in bench.items() for group in batches(window, bench.config.batch_size)]
         best = float("inf")
         for _ in range(repeats + 1):
             started = time.perf_counter()
             bench.ready(groups)
             best = min(best, time.perf_counter() - started)
-        figures[name] = round(1e3 * best / len(groups), 2)
+        figures[name] = round(1e3 * best / sum(map(len, groups)), 2)
         print(f"  {name}: {figures[name]}")
+    return figures
+
+
+def padding(folder: Path) -> dict[str, Any]:
+    """Padded shapes of a mixed crawl's batches as on a GPU, and padded over real pixels and tokens.
+
+    Images are of many aspect ratios, most often those of cameras; texts of 1 to 12 sentences.
+    """
+    rng = random.Random(0)
+    teacher = glip_teacher(folder / "teacher", "glip-t", 800, 1333, num_blocks=1)
+    annotator: Any = load_annotator(teacher, PseudoLabelConfig(score_agg="max"))
+    limit = annotator._limit
+    shapes = PaddedShapes.of(800, 1333, limit)
+    captions = [caption for _, caption in photographs()]
+    items = []
+    for index in range(4096):
+        aspect = rng.choice(ASPECTS) if rng.random() < 0.5 else 2 ** rng.uniform(-1.2, 1.2)
+        caption = ". ".join(rng.choice(captions) for _ in range(rng.randint(1, 12)))
+        size = (round(600 / aspect**0.5), round(600 * aspect**0.5))
+        queries, _ = annotator.queries(caption, [(0, 3)])
+        items.append(Item(index, str(index), b"", size, annotator.shape(*reversed(size)), queries[0]))
+    used, pixels, tokens = set(), [0, 0], [0, 0]
+    for start in range(0, len(items), WINDOW_SAMPLES):
+        for group in batches(items[start : start + WINDOW_SAMPLES], 16, shapes):
+            height, width, length = (
+                max(n) for n in zip(*((*i.shape, min(limit, i.query.tokens)) for i in group), strict=True)
+            )
+            shape = shapes.holding(height, width, length)
+            assert shape is not None
+            used.add(shape)
+            pixels[0] += len(group) * shape[0] * shape[1]
+            tokens[0] += len(group) * shape[2]
+        pixels[1] += sum(i.shape[0] * i.shape[1] for i in items[start : start + WINDOW_SAMPLES])
+        tokens[1] += sum(min(limit, i.query.tokens) for i in items[start : start + WINDOW_SAMPLES])
+    figures = {
+        "padded_shapes": len(used), "padded_shapes_at_most": len(shapes.shapes),
+        "padding_waste": round(pixels[0] / pixels[1], 4), "text_padding_waste": round(tokens[0] / tokens[1], 4),
+    }  # fmt: skip
+    print(f"  {figures}")
     return figures
 
 
@@ -273,7 +313,7 @@ def memory(root: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["stage", "bucketing", "prepare", "memory"])
+    parser.add_argument("--only", choices=["stage", "bucketing", "prepare", "padding", "memory"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--glip-t-side", type=int, default=320, help="shorter side of GLIP-T's images, in pixels")
@@ -309,6 +349,9 @@ def main() -> None:
         if args.only in (None, "prepare"):
             print("prepare")
             figures |= prepare_ms(root / "prepare", args.repeats)
+        if args.only in (None, "padding"):
+            print("padding")
+            figures |= padding(root / "padding")
         if args.only in (None, "memory"):
             print("memory")
             figures |= memory(root / "memory")

@@ -215,20 +215,22 @@ class GlipImageProcessor(PilBackend):
             array = np.asarray(image)
             arrays.append(array[..., None] if array.ndim == 2 else array)
         sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
-        channels = arrays[0].shape[2]
-        values = _byte_values(channels, rescale_factor if do_rescale else None, do_normalize, image_mean, image_std)
         padded = [tuple(s) for s in sizes]
         if pad_size is not None:
             padded = [(pad_size.height, pad_size.width)] * len(arrays)
         elif do_pad:
             padded = [tuple(-(-sizes.max(0) // pad_to_multiple) * pad_to_multiple)] * len(arrays)
-        pixels: list[np.ndarray] = [
-            _padded_bytes(a, p) if as_bytes else _values(a, values.numpy(), p) for a, p in zip(arrays, padded)
-        ]
-        if not as_bytes and data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
-            pixels = [p.transpose(1, 2, 0) for p in pixels]
+        pixels: Any
+        if as_bytes:
+            pixels = _padded_bytes(arrays, padded)
+        else:
+            factor, channels = rescale_factor if do_rescale else None, arrays[0].shape[2]
+            values = _byte_values(channels, factor, do_normalize, image_mean, image_std).numpy()
+            pixels = [_values(a, values, p) for a, p in zip(arrays, padded)]
+            if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
+                pixels = [p.transpose(1, 2, 0) for p in pixels]
         if len(set(padded)) == 1:
-            pixels = np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
+            pixels = pixels if as_bytes else np.stack(pixels) if len(pixels) > 1 else pixels[0][None]
         elif return_tensors is not None:
             raise ValueError(f"do_pad: found false for images of {sorted(set(map(tuple, sizes.tolist())))}; want true")
         return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
@@ -323,10 +325,14 @@ def _values(array: np.ndarray, table: np.ndarray, size: tuple[int, int]) -> np.n
     return out
 
 
-def _padded_bytes(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width, channels = _checked(array, size)
-    out = np.zeros((*size, channels), dtype=np.uint8)
-    out[:height, :width] = array
+def _padded_bytes(arrays: list[np.ndarray], sizes: list[tuple[int, int]]) -> np.ndarray | list[np.ndarray]:
+    """Pad images (h, w, C) with zeros; of one size they are one array (B, H, W, C), written once."""
+    if len(set(sizes)) > 1:
+        return [_padded_bytes([a], [size])[0] for a, size in zip(arrays, sizes)]
+    out = np.zeros((len(arrays), *sizes[0], arrays[0].shape[2]), dtype=np.uint8)
+    for image, array in zip(out, arrays):
+        height, width, _ = _checked(array, sizes[0])
+        image[:height, :width] = array
     return out
 
 

@@ -19,7 +19,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .box_ops import decode
 from .configuration_glip import SCORE_AGGREGATIONS, GlipConfig
-from .layers.constants import without_values
+from .layers.constants import device_constant, without_values
 from .layers.dynamic_head import DynamicBranch
 from .layers.fpn import GlipFeaturePyramid
 from .layers.fusion import GlipFusion
@@ -275,6 +275,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             _check("pixel_mask", pixel_mask, pixel_values[:, 0].shape, "pixel_values' without channels")
         # in training a wait for the device costs time, and the labels' boxes are checked against the sizes
         _check_values(None if self.training else image_sizes, pixel_values, image_index, images)
+        if image_sizes is not None:  # checked where they were, so that those of a processor cost a GPU no wait
+            image_sizes = image_sizes.to(attention_mask.device, non_blocking=True)
         if image_features is None:
             image_features = self.encode_image(pixel_values)
         if text_features is None:
@@ -314,7 +316,9 @@ class GlipForObjectDetection(GlipPreTrainedModel):
             centerness=head.centerness,
             pred_boxes=decode(head.deltas.float(), head.anchors, tuple(self.config.box_coder_weights)),
             anchors=head.anchors.expand(batch, -1, -1),
-            level_shapes=torch.tensor(head.level_shapes, device=head.logits.device).repeat(batch, 1, 1),
+            level_shapes=device_constant(
+                torch.tensor, tuple(map(tuple, head.level_shapes)), device=head.logits.device
+            ).repeat(batch, 1, 1),
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             input_ids=input_ids,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -51,7 +52,11 @@ def phrase_scores(logits: Tensor, tokens: Tokens, aggregation: str) -> Tensor:
     """
     if aggregation not in SCORE_AGGREGATIONS:
         raise ValueError(f"score_agg={aggregation!r}: use one of {', '.join(SCORE_AGGREGATIONS)}")
-    index, mask = _padded(tokens, logits.device)
+    return _scores(logits, *_padded(tokens, logits.device), aggregation)
+
+
+def _scores(logits: Tensor, index: Tensor, mask: Tensor, aggregation: str) -> Tensor:
+    """Score phrases given as `_padded` tables; see `phrase_scores`."""
     count = mask.sum(-1)
     values = logsigmoid(logits) if aggregation == "geometric" else logits.sigmoid()
     if aggregation == "max":
@@ -77,10 +82,12 @@ def suppress(
     boxes (n, 4), scores (n,), labels (n,), as for `box_ops.nms`. Ties at the limit may exceed it.
     """
     keep = nms(boxes, scores, labels, nms_threshold)
-    if 0 < max_detections < keep.numel():
-        left = scores[keep]
-        keep = keep[left >= left.topk(max_detections).values[-1]]
-    return keep
+    return keep[_best(scores[keep], max_detections)]
+
+
+def _best(scores: Tensor, limit: int) -> Tensor | slice:
+    """Select the `limit` best of scores (n,), with all that equal the last; 0 or less: all."""
+    return scores >= scores.topk(limit).values[-1] if 0 < limit < scores.numel() else slice(None)
 
 
 def detections(
@@ -120,55 +127,73 @@ def detections(
     # without centerness (two-stage head) a score is the phrase's probability itself
     given = outputs.centerness
     centerness = torch.ones_like(outputs.logits[..., 0]).float() if given is None else given.float().sigmoid()
+    device = outputs.logits.device
+    tables = [_padded(own, torch.device("cpu")) for own in tokens]
+    if device.type != "cpu":  # one copy for all
+        tables = _moved(tables, device)
+    scores = centerness.new_full((batch, sum(sizes), max(map(len, tokens), default=0)), -math.inf)
+    for i, table in enumerate(tables):
+        scores[i, :, : len(tokens[i])] = _scores(outputs.logits[i].float(), *table, score_agg)
+    wrong = (scores.isnan().flatten(1).any(1) | boxes.isnan().flatten(1).any(1)).tolist()
+    if True in wrong:
+        raise FloatingPointError(
+            f"outputs: caption {wrong.index(True)} has scores or boxes of NaN; want bfloat16 or float32 weights"
+        )
+    row, location, label = _candidates(scores, centerness, sizes, threshold, pre_nms_top_n)
+    candidate = boxes[row, location]
+    whole = (sides(candidate) >= 0).all(-1)
+    row, location, label, candidate = row[whole], location[whole], label[whole], candidate[whole]
+    combined = scores[row, location, label]
+    if given is not None:
+        combined = (combined * centerness[row, location]).sqrt()
+    kept = nms(candidate, combined, row * scores.shape[2] + label, nms_threshold)
+    ratio = None
+    if target_sizes is not None:
+        ratio = (torch.tensor(target_sizes, device=device) / outputs.image_sizes).flip(1).repeat(1, 2)
     results = []
-    for i in range(batch):
-        logits = outputs.logits[i].float()
-        scores = phrase_scores(logits, tokens[i], score_agg)
-        if scores.isnan().any() or boxes[i].isnan().any():
-            raise FloatingPointError(
-                f"outputs: caption {i} has scores or boxes of NaN; want bfloat16 or float32 weights"
-            )
-        location, label = _candidates(scores, centerness[i], sizes, threshold, pre_nms_top_n)
-        candidate = boxes[i, location]
-        whole = (sides(candidate) >= 0).all(-1)
-        location, label, candidate = location[whole], label[whole], candidate[whole]
-        combined = scores[location, label]
-        if given is not None:
-            combined = (combined * centerness[i, location]).sqrt()
-        kept = suppress(candidate, combined, label, nms_threshold, max_detections)
-        location, label = location[kept], label[kept]
-        index, mask = _padded(tokens[i], logits.device)
-        words = logits[location[:, None], index[label]].sigmoid()
-        real = mask[label]
-        result = {
-            "scores": combined[kept],
-            "boxes": candidate[kept],
-            "labels": label,
-            "token_mean": (words * real).sum(-1) / real.sum(-1).clamp(min=1),
-            "token_min": words.masked_fill(real == 0, 1.0).amin(-1),
-            "token_max": (words * real).amax(-1),
-            "centerness": centerness[i, location],
-        }
-        if target_sizes is not None:
-            ratio = torch.as_tensor(target_sizes[i], device=logits.device).float() / outputs.image_sizes[i]
-            result["boxes"] = result["boxes"] * ratio.flip(0).repeat(2)
-        results.append(result)
+    for i, own in enumerate(kept.split(row[kept].bincount(minlength=batch).tolist())):
+        own = own[_best(combined[own], max_detections)]
+        place, labels, (index, mask) = location[own], label[own], tables[i]
+        words = outputs.logits[i].float()[place[:, None], index[labels]].sigmoid()
+        real = mask[labels]
+        results.append(
+            {
+                "scores": combined[own],
+                "boxes": candidate[own] if ratio is None else candidate[own] * ratio[i],
+                "labels": labels,
+                "token_mean": (words * real).sum(-1) / real.sum(-1).clamp(min=1),
+                "token_min": words.masked_fill(real == 0, 1.0).amin(-1),
+                "token_max": (words * real).amax(-1),
+                "centerness": centerness[i, place],
+            }
+        )
     return results
+
+
+def _moved(tables: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Copy the `_padded` tables of several captions to a device at once."""
+    shapes = [index.shape for index, _ in tables]
+    counts = [index.numel() for index, _ in tables]
+    indices = torch.cat([index.flatten() for index, _ in tables]).to(device, non_blocking=True)
+    masks = torch.cat([mask.flatten() for _, mask in tables]).to(device, non_blocking=True)
+    parts = zip(indices.split(counts), masks.split(counts), shapes, strict=True)
+    return [(index.view(shape), mask.view(shape)) for index, mask, shape in parts]
 
 
 def _candidates(
     scores: Tensor, centerness: Tensor, sizes: list[int], threshold: float, top_n: int
-) -> tuple[Tensor, Tensor]:
-    """Select (location, label) pairs above `threshold`, per level `top_n` by score x centerness."""
-    locations, labels, start = [], [], 0
-    for size in sizes:
-        part = scores[start : start + size]
-        location, label = (part > threshold).nonzero(as_tuple=True)
-        if location.numel() > top_n:
-            rank = part[location, label] * centerness[start + location]
-            best = rank.topk(top_n).indices
-            location, label = location[best], label[best]
-        locations.append(location + start)
-        labels.append(label)
-        start += size
-    return torch.cat(locations), torch.cat(labels)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Select (row, location, label) above `threshold`, per row and level `top_n` by score x centerness.
+
+    scores (B, N, K), centerness (B, N). Ordered by row and level.
+    """
+    row, location, label = (scores > threshold).nonzero(as_tuple=True)
+    ends = torch.tensor(list(accumulate(sizes)), device=scores.device)
+    level = torch.bucketize(location, ends, right=True)
+    counts = (row * len(sizes) + level).bincount(minlength=len(scores) * len(sizes)).tolist()
+    if max(counts, default=0) > top_n:
+        rank = scores[row, location, label] * centerness[row, location]
+        own = torch.arange(len(row), device=row.device).split(counts)
+        best = torch.cat([i if len(i) <= top_n else i[rank[i].topk(top_n).indices] for i in own])
+        row, location, label = row[best], location[best], label[best]
+    return row, location, label

@@ -57,13 +57,15 @@ class GlipProcessor(ProcessorMixin):
         """Group class names to prompts that fit the text length; see `grounding.chunk_names`."""
         return chunk_names(names, self.tokenizer, self.max_text_length, max_names)
 
-    def tokenize(self, captions: Sequence[str], padding: bool | str = "longest") -> BatchFeature:
-        """Tokenize captions, cut at `max_text_length` tokens.
+    def tokenize(
+        self, captions: Sequence[str], padding: bool | str = "longest", max_length: int | None = None
+    ) -> BatchFeature:
+        """Tokenize captions, cut at `max_length` tokens; None: `max_text_length`.
 
         padding "max_length" pads to that length, as the original. Returns `input_ids`,
         `attention_mask` (B, T) and `offset_mapping` (B, T, 2) in characters.
         """
-        settings = {**self.text_kwargs, "max_length": self.max_text_length, "padding": padding}
+        settings = {**self.text_kwargs, "max_length": max_length or self.max_text_length, "padding": padding}
         return BatchFeature(dict(self.tokenizer(list(captions), **settings)))
 
     def _merge_kwargs(

@@ -75,15 +75,25 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one forward pass, and their images and queries, to collate halves of them when memory runs out."""
+    """Inputs of one forward pass, and their images and queries, to collate halves of them when memory runs out.
+
+    of_images: what an annotator computes once for batches of the same images with other queries
+    (:func:`collate_again`); None: nothing is kept.
+    """
 
     inputs: Any
     images: tuple[Prepared, ...]
     queries: tuple[TextQuery, ...]
+    of_images: dict[str, Any] | None = None
 
 
 class Annotator(Protocol):
-    """A loaded teacher; ``revision`` names its weights. All but :meth:`predict` may be called from any thread."""
+    """A loaded teacher; ``revision`` names its weights. All but :meth:`predict` may be called from any thread.
+
+    Optional methods: ``start(batch)``, as :func:`start`; ``collate_again(batch, queries)``, as
+    :func:`collate_again`. Optional attribute: ``shapes``, the
+    :class:`~pipeline.annotators.padded_shapes.PaddedShapes` to which batches are padded.
+    """
 
     name: str
     revision: str
@@ -109,6 +119,24 @@ class Annotator(Protocol):
 
     def predict(self, batch: Batch) -> list[RegionPredictions]:
         """Run the network: the regions of every query. A batch too large for the memory is halved."""
+
+
+def start(annotator: Annotator, batch: Batch) -> Callable[[], list[RegionPredictions]]:
+    """Begin :meth:`Annotator.predict`; the function that is returned waits for its result, in any thread.
+
+    On a GPU the network of the next batch can begin meanwhile.
+    """
+    own: Callable[[Batch], Callable[[], list[RegionPredictions]]] | None = getattr(annotator, "start", None)
+    if own is not None:
+        return own(batch)
+    regions = annotator.predict(batch)
+    return lambda: regions
+
+
+def collate_again(annotator: Annotator, batch: Batch, queries: Sequence[TextQuery]) -> Batch:
+    """The inputs for other queries about a batch's images."""
+    own: Callable[[Batch, Sequence[TextQuery]], Batch] | None = getattr(annotator, "collate_again", None)
+    return own(batch, queries) if own is not None else annotator.collate(batch.images, queries)
 
 
 TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Registry(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from pipeline.annotators.base import Annotator, Prepared, TextQuery
+from pipeline.annotators.padded_shapes import PaddedShapes
 from pipeline.data.images import ImageError, open_image
 
 BUCKETS_PER_OCTAVE = 6
@@ -29,21 +31,28 @@ class Item:
     query: TextQuery
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Sequence[Item], size: int, shapes: PaddedShapes | None = None) -> Iterator[list[Item]]:
     """Cut a window of a shard into batches; the same window is always cut the same way.
 
     Images are ordered by aspect ratio and, of nearly the same one, by text length: rising in one
     bucket, falling in the next, so that a batch across their border holds like texts too.
+
+    shapes: those to which the teacher pads batches; images are ordered by them, and landscape and
+    portrait ones are apart.
     """
 
     def order(item: Item) -> tuple[int, int, int]:
+        if shapes is not None:
+            return *shapes.order(*item.shape, item.query.tokens), item.index
         height, width = item.shape
         bucket = round(BUCKETS_PER_OCTAVE * math.log2(width / height))
         return bucket, item.query.tokens * (1 if bucket % 2 else -1), item.index
 
     ordered = sorted(items, key=order)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    for _, group in groupby(ordered, lambda item: shapes is not None and item.shape[0] > item.shape[1]):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
 
 
 def decode(

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from model import GlipConfig
+from model.grounding import phrase_tokens
 from model.image_processing_glip import resized_size
+from model.outputs import GlipObjectDetectionOutput
+from model.post_processing import detections
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_glip
 from pipeline.annotators.memory import check_cpu_memory
 from pipeline.annotators.network import NetworkAnnotator
+from pipeline.annotators.oom import OomRetryBatcher
+from pipeline.annotators.padded_shapes import PaddedShapes
 from pipeline.annotators.tokenizers import tokenizer_lock
 from pipeline.config import PseudoLabelConfig
+from pipeline.system.compiling import compiled
 
+log = logging.getLogger("glip_self_train")
+
+SENT = "sent"
+"""Name, among a batch's inputs on a GPU, of the event after which they are there."""
 EVIDENCE = ("token_mean", "token_min", "token_max", "centerness")
 
 
@@ -31,6 +45,27 @@ def exclusive_ends(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.cat([boxes[:, :2], end], 1)
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A batch whose outputs are, or will be, computed: after the event ``computed``, on a GPU."""
+
+    outputs: GlipObjectDetectionOutput
+    batch: Batch
+    computed: Any
+
+    def part(self, rows: slice) -> _Launched:
+        """Some of the batch's queries."""
+        outputs = {n: v[rows] for n, v in self.outputs.items()}
+        offsets = self.batch.inputs["offset_mapping"][rows]
+        batch = Batch({"offset_mapping": offsets}, self.batch.images[rows], self.batch.queries[rows])
+        return replace(self, outputs=GlipObjectDetectionOutput(**outputs), batch=batch)
+
+
+def _filled(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """A tensor with its last row repeated ``rows`` times more."""
+    return torch.cat([value, value[-1:].expand(rows, *value.shape[1:])]) if rows > 0 else value
+
+
 class GlipAnnotator(NetworkAnnotator):
     """An annotator (:class:`pipeline.annotators.base.Annotator`)."""
 
@@ -41,14 +76,38 @@ class GlipAnnotator(NetworkAnnotator):
         network, self._processor = load_glip(folder, device)
         self._model: torch.nn.Module = network
         self._tokenizer, self._limit = self._processor.tokenizer, self._processor.max_text_length
+        # for the copies of inputs, and for the selection of boxes, beside the network
+        self._streams = (
+            tuple(torch.cuda.Stream(self._device) for _ in range(2)) if self._device.type == "cuda" else None
+        )
+        self._regions_in_halves = OomRetryBatcher(
+            self._regions, lambda launched: len(launched.batch.queries), _Launched.part, "images' boxes"
+        )
         self.as_bytes = self._device.type != "cpu"  # a quarter of the bytes to send, normalised there
         self._size = dict(self._processor.image_processor.size)
         if config.image_size is not None:
             self._size["shortest_edge"] = config.image_size
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
+        longest = self._size.get("longest_edge")
+        self._compiles = config.compile != "off"
+        self.shapes = None  # on a CPU, where fewer padded pixels count for more than fewer shapes
+        if longest is not None and (self._compiles or self._device.type != "cpu"):
+            self.shapes = PaddedShapes.of(self._size["shortest_edge"], longest, self._limit)
         if self._device.type == "cpu":  # on a GPU a batch that does not fit is halved
             self._check_memory(network.config)
+        what = "a teacher's network"
+        self._network = compiled(network, config.compile, what, dynamic=False)
+        self._encode_image = compiled(network.encode_image, config.compile, what, dynamic=False)
+        if self._compiles:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compile for a common shape, so that a compiler that does not work is seen before the first shard."""
+        log.info("compiling the teacher's network; other shapes follow when they occur")
+        self.predict(
+            self.collate([self.prepare(Image.new("RGB", (640, 480)), (480, 640))], self.class_queries(["dog"]))
+        )
 
     def _check_memory(self, config: GlipConfig) -> None:
         shortest = self._size["shortest_edge"]
@@ -70,41 +129,115 @@ class GlipAnnotator(NetworkAnnotator):
         return Prepared(image.resize((width, height), Image.Resampling.BILINEAR), size)
 
     def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
-        """Padded to the largest image and the longest text of the batch."""
-        inputs = self._processor(images=[image.pixels for image in images], do_resize=False, as_bytes=self.as_bytes)
+        """Padded to the largest image and the longest text of the batch, or to one of ``shapes``."""
+        inputs: dict[str, Any] = {}
+        shape = self._padded(images, queries)
+        settings = {} if shape is None else {"pad_size": {"height": shape[0], "width": shape[1]}}
+        pictures = [image.pixels for image in images]
+        inputs.update(self._processor.image_processor(pictures, do_resize=False, as_bytes=self.as_bytes, **settings))
+        return Batch(self._sent(inputs | self._tokens(queries, shape)), tuple(images), tuple(queries))
+
+    def collate_again(self, batch: Batch, queries: Sequence[TextQuery]) -> Batch:
+        """The batch's image inputs with other texts; the network's image part is computed once for all."""
+        of_images = {n: batch.inputs[n] for n in ("pixel_values", "image_sizes", SENT) if n in batch.inputs}
+        shape, length = self._padded(batch.images, queries), int(batch.inputs["input_ids"].shape[1])
+        if shape is not None and max(q.tokens for q in queries) <= length:
+            shape = (*shape[:2], length)
+        texts = self._sent(self._tokens(queries, shape))
+        return Batch(of_images | texts, batch.images, tuple(queries), batch.of_images)
+
+    def _padded(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> tuple[int, int, int] | None:
+        if self.shapes is None:
+            return None
+        sizes = [(image.pixels.height, image.pixels.width) for image in images]
+        height, width = map(max, zip(*sizes, strict=True))
+        return self.shapes.holding(height, width, min(self._limit, max(q.tokens for q in queries)))
+
+    def _tokens(self, queries: Sequence[TextQuery], shape: tuple[int, int, int] | None) -> dict[str, Any]:
+        settings = {} if shape is None else {"padding": "max_length", "max_length": shape[2]}
         with tokenizer_lock(self._tokenizer):
-            inputs.update(self._processor.tokenize([q.text for q in queries]))
-        if self._device.type == "cuda":  # sent without waiting, and without a copy by the driver
-            inputs["pixel_values"] = inputs["pixel_values"].pin_memory()
-        return Batch(inputs, tuple(images), tuple(queries))
+            return dict(self._processor.tokenize([q.text for q in queries], **settings))
+
+    def _sent(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs on the GPU, but the sizes and offsets, copied while the network computes; on a CPU as they are."""
+        if self._streams is None:
+            return inputs
+        here = {n: inputs.pop(n) for n in ("image_sizes", "offset_mapping") if n in inputs}
+        with torch.cuda.stream(self._streams[0]):
+            sent = {n: v.pin_memory().to(self._device, non_blocking=True) for n, v in inputs.items()}
+            return {**sent, **here, SENT: self._streams[0].record_event()}
+
+    def predict(self, batch: Batch) -> list[RegionPredictions]:
+        """One forward pass for all, or one a half when memory runs out."""
+        return self.start(batch)()
+
+    def start(self, batch: Batch) -> Callable[[], list[RegionPredictions]]:
+        """Begin :meth:`predict`; the result is a function for any thread that returns the regions."""
+        launched: list[_Launched] = self._in_halves(batch)
+        return lambda: [regions for part in launched for regions in self._regions_in_halves(part)]
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch) -> list[RegionPredictions]:
-        # batch.inputs.to(...) would hold these on the GPU while the halves of a batch that did not fit are tried
-        sent = batch.inputs.items()
-        inputs = {n: v.to(self._device, non_blocking=True) for n, v in sent if n != "offset_mapping"}
-        if self.as_bytes:
-            images = self._processor.image_processor
-            inputs["pixel_values"] = images.normalize_bytes(inputs["pixel_values"], inputs["image_sizes"])
+    def _forward(self, batch: Batch) -> list[_Launched]:
+        inputs = {n: v for n, v in batch.inputs.items() if n not in (SENT, "offset_mapping")}
+        if self._streams is not None:
+            current = torch.cuda.current_stream()
+            current.wait_event(batch.inputs[SENT])
+            for value in inputs.values():
+                if value.is_cuda:  # its memory may be used again when this stream is past it
+                    value.record_stream(current)
+        of_images = batch.of_images
+        if of_images:
+            del inputs["pixel_values"]
+        elif self.as_bytes:
+            sizes = inputs["image_sizes"].to(self._device, non_blocking=True)
+            inputs["pixel_values"] = self._processor.image_processor.normalize_bytes(inputs["pixel_values"], sizes)
+        if self._compiles:  # a batch of fewer is filled up, so that its size is no further shape
+            fill = (self._in_halves.most or self._config.batch_size) - len(batch.queries)
+            inputs = {n: _filled(v, fill) for n, v in inputs.items()}
+        elif self._device.type != "cpu" and len({q.text for q in batch.queries}) == len(batch.queries):
+            with self._autocast():  # the network would look for equal texts itself, and wait for the GPU
+                inputs["text_features"] = self._model.encode_text(inputs["input_ids"], inputs["attention_mask"])
         with self._autocast():
-            outputs = self._model(**inputs)
-        results = self._processor.post_process_grounded_object_detection(
-            outputs,
-            phrases=[[[span] for span in q.spans] for q in batch.queries],
-            threshold=self._config.floor,
-            target_sizes=[image.size for image in batch.images],
-            nms_threshold=self._config.nms_threshold,
-            score_agg=self._config.score_agg,
-            # a bound of the store, not of the method: each phrase is cut to its own best later
-            max_detections=self._config.max_regions_per_phrase * max((len(q.spans) for q in batch.queries), default=1),
-            offset_mapping=batch.inputs["offset_mapping"],
-        )
+            if of_images == {}:
+                # cloned, as compiled with "max" its outputs are overwritten by the next batch's
+                of_images["image_features"] = [m.clone() for m in self._encode_image(inputs.pop("pixel_values"))]
+            outputs = self._network(**inputs, **(of_images or {}))
+        if self._compiles:
+            known = {n: v[: len(batch.queries)].clone() for n, v in outputs.items()}
+            outputs = GlipObjectDetectionOutput(**known)
         return [
-            RegionPredictions(
-                phrase=np.asarray(query.phrases, np.int64)[regions["labels"].cpu().numpy()],
-                boxes=exclusive_ends(regions["boxes"], image.size).float().cpu().numpy(),
-                score=regions["scores"].float().cpu().numpy(),
-                **{name: regions[name].float().cpu().numpy() for name in EVIDENCE},
-            )
-            for query, image, regions in zip(batch.queries, batch.images, results, strict=True)
+            _Launched(outputs, batch, None if self._streams is None else torch.cuda.current_stream().record_event())
         ]
+
+    @torch.inference_mode()
+    def _regions(self, launched: _Launched) -> list[RegionPredictions]:
+        """Select the boxes on the device, all images at once, and fetch them in one copy."""
+        batch, config = launched.batch, self._config
+        offsets = batch.inputs["offset_mapping"]
+        with nullcontext() if self._streams is None else torch.cuda.stream(self._streams[1]):
+            if launched.computed is not None:
+                torch.cuda.current_stream().wait_event(launched.computed)
+            found = detections(
+                launched.outputs,
+                [phrase_tokens(offsets[i], [[span] for span in q.spans])[0] for i, q in enumerate(batch.queries)],
+                threshold=config.floor,
+                target_sizes=[image.size for image in batch.images],
+                nms_threshold=config.nms_threshold,
+                score_agg=config.score_agg,
+                # a bound of the store, not of the method: each phrase is cut to its own best later
+                max_detections=config.max_regions_per_phrase * max((len(q.spans) for q in batch.queries), default=1),
+            )
+            columns = [torch.stack([f[name].float() for name in ("scores", *EVIDENCE, "labels")], 1) for f in found]
+            rows = torch.cat([torch.cat([f["boxes"].float(), c], 1) for f, c in zip(found, columns, strict=True)]).cpu()
+        regions = []
+        for query, image, own in zip(batch.queries, batch.images, rows.split([len(c) for c in columns]), strict=True):
+            score, *evidence, label = own[:, 4:].T.contiguous().numpy()
+            regions.append(
+                RegionPredictions(
+                    phrase=np.asarray(query.phrases, np.int64)[label.astype(np.int64)],
+                    boxes=exclusive_ends(own[:, :4], image.size).numpy(),
+                    score=score,
+                    **dict(zip(EVIDENCE, evidence, strict=True)),
+                )
+            )
+        return regions

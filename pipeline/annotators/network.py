@@ -54,7 +54,8 @@ class NetworkAnnotator(ABC):
         return self._in_halves(batch)
 
     @abstractmethod
-    def _forward(self, batch: Batch) -> list[RegionPredictions]: ...
+    def _forward(self, batch: Batch) -> list[Any]:
+        """The regions of each query, or what :meth:`predict` makes them of."""
 
     def _autocast(self) -> torch.autocast:
         """bfloat16 arithmetic if the settings want it."""

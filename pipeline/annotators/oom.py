@@ -22,13 +22,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class OomRetryBatcher(Generic[In, Out]):
-    """Runs a forward pass on a batch, or on its halves if it does not fit; remembers how many of its ``unit`` did."""
+    """Runs a forward pass on a batch, or on its halves if it does not fit; ``most``: the number of its ``unit`` that did."""
 
     def __init__(
         self, forward: Callable[[In], list[Out]], count: Callable[[In], int], part: Callable[[In, slice], In], unit: str
     ) -> None:
         self._forward, self._count, self._part, self._unit = forward, count, part, unit
-        self._most: int | None = None
+        self.most: int | None = None  # no limit met
 
     def __call__(self, batch: In) -> list[Out]:
         """The forward pass's results for the batch, or for its parts in order.
@@ -37,18 +37,18 @@ class OomRetryBatcher(Generic[In, Out]):
             Exception: of the forward pass, when a single one does not fit.
         """
         count = self._count(batch)
-        if self._most is None or count <= self._most:
+        if self.most is None or count <= self.most:
             try:
                 return self._forward(batch)
             except Exception as error:
                 if count == 1 or not out_of_memory(error):
                     raise
-            self._most = max(1, count // 2)  # outside the handler: the error holds the failed pass's memory
+            self.most = max(1, count // 2)  # outside the handler: the error holds the failed pass's memory
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            log.warning("out of memory with %d %s in a batch: continuing with %d", count, self._unit, self._most)
+            log.warning("out of memory with %d %s in a batch: continuing with %d", count, self._unit, self.most)
         results: list[Out] = []
-        step = self._most  # a part may not fit either, and lower it
+        step = self.most  # a part may not fit either, and lower it
         for start in range(0, count, step):
             results += self(self._part(batch, slice(start, start + step)))
         return results

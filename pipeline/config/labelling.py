@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Config, Iou, ScoreAggregation, UnitFloat
 from pipeline.config.filter_presets import PRESETS
+from pipeline.system.compiling import CompileMode
 
 RULES_3_SETTINGS = {"rules", "language", "known_names", "names"}
 """Settings of ParsePhrasesConfig that do not apply with ``rules=2``."""
@@ -110,6 +111,13 @@ class PseudoLabelConfig(Config):
         "auto",
         description="precision of the teacher's computation; auto: bf16, which changes scores slightly, on GPUs that "
         "have it, else float32",
+    )
+    compile: CompileMode = Field(
+        "off",
+        exclude_if=lambda mode: mode == "off",  # so that fingerprints with the default stay as they were
+        description="torch.compile of a GLIP teacher, for each of at most 32 padded shapes when it first occurs: auto, "
+        "or max, which tries more kernels; worth its minutes on a GPU with many shards. Without a compiler it is "
+        "computed as with off, after a warning",
     )
     decode: Literal["scaled", "full"] = Field(
         "scaled",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
 from pipeline.annotators import batches
-from pipeline.annotators.base import Annotator, Batch, Prepared, RegionPredictions, load_annotator
+from pipeline.annotators.base import Annotator, Batch, RegionPredictions, collate_again, load_annotator, start
 from pipeline.annotators.batches import Item
 from pipeline.config import EvaluateConfig, PseudoLabelConfig
 from pipeline.data.images import ImageError, image_size
@@ -27,7 +27,7 @@ VERSION = 3  # 2: predictions beside the metrics, a table per shard; 3: GLIP's b
 FLICKR_VERSION = 4  # of that protocol: every span is a phrase, not the stretch from a region's first to its last
 WINDOW = 512
 """Images of a shard that are sorted by shape together; their bytes are held in memory."""
-Ready = tuple[list[Item], list[Prepared], list[Batch]]
+Ready = tuple[list[Item], list[Batch]]
 """Queries, their decoded images, and the first query collated (none if all images are broken)."""
 
 
@@ -133,7 +133,8 @@ class DetectionShard:
         yield self._batches(items)
 
     def _batches(self, items: list[Item]) -> list[list[Item]]:
-        return list(batches.batches(items, self._worker.config.batch_size))
+        shapes = getattr(self._annotator, "shapes", None)
+        return list(batches.batches(items, self._worker.config.batch_size, shapes))
 
     def prepare(self, unit: list[Item]) -> Ready:
         """Decode a batch's images and collate the first query about them, unless all are broken."""
@@ -141,7 +142,7 @@ class DetectionShard:
             self._annotator, unit, lambda item, error: self._lost.setdefault(item.index, (item.key, error))
         )
         first = [self._annotator.collate(images, [item.query for item in items])] if items else []
-        return items, images, first
+        return items, first
 
     def collate(self, ready: Ready | None) -> Iterator[_Queries]:
         """Collate a caption's query about each image, or the queries of all class names in turn.
@@ -150,24 +151,30 @@ class DetectionShard:
         """
         if ready is None or not ready[0]:
             return
-        items, images, (first,) = ready
+        items, (first,) = ready
         last = len(self._class_queries) - 1
         if self._spec.captions:
             yield _Queries(items, first, done=len(items))
+        first = replace(first, of_images={} if last > 0 else None)
         for i, (query, ends_chunk) in enumerate(self._class_queries):
-            inputs = self._annotator.collate(images, [query] * len(items)) if i else first
+            inputs = collate_again(self._annotator, first, [query] * len(items)) if i else first
             yield _Queries(items, inputs, ends_chunk, len(items) if i == last else 0)
 
-    def predict(self, batch: _Queries) -> int:
-        """Store a query's predictions; of class names, the best of each chunk."""
-        self._chunk.append(self._annotator.predict(batch.inputs))
-        if batch.ends_chunk:
-            limit = self._worker.config.chunk_detections if self._spec.protocol == "lvis" else None
-            for item, *parts in zip(batch.items, *self._chunk, strict=True):
-                regions = RegionPredictions.joined(parts)
-                self._predictions[item.index].append(regions if limit is None else best(regions, limit))
-            self._chunk = []
-        return batch.done
+    def predict(self, batch: _Queries) -> Callable[[], int]:
+        """Begin a query; the function that is returned stores its predictions; of class names, the best of each chunk."""
+        regions = start(self._annotator, batch.inputs)
+
+        def store() -> int:
+            self._chunk.append(regions())
+            if batch.ends_chunk:
+                limit = self._worker.config.chunk_detections if self._spec.protocol == "lvis" else None
+                for item, *parts in zip(batch.items, *self._chunk, strict=True):
+                    joint = RegionPredictions.joined(parts)
+                    self._predictions[item.index].append(joint if limit is None else best(joint, limit))
+                self._chunk = []
+            return batch.done
+
+        return store
 
     def finish(self) -> ShardReport:
         """Write each record's predictions, the best first."""

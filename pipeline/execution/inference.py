@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,8 +50,12 @@ class InferenceShard(Protocol[Unit, Ready, Batch]):
         Called from one thread, in the order of the units.
         """
 
-    def predict(self, batch: Batch) -> int:
-        """Run the model on a batch. Returns the number of images that it completes."""
+    def predict(self, batch: Batch) -> int | Callable[[], int]:
+        """Run the model on a batch. Returns the number of images that it completes.
+
+        Or a function that waits for the model's results, stores them and returns that number: it is
+        called from the storing thread, in order, while the model begins the next batch.
+        """
 
     def finish(self) -> ShardReport:
         """Write the outputs, after the last batch. Called from the writing thread."""
@@ -124,8 +128,8 @@ def run_inference(
     Raises:
         torch.AcceleratorError: the device is lost; the process must end.
     """
-    loop = _Loop(queue, jobs, open_shard)
     with ExitStack() as stack:
+        loop = _Loop(queue, jobs, open_shard, stack.enter_context(ThreadPoolExecutor(1, "store")))
         pool = stack.enter_context(ThreadPoolExecutor(decoders, "decode"))
         writer = stack.enter_context(ThreadPoolExecutor(1, "write"))
         windows = stack.enter_context(Prefetcher(loop.windows(), 1, "read"))
@@ -138,6 +142,7 @@ def run_inference(
             if batch is not None:
                 loop.predict(running, batch)
             else:
+                loop.settle()
                 loop.room.release()
                 writing.result()  # at most one shard's results wait to be written
                 writing = writer.submit(loop.finish, running)
@@ -159,8 +164,11 @@ Steps = Iterable[tuple[_Running, T | None]]
 
 
 class _Loop:
-    def __init__(self, queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], Any]) -> None:
-        self._queue, self._jobs, self._open_shard = queue, jobs, open_shard
+    def __init__(
+        self, queue: WorkQueue, jobs: Iterator[ShardJob], open_shard: Callable[[ShardJob], Any], storer: Executor
+    ) -> None:
+        self._queue, self._jobs, self._open_shard, self._storer = queue, jobs, open_shard, storer
+        self._storing: tuple[_Running, Future[int]] | None = None
         self._stopped = False  # by a failure that concerns all shards
         self.room = threading.Semaphore(SHARDS_IN_HAND)
 
@@ -209,13 +217,33 @@ class _Loop:
             return
         try:
             with timed(self._queue, "model"):
-                images = running.shard.predict(batch)
+                result = running.shard.predict(batch)
         except Exception as error:
-            running.error = error
-            if is_device_lost(error):
-                self.finish(running)
+            self._fail(running, error)
+        else:
+            self.settle()  # at most one batch's results wait to be stored
+            if callable(result):
+                self._storing = running, self._storer.submit(result)
+            else:
+                self._queue.advance(result, "images")
+
+    def settle(self) -> None:
+        """Wait until the results of the batch before are stored."""
+        if self._storing is None:
+            return
+        (running, storing), self._storing = self._storing, None
+        try:
+            with timed(self._queue, "model"):
+                images = storing.result()
+        except Exception as error:
+            self._fail(running, error)
         else:
             self._queue.advance(images, "images")
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        running.error = error
+        if is_device_lost(error):
+            self.finish(running)
 
     def finish(self, running: _Running) -> None:
         if self._stopped:

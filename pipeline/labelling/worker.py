@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from pipeline.annotators.base import Annotator, Batch
+from pipeline.annotators.base import Annotator, Batch, start
 from pipeline.annotators.batches import Item, batches, decode
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import read_caption_phrases
@@ -32,7 +32,7 @@ class LabellingShard:
     def windows(self) -> Iterator[list[list[Item]]]:
         """The batches of each window."""
         for items in read_windows(self._job.path, self._result, self._teacher):
-            yield list(batches(items, self._config.batch_size))
+            yield list(batches(items, self._config.batch_size, getattr(self._teacher, "shapes", None)))
 
     def prepare(self, unit: list[Item]) -> list[Queries]:
         """Decode, resize and collate a batch; [] if all its images are broken."""
@@ -44,11 +44,16 @@ class LabellingShard:
         """The batch, collated already."""
         return ready or []
 
-    def predict(self, batch: Queries) -> int:
-        """Store the regions of a batch's queries."""
+    def predict(self, batch: Queries) -> Callable[[], int]:
+        """Begin a batch; the function that is returned stores the regions of its queries."""
         items, inputs = batch
-        self._result.add(items, self._teacher.predict(inputs))
-        return len(items)
+        regions = start(self._teacher, inputs)
+
+        def store() -> int:
+            self._result.add(items, regions())
+            return len(items)
+
+        return store
 
     def finish(self) -> ShardReport:
         """Write the shard's table.

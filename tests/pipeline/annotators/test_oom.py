@@ -102,7 +102,7 @@ def test_every_family_halves(folders, name, monkeypatch):
         return forward(of)
 
     monkeypatch.setattr(annotator, "_forward", limited)
-    monkeypatch.setattr(annotator._in_halves, "_most", None)
+    monkeypatch.setattr(annotator._in_halves, "most", None)
     found = annotator.predict(batch(annotator, images, queries))
     assert tried == [5, 2, 2, 1]
     for a, b in zip(found, wanted, strict=True):
