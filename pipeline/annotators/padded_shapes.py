@@ -9,7 +9,7 @@ from functools import lru_cache
 STRIDE = 32
 """Sides are multiples of it."""
 ASPECTS = {32: (4 / 3, 3 / 2, 16 / 9, 2), 96: (4 / 3, 3 / 2, 16 / 9, 2), 160: (4 / 3, 2)}
-"""Text lengths in tokens -> longer over shorter sides, beside the square and the longest, for which there are shapes."""
+"""Text lengths in tokens -> longer over shorter sides, beside the square and the longest, that have shapes."""
 TOKENS_OF_PIXELS = 200
 """Tokens that cost as much as the image alone: GLIP-T's FLOPs at 800x1344, as ``benchmarks/gpu.py`` counts them."""
 

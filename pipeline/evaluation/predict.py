@@ -161,7 +161,7 @@ class DetectionShard:
             yield _Queries(items, inputs, ends_chunk, len(items) if i == last else 0)
 
     def predict(self, batch: _Queries) -> Callable[[], int]:
-        """Begin a query; the function that is returned stores its predictions; of class names, the best of each chunk."""
+        """Begin a query; the function returned stores its predictions; of class names, the best of each chunk."""
         regions = start(self._annotator, batch.inputs)
 
         def store() -> int:
