@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config.base import Config, UnitFloat
 from pipeline.config.secrets import Address
+from pipeline.system.compiling import CompileMode
 
 
 class PromptConfig(Config):
@@ -60,6 +61,11 @@ class TrainConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute the fusion blocks in the backward pass: less memory, the same results"
+    )
+    compile: CompileMode = Field(
+        "off",
+        description="torch.compile of the text layers, the fusion and Swin's MLPs: auto, or max, which tries more "
+        "kernels; without a compiler they are computed as with off, after a warning",
     )
     learning_rate: float = Field(1e-4, gt=0, description="learning rate of AdamW")
     text_learning_rate: float = Field(1e-5, ge=0, description="learning rate of the text encoder")

@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from pipeline.errors import InputError
+from pipeline.system.compiling import CompileMode, compiled
 from pipeline.system.devices import gpus
 from pipeline.training.state_dict import full
 
@@ -26,6 +27,17 @@ PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 UNITS = ("SwinBlock", "BertLayer", "GlipFusion", "GlipTextLayer", "DynamicConv")
 """Modules that FSDP2 gathers as units. None is a block of the head: only its parts are called."""
+
+
+COMPILED = ("BertLayer", "GlipFusion", "GlipTextLayer", "SwinMlp")
+"""Modules that a compiled training computes compiled: those that need one variant for all sizes."""
+
+
+def compile_units(network: nn.Module, mode: CompileMode) -> None:
+    """Have a network's COMPILED modules computed by torch.compile; its parameters keep their names."""
+    for module in network.modules() if mode != "off" else ():
+        if type(module).__name__ in COMPILED:
+            module.forward = compiled(module.forward, mode, "training", dynamic=True)
 
 
 class Processes:

@@ -35,8 +35,8 @@ RUNTIME_SETTINGS = {
     "best_metric",
 }
 """Settings that do not change any finite step; a run may be resumed with others."""
-MEMORY_SETTINGS = {"accumulate"}
-"""Settings that keep samples and order but weight images differently; resuming logs a change."""
+MEMORY_SETTINGS = {"accumulate", "compile"}
+"""Settings that keep samples and order but not rounding and dropout; resuming logs a change."""
 
 
 class Identity(BaseModel):
@@ -72,7 +72,8 @@ class Identity(BaseModel):
         return cls(
             version=VERSION,
             settings={k: v for k, v in settings.items() if k not in RUNTIME_SETTINGS | MEMORY_SETTINGS},
-            fits={k: settings[k] for k in sorted(MEMORY_SETTINGS)}
+            fits={"accumulate": config.accumulate}
+            | ({"compile": config.compile} if config.compile != "off" else {})
             | ({"normalised_by": NORMALISATION} if config.accumulate > 1 else {}),
             model=None if init else model.model_dump(mode="json"),
             init=model_revision(init) if init else None,

@@ -30,7 +30,7 @@ from pipeline.io.atomic import write_atomic, write_json
 from pipeline.training import state_dict as state
 from pipeline.training.checkpoints import prune, remove_all, write_checkpoint
 from pipeline.training.dataset import TrainingData
-from pipeline.training.distributed import Processes
+from pipeline.training.distributed import Processes, compile_units
 from pipeline.training.image_batch import Normaliser
 from pipeline.training.model_factory import build_model, model_config
 from pipeline.training.optim import make_optimizer, set_rates
@@ -107,6 +107,7 @@ class Trainer:
         self.network.freeze(text_layers=config.freeze_text_layers, backbone_stages=config.freeze_backbone_stages)
         if config.gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        compile_units(self.network, config.compile)
         self.normaliser = Normaliser(self.processor.image_processor)
         self.data = TrainingData(config, sources, self.processor)
         for warning in self.data.flip_warnings() if self.processes.main else ():
@@ -204,8 +205,8 @@ class Trainer:
         if self.processes.main:
             log.info("%s: resuming from step %d", self.out, self.first)
             for change in self.identity.changed_memory_settings(saved.report.run) if saved.report.run else []:
-                log.warning("%s: same samples in the same order, but images are padded and dropout drawn by "
-                            "micro-batch, so the weights are not those of an unchanged run", change)  # fmt: skip
+                log.warning("%s: same samples in the same order, but other padding (by micro-batch), rounding or "
+                            "dropout, so the weights are not those of an unchanged run", change)  # fmt: skip
 
     def train(self) -> TrainReport:
         """Run all remaining steps and write the model folders and the report.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._inductor import config as inductor
 
 from model import GlipForObjectDetection, GlipProcessor
 from pipeline.config import ModelConfig
@@ -270,3 +271,23 @@ def test_a_batch_beyond_the_memory_names_the_accumulation_that_fits(sources, tmp
         run(sources, tmp_path / "o", big)
     with pytest.raises(InputError, match="want --set gradient_checkpointing=true, smaller image_sizes"):
         run(sources, tmp_path / "o", changed(image_sizes=(1 << 15,), max_image_size=1 << 15))
+
+
+@pytest.mark.slow
+def test_a_training_set_to_compile_without_a_compiler_goes_on_from_another(sources, tmp_path, caplog):
+    """One warning, a note of the change, and the names and numbers of the eager training."""
+    caplog.set_level(logging.INFO, "glip_self_train")
+    config = changed(ema=0.5, gradient_checkpointing=True, steps=4, save_every=2)
+    plain = run(sources, tmp_path / "plain", config)
+    with pytest.raises(Killed):
+        run(sources, tmp_path / "out", config, progress=KillAt(3))
+    caplog.clear()
+    without = inductor.patch({"cpp.cxx": (None, "/nonexistent/g++")})
+    with torch.compiler.config.patch(force_disable_caches=True), without:
+        report = run(sources, tmp_path / "out", config.model_copy(update={"compile": "auto"}))
+    assert report.curve == plain.curve and "resuming from step 2" in caplog.text
+    assert caplog.text.count("training: not compiled, computed eagerly") == 1
+    assert 'compile "auto" (before: null): same samples in the same order' in caplog.text
+    for name in ("final", "final_ema"):
+        mine, other = (load_file(tmp_path / n / name / "model.safetensors") for n in ("out", "plain"))
+        assert mine.keys() == other.keys() and all(torch.equal(mine[n], other[n]) for n in mine)

@@ -286,3 +286,9 @@ def test_a_training_that_lost_its_folder_writes_nothing_there(sources, tmp_path)
         run(sources, out, progress=TakenOver(out))
     assert names(out) == ["step-00000002"] and not (out / "final").exists()
     assert json.loads((out / ".training.claim").read_text())["pid"] == 7
+
+
+def test_a_compiled_training_is_another_result_and_an_eager_one_the_earlier_versions_own():
+    plain, fast = (Identity.of(changed(compile=c), {}, model=ModelConfig(), init=None) for c in ("off", "auto"))
+    assert plain.fits == {"accumulate": 1} and "compile" not in plain.settings
+    assert plain.fingerprint == fast.fingerprint and plain.result_fingerprint != fast.result_fingerprint

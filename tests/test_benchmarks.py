@@ -1,0 +1,57 @@
+"""Scripts of benchmarks/ at a tiny size on a CPU: they run, and return the keys that they state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.annotators.base import RegionPredictions
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def regions(boxes, scores, phrases) -> RegionPredictions:
+    zeros = np.zeros(len(scores), np.float32)
+    evidence = dict.fromkeys(("token_mean", "token_min", "token_max", "centerness"), zeros)
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return RegionPredictions(phrase=np.array(phrases), boxes=boxes, score=np.array(scores, np.float32), **evidence)
+
+
+def test_kept_regions_have_the_same_phrase_and_nearly_the_same_box():
+    from gpu import best_ious, kept
+
+    box, near, far = [0, 0, 100, 100], [0, 0, 100, 98], [0, 0, 100, 70]
+    exact = [regions([box] * 4, [0.9, 0.8, 0.7, 0.4], [0, 1, 2, 0]), regions([box], [0.9], [0]), regions([], [], [])]
+    other = [regions([near, far], [0.6, 0.6], [0, 1]), regions([], [], []), regions([box], [0.9], [0])]
+    assert best_ious(exact, other, 0.5).tolist() == pytest.approx([0.98, 0.7, 0.0, 0.0])
+    assert kept(exact, other) == 0.25 and kept(exact, other, 0.95) is None
+
+
+def test_precision(teacher, tmp_path):
+    from labelling import write_crawl
+    from precision import compare
+
+    shards = write_crawl(tmp_path / "crawl", 1, 3, 96, mixed=False)
+    figures = compare(str(teacher), shards, 0.05, images=2)
+    assert figures.keys() == {"regions", "kept_share", "median_iou", "highest_score"}
+    assert figures["regions"] > 0 and 0 < figures["kept_share"] <= 1 and 0 < figures["highest_score"] < 1
+
+
+@pytest.mark.slow
+def test_gpu_measures_what_it_states():
+    from gpu import VARIANTS, Card, key, measure
+
+    figures = measure(Card("cpu"), tiny=True, compiled=False)
+    rates = {f"{kind}_glip_t_{p}_b{n}" for kind in ("images_per_second", "peak_gib") for p in ("float32", "bf16")
+             for n in (1, 2)}  # fmt: skip
+    training = {"training_seconds_float32", "training_seconds_bf16"}
+    assert key(VARIANTS[0]) == "glip_t"
+    assert figures.keys() == {"card", "kept_glip_t", "stage_images_per_second_glip_t"} | rates | training
+    assert all(v > 0 for name, v in figures.items() if "second" in name)
