@@ -16,9 +16,10 @@ from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob, WorkQueue
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.samples import read_samples
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.tables import write_table
-from pipeline.io.tars import TarProblems, read_tar
+from pipeline.io.tars import TarProblems
 from pipeline.phrases.cleaning import clean
 from pipeline.phrases.find import caption_skip_reason, find_phrases
 from pipeline.phrases.language import check_language
@@ -47,7 +48,7 @@ def run(job: ParsePhrases) -> StageReport:
     if job.settings.language and job.settings.rules > 2:
         check_language(job.settings.language)
     fingerprint_of = partial(_fingerprint_of, config=job.settings, parser=model_version(job.settings))
-    jobs = [ShardJob(shard, stem(shard)) for shard in expand_shards(job.shards)]
+    jobs = [ShardJob(shard, stem(shard)) for shard in expand_crawl(job.shards)]
     work = partial(_parse_shard, config=job.settings, out=job.out)
     return run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of, advances=True)
 
@@ -102,7 +103,7 @@ def _captions(
     """Return (key, caption) of the samples to parse, and how many captions were cut."""
     captions: list[tuple[str, str]] = []
     cut, longest = 0, config.max_caption_chars
-    for sample in read_tar(shard, problems):
+    for sample in read_samples(shard, problems):
         if members.see(sample, samples):
             continue
         caption, reason = caption_of(sample)
