@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ def find_sample(shard: str | Path, key: str) -> TarSample | None:
     return None if path is None else _loose_sample(source, path, TarProblems())
 
 
-def repeated_names(shard: str | Path) -> frozenset[str]:
-    """File names that several images of a shard's folder or list have; empty for other shards."""
+def repeated_names(shard: str | Path) -> frozenset[str] | None:
+    """File names of a shard's images that others of its folder or list have too; None for other shards."""
     virtual = virtual_shard(shard)
     source = None if virtual is None else virtual.open()
-    return source.repeated_names if isinstance(source, LooseImages) else frozenset()
+    if virtual is None or not isinstance(source, LooseImages):
+        return None
+    return source.repeated_names & {posixpath.basename(path) for path in source.members(virtual.number)}
 
 
 def joined_captions(captions: Iterable[str | None]) -> str:
@@ -114,9 +117,9 @@ def _rows(table: ImageTable, number: int) -> Iterator[TarSample]:
 
 
 def _row(key: str, image: dict[str, Any], caption: Any) -> TarSample:
-    sample, path = TarSample(key, path=image.get("path") or ""), image.get("path") or ""
+    sample = TarSample(key)
     if (data := image.get("bytes")) is not None:
-        named = path.rpartition(".")[2].lower() or "bin"
+        named = (image.get("path") or "").rpartition(".")[2].lower() or "bin"
         sample.files[next((extension for magic, extension in _MAGIC if data.startswith(magic)), named)] = data
     captions = caption if isinstance(caption, list) else [caption]
     if texts := [text for text in captions if isinstance(text, str)]:

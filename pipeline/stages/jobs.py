@@ -199,6 +199,19 @@ class ParsePhrases(PerShardJob, ShardOptions):
     stage, section = "parse-phrases", "parse_phrases"
     shards: Paths = Field(description=CRAWL)
     settings: ParsePhrasesConfig = ParsePhrasesConfig()
+    captions: Annotated[PathText | None, Cli(metavar="FILE")] = Field(
+        None,
+        description="Captions to use in place of the shards' own: a .parquet, .csv or .jsonl with columns of keys and "
+        "captions. Several captions of an image are joined.",
+    )
+    caption_key: str | None = Field(
+        None,
+        description="Column of the keys, which are sample keys or, of loose images, paths or file names.  [default: "
+        "key, __key__, file_name, filename, path, image or id]",
+    )
+    caption_column: str | None = Field(
+        None, description="Column of the captions, texts or lists of texts.  [default: caption, captions or text]"
+    )
 
 
 class PseudoLabel(PerShardJob, LabellingOptions):
