@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.io.files import read_small
 from pipeline.io.paths import stem
 from pipeline.io.tars import TarProblems, TarSample, read_tar
-from pipeline.io.virtual_shards import ImageTable, LooseImages, encoded, virtual_shard
+from pipeline.io.virtual_shards import ImageTable, LooseImages, encoded, read_regular, virtual_shard
 
 CAPTION_COLUMNS = ("caption", "captions", "text")
 """Columns of an image table that captions are in; the first that there is."""
@@ -85,7 +84,7 @@ def _loose_sample(source: LooseImages, path: str, problems: TarProblems) -> TarS
     sample = TarSample(source.key(path), path=path)
     for extension, file in source.files(path):
         try:
-            sample.files[extension] = read_small(file)
+            sample.files[extension] = read_regular(file)
         except OSError as error:
             reason = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable_file"
             if not sample.files or reason == "unreadable_file":  # sidecars may be missing

@@ -9,10 +9,12 @@ thousand each, so they are stable while the names are.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
 import re
+import stat
 import threading
 from bisect import bisect
 from collections import Counter
@@ -98,12 +100,12 @@ class LooseImages:
         for path in self.members(number):
             for _, file in self.files(path):
                 try:
-                    stat = os.stat(file)
+                    status = os.stat(file)
                 except OSError:
                     digest.update(b"-")
                     continue
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns} {os.access(file, os.R_OK)};".encode())
-                size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns)
+                digest.update(f"{status.st_size} {status.st_mtime_ns} {os.access(file, os.R_OK)};".encode())
+                size, changed = size + status.st_size, max(changed, status.st_mtime_ns)
         return digest.hexdigest(), size, changed
 
     def content_digest(self, number: int) -> str:
@@ -113,7 +115,7 @@ class LooseImages:
             digest.update(f"{self.key(path)}\n".encode())
             for extension, file in self.files(path):
                 try:
-                    data = Path(file).read_bytes()
+                    data = read_regular(file)
                 except FileNotFoundError:
                     continue
                 except OSError:
@@ -232,6 +234,18 @@ def virtual_bytes(shard: VirtualShard) -> int | None:
         return None
 
 
+def read_regular(path: str) -> bytes:
+    """Content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is another kind of file: a pipe, which would block, or a device.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
 def encoded(path: str) -> str:
     """``path`` with ``%``, dots, a leading slash and what cannot be printed percent-encoded, for a key."""
     encoded = "".join(c if c.isprintable() and c not in "%." else _percent(c) for c in path)
@@ -303,16 +317,16 @@ def _walk(root: str) -> LooseImages:
     while waiting:
         folder = waiting.pop()
         try:
-            stat = os.stat(os.path.join(root, folder))
+            status = os.stat(os.path.join(root, folder))
             with os.scandir(os.path.join(root, folder)) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
             problems.append((folder, "unreadable_folder", f"{folder or '.'!r}: {error.strerror}"))
             continue
-        if (stat.st_dev, stat.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen:
             problems.append((folder, "folder_listed_before", f"{folder!r}: a link to a folder that is read already"))
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders, others, bases = [], [], set()
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name

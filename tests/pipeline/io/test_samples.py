@@ -152,7 +152,17 @@ def test_a_list_names_images_anywhere(tmp_path):
     put(tmp_path, "data/in/a.jpg", jpeg(0))
     put(tmp_path, "other/b.png", jpeg(1))
     put(tmp_path, "data/in/a.json", b'{"caption": "a red car"}')
-    lines = ["in/a.jpg", "", "./in/a.jpg", f"{tmp_path}/other/b.png", "../other/b.png", "in/gone.jpg", "in/x.mp4"]
+    lines = [
+        "in/a.jpg",
+        "",
+        "./in/a.jpg",
+        f"{tmp_path}/other/b.png",
+        "../other/b.png",
+        "in/gone.jpg",
+        "in/x.mp4",
+        "in/pipe.gif",
+    ]
+    os.mkfifo(tmp_path / "data/in/pipe.gif")
     put(tmp_path, "data/train.lst", b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     (shard,) = expand_crawl(str(tmp_path / "data/train.lst"))
     assert stem(shard) == "train-00000"
@@ -160,7 +170,8 @@ def test_a_list_names_images_anywhere(tmp_path):
     outside = f"%2F{str(tmp_path)[1:]}/other/b".replace(".", "%2E")
     assert list(samples) == ["in/a", outside, "%2E%2E/other/b"]
     assert caption_of(samples["in/a"]) == ("a red car", None)
-    assert counts == {"listed_twice": 1, "missing_file": 1, "not_an_image": 1}
+    assert counts == {"listed_twice": 1, "missing_file": 1, "not_an_image": 1, "unreadable_file": 1}
+    assert len(digest_file(shard)) == 64
     put(tmp_path, "urls.txt", b"https://example.com/a.jpg\n")
     with pytest.raises(InputError, match="line 1: found a URL; want paths"):
         expand_crawl(str(tmp_path / "urls.txt"))
@@ -240,6 +251,8 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path, caplog):
     with pytest.raises(InputError, match="no Parquet table with an image column"):
         expand_crawl(str(tmp_path / "plain.parquet"))
     assert virtual_shard("s3://bucket/0.tar") is None
+    with pytest.raises(InputError, match="s3://bucket/list.txt: .* lists and tables are read from a file system only"):
+        expand_crawl("s3://bucket/list.txt")
 
 
 def test_captions_become_sentences():
