@@ -56,7 +56,10 @@ def test_a_folder_with_junk_is_read_and_what_is_no_image_is_counted(tmp_path, sm
         expand_shards(str(folder))  # of trainings, which read tars alone
 
 
-NAMES = st.text(st.sampled_from("ab.%~/E2\u202f\udce9é ") | st.characters(exclude_characters="\0/"), max_size=6)
+NAMES = st.text(
+    st.sampled_from("ab.%~/E2\u202f\udce9é ") | st.characters(exclude_categories=["Cs"], exclude_characters="\0/"),
+    max_size=6,
+)
 PATHS = st.builds("{}{}.{}".format, NAMES, st.sampled_from("ab"), st.sampled_from(["jpg", "JPG", "png"]))
 
 
@@ -251,7 +254,9 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path, caplog):
     with pytest.raises(InputError, match="no Parquet table with an image column"):
         expand_crawl(str(tmp_path / "plain.parquet"))
     assert virtual_shard("s3://bucket/0.tar") is None
-    with pytest.raises(InputError, match="s3://bucket/list.txt: .* lists and tables are read from a file system only"):
+    with pytest.raises(
+        InputError, match=r"s3://bucket/list\.txt: .* lists and tables are read from a file system only"
+    ):
         expand_crawl("s3://bucket/list.txt")
 
 
