@@ -10,7 +10,7 @@ import click
 
 from pipeline.cli.common import FILE, command, echo_lines, job_command, make_job
 from pipeline.execution.progress import Terminal
-from pipeline.io.shard_patterns import expand_shards, is_shard, shards_in
+from pipeline.io.shard_patterns import expand_crawl, expand_shards, is_shard, shards_in
 from pipeline.stages.jobs import Dedup
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def inspect(
     from pipeline.report.inspect import write_page
 
     summary, chosen = inspect_shards(
-        expand_stores(shards), phrases=phrases, crawl=expand_shards(crawl) if crawl else [],
+        expand_stores(shards), phrases=phrases, crawl=expand_crawl(crawl) if crawl else [],
         regions=regions, gold=gold, pictures=0 if no_html else pictures, top=top, workers=workers, progress=Terminal(),
     )  # fmt: skip
     if not no_html:
@@ -88,15 +88,17 @@ def inspect(
 
 
 def expand_stores(patterns: tuple[str, ...]) -> list[str]:
-    """Expand patterns to tars, or to tables where a folder has no tars."""
+    """Expand patterns to a crawl's or training shards, or to tables of the label store where a folder has no tars."""
     from pipeline.io.paths import is_url
+    from pipeline.io.virtual_shards import image_column
 
     def tables(pattern: str) -> bool:
         if Path(pattern).is_dir() or (is_url(pattern) and not is_shard(pattern.rsplit("/", 1)[-1])):
-            return not shards_in(pattern) and bool(shards_in(pattern, ".parquet"))
-        return pattern.endswith(".parquet")
+            found = [] if shards_in(pattern) else shards_in(pattern, ".parquet")
+            return bool(found) and (is_url(pattern) or image_column(found[0]) is None)
+        return pattern.endswith(".parquet") and (is_url(pattern) or image_column(pattern) is None)
 
-    return expand_shards(patterns, suffix=".parquet" if all(map(tables, patterns)) else ".tar")
+    return expand_shards(patterns, suffix=".parquet") if all(map(tables, patterns)) else expand_crawl(patterns)
 
 
 @job_command(Dedup)

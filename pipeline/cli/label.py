@@ -10,7 +10,7 @@ from pipeline.cli.common import echo_lines, job_command, load_section, make_job
 from pipeline.execution.reports import StageReport
 from pipeline.io.files import file_size
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.stages.jobs import BuildShards, ParsePhrases, PseudoLabel, Rescore, SweepThresholds
 
 PILOT_GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -48,7 +48,7 @@ def pseudo_label(values: dict[str, Any]) -> StageReport:
 def _estimated_labels(job: PseudoLabel, recipe: str | None) -> list[str]:
     """Labels at several thresholds in the shards done so far, and of all shards in proportion to bytes."""
     rules = load_section("filter_boxes", recipe, ["balance_to=null"])
-    shards = {shard: join(job.out, f"{stem(shard)}.parquet") for shard in expand_shards(job.shards)}
+    shards = {shard: join(job.out, f"{stem(shard)}.parquet") for shard in expand_crawl(job.shards)}
     sizes = {shard: file_size(shard) or 0 for shard in shards}
     done = [shard for shard, regions in shards.items() if file_size(regions) is not None]
     if not (size := sum(sizes[shard] for shard in done)):

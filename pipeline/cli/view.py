@@ -12,7 +12,7 @@ from pipeline.cli.common import command
 from pipeline.cli.inspect import expand_stores, store_options
 from pipeline.errors import InputError
 from pipeline.execution.progress import Terminal
-from pipeline.io.shard_patterns import expand_shards, shards_in
+from pipeline.io.shard_patterns import expand_crawl, expand_shards, shards_in
 
 if TYPE_CHECKING:
     from pipeline.report.view import Site
@@ -49,7 +49,7 @@ def view(
     """
     from pipeline.report.server import listen, serve
 
-    options = {"phrases": phrases, "crawl": expand_shards(crawl) if crawl else [], "regions": regions, "gold": gold}
+    options = {"phrases": phrases, "crawl": expand_crawl(crawl) if crawl else [], "regions": regions, "gold": gold}
     site = _site(folders, options, _moved(moved), only_runs)
     with listen(host, port) as listener:
         site.prepare(Terminal())

@@ -33,7 +33,8 @@ class DataConfig(Config):
         (), description="sets of the manifest to train on; each is a source of the mixture"
     )
     crawl: tuple[Address, ...] = Field(
-        (), description="crawl shards: folders, globs or brace patterns; without secrets"
+        (),
+        description="crawl shards: folders, globs or brace patterns; or images without shards; no secrets in URLs",
     )
     gold: Address | None = Field(
         None, description="gold boxes of the crawl, for measuring label quality (the demo has them)"

@@ -15,7 +15,7 @@ from pipeline.execution.reports import Tally
 from pipeline.io.tars import TarProblems, TarSample
 
 IMAGE = f"an image (KEY.{', KEY.'.join(IMAGE_EXTENSIONS)})"
-CAPTION = "its caption (KEY.txt, or `caption` in KEY.json)"
+CAPTION = "its caption (KEY.txt, `caption` in KEY.json, or a file of captions: parse-phrases --captions)"
 DOT_IN_KEY = "dot_in_key"
 UNREAD = frozenset({
     "no_image", "no_caption", "empty_caption", "caption_not_utf8", "caption_is_data", "bad_json", "no_json", DOT_IN_KEY,

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 
 from PIL import ExifTags, Image, ImageOps
 
+from pipeline.io.paths import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+
 MAX_PIXELS = 178_956_970
 """Maximum image size: PIL's limit against decompression bombs, about 13,400 x 13,400."""
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
-"""File extensions of images in shards."""
 
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 _TRANSPOSED = {5, 6, 7, 8}

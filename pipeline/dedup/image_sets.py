@@ -15,8 +15,9 @@ from pipeline.errors import InputError
 from pipeline.io.files import file_size, listing_below, open_file, read_range
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.paths import is_hidden, is_url, join, stem
-from pipeline.io.shard_patterns import expand_shards, shards_in
-from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.io.samples import find_sample, read_samples
+from pipeline.io.shard_patterns import expand_crawl, shards_in
+from pipeline.io.tars import TarProblems, TarSample
 
 FILES_PER_PART = 2000
 """Number of image files whose hashes form one table."""
@@ -42,7 +43,7 @@ class SetImage:
 class ImageSet:
     """Images to hash, divided into parts.
 
-    shards: part -> tar. files: part -> image files relative to ``folder``.
+    shards: part -> tar or virtual shard. files: part -> image files relative to ``folder``.
     """
 
     name: str
@@ -77,7 +78,8 @@ class ImageSet:
                 return file.read()
         shard = self.shards[part]
         if offset is None or size is None:
-            image = next((i for i in self.images(part, TarProblems()) if i.key == key and i.data), None)
+            sample = find_sample(shard, key)
+            image = None if sample is None else _of_sample(shard, sample, LinkReader())
             if image is None or image.data is None:
                 raise InputError(f"{shard}: has no image {key} any more")
             return image.data
@@ -88,7 +90,7 @@ class ImageSet:
         """Images of a part, in order."""
         if part in self.shards:
             links = LinkReader()
-            for sample in read_tar(self.shards[part], problems):
+            for sample in read_samples(self.shards[part], problems):
                 dotted = dotted_keys(sample)
                 for key in dotted:
                     yield SetImage(key, problem=ImageError(DOT_IN_KEY, "want keys without dots"))
@@ -116,7 +118,7 @@ def _of_sample(shard: str, sample: TarSample, links: LinkReader) -> SetImage:
 
 
 def shard_set(name: str, shards: Sequence[str]) -> ImageSet:
-    """Image set of tars, with a part per tar."""
+    """Image set of tars or virtual shards, with a part for each."""
     return ImageSet(name, shards={stem(shard): shard for shard in shards})
 
 
@@ -135,7 +137,7 @@ def read_image_set(option: str) -> ImageSet:
         if not shards_in(path):
             return _folder(name or path.rstrip("/").rsplit("/", 1)[-1], path.rstrip("/"))
         name = name or Path(path).absolute().name
-    shards = expand_shards(path)
+    shards = expand_crawl(path)
     return shard_set(name or re.sub(r"[-_]?\d+$", "", stem(shards[0])) or stem(shards[0]), shards)
 
 

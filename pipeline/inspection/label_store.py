@@ -23,8 +23,10 @@ from pipeline.filtering.store import BOX
 from pipeline.inspection.samples import Sample, ShownBox, Status, Verdict
 from pipeline.io.files import read_range
 from pipeline.io.paths import join, stem
+from pipeline.io.samples import find_sample
 from pipeline.io.tables import read_table
-from pipeline.io.tars import read_tar, split_name
+from pipeline.io.tars import split_name
+from pipeline.io.virtual_shards import virtual_shard
 
 STATUSES: Mapping[str, Status] = {"keep": "kept", "ignore": "ignored", "dropped": "dropped"}
 IMAGES = frozenset(IMAGE_EXTENSIONS)
@@ -51,15 +53,17 @@ class CrawlImages:
         path = self._paths[shard]
         if (place := self._places(path).get(key)) is not None:
             return read_range(path, *place)
-        for sample in read_tar(path):  # a compressed shard has no places
-            if sample.key == key and (image := image_of(sample)) is not None:
-                return image[1]
+        sample = find_sample(path, key)  # compressed and virtual shards have no places
+        if sample is not None and (image := image_of(sample)) is not None:
+            return image[1]
         raise InputError(f"{path}: found no image {key}; want the crawl that was labelled")
 
     @staticmethod
     def _scan(path: str) -> dict[str, ByteRange]:
         """Byte range of each image; of a damaged shard those before the damage."""
         found: dict[str, dict[str, ByteRange]] = {}
+        if virtual_shard(path) is not None:
+            return {}
         with suppress(tarfile.TarError, EOFError):
             for name, content in member_ranges(path):
                 if (parts := split_name(name.removeprefix("./"))) is not None:

@@ -17,7 +17,8 @@ from pipeline.errors import InputError
 from pipeline.inspection.counts import Counts, Picture, Pictures, key_hash, reaches_outside, sample_rank
 from pipeline.inspection.samples import record_sample
 from pipeline.io.paths import stem
-from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.io.samples import read_samples
+from pipeline.io.tars import TarProblems, TarSample
 
 
 def kind_of_tar(shard: str) -> Literal["training", "crawl"] | None:
@@ -27,7 +28,7 @@ def kind_of_tar(shard: str) -> Literal["training", "crawl"] | None:
     none.
     """
     sample = None
-    for sample in read_tar(shard):
+    for sample in read_samples(shard):
         if "json" in sample.files:
             try:
                 data = json.loads(sample.files["json"])
@@ -64,7 +65,7 @@ class _Tar:
 
     def count(self, records: bool) -> Counts:
         problems, counts = TarProblems(), self.counts
-        for sample in read_tar(self._shard, problems):
+        for sample in read_samples(self._shard, problems):
             counts.numbers["samples"] += 1
             dataset = self._training_sample(sample) if records else self._crawl_sample(sample)
             counts.keys.append(key_hash(f"{dataset}/{sample.key}"))

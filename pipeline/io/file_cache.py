@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
 from pipeline.io.files import call_store, read_small
 from pipeline.io.paths import is_url
+from pipeline.io.virtual_shards import ImageTable, virtual_shard
 
 Kind = Literal["digests", "indexes"]
 CACHED_FROM = 4 << 20
@@ -40,11 +41,17 @@ class FileVersion:
 
 
 def file_version(path: str) -> FileVersion | None:
-    """Current version of a file; None for a remote object without an entity tag.
+    """Current version of a file, or of a virtual shard's files; None for a remote object without an entity tag.
 
     Raises:
-        InputError: the file does not exist.
+        InputError: the file does not exist, or a virtual shard's source has other images now.
     """
+    if (shard := virtual_shard(path)) is not None:
+        source = shard.open()
+        if isinstance(source, ImageTable):
+            return file_version(shard.source)
+        text, size, changed = source.stats(shard.number)
+        return FileVersion(text, size >= CACHED_FROM, changed)
     if is_url(path):
         info = call_store(path, lambda fs, inner: fs.info(inner))
         tag = next((str(info[name]).strip('"') for name in VERSION_TAGS if info.get(name)), None)

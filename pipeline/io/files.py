@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar
 
 from pipeline.errors import InputError, RunError
 from pipeline.io.paths import is_url
+from pipeline.io.virtual_shards import virtual_bytes, virtual_shard
 
 log = logging.getLogger("glip_self_train")
 
@@ -315,13 +316,14 @@ def read_small(path: str | Path) -> bytes:
 
 
 def require_files(paths: Iterable[str | Path]) -> None:
-    """Check that local files exist before work begins. URLs are not checked.
+    """Check that local files, or the sources of virtual shards, exist before work begins. URLs are not checked.
 
     Raises:
         InputError: a file is missing; names the first.
     """
     for path in paths:
-        if not is_url(path) and not Path(path).is_file():
+        shard = virtual_shard(path)
+        if not (is_url(path) or Path(path).is_file() or (shard is not None and Path(shard.source).exists())):
             raise InputError(f"{path}: no such file")
 
 
@@ -350,7 +352,9 @@ def check_writable(folder: str | Path) -> None:
 
 
 def file_size(path: str | Path) -> int | None:
-    """Size of a file in bytes; None if it does not exist or is a folder."""
+    """Size of a file, or of a virtual shard's files, in bytes; None if it does not exist or is a folder."""
+    if (shard := virtual_shard(path)) is not None:
+        return virtual_bytes(shard)
     if is_url(path):
         info = _call_store_or_none(path, lambda fs, inner: fs.info(inner))
         return None if info is None or info.get("type") == "directory" else int(info["size"])

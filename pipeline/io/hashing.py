@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pipeline.io.file_cache import FileVersion, cache_get, cache_put, file_version
 from pipeline.io.files import open_file
 from pipeline.io.paths import is_url
+from pipeline.io.virtual_shards import ImageTable, virtual_shard
 
 
 def digest_bytes(data: bytes) -> str:
@@ -22,14 +23,15 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: str | Path) -> str:
-    """Identifier of a file's content: SHA-256 in hex; of a remote object its entity tag.
+    """Identifier of a file's content: SHA-256 in hex; of a remote object its entity tag; of a virtual shard
+    a digest of its keys and its files' content.
 
     An entity tag (ETag, MD5, CRC) changes with the content and needs no download. Digests of large
     local files are cached on disk by path, size and mtime, so that a restart does not read
     terabytes again.
 
     Raises:
-        InputError: the file does not exist.
+        InputError: the file does not exist, or a virtual shard's source has other images now.
     """
     path = str(path)
     version = file_version(path)
@@ -49,6 +51,11 @@ def _digest_local(path: str, version: FileVersion) -> str:
 
 
 def _digest_stream(path: str) -> str:
+    if (shard := virtual_shard(path)) is not None:
+        source = shard.open()
+        if isinstance(source, ImageTable):
+            return digest_json([digest_file(shard.source), source.identity(shard.number)])
+        return source.content_digest(shard.number)
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 

@@ -10,6 +10,8 @@ from pipeline.errors import InputError
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 """Endings of compressed shards, which are read sequentially only."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+"""File extensions of images, in shards and in folders."""
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -23,6 +25,12 @@ def is_hidden(path: str) -> bool:
     ``__MACOSX``, an editor's ``.ipynb_checkpoints``.
     """
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file's name has one of IMAGE_EXTENSIONS, in any case, and is not hidden."""
+    name, _, extension = path.rsplit("/", 1)[-1].rpartition(".")
+    return bool(name) and not is_hidden(name) and extension.lower() in IMAGE_EXTENSIONS
 
 
 def local_folder(folder: str | Path, what: str) -> Path:

@@ -10,11 +10,25 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.io.files import listing
-from pipeline.io.paths import COMPRESSED_TARS, is_hidden, is_url, join, stem
+from pipeline.io.paths import COMPRESSED_TARS, is_hidden, is_image_name, is_url, join, stem
+from pipeline.io.virtual_shards import LISTS, TABLE, relist, virtual_shard, virtual_shards
 
 log = logging.getLogger("glip_self_train")
 _GLOB = "*?["
 _NAMED = 3
+
+
+def expand_crawl(patterns: str | Sequence[str]) -> list[str]:
+    """Expand patterns as :func:`expand_shards`, and images that are in no tar to virtual shards.
+
+    Those are: a folder of images at any depth, a list of paths (.txt, .lst), and Parquet tables with an
+    image column (:mod:`pipeline.io.virtual_shards`). A virtual shard is itself, if its source has the same
+    images still.
+
+    Raises:
+        InputError: as expand_shards; also images or tables at a URL.
+    """
+    return _expand(patterns, ".tar", loose=True)
 
 
 def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> list[str]:
@@ -30,11 +44,21 @@ def expand_shards(patterns: str | Sequence[str], *, suffix: str = ".tar") -> lis
         InputError: a listed shard is missing, a pattern matches nothing, or two shards have the
             same stem (their outputs would overwrite one another).
     """
+    return _expand(patterns, suffix, loose=False)
+
+
+def _expand(patterns: str | Sequence[str], suffix: str, *, loose: bool) -> list[str]:
     shards: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    relist({shard.source for pattern in given if loose and (shard := virtual_shard(pattern)) is not None})
+    for pattern in given:
+        if loose and (shard := virtual_shard(pattern)) is not None:
+            shard.open()
+            shards.append(str(pattern))
+            continue
         folder, rest = ("", str(pattern)) if is_url(pattern) else _existing_part(str(pattern))
         for path in _expand_braces(rest, str(pattern)):
-            shards += _expand_url(path, suffix) if is_url(path) else _expand_path(folder, path, suffix)
+            shards += _expand_url(path, suffix) if is_url(path) else _expand_path(folder, path, suffix, loose)
     if not shards:
         raise InputError("no shards given; want paths, globs or a pattern like 'crawl/{00000..00099}.tar'")
     by_stem: dict[str, str] = {}
@@ -73,21 +97,33 @@ def _expand_braces(rest: str, pattern: str) -> list[str]:
         raise InputError(f"{pattern}: {error}; want a pattern like 'crawl/{{00000..00099}}.tar'") from None
 
 
-def _expand_path(folder: str, rest: str, suffix: str) -> list[str]:
+def _expand_path(folder: str, rest: str, suffix: str, loose: bool) -> list[str]:
     """Shards of ``folder/rest``; only the rest may be a glob."""
     path = join(folder, rest) if folder and rest else folder or rest
-    if Path(path).is_dir():
-        if not (matches := shards_in(path, suffix)):
-            raise InputError(f"{path}: no *{suffix} files in this folder{_instead(path)}")
-        return matches
     if Path(path).exists():
-        return [path]
+        return _of_existing(path, suffix, loose)
     if not any(c in rest for c in _GLOB):
         raise InputError(f"{path}: no such file{_target(path)}")
     matches = _without_dangling(sorted(glob.glob(join(glob.escape(folder), rest) if folder else rest)))
     if not matches:
         raise InputError(f"{path}: matches no file")
-    return matches
+    return [shard for match in matches for shard in _of_existing(match, suffix, loose)] if loose else matches
+
+
+def _of_existing(path: str, suffix: str, loose: bool) -> list[str]:
+    """Shards of a folder, or of a file that is one, is a list of images or is an image table."""
+    if Path(path).is_dir():
+        matches, nor = shards_in(path, suffix), ""
+        if loose and matches and any(map(is_image_name, os.listdir(path))):
+            log.warning("%s: has *.tar shards, which are read, and images beside them, which are not", path)
+        if loose and not matches:
+            matches, nor = virtual_shards(path), ", nor images or image tables in or below it"
+        if not matches:
+            raise InputError(f"{path}: no *{suffix} files in this folder{nor}{_instead(path)}")
+        return matches
+    if loose and is_image_name(path):
+        raise InputError(f"{path}: found an image; want its folder, or a file with the paths of images (.txt, .lst)")
+    return virtual_shards(path) if loose and path.endswith((*LISTS, TABLE)) else [path]
 
 
 def _without_dangling(paths: Iterable[str]) -> list[str]:
@@ -119,9 +155,10 @@ def _expand_url(url: str, suffix: str) -> list[str]:
     if not any(c in name for c in _GLOB):
         if is_shard(name, suffix):
             return [url]
-        matches = shards_in(url, suffix)
+        matches = [] if name.endswith((*LISTS, TABLE)) and suffix == ".tar" else shards_in(url, suffix)
         if not matches:
-            raise InputError(f"{url}: no *{suffix} objects there")
+            local = "; images, lists and tables are read from a file system only" if suffix == ".tar" else ""
+            raise InputError(f"{url}: no *{suffix} objects there{local}")
         return matches
     matches = [u for u in listing(folder, "") if fnmatchcase(u.rsplit("/", 1)[-1], name)]
     if not matches:

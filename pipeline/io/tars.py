@@ -32,12 +32,13 @@ class TarSample:
     """Consecutive members of a shard with one key.
 
     files: lower-case extension -> content. offsets: extension -> byte offset of the content in the
-    shard; empty if the shard is compressed.
+    shard; empty if the shard is compressed or virtual. path: of a loose image, as its folder or list has it.
     """
 
     key: str
     files: dict[str, bytes] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
+    path: str = ""
 
 
 @dataclass
@@ -52,6 +53,13 @@ class TarProblems:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if len(self.notes) < 10:
             self.notes.append(note)
+
+    def add_once(self, reason: str, note: str) -> None:
+        """Count a problem, and keep its message if it is the first of its reason."""
+        if reason in self.counts:
+            self.counts[reason] += 1
+        else:
+            self.add(reason, note)
 
 
 def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator[TarSample]:
@@ -74,9 +82,7 @@ def read_tar(shard: str | Path, problems: TarProblems | None = None) -> Iterator
     for member, data, offset in _members(str(shard), problems):
         name = member.removeprefix("./")  # as `tar -cf 00000.tar .` calls them
         if is_hidden(name):
-            if "hidden_file" not in problems.counts:
-                problems.notes.append(f"{name}: hidden files are no data")
-            problems.counts["hidden_file"] = problems.counts.get("hidden_file", 0) + 1
+            problems.add_once("hidden_file", f"{name}: hidden files are no data")
             continue
         if (parts := split_name(name)) is None:
             problems.add("member_without_extension", f"{name}: want KEY.EXT")

@@ -16,8 +16,10 @@ from pipeline.errors import InputError
 from pipeline.execution.reports import Tally
 from pipeline.io.files import file_size
 from pipeline.io.paths import is_url
+from pipeline.io.samples import read_samples
 from pipeline.io.tables import footer, read_table
-from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.io.tars import TarProblems, TarSample
+from pipeline.io.virtual_shards import virtual_shard
 from pipeline.phrases.cleaning import plain_text
 
 Row = Mapping[str, Any]
@@ -71,7 +73,7 @@ class ShardLabels:
         ``image_as``: sample -> (image files, (height, width)).
         """
         waiting = set(self._rows)
-        for sample in read_tar(crawl, problems):
+        for sample in read_samples(crawl, problems):
             if sample.key not in waiting:
                 continue
             waiting.discard(sample.key)
@@ -115,6 +117,8 @@ class LinkedImages:
 
     def __init__(self, shard: str, out: str) -> None:
         self._shard = shard if is_url(shard) or is_url(out) else os.path.relpath(shard, out)
+        if virtual_shard(shard) is not None:
+            raise InputError(f"{shard}: found images that are in no tar, which cannot be linked to; want link=false")
         if is_url(out) and not is_url(shard):
             raise InputError(f"{shard}: a link from {out} cannot lead to a local file; want both local, or both URLs")
         self._bytes = file_size(shard) or 0

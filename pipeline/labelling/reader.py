@@ -8,7 +8,8 @@ from pipeline.annotators.base import Annotator
 from pipeline.annotators.batches import Item
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, image_size
-from pipeline.io.tars import TarSample, read_tar
+from pipeline.io.samples import read_samples
+from pipeline.io.tars import TarSample
 from pipeline.labelling.region_table import ShardResult
 
 WINDOW_SAMPLES = 1024
@@ -24,7 +25,7 @@ def read_windows(crawl: str, result: ShardResult, annotator: Annotator) -> Itera
     """
     window: list[Item] = []
     samples, size = 0, 0
-    for index, sample in enumerate(read_tar(crawl, result.problems)):
+    for index, sample in enumerate(read_samples(crawl, result.problems)):
         if sample.key not in result.phrases:
             continue
         result.keys[index] = sample.key

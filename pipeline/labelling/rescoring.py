@@ -19,8 +19,9 @@ from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob
 from pipeline.io.paths import join
+from pipeline.io.samples import read_samples
 from pipeline.io.tables import footer, read_table, write_table
-from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.io.tars import TarProblems, TarSample
 
 STAGE = "rescore"
 REGIONS_AT_ONCE = 32
@@ -74,7 +75,7 @@ class RescoringShard:
     def windows(self) -> Iterator[list[list[_Image]]]:
         """The samples that have regions, a few at a time."""
         images: list[_Image] = []
-        for sample in read_tar(self._job.path, self._problems):
+        for sample in read_samples(self._job.path, self._problems):
             if (rows := self._unseen.pop(sample.key, None)) is not None:
                 images.append(_Image(sample, rows, len(self._problems.notes)))
                 if sum(len(image.rows) for image in images) >= REGIONS_AT_ONCE:

@@ -19,7 +19,7 @@ from pipeline.execution.reports import FailedShard, ShardReport
 from pipeline.io.atomic import write_json
 from pipeline.io.files import read_bytes, remove
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl, expand_shards
 from pipeline.runs.layout import RunLayout
 
 STAGES = ("parse-phrases", "pseudo-label", "filter-boxes", "build-shards")
@@ -28,7 +28,7 @@ STAGES = ("parse-phrases", "pseudo-label", "filter-boxes", "build-shards")
 
 def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
     """The crawl's shards: those of the recipe, or of the demo."""
-    return expand_shards(config.data.crawl or (str(layout.data / "crawl"),))
+    return expand_crawl(config.data.crawl or (str(layout.data / "crawl"),))
 
 
 def stage_title(stage: str, round_: int) -> str:

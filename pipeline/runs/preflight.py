@@ -26,7 +26,7 @@ from pipeline.filtering.rules import extra_rules
 from pipeline.io.files import check_writable, file_size
 from pipeline.io.model_folder import check_backbone, check_glip_folder, is_released, text_encoder_folder
 from pipeline.io.paths import is_url, no_folder, resolve_path
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.phrases.parser import model_name
 from pipeline.runs.layout import RunLayout
 
@@ -205,7 +205,7 @@ def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterat
         if is_url(pattern):
             remote.append((pattern, partial(_remote_problem, pattern)))
         else:
-            yield from _lines(partial(expand_shards, pattern), "data.crawl")
+            yield from _lines(partial(expand_crawl, pattern), "data.crawl")
     for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
         if path.endswith(".json") and (is_url(path) or not Path(path).is_file()):
             wanted = "want a file on a file system" if is_url(path) else "no such file"
@@ -252,7 +252,7 @@ def _remote_problem(url: str) -> str | None:
 
     named = list(braceexpand(url))
     for one in dict.fromkeys((named[0], named[-1])):
-        shards = expand_shards(one)  # of a folder or glob those that the store lists
+        shards = expand_crawl(one)  # of a folder or glob those that the store lists
         if shards == [one] and file_size(one) is None:
             raise InputError(f"{one}: no such object")
     return None

@@ -18,7 +18,7 @@ from pipeline.execution.claims import holder_alive
 from pipeline.execution.progress import ProgressNote
 from pipeline.io.atomic import write_json
 from pipeline.io.paths import is_hidden, is_url
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.strict_model import StrictModel
 from pipeline.runs.excluded_shards import stage_folder, stage_title
 from pipeline.runs.layout import RunLayout
@@ -204,7 +204,7 @@ def _crawl_size(layout: RunLayout, config: SelfTrainConfig | None) -> int | None
     if any(map(is_url, patterns)):
         return None
     try:
-        return len(expand_shards(patterns or (str(layout.data / "crawl"),)))
+        return len(expand_crawl(patterns or (str(layout.data / "crawl"),)))
     except InputError:
         return None
 

@@ -16,7 +16,7 @@ from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.tars import TarProblems, write_tars
 from pipeline.labelling.label_records import LinkedImages, ShardLabels, copied_image, pseudo_label_card
 from pipeline.stages.jobs import BuildShards
@@ -51,7 +51,7 @@ def run(job: BuildShards) -> StageReport:
             **unwanted.fingerprint_of(shard.name),
         )
 
-    shards = expand_shards(job.shards)
+    shards = expand_crawl(job.shards)
     unwanted = ExclusionList({}) if job.without is None else ExclusionList.read(job.without)
     unwanted.warn_of_unknown_ids(str(job.without), shards)
     require_files(path for shard in shards for path in inputs(shard).values())

@@ -22,7 +22,7 @@ from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_json
 from pipeline.io.paths import join
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.tables import read_table, write_table
 from pipeline.stages import drop_samples, hash_images
 from pipeline.stages.jobs import Dedup
@@ -69,7 +69,7 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     names = [images.name for images in against]
     if len(set(names)) < len(names):
         raise InputError(f"two evaluation sets are called {max(names, key=names.count)}; want --against NAME=SHARDS")
-    training = shard_set("training", expand_shards(job.shards))
+    training = shard_set("training", expand_crawl(job.shards))
     for images in (training, *against):
         require_files(images.shards.values())
     folders = {images.name: join(out, f"hashes/against/{images.name}") for images in against}

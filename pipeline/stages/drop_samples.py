@@ -21,7 +21,8 @@ from pipeline.io.atomic import write_atomic
 from pipeline.io.files import listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import is_hidden, is_url, join, parent, stem
-from pipeline.io.tars import TarProblems, read_tar, write_tar
+from pipeline.io.samples import read_samples
+from pipeline.io.tars import TarProblems, write_tar
 
 STAGE = "drop-samples"
 log = logging.getLogger("glip_self_train")
@@ -73,7 +74,7 @@ def _drop(job: ShardJob, *, out: str, without: ExclusionList, reason: str) -> Sh
     samples, problems, unwanted = Tally(), TarProblems(), without.of(job.name)
 
     def kept() -> Iterator[tuple[str, Mapping[str, bytes]]]:
-        for sample in read_tar(job.path, problems):
+        for sample in read_samples(job.path, problems):
             if sample.key in unwanted:
                 samples.drop(reason)
                 continue

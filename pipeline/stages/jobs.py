@@ -40,7 +40,7 @@ from pipeline.execution.stage_failures import stage_failure
 from pipeline.io.atomic import write_json
 from pipeline.io.files import file_size, listing
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl, expand_shards
 from pipeline.writers.registry import WRITTEN
 
 if TYPE_CHECKING:  # of the quoted base classes below
@@ -78,7 +78,10 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 NamedPaths = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_named)]
 """Name -> shards."""
 
-CRAWL = "Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs."
+CRAWL = (
+    "Crawl shards: a folder, glob or 'crawl/{00000..00099}.tar'; paths or URLs. Or images without shards: a folder of "
+    "image files, a list of their paths (.txt, .lst), Parquet tables with an image column."
+)
 OUT = "Folder for the outputs. Shards that are done there already are skipped."
 REGIONS = "Regions that pseudo-label wrote: a folder, glob or brace pattern; paths or URLs."
 PHRASES = "Folder that parse-phrases wrote."
@@ -171,7 +174,8 @@ class PerShardJob(Job[StageReport]):
     def _may_be_finished(self) -> bool:
         if not self.shards_field:
             return bool(listing(self.out, ".report.json"))
-        shards = expand_shards(getattr(self, self.shards_field), suffix=self.suffix)
+        given = getattr(self, self.shards_field)
+        shards = expand_crawl(given) if self.suffix == ".tar" else expand_shards(given, suffix=self.suffix)
         return all(file_size(report_path(self.out, stem(shard))) is not None for shard in shards)
 
 
@@ -195,6 +199,19 @@ class ParsePhrases(PerShardJob, ShardOptions):
     stage, section = "parse-phrases", "parse_phrases"
     shards: Paths = Field(description=CRAWL)
     settings: ParsePhrasesConfig = ParsePhrasesConfig()
+    captions: Annotated[PathText | None, Cli(metavar="FILE")] = Field(
+        None,
+        description="Captions to use in place of the shards' own: a .parquet, .csv or .jsonl with columns of keys and "
+        "captions. Several captions of an image are joined.",
+    )
+    caption_key: str | None = Field(
+        None,
+        description="Column of the keys, which are sample keys or, of loose images, paths or file names.  [default: "
+        "key, __key__, file_name, filename, path, image or id]",
+    )
+    caption_column: str | None = Field(
+        None, description="Column of the captions, texts or lists of texts.  [default: caption, captions or text]"
+    )
 
 
 class PseudoLabel(PerShardJob, LabellingOptions):

@@ -22,8 +22,8 @@ from pipeline.io.files import file_size, listing, require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, parent, stem
-from pipeline.io.shard_patterns import expand_shards
-from pipeline.io.tars import read_tar
+from pipeline.io.samples import read_samples
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.labelling.worker import STAGE, LabellingShard
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
 from pipeline.system.devices import cores
@@ -42,7 +42,7 @@ def run(job: PseudoLabel) -> StageReport:
     revision = model_revision(job.teacher)  # fails before any parsing
     # by name in footers and fingerprints, as stores with the former defaults have them
     settings = own_settings(job.teacher, job.settings, job.device)
-    all_shards = shards = expand_shards(job.shards)
+    all_shards = shards = expand_crawl(job.shards)
     phrases = job.phrases
     if phrases is None:
         phrases = join(parent(job.out), "phrases")
@@ -74,7 +74,7 @@ def run(job: PseudoLabel) -> StageReport:
 
 
 def _has_sample(shard: str) -> bool:
-    return next(read_tar(shard), None) is not None
+    return next(read_samples(shard), None) is not None
 
 
 def _parse_missing(job: PseudoLabel, shards: Sequence[str], phrases: str) -> list[str]:

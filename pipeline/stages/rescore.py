@@ -17,7 +17,7 @@ from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.model_folder import model_revision
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.labelling.rescoring import STAGE, RescoringShard
 from pipeline.stages.jobs import Rescore
 from pipeline.system.devices import resolved_precision
@@ -43,7 +43,7 @@ def run(job: Rescore) -> StageReport:
         inputs = {"crawl": digest_file(shard.path), "regions": digest_file(regions_of(shard.path))}
         return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, scorer=revision)
 
-    shards = expand_shards(job.shards)
+    shards = expand_crawl(job.shards)
     require_files(path for shard in shards for path in (shard, regions_of(shard)))
     scoring = partial(
         InferenceWorker, partial(load_region_text, job.scorer, settings),

@@ -21,9 +21,10 @@ from pipeline.execution.worker import MAX_NOTES
 from pipeline.io.files import file_size, listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import is_url, join, parent, stem
-from pipeline.io.shard_patterns import expand_shards, is_shard, shards_in
+from pipeline.io.shard_patterns import expand_crawl, expand_shards, is_shard, shards_in
 from pipeline.io.tables import read_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
+from pipeline.io.virtual_shards import virtual_shard
 from pipeline.labelling.label_records import ShardLabels, copied_image, pseudo_label_card
 from pipeline.writers.registry import DATASET
 
@@ -194,7 +195,7 @@ class LabelStore:
         folder = phrases or self._find_phrases(labels[0])
         self._phrases = [join(folder, f"{name}.parquet") for name in self.names]
         self.images = bool(crawl)
-        by_stem = {stem(path): path for path in expand_shards(crawl)} if crawl else {}
+        by_stem = {stem(path): path for path in expand_crawl(crawl)} if crawl else {}
         for name, path in zip(self.names, labels, strict=True):
             if crawl and name not in by_stem:
                 raise InputError(f"{path}: no shard named {name} among {', '.join(crawl)}")
@@ -219,14 +220,15 @@ class LabelStore:
 
     def digests(self) -> dict[str, str]:
         """Digests of labels and phrases; a crawl shard is identified by its size, as in
-        build-shards' links.
+        build-shards' links; a virtual one by its content.
         """
         digests = {}
         for number, name in enumerate(self.names):
             digests[f"{name} labels"] = digest_file(self._labels[number])
             digests[f"{name} phrases"] = digest_file(self._phrases[number])
             if self.images:
-                digests[f"{name} crawl"] = str(file_size(self._crawl[number]))
+                crawl, size = self._crawl[number], file_size(self._crawl[number])
+                digests[f"{name} crawl"] = digest_file(crawl) if virtual_shard(crawl) else str(size)
         return digests
 
     def cards(self) -> dict[str, DatasetCard]:

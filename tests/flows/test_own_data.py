@@ -9,6 +9,7 @@ import pty
 import re
 import struct
 import subprocess
+import tarfile
 import termios
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from pipeline.config.recipes import load_recipe
+from pipeline.io.tars import read_tar
 from pipeline.runs.layout import RunLayout
 from pipeline.stages.jobs import MakeDemoData
 from tests.flows.api import ask
@@ -34,7 +36,8 @@ CHANGES = [
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory) -> Path:
-    """A user's folder: a model ``glip``, a ``crawl``, and labelled sets of the demo's manifest in ``data``."""
+    """A user's folder: a model ``glip``, a ``crawl``, as loose images ``my photos``, and labelled sets of the demo's
+    manifest in ``data``."""
     from pipeline.training.model_factory import build_model
 
     folder = tmp_path_factory.mktemp("mine")
@@ -43,6 +46,9 @@ def mine(tmp_path_factory) -> Path:
     processor.save_pretrained(folder / "glip")
     MakeDemoData(out=folder / "data", settings={**SCENES, "crawled_scenes": 20, "photos": False}).run()
     (folder / "data" / "crawl").rename(folder / "crawl")
+    for shard in sorted((folder / "crawl").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            tar.extractall(folder / "my photos" / shard.stem, filter="data")
     return folder
 
 
@@ -77,7 +83,7 @@ def sets(*changes: str) -> list[str]:
 
 def test_a_students_labels_are_a_crawls_alone(up, mine):
     out = up.runs / "alone"
-    given = sets("teacher.init=glip", "data.crawl=crawl", *CHANGES)
+    given = sets("teacher.init=glip", "data.crawl=[crawl, my photos]", *CHANGES)
     done = command(up, mine, "submit", "--recipe", "own", *given, "--out", str(out), "--watch")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"started: {up.url}/runs/flow-run/" in done.stdout and "Completed." in done.stderr
@@ -88,6 +94,8 @@ def test_a_students_labels_are_a_crawls_alone(up, mine):
     assert float(progress["data"]) == 100.0
     assert progress["description"].startswith("completed; last: ") and "labelled images" in progress["description"]
     layout = RunLayout(out)
+    (loose,) = layout.pseudo(1).glob("pseudo-my-photos-*.tar")
+    assert len(list(read_tar(loose))) == sum(len(list(read_tar(p))) for p in layout.pseudo(1).glob("pseudo-0*.tar"))
     assert not layout.train.exists() and not layout.control(1).exists() and not layout.teacher.exists()
     summary = json.loads(layout.summary.read_text())
     assert summary["best"] == "student-1" and summary["teacher_init"] == str(mine / "glip")

@@ -8,6 +8,8 @@ import yaml
 
 from pipeline.config.recipes import load_recipe
 from pipeline.errors import InputError
+from pipeline.io.paths import stem
+from pipeline.runs.excluded_shards import crawl_shards
 from pipeline.runs.layout import RunLayout
 from pipeline.runs.preflight import file_problems, recipe_problems, refuse, with_absolute_paths
 
@@ -36,6 +38,17 @@ def test_a_teacher_and_a_crawl_are_enough(tmp_path, crawl):
     assert recipe_problems(config, RunLayout(tmp_path / "run")) == []
     assert not config.trains_control and not config.data.evaluated()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_images_is_a_crawl(tmp_path):
+    (tmp_path / "photos/a").mkdir(parents=True)
+    (tmp_path / "photos/a/b.jpg").write_bytes(b"x" * 1000)
+    config = own(f"teacher.init={model_folder(tmp_path / 'glip')}", f"data.crawl={tmp_path}/photos")
+    assert recipe_problems(config, RunLayout(tmp_path / "run")) == [] == list(file_problems(config))
+    assert [stem(shard) for shard in crawl_shards(config, RunLayout(tmp_path / "run"))] == ["photos-00000"]
+    (tmp_path / "photos/a/b.jpg").unlink()
+    (line,) = file_problems(config)
+    assert line.startswith(f"data.crawl: {tmp_path}/photos: no *.tar files in this folder, nor images")
 
 
 def test_every_wrong_path_is_a_line(tmp_path, crawl):

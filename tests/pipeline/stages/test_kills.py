@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import ParsePhrasesConfig
+from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.tars import write_tar
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
 from tests.fixtures.crawl import jpeg
@@ -33,11 +34,13 @@ class Runs(ForkServer):
         return self.start("tests.fixtures.killed_runs:label", self._settings, str(log))
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, teacher):
-    """Fifty shards, their phrases, and the labels of a run that nothing disturbed."""
+@pytest.fixture(scope="module", params=["tars", "loose images"])
+def world(request, tmp_path_factory, teacher):
+    """64 shards, their phrases, and the labels of a run that nothing disturbed; of one folder of images, virtual shards
+    of as many images as the tars have."""
     root = tmp_path_factory.mktemp("kills")
     (root / "crawl").mkdir()
+    loose = request.param == "loose images"
     for shard in range(SHARDS):
         names = [f"{shard:05d}{i:04d}" for i in range(IMAGES)]
         samples = [
@@ -45,16 +48,25 @@ def world(tmp_path_factory, teacher):
                     "txt": f"a red car and {i} green cups".encode()})
             for i, name in enumerate(names)
         ]  # fmt: skip
-        write_tar(root / "crawl" / f"{shard:05d}.tar", samples)
-    crawl = [str(p) for p in sorted((root / "crawl").glob("*.tar"))]
-    ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
-    PseudoLabel(settings=LABEL, shards=crawl, out=root / "undisturbed", phrases=root / "phrases", teacher=teacher).run()
+        if not loose:
+            write_tar(root / "crawl" / f"{shard:05d}.tar", samples)
+        for key, files in samples if loose else ():
+            for extension, data in files.items():
+                (root / "crawl" / f"{key}.{extension}").write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.io.virtual_shards.IMAGES_PER_SHARD", IMAGES)
+        crawl = expand_crawl(str(root / "crawl"))
+        ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
+        out, phrases = root / "undisturbed", root / "phrases"
+        PseudoLabel(settings=LABEL, shards=crawl, out=out, phrases=phrases, teacher=teacher).run()
+    assert len(crawl) == SHARDS
     return root, crawl, teacher
 
 
 def runs_of(world, out: Path) -> Runs:
     root, crawl, teacher = world
     settings = {"config": LABEL.model_dump(), "shards": crawl, "out": str(out), "phrases": str(root / "phrases")}
+    settings["images_per_shard"] = IMAGES
     return Runs(settings | {"teacher": str(teacher)})
 
 
