@@ -180,4 +180,5 @@ LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string())
 """Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""
 
 NAMED_LABELS = LABELS.append(NAMED_REGIONS.field("name"))
-"""Labels of class names."""
+"""Labels of class names. ``status`` may be "uncertain": the best region of a name that has none kept or ignored in an
+image with labels, where the name is thus neither present nor absent."""

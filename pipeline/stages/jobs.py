@@ -278,7 +278,7 @@ class BuildShards(PerShardJob, ShardOptions):
 
     stage, section = "build-shards", "build_shards"
     shards: Paths = Field(description=CRAWL)
-    phrases: PathText = Field(description=PHRASES)
+    phrases: PathText | None = Field(None, description=f"{PHRASES} Labels of class names need none.")
     labels: PathText = Field(description="Folder that filter-boxes wrote.")
     settings: BuildShardsConfig = BuildShardsConfig()
     dataset: str = Field("pseudo", description="Name of the new set.")
@@ -346,7 +346,8 @@ class ExportLabels(WholeJob[Exported]):
     )
     phrases: PathText | None = Field(
         None,
-        description="Of a label store: the folder that parse-phrases wrote.  [default: `phrases` beside or above DIR]",
+        description="Of a label store of captions: the folder that parse-phrases wrote.  [default: `phrases` beside or "
+        "above DIR]",
     )
     crawl: Annotated[Paths, Cli("--shards")] = Field(
         (), description="Of a label store: the crawl that holds the images; folder, glob or pattern."
