@@ -221,8 +221,8 @@ def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
 
 
 def beyond_number(pool: RegionPool) -> np.ndarray | None:
-    if not pool.config.phrase_number or not pool.shard.total:
-        return None
+    if not pool.config.phrase_number or not pool.shard.total or pool.shard.names is not None:
+        return None  # class names state no number
     if "number" not in pool.shard.columns:
         raise InputError(
             f"{pool.shard.path}: has no column number, which phrase_number needs; run parse-phrases (with rules=3) and "

@@ -205,6 +205,11 @@ class PseudoLabel(PerShardJob, LabellingOptions):
     phrases: PathText | None = Field(
         None, description="Folder that parse-phrases wrote. Default: OUT/../phrases, written there if it is missing."
     )
+    names: str | None = Field(
+        None,
+        description="Class names to detect in place of phrases: 'person. fork lift', a file (.txt, .json, .yaml), or a "
+        "set's word (coco, voc).",
+    )
     teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
     settings: PseudoLabelConfig = PseudoLabelConfig()
 
@@ -225,7 +230,11 @@ class FilterBoxes(PerShardJob, ShardOptions):
     stage, section, shards_field, suffix = "filter-boxes", "filter_boxes", "regions", ".parquet"
     regions: Paths = Field(description=REGIONS)
     settings: FilterConfig = FilterConfig()
-    thresholds: PathText | None = Field(None, description="File that calibrate wrote; replaces the threshold setting.")
+    thresholds: PathText | None = Field(
+        None,
+        description="File that calibrate wrote, or for class names a JSON object {NAME: THRESHOLD}; replaces the "
+        "threshold setting.",
+    )
     counts: PathText | None = Field(None, description=COUNTS)
 
 
