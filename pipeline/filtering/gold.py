@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipeline.filtering.store import BOX, RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import read_table
+
+log = logging.getLogger("glip_self_train")
 
 GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
 
@@ -69,6 +72,9 @@ def comparable(gold: Gold, shard: RegionShard) -> tuple[Gold, np.ndarray, np.nda
     """
     if shard.names is None:
         return gold, shard.numbers("start"), shard.numbers("end")
+    known = pa.array([name.lower() for name in shard.names.names], pa.string())
+    if len(gold) and not pc.any(pc.is_in(gold.phrases, value_set=known)).as_py():
+        log.warning("%s: found no gold box of its class names; want gold tables whose phrase is the name", shard.path)
     codes, names = shard.texts()
     return by_class(gold, names), codes.astype(np.int64), codes.astype(np.int64) + 1
 

@@ -178,7 +178,7 @@ def test_wrong_thresholds_by_name_are_named(tmp_path):
         FilterBoxes(regions=captions, out=tmp_path / "out", thresholds=tmp_path / "thresholds.json").run()
 
 
-def test_gold_is_matched_by_name(tmp_path):
+def test_gold_is_matched_by_name(tmp_path, caplog):
     rows = [named("hound", 0.9), named("dog", 0.8, FAR), named("cat", 0.7, FAR, key="b"), named("cat", 0.6, key="b")]
     path = write_named(tmp_path / "regions" / "00000.parquet", rows)
     gold = [
@@ -191,3 +191,7 @@ def test_gold_is_matched_by_name(tmp_path):
     assert (quality["all"]["labels"], quality["all"]["correct"], quality["all"]["gold"]) == (4, 2, 3)
     fitted = Calibrate(regions=path, gold=tmp_path / "gold", out=tmp_path / "t.json", precision=0.5, min_labels=1).run()
     assert (fitted.pooled.labels, fitted.pooled.correct) == (4, 2)
+    assert "found no gold box of its class names" not in caplog.text
+    write_gold(tmp_path / "gold" / "00000.parquet", [row | {"phrase": f"red {row['phrase']}"} for row in gold])
+    assert label_quality(tmp_path / "labels", tmp_path / "gold")["all"]["correct"] == 0
+    assert "found no gold box of its class names; want gold tables whose phrase is the name" in caplog.text
