@@ -54,7 +54,7 @@ def run_titles(config: SelfTrainConfig) -> list[str]:
     sets = config.data.evaluated()
     titles = ["make-demo-data"] if config.demo is not None else []
     titles += ["ingest"] if config.data.used() else []
-    titles += ["parse-phrases"]
+    titles += ["parse-phrases"] if config.data.names is None else []
     titles += ["convert-checkpoint"] if config.teacher.init and is_released(config.teacher.init) else []
     titles += ["train-teacher"] if config.teacher.steps else []
     titles += ["evaluate-teacher"] if sets else []

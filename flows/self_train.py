@@ -60,7 +60,8 @@ def self_train(
         reports: dict[str, Any] = {}
         if config.demo is not None:
             run_stage(stages.make_demo_data, out, config)
-        for stage in (stages.ingest, stages.parse_phrases) if config.data.used() else (stages.parse_phrases,):
+        first = [stages.ingest] * bool(config.data.used()) + [stages.parse_phrases] * (config.data.names is None)
+        for stage in first:
             report: StageReport = run_stage(stage, out, config)
             reports[stage.name] = report.model_dump(mode="json")
         run_stage(stages.train_teacher, out, config)

@@ -92,10 +92,12 @@ def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport
 
 @stage_flow("pseudo-label")
 def pseudo_label(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: int = 1) -> StageReport:
-    """Predict boxes for the phrases with the round's teacher."""
+    """Predict boxes for the phrases, or the recipe's class names, with the round's teacher."""
     s = job_builder(out, config)
+    names = config.data.names
     job = PseudoLabel(
-        shards=made(s, "parse-phrases", round_number), phrases=s.layout.phrases, settings=config.pseudo_label,
+        shards=made(s, "parse-phrases", round_number) if names is None else crawl_shards(config, s.layout),
+        phrases=s.layout.phrases if names is None else None, names=names, settings=config.pseudo_label,
         teacher=s.model(s.layout.teacher_name(round_number)), out=s.layout.regions(round_number),
     )  # fmt: skip
     return run_shards(s, job, round_number, persistent=True)
@@ -125,7 +127,8 @@ def build_shards(out: str = OUT, config: SelfTrainConfig = DEMO, round_number: i
     """Write labels and images as the round's training shards."""
     s = job_builder(out, config)
     job = BuildShards(
-        shards=made(s, "filter-boxes", round_number), phrases=s.layout.phrases, labels=s.layout.labels(round_number),
+        shards=made(s, "filter-boxes", round_number), labels=s.layout.labels(round_number),
+        phrases=s.layout.phrases if config.data.names is None else None,
         out=s.layout.pseudo(round_number), settings=config.build_shards,
     )  # fmt: skip
     return run_shards(s, job, round_number)

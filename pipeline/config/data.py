@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -36,6 +37,17 @@ class DataConfig(Config):
         (),
         description="crawl shards: folders, globs or brace patterns; or images without shards; no secrets in URLs",
     )
+    images: tuple[Address, ...] = Field(
+        (),
+        exclude_if=not_,  # so that settings of runs without it stay as they were
+        description="images to label with data.names, in place of data.crawl; without secrets",
+    )
+    names: str | None = Field(
+        None,
+        exclude_if=lambda names: names is None,
+        description="class names to label in place of captions' phrases, as pseudo-label --names has them; the student "
+        "then learns from detection records",
+    )
     gold: Address | None = Field(
         None, description="gold boxes of the crawl, for measuring label quality (the demo has them)"
     )
@@ -54,16 +66,20 @@ class DataConfig(Config):
         "(evaluate --frequencies); required for LVIS' APr",
     )
 
-    @field_validator("sources", "crawl", "evaluation", mode="before")
+    @field_validator("sources", "crawl", "images", "evaluation", mode="before")
     @classmethod
     def _one_is_enough(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("manifest", "root", "crawl", "gold", "frequencies", mode="before")
+    @field_validator("manifest", "root", "crawl", "images", "names", "gold", "frequencies", mode="before")
     @classmethod
     def _no_secrets(cls, value: Any, info: ValidationInfo) -> Any:
         refuse_secrets(f"data.{info.field_name}", value)
         return value
+
+    def labelled(self) -> tuple[str, ...]:
+        """What the teacher labels: the images, or the crawl."""
+        return self.images or self.crawl
 
     def used(self) -> tuple[str, ...]:
         """All sets of the manifest that a run reads: sources, evaluation sets and the validation set."""

@@ -206,6 +206,12 @@ class FilterConfig(Config):
     ignore_above: UnitFloat | None = Field(
         None, description="regions with scores between this and the threshold become ignore regions"
     )
+    uncertain_above: UnitFloat = Field(
+        0.0,
+        exclude_if=not_,
+        description="labels of class names: a name without a label in an image is uncertain there, and not trained as "
+        "absent, if any of its stored regions scores above this",
+    )
 
     extra_rules: dict[str, Any] = Field(
         {},

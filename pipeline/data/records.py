@@ -168,8 +168,17 @@ of the image, in pixels. ``centerness``: null if the teacher has none.
 NUMBERED_REGIONS = REGIONS.append(NUMBERED_PHRASES.field("number"))
 """Regions of phrases that have numbers."""
 
+NAMED_REGIONS = REGIONS.append(pa.field("name", pa.string(), nullable=False))
+"""Regions of class names (:class:`pipeline.data.name_list.NameList`, in the footer under ``names``). ``name``: the
+class; ``phrase``: its prompted text, the name's own or a synonym; ``phrase_row``: index among the list's phrases;
+``start``, ``end``: span in its prompt."""
+
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
 """Regions with a second model's score of crop and phrase, 0..1; null for unreadable images."""
 
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
 """Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""
+
+NAMED_LABELS = LABELS.append(NAMED_REGIONS.field("name"))
+"""Labels of class names. ``status`` may be "uncertain": the best region of a name that has none kept or ignored in an
+image with labels, where the name is thus neither present nor absent."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.filtering.gold import GoldMatcher, gold_tables, read_gold
+from pipeline.filtering.gold import GoldMatcher, comparable, gold_tables, read_gold
 from pipeline.filtering.store import RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
@@ -51,7 +51,7 @@ def label_quality(labels: str | Path | Sequence[str], gold: str | Path, iou: flo
         truth = read_gold(golds[stem(path)])
         shard = RegionShard(path)
         shard.restrict(pc.equal(shard.whole("status"), "keep").to_numpy(zero_copy_only=False))
-        start, end = shard.numbers("start"), shard.numbers("end")
+        truth, start, end = comparable(truth, shard)
         matcher = GoldMatcher(truth, *shard.keys(), start, end, shard.boxes(), shard.numbers("score"), iou)
         phrase, taken = matcher.phrase, matcher.match(np.ones(len(start), bool))
         correct = taken >= 0

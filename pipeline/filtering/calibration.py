@@ -13,7 +13,7 @@ from pipeline.config import FilterConfig
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
-from pipeline.filtering.gold import GoldMatcher, gold_tables, read_gold
+from pipeline.filtering.gold import GoldMatcher, comparable, gold_tables, read_gold
 from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
 from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, Thresholds, band_of
 from pipeline.io.atomic import write_json
@@ -122,8 +122,9 @@ def _sample(
     codes, keys = shard.keys()
     labels = apply_rules(shard, config).keeps & truth.has(keys)[codes]
     text_codes, texts = shard.texts()
-    spans, score = (shard.numbers("start"), shard.numbers("end")), scores(shard, config)
-    matched = GoldMatcher(truth, codes, keys, *spans, shard.boxes(), score, iou).match(labels)
+    score = scores(shard, config)
+    truth, start, end = comparable(truth, shard)
+    matched = GoldMatcher(truth, codes, keys, start, end, shard.boxes(), score, iou).match(labels)
     if fitted.counts is None:
         band, gold_band = np.zeros(len(texts), np.int64), np.zeros(len(truth), np.int64)
     else:

@@ -55,7 +55,7 @@ def count_phrases(
     for path in regions:
         shard = RegionShard(path)
         codes, texts = shard.texts()
-        _, first = np.unique(shard.numbers("phrase_row"), return_index=True)
+        _, first = np.unique(shard.phrase_ids(), return_index=True)
         mentions = np.bincount(codes[first], minlength=len(texts))
         frequent = np.flatnonzero(buckets[_bucket(text_hashes(texts))] >= min_count)
         candidates = open_regions(path, config, fitted)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.filtering.phrases import PhraseCounts, read_counts
-from pipeline.filtering.thresholds import Thresholds, read_thresholds
+from pipeline.filtering.thresholds import NameThresholds, Thresholds, read_thresholds
 from pipeline.io.hashing import digest_file, digest_json
 
 
 @dataclass(frozen=True)
 class FilterTables:
-    """Calibrated thresholds and phrase counts. ``digest``: of both files' contents."""
+    """Thresholds, calibrated or by name, and phrase counts. ``digest``: of both files' contents."""
 
-    thresholds: Thresholds | None = None
+    thresholds: Thresholds | NameThresholds | None = None
     counts: PhraseCounts | None = None
     digest: str = ""
     thresholds_digest: str = ""
@@ -48,7 +48,7 @@ def _load(thresholds: str, counts: str, thresholds_digest: str, digest: str) -> 
         digest,
         thresholds_digest,
     )
-    if fitted.thresholds is not None and len(fitted.thresholds.bands) > 1:
+    if isinstance(fitted.thresholds, Thresholds) and len(fitted.thresholds.bands) > 1:
         if fitted.counts is None:
             raise InputError(
                 f"{thresholds}: has {len(fitted.thresholds.bands)} bands of phrase frequency; want the phrase counts "

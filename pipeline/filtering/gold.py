@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pyarrow.compute as pc
 
 from pipeline.filtering.box_matching import match_overlaps, overlaps
 from pipeline.filtering.nms import concatenated_ranges, run_lengths
-from pipeline.filtering.store import BOX
+from pipeline.filtering.store import BOX, RegionShard
 from pipeline.io.paths import stem
 from pipeline.io.shard_patterns import expand_shards
 from pipeline.io.tables import read_table
+
+log = logging.getLogger("glip_self_train")
 
 GOLD_COLUMNS = ("key", "phrase", "novel", "start", "end", *BOX)
 
@@ -59,6 +62,28 @@ def read_gold(path: str | Path) -> Gold:
         end=numbers["end"].astype(np.int64),
         boxes=np.stack([numbers[c] for c in BOX], 1).astype(np.float64),
     )
+
+
+def comparable(gold: Gold, shard: RegionShard) -> tuple[Gold, np.ndarray, np.ndarray]:
+    """(gold, starts, ends of the shard's regions), for :class:`GoldMatcher`.
+
+    Regions of class names have no captions to share characters in: their spans, and those of gold
+    boxes whose phrase is a name, become the name's number.
+    """
+    if shard.names is None:
+        return gold, shard.numbers("start"), shard.numbers("end")
+    known = pa.array([name.lower() for name in shard.names.names], pa.string())
+    if len(gold) and not pc.any(pc.is_in(gold.phrases, value_set=known)).as_py():
+        log.warning("%s: found no gold box of its class names; want gold tables whose phrase is the name", shard.path)
+    codes, names = shard.texts()
+    return by_class(gold, names), codes.astype(np.int64), codes.astype(np.int64) + 1
+
+
+def by_class(gold: Gold, names: pa.Array) -> Gold:
+    """Gold whose spans are [i, i + 1) for the phrase ``names[i]`` (in lower case), empty for other phrases."""
+    numbers = pc.index_in(gold.phrases, value_set=names)
+    start = pc.fill_null(numbers, len(names)).to_numpy(zero_copy_only=False).astype(np.int64)
+    return replace(gold, start=start, end=np.minimum(start + 1, len(names)))
 
 
 def gold_tables(folder: str | Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pipeline.filtering.fitted import FilterTables
 from pipeline.filtering.nms import over_limit, suppress
 from pipeline.filtering.phrases import uniform
 from pipeline.filtering.store import RegionShard
+from pipeline.filtering.thresholds import NameThresholds
 from pipeline.io.hashing import digest_json
 from pipeline.system.plugins import Registry
 
@@ -95,7 +96,9 @@ def versioned(config: FilterConfig) -> dict[str, Any]:
 
 def rules_of(config: FilterConfig, thresholds_digest: str) -> str:
     """Digest of the rules with which kept regions are counted."""
-    return digest_json({**versioned(config), "balance_to": None, "ignore_above": None, "thresholds": thresholds_digest})
+    others = {"balance_to": None, "ignore_above": None, "uncertain_above": 0.0}
+    config = config.model_copy(update=others)
+    return digest_json({**versioned(config), "thresholds": thresholds_digest})
 
 
 def preset_of(config: FilterConfig) -> str:
@@ -105,15 +108,17 @@ def preset_of(config: FilterConfig) -> str:
 
 
 def open_regions(path: str | Path, config: FilterConfig, fitted: FilterTables = FilterTables()) -> RegionShard:
-    """Open a shard, restricted to regions that score high enough to be kept or ignored."""
+    """Open a shard, restricted to regions that score high enough to be kept, ignored or uncertain."""
     shard = RegionShard(path)
-    shard.restrict(scores(shard, config) >= lowest_score(config, fitted))
+    lowest = lowest_score(config, fitted)
+    shard.restrict(scores(shard, config) >= (lowest if shard.names is None else min(lowest, config.uncertain_above)))
     return shard
 
 
 def lowest_score(config: FilterConfig, fitted: FilterTables) -> float:
     """Score from which regions can be kept or ignored."""
     low = config.threshold if fitted.thresholds is None else fitted.thresholds.lowest
+    low = min(low, config.threshold) if isinstance(fitted.thresholds, NameThresholds) else low
     return min(low, low if config.ignore_above is None else config.ignore_above)
 
 
@@ -190,12 +195,15 @@ Rule = Callable[[RegionPool], "np.ndarray | None"]
 
 
 def below_threshold(pool: RegionPool) -> np.ndarray:
-    fitted = pool.fitted.thresholds
-    if fitted is not None:
+    fitted, threshold = pool.fitted.thresholds, pool.config.threshold
+    if isinstance(fitted, NameThresholds):
+        fitted.check(pool.shard.names, pool.shard.path)
+        codes, texts = pool.shard.texts()
+        threshold = fitted.of(texts.to_pylist(), threshold)[codes]
+    elif fitted is not None:
         codes, texts = pool.shard.texts()
         mentions = np.zeros(len(texts), np.int64) if pool.fitted.counts is None else pool.fitted.counts.of(texts)[0]
         return np.asarray(~(pool.score > fitted.of(mentions)[codes]))  # also True for nan
-    threshold = pool.config.threshold
     return ~(pool.score >= threshold if pool.config.include_equal else pool.score > threshold)
 
 
@@ -208,13 +216,13 @@ def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
     limit = pool.config.best_per_phrase
     if limit is None:
         return None
-    phrase = pool.shard.numbers("phrase_row")
+    phrase = pool.shard.phrase_ids()
     return pool.among_remaining(lambda rows: over_limit(pool.score[rows], phrase[rows], limit))
 
 
 def beyond_number(pool: RegionPool) -> np.ndarray | None:
-    if not pool.config.phrase_number or not pool.shard.total:
-        return None
+    if not pool.config.phrase_number or not pool.shard.total or pool.shard.names is not None:
+        return None  # class names state no number
     if "number" not in pool.shard.columns:
         raise InputError(
             f"{pool.shard.path}: has no column number, which phrase_number needs; run parse-phrases (with rules=3) and "
@@ -247,11 +255,15 @@ def aspect(pool: RegionPool) -> np.ndarray | None:
 
 
 def same_text_overlap(pool: RegionPool) -> np.ndarray | None:
-    if pool.config.same_text_iou is None:
+    shard, iou = pool.shard, pool.config.same_text_iou
+    synonyms = shard.names is not None and any(shard.names.synonyms)
+    if iou is None and not synonyms:
         return None
-    codes, texts = pool.shard.texts()
-    group = pool.shard.keys()[0].astype(np.int64) * len(texts) + codes
-    return _overlap(pool, group, pool.config.same_text_iou)
+    codes, texts = shard.texts()
+    group = shard.keys()[0].astype(np.int64) * len(texts) + codes
+    if iou is None:  # among synonyms as pseudo-label did among the boxes of each
+        return _overlap(pool, group, shard.phrase_nms, shard.numbers("phrase_row"))
+    return _overlap(pool, group, iou)
 
 
 def cross_phrase_overlap(pool: RegionPool) -> np.ndarray | None:
@@ -261,7 +273,7 @@ def cross_phrase_overlap(pool: RegionPool) -> np.ndarray | None:
 
 def near_identical(pool: RegionPool) -> np.ndarray | None:
     iou = pool.config.near_identical_iou
-    return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou, pool.shard.numbers("phrase_row"))
+    return None if iou is None else _overlap(pool, pool.shard.keys()[0], iou, pool.shard.phrase_ids())
 
 
 def _overlap(pool: RegionPool, group: np.ndarray, iou: float, spare: np.ndarray | None = None) -> np.ndarray:
@@ -304,7 +316,7 @@ def balanced_away(pool: RegionPool) -> np.ndarray | None:
     codes, texts = pool.shard.texts()
     _, kept = pool.fitted.counts.of(texts)
     share = pool.config.balance_to / np.maximum(kept, 1)
-    number = uniform(pool.shard.name, pool.shard.numbers("phrase_row"), pool.shard.numbers("rank"))
+    number = uniform(pool.shard.name, pool.shard.phrase_ids(), pool.shard.numbers("rank"))
     return np.asarray(number >= share[codes])
 
 
@@ -320,8 +332,8 @@ RULES: tuple[Rule, ...] = (
 """Rules in the order of application; their names are the reasons in the counts."""
 BEFORE_EXTRA = RULES.index(aspect) + 1
 """Number of rules that apply before the extra ones."""
-REASONS = ("keep", "kept_as_ignore", *(rule.__name__ for rule in RULES))
-KEEP, IGNORE, BELOW = 0, 1, 2
+REASONS = ("keep", "kept_as_ignore", "kept_as_uncertain", *(rule.__name__ for rule in RULES))
+KEEP, IGNORE, UNCERTAIN, BELOW = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -343,8 +355,8 @@ class FilterResult:
 
     @property
     def stays(self) -> np.ndarray:
-        """(size,) True for labels and ignore regions."""
-        return self.reason <= IGNORE
+        """(size,) True for labels, ignore regions and those of uncertain names."""
+        return self.reason <= UNCERTAIN
 
     def counts(self) -> dict[str, int]:
         """Number of regions by reason, including "keep"; the sum is the shard's number of regions."""
@@ -373,7 +385,17 @@ def apply_rules(shard: RegionShard, config: FilterConfig, fitted: FilterTables =
     if config.ignore_above is not None:
         unsure = (pool.reason == BELOW) & (pool.score > config.ignore_above) & ~no_area(pool)
         pool.reason[unsure & (pool.per_image()[shard.keys()[0]] > 0)] = IGNORE
+    if shard.names is not None:
+        _mark_uncertain(pool)
     return FilterResult(pool.reason, shard.total - shard.size, tuple(extra))
+
+
+def _mark_uncertain(pool: RegionPool) -> None:
+    """Mark the best region of each class name that has none kept or ignored in an image with labels."""
+    ids, settled = pool.shard.phrase_ids(), pool.reason <= IGNORE
+    unsure = (pool.score > pool.config.uncertain_above) & ~no_area(pool) & ~np.isin(ids, ids[settled])
+    rows = np.flatnonzero(unsure & (pool.per_image()[pool.shard.keys()[0]] > 0))
+    pool.reason[rows[~over_limit(pool.score[rows], ids[rows], 1)]] = UNCERTAIN
 
 
 def _extra(name: str, rule: FilterRule) -> Rule:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import PseudoLabelConfig
+from pipeline.data.name_list import NameList, footer_names
 from pipeline.errors import InputError
 from pipeline.io.paths import stem
 from pipeline.io.tables import footer, open_parquet
@@ -22,9 +25,11 @@ class RegionShard:
 
     Attributes:
         total: number of rows of the file. size: number of rows selected by :meth:`restrict`.
+        names: the class names that the regions are of; None: phrases of captions.
 
     Raises:
-        InputError: no such file, not Parquet or, on access, a missing column.
+        InputError: no such file, not Parquet, the footer's names are invalid or, on access, a column
+            is missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,6 +39,7 @@ class RegionShard:
         schema = self._file.schema_arrow
         self.columns: list[str] = schema.names
         self.footer = footer(schema)
+        self.names: NameList | None = footer_names(self.footer, self.path)
         self._mask: pa.Array | None = None
         self._columns: dict[str, pa.Array] = {}
         self._numbers: dict[str, np.ndarray] = {}
@@ -47,9 +53,20 @@ class RegionShard:
         pseudo-label's floor cuts before centerness, and a score with centerness c in 0..1 is
         sqrt(probability x c): all of at least the floor's root are stored, and some below.
         """
-        floor = json.loads(self.footer.get("config", "{}")).get("floor", 0.0)
+        floor = self._labelling.get("floor", 0.0)
         centerness = self.whole("centerness")
         return float(floor**0.5 if centerness.null_count < len(centerness) else floor)
+
+    @property
+    def phrase_nms(self) -> float:
+        """IoU threshold of the NMS that pseudo-label applied among a phrase's boxes."""
+        return float(self._labelling.get("nms_threshold", PseudoLabelConfig().nms_threshold))
+
+    @property
+    def _labelling(self) -> dict[str, Any]:
+        """Settings of pseudo-label."""
+        settings: dict[str, Any] = json.loads(self.footer.get("config", "{}"))
+        return settings
 
     def restrict(self, selected: np.ndarray) -> None:
         """Select rows, once. ``selected``: (total,) bool."""
@@ -93,13 +110,23 @@ class RegionShard:
         return self._images
 
     def texts(self) -> tuple[np.ndarray, pa.Array]:
-        """(size,) codes of the phrase texts in lower case, and the texts (not all of them occur)."""
+        """(size,) codes of the phrase texts in lower case, and the texts (not all of them occur).
+
+        Of regions of class names, the names take the place of the phrases.
+        """
         if "phrase" not in self._codes:
-            column = self.column("phrase")
+            column = self.column("phrase") if self.names is None else self.column("name").dictionary_encode()
             lower = pc.utf8_lower(column.dictionary).dictionary_encode()
             codes = column.indices.to_numpy()
             self._codes["phrase"] = (lower.indices.to_numpy()[codes] if len(codes) else codes), lower.dictionary
         return self._codes["phrase"]
+
+    def phrase_ids(self) -> np.ndarray:
+        """(size,) integers, one for each phrase of a caption, or for each class name of an image."""
+        if self.names is None:
+            return self.numbers("phrase_row")
+        codes, texts = self.texts()
+        return np.asarray(self.keys()[0].astype(np.int64) * len(texts) + codes)
 
     def whole(self, name: str) -> pa.Array:
         """(total,) Arrow array of a column, without row selection."""

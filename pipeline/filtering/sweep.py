@@ -13,7 +13,7 @@ from pipeline.config import FilterConfig
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables
-from pipeline.filtering.gold import Gold, GoldMatcher, gold_tables, read_gold
+from pipeline.filtering.gold import Gold, GoldMatcher, comparable, gold_tables, read_gold
 from pipeline.filtering.phrases import DistinctTexts, text_hashes
 from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned, warn_of_floor
 from pipeline.filtering.store import RegionShard
@@ -101,8 +101,8 @@ def _of_shard(
     total = np.zeros((len(configs), 5), np.int64)
     if truth is not None:
         measured = truth.has(keys)[codes]
-        spans = shard.numbers("start"), shard.numbers("end")
-        matcher = GoldMatcher(truth, codes, keys, *spans, shard.boxes(), scores(shard, configs[0]), iou)
+        truth, start, end = comparable(truth, shard)
+        matcher = GoldMatcher(truth, codes, keys, start, end, shard.boxes(), scores(shard, configs[0]), iou)
     for i, config in enumerate(configs):
         kept = apply_rules(shard, config, fitted).keeps
         total[i, :2] = len(np.unique(codes[kept])), kept.sum()

@@ -1,20 +1,24 @@
-"""Calibrated thresholds by band of phrase frequency, as calibrate writes and filter-boxes reads."""
+"""Thresholds by band of phrase frequency, as calibrate writes and filter-boxes reads, or by class name."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import InputError
+from pipeline.data.name_list import NameList
+from pipeline.errors import InputError, did_you_mean
 from pipeline.io.files import read_bytes
 from pipeline.io.strict_model import StrictModel, problem_lines
 
 CALIBRATION_OVERRIDES: dict[str, Any] = {
     "threshold": 0.0, "include_equal": True, "ignore_above": None, "image_threshold": None, "min_image_score": None,
-    "max_per_phrase_text": None, "balance_to": None, "min_regions": 0,
+    "max_per_phrase_text": None, "balance_to": None, "min_regions": 0, "uncertain_above": 0.0,
 }  # fmt: skip
 """Settings during calibration, without rules that depend on the threshold or on other images."""
 Status = Literal["fitted", "pooled", "closed"]
@@ -92,16 +96,58 @@ def band_of(starts: list[int], mentions: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.array(starts), mentions, side="right") - 1
 
 
-def read_thresholds(path: str | Path) -> Thresholds:
-    """Read a file of calibrate.
+@dataclass(frozen=True)
+class NameThresholds:
+    """Thresholds by class name: a JSON object of names and numbers. Other names have the setting's."""
+
+    path: str
+    by_name: Mapping[str, float]
+
+    @property
+    def lowest(self) -> float:
+        """Lowest threshold in the file."""
+        return min(self.by_name.values())
+
+    def of(self, texts: Sequence[str], default: float) -> np.ndarray:
+        """(n,) float32 thresholds of names (n,) in lower case; ``default`` for those not in the file."""
+        lower = {name.lower(): threshold for name, threshold in self.by_name.items()}
+        return np.array([lower.get(text, default) for text in texts], np.float32)
+
+    def check(self, names: NameList | None, regions: str) -> None:
+        """Raise InputError unless ``regions`` are of class names, and the file's among them."""
+        if names is None:
+            raise InputError(
+                f"{self.path}: found thresholds by name, and {regions} of captions; want what calibrate wrote"
+            )
+        known = {name.lower() for name in names.names}
+        for name in self.by_name:
+            if name.lower() not in known:
+                raise InputError(
+                    f"{self.path}: found the name {name!r}; want those of {regions}{did_you_mean(name, names.names)}"
+                )
+
+
+def read_thresholds(path: str | Path) -> Thresholds | NameThresholds:
+    """Read a file of calibrate, or a JSON object of class names and thresholds.
 
     Raises:
-        InputError: no such file, or not written by calibrate.
+        InputError: no such file, or neither of these.
     """
     data = read_bytes(path)
     if data is None:
         raise InputError(f"{path}: no such file")
     try:
+        by_name = json.loads(data)
+    except ValueError:
+        by_name = None
+    if isinstance(by_name, dict) and by_name and not by_name.keys() & Thresholds.model_fields.keys():
+        for name, value in by_name.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(f"{path}: found {value!r} for {name!r}; want a threshold between 0 and 1")
+        return NameThresholds(str(path), by_name)
+    try:
         return Thresholds.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(f"{path}: not what calibrate writes ({problem_lines(error)[0]})") from None
+        raise InputError(
+            f"{path}: not what calibrate writes ({problem_lines(error)[0]}), nor an object of names and thresholds"
+        ) from None

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
@@ -18,7 +19,7 @@ from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.records import REGIONS, Span
 from pipeline.data.shard_index import ByteRange, member_ranges
 from pipeline.errors import InputError
-from pipeline.filtering.gold import GoldMatcher, gold_tables, read_gold
+from pipeline.filtering.gold import GoldMatcher, by_class, gold_tables, read_gold
 from pipeline.filtering.store import BOX
 from pipeline.inspection.samples import Sample, ShownBox, Status, Verdict
 from pipeline.io.files import read_range
@@ -119,7 +120,8 @@ class LabelStore:
         name, table = self.shards[shard], _read(self._files[shard], "keep")
         if self._regions is not None:
             table = _with_dropped(table, _read(join(self._regions, f"{name}.parquet"), "dropped"))
-        captions = read_caption_phrases(join(self._phrases, f"{name}.parquet")) if self._phrases else {}
+        phrases = None if "name" in table.column_names else self._phrases
+        captions = read_caption_phrases(join(phrases, f"{name}.parquet")) if phrases else {}
         rows = table.select(SHOWN).to_pylist()
         verdicts, gold = self._compare(name, table)
         boxes: dict[str, list[ShownBox]] = {key: [] for key in [*captions, *(r["key"] for r in rows)]}
@@ -150,6 +152,10 @@ class LabelStore:
         keys = table["key"].combine_chunks().dictionary_encode()
         numbers = {c: table[c].to_numpy() for c in ("start", "end", "score", *BOX)}
         boxes = np.stack([numbers[c] for c in BOX], 1)
+        if "name" in table.column_names:
+            names = pc.utf8_lower(table["name"]).combine_chunks().dictionary_encode()
+            gold, numbers["start"] = by_class(gold, names.dictionary), names.indices.to_numpy().astype(np.int64)
+            numbers["end"] = numbers["start"] + 1
         matcher = GoldMatcher(
             gold, keys.indices.to_numpy(), keys.dictionary, numbers["start"], numbers["end"], boxes, numbers["score"],
             self._iou,
@@ -172,11 +178,19 @@ class LabelStore:
 
 
 def _read(path: str, status: str) -> pa.Table:
-    """Regions with their status; ``status`` is that of pseudo-label's, which have none."""
-    table = read_table(path, REGIONS, optional=["status"])
-    if "status" not in table.column_names:
-        return table.append_column("status", pa.array([status] * table.num_rows, pa.string()))
-    return table.set_column(len(REGIONS), "status", table["status"].cast(pa.string()))
+    """Regions with their status; ``status`` is that of pseudo-label's, which have none.
+
+    Regions of class names have them as ``phrase`` too; those of uncertain ones are shown as ignored.
+    """
+    table = read_table(path, REGIONS, optional=["status", "name"])
+    statuses = pa.array([status] * table.num_rows, pa.string())
+    if "status" in table.column_names:
+        statuses = table["status"].cast(pa.string())
+        statuses = pc.if_else(pc.equal(statuses, "uncertain"), "ignore", statuses)
+        table = table.drop_columns("status")
+    if "name" in table.column_names:
+        table = table.set_column(table.column_names.index("phrase"), REGIONS.field("phrase"), table["name"])
+    return table.append_column("status", statuses)
 
 
 def _with_dropped(labels: pa.Table, regions: pa.Table) -> pa.Table:

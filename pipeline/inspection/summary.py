@@ -136,7 +136,8 @@ def inspect_shards(
     total, keys, texts = Counts(), list[np.ndarray](), TextCounts()
     selection, failed = Pictures(pictures), list[FailedShard]()
     progress.begin("inspect", len(shards))
-    count = partial(count_shard, kind=kind, phrases=phrases, pictures=pictures)
+    drawn = pictures if phrases or crawl or kind in {"training", "crawl"} else 0
+    count = partial(count_shard, kind=kind, phrases=phrases, pictures=drawn)
     for counts in _counted(count, shards, workers or default_workers(shards)):
         if isinstance(counts, FailedShard):
             failed.append(counts)

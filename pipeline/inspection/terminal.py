@@ -16,6 +16,7 @@ LABELS_OF_NUMBERS = {
     "boxes": "boxes",
     "ignore_regions": "ignore regions",
     "uncertain_phrases": "uncertain phrases",
+    "uncertain_names": "uncertain names of images",
     "samples_with_verified_absent": "samples with verified absent names",
     "linked_images": "images linked to",
 }
@@ -46,8 +47,10 @@ def lines(summary: Summary, top: int = 20) -> list[str]:
     out += [f"  {text:<{width}}  {n}" for text, n in rows]
     for name, table in summary.tables.items():
         if name != "kinds":
-            unit = "boxes" if name == "annotators" else "samples"
-            out += ["", f"{name} ({unit})", *_bars(table, bars=False)]
+            unit = "boxes" if name in ("annotators", "names") else "samples"
+            rest = len(table) - top if name == "names" else 0
+            out += ["", f"{name} ({unit})", *_bars(dict(list(table.items())[: len(table) - max(rest, 0)]), bars=False)]
+            out += [f"  and {rest:,} more, on the page"] * (rest > 0)
     for histogram in summary.histograms.values():
         out += ["", histogram.title, *_bars(histogram.counts)]
     if summary.phrases:

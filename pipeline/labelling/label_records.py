@@ -11,7 +11,8 @@ from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.keys import shard_key
-from pipeline.data.records import LABELS, DatasetCard, GroundingRecord, ImageLink, Region
+from pipeline.data.name_list import NameList, footer_names
+from pipeline.data.records import LABELS, Box, DatasetCard, GroundingRecord, ImageLink, Region
 from pipeline.errors import InputError
 from pipeline.execution.reports import Tally
 from pipeline.io.files import file_size
@@ -25,16 +26,29 @@ from pipeline.phrases.cleaning import plain_text
 Row = Mapping[str, Any]
 
 
-def pseudo_label_card(dataset: str) -> DatasetCard:
-    """Dataset card of a set of pseudo-labels."""
-    return DatasetCard(name=dataset, kind="grounding", source="pseudo-labels; each region names its annotator")
+def pseudo_label_card(dataset: str, names: NameList | None = None) -> DatasetCard:
+    """Dataset card of a set of pseudo-labels: of a detection set of the class names, if there are any."""
+    return DatasetCard(
+        name=dataset, kind="grounding" if names is None else "detection",
+        label_space=None if names is None else names.names, source="pseudo-labels; each region names its annotator",
+    )  # fmt: skip
+
+
+def label_names(labels: str) -> NameList | None:
+    """Class names that a file of labels is of; None for labels of captions' phrases.
+
+    Raises:
+        InputError: no such file, or not one of filter-boxes.
+    """
+    return footer_names(footer(read_table(labels, ["key", "status"]).schema), labels)
 
 
 class ShardLabels:
     """The labels of one crawl shard, as records; ``samples`` and ``regions`` are tallies of the records given.
 
     Args:
-        phrases: file that parse-phrases wrote. labels: file that filter-boxes wrote.
+        phrases: file that parse-phrases wrote; None for labels of class names. labels: file that
+            filter-boxes wrote.
         without: keys of images to leave out, counted as ``near_duplicate``.
 
     Raises:
@@ -42,15 +56,20 @@ class ShardLabels:
     """
 
     def __init__(
-        self, phrases: str, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
+        self, phrases: str | None, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
     ) -> None:
-        self._phrases, rows = read_caption_phrases(phrases), dict[str, list[Row]]()
-        table = read_table(labels, LABELS)
+        self._phrases, rows = {} if phrases is None else read_caption_phrases(phrases), dict[str, list[Row]]()
+        table = read_table(labels, LABELS, optional=["name"])
+        self.names = footer_names(footer(table.schema), labels)
+        if self.names is None and phrases is None:
+            raise InputError(
+                f"{labels}: found labels of captions; want the folder that parse-phrases wrote (--phrases)"
+            )
         for row in table.to_pylist():
             rows.setdefault(row["key"], []).append(row)
         self._annotator = footer(table.schema).get("teacher") or None
         self._rows = {key: of_image for key, of_image in rows.items() if key not in without}
-        self._dataset, self._config = dataset, config
+        self._dataset, self._config, self._labelled = dataset, config, rows.keys()
         self.samples, self.regions = Tally(), Tally()
         self.samples.drop("no_label", sum(key not in rows for key in self._phrases))
         for key in without & rows.keys():
@@ -75,6 +94,8 @@ class ShardLabels:
         waiting = set(self._rows)
         for sample in read_samples(crawl, problems):
             if sample.key not in waiting:
+                if self.names is not None and sample.key not in self._labelled:
+                    self.samples.drop("no_label")
                 continue
             waiting.discard(sample.key)
             rows = self._rows[sample.key]
@@ -94,12 +115,17 @@ class ShardLabels:
 
     def _record(self, key: str, rows: Sequence[Row]) -> GroundingRecord:
         size, phrases = (rows[0]["height"], rows[0]["width"]), self._phrases.get(key)
-        if phrases is None or not {row["phrase_row"] for row in rows} <= set(phrases.rows):
+        if self.names is not None:
+            record = make_detection_record(key, self._dataset, size, self.names, rows, self._annotator, self._config)
+        elif phrases is None or not {row["phrase_row"] for row in rows} <= set(phrases.rows):
             raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
-        record = make_record(key, self._dataset, size, phrases, rows, self._annotator, self._config)
+        else:
+            record = make_record(key, self._dataset, size, phrases, rows, self._annotator, self._config)
+        uncertain = sum(row["status"] == "uncertain" for row in rows)
         self.samples.keep()
         self.regions.keep(len(record.regions))
-        self.regions.drop("outside_image", len(rows) - len(record.regions))
+        self.regions.drop("uncertain_name", uncertain)
+        self.regions.drop("outside_image", len(rows) - uncertain - len(record.regions))
         return record
 
 
@@ -146,17 +172,11 @@ def make_record(
     without a kept region become ``uncertain``: that the teacher finds nothing does not
     prove absence.
     """
-    height, width = size
     span_of = dict(zip(phrases.rows, phrases.spans, strict=True))
     root_of = dict(zip(phrases.rows, phrases.roots, strict=True))
     regions, sure = [], set()
     for row in rows:
-        edges = (
-            max(0.0, float(row["x1"])), max(0.0, float(row["y1"])),
-            min(float(width), float(row["x2"])), min(float(height), float(row["y2"])),
-        )  # fmt: skip
-        box = tuple(round(v, 2) for v in edges)
-        if box[2] <= box[0] or box[3] <= box[1]:
+        if (box := _clipped(row, size)) is None:
             continue
         span = span_of[row["phrase_row"]]
         ignore = row["status"] == "ignore"
@@ -172,3 +192,40 @@ def make_record(
         key=shard_key(key), dataset=dataset, kind="grounding", image_size=size, caption=phrases.caption,
         regions=tuple(regions), uncertain=uncertain,
     )  # fmt: skip
+
+
+def make_detection_record(
+    key: str, dataset: str, size: tuple[int, int], names: NameList, rows: Sequence[Row],
+    annotator: str | None, config: BuildShardsConfig,
+) -> GroundingRecord:  # fmt: skip
+    """The detection record of one image of ``size`` (height, width), with boxes as in :func:`make_record`.
+
+    A region's ``phrase`` is its class name. Names that have rows but no kept region become
+    ``not_exhaustive``, so that they are neither positive nor negative; all other names without a
+    region are absent.
+    """
+    regions, sure = [], set()
+    for row in rows:
+        box = None if row["status"] == "uncertain" else _clipped(row, size)
+        if box is None:
+            continue
+        ignore = row["status"] == "ignore"
+        if not ignore:
+            sure.add(row["name"])
+        regions.append(Region(
+            box=box, phrase=row["name"], score=round(float(row["score"]), 4), annotator=annotator, ignore=ignore,
+        ))  # fmt: skip
+    unsure = {row["name"] for row in rows} - sure if config.keep_uncertain else set()
+    return GroundingRecord(
+        key=shard_key(key), dataset=dataset, kind="detection", image_size=size, regions=tuple(regions),
+        not_exhaustive=tuple(name for name in names.names if name in unsure) or None,
+    )  # fmt: skip
+
+
+def _clipped(row: Row, size: tuple[int, int]) -> Box | None:
+    """A row's box, clipped to an image of ``size`` and rounded to a hundredth of a pixel; None without area."""
+    height, width = size
+    x1, y1 = max(0.0, float(row["x1"])), max(0.0, float(row["y1"]))
+    x2, y2 = min(float(width), float(row["x2"])), min(float(height), float(row["y2"]))
+    x1, y1, x2, y2 = (round(v, 2) for v in (x1, y1, x2, y2))
+    return None if x2 <= x1 or y2 <= y1 else (x1, y1, x2, y2)

@@ -26,9 +26,14 @@ STAGES = ("parse-phrases", "pseudo-label", "filter-boxes", "build-shards")
 """Stages that process a shard of the crawl, in order."""
 
 
+def labelling_stages(config: SelfTrainConfig) -> tuple[str, ...]:
+    """Those of ``STAGES`` that a run has: with class names, no captions are parsed."""
+    return STAGES if config.data.names is None else STAGES[1:]
+
+
 def crawl_shards(config: SelfTrainConfig, layout: RunLayout) -> list[str]:
-    """The crawl's shards: those of the recipe, or of the demo."""
-    return expand_crawl(config.data.crawl or (str(layout.data / "crawl"),))
+    """The shards to label: those of the recipe, or of the demo."""
+    return expand_crawl(config.data.labelled() or (str(layout.data / "crawl"),))
 
 
 def stage_title(stage: str, round_: int) -> str:
@@ -81,7 +86,8 @@ def surviving_shards(config: SelfTrainConfig, layout: RunLayout, stage: str, rou
         InputError: there is none.
     """
     excluded: set[str] = set()
-    for earlier in STAGES[: STAGES.index(stage) + 1]:
+    stages = labelling_stages(config)
+    for earlier in stages[: stages.index(stage) + 1]:
         excluded |= _excluded(layout, earlier, round_)
     folder, shards = stage_folder(layout, stage, round_), crawl_shards(config, layout)
     reports = {s: r for s in shards if stem(s) not in excluded and (r := committed(folder, stem(s))) is not None}

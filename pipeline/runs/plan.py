@@ -51,7 +51,7 @@ def settings_lines(config: SelfTrainConfig) -> list[str]:
     at_a_time = f"{resources.device}, {resources.parallel} jobs at a time"
     return [
         f"teacher:  {teacher}",
-        f"crawl:    {', '.join(data.crawl) or 'drawn'}",
+        f"crawl:    {', '.join(data.labelled()) or 'drawn'}" + (f"; names {data.names}" if data.names else ""),
         f"labels:   floor {pseudo.floor:g}, precision {pseudo.precision}; threshold {labels.threshold:g}{best}",
         f"student:  {_training(config.student)}, from {start}; {control}",
         f"sets:     {sets}",
@@ -88,7 +88,8 @@ def _stages(config: SelfTrainConfig, layout: RunLayout, pilot: Rates | None) -> 
     except InputError:
         shards = []  # the demo's are not drawn yet
     size = _crawl_bytes(shards)
-    yield _labelling(layout, "parse-phrases", shards, size, None)
+    if data.names is None:
+        yield _labelling(layout, "parse-phrases", shards, size, None)
     weights = _weight_bytes(config)
     if config.teacher.steps:
         yield _trained(layout, "train-teacher", layout.teacher, config.teacher, weights)

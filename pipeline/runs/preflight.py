@@ -17,6 +17,7 @@ from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.config.training import too_long_a_warmup
 from pipeline.data.manifests import SetManifest, is_name, read_manifest
+from pipeline.data.name_list import read_names
 from pipeline.demo.manifest import MANIFEST
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.compare import MEAN_SET
@@ -97,10 +98,17 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
     yield from _evaluation_problems(config)
     yield from _validation_problems(config)
     if config.demo is None:
-        if not data.crawl:
+        if not data.labelled():
             yield "data.crawl: found none; want the shards to label (the demo alone makes its own): data.crawl=SHARDS"
         if data.manifest is None and (named := data.used()):
             yield f"data.manifest: found none; want the manifest of the sets {', '.join(named)}"
+    if data.images and data.crawl:
+        yield "data.images: found it beside data.crawl; want one of them"
+    if (names := data.names) is not None:
+        yield from _lines(lambda: read_names(names), "data.names")
+        return
+    if data.images:
+        yield "data.names: found none; want the class names to label data.images with, such as 'person. forklift'"
     yield from _lines(lambda: config.parse_phrases.method == "ngrams" or model_name(config.parse_phrases))
 
 
@@ -201,11 +209,11 @@ def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterat
         return
     data = config.data
     remote: list[tuple[str, Probe]] = []
-    for pattern in data.crawl:
+    for pattern in data.labelled():
         if is_url(pattern):
             remote.append((pattern, partial(_remote_problem, pattern)))
         else:
-            yield from _lines(partial(expand_crawl, pattern), "data.crawl")
+            yield from _lines(partial(expand_crawl, pattern), "data.images" if data.images else "data.crawl")
     for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
         if path.endswith(".json") and (is_url(path) or not Path(path).is_file()):
             wanted = "want a file on a file system" if is_url(path) else "no such file"
@@ -325,6 +333,8 @@ def with_absolute_paths(config: SelfTrainConfig) -> SelfTrainConfig:
     new: dict[str, Any] = {
         "data": {
             "manifest": manifest, "root": root, "crawl": tuple(resolve_path(here, path) for path in data.crawl),
+            "images": tuple(resolve_path(here, path) for path in data.images),
+            "names": absolute(data.names) if data.names and Path(data.names).is_file() else data.names,
             "gold": absolute(data.gold), "frequencies": {n: resolve_path(here, p) for n, p in data.frequencies.items()},
         },
         "model": {"text_encoder": encoder, "backbone": absolute(model.backbone)},

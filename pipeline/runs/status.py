@@ -177,7 +177,8 @@ def stage_states(layout: RunLayout, config: SelfTrainConfig | None) -> Iterator[
     """All stages of a run in order, also those that have not begun."""
     crawl = _crawl_size(layout, config)
     yield StageStatus("ingest", _shards(layout.train, None), _notes(layout, "ingest"))
-    yield StageStatus("parse-phrases", _shards(layout.phrases, crawl), _notes(layout, "parse-phrases"))
+    if config is None or config.data.names is None:
+        yield StageStatus("parse-phrases", _shards(layout.phrases, crawl), _notes(layout, "parse-phrases"))
     teacher = config.teacher if config is not None else None
     if teacher is not None and teacher.steps == 0:
         yield StageStatus("train-teacher", f"as given: {teacher.init}")
@@ -200,7 +201,7 @@ def stage_states(layout: RunLayout, config: SelfTrainConfig | None) -> Iterator[
 
 def _crawl_size(layout: RunLayout, config: SelfTrainConfig | None) -> int | None:
     """Number of the crawl's shards; None if it is not known without asking a store."""
-    patterns = config.data.crawl if config is not None else ()
+    patterns = config.data.labelled() if config is not None else ()
     if any(map(is_url, patterns)):
         return None
     try:

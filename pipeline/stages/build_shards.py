@@ -6,8 +6,10 @@ from functools import partial
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.crawl import MAX_UNREAD_SHARE
+from pipeline.data.name_list import NameList
 from pipeline.data.records import RECORD_VERSION
 from pipeline.dedup.exclusion_list import ExclusionList
+from pipeline.errors import InputError
 from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
@@ -18,7 +20,7 @@ from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.tars import TarProblems, write_tars
-from pipeline.labelling.label_records import LinkedImages, ShardLabels, copied_image, pseudo_label_card
+from pipeline.labelling.label_records import LinkedImages, ShardLabels, copied_image, label_names, pseudo_label_card
 from pipeline.stages.jobs import BuildShards
 
 STAGE = "build-shards"
@@ -27,7 +29,8 @@ STAGE = "build-shards"
 def run(job: BuildShards) -> StageReport:
     """Write ``out/<dataset>-<shard>.tar``, labelled images and records, for every crawl shard.
 
-    Phrases and labels are joined on (shard, key). Samples listed in ``without``
+    Phrases and labels are joined on (shard, key). Labels of class names have no phrases, and become
+    records of a detection set. Samples listed in ``without``
     (:class:`pipeline.dedup.exclusion_list.ExclusionList`) are left out and counted as
     near_duplicate.
 
@@ -39,7 +42,8 @@ def run(job: BuildShards) -> StageReport:
 
     def inputs(shard: str) -> dict[str, str]:
         name = f"{stem(shard)}.parquet"
-        return {"crawl": shard, "phrases": join(job.phrases, name), "labels": join(job.labels, name)}
+        tables = {"labels": join(job.labels, name)}
+        return {"crawl": shard, **({} if phrases is None else {"phrases": join(phrases, name)}), **tables}
 
     def fingerprint_of(shard: ShardJob) -> str:
         return fingerprint(
@@ -54,14 +58,21 @@ def run(job: BuildShards) -> StageReport:
     shards = expand_crawl(job.shards)
     unwanted = ExclusionList({}) if job.without is None else ExclusionList.read(job.without)
     unwanted.warn_of_unknown_ids(str(job.without), shards)
+    require_files(join(job.labels, f"{stem(shard)}.parquet") for shard in shards)
+    names = label_names(join(job.labels, f"{stem(shards[0])}.parquet"))
+    phrases = job.phrases if names is None else None
+    if names is None and phrases is None:
+        raise InputError(
+            f"{job.labels}: found labels of captions; want the folder that parse-phrases wrote (--phrases)"
+        )
     require_files(path for shard in shards for path in inputs(shard).values())
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     work = partial(
-        _build_shard, config=job.settings, out=job.out, phrases=job.phrases, labels=job.labels, dataset=job.dataset,
-        without=unwanted,
+        _build_shard, config=job.settings, out=job.out, phrases=phrases, labels=job.labels, dataset=job.dataset,
+        without=unwanted, names=names,
     )  # fmt: skip
     report = run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
-    card = pseudo_label_card(job.dataset).model_dump(mode="json", exclude_none=True)
+    card = pseudo_label_card(job.dataset, names).model_dump(mode="json", exclude_none=True)
     write_json(join(job.out, f"{job.dataset}.dataset.json"), card)
     return report
 
@@ -71,14 +82,20 @@ def _build_shard(
     *,
     config: BuildShardsConfig,
     out: str,
-    phrases: str,
+    phrases: str | None,
     labels: str,
     dataset: str,
     without: ExclusionList,
+    names: NameList | None,
 ) -> ShardReport:
+    name = f"{job.name}.parquet"
     store = ShardLabels(
-        join(phrases, f"{job.name}.parquet"), join(labels, f"{job.name}.parquet"), dataset, config, without.of(job.name)
+        None if phrases is None else join(phrases, name), join(labels, name), dataset, config, without.of(job.name)
     )
+    if store.names != names:
+        raise InputError(
+            f"{join(labels, name)}: found other class names than the first shard's; want labels of one run"
+        )
     problems = TarProblems()
     image_as = LinkedImages(job.path, out) if config.link else copied_image
     records = (

@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
-from pipeline.data.records import LABELS, STORE_VERSION
+from pipeline.data.records import LABELS, NAMED_LABELS, STORE_VERSION
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
 from pipeline.filtering.fitted import digests, load_tables
 from pipeline.filtering.rules import apply_rules, check, lowest_score, open_regions, preset_of, versioned, warn_of_floor
+from pipeline.filtering.store import RegionShard
+from pipeline.filtering.thresholds import NameThresholds, Thresholds
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
@@ -31,7 +33,7 @@ STAGE = "filter-boxes"
 
 
 def run(job: FilterBoxes) -> StageReport:
-    """Write kept and ignored regions to ``out/<shard>.parquet`` (records.LABELS).
+    """Write kept and ignored regions to ``out/<shard>.parquet`` (records.LABELS or NAMED_LABELS).
 
     Raises:
         InputError: an input is missing or invalid.
@@ -40,11 +42,13 @@ def run(job: FilterBoxes) -> StageReport:
     config, thresholds, counts = job.settings, job.thresholds, job.counts
     fitted = load_tables(thresholds, counts)
     check(config, fitted)
-    if fitted.thresholds is not None and (other := fitted.thresholds.differing(versioned(config))):
+    if isinstance(fitted.thresholds, Thresholds) and (other := fitted.thresholds.differing(versioned(config))):
         log.warning(
             "%s was fitted with other rules, so its precision does not hold for these: %s", thresholds, "; ".join(other)
         )
     paths = expand_shards(job.regions, suffix=".parquet")
+    if isinstance(fitted.thresholds, NameThresholds):
+        fitted.thresholds.check(RegionShard(paths[0]).names, paths[0])
     warn_of_floor(paths[0], config, lowest_score(config, fitted))
     tables = digests(thresholds, counts)
 
@@ -73,10 +77,12 @@ def _filter_shard(
     with_label = int((np.bincount(codes[verdict.keeps], minlength=len(keys)) > 0).sum())
     images.keep(with_label)
     images.drop("no_label", shard.images - with_label)
-    stays = verdict.stays
-    status = pa.DictionaryArray.from_arrays(verdict.reason[stays].astype(np.int8), pa.array(["keep", "ignore"]))
-    field = LABELS.get_field_index("status")
-    table = shard.table(stays, LABELS.remove(field)).add_column(field, LABELS.field(field), status)
+    stays, schema, statuses = verdict.stays, LABELS, ["keep", "ignore"]
+    if shard.names is not None:
+        schema, statuses = NAMED_LABELS, [*statuses, "uncertain"]
+    status = pa.DictionaryArray.from_arrays(verdict.reason[stays].astype(np.int8), pa.array(statuses))
+    field = schema.get_field_index("status")
+    table = shard.table(stays, schema.remove(field)).add_column(field, schema.field(field), status)
     notes = {
         "stage": STAGE,
         "fingerprint": job.fingerprint,
@@ -85,10 +91,12 @@ def _filter_shard(
         "preset": preset_of(config) if fitted.thresholds is None else "",
         "teacher": shard.footer.get("teacher", ""),
     }
+    if shard.names is not None:
+        notes["names"] = shard.footer["names"]
     if fitted.digest:
         notes["tables"] = fitted.digest
     if fitted.thresholds is not None:
         notes["thresholds"] = fitted.thresholds_digest
     name = f"{job.name}.parquet"
-    output = write_table(join(out, name), table, LABELS, notes)
+    output = write_table(join(out, name), table, schema, notes)
     return job.report(STAGE, {name: output}, {"regions": regions, "images": images})

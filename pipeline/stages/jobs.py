@@ -222,6 +222,11 @@ class PseudoLabel(PerShardJob, LabellingOptions):
     phrases: PathText | None = Field(
         None, description="Folder that parse-phrases wrote. Default: OUT/../phrases, written there if it is missing."
     )
+    names: str | None = Field(
+        None,
+        description="Class names to detect in place of phrases: 'person. fork lift', a file (.txt, .json, .yaml), or a "
+        "set's word (coco, voc).",
+    )
     teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
     settings: PseudoLabelConfig = PseudoLabelConfig()
 
@@ -242,7 +247,11 @@ class FilterBoxes(PerShardJob, ShardOptions):
     stage, section, shards_field, suffix = "filter-boxes", "filter_boxes", "regions", ".parquet"
     regions: Paths = Field(description=REGIONS)
     settings: FilterConfig = FilterConfig()
-    thresholds: PathText | None = Field(None, description="File that calibrate wrote; replaces the threshold setting.")
+    thresholds: PathText | None = Field(
+        None,
+        description="File that calibrate wrote, or for class names a JSON object {NAME: THRESHOLD}; replaces the "
+        "threshold setting.",
+    )
     counts: PathText | None = Field(None, description=COUNTS)
 
 
@@ -295,7 +304,7 @@ class BuildShards(PerShardJob, ShardOptions):
 
     stage, section = "build-shards", "build_shards"
     shards: Paths = Field(description=CRAWL)
-    phrases: PathText = Field(description=PHRASES)
+    phrases: PathText | None = Field(None, description=f"{PHRASES} Labels of class names need none.")
     labels: PathText = Field(description="Folder that filter-boxes wrote.")
     settings: BuildShardsConfig = BuildShardsConfig()
     dataset: str = Field("pseudo", description="Name of the new set.")
@@ -363,7 +372,8 @@ class ExportLabels(WholeJob[Exported]):
     )
     phrases: PathText | None = Field(
         None,
-        description="Of a label store: the folder that parse-phrases wrote.  [default: `phrases` beside or above DIR]",
+        description="Of a label store of captions: the folder that parse-phrases wrote.  [default: `phrases` beside or "
+        "above DIR]",
     )
     crawl: Annotated[Paths, Cli("--shards")] = Field(
         (), description="Of a label store: the crawl that holds the images; folder, glob or pattern."

@@ -213,8 +213,9 @@ class TrainingData(Dataset[dict[str, Any]]):
             if not space:
                 raise InputError(f"no class names for detection set {record.dataset!r}: its dataset.json is missing")
             return detection_prompt(
-                record, space, self.config.prompt, rng, token_count=self._count_tokens, max_tokens=limit
-            )
+                record, space, self.config.prompt, rng, token_count=self._count_tokens, max_tokens=limit,
+                noisy=self.config.noisy,
+            )  # fmt: skip
         noisy = self.config.noisy
         has_names = noisy.names_share and is_pseudo(record) and any(region.root for region in record.regions)
         if has_names and rng.random() < noisy.names_share:

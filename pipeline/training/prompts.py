@@ -47,12 +47,14 @@ def detection_prompt(
     *,
     token_count: TokenCount,
     max_tokens: int,
+    noisy: NoisyLabelConfig = NoisyLabelConfig(),
 ) -> Prompted:
     """A detection record's prompt: its classes and sampled absent ones, shuffled, joined by ". ".
 
     Present names are added first while they fit into ``max_tokens`` (less [CLS] and [SEP]); absent
     ones fill the rest. Negatives of a federated set are names verified absent; of other sets, all
-    names but those not annotated exhaustively.
+    names but those not annotated exhaustively, which include a teacher's uncertain ones (unless
+    ``noisy.ignore_uncertain`` is off).
 
     Raises:
         InputError: a class of the record is not in its set's label space.
@@ -62,8 +64,11 @@ def detection_prompt(
     for _, name in regions:
         if name not in known:
             raise InputError(f"record {record.key}: class {name!r} is not among the {len(known)} of {record.dataset}")
-    absent = _negatives(record, {name for _, name in regions}, label_space, config, rng)
-    return _class_prompt(record, regions, absent, NoisyLabelConfig(), rng, token_count, max_tokens)
+    given = record
+    if is_pseudo(record) and not noisy.ignore_uncertain:
+        given = record.model_copy(update={"not_exhaustive": None})
+    absent = _negatives(given, {name for _, name in regions}, label_space, config, rng)
+    return _class_prompt(record, regions, absent, noisy, rng, token_count, max_tokens)
 
 
 def names_prompt(

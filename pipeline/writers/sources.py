@@ -22,10 +22,9 @@ from pipeline.io.files import file_size, listing, read_bytes, require_files
 from pipeline.io.hashing import digest_file
 from pipeline.io.paths import is_url, join, parent, stem
 from pipeline.io.shard_patterns import expand_crawl, expand_shards, is_shard, shards_in
-from pipeline.io.tables import read_table
 from pipeline.io.tars import TarProblems, TarSample, read_tar
 from pipeline.io.virtual_shards import virtual_shard
-from pipeline.labelling.label_records import ShardLabels, copied_image, pseudo_label_card
+from pipeline.labelling.label_records import ShardLabels, copied_image, label_names, pseudo_label_card
 from pipeline.writers.registry import DATASET
 
 WANTED = "want training shards (*.tar of ingest or build-shards) or labels (*.parquet of filter-boxes)"
@@ -192,8 +191,14 @@ class LabelStore:
     def __init__(self, labels: list[str], phrases: str | None, crawl: list[str], dataset: str) -> None:
         self._labels, self._dataset = labels, dataset
         self.names = [stem(path) for path in labels]
-        folder = phrases or self._find_phrases(labels[0])
-        self._phrases = [join(folder, f"{name}.parquet") for name in self.names]
+        try:
+            self._classes = label_names(labels[0])
+        except InputError as error:
+            raise InputError(f"{error}; want the folder that filter-boxes wrote") from None
+        self._phrases = list[str]()
+        if self._classes is None:
+            folder = phrases or self._find_phrases(labels[0])
+            self._phrases = [join(folder, f"{name}.parquet") for name in self.names]
         self.images = bool(crawl)
         by_stem = {stem(path): path for path in expand_crawl(crawl)} if crawl else {}
         for name, path in zip(self.names, labels, strict=True):
@@ -201,10 +206,6 @@ class LabelStore:
                 raise InputError(f"{path}: no shard named {name} among {', '.join(crawl)}")
         self._crawl = [by_stem[name] for name in self.names] if crawl else []
         require_files([*labels, *self._phrases])
-        try:
-            read_table(labels[0], ["key", "status"])
-        except InputError as error:
-            raise InputError(f"{error}; want the folder that filter-boxes wrote") from None
 
     @staticmethod
     def _find_phrases(label_file: str) -> str:
@@ -225,7 +226,8 @@ class LabelStore:
         digests = {}
         for number, name in enumerate(self.names):
             digests[f"{name} labels"] = digest_file(self._labels[number])
-            digests[f"{name} phrases"] = digest_file(self._phrases[number])
+            if self._phrases:
+                digests[f"{name} phrases"] = digest_file(self._phrases[number])
             if self.images:
                 crawl, size = self._crawl[number], file_size(self._crawl[number])
                 digests[f"{name} crawl"] = digest_file(crawl) if virtual_shard(crawl) else str(size)
@@ -233,17 +235,22 @@ class LabelStore:
 
     def cards(self) -> dict[str, DatasetCard]:
         """Card of the set."""
-        return {self._dataset: pseudo_label_card(self._dataset)}
+        return {self._dataset: pseudo_label_card(self._dataset, self._classes)}
 
     def read(self, number: int, losses: ReadLosses) -> Iterator[Sample]:
         """Records of a shard. Images missing in the crawl are counted as by build-shards.
 
         Raises:
-            InputError: a file is missing or has another format, or phrases and labels are of
-                different runs.
+            InputError: a file is missing or has another format, or phrases and labels, or the shards'
+                class names, are of different runs.
         """
         config = BuildShardsConfig()
-        store = ShardLabels(self._phrases[number], self._labels[number], self._dataset, config)
+        phrases = self._phrases[number] if self._phrases else None
+        store = ShardLabels(phrases, self._labels[number], self._dataset, config)
+        if store.names != self._classes:
+            raise InputError(
+                f"{self._labels[number]}: found other class names than {self._labels[0]}'s; want one run's"
+            )
         problems = TarProblems()
         if self._crawl:
             for key, record, files in store.joined(self._crawl[number], copied_image, problems):

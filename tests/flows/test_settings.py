@@ -308,6 +308,9 @@ def test_check_prints_the_plan_or_a_line_for_each_wrong_path(tmp_path):
             "parse-phrases", "convert-checkpoint", "pseudo-label-round-1", "filter-boxes-round-1",
             "build-shards-round-1", "train-student-round-1",
         ]),
+        ("own", ["teacher.init=x", "data.names=dog"], [
+            "pseudo-label-round-1", "filter-boxes-round-1", "build-shards-round-1", "train-student-round-1",
+        ]),
         ("demo", ["demo={photos: false}"], [
             "make-demo-data", "ingest", "parse-phrases", "train-teacher", "evaluate-teacher", "pseudo-label-round-1",
             "filter-boxes-round-1", "build-shards-round-1", "train-student-round-1", "evaluate-control-1",

@@ -76,6 +76,12 @@ def test_a_shard_that_is_set_aside_stays_out_of_all_later_stages(config, layout)
     assert through(config, layout, "build-shards") == "abc" and not layout.excluded("pseudo-label-round-1").exists()
 
 
+def test_with_names_nothing_that_parse_phrases_left_counts(config, layout):
+    fail(layout, "parse-phrases", "a")
+    named = config.model_copy(update={"data": config.data.model_copy(update={"names": "dog"})})
+    assert [through(c, layout, "pseudo-label") for c in (config, named)] == ["bc", "abc"]
+
+
 def test_a_shard_that_never_gave_anything_comes_through_when_it_does(config, layout):
     (layout.phrases / "c.report.json").unlink()
     fail(layout, "parse-phrases", "c")

@@ -38,6 +38,13 @@ def test_the_stages_of_a_run_from_a_crawl_alone(run):
     assert "teacher:  as it is, from" in "\n".join(settings_lines(config))
 
 
+def test_names_need_no_phrases(run):
+    config, layout = run
+    config = config.model_copy(update={"data": config.data.model_copy(update={"names": "dog"})})
+    assert next(stage.name for stage in make_plan(config, layout)) == "train-teacher"
+    assert "; names dog" in "\n".join(settings_lines(config))
+
+
 def test_time_is_by_the_pilots_rates_and_a_begun_run_by_its_own(run, tmp_path):
     config, layout = run
     rates = Rates(devices=2, device_seconds=10.0, samples=5, bytes_done=1000)

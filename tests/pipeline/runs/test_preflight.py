@@ -51,6 +51,12 @@ def test_a_folder_of_images_is_a_crawl(tmp_path):
     assert line.startswith(f"data.crawl: {tmp_path}/photos: no *.tar files in this folder, nor images")
 
 
+def test_images_and_names_are_enough_too(tmp_path, crawl):
+    given = (f"teacher.init={model_folder(tmp_path / 'glip')}", f"data.images={crawl}", "data.names='dog. fork lift'")
+    config = own(*given, "parse_phrases.spacy_model=none_such")  # no caption is parsed
+    assert recipe_problems(config, RunLayout(tmp_path / "run")) == []
+
+
 def test_every_wrong_path_is_a_line(tmp_path, crawl):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "sets.yaml").write_text(
@@ -89,6 +95,10 @@ def test_every_wrong_path_is_a_line(tmp_path, crawl):
         (["data.sources=boxes"], "teacher.mixture: found none for the control"),
         (["student.warmup_steps=2001"], "student.warmup_steps: found 2,001 steps of warm-up in a training of 2,000"),
         (["teacher.init=s3://bucket/glip"], "found a URL; want a model on a file system"),
+        (["data.images=photos", "data.names=dog"], "data.images: found it beside data.crawl; want one of them"),
+        (["data.images=photos", "data.crawl=[]"], "data.names: found none; want the class names to label data.images"),
+        (["data.images=photos", "data.crawl=[]", "data.names=dog"], "data.images: photos: no such"),
+        (["data.names='dog. Dog'"], "data.names: names: found 'dog' and 'Dog'; want each text once"),
         (["teacher.init=x.pth"], "teacher.init: x.pth: no such file; want a released checkpoint"),
     ],
 )
@@ -146,3 +156,9 @@ def test_paths_are_made_absolute_and_names_and_urls_stay(tmp_path, monkeypatch):
     assert config.data.crawl == (f"{tmp_path}/crawl", "s3://b/{0..9}.tar", "/abs/*.tar")
     assert (config.data.manifest, config.data.root, config.model.text_encoder) == ("coco", str(tmp_path), "minilm")
     assert with_absolute_paths(load_recipe("demo")) == load_recipe("demo")
+    (tmp_path / "names.txt").write_text("dog")
+    found = [
+        with_absolute_paths(own("data.images=photos", f"data.names={names}")).data for names in ("names.txt", "coco")
+    ]
+    assert found[0].images == (f"{tmp_path}/photos",)
+    assert [data.names for data in found] == [f"{tmp_path}/names.txt", "coco"]

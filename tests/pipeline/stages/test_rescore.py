@@ -23,7 +23,8 @@ from pipeline.annotators.region_text import load_region_text
 from pipeline.cli import app as cli
 from pipeline.config import FilterConfig, ParsePhrasesConfig, PseudoLabelConfig, RescoreConfig
 from pipeline.data.images import open_image
-from pipeline.data.records import LABELS, NUMBERED_REGIONS, REGIONS, RESCORED
+from pipeline.data.name_list import footer_names
+from pipeline.data.records import LABELS, NAMED_LABELS, NAMED_REGIONS, NUMBERED_REGIONS, REGIONS, RESCORED
 from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table, write_table
@@ -31,6 +32,7 @@ from pipeline.io.tars import read_tar, write_tar
 from pipeline.stages.jobs import FilterBoxes, ParsePhrases, PseudoLabel, Rescore
 from tests.fixtures import teachers
 from tests.fixtures.crawl import jpeg, write_crawl
+from tests.fixtures.names import NAMES, named, write_images, write_named
 
 CONFIG = RescoreConfig(batch_size=5)
 
@@ -228,6 +230,21 @@ def test_filter_boxes_reads_both_kinds(scorers, store, tmp_path):
     assert plain.equals(scored) and plain.num_rows > 0
     with pytest.raises(InputError, match="has no column region_text; it has key, phrase_row"):
         read_table(store / "regions" / "00000.parquet", RESCORED)
+
+
+def test_names_stay_in_a_rescored_store(scorers, tmp_path):
+    rows = [named("hound", 0.9), named("cat", 0.8, (50, 50, 90, 90))]
+    write_named(tmp_path / "regions" / "00000.parquet", rows)
+    write_images(tmp_path / "crawl" / "00000.tar", ("a",))
+    score(tmp_path, scorers["clip"], tmp_path / "rescored")
+    before, after = (
+        read_table(tmp_path / folder / "00000.parquet", NAMED_REGIONS) for folder in ("regions", "rescored")
+    )
+    assert after.equals(before) and footer_names(footer(after.schema), "") == NAMES
+    settings = FilterConfig(score_by="region_text", threshold=0, include_equal=True)
+    FilterBoxes(settings=settings, regions=tmp_path / "rescored", out=tmp_path / "labels").run()
+    names = read_table(tmp_path / "labels" / "00000.parquet", NAMED_LABELS)["name"].to_pylist()
+    assert names == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("name", ["grounding-dino", "owlv2"])

@@ -83,6 +83,38 @@ def test_what_lost_its_box_is_no_negative(faults):
     assert len(got.caption.split(". ")) == 3
 
 
+def test_uncertain_names_of_a_teacher_are_neither_positive_nor_negative():
+    regions = tuple(
+        Region(box=(i, 0, i + 5, 9), phrase=name, score=score, annotator="glip@0", ignore=ignore)
+        for i, (name, score, ignore) in enumerate(
+            [("thing1", 0.9, False), ("thing2", 0.6, False), ("thing4", 0.3, True)]
+        )
+    )
+    pseudo = GroundingRecord(
+        key="k",
+        dataset="d",
+        kind="detection",
+        image_size=(50, 50),
+        regions=regions,
+        not_exhaustive=("thing4", "thing5"),
+    )
+
+    def prompt(**settings):
+        return detection_prompt(
+            pseudo, NAMES[:8], PromptConfig(full_negatives_share=1.0), np.random.default_rng(0), token_count=words,
+            max_tokens=256, noisy=NoisyLabelConfig(**settings),
+        )  # fmt: skip
+
+    got = prompt(score_weight=True, regress_above=0.7)
+    asked = set(got.caption.split(". "))
+    assert {"thing1", "thing2"} < asked and not {"thing4", "thing5"} & asked and "thing7" in asked
+    by_name = {got.caption[slice(*spans[0])]: i for i, spans in enumerate(got.spans)}
+    assert got.weights[[by_name["thing1"], by_name["thing2"]]].tolist() == pytest.approx([0.9, 0.6])
+    assert got.regress[[by_name["thing1"], by_name["thing2"]]].tolist() == [True, False]
+    assert got.ignore_boxes.tolist() == [[2, 0, 7, 9]]
+    assert {"thing4", "thing5"} <= set(prompt(ignore_uncertain=False).caption.split(". "))
+
+
 def test_names_that_read_alike_are_one_name():
     """LVIS has "bow_(weapon)" and "bow_(decorative_ribbons)": asked for as "bow", which must not be
     both there and absent."""
