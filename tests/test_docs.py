@@ -42,6 +42,7 @@ RUN_BY = {
     "filtering.md": "tests/pipeline/filtering/test_calibration.py",
     "inspect.md": "tests/pipeline/inspection/test_inspect.py",
     "labelling.md": "tests/pipeline/stages/test_labelling.py",
+    "merge-regions.md": "tests/pipeline/stages/test_merge_regions.py",
     "model.md": "tests/model/test_glip_checkpoint.py",
     "phrases.md": "tests/pipeline/phrases/test_docs.py",
     "prefect.md": "tests/flows/test_up.py",

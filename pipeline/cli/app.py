@@ -29,7 +29,7 @@ def main() -> None:
 
 for _command in (
     make_demo_data, datasets, ingest, parse_phrases, pseudo_label, rescore, merge_regions, filter_boxes, count_phrases,
-    calibrate, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect, dedup, export_labels,
-    run_job, glip,
+    calibrate, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect, dedup,
+    export_labels, run_job, glip,
 ):  # fmt: skip
     main.add_command(_command)

@@ -152,7 +152,9 @@ class MergeConfig(Config):
         description="wbf: matched boxes become their mean, weighted by score, and their score the mean times the share "
         "of the stores (weighted box fusion); agree: the best of matched boxes stays as it is, with its score",
     )
-    iou: Iou = Field(0.55, description="boxes of a phrase are matched if their IoU is above this (Solovyev et al.: 0.55)")
+    iou: Iou = Field(
+        0.55, description="boxes of a phrase are matched if their IoU is above this (Solovyev et al.: 0.55)"
+    )
     weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="trust in each store, in their order; default: all the same"
     )

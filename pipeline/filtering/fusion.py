@@ -1,8 +1,8 @@
 """Weighted box fusion of several teachers' regions (Solovyev et al. 2021, arXiv 1910.13302), of many groups at once.
 
-Not by the ensemble-boxes package: its loop over the boxes of one image fuses tens of thousands of
-regions a second, a hundredth of what reading them takes. Step k of this one matches the k-th best
-box of every group, as :mod:`pipeline.filtering.nms` does, with the same result.
+Not by the ensemble-boxes package, whose loop over the boxes of one image is several hundred times
+slower than reading them. Step k matches the k-th best box of every group, as
+:mod:`pipeline.filtering.nms` does; the result is the same.
 """
 
 from __future__ import annotations

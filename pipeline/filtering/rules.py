@@ -209,8 +209,8 @@ def too_few_teachers(pool: RegionPool) -> np.ndarray | None:
         return None
     if "agreed" not in pool.shard.columns:
         raise InputError(
-            f"{pool.shard.path}: has no column agreed, which min_agreed needs; run merge-regions on the stores of several "
-            "teachers, or set min_agreed=null"
+            f"{pool.shard.path}: has no column agreed, which min_agreed needs; run merge-regions on the stores of "
+            "several teachers, or set min_agreed=null"
         )
     return np.asarray(pool.shard.numbers("agreed") < pool.config.min_agreed)
 

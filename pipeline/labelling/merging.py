@@ -18,15 +18,13 @@ from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.filtering.store import BOX, STRINGS
 from pipeline.io.tables import footer, read_table
 
-OF_PHRASE = ("phrase", "start", "end", "height", "width")
-"""Columns in which all stores must agree on a phrase, besides key and phrase_row."""
+OF_PHRASE = ("key", "phrase", "start", "end", "height", "width")
+"""Columns in which all stores must agree on a phrase."""
 NOT_OF_A_TEACHER = ("agreed", "status")
 """Columns of merged regions and of labels."""
 
 
-def merge_stores(
-    paths: Sequence[str], config: MergeConfig
-) -> tuple[pa.Table, Tally, dict[str, float], dict[str, str]]:
+def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, Tally, dict[str, float], dict[str, str]]:
     """Merge the same shard of several stores.
 
     A merged region has the columns of its best member (by score times weight), apart from its box,
@@ -43,11 +41,11 @@ def merge_stores(
     tables = [_read(path) for path in paths]
     try:
         table = pa.concat_tables([t.replace_schema_metadata() for t in tables], promote_options="default")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"{', '.join(paths)}: the stores' columns have different types ({error})") from None
     table = table.unify_dictionaries().combine_chunks()
     store = np.repeat(np.arange(len(tables)), [len(t) for t in tables])
-    group, order = _groups(table, [len(t) for t in tables])
+    group, order = _groups(table, store, len(paths))
     _check_phrases(table, store, group, order, paths)
     tally, boxes, score = Tally(), np.stack([_numbers(table, name) for name in BOX], 1), _numbers(table, "score")
     area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -83,7 +81,9 @@ def _read(path: str) -> pa.Table:
     """All columns of a regions file, strings as dictionaries."""
     table = read_table(path, REGIONS, optional=None, strings=STRINGS)
     if found := [name for name in table.column_names if name in NOT_OF_A_TEACHER or name.startswith("score_")]:
-        raise InputError(f"{path}: found the column {found[0]}; want regions of one teacher, as pseudo-label writes them")
+        raise InputError(
+            f"{path}: found the column {found[0]}; want regions of one teacher, as pseudo-label writes them"
+        )
     return table
 
 
@@ -94,57 +94,35 @@ def _numbers(table: pa.Table, name: str) -> np.ndarray:
 def _codes(table: pa.Table, name: str) -> np.ndarray:
     """(n,) integers that stand for a column's values."""
     column = table[name].combine_chunks()
-    return np.asarray((column.indices if pa.types.is_dictionary(column.type) else column).to_numpy(zero_copy_only=False))
+    return np.asarray(
+        (column.indices if pa.types.is_dictionary(column.type) else column).to_numpy(zero_copy_only=False)
+    )
 
 
-def _groups(table: pa.Table, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """((n,) number of each region's image and phrase, which rises in the stores' order of images; (n,) order by it)."""
-    key, row = _codes(table, "key"), _numbers(table, "phrase_row").astype(np.int64)
-    position: dict[int, None] = {}
-    order: list[int] = []
-    for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
-        keys = key[start : start + size]
-        order = _joined_order(order, dict.fromkeys(keys[run_lengths(keys)[0]].tolist()))
-    position_of = np.zeros(max(order, default=0) + 1, np.int64)
-    position_of[order] = np.arange(len(order))
-    wide = position_of[key] * (int(row.max(initial=0)) + 1) + row
-    by_group = np.argsort(wide, kind="stable")
-    begins = np.diff(wide[by_group], prepend=-1) != 0
-    group = np.empty_like(wide)
-    group[by_group] = np.cumsum(begins) - 1
-    return group, by_group
-
-
-def _joined_order(first: list[int], second: Mapping[int, None]) -> list[int]:
-    """Both orders of the same images; one that only the second has follows the one that precedes it there."""
-    known, after, before = set(first), dict[int | None, list[int]](), None
-    for key in second:
-        if key in known:
-            before = key
-        else:
-            after.setdefault(before, []).append(key)
-    return [*after.get(None, []), *(k for key in first for k in (key, *after.get(key, [])))]
+def _groups(table: pa.Table, store: np.ndarray, stores: int) -> tuple[np.ndarray, np.ndarray]:
+    """((n,) number of each region's phrase, rising in the order of the stores; (n,) order by it)."""
+    row, key = _numbers(table, "phrase_row").astype(np.int64), _codes(table, "key")
+    # a row of the phrases file is of one image, unless phrases are numbered by image
+    if not all(_is_function(row[store == i], key[store == i]) for i in range(stores)):
+        row += key * (row.max() + 1)
+    order = np.argsort(row, kind="stable")
+    group = np.empty_like(row)
+    group[order] = np.cumsum(np.diff(row[order], prepend=-1) != 0) - 1
+    return group, order
 
 
 def _check_phrases(
     table: pa.Table, store: np.ndarray, group: np.ndarray, order: np.ndarray, paths: Sequence[str]
 ) -> None:
-    """Raise InputError if two stores differ in a phrase; ``order`` sorts the regions by ``group``."""
-    first, _ = run_lengths(group[order])
-    same = np.ones(len(order), bool)
-    same[first] = False
+    """Raise InputError if stores differ in a phrase; ``order`` sorts the regions by ``group``."""
+    same = np.diff(group[order]) == 0
     for name in OF_PHRASE:
-        values = _codes(table, name)[order]
-        differs = np.flatnonzero(same & (np.diff(values, prepend=values[:1]) != 0))
+        differs = np.flatnonzero(same & (np.diff(_codes(table, name)[order]) != 0))
         if len(differs):
-            _refuse(table, name, store, paths, int(order[differs[0] - 1]), int(order[differs[0]]))
-    # a row of the phrases file is of one image, unless the stores number their phrases by image
-    row, key = _numbers(table, "phrase_row"), _codes(table, "key")
-    one_image = all(_is_function(row[store == i], key[store == i]) for i in range(len(paths)))
-    if one_image and not _is_function(row, key):
-        by_row = np.argsort(row, kind="stable")
-        at = np.flatnonzero((np.diff(row[by_row]) == 0) & (np.diff(key[by_row]) != 0))[0]
-        _refuse(table, "key", store, paths, int(by_row[at]), int(by_row[at + 1]))
+            rows = order[differs[0] : differs[0] + 2].tolist()
+            words = " and ".join(f"{table[name][i].as_py()!r} in {paths[store[i]]}" for i in rows)
+            where = f"phrase {table['phrase_row'][rows[0]]}" + (f" of {table['key'][rows[0]]}" if name != "key" else "")
+            raise InputError(f"{where}: found {name} {words}; want stores of the same crawl and phrases")
 
 
 def _is_function(of: np.ndarray, values: np.ndarray) -> bool:
@@ -152,12 +130,6 @@ def _is_function(of: np.ndarray, values: np.ndarray) -> bool:
     value = np.zeros(int(of.max(initial=-1)) + 1, values.dtype)
     value[of] = values
     return bool((value[of] == values).all())
-
-
-def _refuse(table: pa.Table, name: str, store: np.ndarray, paths: Sequence[str], a: int, b: int) -> None:
-    words = [f"{table[name][i].as_py()!r} in {paths[store[i]]}" for i in (a, b)]
-    where = f"phrase {table['phrase_row'][a].as_py()}" + ("" if name == "key" else f" of {table['key'][a].as_py()}")
-    raise InputError(f"{where}: found {name} {' and '.join(words)}; want stores of the same crawl and phrases")
 
 
 def _scores(clusters: Clusters, score: np.ndarray, store: np.ndarray, stores: int) -> np.ndarray:

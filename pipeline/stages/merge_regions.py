@@ -44,7 +44,9 @@ def _stores(job: MergeRegions) -> list[dict[str, str]]:
     if len(given) < 2 or len(set(given)) < len(given):
         raise InputError(f"--regions: found {', '.join(given)}; want two or more stores, each once")
     if config.weights and len(config.weights) != len(given):
-        raise InputError(f"merge_regions.weights: found {len(config.weights)} for {len(given)} stores; want one of each")
+        raise InputError(
+            f"merge_regions.weights: found {len(config.weights)} for {len(given)} stores; want one of each"
+        )
     if config.least > len(given):
         raise InputError(f"merge_regions.agree: found {config.least}; want at most the number of stores, {len(given)}")
     stores = [{stem(path): path for path in expand_shards(store, suffix=".parquet")} for store in given]
@@ -52,7 +54,9 @@ def _stores(job: MergeRegions) -> list[dict[str, str]]:
     for store, paths in zip(given, stores, strict=True):
         if lacking := sorted(names.keys() - paths.keys()):
             other, more = given[names[lacking[0]]], f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
-            raise InputError(f"{store}: has no shard {lacking[0]}{more}, which {other} has; want stores of the same shards")
+            raise InputError(
+                f"{store}: has no shard {lacking[0]}{more}, which {other} has; want stores of the same shards"
+            )
     return stores
 
 
