@@ -40,6 +40,7 @@ RUN_BY = {
     "evaluation.md": "tests/pipeline/evaluation/test_compare.py",
     "export.md": "tests/pipeline/writers/test_stage.py",
     "filtering.md": "tests/pipeline/filtering/test_calibration.py",
+    "http-teacher.md": "tests/pipeline/annotators/test_http.py",
     "inspect.md": "tests/pipeline/inspection/test_inspect.py",
     "labelling.md": "tests/pipeline/stages/test_labelling.py",
     "merge-regions.md": "tests/pipeline/stages/test_merge_regions.py",

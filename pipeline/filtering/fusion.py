@@ -124,7 +124,7 @@ def _match_block(
             total[place] = both = total[place] + added
             added /= both  # 1 for the first
             box = [old + added * (new - old) for old, new in zip((c[place] for c in slots), box, strict=True)]
-            least = (box[2] - box[0]) * (box[3] - box[1]) * share
+            least = ((box[2] - box[0]) * (box[3] - box[1]) * share).astype(np.float32)
         for column, values in zip(slots, box, strict=True):
             column[place] = values
         for column, values in zip(flat, (*box, least), strict=True):

@@ -150,7 +150,7 @@ def _fused_score(clusters: Clusters, weighted: np.ndarray, weights: np.ndarray) 
     members = np.bincount(clusters.cluster)
     total = np.bincount(clusters.cluster, weighted.astype(np.float64))
     fused = total / members * np.minimum(members, len(weights)) / weights.sum(dtype=np.float64)
-    return np.minimum(fused, 1).astype(np.float32)
+    return np.asarray(np.minimum(fused, 1), np.float32)
 
 
 def _table(
