@@ -134,8 +134,9 @@ _REX_BOX = re.compile(r"\s*,?\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1,3})>\s*<(\d{1
 
 
 def rex_boxes(text: str) -> Iterator[AnswerBox]:
-    """Boxes of an answer of Rex-Omni ("Detect Anything via Next Point Prediction"): ``<|object_ref_start|>dog<|object_ref_end|><|box_start|>`` and
-    ``<x1><y1><x2><y2>``, or None, and ``<|box_end|>``; coordinates are 0 to 999.
+    """Boxes of an answer of Rex-Omni ("Detect Anything via Next Point Prediction"), in 0 to 999.
+
+    ``<|object_ref_start|>dog<|object_ref_end|><|box_start|><x1><y1><x2><y2>,...<|box_end|>``, with None for no box.
 
     Raises:
         ValueError: no such tokens, or others among them.
@@ -305,7 +306,8 @@ class HttpAnnotator:
         content = [{"type": "image_url", "image_url": {"url": image.pixels}}, {"type": "text", "text": prompt}]
         body = {
             "model": about.model, "messages": [{"role": "user", "content": content}], "temperature": 0,
-            "max_tokens": about.max_tokens, **({"logprobs": True} if about.score == "logprobs" else {}), **about.request,
+            "max_tokens": about.max_tokens, **({"logprobs": True} if about.score == "logprobs" else {}),
+            **about.request,
         }  # fmt: skip
         response = self._post(body)
         try:
@@ -376,8 +378,8 @@ def _token_evidence(
     tokens = (choice.get("logprobs") or {}).get("content")
     if not tokens:
         raise StageError(
-            f'{url}: found no logprobs in its answers; want an endpoint that gives them, or "score" in config.json as a '
-            'number, which all boxes get, or "field"'
+            f"{url}: found no logprobs in its answers; want an endpoint that gives them, or in config.json a score that "
+            'is a number, which all boxes get, or "field"'
         )
     parts = [bytes(t["bytes"]) if t.get("bytes") is not None else t["token"].encode() for t in tokens]
     ends = np.cumsum([len(part) for part in parts])
