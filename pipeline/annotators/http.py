@@ -60,8 +60,8 @@ class HttpTeacherConfig(StrictModel):
     separator: str = Field(", ", description="text between the phrases of a request")
     phrases_per_request: int = Field(1, ge=1, description="with 1, every box of an answer is the phrase's")
     boxes: Literal["json_xyxy_1000", "json_xyxy_absolute", "rex_omni"] = Field(
-        description="how answers state boxes: JSON objects with bbox_2d (or bbox) and label, in thousandths of the image "
-        "(Qwen3-VL) or in pixels of the image that is sent (Qwen2.5-VL); or Rex-Omni's tokens"
+        description="how answers state boxes: JSON objects with bbox_2d (or bbox) and label, in thousandths of the "
+        "image (Qwen3-VL) or in pixels of the image that is sent (Qwen2.5-VL); or Rex-Omni's tokens"
     )
     score: Literal["logprobs", "field"] | UnitFloat = Field(
         "logprobs",
@@ -258,17 +258,17 @@ class HttpAnnotator:
         for i, (start, end) in zip(query.phrases, query.spans, strict=True):
             phrases.setdefault(query.text[start:end].strip().casefold(), []).append(i)
         rows = []
-        for answered, scores in zip(found, evidence, strict=True):
+        for answered, tokens in zip(found, evidence, strict=True):
             label = (answered.label or "").strip().casefold()
             of = query.phrases if len(query.phrases) == 1 else phrases.get(label, ())
             if not of:
                 self._warn_of_label(answered.label)
-            rows += [(phrase, answered.box, scores) for phrase in of]
+            rows += [(phrase, answered.box, tokens) for phrase in of]
         sent = self.shape(size[1], size[0])
         scale = [stored / (edge or side) for stored, side in zip(size[::-1], sent[::-1], strict=True)]
         boxes = np.array([box for _, box, _ in rows], np.float64).reshape(-1, 4) * [*scale, *scale]
         boxes = np.clip(boxes, 0, [size[1], size[0]] * 2)
-        scores = np.array([scores for _, _, scores in rows], np.float32).reshape(-1, 4)
+        scores = np.array([tokens for *_, tokens in rows], np.float32).reshape(-1, 4)
         phrase = np.array([phrase for phrase, _, _ in rows], np.int64)
         stays = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (scores[:, 0] > self._config.floor)
         boxes, scores, phrase = boxes[stays], scores[stays], phrase[stays]
@@ -367,9 +367,7 @@ def _retry_after(response: httpx.Response, otherwise: float) -> float:
     return max(seconds, 0.0)
 
 
-def _token_evidence(
-    found: Sequence[AnswerBox], choice: dict[str, Any], text: str, url: str
-) -> list[tuple[float, float, float, float]]:
+def _token_evidence(found: Sequence[AnswerBox], choice: dict[str, Any], text: str, url: str) -> list[tuple[float, ...]]:
     """Geometric mean, mean, minimum and maximum of the probabilities of the tokens of each box's coordinates.
 
     Raises:
@@ -378,8 +376,8 @@ def _token_evidence(
     tokens = (choice.get("logprobs") or {}).get("content")
     if not tokens:
         raise StageError(
-            f"{url}: found no logprobs in its answers; want an endpoint that gives them, or in config.json a score that "
-            'is a number, which all boxes get, or "field"'
+            f"{url}: found no logprobs in its answers; want an endpoint that gives them, or in config.json as score "
+            'a number, which all boxes get, or "field"'
         )
     parts = [bytes(t["bytes"]) if t.get("bytes") is not None else t["token"].encode() for t in tokens]
     ends = np.cumsum([len(part) for part in parts])
@@ -389,7 +387,7 @@ def _token_evidence(
     if offset < 0:
         raise ImageError("answer_malformed", "its logprobs are of another text")
     logprobs = np.array([t["logprob"] for t in tokens], np.float64)
-    evidence = []
+    evidence: list[tuple[float, ...]] = []
     for box in found:
         start, end = (offset + len(answer.decode()[:at].encode()) for at in box.span)
         of_box = logprobs[np.searchsorted(ends, start, "right") : np.searchsorted(ends, end, "left") + 1]

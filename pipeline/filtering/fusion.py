@@ -87,6 +87,7 @@ def _match_block(
     """
     most, groups = len(turns), len(turns[0])
     slots, total = np.zeros((4, most * groups)), np.zeros(most * groups)
+    least: np.ndarray
     begun, count = np.zeros(most * groups, np.int64), np.zeros(groups, np.int64)
     # of float32 numbers, which are compared twice as fast: near boxes, of which the exact IoU is taken
     near = np.zeros((5, most, groups), np.float32)
