@@ -73,7 +73,7 @@ def rates(store: Path, work: Path, repeats: int) -> dict[str, Any]:
     paths = sorted(map(str, store.glob("*/*.parquet")))
     tables = [read_table(paths[i * len(paths) // 2], REGIONS) for i in (0, 1)]
     whole = pa.concat_tables([t.replace_schema_metadata() for t in tables])
-    boxes = np.stack([whole[name].to_numpy() for name in BOX], 1).astype(np.float64)
+    boxes = np.stack([whole[name].to_numpy() for name in BOX], 1)
     usable = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     arrays = boxes[usable], whole["score"].to_numpy()[usable], whole["phrase_row"].to_numpy()[usable]
     seconds: dict[str, list[float]] = {"stage": [], "read": [], "fusion": []}

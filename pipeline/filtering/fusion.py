@@ -46,27 +46,27 @@ def match(boxes: np.ndarray, score: np.ndarray, group: np.ndarray, iou: float, *
     """Match boxes of each group to clusters, from the best to the worst.
 
     A box joins the cluster whose box it overlaps most, if by an IoU above ``iou``; else it begins one.
+    IoUs are compared in float32.
 
     Args:
-        boxes: (n, 4) xyxy with area, float64. score: (n,) float32, each times its teacher's weight.
+        boxes: (n, 4) xyxy with area, float32. score: (n,) float32, each times its teacher's weight.
             group: (n,) integers of at most 31 bits.
         moving: a cluster's box is the mean of its members, weighted by score, as they join (weighted
             box fusion); else it is its best member's.
     """
     order = falling(group, score)
-    corners = [np.ascontiguousarray(column, np.float64) for column in boxes.T]
-    weight = np.maximum(score, TINY, dtype=np.float64)
+    boxes, weight = np.ascontiguousarray(boxes), np.maximum(score, np.float32(TINY))
     leader = np.arange(len(order))
     first, size = run_lengths(group[order])
     for start in range(0, len(size), GROUPS_AT_ONCE):
         block = start + np.argsort(-size[start : start + GROUPS_AT_ONCE], kind="stable")
         turns = [order[first[block[:n]] + k] for k, n in enumerate(_larger(size[block]))]
-        _match_block(corners, weight, turns, iou, leader, moving)
+        _match_block(boxes, weight, turns, np.float32(iou), leader, moving)
     begins = leader == np.arange(len(order))
-    cluster, found = (np.cumsum(begins) - 1)[leader], boxes[begins]
+    cluster, found = (np.cumsum(begins) - 1)[leader], boxes[begins].astype(np.float64)
     if moving and len(found):
         total = np.bincount(cluster, weight)
-        means = np.stack([np.bincount(cluster, weight * column) / total for column in corners], 1)
+        means = np.stack([np.bincount(cluster, weight * column) / total for column in boxes.T.astype(np.float64)], 1)
         found = np.where(np.bincount(cluster)[:, None] > 1, means, found)
     return Clusters(cluster, np.flatnonzero(begins), found)
 
@@ -77,8 +77,8 @@ def _larger(size: np.ndarray) -> np.ndarray:
 
 
 def _match_block(
-    corners: Sequence[np.ndarray], weight: np.ndarray, turns: Sequence[np.ndarray], iou: float,
-    leader: np.ndarray, moving: bool,
+    boxes: np.ndarray, weight: np.ndarray, turns: Sequence[np.ndarray], iou: np.float32, leader: np.ndarray,
+    moving: bool,
 ) -> None:  # fmt: skip
     """Set the ``leader`` of the boxes of some groups: the box that began their cluster.
 
@@ -86,29 +86,27 @@ def _match_block(
     the flat arrays is the j-th cluster of the g-th group.
     """
     most, groups = len(turns), len(turns[0])
-    slots, total = np.zeros((4, most * groups)), np.zeros(most * groups)
-    least: np.ndarray
-    begun, count = np.zeros(most * groups, np.int64), np.zeros(groups, np.int64)
-    # of float32 numbers, which are compared twice as fast: near boxes, of which the exact IoU is taken
-    near = np.zeros((5, most, groups), np.float32)
-    flat, scratch = near.reshape(5, -1), np.empty((3, most, groups), np.float32)
-    share = iou / (1 + iou) * (1 - 1e-5)  # an IoU above ``iou`` is an intersection above this share of the areas' sum
+    slots = np.zeros((5, most * groups), np.float32)  # x1, y1, x2, y2 and share x area
+    square, scratch = slots.reshape(5, most, groups), np.empty((3, most, groups), np.float32)
+    total, begun = np.zeros(most * groups, np.float32), np.zeros(most * groups, np.int64)
+    count = np.zeros(groups, np.int64)
+    share = np.float32(iou / (1 + iou) * (1 - 1e-5))  # an IoU above ``iou`` is more of the areas' sum; exact below
     for rows in turns:
         n = len(rows)
-        x1, y1, x2, y2 = box = [column[rows] for column in corners]
-        least = ((x2 - x1) * (y2 - y1) * share).astype(np.float32)
+        box = np.ascontiguousarray(boxes.take(rows, 0).T)
+        least = (box[2] - box[0]) * (box[3] - box[1]) * share
         slot = count[:n].copy()
         if used := int(slot.max()):
             inner, side, other = scratch[:, :used, :n]
-            small = [column.astype(np.float32) for column in box]
-            low_x, low_y, high_x, high_y, area = near[:, :used, :n]
-            np.subtract(np.minimum(high_x, small[2], inner), np.maximum(low_x, small[0], other), inner)
-            np.subtract(np.minimum(high_y, small[3], side), np.maximum(low_y, small[1], other), side)
+            low_x, low_y, high_x, high_y, area = square[:, :used, :n]
+            np.subtract(np.minimum(high_x, box[2], inner), np.maximum(low_x, box[0], other), inner)
+            np.subtract(np.minimum(high_y, box[3], side), np.maximum(low_y, box[1], other), side)
             np.maximum(inner, 0, inner)
             np.multiply(inner, side, inner)
-            of, group = np.nonzero(inner > np.add(area, least, other))
-            places = of * groups + group
-            exact = _iou([column[places] for column in slots], [column[group] for column in box])
+            near = np.flatnonzero(inner > np.add(area, least, other))
+            of = near // n
+            group = near - of * n
+            exact = _iou(slots[:4].take(of * groups + group, 1), box.take(group, 1))
             best = np.full(n, iou)
             np.maximum.at(best, group, exact)
             joined = np.flatnonzero((exact > iou) & (exact == best[group]))[::-1]
@@ -119,22 +117,23 @@ def _match_block(
         begun[place[begins]] = rows[begins]
         leader[rows] = begun[place]
         if not moving:
-            place, box, least = place[begins], [column[begins] for column in box], least[begins]
-        else:
+            place, box, least = place[begins], box[:, begins], least[begins]
+        elif used:
             added = weight[rows]
             total[place] = both = total[place] + added
             added /= both  # 1 for the first
-            box = [old + added * (new - old) for old, new in zip((c[place] for c in slots), box, strict=True)]
-            least = ((box[2] - box[0]) * (box[3] - box[1]) * share).astype(np.float32)
-        for column, values in zip(slots, box, strict=True):
-            column[place] = values
-        for column, values in zip(flat, (*box, least), strict=True):
+            old = slots[:4].take(place, 1)
+            box = old + added * (box - old)
+            least = (box[2] - box[0]) * (box[3] - box[1]) * share
+        else:
+            total[place] = weight[rows]
+        for column, values in zip(slots, (*box, least), strict=True):
             column[place] = values
 
 
-def _iou(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) IoU of corresponding boxes, given as four columns."""
-    sides = [np.clip(np.minimum(a[i + 2], b[i + 2]) - np.maximum(a[i], b[i]), 0, None) for i in (0, 1)]
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) IoU of corresponding boxes (4, n)."""
+    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
     inner = sides[0] * sides[1]
     areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
     return np.asarray(inner / (areas[0] + areas[1] - inner))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.io.tables import footer, read_table
 
 OF_PHRASE = ("key", "phrase", "start", "end", "height", "width")
 """Columns in which all stores must agree on a phrase."""
-NOT_OF_A_TEACHER = ("agreed", "status")
+NOT_OF_A_TEACHER = re.compile(r"agreed|score_\d+|status")
 """Columns of merged regions and of labels."""
 
 
@@ -52,13 +53,11 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
     scored = np.isfinite(score) & (score >= 0)
     tally.drop("no_area", int((~area).sum()))
     tally.drop("no_score", int((area & ~scored).sum()))
-    if not (usable := area & scored).all():
-        table, store, group, boxes, score = (
-            table.filter(pa.array(usable)), store[usable], group[usable], boxes[usable], score[usable],
-        )  # fmt: skip
+    rows = np.flatnonzero(area & scored)
+    store, group, boxes, score = store[rows], group[rows], boxes[rows], score[rows]
     weights = np.asarray(config.weights or [1.0] * len(paths), np.float32)
     weighted = score * weights[store]
-    clusters = match(boxes.astype(np.float64), weighted, group, config.iou, moving=config.method == "wbf")
+    clusters = match(boxes, weighted, group, config.iou, moving=config.method == "wbf")
     scores = _scores(clusters, score, store, len(paths))
     agreed = np.isfinite(scores).sum(0)
     merged = _fused_score(clusters, weighted, weights) if config.method == "wbf" else score[clusters.best]
@@ -72,7 +71,7 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
     rank = concatenated_ranges(run_lengths(group[clusters.best[chosen]])[1]).astype(np.int16)
     replaced = dict(zip(BOX, clusters.boxes[chosen].T, strict=True)) | {"score": merged[chosen], "rank": rank}
     added = {f"score_{i}": of_store[chosen] for i, of_store in enumerate(scores)}
-    result = _table(table, clusters.best[chosen], replaced, agreed[chosen], added)
+    result = _table(table, rows[clusters.best[chosen]], replaced, agreed[chosen], added)
     numbers = {f"agreed_{n}": float(counts[n]) for n in range(1, len(paths) + 1)}
     return result, tally, numbers, _teachers([footer(t.schema) for t in tables], config)
 
@@ -80,7 +79,7 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
 def _read(path: str) -> pa.Table:
     """All columns of a regions file, strings as dictionaries."""
     table = read_table(path, REGIONS, optional=None, strings=STRINGS)
-    if found := [name for name in table.column_names if name in NOT_OF_A_TEACHER or name.startswith("score_")]:
+    if found := [name for name in table.column_names if NOT_OF_A_TEACHER.fullmatch(name)]:
         raise InputError(
             f"{path}: found the column {found[0]}; want regions of one teacher, as pseudo-label writes them"
         )

@@ -18,24 +18,32 @@ region = st.tuples(box, st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7]), st.integers
 
 
 def iou_of(a, b):
-    inner = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    zero = np.float32(0)
+    inner = max(zero, min(a[2], b[2]) - max(a[0], b[0])) * max(zero, min(a[3], b[3]) - max(a[1], b[1]))
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
 def slow(boxes, score, iou, moving):
-    """Clusters of one group, as lists of rows, and their boxes: section 3 of arXiv 1910.13302."""
-    clusters, fused = [], []
+    """Clusters of one group, as lists of rows, and their boxes: section 3 of arXiv 1910.13302, in float32."""
+    clusters, fused, total = [], [], []
+    weight = np.maximum(score, np.float32(1e-12))
     for i in sorted(range(len(score)), key=lambda i: (-score[i], i)):
         overlaps = [iou_of(b, boxes[i]) for b in fused]
         j = int(np.argmax(overlaps)) if overlaps else 0
-        if not overlaps or overlaps[j] <= iou:
+        if not overlaps or overlaps[j] <= np.float32(iou):
             clusters.append([i])
-            fused.append(boxes[i].astype(float))
+            fused.append(boxes[i])
+            total.append(weight[i])
             continue
         clusters[j].append(i)
         if moving:
-            weight = np.maximum(score[clusters[j]].astype(float), 1e-12)
-            fused[j] = (boxes[clusters[j]] * weight[:, None]).sum(0) / weight.sum()
+            total[j] += weight[i]
+            fused[j] = fused[j] + weight[i] / total[j] * (boxes[i] - fused[j])
+    if moving:  # the mean so far, and here as it is defined
+        for j, rows in enumerate(clusters):
+            mean = np.average(boxes[rows].astype(float), 0, weight[rows].astype(float))
+            np.testing.assert_allclose(fused[j], mean, rtol=1e-5, atol=1e-5)
+            fused[j] = mean
     return clusters, fused
 
 
@@ -49,7 +57,7 @@ def check(boxes, score, group, iou, moving):
     assert found.best.tolist() == sorted(rows)
     for c, best in enumerate(found.best.tolist()):
         assert np.flatnonzero(found.cluster == c).tolist() == of_cluster[best]
-        np.testing.assert_allclose(found.boxes[c], rows[best], rtol=1e-9)
+        np.testing.assert_allclose(found.boxes[c], rows[best], rtol=1e-9, atol=1e-9)
         if len(of_cluster[best]) == 1 or not moving:
             assert (found.boxes[c] == boxes[best]).all()
 
@@ -58,7 +66,7 @@ def check(boxes, score, group, iou, moving):
 @given(st.lists(region, max_size=25), st.sampled_from([0.25, 0.5, 0.55, 1.0]), st.booleans())
 @example([((0, 0, 2, 2), 0.0, 0), ((0, 0, 2, 2), 0.0, 0)], 0.5, True)
 def test_it_matches_and_fuses_as_the_loop(regions, iou, moving):
-    boxes = np.array([r[0] for r in regions], float).reshape(-1, 4)
+    boxes = np.array([r[0] for r in regions], np.float32).reshape(-1, 4)
     score, group = np.array([r[1] for r in regions], np.float32), np.array([r[2] for r in regions], np.int64)
     check(boxes, score, group, iou, moving)
 
@@ -70,7 +78,7 @@ def test_on_many_random_boxes_and_blocks_of_groups_too(seed, moving, monkeypatch
     rng = np.random.default_rng(seed)
     n = 1200
     corner, group = rng.random((n, 2)) * 60 - 10, rng.integers(0, 100, n)
-    boxes = np.concatenate([corner, corner + rng.random((n, 2)) * 30 + 40], 1).astype(np.float32).astype(float)
+    boxes = np.concatenate([corner, corner + rng.random((n, 2)) * 30 + 40], 1).astype(np.float32)
     check(boxes, rng.random(n).astype(np.float32), group, 0.55, moving)
 
 

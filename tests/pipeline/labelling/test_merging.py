@@ -83,7 +83,7 @@ def test_every_phrase_is_merged_as_by_the_loop(tmp_path_factory, drawn, config):
         found[row["key"], row["phrase_row"]].append(row)
     assert list(found) == sorted(found)
     for name, members in groups.items():
-        boxes = np.array([[r[c] for c in ("x1", "y1", "x2", "y2")] for _, r in members], float)
+        boxes = np.array([[r[c] for c in ("x1", "y1", "x2", "y2")] for _, r in members], np.float32)
         score = np.array([r["score"] for _, r in members], np.float32)
         expected = []
         for cluster, fused in zip(*slow(boxes, score, config.iou, config.method == "wbf"), strict=True):
