@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline.config import PseudoLabelConfig
 from pipeline.config.base import ScoreAggregation
+from pipeline.data.images import ImageError
 from pipeline.data.records import Span
 from pipeline.errors import InputError
 from pipeline.io.model_folder import model_revision
@@ -117,8 +118,11 @@ class Annotator(Protocol):
     def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """The network's inputs for one query about each image."""
 
-    def predict(self, batch: Batch) -> list[RegionPredictions]:
-        """Run the network: the regions of every query. A batch too large for the memory is halved."""
+    def predict(self, batch: Batch) -> Sequence[RegionPredictions | ImageError]:
+        """Run the network: the regions of every query. A batch too large for the memory is halved.
+
+        An error, of a teacher whose answer may be unusable, means that the query's image is lost.
+        """
 
 
 def start(annotator: Annotator, batch: Batch) -> Callable[[], list[RegionPredictions]]:
@@ -143,6 +147,7 @@ TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Re
     "annotators",
     {
         "glip": "pipeline.annotators.glip:GlipAnnotator",
+        "http": "pipeline.annotators.http:HttpAnnotator",
         "grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
         "mm-grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
         "owlv2": "pipeline.annotators.owl:OwlAnnotator",

@@ -22,13 +22,16 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class OomRetryBatcher(Generic[In, Out]):
-    """Runs a forward pass on a batch, or on its halves if it does not fit; ``most``: the number of its ``unit`` that did."""
+    """Runs a forward pass on a batch, or on its halves if it does not fit.
+
+    ``most``: the number of its ``unit`` that did fit; None: no limit was met.
+    """
 
     def __init__(
         self, forward: Callable[[In], list[Out]], count: Callable[[In], int], part: Callable[[In, slice], In], unit: str
     ) -> None:
         self._forward, self._count, self._part, self._unit = forward, count, part, unit
-        self.most: int | None = None  # no limit met
+        self.most: int | None = None
 
     def __call__(self, batch: In) -> list[Out]:
         """The forward pass's results for the batch, or for its parts in order.

@@ -1,4 +1,4 @@
-"""Commands that select labels without a GPU: filter-boxes, count-phrases and calibrate."""
+"""Commands that select labels without a GPU: merge-regions, filter-boxes, count-phrases and calibrate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import click
 from pipeline.cli.common import echo_lines, job_command, make_job, numbers
 from pipeline.errors import InputError
 from pipeline.execution.reports import StageReport
-from pipeline.stages.jobs import IOU, OUT, Calibrate, CountPhrases, FilterBoxes, SweepThresholds
+from pipeline.stages.jobs import IOU, OUT, Calibrate, CountPhrases, FilterBoxes, MergeRegions, SweepThresholds
+
+
+@job_command(MergeRegions)
+def merge_regions(values: dict[str, Any]) -> StageReport:
+    """Fuse the regions that several teachers found of the same phrases. Needs no images and no GPU.
+
+    \b
+    Example: merge-regions --regions regions-glip --regions regions-owl --out merged
+             merge-regions --regions regions-glip --regions regions-owl --out agreed --set method=agree
+    """
+    return make_job(MergeRegions, values).run()
 
 
 @job_command(FilterBoxes, without=["out"])

@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from pipeline.cli.common import FILE, command
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 
 
 @click.group("glip")
@@ -59,7 +59,10 @@ def predict(
     if missing:
         raise InputError(f"TEXT: {text[slice(*spans[missing[0]])]!r} is longer than the model's text limit")
     prepared = annotator.prepare(picture, size)
-    found = RegionPredictions.joined([annotator.predict(annotator.collate([prepared], [q]))[0] for q in queries])
+    predicted = [annotator.predict(annotator.collate([prepared], [q]))[0] for q in queries]
+    if lost := next((p for p in predicted if isinstance(p, ImageError)), None):
+        raise RunError(f"{image}: {lost}")
+    found = RegionPredictions.joined([p for p in predicted if not isinstance(p, ImageError)])
     regions = []
     for i in (-found.score).argsort(kind="stable"):
         x1, y1, x2, y2 = (float(v) for v in found.boxes[i])

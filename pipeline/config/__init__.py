@@ -12,6 +12,7 @@ from pipeline.config.evaluation import EvaluateConfig, EvaluationProtocol, Promo
 from pipeline.config.labelling import (
     BuildShardsConfig,
     FilterConfig,
+    MergeConfig,
     ParsePhrasesConfig,
     PseudoLabelConfig,
     RescoreConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationProtocol",
     "FilterConfig",
     "IngestConfig",
+    "MergeConfig",
     "ModelConfig",
     "NoisyLabelConfig",
     "ParsePhrasesConfig",

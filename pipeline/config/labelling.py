@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import not_
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -152,6 +152,30 @@ class RescoreConfig(Config):
         return template
 
 
+class MergeConfig(Config):
+    """Fusion of several teachers' regions of the same phrases (docs/merge-regions.md)."""
+
+    method: Literal["wbf", "agree"] = Field(
+        "wbf",
+        description="wbf: matched boxes become their mean, weighted by score, and their score the mean times the share "
+        "of the stores (weighted box fusion); agree: the best of matched boxes stays as it is, with its score",
+    )
+    iou: Iou = Field(
+        0.55, description="boxes of a phrase are matched if their IoU is above this (Solovyev et al.: 0.55)"
+    )
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="trust in each store, in their order; default: all the same"
+    )
+    agree: int | None = Field(
+        None, ge=1, description="keep regions that at least this many stores found; default: 1 with wbf, 2 with agree"
+    )
+
+    @property
+    def least(self) -> int:
+        """Number of stores that must have found a region."""
+        return self.agree or (1 if self.method == "wbf" else 2)
+
+
 class FilterConfig(Config):
     """Selection of regions as labels. Rules apply in the order of the fields (docs/filtering.md)."""
 
@@ -165,6 +189,12 @@ class FilterConfig(Config):
     )
     threshold: UnitFloat = Field(0.5, description="keep regions scoring above this (GLIP: 0.5)")
     include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")
+    min_agreed: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=not_,  # so that fingerprints without it stay as they were
+        description="drop regions that fewer teachers found; requires regions of merge-regions",
+    )
     best_per_phrase: int | None = Field(None, ge=1, description="maximum regions per phrase, best first")
     phrase_number: bool = Field(
         False,

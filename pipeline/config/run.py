@@ -12,6 +12,7 @@ from pipeline.config.evaluation import EvaluateConfig, PromotionConfig
 from pipeline.config.labelling import (
     BuildShardsConfig,
     FilterConfig,
+    MergeConfig,
     ParsePhrasesConfig,
     PseudoLabelConfig,
     RescoreConfig,
@@ -40,6 +41,9 @@ class SelfTrainConfig(Config):
     parse_phrases: ParsePhrasesConfig = ParsePhrasesConfig()
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
     rescore: RescoreConfig = Field(RescoreConfig(), description="used only by the rescore command, not by self-train")
+    merge_regions: MergeConfig = Field(
+        MergeConfig(), description="used only by the merge-regions command, not by self-train"
+    )
     filter_boxes: FilterConfig = FilterConfig()
     build_shards: BuildShardsConfig = BuildShardsConfig()
     teacher: TeacherConfig = TeacherConfig()

@@ -176,6 +176,10 @@ class; ``phrase``: its prompted text, the name's own or a synonym; ``phrase_row`
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
 """Regions with a second model's score of crop and phrase, 0..1; null for unreadable images."""
 
+AGREED = pa.field("agreed", pa.int16(), nullable=False)
+"""Column of merged regions: number of the stores that have the region. ``score_0``, ``score_1``, ... are the scores
+in each of them, null where it has none."""
+
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
 """Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -100,7 +100,7 @@ class DetectionShard:
         chunks = [] if spec.captions else class_chunks(spec, annotator, worker.config)
         self._class_queries = [(query, query is chunk[-1]) for chunk in chunks for query in chunk]
         self._predictions: list[list[RegionPredictions]] = [[] for _ in range(self._records.counts[0])]
-        self._chunk: list[list[RegionPredictions]] = []
+        self._chunk: list[Sequence[RegionPredictions | ImageError]] = []
         self._lost: dict[int, tuple[str, ImageError]] = {}  # images without predictions: their gold counts as missed
         self._phrases = Tally()
 
@@ -169,7 +169,10 @@ class DetectionShard:
             if batch.ends_chunk:
                 limit = self._worker.config.chunk_detections if self._spec.protocol == "lvis" else None
                 for item, *parts in zip(batch.items, *self._chunk, strict=True):
-                    joint = RegionPredictions.joined(parts)
+                    if lost := next((part for part in parts if isinstance(part, ImageError)), None):
+                        self._lost.setdefault(item.index, (item.key, lost))
+                        continue
+                    joint = RegionPredictions.joined([part for part in parts if not isinstance(part, ImageError)])
                     self._predictions[item.index].append(joint if limit is None else best(joint, limit))
                 self._chunk = []
             return batch.done

@@ -212,6 +212,17 @@ def no_area(pool: RegionPool) -> np.ndarray:
     return ~((width > 0) & (height > 0))
 
 
+def too_few_teachers(pool: RegionPool) -> np.ndarray | None:
+    if pool.config.min_agreed is None:
+        return None
+    if "agreed" not in pool.shard.columns:
+        raise InputError(
+            f"{pool.shard.path}: has no column agreed, which min_agreed needs; run merge-regions on the stores of "
+            "several teachers, or set min_agreed=null"
+        )
+    return np.asarray(pool.shard.numbers("agreed") < pool.config.min_agreed)
+
+
 def not_best_of_phrase(pool: RegionPool) -> np.ndarray | None:
     limit = pool.config.best_per_phrase
     if limit is None:
@@ -325,7 +336,7 @@ def too_few_regions(pool: RegionPool) -> np.ndarray | None:
 
 
 RULES: tuple[Rule, ...] = (
-    below_threshold, no_area, not_best_of_phrase, beyond_number, too_small, too_large, aspect,
+    below_threshold, no_area, too_few_teachers, not_best_of_phrase, beyond_number, too_small, too_large, aspect,
     same_text_overlap, cross_phrase_overlap, near_identical,
     image_below_threshold, image_score_low, phrase_cap, balanced_away, too_few_regions,
 )  # fmt: skip

@@ -55,22 +55,30 @@ def open_parquet(path: str | Path, strings: Sequence[str] = ()) -> pq.ParquetFil
         return pq.ParquetFile(pa.BufferReader(data), read_dictionary=strings)
 
 
-def read_table(path: str | Path, columns: pa.Schema | Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+def read_table(
+    path: str | Path,
+    columns: pa.Schema | Sequence[str],
+    optional: Sequence[str] | None = (),
+    strings: Sequence[str] = (),
+) -> pa.Table:
     """Read these columns of a Parquet file, in this order; ``footer(table.schema)`` is its footer.
 
-    optional: further columns, read if the file has them.
+    Args:
+        optional: further columns, read if the file has them; None: all that it has.
+        strings: columns to read as dictionaries.
 
     Raises:
         InputError: no such file, not Parquet, or a column is missing.
     """
     wanted = list(columns.names if isinstance(columns, pa.Schema) else columns)
     with _named_errors(path):
-        file = open_parquet(path)
+        file = open_parquet(path, strings)
         names = file.schema_arrow.names
         missing = [name for name in wanted if name not in names]
         if missing:
             raise InputError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(names)}")
-        wanted += [name for name in optional if name in names]
+        others = [name for name in names if name not in wanted]
+        wanted += others if optional is None else [name for name in optional if name in others]
         return file.read(columns=wanted).select(wanted)
 
 

@@ -43,10 +43,13 @@ class ShardResult:
         with self._lock:
             self._lost.setdefault(index, error)
 
-    def add(self, items: Sequence[Item], predictions: Sequence[RegionPredictions]) -> None:
-        """Add the regions of a batch's queries."""
+    def add(self, items: Sequence[Item], predictions: Sequence[RegionPredictions | ImageError]) -> None:
+        """Add the regions of a batch's queries, or their losses."""
         for item, regions in zip(items, predictions, strict=True):
-            self._regions.setdefault(item.index, []).append(regions)
+            if isinstance(regions, ImageError):
+                self.lose(item.index, regions)
+            else:
+                self._regions.setdefault(item.index, []).append(regions)
 
     def finish(self, config: PseudoLabelConfig) -> tuple[pa.Table, dict[str, Tally], list[str]]:
         """(rows of REGIONS, tallies of samples and phrases, notes on lost images).

@@ -14,7 +14,7 @@ from pipeline.annotators.region_text import RegionText
 from pipeline.config import RescoreConfig
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, open_image
-from pipeline.data.records import NAMED_REGIONS, NUMBERED_REGIONS, REGIONS, RESCORED, STORE_VERSION
+from pipeline.data.records import REGIONS, RESCORED, STORE_VERSION
 from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob
@@ -57,7 +57,8 @@ class RescoringShard:
     def __init__(self, config: RescoreConfig, regions: str, out: str, scorer: RegionText, job: ShardJob) -> None:
         self._config, self._out, self._scorer, self._job = config, out, scorer, job
         self._path = join(regions, f"{job.name}.parquet")
-        self._table = table = read_table(self._path, REGIONS, optional=["number", "name"])
+        table = read_table(self._path, REGIONS, optional=None)
+        self._table = table = table.select([name for name in table.column_names if name != "region_text"])
         self._boxes = np.stack([table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], 1).astype(np.float64)
         self._sizes = np.stack([table[name].to_numpy() for name in ("height", "width")], 1)
         phrases = table["phrase"].combine_chunks().dictionary_encode()
@@ -164,9 +165,8 @@ class RescoringShard:
         column = pa.array(self._scores, pa.float32(), mask=np.isnan(self._scores))
         table = self._table.append_column(RESCORED.field("region_text"), column)
         name, numbers = f"{job.name}.parquet", {"phrases_cut": float(self._cut)}
-        kinds = {"number": NUMBERED_REGIONS, "name": NAMED_REGIONS}
-        regions = next((schema for column, schema in kinds.items() if column in table.column_names), REGIONS)
-        schema = regions.append(RESCORED.field("region_text"))
+        others = [field for field in self._table.schema if field.name not in REGIONS.names]
+        schema = pa.schema([*REGIONS, *others, RESCORED.field("region_text")])
         output = write_table(join(self._out, name), table, schema, about)
         return job.report(STAGE, {name: output}, self._tallies, numbers=numbers, problems=problems)
 

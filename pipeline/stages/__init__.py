@@ -12,6 +12,7 @@ from pipeline.stages.jobs import (
     Ingest,
     Job,
     MakeDemoData,
+    MergeRegions,
     ParsePhrases,
     PerShardJob,
     PseudoLabel,
@@ -24,6 +25,6 @@ from pipeline.stages.jobs import (
 
 __all__ = [
     "JOBS", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels", "FilterBoxes", "Ingest",
-    "Job", "MakeDemoData", "ParsePhrases", "PerShardJob", "PseudoLabel", "Rescore", "SweepThresholds", "TrainModel",
-    "read_job", "write_job",
+    "Job", "MakeDemoData", "MergeRegions", "ParsePhrases", "PerShardJob", "PseudoLabel", "Rescore", "SweepThresholds",
+    "TrainModel", "read_job", "write_job",
 ]  # fmt: skip

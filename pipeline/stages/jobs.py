@@ -23,6 +23,7 @@ from pipeline.config import (
     EvaluateConfig,
     FilterConfig,
     IngestConfig,
+    MergeConfig,
     ModelConfig,
     ParsePhrasesConfig,
     PseudoLabelConfig,
@@ -241,6 +242,17 @@ class Rescore(PerShardJob, LabellingOptions):
     settings: RescoreConfig = RescoreConfig()
 
 
+class MergeRegions(PerShardJob, ShardOptions):
+    """Regions of several teachers, fused: ``out/SHARD.parquet``."""
+
+    stage, section, shards_field = "merge-regions", "merge_regions", ""
+    regions: Paths = Field(
+        description="Regions that pseudo-label wrote with one of the teachers: a folder, glob or brace pattern, once a "
+        "teacher; all with the same shards."
+    )
+    settings: MergeConfig = MergeConfig()
+
+
 class FilterBoxes(PerShardJob, ShardOptions):
     """Labels selected from stored regions: ``out/SHARD.parquet``."""
 
@@ -428,8 +440,8 @@ class MakeDemoData(WholeJob[DemoDataSummary]):
 JOBS: dict[str, type[Job]] = {
     job.stage: job
     for job in (
-        MakeDemoData, ConvertCheckpoint, Ingest, ParsePhrases, PseudoLabel, Rescore, FilterBoxes, SweepThresholds,
-        CountPhrases, Calibrate, BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
+        MakeDemoData, ConvertCheckpoint, Ingest, ParsePhrases, PseudoLabel, Rescore, MergeRegions, FilterBoxes,
+        SweepThresholds, CountPhrases, Calibrate, BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
     )
 }  # fmt: skip
 """Jobs by name of the stage."""

@@ -49,7 +49,7 @@ def same(a: RegionPredictions, b: RegionPredictions, tolerance: float = 2e-3) ->
 
 
 def test_every_family_is_here(folders):
-    assert set(EVERY) == set(TEACHERS.builtin)
+    assert {*EVERY, "http"} == set(TEACHERS.builtin)  # test_http.py
     for name in EVERY:
         annotator = load_annotator(folders[name], ALL)
         assert annotator.name == name and len(annotator.revision) == 12
@@ -401,7 +401,7 @@ def test_any_thread_may_make_batches_ready(load, name, restless_threads):
 def test_wrong_folders_are_named(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "yolos"}))
     with pytest.raises(
-        InputError, match=r"'yolos' is no known teacher; known: glip, grounding-dino, mm-.*owlv2, owlvit"
+        InputError, match=r"'yolos' is no known teacher; known: glip, grounding-dino, http, mm-.*owlv2, owlvit"
     ):
         load_annotator(tmp_path, ALL)
     for name in ("owlv2", "grounding-dino"):

@@ -79,6 +79,12 @@ def test_a_rule_by_hand(name, tmp_path):
     assert reasons(tmp_path, rows, FilterConfig(**settings)) == expected
 
 
+def test_the_teachers_that_agree_are_counted_before_the_best_of_a_phrase_is_chosen(tmp_path):
+    rows, config = [region(), region(score=0.8), region(score=0.7)], FilterConfig(min_agreed=2, best_per_phrase=1)
+    expected = ["too_few_teachers", "keep", "not_best_of_phrase"]
+    assert reasons(tmp_path, rows, config, agreed=[1, 3, 2]) == expected
+
+
 def test_yolo_world_goes_by_the_geometric_mean_and_the_images_mean_region_text_score(tmp_path):
     rows = [
         region(score=0.9),

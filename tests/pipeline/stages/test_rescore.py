@@ -29,7 +29,7 @@ from pipeline.errors import InputError, RunError
 from pipeline.io.hashing import digest_file
 from pipeline.io.tables import footer, read_table, write_table
 from pipeline.io.tars import read_tar, write_tar
-from pipeline.stages.jobs import FilterBoxes, ParsePhrases, PseudoLabel, Rescore
+from pipeline.stages.jobs import FilterBoxes, MergeRegions, ParsePhrases, PseudoLabel, Rescore
 from tests.fixtures import teachers
 from tests.fixtures.crawl import jpeg, write_crawl
 from tests.fixtures.names import NAMES, named, write_images, write_named
@@ -245,6 +245,20 @@ def test_names_stay_in_a_rescored_store(scorers, tmp_path):
     FilterBoxes(settings=settings, regions=tmp_path / "rescored", out=tmp_path / "labels").run()
     names = read_table(tmp_path / "labels" / "00000.parquet", NAMED_LABELS)["name"].to_pylist()
     assert names == ["dog", "cat"]
+
+
+def test_further_columns_are_carried_and_a_former_score_is_replaced(scorers, store, tmp_path):
+    shutil.copytree(store / "crawl", tmp_path / "crawl")
+    shutil.copytree(store / "regions", tmp_path / "again")
+    MergeRegions(regions=(str(store / "regions"), str(tmp_path / "again")), out=tmp_path / "regions").run()
+    score(tmp_path, scorers["clip"], tmp_path / "rescored")
+    merged, rescored = (read_table(tmp_path / n / "00000.parquet", REGIONS, None) for n in ("regions", "rescored"))
+    assert rescored.column_names == [*merged.column_names, "region_text"] and "agreed" in merged.column_names
+    assert rescored.drop_columns("region_text").equals(merged)
+    shutil.rmtree(tmp_path / "regions")
+    (tmp_path / "rescored").rename(tmp_path / "regions")
+    score(tmp_path, scorers["clip"], tmp_path / "twice")
+    assert read_table(tmp_path / "twice/00000.parquet", REGIONS, optional=None).equals(rescored)
 
 
 @pytest.mark.parametrize("name", ["grounding-dino", "owlv2"])
