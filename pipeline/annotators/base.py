@@ -114,11 +114,15 @@ class Annotator(Protocol):
 TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Registry(
     "annotators",
     {
+        "florence2": "pipeline.annotators.florence2:Florence2Annotator",
         "glip": "pipeline.annotators.glip:GlipAnnotator",
         "grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
         "mm-grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
+        "omdet-turbo": "pipeline.annotators.omdet_turbo:OmDetTurboAnnotator",
         "owlv2": "pipeline.annotators.owl:OwlAnnotator",
         "owlvit": "pipeline.annotators.owl:OwlAnnotator",
+        "sam3": "pipeline.annotators.sam3:Sam3Annotator",
+        "sam3_video": "pipeline.annotators.sam3:Sam3Annotator",
     },
 )
 """model_type of a folder's config.json -> class; called with the folder, its revision, the settings and a device."""
