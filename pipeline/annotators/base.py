@@ -150,8 +150,9 @@ def model_type(folder: str | Path) -> str:
     found = str(_model_config(folder).get("model_type"))
     if found not in TEACHERS:
         raise InputError(
-            f"{folder}/config.json: model_type {found!r} is no known teacher; "
-            f"known: {', '.join(sorted(TEACHERS.names()))}"
+            f"{folder}/config.json: found model_type {found!r}; want one of {', '.join(sorted(TEACHERS.names()))}, "
+            "or a family of your own: TEACHERS.register in a module that GLIP_SELF_TRAIN_PLUGINS names "
+            "(docs/python.md, A teacher)"
         )
     return found
 

@@ -146,13 +146,13 @@ class PhraseAnnotator(NetworkAnnotator):
         evidence: the mean, least and largest token score, (n, phrases) each; the score if there are no tokens.
         """
         box, phrase, boxes = choose(scores, boxes, size, self._config)
-        score, *tokens = (
-            values[box, phrase].float().cpu().numpy() for values in (scores, *(evidence or (scores, scores, scores)))
-        )
+        columns = dict(zip(("token_mean", "token_min", "token_max"), evidence or (scores, scores, scores), strict=True))
+        columns = {name: values[box, phrase] for name, values in {**columns, "score": scores}.items()}
         return RegionPredictions(
-            np.asarray(phrases, np.int64)[phrase.cpu().numpy()], boxes[box].float().cpu().numpy(), score, *tokens,
-            centerness=np.full(len(score), np.nan, np.float32),
-        )  # fmt: skip
+            phrase=np.asarray(phrases, np.int64)[phrase.cpu().numpy()],
+            centerness=np.full(len(phrase), np.nan, np.float32),
+            **{name: values.float().cpu().numpy() for name, values in {**columns, "boxes": boxes[box]}.items()},
+        )
 
     def _joined(self, parts: Sequence[RegionPredictions], size: tuple[int, int]) -> RegionPredictions:
         """All regions of an image, of which there may be no part."""

@@ -117,7 +117,7 @@ class _Float32(torch.nn.Module):
 
 def _of_images(features: Any, image: Tensor) -> Sam3VisionEncoderOutput:
     """The features of one image a phrase. Only the mask decoder reads the finer levels, so they are left out."""
-    levels = ("fpn_hidden_states", "fpn_position_encoding")
     return Sam3VisionEncoderOutput(
-        **{name: tuple(level[image] for level in getattr(features, name)[-2:]) for name in levels}
+        fpn_hidden_states=tuple(level[image] for level in features.fpn_hidden_states[-2:]),
+        fpn_position_encoding=tuple(level[image] for level in features.fpn_position_encoding[-2:]),
     )

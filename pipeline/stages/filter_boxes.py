@@ -85,6 +85,8 @@ def _filter_shard(
         "preset": preset_of(config) if fitted.thresholds is None else "",
         "teacher": shard.footer.get("teacher", ""),
     }
+    if licence := shard.footer.get("teacher_licence"):
+        notes["teacher_licence"] = licence
     if fitted.digest:
         notes["tables"] = fitted.digest
     if fitted.thresholds is not None:
