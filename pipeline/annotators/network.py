@@ -112,7 +112,8 @@ class PhraseAnnotator(NetworkAnnotator):
         Raises:
             InputError: the settings want another.
         """
-        wanted = min(self._config.image_size or side, self._config.max_image_size or side)
+        wanted = self._config.image_size or side
+        wanted = min(wanted, self._config.max_image_size or wanted)
         if wanted != side:
             raise InputError(f"image_size: found {wanted}; want {side} pixels, the only size that this teacher takes")
         return side
