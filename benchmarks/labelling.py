@@ -221,7 +221,7 @@ def bucketing_speedup(bench: Bench, repeats: int) -> float:
 
 
 def prepare_ms(folder: Path, repeats: int) -> dict[str, float]:
-    """Milliseconds of a thread that decodes and resizes a JPEG of 640x480 to 800x1066, and collates eight, for a GPU."""
+    """Milliseconds of a thread that decodes a JPEG of 640x480, resizes it to 800x1066 and collates eight for a GPU."""
     crawl = write_crawl(folder / "crawl", 1, 16, 554, mixed=False)  # 640 x 480
     teacher = glip_teacher(folder / "teacher", "glip-t", 800, 1333, num_blocks=1)
     bench = Bench(folder, crawl, teacher, 8)

@@ -146,12 +146,16 @@ def collate_again(annotator: Annotator, batch: Batch, queries: Sequence[TextQuer
 TEACHERS: Registry[Callable[[str, str, PseudoLabelConfig, str], Annotator]] = Registry(
     "annotators",
     {
+        "florence2": "pipeline.annotators.florence2:Florence2Annotator",
         "glip": "pipeline.annotators.glip:GlipAnnotator",
         "http": "pipeline.annotators.http:HttpAnnotator",
         "grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
         "mm-grounding-dino": "pipeline.annotators.grounding_dino:GroundingDinoAnnotator",
+        "omdet-turbo": "pipeline.annotators.omdet_turbo:OmDetTurboAnnotator",
         "owlv2": "pipeline.annotators.owl:OwlAnnotator",
         "owlvit": "pipeline.annotators.owl:OwlAnnotator",
+        "sam3": "pipeline.annotators.sam3:Sam3Annotator",
+        "sam3_video": "pipeline.annotators.sam3:Sam3Annotator",
     },
 )
 """model_type of a folder's config.json -> class; called with the folder, its revision, the settings and a device."""
@@ -179,8 +183,9 @@ def model_type(folder: str | Path) -> str:
     found = str(_model_config(folder).get("model_type"))
     if found not in TEACHERS:
         raise InputError(
-            f"{folder}/config.json: model_type {found!r} is no known teacher; "
-            f"known: {', '.join(sorted(TEACHERS.names()))}"
+            f"{folder}/config.json: found model_type {found!r}; want one of {', '.join(sorted(TEACHERS.names()))}, "
+            "or a family of your own: TEACHERS.register in a module that GLIP_SELF_TRAIN_PLUGINS names "
+            "(docs/python.md, A teacher)"
         )
     return found
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.oom import OomRetryBatcher
-from pipeline.annotators.tokenizers import token_counts, tokenizer_words
+from pipeline.annotators.region_selection import choose
+from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.annotators.windows import caption_queries, class_queries
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import Span
+from pipeline.errors import InputError
 
 
 class NetworkAnnotator(ABC):
@@ -60,3 +66,101 @@ class NetworkAnnotator(ABC):
     def _autocast(self) -> torch.autocast:
         """bfloat16 arithmetic if the settings want it."""
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
+
+
+class PhraseAnnotator(NetworkAnnotator):
+    """A network whose texts are single phrases, without their caption, and whose images are squeezed to one square.
+
+    ``_images``: the image processor. ``_side``: of the square, in pixels.
+    """
+
+    _images: Any
+    _side: int
+
+    def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
+        """One query of all phrases; those beyond the text limit are missing."""
+        counts = token_counts(self._tokenizer, [caption[start:end] for start, end in spans])
+        fits = [i for i, n in enumerate(counts) if 0 < n <= self._limit - self._specials]
+        missing = sorted(set(range(len(spans))) - set(fits))
+        if not fits:
+            return [], missing
+        return [TextQuery(caption, tuple(spans[i] for i in fits), tuple(fits), self._limit * len(fits))], missing
+
+    def class_queries(self, names: Sequence[str]) -> list[TextQuery]:
+        """One query of all names."""
+        clean = [clean_name(name).strip() for name in names]
+        for name, n in zip(clean, token_counts(self._tokenizer, clean), strict=True):
+            if not 0 < n <= self._limit - self._specials:
+                raise InputError(
+                    f"class name {name!r} takes {n} tokens; a query has 1 to {self._limit - self._specials}"
+                )
+        starts = np.cumsum([0, *(len(name) + len(SEPARATOR) for name in clean)]).tolist()
+        spans = tuple((start, start + len(name)) for start, name in zip(starts, clean, strict=False))
+        return [TextQuery(SEPARATOR.join(clean), spans, tuple(range(len(clean))), self._limit * len(clean))]
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """The same square for all images."""
+        return self._side, self._side
+
+    def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
+        """The network's pixels."""
+        inputs = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
+        return Prepared(inputs["pixel_values"][0], size)
+
+    def _only_side(self, side: int) -> int:
+        """The side of a network that takes no other.
+
+        Raises:
+            InputError: the settings want another.
+        """
+        wanted = self._config.image_size or side
+        wanted = min(wanted, self._config.max_image_size or wanted)
+        if wanted != side:
+            raise InputError(f"image_size: found {wanted}; want {side} pixels, the only size that this teacher takes")
+        return side
+
+    def _distinct(self, queries: Sequence[TextQuery]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """(the distinct phrases, tokenized to the full length; for each query its phrases' rows among them)."""
+        texts = [phrase_texts(query) for query in queries]
+        rows = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
+        encoded = self._tokenized(list(rows) or [""])
+        return encoded, [torch.tensor([rows[text] for text in phrases], dtype=torch.long) for phrases in texts]
+
+    def _tokenized(self, texts: list[str]) -> dict[str, Tensor]:
+        with tokenizer_lock(self._tokenizer):
+            return dict(
+                self._tokenizer(
+                    texts, padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
+                )
+            )
+
+    def _regions(
+        self,
+        scores: Tensor,
+        boxes: Tensor,
+        size: tuple[int, int],
+        phrases: Sequence[int],
+        evidence: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> RegionPredictions:
+        """Regions of an image of ``size`` (height, width).
+
+        scores (n, phrases). boxes (n, 4): xyxy in pixels. phrases: as in :class:`TextQuery`.
+        evidence: the mean, least and largest token score, (n, phrases) each; the score if there are no tokens.
+        """
+        box, phrase, boxes = choose(scores, boxes, size, self._config)
+        columns = dict(zip(("token_mean", "token_min", "token_max"), evidence or (scores, scores, scores), strict=True))
+        columns = {name: values[box, phrase] for name, values in {**columns, "score": scores}.items()}
+        return RegionPredictions(
+            phrase=np.asarray(phrases, np.int64)[phrase.cpu().numpy()],
+            centerness=np.full(len(phrase), np.nan, np.float32),
+            **{name: values.float().cpu().numpy() for name, values in {**columns, "boxes": boxes[box]}.items()},
+        )
+
+    def _joined(self, parts: Sequence[RegionPredictions], size: tuple[int, int]) -> RegionPredictions:
+        """All regions of an image, of which there may be no part."""
+        return RegionPredictions.joined(parts or [self._regions(torch.zeros(0, 0), torch.zeros(0, 4), size, ())])
+
+
+def phrase_texts(query: TextQuery) -> list[str]:
+    """The texts of a query's phrases."""
+    return [query.text[start:end] for start, end in query.spans]

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForZeroShotObjectDetection
 
-from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.network import NetworkAnnotator
-from pipeline.annotators.region_selection import choose, corners
-from pipeline.annotators.tokenizers import token_counts, tokenizer_lock
+from pipeline.annotators.network import PhraseAnnotator
+from pipeline.annotators.region_selection import corners
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import Span
 from pipeline.errors import InputError
 
 PHRASES_AT_ONCE = 128
@@ -39,7 +34,7 @@ class _Inputs:
     rows: list[Tensor]
 
 
-class OwlAnnotator(NetworkAnnotator):
+class OwlAnnotator(PhraseAnnotator):
     """An annotator (:class:`pipeline.annotators.base.Annotator`). A region's three token scores are its score."""
 
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
@@ -62,50 +57,18 @@ class OwlAnnotator(NetworkAnnotator):
             raise InputError(f"image_size: {wanted} pixels are less than one patch of the teacher's, {patch}")
         return side, side != vision
 
-    def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
-        """One query of all phrases; those beyond the text limit are missing."""
-        counts = token_counts(self._tokenizer, [caption[start:end] for start, end in spans])
-        fits = [i for i, n in enumerate(counts) if 0 < n <= self._limit - self._specials]
-        missing = sorted(set(range(len(spans))) - set(fits))
-        if not fits:
-            return [], missing
-        return [TextQuery(caption, tuple(spans[i] for i in fits), tuple(fits), self._limit * len(fits))], missing
-
-    def class_queries(self, names: Sequence[str]) -> list[TextQuery]:
-        """One query of all names."""
-        clean = [clean_name(name).strip() for name in names]
-        for name, n in zip(clean, token_counts(self._tokenizer, clean), strict=True):
-            if not 0 < n <= self._limit - self._specials:
-                raise InputError(
-                    f"class name {name!r} takes {n} tokens; a query has 1 to {self._limit - self._specials}"
-                )
-        starts = np.cumsum([0, *(len(name) + len(SEPARATOR) for name in clean)]).tolist()
-        spans = tuple((start, start + len(name)) for start, name in zip(starts, clean, strict=False))
-        return [TextQuery(SEPARATOR.join(clean), spans, tuple(range(len(clean))), self._limit * len(clean))]
-
-    def shape(self, width: int, height: int) -> tuple[int, int]:
-        """The same square for all images."""
-        return self._side, self._side
-
     def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
         """The network's pixels. A much larger image is first reduced: padded to a square it would take gigabytes."""
         factor = max(image.size) // (2 * self._side)
         if self._padded and factor > 1:
             image = image.reduce(factor)
-        inputs = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
-        return Prepared(inputs["pixel_values"][0], size)
+        return super().prepare(image, size)
 
     def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """Each distinct phrase once."""
-        texts = [[q.text[start:end] for start, end in q.spans] for q in queries]
-        rows = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
-        with tokenizer_lock(self._tokenizer):
-            encoded = self._tokenizer(
-                list(rows) or [""], padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"
-            )
-        of_image = [torch.tensor([rows[text] for text in phrases], dtype=torch.long) for phrases in texts]
+        texts, rows = self._distinct(queries)
         pixels = torch.stack([image.pixels for image in images])
-        return Batch(_Inputs(pixels, dict(encoded), of_image), tuple(images), tuple(queries))
+        return Batch(_Inputs(pixels, texts, rows), tuple(images), tuple(queries))
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[RegionPredictions]:
@@ -126,8 +89,10 @@ class OwlAnnotator(NetworkAnnotator):
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._device)
             logits, _ = self._model.class_predictor(patches, texts[padded])
             for i, of_image in enumerate(rows):
-                phrases = batch.queries[i].phrases[start : start + PHRASES_AT_ONCE]
-                parts[i].append(self._regions(logits[i, :, : len(of_image)], boxes[i], batch.images[i].size, phrases))
+                phrases, size = batch.queries[i].phrases[start : start + PHRASES_AT_ONCE], batch.images[i].size
+                height, width = (max(size), max(size)) if self._padded else size
+                scores = logits[i, :, : len(of_image)].float().sigmoid()
+                parts[i].append(self._regions(scores, corners(boxes[i], width, height), size, phrases))
         return [RegionPredictions.joined(of_image) for of_image in parts]
 
     def _encoded(self, texts: dict[str, Tensor]) -> Tensor:
@@ -137,17 +102,3 @@ class OwlAnnotator(NetworkAnnotator):
             part = {name: value[start : start + PHRASES_AT_ONCE].to(self._device) for name, value in texts.items()}
             parts.append(self._model.base_model.get_text_features(**part).pooler_output)
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
-
-    def _regions(
-        self, logits: Tensor, boxes: Tensor, size: tuple[int, int], phrases: Sequence[int]
-    ) -> RegionPredictions:
-        """Regions of an image of ``size`` (height, width) from logits (patches, phrases) and boxes (patches, 4)."""
-        height, width = (max(size), max(size)) if self._padded else size
-        scores = logits.float().sigmoid()
-        box, phrase, boxes = choose(scores, corners(boxes, width, height), size, self._config)
-        score = scores[box, phrase].cpu().numpy()
-        return RegionPredictions(
-            phrase=np.asarray(phrases, np.int64)[phrase.cpu().numpy()], boxes=boxes[box].cpu().numpy(),
-            score=score, token_mean=score, token_min=score, token_max=score,
-            centerness=np.full(len(score), np.nan, np.float32),
-        )  # fmt: skip

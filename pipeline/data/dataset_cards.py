@@ -12,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.io.files import listing, read_bytes
 from pipeline.io.paths import is_hidden, is_url, join, parent
 from pipeline.io.strict_model import problem_lines
+from pipeline.io.tables import footer, open_parquet
 
 log = logging.getLogger("glip_self_train")
 
@@ -46,6 +47,15 @@ def card_of(shard: str, dataset: str) -> DatasetCard | None:
     path = join(parent(shard), f"{dataset}.dataset.json")
     data = read_bytes(path)
     return None if data is None else _card(path, data)
+
+
+def labelled_by(files: Sequence[str]) -> str | None:
+    """The teachers of label stores' files, with the licences of their weights; None if no licence is noted."""
+    footers = [footer(open_parquet(path).schema_arrow) for path in files]
+    names = {
+        f"{f['teacher']} (licence of the weights: {f['teacher_licence']})" for f in footers if "teacher_licence" in f
+    }
+    return "; ".join(sorted(names)) or None
 
 
 def _card(path: str, data: bytes) -> DatasetCard:

@@ -135,6 +135,11 @@ class DatasetCard(StrictModel):
     frequency: dict[str, str] | None = Field(None, description="LVIS: class name -> r, c or f (rare, common, frequent)")
     licence: str | None = None
     source: str | None = None
+    labelled_by: str | None = Field(
+        None,
+        exclude_if=lambda text: text is None,  # so that cards and exports without it stay as they were
+        description="pseudo-labels: the teachers, with the licences of their weights",
+    )
 
 
 # Arrow schemas of the label store. Rows are in the order of the crawl shard; ``phrase_row`` is the phrase's row number

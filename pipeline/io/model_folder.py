@@ -9,6 +9,8 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from pipeline.errors import InputError
 from pipeline.io.hashing import digest_file, digest_json
 
@@ -67,6 +69,23 @@ def model_revision(folder: str | Path) -> str:
         if p.suffix in {".json", ".safetensors", ".txt", ".bin"} and p.name not in {"training_state.json"}
     )
     return digest_json({name: digest_file(folder / name) for name in names})[:12]
+
+
+def stated_licence(folder: str | Path) -> str | None:
+    """Licence of the weights as the front matter of a folder's README.md states it, as model cards of the
+    Hugging Face Hub do: ``license``, or ``license_name`` if that is "other". None if there is none.
+    """
+    try:
+        parts = (Path(folder) / "README.md").read_text("utf-8", errors="replace").split("---\n", 2)
+        card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (OSError, yaml.YAMLError):
+        return None
+    if not isinstance(card, dict):
+        return None
+    stated = card.get("license")
+    if stated in (None, "other"):
+        stated = card.get("license_name") or stated
+    return ", ".join(map(str, stated if isinstance(stated, list) else [stated])) if stated else None
 
 
 def text_encoder_folder(name: str | None) -> Path:

@@ -23,10 +23,17 @@ Queries = tuple[list[Item], Batch]
 
 
 class LabellingShard:
-    """A shard being labelled (:class:`pipeline.execution.inference.InferenceShard`). phrases, out: folders or URLs."""
+    """A shard being labelled (:class:`pipeline.execution.inference.InferenceShard`).
 
-    def __init__(self, config: PseudoLabelConfig, phrases: str, out: str, teacher: Annotator, job: ShardJob) -> None:
+    phrases, out: folders or URLs. licence: of the teacher's weights, if known.
+    """
+
+    def __init__(
+        self, config: PseudoLabelConfig, phrases: str, out: str, teacher: Annotator, job: ShardJob,
+        licence: str | None = None,
+    ) -> None:  # fmt: skip
         self._config, self._out, self._teacher, self._job = config, out, teacher, job
+        self._licence = licence
         self._result = ShardResult(read_caption_phrases(join(phrases, f"{job.name}.parquet")))
 
     def windows(self) -> Iterator[list[list[Item]]]:
@@ -67,6 +74,7 @@ class LabellingShard:
         footer = {
             "stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION),
             "teacher": f"{self._teacher.name}@{self._teacher.revision}", "config": config.model_dump_json(),
+            **({"teacher_licence": self._licence} if self._licence else {}),
         }  # fmt: skip
         name, numbers = f"{job.name}.parquet", {"regions": float(table.num_rows)}
         output = write_table(join(self._out, name), table, table.schema, footer)

@@ -6,6 +6,7 @@ from functools import partial
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.crawl import MAX_UNREAD_SHARE
+from pipeline.data.dataset_cards import labelled_by
 from pipeline.data.name_list import NameList
 from pipeline.data.records import RECORD_VERSION
 from pipeline.dedup.exclusion_list import ExclusionList
@@ -72,8 +73,9 @@ def run(job: BuildShards) -> StageReport:
         without=unwanted, names=names,
     )  # fmt: skip
     report = run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
-    card = pseudo_label_card(job.dataset, names).model_dump(mode="json", exclude_none=True)
-    write_json(join(job.out, f"{job.dataset}.dataset.json"), card)
+    teachers = labelled_by([inputs(shard)["labels"] for shard in shards])
+    card = pseudo_label_card(job.dataset, names).model_copy(update={"labelled_by": teachers})
+    write_json(join(job.out, f"{job.dataset}.dataset.json"), card.model_dump(mode="json", exclude_none=True))
     return report
 
 

@@ -93,6 +93,8 @@ def _filter_shard(
     }
     if shard.names is not None:
         notes["names"] = shard.footer["names"]
+    if licence := shard.footer.get("teacher_licence"):
+        notes["teacher_licence"] = licence
     if fitted.digest:
         notes["tables"] = fitted.digest
     if fitted.thresholds is not None:

@@ -230,6 +230,11 @@ class PseudoLabel(PerShardJob, LabellingOptions):
     )
     teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
     settings: PseudoLabelConfig = PseudoLabelConfig()
+    licence: str | None = Field(
+        None,
+        description="Licence of the teacher's weights, noted in the store and in exports. Default: the one that "
+        "README.md in its folder states.",
+    )
 
 
 class Rescore(PerShardJob, LabellingOptions):

@@ -20,7 +20,7 @@ from pipeline.execution.run import run_workers
 from pipeline.execution.worker import ShardJob
 from pipeline.io.files import file_size, listing, require_files
 from pipeline.io.hashing import digest_file, fingerprint
-from pipeline.io.model_folder import model_revision
+from pipeline.io.model_folder import model_revision, stated_licence
 from pipeline.io.paths import join, parent, stem
 from pipeline.io.samples import read_samples
 from pipeline.io.shard_patterns import expand_crawl
@@ -58,7 +58,7 @@ def run(job: PseudoLabel) -> StageReport:
     require_files(path for shard in shards for path in (shard, phrases_of(shard)))
     labelling = partial(
         InferenceWorker, partial(load_annotator, job.teacher, settings),
-        partial(LabellingShard, settings, phrases, job.out),
+        partial(LabellingShard, settings, phrases, job.out, licence=job.licence or stated_licence(job.teacher)),
     )  # fmt: skip
     workers = inference_workers(labelling, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]

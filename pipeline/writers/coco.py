@@ -72,6 +72,8 @@ class _File(SetFiles):
         self._file, self._spool = context.sink.open(f"{name}.json"), context.sink.spool()
         card = self.card
         head = {"description": self.dataset, **({"url": card.source} if card and is_url(card.source or "") else {})}
+        if card and card.labelled_by:
+            head["labelled_by"] = card.labelled_by
         licences = [{"id": 1, "name": card.licence, "url": ""}] if card and card.licence else []
         self._file.write(b'{"info":' + json_bytes(head) + b',\n"licenses":' + json_bytes(licences) + b',\n"images":[')
         self._images, self._annotations = JsonRows(self._file), JsonRows(self._spool)

@@ -61,7 +61,8 @@ class SetWriter:
         rows = {}
         for files in self.sets.values():
             if (entry := files.finish()) is not None:
-                origin = {"licence": files.card.licence, "source": files.card.source} if files.card else {}
+                card = files.card
+                origin = {"licence": card.licence, "source": card.source, "note": card.labelled_by} if card else {}
                 row = {"kind": files.kind, **entry, "images_folder": "."}
                 rows[files.name] = {**row, **{k: v for k, v in origin.items() if v}}
         text = yaml.safe_dump({"sets": rows}, sort_keys=False, allow_unicode=True, width=1000)

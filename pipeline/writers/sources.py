@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.crawl import image_of
-from pipeline.data.dataset_cards import read_cards
+from pipeline.data.dataset_cards import labelled_by, read_cards
 from pipeline.data.image_links import LinkReader
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.records import DatasetCard, GroundingRecord, ImageLink
@@ -235,7 +235,8 @@ class LabelStore:
 
     def cards(self) -> dict[str, DatasetCard]:
         """Card of the set."""
-        return {self._dataset: pseudo_label_card(self._dataset, self._classes)}
+        card = pseudo_label_card(self._dataset, self._classes)
+        return {self._dataset: card.model_copy(update={"labelled_by": labelled_by(self._labels)})}
 
     def read(self, number: int, losses: ReadLosses) -> Iterator[Sample]:
         """Records of a shard. Images missing in the crawl are counted as by build-shards.

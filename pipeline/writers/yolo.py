@@ -92,6 +92,8 @@ class Yolo:
         head = "" if self._splits else same
         files = {split: f"{split}.txt" if self._splits else "images" for split in SPLITS}
         data = {**files, "names": names}
+        if teachers := [card.labelled_by for card in self._context.cards.values() if card.labelled_by]:
+            data["labelled_by"] = "; ".join(teachers)
         self._head.write((head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)).encode())
         self._context.numbers["classes"] += len(names)
 

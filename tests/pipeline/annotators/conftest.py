@@ -23,6 +23,10 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "mm-grounding-dino": lambda folder: teachers.grounding_dino(folder, mm=True),
     "owlv2": teachers.owl,
     "owlvit": lambda folder: teachers.owl(folder, v2=False),
+    "omdet-turbo": teachers.omdet_turbo,
+    "florence2": teachers.florence2,
+    "sam3": teachers.sam3,
+    "sam3_video": lambda folder: teachers.sam3(folder, video=True),
 }
 
 

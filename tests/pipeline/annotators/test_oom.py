@@ -87,7 +87,7 @@ def test_other_errors_are_not_memory(asked):
     assert annotator._model.seen == [7] and not out_of_memory(RuntimeError("shape mismatch"))
 
 
-@pytest.mark.parametrize("name", ["glip", "owlv2", "owlvit", "mm-grounding-dino"])
+@pytest.mark.parametrize("name", ["glip", "owlv2", "owlvit", "mm-grounding-dino", "omdet-turbo", "florence2", "sam3"])
 def test_every_family_halves(folders, name, monkeypatch):
     annotator = load_annotator(folders[name], ALL)
     images = [picture(i) for i in range(5)]

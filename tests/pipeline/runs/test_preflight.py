@@ -117,7 +117,7 @@ def test_a_teacher_of_another_family_labels_only(tmp_path, crawl):
     assert line.startswith("model.text_encoder")
     other = model_folder(tmp_path / "other", "resnet")
     (line,) = recipe_problems(own(f"teacher.init={other}", f"data.crawl={crawl}"), RunLayout(tmp_path / "run"))
-    assert "model_type 'resnet' is no known teacher" in line
+    assert "found model_type 'resnet'; want one of" in line
 
 
 def test_a_store_that_does_not_answer_is_a_line_and_not_a_wait(tmp_path):
