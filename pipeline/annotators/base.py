@@ -125,12 +125,14 @@ class Annotator(Protocol):
         """
 
 
-def start(annotator: Annotator, batch: Batch) -> Callable[[], list[RegionPredictions]]:
+def start(annotator: Annotator, batch: Batch) -> Callable[[], Sequence[RegionPredictions | ImageError]]:
     """Begin :meth:`Annotator.predict`; the function that is returned waits for its result, in any thread.
 
     On a GPU the network of the next batch can begin meanwhile.
     """
-    own: Callable[[Batch], Callable[[], list[RegionPredictions]]] | None = getattr(annotator, "start", None)
+    own: Callable[[Batch], Callable[[], Sequence[RegionPredictions | ImageError]]] | None = getattr(
+        annotator, "start", None
+    )
     if own is not None:
         return own(batch)
     regions = annotator.predict(batch)

@@ -98,6 +98,7 @@ class GlipAnnotator(NetworkAnnotator):
             self._check_memory(network.config)
         what = "a teacher's network"
         self._network = compiled(network, config.compile, what, dynamic=False)
+        self._encode_text = network.encode_text
         self._encode_image = compiled(network.encode_image, config.compile, what, dynamic=False)
         if self._compiles:
             self._warm_up()
@@ -154,7 +155,7 @@ class GlipAnnotator(NetworkAnnotator):
         return self.shapes.holding(height, width, min(self._limit, max(q.tokens for q in queries)))
 
     def _tokens(self, queries: Sequence[TextQuery], shape: tuple[int, int, int] | None) -> dict[str, Any]:
-        settings = {} if shape is None else {"padding": "max_length", "max_length": shape[2]}
+        settings: dict[str, Any] = {} if shape is None else {"padding": "max_length", "max_length": shape[2]}
         with tokenizer_lock(self._tokenizer):
             return dict(self._processor.tokenize([q.text for q in queries], **settings))
 
@@ -162,7 +163,7 @@ class GlipAnnotator(NetworkAnnotator):
         """The inputs on the GPU, but the sizes and offsets, copied while the network computes; on a CPU as they are."""
         if self._streams is None:
             return inputs
-        here = {n: inputs.pop(n) for n in ("image_sizes", "offset_mapping") if n in inputs}
+        here: dict[str, Any] = {n: inputs.pop(n) for n in ("image_sizes", "offset_mapping") if n in inputs}
         with torch.cuda.stream(self._streams[0]):
             sent = {n: v.pin_memory().to(self._device, non_blocking=True) for n, v in inputs.items()}
             return {**sent, **here, SENT: self._streams[0].record_event()}
@@ -196,7 +197,7 @@ class GlipAnnotator(NetworkAnnotator):
             inputs = {n: _filled(v, fill) for n, v in inputs.items()}
         elif self._device.type != "cpu" and len({q.text for q in batch.queries}) == len(batch.queries):
             with self._autocast():  # the network would look for equal texts itself, and wait for the GPU
-                inputs["text_features"] = self._model.encode_text(inputs["input_ids"], inputs["attention_mask"])
+                inputs["text_features"] = self._encode_text(inputs["input_ids"], inputs["attention_mask"])
         with self._autocast():
             if of_images == {}:
                 # cloned, as compiled with "max" its outputs are overwritten by the next batch's

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from pipeline.data.name_list import NameList
 from pipeline.data.records import Span
 from pipeline.io.tables import read_table
 
@@ -14,7 +15,8 @@ from pipeline.io.tables import read_table
 class CaptionPhrases:
     """One image's caption, and each phrase's row number in the phrases file, span and root.
 
-    numbers: as in records.NUMBERED_PHRASES; None if the file has none.
+    numbers: as in records.NUMBERED_PHRASES; None if the file has none. names: the class of each phrase, of
+    class names; None for a caption's phrases.
     """
 
     caption: str
@@ -22,6 +24,13 @@ class CaptionPhrases:
     spans: tuple[Span, ...]
     roots: tuple[str, ...]
     numbers: tuple[int | None, ...] | None = None
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of_names(cls, names: NameList) -> CaptionPhrases:
+        """Texts of class names, their prompt in place of a caption."""
+        classes = tuple(names.names[index] for _, index in names.phrases)
+        return cls(names.prompt, tuple(range(len(classes))), tuple(names.spans), classes, names=classes)
 
     @property
     def phrases(self) -> list[str]:

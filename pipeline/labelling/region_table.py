@@ -13,7 +13,7 @@ from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
-from pipeline.data.records import NUMBERED_REGIONS, REGIONS
+from pipeline.data.records import NAMED_REGIONS, NUMBERED_REGIONS, REGIONS
 from pipeline.execution.reports import Tally
 from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.io.tars import TarProblems
@@ -25,11 +25,13 @@ class ShardResult:
     """A shard's samples, by their index in it: keys, sizes, regions and losses.
 
     The reading thread, the decoding ones and the teacher's write to different fields, apart from
-    the losses, which have a lock. ``phrases``: those to label, by sample key.
+    the losses, which have a lock. ``phrases``: those to label, by sample key; of all samples where they are
+    class names.
     """
 
-    def __init__(self, phrases: Mapping[str, CaptionPhrases]) -> None:
-        self.phrases = phrases
+    def __init__(self, phrases: Mapping[str, CaptionPhrases] | CaptionPhrases) -> None:
+        self._of_all = phrases if isinstance(phrases, CaptionPhrases) else None
+        self.phrases = {} if isinstance(phrases, CaptionPhrases) else dict(phrases)
         self.keys: dict[int, str] = {}
         self.problems = TarProblems()
         self.sizes: dict[int, tuple[int, int]] = {}
@@ -37,6 +39,10 @@ class ShardResult:
         self._regions: dict[int, list[RegionPredictions]] = {}
         self._lost: dict[int, ImageError] = {}
         self._lock = threading.Lock()
+
+    def phrases_of(self, key: str) -> CaptionPhrases | None:
+        """The phrases of a sample of the shard; None if it has none."""
+        return self.phrases.get(key) if self._of_all is None else self.phrases.setdefault(key, self._of_all)
 
     def lose(self, index: int, error: ImageError) -> None:
         """Record that a sample's image gives no regions, and why."""
@@ -54,7 +60,7 @@ class ShardResult:
     def finish(self, config: PseudoLabelConfig) -> tuple[pa.Table, dict[str, Tally], list[str]]:
         """(rows of REGIONS, tallies of samples and phrases, notes on lost images).
 
-        If the phrases have numbers, the rows are of NUMBERED_REGIONS. Every sample and phrase is counted once.
+        If the phrases have numbers, the rows are of NUMBERED_REGIONS; of class names, of NAMED_REGIONS. Every sample and phrase is counted once.
         """
         samples, phrases, notes = Tally(), Tally(), []
         for index, error in sorted(self._lost.items()):
@@ -82,7 +88,8 @@ class ShardResult:
             if len(phrase):
                 parts.append(_columns(self.keys[index], of_image, self.sizes[index], phrase, rows))
         numbered = any(of_image.numbers is not None for of_image in self.phrases.values())
-        return _table(parts, NUMBERED_REGIONS if numbered else REGIONS), {"samples": samples, "phrases": phrases}, notes
+        schema = NAMED_REGIONS if self._of_all is not None else NUMBERED_REGIONS if numbered else REGIONS
+        return _table(parts, schema), {"samples": samples, "phrases": phrases}, notes
 
 
 def image_rows(regions: RegionPredictions, most: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -105,6 +112,8 @@ def _columns(
     n = len(phrase)
     if phrases.numbers is not None:
         rows = rows | {"number": pa.array(phrases.numbers, pa.int32()).take(pa.array(phrase))}
+    if phrases.names is not None:
+        rows = rows | {"name": pa.array(phrases.names).take(pa.array(phrase))}
     return rows | {
         "key": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([key])).cast(pa.string()),
         "phrase_row": np.asarray(phrases.rows, np.int32)[phrase],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from pipeline.annotators.base import Annotator, Batch, start
+from pipeline.annotators.base import Annotator, Batch, TextQuery, collate_again, start
 from pipeline.annotators.batches import Item, batches, decode
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.caption_phrases import read_caption_phrases
+from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
+from pipeline.data.name_list import NameList
 from pipeline.data.records import STORE_VERSION
 from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport
@@ -18,47 +20,65 @@ from pipeline.labelling.reader import read_windows
 from pipeline.labelling.region_table import ShardResult
 
 STAGE = "pseudo-label"
-Queries = tuple[list[Item], Batch]
-"""A batch's queries, and the teacher's inputs for them."""
+Queries = tuple[list[Item], Batch, int]
+"""A batch's queries, the teacher's inputs for them, and the number of images whose last ones they are."""
 
 
 class LabellingShard:
     """A shard being labelled (:class:`pipeline.execution.inference.InferenceShard`).
 
-    phrases, out: folders or URLs. licence: of the teacher's weights, if known.
+    phrases: folder or URL, or class names to detect in every image. out: folder or URL. licence: of the
+    teacher's weights, if known.
     """
 
     def __init__(
-        self, config: PseudoLabelConfig, phrases: str, out: str, teacher: Annotator, job: ShardJob,
+        self, config: PseudoLabelConfig, phrases: str | NameList, out: str, teacher: Annotator, job: ShardJob,
         licence: str | None = None,
     ) -> None:  # fmt: skip
         self._config, self._out, self._teacher, self._job = config, out, teacher, job
         self._licence = licence
-        self._result = ShardResult(read_caption_phrases(join(phrases, f"{job.name}.parquet")))
+        self._names = phrases if isinstance(phrases, NameList) else None
+        self._queries: list[TextQuery] = []
+        if isinstance(phrases, NameList):
+            self._result = ShardResult(CaptionPhrases.of_names(phrases))
+            queries = teacher.class_queries([text for text, _ in phrases.phrases])
+            self._queries = sorted(queries, key=lambda query: -query.tokens)  # padded to the first's length
+        else:
+            self._result = ShardResult(read_caption_phrases(join(phrases, f"{job.name}.parquet")))
 
     def windows(self) -> Iterator[list[list[Item]]]:
-        """The batches of each window."""
-        for items in read_windows(self._job.path, self._result, self._teacher):
+        """The batches of each window; of class names with the first query about each image."""
+        first = self._queries[0] if self._queries else None
+        for items in read_windows(self._job.path, self._result, self._teacher, first):
             yield list(batches(items, self._config.batch_size, getattr(self._teacher, "shapes", None)))
 
     def prepare(self, unit: list[Item]) -> list[Queries]:
         """Decode, resize and collate a batch; [] if all its images are broken."""
         scaled = self._config.decode == "scaled"
         items, images = decode(self._teacher, unit, lambda item, e: self._result.lose(item.index, e), scaled=scaled)
-        return [(items, self._teacher.collate(images, [item.query for item in items]))] if items else []
+        return [(items, self._teacher.collate(images, [item.query for item in items]), len(items))] if items else []
 
-    def collate(self, ready: list[Queries] | None) -> list[Queries]:
-        """The batch, collated already."""
-        return ready or []
+    def collate(self, ready: list[Queries] | None) -> Iterator[Queries]:
+        """The batch, collated already; of class names, then the same images with every further query."""
+        for items, batch, images in ready or ():
+            if len(self._queries) < 2:
+                yield items, batch, images
+                continue
+            first = replace(batch, of_images={})
+            yield items, first, 0
+            for i, query in enumerate(self._queries[1:], 2):
+                others = [replace(item, query=query) for item in items]
+                done = len(items) if i == len(self._queries) else 0
+                yield others, collate_again(self._teacher, first, [query] * len(items)), done
 
     def predict(self, batch: Queries) -> Callable[[], int]:
         """Begin a batch; the function that is returned stores the regions of its queries."""
-        items, inputs = batch
+        items, inputs, images = batch
         regions = start(self._teacher, inputs)
 
         def store() -> int:
             self._result.add(items, regions())
-            return len(items)
+            return images
 
         return store
 
@@ -75,6 +95,7 @@ class LabellingShard:
             "stage": STAGE, "fingerprint": job.fingerprint, "version": str(STORE_VERSION),
             "teacher": f"{self._teacher.name}@{self._teacher.revision}", "config": config.model_dump_json(),
             **({"teacher_licence": self._licence} if self._licence else {}),
+            **({"names": self._names.model_dump_json()} if self._names is not None else {}),
         }  # fmt: skip
         name, numbers = f"{job.name}.parquet", {"regions": float(table.num_rows)}
         output = write_table(join(self._out, name), table, table.schema, footer)

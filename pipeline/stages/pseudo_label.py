@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from pipeline.annotators.base import load_annotator, own_settings
+from pipeline.data.name_list import read_names
 from pipeline.data.records import STORE_VERSION
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError
 from pipeline.execution.inference import InferenceWorker, inference_workers
 from pipeline.execution.reports import StageReport, Tally
 from pipeline.execution.run import run_workers
@@ -32,7 +33,7 @@ log = logging.getLogger("glip_self_train")
 
 
 def run(job: PseudoLabel) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.REGIONS, or NUMBERED_REGIONS) for every crawl shard.
+    """Write ``out/<shard>.parquet`` (records.REGIONS, NUMBERED_REGIONS or NAMED_REGIONS) for every crawl shard.
 
     Raises:
         InputError: a shard has no phrases, the teacher cannot be used, or there is no such device.
@@ -43,8 +44,12 @@ def run(job: PseudoLabel) -> StageReport:
     # by name in footers and fingerprints, as stores with the former defaults have them
     settings = own_settings(job.teacher, job.settings, job.device)
     all_shards = shards = expand_crawl(job.shards)
-    phrases = job.phrases
-    if phrases is None:
+    names = None if job.names is None else read_names(job.names)
+    phrases = job.phrases or ""
+    if names is not None:
+        if job.phrases is not None:
+            raise InputError(f"found names {job.names!r} and phrases {job.phrases}; want one of them")
+    elif job.phrases is None:
         phrases = join(parent(job.out), "phrases")
         shards = _parse_missing(job, all_shards, phrases)
 
@@ -52,18 +57,31 @@ def run(job: PseudoLabel) -> StageReport:
         return join(phrases, f"{stem(shard)}.parquet")
 
     def fingerprint_of(shard: ShardJob) -> str:
-        inputs = {"crawl": digest_file(shard.path), "phrases": digest_file(phrases_of(shard.path))}
-        return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, teacher=revision)
+        inputs, about = {"crawl": digest_file(shard.path)}, {"teacher": revision}
+        if names is None:
+            inputs["phrases"] = digest_file(phrases_of(shard.path))
+        else:
+            about["names"] = names.model_dump_json()
+        return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, **about)
 
-    require_files(path for shard in shards for path in (shard, phrases_of(shard)))
+    require_files(path for shard in shards for path in (shard, *([phrases_of(shard)] if names is None else [])))
     labelling = partial(
         InferenceWorker, partial(load_annotator, job.teacher, settings),
-        partial(LabellingShard, settings, phrases, job.out, licence=job.licence or stated_licence(job.teacher)),
+        partial(
+            LabellingShard, settings, phrases if names is None else names, job.out,
+            licence=job.licence or stated_licence(job.teacher),
+        ),
     )  # fmt: skip
     workers = inference_workers(labelling, job, len(shards))
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     report = run_workers(STAGE, jobs, job.out, workers, job, fingerprint_of=fingerprint_of)
-    if jobs and not report.failed and not report.tallies.get("samples", Tally()).seen and any(map(_has_sample, shards)):
+    if (
+        names is None
+        and jobs
+        and not report.failed
+        and not report.tallies.get("samples", Tally()).seen
+        and any(map(_has_sample, shards))
+    ):
         raise RunError(
             f"{phrases}: found no phrase of any sample of {len(shards)} shards; want those that parse-phrases writes "
             "(run it again: it says which captions it cannot read)"

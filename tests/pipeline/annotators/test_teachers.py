@@ -354,9 +354,12 @@ def test_pixels_that_are_normalised_on_the_device_give_the_same_regions(load):
     images, queries = [picture(0), picture(1, (60, 90))], [one_query(annotator)] * 2
     other.as_bytes = True
     ready = [other.prepare(image, image.size[::-1]) for image in images]
-    assert other.collate(ready, queries).inputs["pixel_values"].dtype == torch.uint8
+    sent = other.collate(ready, queries).inputs
+    assert sent["pixel_values"].dtype == torch.uint8
+    pixels = other._processor.image_processor.normalize_bytes(sent["pixel_values"], sent["image_sizes"])
+    assert torch.equal(pixels, annotator.collate(ready, queries).inputs["pixel_values"])
     for a, b in zip(predict_images(other, images, queries), predict_images(annotator, images, queries), strict=True):
-        assert len(a.score) > 0 and np.array_equal(a.boxes, b.boxes) and np.array_equal(a.score, b.score)
+        same(a, b, 1e-3)  # the same pixels in another order in memory, so other kernels on some processors
 
 
 def test_image_size_is_a_setting(load):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.distributed import compile_units
+from pipeline.training import distributed
+from pipeline.training.distributed import COMPILED, compile_units
 from tests.model.glip_reference import tiny_model
 
 ASK = """
@@ -31,9 +32,11 @@ def test_one_process_has_nothing_to_share_out(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_units_have_the_same_losses_gradients_and_names(caplog):
+@pytest.mark.parametrize("unit", COMPILED)
+def test_compiled_units_have_the_same_losses_gradients_and_names(unit, monkeypatch, caplog):
     if shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler")
+    monkeypatch.setattr(distributed, "COMPILED", (unit,))
     losses, gradients, names = [], [], []
     for mode in ("off", "auto"):
         network = tiny_model(fusion_dropout=0.0, drop_block_prob=0.0, num_blocks=1)
