@@ -36,7 +36,7 @@ from torchvision.ops import box_iou
 from train_step import labels
 
 from model import GlipConfig, GlipForObjectDetection
-from pipeline.annotators.flops import labelling_flops
+from pipeline.annotators.flops import PEAKS, labelling_flops, least_seconds
 from pipeline.annotators.memory import autocast
 from pipeline.config import TrainConfig
 from pipeline.stages.jobs import PseudoLabel
@@ -44,12 +44,6 @@ from pipeline.training.distributed import compile_units
 from pipeline.training.optim import make_optimizer
 
 SIZE = (800, 1344)
-PEAKS = {
-    "h100": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
-    "h200": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
-    "a100": {"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12},
-}
-"""FLOPs per second without sparsity and without TF32, from NVIDIA's data sheets (SXM)."""
 VARIANTS = ("glip-t", "glip-l")
 KEPT_IOU = 0.95
 """IoU from which a region counts as kept."""
@@ -68,7 +62,7 @@ def ceilings() -> dict[str, Any]:
             flops = labelling_flops(GlipConfig.variant(variant), SIZE, TOKENS, precision)
             figures[f"gflops_{key(variant)}{suffix}"] = {kind: round(n / 1e9, 2) for kind, n in flops.items()}
             for card, peaks in PEAKS.items():
-                rate = 1 / sum(count / peaks[kind] for kind, count in flops.items())
+                rate = 1 / least_seconds(flops, peaks)
                 figures[f"ceiling_{card}_{key(variant)}{suffix}"] = round(rate, 1)
     return figures
 

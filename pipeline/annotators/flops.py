@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from model import GlipConfig
 from pipeline.annotators.memory import autocast, on_fake_cpu, synthetic_inputs, without_memory
 
 aten = torch.ops.aten
+PEAKS = {
+    "h100": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
+    "h200": {"bfloat16": 989e12, "float16": 989e12, "float32": 67e12},
+    "a100": {"bfloat16": 312e12, "float16": 312e12, "float32": 19.5e12},
+}
+"""Card -> FLOPs per second by type, without sparsity and without TF32, from NVIDIA's data sheets (SXM)."""
 
 
 class FlopsByType(TorchDispatchMode):
@@ -51,3 +58,13 @@ def labelling_flops(config: GlipConfig, size: tuple[int, int], tokens: int, prec
         with torch.no_grad(), autocast("cpu", precision):
             network(**synthetic_inputs(config, 1, size, "cpu", tokens))
     return {str(kind).removeprefix("torch."): count for kind, count in flops.by_type.items()}
+
+
+def peaks_of(card: str) -> dict[str, float] | None:
+    """PEAKS of a card by its full name, such as "NVIDIA H100 80GB HBM3"; None if they are not known."""
+    return next((peaks for name, peaks in PEAKS.items() if name in card.lower()), None)
+
+
+def least_seconds(flops: Mapping[str, int], peaks: Mapping[str, float]) -> float:
+    """Seconds of a card that does nothing but these FLOPs, each type at its peak."""
+    return sum(count / peaks[kind] for kind, count in flops.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from model.image_processing_glip import resized_size
 from model.outputs import GlipObjectDetectionOutput
 from model.post_processing import detections
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.flops import labelling_flops, least_seconds, peaks_of
 from pipeline.annotators.loading import load_glip
 from pipeline.annotators.memory import check_cpu_memory
 from pipeline.annotators.network import NetworkAnnotator
@@ -90,6 +92,7 @@ class GlipAnnotator(NetworkAnnotator):
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
         longest = self._size.get("longest_edge")
+        self._computed = Counter[tuple[int, int, int]]()  # padded height, width, tokens -> images
         self._compiles = config.compile != "off"
         self.shapes = None  # on a CPU, where fewer padded pixels count for more than fewer shapes
         if longest is not None and (self._compiles or self._device.type != "cpu"):
@@ -177,6 +180,16 @@ class GlipAnnotator(NetworkAnnotator):
         launched: list[_Launched] = self._in_halves(batch)
         return lambda: [regions for part in launched for regions in self._regions_in_halves(part)]
 
+    def least_seconds(self) -> float | None:
+        """Seconds that the card needs at its peak for the FLOPs since the last call; None for other devices."""
+        computed, self._computed = self._computed, Counter()
+        peaks = peaks_of(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None
+        if peaks is None:
+            return None
+        config: Any = self._model.config
+        counts = {(h, w, t): labelling_flops(config, (h, w), t, self._config.precision) for h, w, t in computed}
+        return sum(images * least_seconds(counts[shape], peaks) for shape, images in computed.items())
+
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[_Launched]:
         inputs = {n: v for n, v in batch.inputs.items() if n not in (SENT, "offset_mapping")}
@@ -186,6 +199,8 @@ class GlipAnnotator(NetworkAnnotator):
             for value in inputs.values():
                 if value.is_cuda:  # its memory may be used again when this stream is past it
                     value.record_stream(current)
+        height, width = batch.inputs["pixel_values"].shape[1:3] if self.as_bytes else inputs["pixel_values"].shape[2:]
+        self._computed[height, width, inputs["input_ids"].shape[1]] += len(batch.queries)
         of_images = batch.of_images
         if of_images:
             del inputs["pixel_values"]

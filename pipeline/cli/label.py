@@ -10,8 +10,16 @@ from pipeline.cli.common import echo_lines, job_command, load_section, make_job
 from pipeline.execution.reports import StageReport
 from pipeline.io.files import file_size
 from pipeline.io.paths import join, stem
-from pipeline.io.shard_patterns import expand_crawl
-from pipeline.stages.jobs import BuildShards, ParsePhrases, PseudoLabel, Rescore, SweepThresholds
+from pipeline.io.shard_patterns import expand_crawl, shards_in
+from pipeline.stages.jobs import (
+    BuildShards,
+    ExportLabels,
+    FilterBoxes,
+    ParsePhrases,
+    PseudoLabel,
+    Rescore,
+    SweepThresholds,
+)
 
 PILOT_GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
 """Thresholds whose labels a pilot estimates."""
@@ -43,6 +51,51 @@ def pseudo_label(values: dict[str, Any]) -> StageReport:
     if job.limit is not None:
         echo_lines(_estimated_labels(job, click.get_current_context().params["recipe"]))
     return report
+
+
+@job_command(PseudoLabel, "label-images", without=("shards", "phrases", "names", "limit", "price"), report=False)
+@click.argument("pictures", nargs=-1, required=True, metavar="IMAGES...")
+@click.option("--names", required=True, help=str(PseudoLabel.model_fields["names"].description))
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), help="Lowest score of a label.  [default: the recipe's, or 0.5]"
+)
+@click.option("--images", type=click.Choice(["copy", "none"]), help="Copy the images beside the COCO file, or none.")
+def label_images(
+    values: dict[str, Any], pictures: tuple[str, ...], names: str, threshold: float | None, images: Any
+) -> None:
+    """Detect class names in IMAGES, as COCO labels and a page of pictures.
+
+    IMAGES are folders of image files, lists of their paths (.txt), Parquet tables with an image column, or shards.
+
+    Runs pseudo-label, filter-boxes, export-labels and inspect with OUT/regions, OUT/labels, OUT/coco
+    and OUT/labels.html; what is done already is skipped.
+
+    \b
+    Example: label-images photos --names 'person. fork lift' --teacher glip-t --out labelled
+    """
+    from pipeline.inspection.summary import inspect_shards
+    from pipeline.report.inspect import write_page
+
+    out, changes = values["out"], [] if threshold is None else [f"threshold={threshold}"]
+    recipe = click.get_current_context().params["recipe"]
+    regions, labels, coco, page = (join(out, name) for name in ("regions", "labels", "coco", "labels.html"))
+    progress = values["progress"]
+    label = make_job(PseudoLabel, values | {"shards": pictures, "names": names, "out": regions})
+    keep = FilterBoxes(
+        regions=(regions,), out=labels, settings=load_section("filter_boxes", recipe, changes), progress=progress
+    )
+    for job in (label, keep):
+        report = job.run()
+        echo_lines(report.lines())
+        report.require_usable()
+    export = ExportLabels(dirs=(labels,), to="coco", out=coco, crawl=pictures, images=images, progress=progress)
+    if export.finished() is None:
+        echo_lines(export.run().report.lines())
+    summary, chosen = inspect_shards(
+        shards_in(labels, ".parquet"), crawl=expand_crawl(pictures), regions=regions, progress=progress
+    )
+    write_page(summary, chosen, page, title=f"Labels of {', '.join(pictures)}")
+    click.echo(f"wrote {coco} and the page of pictures {page}")
 
 
 def _estimated_labels(job: PseudoLabel, recipe: str | None) -> list[str]:

@@ -20,6 +20,7 @@ from pipeline.errors import RunError
 from pipeline.execution.options import DeviceOptions
 from pipeline.execution.prefetch import Prefetcher
 from pipeline.execution.reports import ShardReport, Tally
+from pipeline.execution.throughput import LIMIT
 from pipeline.execution.worker import ShardJob, Worker, WorkQueue
 from pipeline.system.devices import MAX_DECODERS, cores, devices_of, is_device_lost, limit_torch_threads
 
@@ -85,6 +86,9 @@ class InferenceWorker(Generic[Model]):
             limit_torch_threads(self.threads)
             model = self.load(self.device)
         run_inference(queue, iter(queue.take, None), partial(self.open_shard, model), self.decoders)
+        # of a model on a card with a known peak
+        if (least := getattr(model, "least_seconds", None)) is not None and (seconds := least()) is not None:
+            queue.spent(LIMIT, seconds)
 
 
 def inference_workers(

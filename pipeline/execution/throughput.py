@@ -9,6 +9,11 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LIMIT = "limit"
+"""Part whose seconds are those that the devices need at their peak for the FLOPs that were computed."""
+WAITS = 0.1
+"""Share of waiting of the model's thread from which something else than the device determines the rate."""
+
 
 class Rates(BaseModel):
     """Times of one run, or the sum of several.
@@ -61,6 +66,23 @@ class Rates(BaseModel):
         work = self.device_seconds - self.parts.get("load", 0.0)  # the rest loads the model only once, too
         return work / 3600 * self.bytes_left / self.bytes_done
 
+    @property
+    def bound(self) -> str | None:
+        """The part of the work that determines the rate: "device", "decode", "read" or "write".
+
+        None: it is not known, as of a short run, where loading took most of the time.
+
+        The device, unless the model's thread waits for a tenth of the time; then what runs all the
+        time in a thread of its own, else the threads that decode.
+        """
+        model, wait = self.parts.get("model"), self.parts.get("wait", 0.0)
+        if model is None or 2 * (model + wait) < self.device_seconds:
+            return None
+        if wait < WAITS * (model + wait):
+            return "device"
+        alone = max(("read", "write"), key=lambda part: self.parts.get(part, 0.0))
+        return alone if self.parts.get(alone, 0.0) > (1 - 2 * WAITS) * self.device_seconds else "decode"
+
     def lines(self) -> list[str]:
         """Lines for a terminal; empty if nothing was done."""
         if not self.samples or self.device_seconds <= 0:
@@ -71,9 +93,14 @@ class Rates(BaseModel):
         pairs = f", {self.samples / hours:,.0f} pairs per device-hour{self._cost(hours, ' so far')}" if images else ""
         out = [f"  rate: {self.samples_per_second:,.1f} {self.unit}/s on {on}{pairs}"]
         if self.parts:
-            busy = sorted(self.parts.items(), key=lambda item: -item[1])
+            parts = {part: seconds for part, seconds in self.parts.items() if part != LIMIT}
+            busy = sorted(parts.items(), key=lambda item: -item[1])
             shares = ", ".join(f"{part} {100 * s / self.device_seconds:.0f} %" for part, s in busy)
             out.append(f"  share of {worker} time (parts overlap): {shares}")
+        if bound := self.bound:
+            limit = self.parts.get(LIMIT)
+            share = "" if limit is None else f"; {100 * limit / self.device_seconds:.0f} % of the FLOPs that it allows"
+            out.append(f"  bound by: {bound}{share}")
         left = self.hours_left
         if self.shards_left and left is not None:
             out.append(

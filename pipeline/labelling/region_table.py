@@ -60,7 +60,8 @@ class ShardResult:
     def finish(self, config: PseudoLabelConfig) -> tuple[pa.Table, dict[str, Tally], list[str]]:
         """(rows of REGIONS, tallies of samples and phrases, notes on lost images).
 
-        If the phrases have numbers, the rows are of NUMBERED_REGIONS; of class names, of NAMED_REGIONS. Every sample and phrase is counted once.
+        If the phrases have numbers, the rows are of NUMBERED_REGIONS; of class names, of NAMED_REGIONS.
+        Every sample and phrase is counted once.
         """
         samples, phrases, notes = Tally(), Tally(), []
         for index, error in sorted(self._lost.items()):
