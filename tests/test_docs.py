@@ -42,6 +42,7 @@ RUN_BY = {
     "filtering.md": "tests/pipeline/filtering/test_calibration.py",
     "http-teacher.md": "tests/pipeline/annotators/test_http.py",
     "inspect.md": "tests/pipeline/inspection/test_inspect.py",
+    "label-images.md": "tests/pipeline/cli/test_label_images.py",
     "labelling.md": "tests/pipeline/stages/test_labelling.py",
     "merge-regions.md": "tests/pipeline/stages/test_merge_regions.py",
     "model.md": "tests/model/test_glip_checkpoint.py",
