@@ -50,13 +50,13 @@ def phrase_scores(logits: Tensor, tokens: Tokens, aggregation: str) -> Tensor:
     for the cross-entropy loss, which divides a phrase's probability among its tokens. A phrase
     without tokens scores -1 and is never kept. Raises ValueError for another aggregation.
     """
-    if aggregation not in SCORE_AGGREGATIONS:
-        raise ValueError(f"score_agg={aggregation!r}: use one of {', '.join(SCORE_AGGREGATIONS)}")
     return _scores(logits, *_padded(tokens, logits.device), aggregation)
 
 
 def _scores(logits: Tensor, index: Tensor, mask: Tensor, aggregation: str) -> Tensor:
     """Score phrases given as `_padded` tables; see `phrase_scores`."""
+    if aggregation not in SCORE_AGGREGATIONS:
+        raise ValueError(f"score_agg={aggregation!r}: use one of {', '.join(SCORE_AGGREGATIONS)}")
     count = mask.sum(-1)
     values = logsigmoid(logits) if aggregation == "geometric" else logits.sigmoid()
     if aggregation == "max":

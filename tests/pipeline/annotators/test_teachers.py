@@ -189,14 +189,18 @@ def test_regions_of_a_phrase_overlap_little_and_are_few(load, name):
     found = predict_images(annotator, [picture(0)], [one_query(annotator)])[0]
     few = load(name, ALL.model_copy(update={"nms_threshold": 0.2, "max_regions_per_phrase": 2}))
     cut = predict_images(few, [picture(0)], [one_query(few)])[0]
+    crowded = False
     for phrase in range(len(SPANS)):
         mine = found.phrase == phrase
         overlaps = box_iou(*[torch.from_numpy(found.boxes[mine])] * 2).triu(1)
         assert overlaps.max() <= 0.2
+        crowded |= bool(
+            (box_iou(*[torch.from_numpy(everything.boxes[everything.phrase == phrase])] * 2).triu(1) > 0.2).any()
+        )
         best = everything.score[everything.phrase == phrase].max()
         assert found.score[mine].max() == pytest.approx(best)
         assert sorted(cut.score[cut.phrase == phrase]) == pytest.approx(sorted(found.score[mine])[-2:])
-    assert len(found.score) < len(everything.score)
+    assert (len(found.score) < len(everything.score)) == crowded
 
 
 @pytest.mark.parametrize("name", OTHERS)
