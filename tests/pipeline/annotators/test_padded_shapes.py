@@ -107,6 +107,19 @@ def test_other_texts_about_the_same_images_need_their_features_once(load, monkey
     assert passes == [2]
 
 
+def test_a_batch_that_is_filled_up_has_the_same_regions(load):
+    """As compiled networks get it, here computed eagerly."""
+    annotator, other = load("glip", THRESHOLDS), load("glip", THRESHOLDS.model_copy(update={"batch_size": 5}))
+    other._compiles = True
+    images = [annotator.prepare(picture(i), (60, 90)) for i in range(2)]
+    queries = [one_query(annotator), one_query(annotator, "two dogs", [(0, 8)])]
+    first = replace(other.collate(images, [queries[0]] * 2), of_images={})
+    batches_of = [first, collate_again(other, first, [queries[1]] * 2)]
+    for query, batch in zip(queries, batches_of, strict=True):
+        for a, b in zip(other.predict(batch), annotator.predict(annotator.collate(images, [query] * 2)), strict=True):
+            assert close(a, b)
+
+
 @pytest.mark.slow
 def test_a_compiled_teacher_finds_the_same_regions(load, caplog):
     if shutil.which("g++") is None:
