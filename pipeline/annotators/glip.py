@@ -92,7 +92,7 @@ class GlipAnnotator(NetworkAnnotator):
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
         longest = self._size.get("longest_edge")
-        self._computed = Counter[tuple[int, int, int]]()  # padded height, width, tokens -> images
+        self._computed = Counter[tuple[int, int, int] | None]()  # padded height, width, tokens -> images
         self._compiles = config.compile != "off"
         self.shapes = None  # on a CPU, where fewer padded pixels count for more than fewer shapes
         if longest is not None and (self._compiles or self._device.type != "cpu"):
@@ -181,27 +181,34 @@ class GlipAnnotator(NetworkAnnotator):
         return lambda: [regions for part in launched for regions in self._regions_in_halves(part)]
 
     def least_seconds(self) -> float | None:
-        """Seconds that the card needs at its peak for the FLOPs since the last call; None for other devices."""
+        """Seconds that the card needs at its peak for the FLOPs since the last call.
+
+        None: not known, for other devices and where an image's part was computed once for several texts.
+        """
         computed, self._computed = self._computed, Counter()
         peaks = peaks_of(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None
-        if peaks is None:
+        if peaks is None or None in computed:
             return None
         config: Any = self._model.config
-        counts = {(h, w, t): labelling_flops(config, (h, w), t, self._config.precision) for h, w, t in computed}
-        return sum(images * least_seconds(counts[shape], peaks) for shape, images in computed.items())
+        return sum(
+            images * least_seconds(labelling_flops(config, shape[:2], shape[2], self._config.precision), peaks)
+            for shape, images in computed.items()
+            if shape is not None
+        )
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[_Launched]:
         inputs = {n: v for n, v in batch.inputs.items() if n not in (SENT, "offset_mapping")}
         if self._streams is not None:
-            current = torch.cuda.current_stream()
+            current = torch.cuda.current_stream(self._device)
             current.wait_event(batch.inputs[SENT])
             for value in inputs.values():
                 if value.is_cuda:  # its memory may be used again when this stream is past it
                     value.record_stream(current)
-        height, width = batch.inputs["pixel_values"].shape[1:3] if self.as_bytes else inputs["pixel_values"].shape[2:]
-        self._computed[height, width, inputs["input_ids"].shape[1]] += len(batch.queries)
         of_images = batch.of_images
+        height, width = batch.inputs["pixel_values"].shape[1:3] if self.as_bytes else inputs["pixel_values"].shape[2:]
+        shape = (height, width, inputs["input_ids"].shape[1]) if of_images is None else None
+        self._computed[shape] += len(batch.queries)
         if of_images:
             del inputs["pixel_values"]
         elif self.as_bytes:
@@ -221,9 +228,8 @@ class GlipAnnotator(NetworkAnnotator):
         if self._compiles:
             known = {n: v[: len(batch.queries)].clone() for n, v in outputs.items()}
             outputs = GlipObjectDetectionOutput(**known)
-        return [
-            _Launched(outputs, batch, None if self._streams is None else torch.cuda.current_stream().record_event())
-        ]
+        computed = None if self._streams is None else torch.cuda.current_stream(self._device).record_event()
+        return [_Launched(outputs, batch, computed)]
 
     @torch.inference_mode()
     def _regions(self, launched: _Launched) -> list[RegionPredictions]:
@@ -232,7 +238,7 @@ class GlipAnnotator(NetworkAnnotator):
         offsets = batch.inputs["offset_mapping"]
         with nullcontext() if self._streams is None else torch.cuda.stream(self._streams[1]):
             if launched.computed is not None:
-                torch.cuda.current_stream().wait_event(launched.computed)
+                torch.cuda.current_stream(self._device).wait_event(launched.computed)
             found = detections(
                 launched.outputs,
                 [phrase_tokens(offsets[i], [[span] for span in q.spans])[0] for i, q in enumerate(batch.queries)],
