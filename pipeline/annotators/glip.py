@@ -92,6 +92,7 @@ class GlipAnnotator(NetworkAnnotator):
         if config.max_image_size is not None:
             self._size["longest_edge"] = config.max_image_size
         longest = self._size.get("longest_edge")
+        self._peaks = peaks_of(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None
         self._computed = Counter[tuple[int, int, int] | None]()  # padded height, width, tokens -> images
         self._compiles = config.compile != "off"
         self.shapes = None  # on a CPU, where fewer padded pixels count for more than fewer shapes
@@ -186,8 +187,7 @@ class GlipAnnotator(NetworkAnnotator):
         None: not known, for other devices and where an image's part was computed once for several texts.
         """
         computed, self._computed = self._computed, Counter()
-        peaks = peaks_of(torch.cuda.get_device_name(self._device)) if self._device.type == "cuda" else None
-        if peaks is None or None in computed:
+        if (peaks := self._peaks) is None or None in computed:
             return None
         config: Any = self._model.config
         return sum(

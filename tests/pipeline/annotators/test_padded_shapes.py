@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from model.image_processing_glip import resized_size
 from pipeline.annotators.base import TextQuery, collate_again, start
 from pipeline.annotators.batches import Item, batches
+from pipeline.annotators.flops import labelling_flops
 from pipeline.annotators.padded_shapes import PaddedShapes
 from pipeline.config import PseudoLabelConfig
+from pipeline.execution.throughput import Rates
 from tests.fixtures.annotators import predict_images
 from tests.pipeline.annotators.conftest import ALL, CAPTION, SPANS, picture
 
@@ -118,6 +120,38 @@ def test_a_batch_that_is_filled_up_has_the_same_regions(load):
     for query, batch in zip(queries, batches_of, strict=True):
         for a, b in zip(other.predict(batch), annotator.predict(annotator.collate(images, [query] * 2)), strict=True):
             assert close(a, b)
+
+
+def test_the_least_time_is_that_of_the_flops_of_all_padded_images(load):
+    annotator = load("glip", THRESHOLDS.model_copy(update={"batch_size": 6}))
+    annotator.least_seconds()
+    annotator._peaks = {"float32": 1e9}
+    images = [annotator.prepare(picture(i), (60, 90)) for i in range(3)]
+    first = annotator.collate(images, [one_query(annotator)] * 3)
+    shape, tokens = first.inputs["pixel_values"].shape[2:], first.inputs["input_ids"].shape[1]
+    annotator.predict(first)
+    wanted = 3 * labelling_flops(annotator._model.config, tuple(shape), tokens, "float32")["float32"] / 1e9
+    assert annotator.least_seconds() == pytest.approx(wanted) and annotator.least_seconds() == 0
+    annotator.predict(replace(first, of_images={}))  # the image's part may be computed once for several texts
+    assert annotator.least_seconds() is None
+
+
+@pytest.mark.parametrize(
+    "parts, bound",
+    [
+        ({"model": 95.0, "wait": 5.0, "decode": 300.0, "limit": 40.0}, "device"),
+        ({"model": 50.0, "wait": 50.0, "decode": 300.0, "read": 20.0}, "decode"),
+        ({"model": 50.0, "wait": 50.0, "decode": 90.0, "read": 95.0}, "read"),
+        ({"model": 20.0, "wait": 1.0, "load": 79.0}, None),
+        ({}, None),
+    ],
+)
+def test_what_bounds_the_rate_is_named(parts, bound):
+    rates = Rates(device_seconds=100, samples=10, parts=parts)
+    assert rates.bound == bound
+    lines = [line for line in rates.lines() if "bound by" in line]
+    assert bool(lines) == (bound is not None) and ("40 % of the FLOPs" in "".join(lines)) == ("limit" in parts)
+    assert not any("limit 40" in line for line in rates.lines())
 
 
 @pytest.mark.slow
