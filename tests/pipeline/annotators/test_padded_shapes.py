@@ -155,6 +155,7 @@ def test_what_bounds_the_rate_is_named(parts, bound):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # inductor compiles the whole network
 def test_a_compiled_teacher_finds_the_same_regions(load, caplog):
     if shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler")
