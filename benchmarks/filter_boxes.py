@@ -187,9 +187,9 @@ def peak(store: Path, work: Path, config: FilterConfig) -> dict[str, Any]:
     }
 
 
-def child(part: str, store: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """Run one part in a new process, with its cache of digests in the temporary folder."""
-    command = [sys.executable, __file__, "--part", part, "--store", str(store), "--work", str(work)]
+def child(script: str, part: str, store: Path, work: Path, repeats: int) -> dict[str, Any]:
+    """Run one part of a script in a new process, with its cache of digests in the temporary folder."""
+    command = [sys.executable, script, "--part", part, "--store", str(store), "--work", str(work)]
     command += ["--repeats", str(repeats)]
     environment = os.environ | {"XDG_CACHE_HOME": str(work.parent / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -217,9 +217,9 @@ def main() -> None:
         folder = Path(name)
         rows = make_store(folder / "timed", args.shards, args.images)
         make_store(folder / "large", -(-args.regions // rows), args.images)
-        figures = child("rates", folder / "timed", folder / "rates", max(args.repeats, 2))
+        figures = child(__file__, "rates", folder / "timed", folder / "rates", max(args.repeats, 2))
         for part, key in (("peak", "peak_gib_80m"), ("peak_all", "peak_gib_80m_all_rules")):
-            run = child(part, folder / "large", folder / part, 1)
+            run = child(__file__, part, folder / "large", folder / part, 1)
             figures |= {key: run.pop("gib"), f"{key}_run": run}
     processor, python = platform.processor() or platform.machine(), platform.python_version()
     figures["machine"] = {"processor": processor, "python": python, "pyarrow": pa.__version__}

@@ -19,8 +19,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,9 +35,9 @@ from pipeline.io.tables import read_table, write_table
 from pipeline.stages import MergeRegions
 
 try:
-    from benchmarks.filter_boxes import shard_table
+    from benchmarks.filter_boxes import child, shard_table
 except ModuleNotFoundError:  # started as a script
-    from filter_boxes import shard_table
+    from filter_boxes import child, shard_table
 
 
 def make_stores(folder: Path, shards: int, images: int) -> int:
@@ -103,15 +101,6 @@ def peak(store: Path, work: Path, repeats: int) -> dict[str, Any]:
     return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
-def child(part: str, store: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """Run one part in a new process, with its cache of digests in the temporary folder."""
-    command = [sys.executable, __file__, "--part", part, "--store", str(store), "--work", str(work)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(work.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    command += ["--repeats", str(repeats)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,8 +119,10 @@ def main() -> None:
         folder = Path(name)
         for store, shards in (("one", 1), ("few", 3), ("many", args.shards)):
             make_stores(folder / store, shards, args.images)
-        figures = child("rates", folder / "few", folder / "rates", args.repeats)
-        one, many = (child("peak", folder / store, folder / f"peak-{store}", 1)["mib"] for store in ("one", "many"))
+        figures = child(__file__, "rates", folder / "few", folder / "rates", args.repeats)
+        one, many = (
+            child(__file__, "peak", folder / store, folder / f"peak-{store}", 1)["mib"] for store in ("one", "many")
+        )
         figures |= {"peak_mib": round(many), "peak_mib_growth": round(many - one)}
     processor, python = platform.processor() or platform.machine(), platform.python_version()
     figures["machine"] = {"processor": processor, "python": python, "pyarrow": pa.__version__}

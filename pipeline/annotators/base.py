@@ -6,8 +6,8 @@ Only the forward pass needs the teacher's own thread: any other prepares queries
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,6 +137,18 @@ def start(annotator: Annotator, batch: Batch) -> Callable[[], Sequence[RegionPre
         return own(batch)
     regions = annotator.predict(batch)
     return lambda: regions
+
+
+def each_query(annotator: Annotator, first: Batch, queries: Sequence[TextQuery]) -> Iterator[Batch]:
+    """The images of ``first``, which has the first of ``queries`` about each, with every query in turn.
+
+    Without queries, ``first`` alone.
+    """
+    if len(queries) > 1:
+        first = replace(first, of_images={})
+    yield first
+    for query in queries[1:]:
+        yield collate_again(annotator, first, [query] * len(first.images))
 
 
 def collate_again(annotator: Annotator, batch: Batch, queries: Sequence[TextQuery]) -> Batch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.network import PhraseAnnotator
+from pipeline.annotators.network import PhraseAnnotator, PhraseInputs
 from pipeline.annotators.tokenizers import token_counts, tokenizer_lock
 from pipeline.config import PseudoLabelConfig
 
@@ -29,15 +28,6 @@ MAX_NEW_TOKENS = 1024
 _GROUP = re.compile(r"[^<]+(?:<loc_\d+>){4,}")
 _BOX = re.compile(r"(?:<loc_\d+>){4}")
 """As transformers' post-processing finds a label with its boxes."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Pixels (B, 3, S, S); the batch's distinct phrases as prompts, tokenized; and each image's rows in them."""
-
-    pixels: Tensor
-    texts: dict[str, Tensor]
-    rows: list[Tensor]
 
 
 class Florence2Annotator(PhraseAnnotator):
@@ -72,11 +62,11 @@ class Florence2Annotator(PhraseAnnotator):
     def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """Each distinct phrase once."""
         pixels = torch.stack([image.pixels for image in images])
-        return Batch(_Inputs(pixels, *self._distinct(queries)), tuple(images), tuple(queries))
+        return Batch(PhraseInputs(pixels, *self._distinct(queries)), tuple(images), tuple(queries))
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[RegionPredictions]:
-        inputs: _Inputs = batch.inputs
+        inputs: PhraseInputs = batch.inputs
         image = torch.repeat_interleave(torch.tensor([len(rows) for rows in inputs.rows]))
         row = torch.cat(inputs.rows)
         phrase = [number for query in batch.queries for number in query.phrases]

@@ -284,9 +284,12 @@ class HttpAnnotator:
         if self._about.score == "logprobs":
             return _token_evidence(found, choice, text, self._url) if found else []
         scores = [answered.score if self._about.score == "field" else self._about.score for answered in found]
-        if not all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores):
-            raise ImageError("answer_malformed", "a box without a score from 0 to 1")
-        return [(float(score),) * 4 for score in scores]  # type: ignore[arg-type]
+        evidence: list[tuple[float, ...]] = []
+        for score in scores:
+            if not isinstance(score, int | float) or not 0 <= score <= 1:
+                raise ImageError("answer_malformed", "a box without a score from 0 to 1")
+            evidence.append((float(score),) * 4)
+        return evidence
 
     def _warn_of_label(self, label: str | None) -> None:
         self._unknown += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -68,6 +69,15 @@ class NetworkAnnotator(ABC):
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
 
+@dataclass(frozen=True)
+class PhraseInputs:
+    """Pixels (B, 3, S, S); the batch's distinct phrases, tokenized; and for each image its phrases' rows in them."""
+
+    pixels: Tensor
+    texts: dict[str, Tensor]
+    rows: list[Tensor]
+
+
 class PhraseAnnotator(NetworkAnnotator):
     """A network whose texts are single phrases, without their caption, and whose images are squeezed to one square.
 
@@ -106,6 +116,11 @@ class PhraseAnnotator(NetworkAnnotator):
         """The network's pixels."""
         inputs = self._images(image, size={"height": self._side, "width": self._side}, return_tensors="pt")
         return Prepared(inputs["pixel_values"][0], size)
+
+    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
+        """Each distinct phrase once."""
+        pixels = torch.stack([image.pixels for image in images])
+        return Batch(PhraseInputs(pixels, *self._distinct(queries)), tuple(images), tuple(queries))
 
     def _only_side(self, side: int) -> int:
         """The side of a network that takes no other.

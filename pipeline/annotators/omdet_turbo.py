@@ -17,7 +17,7 @@ from transformers import AutoModelForZeroShotObjectDetection
 
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.network import PhraseAnnotator, phrase_texts
+from pipeline.annotators.network import PhraseAnnotator, PhraseInputs, phrase_texts
 from pipeline.annotators.region_selection import corners
 from pipeline.annotators.tokenizers import token_counts
 from pipeline.config import PseudoLabelConfig
@@ -40,12 +40,9 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """Pixels (B, 3, S, S); the batch's distinct phrases, tokenized; each image's rows in them; and the tasks."""
+class _Inputs(PhraseInputs):
+    """The phrases' inputs, and the tasks."""
 
-    pixels: Tensor
-    texts: dict[str, Tensor]
-    rows: list[Tensor]
     steps: list[_Step]
 
 

@@ -6,32 +6,20 @@ there are no tokens of a caption to align.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForZeroShotObjectDetection
 
-from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.base import Batch, Prepared, RegionPredictions
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.network import PhraseAnnotator
+from pipeline.annotators.network import PhraseAnnotator, PhraseInputs
 from pipeline.annotators.region_selection import corners
 from pipeline.config import PseudoLabelConfig
 from pipeline.errors import InputError
 
 PHRASES_AT_ONCE = 128
 """Phrases that are encoded, and scored against all boxes, together: a thousand class names do not fit at once."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Pixels (B, 3, S, S); the batch's distinct phrases, tokenized; and for each image its phrases' rows in them."""
-
-    pixels: Tensor
-    texts: dict[str, Tensor]
-    rows: list[Tensor]
 
 
 class OwlAnnotator(PhraseAnnotator):
@@ -64,15 +52,9 @@ class OwlAnnotator(PhraseAnnotator):
             image = image.reduce(factor)
         return super().prepare(image, size)
 
-    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
-        """Each distinct phrase once."""
-        texts, rows = self._distinct(queries)
-        pixels = torch.stack([image.pixels for image in images])
-        return Batch(_Inputs(pixels, texts, rows), tuple(images), tuple(queries))
-
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[RegionPredictions]:
-        inputs: _Inputs = batch.inputs
+        inputs: PhraseInputs = batch.inputs
         with self._autocast():
             grid, _ = self._model.image_embedder(
                 inputs.pixels.to(self._device), interpolate_pos_encoding=self._interpolated

@@ -5,8 +5,6 @@ Every phrase is a concept of its own. An image's features are computed once for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,22 +13,13 @@ from transformers import Sam3Model, Sam3Processor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3MaskDecoderOutput, Sam3VisionEncoderOutput
 
-from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.base import Batch, RegionPredictions
 from pipeline.annotators.loading import load_parts
-from pipeline.annotators.network import PhraseAnnotator
+from pipeline.annotators.network import PhraseAnnotator, PhraseInputs
 from pipeline.config import PseudoLabelConfig
 
 PHRASES_AT_ONCE = 16
 """Phrases that are encoded, and detected in their images, together."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Pixels (B, 3, S, S); the batch's distinct phrases, tokenized; and for each image its phrases' rows in them."""
-
-    pixels: Tensor
-    texts: dict[str, Tensor]
-    rows: list[Tensor]
 
 
 class Sam3Annotator(PhraseAnnotator):
@@ -51,14 +40,9 @@ class Sam3Annotator(PhraseAnnotator):
         self._limit = self._model.config.text_config.max_position_embeddings
         self._side = self._only_side(self._model.config.image_size)
 
-    def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
-        """Each distinct phrase once."""
-        pixels = torch.stack([image.pixels for image in images])
-        return Batch(_Inputs(pixels, *self._distinct(queries)), tuple(images), tuple(queries))
-
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> list[RegionPredictions]:
-        inputs: _Inputs = batch.inputs
+        inputs: PhraseInputs = batch.inputs
         image = torch.repeat_interleave(torch.tensor([len(rows) for rows in inputs.rows])).to(self._device)
         row = torch.cat(inputs.rows).to(self._device)
         phrase = [number for query in batch.queries for number in query.phrases]

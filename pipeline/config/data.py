@@ -78,7 +78,7 @@ class DataConfig(Config):
         return value
 
     def labelled(self) -> tuple[str, ...]:
-        """What the teacher labels: the images, or the crawl."""
+        """List the shards that the teacher labels: the images, or the crawl."""
         return self.images or self.crawl
 
     def used(self) -> tuple[str, ...]:

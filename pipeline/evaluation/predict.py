@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
 from pipeline.annotators import batches
-from pipeline.annotators.base import Annotator, Batch, RegionPredictions, collate_again, load_annotator, start
+from pipeline.annotators.base import Annotator, Batch, RegionPredictions, each_query, load_annotator, start
 from pipeline.annotators.batches import Item
 from pipeline.config import EvaluateConfig, PseudoLabelConfig
 from pipeline.data.images import ImageError, image_size
@@ -152,13 +152,9 @@ class DetectionShard:
         if ready is None or not ready[0]:
             return
         items, (first,) = ready
-        last = len(self._class_queries) - 1
-        if self._spec.captions:
-            yield _Queries(items, first, done=len(items))
-        first = replace(first, of_images={} if last > 0 else None)
-        for i, (query, ends_chunk) in enumerate(self._class_queries):
-            inputs = collate_again(self._annotator, first, [query] * len(items)) if i else first
-            yield _Queries(items, inputs, ends_chunk, len(items) if i == last else 0)
+        queries, ends = zip(*self._class_queries, strict=True) if self._class_queries else ((), (True,))
+        for i, inputs in enumerate(each_query(self._annotator, first, queries)):
+            yield _Queries(items, inputs, ends[i], len(items) if i == len(ends) - 1 else 0)
 
     def predict(self, batch: _Queries) -> Callable[[], int]:
         """Begin a query; the function returned stores its predictions; of class names, the best of each chunk."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-from pipeline.annotators.base import Annotator, Batch, TextQuery, collate_again, start
+from pipeline.annotators.base import Annotator, Batch, TextQuery, each_query, start
 from pipeline.annotators.batches import Item, batches, decode
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
@@ -60,16 +59,10 @@ class LabellingShard:
 
     def collate(self, ready: list[Queries] | None) -> Iterator[Queries]:
         """The batch, collated already; of class names, then the same images with every further query."""
-        for items, batch, images in ready or ():
-            if len(self._queries) < 2:
-                yield items, batch, images
-                continue
-            first = replace(batch, of_images={})
-            yield items, first, 0
-            for i, query in enumerate(self._queries[1:], 2):
-                others = [replace(item, query=query) for item in items]
-                done = len(items) if i == len(self._queries) else 0
-                yield others, collate_again(self._teacher, first, [query] * len(items)), done
+        last = max(len(self._queries), 1) - 1
+        for items, first, images in ready or ():
+            for i, batch in enumerate(each_query(self._teacher, first, self._queries)):
+                yield items, batch, images if i == last else 0
 
     def predict(self, batch: Queries) -> Callable[[], int]:
         """Begin a batch; the function that is returned stores the regions of its queries."""
