@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,6 +39,8 @@ KINDS = ("machine", "person")
 CODES_PER_PIXEL = 100
 """Resolution at which boxes are the same target."""
 SYNC_SECONDS = 1.0
+
+log = logging.getLogger("glip_self_train")
 
 
 class Verdict(StrictModel):
@@ -243,7 +246,9 @@ def _distinct(tables: Sequence[pa.Table]) -> pa.Table:
 class Verdicts:
     """The verdicts that hold: of each target its latest one, and a person's before any machine's."""
 
-    def __init__(self, log: pa.Table) -> None:
+    def __init__(self, log: pa.Table, folder: str | Path = "verdicts") -> None:
+        """log: as :func:`read_log`. folder: its name in messages."""
+        self._folder = folder
         target = _targets(log)
         kind = pc.index_in(log["kind"], value_set=pa.array(KINDS)).to_numpy().astype(np.int64)
         latest = np.arange(len(log))
@@ -257,7 +262,7 @@ class Verdicts:
     @classmethod
     def read(cls, folder: str | Path) -> Verdicts:
         """Those of a folder; raises InputError as :func:`read_log`."""
-        return cls(read_log(folder))
+        return cls(read_log(folder), folder)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -276,10 +281,24 @@ class Verdicts:
         """The verdicts of a shard."""
         return self.shards.get(shard, VERDICTS.empty_table())
 
-    def digest(self, shard: str) -> str:
-        """Digest of a shard's verdicts, for fingerprints; "" without any."""
+    def fingerprint_of(self, shard: str) -> dict[str, str]:
+        """Keyword for fingerprints: digest of a shard's verdicts; {} without any."""
         table = self.of(shard).drop_columns(["at", "id", "store"])
-        return digest_json(sorted(map(repr, table.to_pylist()))) if len(table) else ""
+        return {"verdicts": digest_json(sorted(map(repr, table.to_pylist())))} if len(table) else {}
+
+    def warn_of_unknown_shards(self, shards: Iterable[str]) -> None:
+        """Warn of verdicts on other shards than ``shards``.
+
+        Raises:
+            InputError: there are verdicts, and none is on one of them.
+        """
+        others = self.shards.keys() - set(shards)
+        if not others:
+            return
+        text = f"{self._folder}: found verdicts on {len(others)} shards that are not here, first {min(others)}"
+        if len(others) == len(self.shards):
+            raise InputError(f"{text}; want verdicts on these shards")
+        log.warning("%s; they are left out", text)
 
 
 def rows(table: pa.Table) -> Iterator[Verdict]:

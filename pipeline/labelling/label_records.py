@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
+
+import pyarrow as pa
 
 from pipeline.config import BuildShardsConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
@@ -13,6 +15,8 @@ from pipeline.data.images import ImageError, image_size
 from pipeline.data.keys import shard_key
 from pipeline.data.name_list import NameList, footer_names
 from pipeline.data.records import LABELS, Box, DatasetCard, GroundingRecord, ImageLink, Region
+from pipeline.data.verdicts import Verdict
+from pipeline.data.verdicts import rows as verdict_rows
 from pipeline.errors import InputError
 from pipeline.execution.reports import Tally
 from pipeline.io.files import file_size
@@ -21,9 +25,8 @@ from pipeline.io.samples import read_samples
 from pipeline.io.tables import footer, read_table
 from pipeline.io.tars import TarProblems, TarSample
 from pipeline.io.virtual_shards import virtual_shard
+from pipeline.labelling.verdict_rows import RevisedRows, Row, revise
 from pipeline.phrases.cleaning import plain_text
-
-Row = Mapping[str, Any]
 
 
 def pseudo_label_card(dataset: str, names: NameList | None = None) -> DatasetCard:
@@ -50,14 +53,17 @@ class ShardLabels:
         phrases: file that parse-phrases wrote; None for labels of class names. labels: file that
             filter-boxes wrote.
         without: keys of images to leave out, counted as ``near_duplicate``.
+        verdicts: on the shard's regions, of :data:`pipeline.data.verdicts.VERDICTS`; they outrank the
+            labels (:func:`pipeline.labelling.verdict_rows.revise`). ``decided`` counts their effects.
 
     Raises:
         InputError: no such file, or not one that these stages wrote.
     """
 
     def __init__(
-        self, phrases: str | None, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
-    ) -> None:
+        self, phrases: str | None, labels: str, dataset: str, config: BuildShardsConfig,
+        without: Set[str] = frozenset(), verdicts: pa.Table | None = None,
+    ) -> None:  # fmt: skip
         self._phrases, rows = {} if phrases is None else read_caption_phrases(phrases), dict[str, list[Row]]()
         table = read_table(labels, LABELS, optional=["name"])
         self.names = footer_names(footer(table.schema), labels)
@@ -67,6 +73,10 @@ class ShardLabels:
             )
         for row in table.to_pylist():
             rows.setdefault(row["key"], []).append(row)
+        self._sizes = {key: (of_image[0]["height"], of_image[0]["width"]) for key, of_image in rows.items()}
+        self.decided, self._revised, self.notes = Counter[str](), dict[str, RevisedRows](), list[str]()
+        if verdicts is not None:
+            self._revise(labels, rows, verdicts)
         self._annotator = footer(table.schema).get("teacher") or None
         self._rows = {key: of_image for key, of_image in rows.items() if key not in without}
         self._dataset, self._config, self._labelled = dataset, config, rows.keys()
@@ -75,6 +85,58 @@ class ShardLabels:
         for key in without & rows.keys():
             self.samples.drop("near_duplicate")
             self.regions.drop("near_duplicate", len(rows[key]))
+
+    def numbers(self) -> dict[str, float]:
+        """Effects of the verdicts, for a report: ``verdicts_accepted`` and so on."""
+        return {f"verdicts_{effect}": float(n) for effect, n in sorted(self.decided.items()) if n}
+
+    def _revise(self, labels: str, rows: dict[str, list[Row]], verdicts: pa.Table) -> None:
+        """Apply verdicts to the rows by key, in place.
+
+        Raises:
+            InputError: more than half of them are of other images or phrases.
+        """
+        by_key: dict[str, list[Verdict]] = {}
+        for verdict in verdict_rows(verdicts):
+            by_key.setdefault(verdict.key, []).append(verdict)
+        unknown: list[Verdict] = []
+        for key, of_key in by_key.items():
+            before = rows.get(key, [])
+            revised = revise(before, of_key, self._phrase_of)
+            sizes = {(verdict.height, verdict.width) for verdict in of_key} | {
+                self._sizes.get(key, (of_key[0].height, of_key[0].width))
+            }
+            if len(sizes) > 1:
+                raise InputError(
+                    f"{labels}: {key}: found verdicts on an image of other height and width: "
+                    f"{' and '.join(f'{h} x {w}' for h, w in sorted(sizes))}; want verdicts on these images"
+                )
+            unknown += revised.unknown
+            if len(revised.unknown) == len(of_key):
+                continue
+            self.decided.update(revised.counts)
+            self._revised[key], rows[key] = revised, revised.rows
+            if not revised.rows and not revised.absent:
+                del rows[key]
+            self._sizes.setdefault(key, (of_key[0].height, of_key[0].width))
+        if 2 * len(unknown) > len(verdicts):
+            raise InputError(
+                f"{labels}: {len(unknown)} of the {len(verdicts)} verdicts are of images or phrases that it does not "
+                f"have, first {unknown[0].phrase!r} of {unknown[0].key}; want verdicts on the regions of these labels"
+            )
+        self.decided.update({"unknown_phrase": len(unknown)} if unknown else {})
+        self.notes += [f"{v.key}: found a verdict of {v.phrase!r}, which it does not have" for v in unknown]
+
+    def _phrase_of(self, verdict: Verdict) -> Row | None:
+        """Columns of a new row of the verdict's phrase; None if the image has no such phrase."""
+        if self.names is not None:
+            name = {name.lower(): name for name in self.names.names}.get(verdict.phrase.lower())
+            return None if name is None else {"name": name}
+        phrases = self._phrases.get(verdict.key)
+        span = (verdict.start, verdict.end)
+        if phrases is None or span not in phrases.spans or phrases.caption[slice(*span)] != verdict.phrase:
+            return None
+        return {"phrase_row": phrases.rows[phrases.spans.index(span)]}
 
     def alone(self) -> Iterator[tuple[str, GroundingRecord]]:
         """(key in the crawl, record) of every labelled image, without reading the crawl."""
@@ -101,8 +163,8 @@ class ShardLabels:
             rows = self._rows[sample.key]
             try:
                 files, size = image_as(sample)
-                if size != (rows[0]["height"], rows[0]["width"]):
-                    raise ImageError("image_changed", f"labelled at {rows[0]['height']} x {rows[0]['width']} pixels")
+                if size != (labelled := self._sizes[sample.key]):
+                    raise ImageError("image_changed", f"labelled at {labelled[0]} x {labelled[1]} pixels")
             except ImageError as error:
                 self.samples.drop(error.reason)
                 self.regions.drop("image_lost", len(rows))
@@ -114,13 +176,14 @@ class ShardLabels:
             self.regions.drop("image_lost", len(self._rows[key]))
 
     def _record(self, key: str, rows: Sequence[Row]) -> GroundingRecord:
-        size, phrases = (rows[0]["height"], rows[0]["width"]), self._phrases.get(key)
+        size, phrases, revised = self._sizes[key], self._phrases.get(key), self._revised.get(key)
+        of = (rows, self._annotator, self._config, revised)
         if self.names is not None:
-            record = make_detection_record(key, self._dataset, size, self.names, rows, self._annotator, self._config)
+            record = make_detection_record(key, self._dataset, size, self.names, *of)
         elif phrases is None or not {row["phrase_row"] for row in rows} <= set(phrases.rows):
             raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
         else:
-            record = make_record(key, self._dataset, size, phrases, rows, self._annotator, self._config)
+            record = make_record(key, self._dataset, size, phrases, *of)
         uncertain = sum(row["status"] == "uncertain" for row in rows)
         self.samples.keep()
         self.regions.keep(len(record.regions))
@@ -163,14 +226,14 @@ class LinkedImages:
 
 def make_record(
     key: str, dataset: str, size: tuple[int, int], phrases: CaptionPhrases, rows: Sequence[Row],
-    annotator: str | None, config: BuildShardsConfig,
+    annotator: str | None, config: BuildShardsConfig, revised: RevisedRows | None = None,
 ) -> GroundingRecord:  # fmt: skip
     """The grounding record of one image of ``size`` (height, width).
 
     Boxes are clipped to the image and rounded to a hundredth of a pixel; those without area are left
     out. A region's ``phrase`` is its text without entities, tags and invisible characters. Phrases
-    without a kept region become ``uncertain``: that the teacher finds nothing does not
-    prove absence.
+    without a kept region become ``uncertain``, as that the teacher finds nothing does not prove
+    absence; but not those that are ``absent`` by verdict (``revised``).
     """
     span_of = dict(zip(phrases.rows, phrases.spans, strict=True))
     root_of = dict(zip(phrases.rows, phrases.roots, strict=True))
@@ -184,9 +247,10 @@ def make_record(
             sure.add(row["phrase_row"])
         regions.append(Region(
             box=box, phrase=plain_text(phrases.caption[slice(*span)]), tokens_positive=(span,),
-            score=round(float(row["score"]), 4),
-            annotator=annotator, root=root_of[row["phrase_row"]], ignore=ignore,
+            score=_score(row), annotator=row.get("annotator") or annotator, root=root_of[row["phrase_row"]],
+            ignore=ignore,
         ))  # fmt: skip
+    sure |= set() if revised is None else revised.absent
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
     return GroundingRecord(
         key=shard_key(key), dataset=dataset, kind="grounding", image_size=size, caption=phrases.caption,
@@ -196,7 +260,7 @@ def make_record(
 
 def make_detection_record(
     key: str, dataset: str, size: tuple[int, int], names: NameList, rows: Sequence[Row],
-    annotator: str | None, config: BuildShardsConfig,
+    annotator: str | None, config: BuildShardsConfig, revised: RevisedRows | None = None,
 ) -> GroundingRecord:  # fmt: skip
     """The detection record of one image of ``size`` (height, width), with boxes as in :func:`make_record`.
 
@@ -213,13 +277,18 @@ def make_detection_record(
         if not ignore:
             sure.add(row["name"])
         regions.append(Region(
-            box=box, phrase=row["name"], score=round(float(row["score"]), 4), annotator=annotator, ignore=ignore,
+            box=box, phrase=row["name"], score=_score(row), annotator=row.get("annotator") or annotator, ignore=ignore,
         ))  # fmt: skip
-    unsure = {row["name"] for row in rows} - sure if config.keep_uncertain else set()
+    unsure = {row["name"] for row in rows} | (set() if revised is None else revised.unsure)
+    unsure = unsure - sure if config.keep_uncertain else set()
     return GroundingRecord(
         key=shard_key(key), dataset=dataset, kind="detection", image_size=size, regions=tuple(regions),
         not_exhaustive=tuple(name for name in names.names if name in unsure) or None,
     )  # fmt: skip
+
+
+def _score(row: Row) -> float | None:
+    return None if row["score"] is None else round(float(row["score"]), 4)
 
 
 def _clipped(row: Row, size: tuple[int, int]) -> Box | None:

@@ -9,6 +9,7 @@ from pipeline.data.crawl import MAX_UNREAD_SHARE
 from pipeline.data.dataset_cards import labelled_by
 from pipeline.data.name_list import NameList
 from pipeline.data.records import RECORD_VERSION
+from pipeline.data.verdicts import Verdicts
 from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.errors import InputError
 from pipeline.execution.inference import check_losses
@@ -33,7 +34,7 @@ def run(job: BuildShards) -> StageReport:
     Phrases and labels are joined on (shard, key). Labels of class names have no phrases, and become
     records of a detection set. Samples listed in ``without``
     (:class:`pipeline.dedup.exclusion_list.ExclusionList`) are left out and counted as
-    near_duplicate.
+    near_duplicate. ``verdicts`` outrank the labels (docs/verdicts.md).
 
     Raises:
         InputError: an input is missing or invalid.
@@ -54,11 +55,15 @@ def run(job: BuildShards) -> StageReport:
             inputs={name: digest_file(path) for name, path in inputs(shard.path).items()},
             dataset=job.dataset,
             **unwanted.fingerprint_of(shard.name),
+            **({} if verdicts is None else verdicts.fingerprint_of(shard.name)),
         )
 
     shards = expand_crawl(job.shards)
     unwanted = ExclusionList({}) if job.without is None else ExclusionList.read(job.without)
     unwanted.warn_of_unknown_ids(str(job.without), shards)
+    verdicts = None if job.verdicts is None else Verdicts.read(job.verdicts)
+    if verdicts is not None:
+        verdicts.warn_of_unknown_shards(map(stem, shards))
     require_files(join(job.labels, f"{stem(shard)}.parquet") for shard in shards)
     names = label_names(join(job.labels, f"{stem(shards[0])}.parquet"))
     phrases = job.phrases if names is None else None
@@ -70,7 +75,7 @@ def run(job: BuildShards) -> StageReport:
     jobs = [ShardJob(shard, stem(shard)) for shard in shards]
     work = partial(
         _build_shard, config=job.settings, out=job.out, phrases=phrases, labels=job.labels, dataset=job.dataset,
-        without=unwanted, names=names,
+        without=unwanted, names=names, verdicts=verdicts,
     )  # fmt: skip
     report = run_shards(STAGE, jobs, job.out, work, job, fingerprint_of=fingerprint_of)
     teachers = labelled_by([inputs(shard)["labels"] for shard in shards])
@@ -89,11 +94,13 @@ def _build_shard(
     dataset: str,
     without: ExclusionList,
     names: NameList | None,
+    verdicts: Verdicts | None,
 ) -> ShardReport:
     name = f"{job.name}.parquet"
     store = ShardLabels(
-        None if phrases is None else join(phrases, name), join(labels, name), dataset, config, without.of(job.name)
-    )
+        None if phrases is None else join(phrases, name), join(labels, name), dataset, config, without.of(job.name),
+        None if verdicts is None else verdicts.of(job.name),
+    )  # fmt: skip
     if store.names != names:
         raise InputError(
             f"{join(labels, name)}: found other class names than the first shard's; want labels of one run"
@@ -113,4 +120,7 @@ def _build_shard(
     images = Tally(seen=store.samples.kept + sum(lost.values()), kept=store.samples.kept, dropped=lost)
     check_losses(job, "labelled images", images, MAX_UNREAD_SHARE)
     outputs = {name_of(part): output for part, output in enumerate(written)}
-    return job.report(STAGE, outputs, {"samples": store.samples, "regions": store.regions}, problems=problems)
+    return job.report(
+        STAGE, outputs, {"samples": store.samples, "regions": store.regions}, problems=problems,
+        numbers=store.numbers(), notes=store.notes,
+    )  # fmt: skip

@@ -61,8 +61,9 @@ def run(job: ExportLabels) -> Exported:
     if job.val_share is not None and to != "yolo":
         raise InputError(f"--val-share is of yolo, whose data.yaml names a validation split; found --to {to}")
     source = find_source(
-        job.dirs, phrases=job.phrases, crawl=job.crawl, dataset=job.dataset, images=job.images == "copy"
-    )
+        job.dirs, phrases=job.phrases, crawl=job.crawl, dataset=job.dataset, images=job.images == "copy",
+        verdicts=job.verdicts,
+    )  # fmt: skip
     copy = source.images if job.images is None else job.images == "copy"
     cards = source.cards()
     settings: dict[str, Any] = {
@@ -103,7 +104,7 @@ def run(job: ExportLabels) -> Exported:
             outputs = sink.commit()
         if to != "coco":
             context.numbers["lost_frequency"] += sum(len(card.frequency or ()) for card in cards.values())
-        numbers = losses.problems.counts | context.numbers
+        numbers = losses.problems.counts | context.numbers | losses.decided
         shard = ShardReport(
             stage=STAGE, shard=STAGE, fingerprint=mark, outputs=outputs,
             tallies={"samples": context.samples, "regions": context.regions},

@@ -87,6 +87,7 @@ OUT = "Folder for the outputs. Shards that are done there already are skipped."
 REGIONS = "Regions that pseudo-label wrote: a folder, glob or brace pattern; paths or URLs."
 PHRASES = "Folder that parse-phrases wrote."
 COUNTS = "File that count-phrases wrote; balance_to and thresholds by frequency need it."
+VERDICTS = "Folder of verdicts (review and import-verdicts write it), which outrank the teacher's labels."
 IOU = "IoU from which a box counts as correct."
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
@@ -328,6 +329,7 @@ class BuildShards(PerShardJob, ShardOptions):
     without: Annotated[PathText | None, Cli(metavar="FILE")] = Field(
         None, description="Leave these samples out: a table as dedup writes it (columns shard and key)."
     )
+    verdicts: PathText | None = Field(None, description=VERDICTS)
 
 
 class TrainModel(WholeJob["TrainReport"]):
@@ -395,6 +397,7 @@ class ExportLabels(WholeJob[Exported]):
     crawl: Annotated[Paths, Cli("--shards")] = Field(
         (), description="Of a label store: the crawl that holds the images; folder, glob or pattern."
     )
+    verdicts: PathText | None = Field(None, description=f"Of a label store: {VERDICTS[0].lower()}{VERDICTS[1:]}")
     dataset: str | None = Field(None, description="Of a label store: the name of the set.  [default: pseudo]")
     class_names: Annotated[Literal["phrase", "root"] | None, Cli("--classes")] = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from pipeline.data.dataset_cards import labelled_by, read_cards
 from pipeline.data.image_links import LinkReader
 from pipeline.data.images import IMAGE_EXTENSIONS
 from pipeline.data.records import DatasetCard, GroundingRecord, ImageLink
+from pipeline.data.verdicts import Verdicts
 from pipeline.errors import InputError
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import MAX_NOTES
@@ -32,11 +34,12 @@ WANTED = "want training shards (*.tar of ingest or build-shards) or labels (*.pa
 
 @dataclass
 class ReadLosses:
-    """Records and regions lost in reading, by reason, and messages of the first problems."""
+    """Records and regions lost in reading, by reason, messages of the first problems, and effects of verdicts."""
 
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
     problems: TarProblems = field(default_factory=TarProblems)
+    decided: Counter[str] = field(default_factory=Counter)
 
     def add_problems(self, shard: str, problems: TarProblems) -> None:
         """Add the problems of a shard."""
@@ -59,14 +62,16 @@ class Sample:
 
 
 def find_source(
-    dirs: Sequence[str], *, phrases: str | None, crawl: Sequence[str], dataset: str | None, images: bool | None
-) -> Source:
+    dirs: Sequence[str], *, phrases: str | None, crawl: Sequence[str], dataset: str | None, images: bool | None,
+    verdicts: str | None = None,
+) -> Source:  # fmt: skip
     """Source of the records in the folders, patterns or files ``dirs``.
 
     Args:
         phrases: folder of a label store's phrases; by default searched beside it.
         crawl: shards labelled by a label store.
         dataset: name of a label store's set.
+        verdicts: folder of verdicts on a label store's regions.
         images: whether images are required; None: if available.
 
     Raises:
@@ -78,12 +83,15 @@ def find_source(
     if kinds == {".tar"}:
         if dataset is not None:
             raise InputError("--dataset is for a label store; the records of training shards state their set")
-        if phrases or crawl:
-            raise InputError("--phrases and --shards are for a label store; training shards have or link their images")
+        if phrases or crawl or verdicts:
+            raise InputError(
+                "--phrases, --shards and --verdicts are for a label store; training shards have or link their images, "
+                "and build-shards --verdicts applies verdicts"
+            )
         return TrainingShards(expand_shards(dirs))
     if images and not crawl:
         raise InputError("--images copy of a label store wants --shards, the crawl that has the images")
-    return LabelStore(expand_shards(dirs, suffix=".parquet"), phrases, list(crawl), dataset or DATASET)
+    return LabelStore(expand_shards(dirs, suffix=".parquet"), phrases, list(crawl), dataset or DATASET, verdicts)
 
 
 def _kind(path: str) -> str:
@@ -188,8 +196,13 @@ class TrainingShards:
 class LabelStore:
     """Output of filter-boxes, converted as by build-shards; images are from the crawl."""
 
-    def __init__(self, labels: list[str], phrases: str | None, crawl: list[str], dataset: str) -> None:
+    def __init__(
+        self, labels: list[str], phrases: str | None, crawl: list[str], dataset: str, verdicts: str | None
+    ) -> None:
         self._labels, self._dataset = labels, dataset
+        self._verdicts = None if verdicts is None else Verdicts.read(verdicts)
+        if self._verdicts is not None:
+            self._verdicts.warn_of_unknown_shards(map(stem, labels))
         self.names = [stem(path) for path in labels]
         try:
             self._classes = label_names(labels[0])
@@ -226,6 +239,8 @@ class LabelStore:
         digests = {}
         for number, name in enumerate(self.names):
             digests[f"{name} labels"] = digest_file(self._labels[number])
+            if self._verdicts is not None and (decided := self._verdicts.fingerprint_of(name)):
+                digests[f"{name} verdicts"] = decided["verdicts"]
             if self._phrases:
                 digests[f"{name} phrases"] = digest_file(self._phrases[number])
             if self.images:
@@ -247,7 +262,8 @@ class LabelStore:
         """
         config = BuildShardsConfig()
         phrases = self._phrases[number] if self._phrases else None
-        store = ShardLabels(phrases, self._labels[number], self._dataset, config)
+        decided = None if self._verdicts is None else self._verdicts.of(self.names[number])
+        store = ShardLabels(phrases, self._labels[number], self._dataset, config, verdicts=decided)
         if store.names != self._classes:
             raise InputError(
                 f"{self._labels[number]}: found other class names than {self._labels[0]}'s; want one run's"
@@ -263,7 +279,9 @@ class LabelStore:
         for total, tally in ((losses.samples, store.samples), (losses.regions, store.regions)):
             for reason, n in tally.dropped.items():  # kept ones are counted when written
                 total.drop(reason, n)
+        problems.notes += store.notes
         losses.add_problems(self.names[number], problems)
+        losses.decided.update(store.numbers())
 
 
 Source = TrainingShards | LabelStore
