@@ -121,7 +121,9 @@ def promote(
 
 
 @command("label-qa")
-@click.argument("folder", metavar="EVALUATION")
+@click.argument("folder", required=False, metavar="[EVALUATION]")
+@click.option("--regions", help="In place of EVALUATION: regions that pseudo-label wrote, judged by verdicts.")
+@click.option("--verdicts", help="Folder of verdicts on these regions, of a random sample of them.")
 @click.option(
     "--precision",
     "wanted",
@@ -131,13 +133,21 @@ def promote(
     show_default=True,
     help="Propose the lowest threshold that reaches this precision, in percent. May be repeated.",
 )
-@click.option("--out", help="Folder for label_qa.json and label_qa.md.  [default: EVALUATION]")
-def label_qa(folder: str, wanted: tuple[float, ...], out: str | None) -> None:
+@click.option("--out", help="Folder for label_qa.json and label_qa.md.  [default: EVALUATION or VERDICTS]")
+def label_qa(
+    folder: str | None, regions: str | None, verdicts: str | None, wanted: tuple[float, ...], out: str | None
+) -> None:
     """Estimate the quality of a teacher's labels by score, box size and frequency.
 
     \b
     Example: label-qa evaluation/teacher --precision 80
+             label-qa --regions regions --verdicts verdicts
     """
-    from pipeline.evaluation.label_qa import write_label_qa
+    from pipeline.evaluation.label_qa import write_label_qa, write_verdict_qa
 
-    click.echo(write_label_qa(folder, out or folder, wanted))
+    if folder is not None and regions is None and verdicts is None:
+        click.echo(write_label_qa(folder, out or folder, wanted))
+    elif folder is None and regions is not None and verdicts is not None:
+        click.echo(write_verdict_qa(regions, verdicts, out or verdicts, wanted))
+    else:
+        raise InputError("want the folder of an EVALUATION, or --regions and --verdicts")

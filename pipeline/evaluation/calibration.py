@@ -21,14 +21,19 @@ def is_judged(matches: Matches) -> np.ndarray:
 
 
 def score_bands(matches: Matches) -> list[dict[str, float]]:
-    """Detections of :func:`is_judged` in bands of score, without empty bands.
+    """:func:`bands_of` the detections of :func:`is_judged`."""
+    judged = is_judged(matches)
+    return bands_of(matches.score[judged], matches.tp[judged, 0])
+
+
+def bands_of(score: np.ndarray, tp: np.ndarray) -> list[dict[str, float]]:
+    """Detections in bands of score (n,), without empty bands; tp (n,): true positives.
 
     Returns:
         ``from``, ``to``, mean ``score``, ``detections``, ``right`` (true positives), ``precision``
         (percent) of each band.
     """
-    judged = is_judged(matches)
-    score, tp = np.asarray(matches.score[judged], np.float64), matches.tp[judged, 0]
+    score = np.asarray(score, np.float64)
     band = np.clip((score * BANDS).astype(int), 0, BANDS - 1)
     n = np.bincount(band, minlength=BANDS)
     correct = np.bincount(band, tp, minlength=BANDS)

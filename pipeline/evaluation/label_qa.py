@@ -1,6 +1,6 @@
-"""Quality of a teacher's detections as labels, on sets with gold boxes, at every score threshold.
+"""Quality of a teacher's detections as labels at every score threshold, on sets with gold boxes or with verdicts.
 
-A label is correct if it is matched to a gold box of its name at IoU 0.5, and wrong if its name is
+With gold, a label is correct if it is matched to a gold box of its name at IoU 0.5, and wrong if its name is
 present or known to be absent and it is not. Other labels, and those matched to crowds, are not
 judged.
 """
@@ -15,13 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.calibration import calibration_error, is_judged, score_bands
+from pipeline.data.verdicts import Verdicts
+from pipeline.errors import InputError
+from pipeline.evaluation.calibration import bands_of, calibration_error, is_judged, score_bands
 from pipeline.evaluation.compare import Evaluated
 from pipeline.evaluation.fixed_ap import GROUPS, frequency_group
 from pipeline.evaluation.frequencies import normalise_name
 from pipeline.evaluation.match_tables import MatchTables
 from pipeline.evaluation.metrics import SIZES
+from pipeline.filtering.nms import over_limit
+from pipeline.filtering.store import RegionShard
+from pipeline.filtering.verdicts import JoinedVerdicts
 from pipeline.io.atomic import write_atomic, write_json
+from pipeline.io.paths import stem
+from pipeline.io.shard_patterns import expand_shards
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 MIN_LABELS = 20
@@ -183,6 +190,49 @@ def _frequency_subsets(tables: MatchTables) -> dict[str, Subset]:
     return {name: subset for name, subset in subsets.items() if subset.gold.any() or subset.absent_pairs}
 
 
+def verdict_quality_of(regions: Sequence[str], verdicts: Verdicts, precisions: Sequence[float]) -> dict[str, Any]:
+    """Label quality of stored regions by the verdicts on them, as :func:`label_quality_of`.
+
+    Gold boxes are the correct regions and the ones that were missing. The verdicts should be of a
+    random sample (``review --order random``): those of uncertain regions only are worse than the rest.
+
+    Raises:
+        InputError: an input is missing, or no region has a verdict.
+    """
+    parts: list[tuple[np.ndarray, ...]] = []
+    missing: list[np.ndarray] = []
+    for path in regions:
+        shard = RegionShard(path)
+        joined = JoinedVerdicts(shard, verdicts.of(shard.name))
+        judged, correct = joined.judge(shard)
+        rows = np.flatnonzero(judged & ~np.isnan(shard.numbers("score")))
+        score, phrase, boxes = shard.numbers("score")[rows], shard.phrase_ids()[rows], shard.boxes()[rows]
+        best = ~over_limit(score, phrase, 1)
+        parts.append((score.astype(np.float64), correct[rows], best, _area(boxes)))
+        missing.append(_area(joined.missing()))
+    score, correct, best, area = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if not len(score):
+        raise InputError(f"found no region with a verdict among {len(verdicts)} verdicts; want some on these regions")
+    gold_area = np.concatenate([area[correct], *missing])
+    gold_score = np.concatenate([score[correct], np.full(len(gold_area) - int(correct.sum()), -1.0)])
+
+    def sweep(low: float, high: float) -> dict[str, Any]:
+        of, of_gold = ((a >= low) & (a < high) for a in (area, gold_area))
+        judged = JudgedLabels(score[of], correct[of], best[of], gold_score[of_gold], np.zeros(0), None)
+        return _sweep(judged, precisions)
+
+    bands = bands_of(score, correct)
+    by_size = {name: sweep(low, high) for name, (low, high) in SIZES.items()}
+    return {
+        **sweep(0, math.inf), "by_score": bands, "calibration_error": calibration_error(bands),
+        "by_size": {name: of_size for name, of_size in by_size.items() if of_size["gold"]},
+    }  # fmt: skip
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+
+
 def write_label_qa(folder: str | Path, out: str | Path, precisions: Sequence[float]) -> str:
     """Write ``label_qa.json`` and ``label_qa.md`` of an evaluation folder; returns the latter.
 
@@ -191,13 +241,33 @@ def write_label_qa(folder: str | Path, out: str | Path, precisions: Sequence[flo
     """
     evaluated = Evaluated.read(folder)
     sets = {name: label_quality_of(evaluated.match_tables(name), precisions) for name in evaluated.sets}
-    write_json(Path(out) / "label_qa.json", {"model": evaluated.model, "sets": sets})
-    lines = ["# Label quality", "", f"Model `{evaluated.model}`. Correct labels match a gold box at IoU 0.5."]
+    return _write(out, evaluated.model, sets, "Correct labels match a gold box at IoU 0.5.")
+
+
+def write_verdict_qa(regions: str, verdicts: str | Path, out: str | Path, precisions: Sequence[float]) -> str:
+    """Write ``label_qa.json`` and ``label_qa.md`` of stored regions with verdicts; returns the latter.
+
+    Raises:
+        InputError: as :func:`verdict_quality_of`.
+    """
+    paths, decided = expand_shards(regions, suffix=".parquet"), Verdicts.read(verdicts)
+    decided.warn_of_unknown_shards(map(stem, paths))
+    quality = {"verdicts": verdict_quality_of(paths, decided, precisions)}
+    words = (
+        "Correct labels were accepted, or have an IoU of 0.5 with their mended box. Labels without a verdict do not "
+        "count."
+    )
+    return _write(out, RegionShard(paths[0]).footer.get("teacher", ""), quality, words)
+
+
+def _write(out: str | Path, model: str, sets: Mapping[str, Mapping[str, Any]], words: str) -> str:
+    write_json(Path(out) / "label_qa.json", {"model": model, "sets": sets})
+    lines = ["# Label quality", "", f"Model `{model}`. {words}"]
     for name, one in sets.items():
         lines += ["", f"## {name}", "", *_threshold_table(one["by_threshold"])]
         lines += ["", f"Expected calibration error: {one['calibration_error']:.1f} points."]
         subsets = {"all": one, **{f"{n} boxes": s for n, s in one["by_size"].items()}}
-        subsets |= {f"{n} names ({one['counts_from']})": s for n, s in one["by_frequency"].items()}
+        subsets |= {f"{n} names ({one['counts_from']})": s for n, s in one.get("by_frequency", {}).items()}
         lines += ["", "Proposed thresholds:", "", *_proposal_table(subsets)]
     text = "\n".join(lines) + "\n"
     write_atomic(Path(out) / "label_qa.md", text)

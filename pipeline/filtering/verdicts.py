@@ -67,6 +67,11 @@ class JoinedVerdicts:
         names = np.array([*self.verdicts["verdict"].to_pylist(), ""], object)
         return np.asarray(names[of])
 
+    def missing(self) -> np.ndarray:
+        """(k, 4) xyxy of the boxes that the teacher overlooked."""
+        rows = self.verdicts.filter(pc.equal(self.verdicts["verdict"], "missing"))["boxes"].combine_chunks()
+        return np.asarray(rows.flatten().flatten()).reshape(-1, 4)
+
     def judge(self, shard: RegionShard, min_iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
         """Judge regions by their own verdict, or by a reject of their phrase.
 

@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -58,6 +58,7 @@ SAME = [0, 1, 1, 2, 3]
 """The target of each: boxes that differ by less than a hundredth of a pixel are one."""
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(
         st.tuples(

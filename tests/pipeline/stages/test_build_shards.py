@@ -10,12 +10,16 @@ import pytest
 from pipeline.config import BuildShardsConfig, FilterConfig, ParsePhrasesConfig
 from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.keys import shard_key
+from pipeline.data.records import LABELS
 from pipeline.data.training_shards import ShardSet
+from pipeline.data.verdicts import VerdictLog
 from pipeline.errors import RunError
+from pipeline.io.tables import read_table
 from pipeline.io.tars import read_tar, write_tars
 from pipeline.labelling.label_records import make_record
-from pipeline.stages.jobs import BuildShards, FilterBoxes, ParsePhrases
+from pipeline.stages.jobs import BuildShards, ExportLabels, FilterBoxes, ParsePhrases
 from tests.fixtures.crawl import write_crawl
+from tests.fixtures.verdicts import verdict
 from tests.pipeline.stages.test_labelling import KEEP, digests, label
 
 
@@ -179,3 +183,100 @@ def test_a_crawl_packed_with_folders_becomes_shards(teacher, tmp_path):
     for name, sample in zip(names, samples, strict=True):
         if shard_key(name) in found:
             assert found[shard_key(name)][1] == sample.files["jpg"]
+
+
+def labels_of(root):
+    return {
+        (shard.stem, row["key"]): row
+        for shard in sorted((root / "labels").glob("*.parquet"))
+        for row in read_table(shard, LABELS).to_pylist()[::-1]  # the first of an image stays
+    }
+
+
+def say(decision, shard, row, **values):
+    of = {name: row[name] for name in ("key", "phrase", "start", "end", "height", "width")}
+    box = tuple(row[c] for c in ("x1", "y1", "x2", "y2"))
+    return verdict(decision, shard=shard, **(of | {"box": box} | values))
+
+
+def test_verdicts_outrank_the_labels(store, tmp_path):
+    root, crawl = store
+    labels = labels_of(root)
+    (first, one), (second, two), *_ = labels.items()
+    drawn = (1.0, 2.0, 30.0, 40.0)
+    with VerdictLog(tmp_path / "verdicts") as log:
+        log.append(
+            say("accept", first[0], one), say("missing", first[0], one, box=None, boxes=(drawn,)),
+            say("fixed", second[0], two, boxes=(drawn,)), say("reject", first[0], one, end=one["end"] + 1, box=None),
+        )  # fmt: skip
+    before = records_of(build(store, tmp_path / "before") and tmp_path / "before")
+    job = BuildShards(
+        shards=crawl, out=tmp_path / "out", phrases=root / "phrases", labels=root / "labels",
+        verdicts=tmp_path / "verdicts",
+    )  # fmt: skip
+    report = job.run()
+    assert (report.done, report.skipped, job.run().skipped) == (len(crawl), 0, len(crawl))
+    after = records_of(tmp_path / "out")
+    changed = {key for key in after if after[key] != before.get(key)}
+    assert changed == {shard_key(one["key"]), shard_key(two["key"])} and after.keys() == before.keys()
+    record, was = after[shard_key(one["key"])], before[shard_key(one["key"])]
+    people = [r for r in record.regions if r.annotator == "ann"]
+    assert [r.box for r in people] == [drawn] and people[0].score is None
+    assert people[0].tokens_positive == ((one["start"], one["end"]),)
+    assert len(record.regions) == len(was.regions) + 1
+    assert sum(r.score is None for r in record.regions) == 2  # the accepted one, and the drawn one
+    assert [r.box for r in after[shard_key(two["key"])].regions if r.annotator == "ann"] == [drawn]
+    numbers = {name: n for name, n in report.numbers.items() if name.startswith("verdicts")}
+    assert numbers == {
+        "verdicts_accepted": 1, "verdicts_added": 1, "verdicts_fixed": 1, "verdicts_unknown_phrase": 1
+    }  # fmt: skip
+    # an export of the label store has the same
+    exported = ExportLabels(
+        dirs=root / "labels", to="odvg", out=tmp_path / "odvg", phrases=root / "phrases",
+        verdicts=tmp_path / "verdicts", images="none",
+    ).run()  # fmt: skip
+    assert exported.report.numbers.items() >= {"verdicts_accepted": 1, "verdicts_fixed": 1}.items()
+    # new verdicts: the shard they are of is built again, and no other
+    with VerdictLog(tmp_path / "verdicts") as log:
+        log.append(say("reject", first[0], one))
+    report = job.run()
+    assert (report.done, report.skipped) == (1, len(crawl) - 1)
+
+
+def test_a_rejected_phrase_is_trained_as_absent(store, tmp_path):
+    root, crawl = store
+    labels = labels_of(root)
+    (shard, key), row = next(iter(labels.items()))
+    with VerdictLog(tmp_path / "verdicts") as log:
+        log.append(say("reject", shard, row, box=None))
+    build(store, tmp_path / "before")
+    BuildShards(
+        shards=crawl, out=tmp_path / "out", phrases=root / "phrases", labels=root / "labels",
+        verdicts=tmp_path / "verdicts",
+    ).run()  # fmt: skip
+    was, record = (records_of(tmp_path / name)[shard_key(key)] for name in ("before", "out"))
+    span = (row["start"], row["end"])
+    assert span in {s for r in was.regions for s in r.tokens_positive}
+    assert span not in {s for r in record.regions for s in r.tokens_positive} | set(record.uncertain)
+    assert record.uncertain == was.uncertain
+
+
+def test_verdicts_on_other_labels_are_refused(store, tmp_path):
+    root, crawl = store
+    (shard, _), row = next(iter(labels_of(root).items()))
+    with VerdictLog(tmp_path / "verdicts") as log:
+        log.append(say("accept", shard, row | {"height": 7}))
+    job = BuildShards(
+        shards=crawl, out=tmp_path / "out", phrases=root / "phrases", labels=root / "labels",
+        verdicts=tmp_path / "verdicts", max_failed=0,
+    )  # fmt: skip
+    with pytest.raises(RunError, match="found verdicts on an image of other height and width"):
+        job.run()
+    with VerdictLog(tmp_path / "others") as log:
+        log.append(say("accept", shard, row | {"phrase": "another"}))
+    with pytest.raises(RunError, match="1 of the 1 verdicts are of images or phrases that it does not have"):
+        job.model_copy(update={"verdicts": str(tmp_path / "others")}).run()
+
+
+def records_of(folder):
+    return {key: record for key, (record, _) in records(folder).items()}
