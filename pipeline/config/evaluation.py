@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Config, ScoreAggregation
+from pipeline.config.base import Config, ScoreAggregation, UnitFloat
 
-EvaluationProtocol = Literal["detection", "coco", "lvis", "odinw", "flickr", "refcoco"]
+EvaluationProtocol = Literal["detection", "coco", "lvis", "odinw", "flickr", "refcoco", "cgf1"]
 
 
 class EvaluateConfig(Config):
@@ -41,6 +41,12 @@ class EvaluateConfig(Config):
     class_detections: int = Field(10_000, ge=1, description="lvis: maximum detections per class over the whole set")
     image_size: int | None = Field(None, description="shorter side in pixels; default: the model's")
     max_image_size: int | None = Field(None, description="maximum longer side in pixels; default: the model's")
+    presence_threshold: UnitFloat | None = Field(
+        None,
+        exclude_if=lambda threshold: threshold is None,  # so that fingerprints with the default stay as they were
+        description="cgf1: score from which a phrase counts as present; default: the one with the highest MCC on a "
+        "fifth of the images, which is then left out",
+    )
     precision: Literal["float32", "bf16"] = Field("float32", description="precision of the model's computation")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
+from pipeline.evaluation.absence import PhrasePresence
 from pipeline.evaluation.frequencies import normalise_name
 from pipeline.evaluation.match_tables import MatchTables
 from pipeline.evaluation.matching import IOUS, RECALLS, Matches, by_class
@@ -103,6 +104,8 @@ def resample(tables: MatchTables, weights: np.ndarray) -> dict[str, np.ndarray]:
 
     weights: (samples, images), of :func:`draw_weights`.
     """
+    if tables.protocol == "cgf1":
+        return PhrasePresence(tables, tables.presence_threshold).metrics(weights)
     if not tables.names:
         stem = "precision_at" if tables.protocol == "refcoco" else "recall_at"
         metrics = {f"{stem}_{k}": _recall(tables, "first", k, weights) for k in KS}

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.frequencies import Frequencies
 from pipeline.evaluation.metrics import ImageResult
 from pipeline.evaluation.predictions import Detections
-from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases
+from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases, present_and_absent
 from pipeline.io.paths import stem
 
 
@@ -53,14 +53,16 @@ class EvaluationSet:
                 )
         captions = first.kind == "grounding"
         protocol = config.protocols.get(name, "flickr" if captions else "detection")
-        if (protocol in CAPTION_PROTOCOLS) != captions:
-            fitting = "flickr or refcoco" if captions else "detection, coco, lvis or odinw"
+        if protocol != "cgf1" and (protocol in CAPTION_PROTOCOLS) != captions:
+            fitting = "flickr, refcoco or cgf1" if captions else "detection, coco, lvis, odinw or cgf1"
             raise InputError(
                 f"evaluation set {name}: protocol {protocol} does not suit {first.kind} records; want {fitting}"
             )
         names: tuple[str, ...] = ()
         prompts: dict[str, ClassPrompt] = {}
-        if not captions:
+        if protocol == "cgf1":
+            _check_absence(name, records)
+        elif not captions:
             spaces = needed_class_names({name: shards}).get(first.dataset, ())
             if len(spaces) > 1:
                 raise InputError(
@@ -80,7 +82,7 @@ class EvaluationSet:
     def results(
         self, predictions: Sequence[Sequence[Detections]], frequencies: Frequencies
     ) -> tuple[list[ImageResult], list[str], list[list[str]]]:
-        """(gold and detections, key, names of the gold labels in captions) of each image.
+        """(gold and detections, key, names of the labels, if they are its own phrases) of each image.
 
         predictions: of every record of every shard.
 
@@ -93,7 +95,9 @@ class EvaluationSet:
             for row, detections in enumerate(of_shard):
                 record, names = self.records.record(shard, row), list[str]()
                 try:
-                    if self.spec.captions:
+                    if self.spec.protocol == "cgf1":
+                        result, names = _presence_result(record, detections)
+                    elif self.spec.own_phrases:
                         result, names = self._caption_result(record, detections)
                     else:
                         result = self._class_result(record, detections, index, frequencies)
@@ -135,3 +139,38 @@ class EvaluationSet:
             absent=None if absent is None else np.array([index[n] for n in absent], np.int64),
             not_exhaustive=np.array([index[n] for n in not_exhaustive], np.int64),
         )
+
+
+def _presence_result(record: GroundingRecord, detections: Detections) -> tuple[ImageResult, list[str]]:
+    """Labels index the image's phrases, present and absent ones, in alphabetical order."""
+    present, absent = present_and_absent(record)
+    names = sorted([*present, *absent])
+    index = {name: i for i, name in enumerate(names)}
+    regions = [region for region in record.regions if region.phrase in index]
+    result = ImageResult(
+        size=record.image_size,
+        gold_boxes=np.array([r.box for r in regions], np.float64).reshape(-1, 4),
+        gold_labels=np.array([index[r.phrase] for r in regions], np.int64),
+        gold_ignore=np.array([r.ignore for r in regions], bool),
+        **vars(detections),
+        absent=np.array([index[name] for name in absent], np.int64),
+    )
+    return result, names
+
+
+def _check_absence(name: str, records: ShardSet) -> None:
+    """Check that a set has phrases of both kinds.
+
+    Raises:
+        InputError: it has not.
+    """
+    found = [False, False]
+    for shard, count in enumerate(records.counts):
+        for row in range(count):
+            found = [a or bool(b) for a, b in zip(found, present_and_absent(records.record(shard, row)), strict=True)]
+            if all(found):
+                return
+    raise InputError(
+        f"evaluation set {name}: found no {'absent' if found[0] else 'present'} phrase; want records with regions and "
+        "with verified_absent for the protocol cgf1"
+    )

@@ -44,6 +44,7 @@ class MatchTables:
     set's shards. groups, counts: frequencies by name or phrase; counts_from: where they were
     counted. absent_pairs: for each of ``names``, the number of images in which it is known to be
     absent. shards: paths, relative to the evaluation's folder, or URLs; none of an earlier version.
+    presence_threshold: the setting.
     """
 
     protocol: str
@@ -57,6 +58,7 @@ class MatchTables:
     counts_from: str
     absent_pairs: tuple[int, ...]
     shards: tuple[str, ...] = ()
+    presence_threshold: float | None = None
 
 
 def absent_images(results: Sequence[ImageResult], names: int) -> tuple[int, ...]:
@@ -91,6 +93,7 @@ def write_match_tables(folder: Path, name: str, tables: MatchTables) -> None:
             "protocol": tables.protocol, "names": list(tables.names), "gold": tables.gold, "images": m.images,
             "groups": dict(tables.groups), "counts": dict(tables.counts), "counts_from": tables.counts_from,
             "absent_pairs": list(tables.absent_pairs), "shards": list(tables.shards),
+            **({} if tables.presence_threshold is None else {"presence_threshold": tables.presence_threshold}),
         },
     )  # fmt: skip
 
@@ -127,6 +130,7 @@ def read_match_tables(folder: Path, name: str) -> MatchTables:
         counts_from=card["counts_from"],
         absent_pairs=tuple(card["absent_pairs"]),
         shards=tuple(card.get("shards", ())),
+        presence_threshold=card.get("presence_threshold"),
     )
 
 

@@ -48,9 +48,9 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Queries:
-    """The q (image, label) pairs with gold boxes.
+    """The q (image, label) pairs with gold boxes; by the protocol cgf1 also those known to be absent.
 
-    image, label (q,); boxes (q,): number of gold boxes. first, first_merged (q,): rank, from 0, of
+    image, label (q,), ascending; boxes (q,): number of gold boxes. first, first_merged (q,): rank, from 0, of
     the best detection that matches any gold box, and of the best that matches the box around all of
     them; NEVER if none does.
     """
@@ -67,11 +67,12 @@ SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 """Ranges of area in COCOeval, in pixels, inclusive."""
 
 
-def queries_of(results: Sequence[ImageResult]) -> Queries:
+def queries_of(results: Sequence[ImageResult], *, absent: bool = False) -> Queries:
     """Rank detections by Flickr30k Entities' two protocols, any-box and merged-boxes in MDETR.
 
     A detection matches if its IoU with any gold box of the name, or with the box around all of
-    them, is at least 0.5. Names without gold in the image are no queries.
+    them, is at least 0.5. Names without gold in the image are no queries, but for absent ones with
+    ``absent``.
     """
     rows: list[tuple[int, int, int, int, int]] = []
     for number, result in enumerate(results):
@@ -82,6 +83,9 @@ def queries_of(results: Sequence[ImageResult]) -> Queries:
             best = result.boxes[detected][np.argsort(-result.scores[detected], kind="stable")]
             first, first_merged = (_first(iou_matrix(best, g).max(axis=1) >= 0.5) for g in (gold, merged))
             rows.append((number, int(label), len(gold), first, first_merged))
+        if absent and result.absent is not None:
+            rows += [(number, int(label), 0, NEVER, NEVER) for label in result.absent]
+    rows.sort()
     return Queries(*np.array(rows, np.int64).reshape(-1, 5).T)
 
 

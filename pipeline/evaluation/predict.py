@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 from pipeline.annotators import batches
 from pipeline.annotators.base import Annotator, Batch, RegionPredictions, each_query, load_annotator, start
@@ -14,7 +14,15 @@ from pipeline.config import EvaluateConfig, PseudoLabelConfig
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.training_shards import ShardSet
 from pipeline.evaluation.predictions import PREDICTIONS, predictions_table
-from pipeline.evaluation.protocols import SetSpec, best, class_chunks, joined, named_phrases
+from pipeline.evaluation.protocols import (
+    CAPTION_PROTOCOLS,
+    SetSpec,
+    best,
+    class_chunks,
+    joined,
+    named_phrases,
+    present_and_absent,
+)
 from pipeline.execution.inference import run_inference, timed
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob, WorkQueue
@@ -59,7 +67,7 @@ class DetectShards:
             torch.AcceleratorError: the device is lost; the process must end.
         """
         every = iter(queue.take, None)
-        for settings, jobs in groupby(every, lambda job: self.specs[job.name].label_config(self.config)):
+        for settings, jobs in itertools.groupby(every, lambda job: self.specs[job.name].label_config(self.config)):
             self._run(queue, settings, jobs)
 
     def _run(self, queue: WorkQueue, settings: PseudoLabelConfig, jobs: Iterator[ShardJob]) -> None:
@@ -97,7 +105,7 @@ class DetectionShard:
         self._worker, self._annotator, self._job = worker, annotator, job
         self._spec = spec = worker.specs[job.name]
         self._records = ShardSet([job.path])
-        chunks = [] if spec.captions else class_chunks(spec, annotator, worker.config)
+        chunks = [] if spec.own_phrases else class_chunks(spec, annotator, worker.config)
         self._class_queries = [(query, query is chunk[-1]) for chunk in chunks for query in chunk]
         self._predictions: list[list[RegionPredictions]] = [[] for _ in range(self._records.counts[0])]
         self._chunk: list[Sequence[RegionPredictions | ImageError]] = []
@@ -117,7 +125,10 @@ class DetectionShard:
             except ImageError as error:
                 self._lost[row] = (record.key, error)
                 continue
-            if self._spec.captions:
+            if self._spec.protocol == "cgf1":
+                names = sorted(itertools.chain(*present_and_absent(record)))
+                queries = self._annotator.class_queries(names) if names else []
+            elif self._spec.own_phrases:
                 spans = [n.span for n in named_phrases(record, self._spec.protocol)]
                 queries, missing = self._annotator.queries(record.caption or "", spans)
                 self._phrases.keep(len(spans) - len(missing))
@@ -191,5 +202,5 @@ class DetectionShard:
             "model": f"{self._annotator.name}@{self._annotator.revision}",
         }  # fmt: skip
         output = write_table(join(self._worker.out, name), predictions_table(rows), PREDICTIONS, footer)
-        tallies = ({"phrases": self._phrases} if spec.captions else {}) | {"images": images}
+        tallies = ({"phrases": self._phrases} if spec.protocol in CAPTION_PROTOCOLS else {}) | {"images": images}
         return job.report(STAGE, {name: output}, tallies, notes=notes)

@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 from pipeline.io.hashing import digest_json
 
 CAPTION_PROTOCOLS = ("flickr", "refcoco")
+OWN_PROTOCOLS = (*CAPTION_PROTOCOLS, "cgf1")
+"""Protocols whose queries are each image's own phrases."""
 THRESHOLD_PROTOCOLS = ("coco", "lvis", "odinw", "flickr")
 """Protocols of GLIP's published figures, which leave out detections below PUBLISHED_THRESHOLD."""
 PUBLISHED_THRESHOLD = 0.05
@@ -23,7 +25,8 @@ PUBLISHED_THRESHOLD = 0.05
 class SetSpec:
     """Inputs of predictions other than shards.
 
-    names: class names, none for captions. prompts: of each name; none if all are prompted as they are.
+    names: class names, none if the queries are each image's own phrases. prompts: of each name; none
+    if all are prompted as they are.
     """
 
     name: str
@@ -32,9 +35,9 @@ class SetSpec:
     prompts: tuple[ClassPrompt, ...] = ()
 
     @property
-    def captions(self) -> bool:
-        """Whether the queries are phrases of the images' captions instead of class names."""
-        return self.protocol in CAPTION_PROTOCOLS
+    def own_phrases(self) -> bool:
+        """Whether the queries are each image's own phrases instead of the set's class names."""
+        return self.protocol in OWN_PROTOCOLS
 
     @property
     def digest(self) -> str:
@@ -134,6 +137,16 @@ def named_phrases(record: GroundingRecord, protocol: EvaluationProtocol) -> list
         for span in spans:
             boxes.setdefault(span, []).append(region.box)
     return [GoldPhrase(span, caption[span[0] : span[1]], np.array(b, np.float64)) for span, b in boxes.items()]
+
+
+def present_and_absent(record: GroundingRecord) -> tuple[list[str], list[str]]:
+    """The phrases of a record's regions, and those that are verified as absent; each once, in order.
+
+    A phrase that has ignore regions only is neither.
+    """
+    present = list(dict.fromkeys(region.phrase for region in record.regions if not region.ignore))
+    known = {region.phrase for region in record.regions}
+    return present, [name for name in dict.fromkeys(record.verified_absent or ()) if name not in known]
 
 
 def _phrase_spans(spans: Sequence[Span]) -> list[Span]:

@@ -16,6 +16,7 @@ from pipeline.evaluation.match_tables import MatchTables
 from pipeline.evaluation.matching import class_curves
 from pipeline.io.atomic import write_atomic
 
+FALSE_KINDS = {"attribute": "wrong attribute", "noun": "other noun with the attribute", "other": "other phrase"}
 TITLES = {
     "images": "images", "queries": "queries", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small",
     "ap_medium": "AP medium", "ap_large": "AP large", "ap_rare": "APr", "ap_common": "APc", "ap_frequent": "APf",
@@ -24,14 +25,18 @@ TITLES = {
     **{f"recall_at_{k}": f"R@{k}" for k in (1, 5, 10)},
     **{f"merged_recall_at_{k}": f"R@{k}, merged boxes" for k in (1, 5, 10)},
     **{f"precision_at_{k}": f"P@{k}" for k in (1, 5, 10)},
+    "cgf1": "cgF1", "mcc": "MCC, presence of phrases", "pmf1": "pmF1", "presence_threshold": "threshold, x 100",
+    "false_boxes": "false boxes for 100 absent phrases",
+    **{f"false_boxes_{kind}": f"false boxes, {text}" for kind, text in FALSE_KINDS.items()},
 }  # fmt: skip
-COUNTS = {"images", "queries", "sets"}
+COUNTS = {"images", "queries", "sets", "presence_threshold"}
 EXTREMES = 5
 """Number of best and of worst names that the report lists."""
 
 PROTOCOLS = {
     "detection": "class names; COCO AP, and recall of the best boxes of names present in the image",
     "coco": "COCO", "lvis": "LVIS, fixed AP", "odinw": "ODinW", "flickr": "Flickr30k Entities", "refcoco": "RefCOCO",
+    "cgf1": "each image's own phrases, present and absent; cgF1 as SAM 3 defines it",
 }  # fmt: skip
 
 
@@ -44,6 +49,8 @@ def format_metric(name: str, value: float | None) -> str:
     """A metric's value as text."""
     if value is None:
         return "undefined: no ground truth"
+    if name == "presence_threshold":
+        return f"{value:.1f}"
     return f"{int(value):,}" if name in COUNTS else f"{value:.1f}"
 
 
@@ -71,7 +78,9 @@ def class_aps(tables: MatchTables) -> dict[str, float]:
 def phrase_recalls(tables: MatchTables) -> dict[str, float]:
     """Recall at 1 in percent of each phrase of the captions."""
     matched: dict[str, list[bool]] = {}
-    for phrase, first in zip(tables.phrases, tables.queries.first, strict=True):
+    for phrase, first, boxes in zip(tables.phrases, tables.queries.first, tables.queries.boxes, strict=True):
+        if not boxes:
+            continue
         matched.setdefault(normalise_name(phrase), []).append(first < 1)
     return {phrase: 100 * float(np.mean(flags)) for phrase, flags in matched.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,7 +18,7 @@ from pipeline.evaluation.calibration import is_judged
 from pipeline.evaluation.compare import Evaluated
 from pipeline.evaluation.label_qa import best_f1, judge_labels
 from pipeline.evaluation.predictions import Detections, read_predictions
-from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, named_phrases
+from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, named_phrases, present_and_absent
 from pipeline.inspection.samples import Sample, ShownBox, TrainingStore, Verdict
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.paths import is_url, resolve_path
@@ -104,11 +105,15 @@ class EvaluationStore:
             return [(p.phrase, (p.span,)) for p in phrases], [
                 ShownBox(tuple(b), p.phrase, None, (p.span,), "gold") for p in phrases for b in p.boxes
             ]
+        names = self.tables.names
+        if self.tables.protocol == "cgf1":
+            names = tuple(sorted(itertools.chain(*present_and_absent(record))))
         boxes = [
             ShownBox(r.box, r.phrase, None, r.tokens_positive, "ignored" if r.ignore else "gold")
             for r in record.regions
+            if r.phrase in names
         ]
-        return [(name, ()) for name in self.tables.names], boxes
+        return [(name, ()) for name in names], boxes
 
     def worst(self, limit: int) -> dict[str, list[tuple[int, int]]]:
         """(shard, row) of images with the largest "missed" gold, and with the "wrong" detections of

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.annotators.base import own_score_agg
 from pipeline.config import EvaluateConfig
 from pipeline.errors import InputError, did_you_mean
+from pipeline.evaluation.absence import PhrasePresence
 from pipeline.evaluation.evaluation_set import EvaluationSet
 from pipeline.evaluation.fixed_ap import best_of_each_class, fixed_ap
 from pipeline.evaluation.frequencies import Frequencies, normalise_name, read_frequencies
@@ -193,7 +194,7 @@ def _measure(plan: _Plan, evaluation_set: EvaluationSet, out: Path) -> tuple[dic
         matches = match(results, config.max_detections)
     with atomic_file(out / f"predictions-{spec.name}.json") as file:
         write_coco(file, results, keys)
-    queries = queries_of(results)
+    queries = queries_of(results, absent=spec.protocol == "cgf1")
     texts = query_phrases(queries, spec.names, phrases)
     counts = frequencies.counts or Counter(map(normalise_name, texts))
     tables = MatchTables(
@@ -208,6 +209,7 @@ def _measure(plan: _Plan, evaluation_set: EvaluationSet, out: Path) -> tuple[dic
         counts_from="training images" if frequencies.counts else "images of this set",
         absent_pairs=absent_images(results, len(spec.names)),
         shards=tuple(s if is_url(s) else os.path.relpath(s, out) for s in evaluation_set.shards),
+        presence_threshold=config.presence_threshold,
     )
     write_match_tables(out / "evidence", spec.name, tables)
     return {"images": len(results), **_metrics(spec, config, results, tables)}, tables
@@ -222,6 +224,11 @@ def _metrics(
         total = len(first)
         return {f"{name}_{k}": 100.0 * float((first < min(k, NEVER)).sum()) / total if total else None for k in KS}
 
+    if spec.protocol == "cgf1":
+        presence = PhrasePresence(tables, config.presence_threshold)
+        values = presence.metrics(np.ones((1, tables.matches.images)))
+        counts = {"presence_threshold": 100 * presence.threshold, "queries": len(queries.image)}
+        return {**{name: float(value[0]) for name, value in values.items()}, **counts}
     if spec.protocol == "lvis":
         return fixed_ap(tables.matches, [normalise_name(n) for n in spec.names], tables.groups)
     if spec.protocol in {"coco", "odinw"}:
