@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Any, Literal
 
 from pydantic import Field
@@ -25,6 +26,19 @@ class PromptConfig(Config):
         False,
         description="reproduce a bug of the original code: negatives are drawn from all names, and positives among "
         "them discarded",
+    )
+    phrases_share: UnitFloat = Field(
+        0.0,
+        exclude_if=not_,  # so that fingerprints without it stay as they were
+        description="share of images with captions whose prompt is made of their phrases, joined as class names are, "
+        "with hard_negatives, instead of the caption",
+    )
+    hard_negatives: int = Field(
+        8,
+        ge=0,
+        exclude_if=lambda limit: limit == 8,
+        description="maximum hard negatives of such a prompt: its phrases with another colour, size or material, or "
+        "with another noun, where the caption excludes that they are in the image",
     )
 
 

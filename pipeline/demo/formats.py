@@ -60,6 +60,21 @@ def coco_detection(scenes: Sequence[Scene], nouns: Sequence[str], description: s
     return _instances(description, categories, images, annotations)
 
 
+def coco_phrases(scenes: Sequence[Scene], absent: Sequence[Sequence[str]], description: str) -> dict[str, Any]:
+    """LVIS' JSON whose categories are phrases ("red umbrella"); ``absent``: those of each scene that it lacks."""
+    present = [[f"{thing.colour} {thing.noun}" for thing in scene.things] for scene in scenes]
+    ids = {phrase: i for i, phrase in enumerate(sorted({p for of in (*present, *absent) for p in of}), start=1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, (scene, phrases, lacking) in enumerate(zip(scenes, present, absent, strict=True), start=1):
+        negative = {"neg_category_ids": [ids[p] for p in lacking], "not_exhaustive_category_ids": []}
+        images.append(_image(image_id, scene) | negative)
+        for phrase, box in zip(phrases, scene.boxes, strict=True):
+            annotations.append(_annotation(len(annotations) + 1, image_id, ids[phrase], box))
+    categories = [{"id": i, "name": phrase, "supercategory": "glyph"} for phrase, i in ids.items()]
+    return _instances(description, categories, images, annotations)
+
+
 def mdetr_grounding(scenes: Sequence[Scene], captions: Sequence[Caption], description: str) -> dict[str, Any]:
     """MDETR's JSON: COCO's with a caption per image and ``tokens_positive`` ([start, end)s) per box.
 

@@ -40,6 +40,7 @@ SETS = (
     "val_novel",
     "eval_base",
     "eval_novel",
+    "eval_absent",
     "photos",
 )
 
@@ -120,6 +121,7 @@ class _Generator:
         ):
             yield self._held_out(f"{prefix}_base", split, count, "base", self.manifest.base_nouns)
             yield self._held_out(f"{prefix}_novel", split, count, "novel", self.manifest.novel_nouns)
+        yield self._absent()
         if self.config.photos:
             n = write_photo_shard(
                 self.out,
@@ -222,6 +224,16 @@ class _Generator:
         labels = formats.coco_detection(scenes, nouns, title)
         prompts = formats.prompts(scenes, nouns)
         return self._labelled(name, "evaluation", "coco", which, labels, scenes, prompts=prompts)
+
+    def _absent(self) -> SetSummary:
+        name, nouns = "eval_absent", (*self.manifest.base_nouns, *self.manifest.novel_nouns)
+        scenes, absent = [], []
+        for i in self._counted(name, self.config.absent_scenes):
+            rng = generator(self.config.seed, name, i)
+            scenes.append(self._painters["evaluation"].paint(plans.held_out_things(nouns, self._colours, rng), rng))
+            absent.append(plans.absent_phrases(scenes[-1].things, nouns, self._colours, rng))
+        labels = formats.coco_phrases(scenes, absent, "demo eval_absent: things by colour and noun, and absent ones")
+        return self._labelled(name, "evaluation", "coco", "base and novel", labels, scenes)
 
     def _labelled(
         self, name: str, kind: str, form: str, nouns: Nouns, labels: dict[str, Any], scenes: Sequence[Scene],

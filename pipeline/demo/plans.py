@@ -69,6 +69,17 @@ def held_out_things(nouns: Sequence[str], colours: Sequence[str], rng: Generator
     return [_thing(str(noun), colours, rng) for noun in rng.choice(list(nouns), size=4, replace=False)]
 
 
+def absent_phrases(things: Sequence[Thing], nouns: Sequence[str], colours: Sequence[str], rng: Generator) -> list[str]:
+    """Two phrases for each thing of a scene that are not in it: its noun in another colour, and another noun."""
+    there = {thing.noun for thing in things}
+    absent: list[str] = []
+    for thing in things:
+        worn = {other.colour for other in things if other.noun == thing.noun}
+        absent.append(f"{rng.choice([c for c in colours if c not in worn])} {thing.noun}")
+        absent.append(f"{rng.choice(list(colours))} {rng.choice([noun for noun in nouns if noun not in there])}")
+    return list(dict.fromkeys(absent))
+
+
 def mentioned_things(things: Sequence[Thing], rng: Generator, config: DemoDataConfig) -> list[int]:
     """Indices of the things that a caption mentions, in its order.
 

@@ -33,7 +33,14 @@ from pipeline.data.records import GroundingRecord
 from pipeline.data.training_shards import ShardSet
 from pipeline.errors import InputError, RunError
 from pipeline.training.image_batch import stack
-from pipeline.training.prompts import Prompted, detection_prompt, grounding_prompt, is_pseudo, names_prompt
+from pipeline.training.prompts import (
+    Prompted,
+    detection_prompt,
+    grounding_prompt,
+    is_pseudo,
+    names_prompt,
+    phrases_prompt,
+)
 from pipeline.training.sampling import Mixture, PicklableCache, SourceOrder, generator
 from pipeline.training.shared_memory import BufferHandle, SharedBuffers, make_buffers
 
@@ -223,6 +230,12 @@ class TrainingData(Dataset[dict[str, Any]]):
                 record, self.config.prompt, noisy, rng,
                 other_names=self._other_names(source, rng), token_count=self._count_tokens, max_tokens=limit,
             )  # fmt: skip
+        share = self.config.prompt.phrases_share
+        if share and record.regions and rng.random() < share:
+            return phrases_prompt(
+                record, self.config.prompt, noisy, rng,
+                other_nouns=self._other_nouns(source, rng), token_count=self._count_tokens, max_tokens=limit,
+            )  # fmt: skip
         return grounding_prompt(
             record, noisy, rng, other_caption=lambda r: self._other_record(source, r).caption or "",
             token_count=self._count_tokens, max_tokens=limit,
@@ -234,6 +247,13 @@ class TrainingData(Dataset[dict[str, Any]]):
     def _other_names(self, source: str, rng: np.random.Generator) -> Iterator[str]:
         for _ in range(OTHER_RECORDS):
             yield from (region.root for region in self._other_record(source, rng).regions if region.root)
+
+    def _other_nouns(self, source: str, rng: np.random.Generator) -> Iterator[str]:
+        """Head nouns of other images; of human labels, which state none, the last words of the phrases."""
+        for _ in range(OTHER_RECORDS):
+            for region in self._other_record(source, rng).regions:
+                if noun := region.root or region.phrase.split()[-1:]:
+                    yield noun if isinstance(noun, str) else noun[0]
 
     def _token_count(self, text: str) -> int:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

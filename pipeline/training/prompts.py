@@ -14,6 +14,7 @@ from model.grounding import clean_name
 from pipeline.config import NoisyLabelConfig, PromptConfig
 from pipeline.data.records import GroundingRecord, Region, Span
 from pipeline.errors import InputError
+from pipeline.training.hard_negatives import hard_negatives
 
 TokenCount = Callable[[str], int]
 SEPARATOR = ". "
@@ -97,6 +98,22 @@ def names_prompt(
             absent[name] = None
     regions = [(r, r.root) for r in record.regions if not r.ignore]
     return _class_prompt(record, regions, [*absent], noisy, rng, token_count, max_tokens)
+
+
+def phrases_prompt(
+    record: GroundingRecord,
+    config: PromptConfig,
+    noisy: NoisyLabelConfig,
+    rng: np.random.Generator,
+    *,
+    other_nouns: Iterable[str],
+    token_count: TokenCount,
+    max_tokens: int,
+) -> Prompted:
+    """A grounding record's prompt made of its phrases and of hard negatives, shuffled, joined by ". "."""
+    regions = [(r, r.phrase) for r in record.regions if not r.ignore]
+    absent = hard_negatives(record, other_nouns, config.hard_negatives, rng)
+    return _class_prompt(record, regions, absent, noisy, rng, token_count, max_tokens)
 
 
 def _class_prompt(
