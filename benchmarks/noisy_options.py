@@ -40,6 +40,7 @@ OPTIONS = {
     "caption_negatives": ["noisy.caption_negatives=0.5"],
     "no_ignore_uncertain": ["noisy.ignore_uncertain=false"],
     "no_names_share": ["noisy.names_share=0"],
+    "hard_negatives": ["prompt.phrases_share=0.7"],
 }
 RECIPE = "recipe"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -111,7 +112,7 @@ def evaluated(layout: RunLayout, model: Path, out: Path, log: Path) -> dict[str,
     """Metrics of a model on BASE and NOVEL."""
     config = load_recipe(str(layout.config))
     command = [sys.executable, "-m", "pipeline", "evaluate", "--recipe", str(layout.config), "--model", str(model)]
-    for name in (config.data.base, config.data.novel):
+    for name in config.data.evaluated():
         for shard in expand_shards(str(layout.train / f"{name}-*.tar")):
             command += ["--set-shards", f"{name}={shard}"]
     call(log, *command, "--out", str(out))

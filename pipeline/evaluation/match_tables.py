@@ -66,6 +66,8 @@ def absent_images(results: Sequence[ImageResult], names: int) -> tuple[int, ...]
 
     These are all images without gold of it, or, in federated sets, those verified.
     """
+    if not names:  # each image's own phrases
+        return ()
     counts = np.zeros(names, np.int64)
     for r in results:
         candidates = np.arange(names) if r.absent is None else r.absent

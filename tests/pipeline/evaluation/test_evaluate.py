@@ -548,3 +548,37 @@ def test_an_evaluations_page_needs_the_shards_that_were_evaluated(shards, teache
     with pytest.raises(InputError, match="earlier version; name the set's shards"):
         EvaluationStore(tmp_path / "e", "val")
     assert EvaluationStore(tmp_path / "e", "val", shards["val"]).shards == ["val-0", "val-1"]
+
+
+def test_present_and_absent_phrases(teacher, shards, tmp_path):
+    """Each image is asked for its own phrases alone; compare knows the metrics, and the page shows the boxes."""
+    config = EvaluateConfig(batch_size=1, protocols={"federated": "cgf1"})
+    metrics = run({"federated": shards["federated"]}, tmp_path / "a", teacher, config)["federated"]
+    assert {"cgf1", "mcc", "pmf1", "false_boxes", "presence_threshold", "queries"} <= metrics.keys()
+    records = EvaluationSet.open("federated", shards["federated"], config).records
+    own_phrases = []
+    for row in range(records.counts[0]):
+        record = records.record(0, row)
+        own_phrases.append({r.phrase for r in record.regions} | set(record.verified_absent))
+    assert metrics["queries"] == sum(map(len, own_phrases))
+    tables = read_match_tables(tmp_path / "a" / "evidence", "federated")
+    of_image = list(zip(tables.queries.image, tables.queries.label, tables.phrases, strict=True))
+    assert [{p for image, _, p in of_image if image == n} for n in range(len(own_phrases))] == own_phrases
+    # the scores are those of a prompt of these names alone
+    spec = EvaluationSet.open("federated", shards["federated"], config).spec
+    annotator = load_annotator(str(teacher), spec.label_config(config.model_copy(update={"score_agg": "mean"})), "cpu")
+    names = sorted(own_phrases[0])
+    (own,) = predict_images(annotator, [open_image(records.image(0, 0))], annotator.class_queries(names))
+    best = {names[int(n)]: float(own.score[own.phrase == n].max()) for n in np.unique(own.phrase)}
+    m = tables.matches
+    texts = {label: phrase for image, label, phrase in of_image if image == 0}
+    found = {}
+    for n, score in zip(m.label[m.image == 0], m.score[m.image == 0], strict=True):
+        found[texts[n]] = max(found.get(texts[n], 0), float(score))
+    assert found == pytest.approx(best, abs=1e-4)
+    compared = compare([tmp_path / "a", tmp_path / "a"], samples=20)
+    assert compared["sets"]["federated"]["mcc"][1]["difference"] == 0
+    assert "cgF1" in (tmp_path / "a" / "report.md").read_text()
+    write_evaluation_page(tmp_path / "a", tmp_path / "a" / "report.html")
+    with pytest.raises(InputError, match="found no absent phrase; want records with regions and with verified_absent"):
+        EvaluationSet.open("val", shards["val"], EvaluateConfig(protocols={"val": "cgf1"}))
