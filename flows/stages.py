@@ -152,18 +152,23 @@ def train_teacher(out: str = OUT, config: SelfTrainConfig = DEMO) -> None:
 
 
 def control_settings(student: TrainConfig, teacher: TrainConfig) -> TrainConfig:
-    """The student's settings with the teacher's mixture, and without pseudo-labels in the first steps.
+    """The student's settings with the teacher's mixture, and without pseudo-labels in the first and last steps.
 
     A teacher that is not trained may have no mixture: then it is the student's, without pseudo-labels.
     """
     human = {name: share for name, share in student.mixture.items() if name != "pseudo"}
-    first = {name: share for name, share in student.first_mixture.items() if name != "pseudo"}
+    first, last = (
+        {name: share for name, share in shares.items() if name != "pseudo"}
+        for shares in (student.first_mixture, student.last_mixture)
+    )
     return student.model_copy(
         update={
             "mixture": teacher.mixture or human,
             "mixture_unit": teacher.mixture_unit if teacher.mixture else student.mixture_unit,
             "first_mixture": first,
             "first_steps": student.first_steps if first else 0,
+            "last_mixture": last,
+            "last_steps": student.last_steps if last else 0,
         }
     )
 

@@ -127,6 +127,16 @@ class TrainConfig(Config):
         0, ge=0, description="number of first steps that use first_mixture instead of mixture: a curriculum"
     )
     first_mixture: dict[str, float] = Field(default_factory=dict, description="mixture of the first steps")
+    last_steps: int = Field(
+        0,
+        ge=0,
+        exclude_if=not_,  # so that fingerprints without it stay as they were
+        description="number of last steps that use last_mixture instead of mixture: a final phase, such as on human "
+        "labels alone",
+    )
+    last_mixture: dict[str, float] = Field(
+        default_factory=dict, exclude_if=not_, description="mixture of the last steps"
+    )
     prompt: PromptConfig = PromptConfig()
     noisy: NoisyLabelConfig = NoisyLabelConfig()
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(

@@ -80,8 +80,16 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
     for name, training, without in (("teacher", teacher, as_it_is), ("student", student, trains_only)):
         if not without and set(training.mixture) - {"pseudo"} != set(sources):
             yield f"{name}.mixture names {sorted(training.mixture)}, but data.sources are {sources}"
-        if training.first_steps and not set(training.mixture) >= set(training.first_mixture) > set():
-            yield f"{name}.first_mixture {training.first_mixture}: want shares of some of {sorted(training.mixture)}"
+        phases = {"first": (training.first_steps, training.first_mixture)}
+        phases["last"] = training.last_steps, training.last_mixture
+        for phase, (steps, shares) in phases.items():
+            if steps and not set(training.mixture) >= set(shares) > set():
+                yield f"{name}.{phase}_mixture {shares}: want shares of some of {sorted(training.mixture)}"
+        if training.last_steps and training.first_steps + training.last_steps > training.steps:
+            yield (
+                f"{name}.last_steps: found {training.last_steps} of {training.steps} steps, {training.first_steps} of "
+                "them first_steps; want fewer"
+            )
     if "pseudo" not in student.mixture:
         found = ", ".join(student.mixture) or "nothing"
         example = ", ".join(f"{name}: {share:g}" for name, share in (student.mixture | {"pseudo": 1}).items())

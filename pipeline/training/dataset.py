@@ -75,13 +75,22 @@ class TrainingData(Dataset[dict[str, Any]]):
         needed_class_names(sources, self.spaces)  # fails for a set without them, before anything is trained
         self.orders = {n: SourceOrder(s.counts, seed=config.seed, name=n) for n, s in self.sets.items()}
         self.mixture = Mixture(self._shares(), sorted(sources), seed=config.seed)
-        self.first = None
-        if config.first_steps:
-            shares = config.first_mixture
-            if not shares or not shares.keys() <= sources.keys():
-                raise InputError(f"first_mixture {shares}: want shares of some of {sorted(sources)}")
-            self.first = Mixture(shares, sorted(shares), seed=config.seed)
+        self.first = self._phase("first", config.first_steps, config.first_mixture)
+        self.last = self._phase("last", config.last_steps, config.last_mixture)
+        if config.last_steps and config.first_steps + config.last_steps > config.steps:
+            raise InputError(
+                f"first_steps {config.first_steps} and last_steps {config.last_steps}: want at most the {config.steps} "
+                "steps of the training together"
+            )
         self._count_tokens = PicklableCache(self._token_count, 100_000)
+
+    def _phase(self, name: str, steps: int, shares: Mapping[str, float]) -> Mixture | None:
+        """The mixture of the first or last steps, if there are any."""
+        if not steps:
+            return None
+        if not shares or not shares.keys() <= self.sets.keys():
+            raise InputError(f"{name}_mixture {shares}: want shares of some of {sorted(self.sets)}")
+        return Mixture(shares, sorted(shares), seed=self.config.seed)
 
     def _shares(self) -> dict[str, float]:
         if self.config.mixture_unit == "shares":
@@ -94,6 +103,9 @@ class TrainingData(Dataset[dict[str, Any]]):
         first = self.config.first_steps * self.config.batch_size
         if self.first is not None and position < first:
             return self.first.locate(position)
+        last = (self.config.steps - self.config.last_steps) * self.config.batch_size
+        if self.last is not None and position >= last:
+            return self.last.locate(position - last)
         return self.mixture.locate(position - first)
 
     @property

@@ -388,7 +388,7 @@ class Trainer:
         changes = {
             "steps": -(-self.config.validate_images // batch), "batch_size": batch, "accumulate": 1, "flip": 0.0,
             "image_sizes": (max(self.config.image_sizes),), "mixture": {}, "mixture_unit": "copies", "first_steps": 0,
-            "seed": 0,
+            "last_steps": 0, "seed": 0,
         }  # fmt: skip
         return TrainingData(self.config.model_copy(update=changes), shards, self.processor)
 

@@ -54,6 +54,11 @@ def test_chunks_hold_every_shard_once_in_order(count, size, parallel):
         ),
         (["teacher.first_mixture={}"], r"teacher\.first_mixture"),
         (
+            ["student.last_steps=5", "student.last_mixture={other: 1}"],
+            r"student\.last_mixture .'other': 1.*: want shares",
+        ),
+        (["student.last_steps=900", "student.last_mixture={detection: 1}"], r"student\.last_steps: found 900 of 500"),
+        (
             ["student.mixture={detection: 1, grounding: 1, attributes: 1}"],
             "student.mixture: found detection, grounding, attributes without `pseudo`.*pseudo: 1",
         ),
@@ -246,6 +251,9 @@ def test_the_control_has_the_teachers_mixture_in_its_unit_and_no_pseudo_labels()
     control = stages.control_settings(config.student, config.teacher)
     assert (control.mixture, control.mixture_unit) == (config.teacher.mixture, "shares")
     assert (control.first_steps, control.first_mixture) == (9, {"detection": 2})
+    config = load_recipe("demo", ["student.last_steps=5", "student.last_mixture={pseudo: 1, detection: 1}"])
+    control = stages.control_settings(config.student, config.teacher)
+    assert (control.last_steps, control.last_mixture) == (5, {"detection": 1})
     config = load_recipe("demo", ["student.first_steps=9", "student.first_mixture={pseudo: 1}"])
     assert stages.control_settings(config.student, config.teacher).first_steps == 0
     plain = load_recipe("demo")

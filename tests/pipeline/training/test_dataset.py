@@ -36,6 +36,17 @@ def test_the_first_steps_have_their_own_mixture_and_the_rest_is_as_without(sourc
     assert all(name.startswith("b/") for name in batch["names"])
 
 
+def test_the_last_steps_have_their_own_mixture(sources):
+    plain, staged = data(sources), data(sources, last_steps=3, last_mixture={"a": 1})
+    assert [staged.locate(place) for place in range(15)] == [plain.locate(place) for place in range(15)]
+    assert [staged.locate(place) for place in range(15, 24)] == [("a", n) for n in range(9)]
+    assert all(name.startswith("a/") for name in next(staged.loader(first=6))["names"])
+    with pytest.raises(InputError, match="first_steps 6 and last_steps 3: want at most the 8 steps"):
+        data(sources, first_steps=6, first_mixture={"a": 1}, last_steps=3, last_mixture={"a": 1})
+    with pytest.raises(InputError, match="last_mixture"):
+        data(sources, last_steps=3, last_mixture={"c": 1})
+
+
 @pytest.mark.parametrize("mixture", [{}, {"c": 1}])
 def test_a_curriculum_of_unknown_sources_is_refused(sources, mixture):
     with pytest.raises(InputError, match="first_mixture"):
