@@ -21,6 +21,7 @@ from pipeline.config import SelfTrainConfig
 from pipeline.execution.reports import StageReport
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.readiness import check_teacher
 from pipeline.runs.rounds import RoundResult, check_promotion, decide
 from pipeline.runs.summary import deciding_metric
 
@@ -63,6 +64,7 @@ def one_round(
         if alone and config.data.evaluated():
             run_stage(stages.evaluate, out, config, list(dict.fromkeys(["teacher", layout.teacher_name(round_number)])))
             check_promotion(config, layout)
+            show_number(check_teacher(config, layout, layout.teacher_name(round_number)))
         reports: dict[str, dict[str, Any]] = {}
         for stage in (stages.pseudo_label, stages.filter_boxes, stages.build_shards):
             report: StageReport = run_stage(stage, out, config, round_number)

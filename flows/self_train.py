@@ -23,6 +23,7 @@ from pipeline.report.dashboard import dashboard_markdown
 from pipeline.report.page import comparison
 from pipeline.report.run import write_run_report
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.readiness import check_teacher
 from pipeline.runs.rounds import RoundResult, check_promotion
 from pipeline.runs.summary import deciding_metric, summarise
 
@@ -69,6 +70,7 @@ def self_train(
             run_stage(stages.evaluate, out, config, ["teacher"])
             show_number(deciding_metric(config, layout, "teacher"))
             check_promotion(config, layout)
+            show_number(check_teacher(config, layout, "teacher"))
         results: list[RoundResult] = []
         for number in range(1, config.rounds + 1):
             done = one_round(out, config, number)

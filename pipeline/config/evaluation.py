@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Literal
 
 from pydantic import Field
@@ -65,6 +66,12 @@ class PromotionConfig(Config):
         "metric among recall_at_1, precision_at_1, ap",
     )
     least_gain: float = Field(0.0, description="minimum gain in points for another round")
+    least_label_precision: UnitFloat = Field(
+        0.0,
+        exclude_if=not_,  # so that settings of runs without it stay as they were
+        description="stop before the crawl is labelled if, by its evaluation, a smaller share of the teacher's labels "
+        "would be right; below 0.6 the run warns in any case",
+    )
     samples: int = Field(
         1000, ge=1, description="bootstrap resamples of the images, for confidence intervals of the differences"
     )

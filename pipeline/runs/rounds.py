@@ -14,6 +14,7 @@ from pipeline.evaluation.compare import Evaluated
 from pipeline.io.atomic import write_json
 from pipeline.io.strict_model import StrictModel
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.readiness import teacher_rises
 
 HEADLINES = ("recall_at_1", "precision_at_1", "ap")
 """Metrics of a round's gain if the recipe names none: the first that the set has."""
@@ -119,6 +120,8 @@ def _decision(config: SelfTrainConfig, layout: RunLayout, verdict: dict[str, Any
         over_teacher = verdict.get("control_over_teacher") or {}
         if over_teacher.get(set_name, {}).get(metric, 0.0) > 0:
             better_control = f"control-{number}"
+    if rises := teacher_rises(verdict.get("control_over_teacher"), set_name, metric):
+        why += f"; {rises}"
     over_control = verdict.get("control_sets", {}).get(set_name, {}).get(metric, [{}, {}])[1]
     return {
         "promoted": verdict["promoted"], "failed": tuple(verdict["failed"]), "metric": f"{set_name}.{metric}",

@@ -8,13 +8,14 @@ import re
 import pytest
 
 from pipeline.config.recipes import load_recipe
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.evaluation.match_tables import read_match_tables, write_match_tables
 from pipeline.evaluation.metrics import coco_ap
 from pipeline.evaluation.promotion import promote
 from pipeline.io.atomic import write_json
 from pipeline.report.round import write_round
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.readiness import check_teacher, estimate_labels
 from pipeline.runs.rounds import best_model, check_promotion, decide
 from pipeline.runs.summary import model_metrics
 from tests.pipeline.evaluation.test_compare import evidence_of, random_results
@@ -41,7 +42,7 @@ def evaluated(layout: RunLayout, model: str, *, images: int = 60, **qualities: f
 
 
 def recipe(*changes: str):
-    return load_recipe("demo", ["rounds=3", "demo=null", "promotion.samples=200", *changes])
+    return load_recipe("demo", ["rounds=3", "demo=null", "promotion.samples=200", "data.evaluation=[]", *changes])
 
 
 def test_a_better_student_teaches_the_next_round(tmp_path):
@@ -202,6 +203,36 @@ def test_without_evaluation_sets_every_student_teaches(tmp_path):
     assert best_model([result]) == "student-2"
     text = write_round(recipe("data.base=null", "data.novel=null"), RunLayout(tmp_path), result, {})
     assert "no evaluation set" in text and (tmp_path / "report" / "round-2.html").is_file()
+
+
+def test_a_control_that_rises_shows_that_the_teacher_was_not_ready(tmp_path):
+    layout = RunLayout(tmp_path)
+    for model, quality in (("teacher", 0.3), ("student-1", 0.5), ("control-1", 0.8)):
+        evaluated(layout, model, eval_base=0.8, eval_novel=quality)
+    result = decide(recipe(), layout, 1)
+    assert result.promoted is False and result.better_control == "control-1"
+    assert re.search(r"the teacher was not trained enough .* its control rose by \d+\.\d points", result.why)
+    evaluated(layout, "control-1", eval_base=0.8, eval_novel=0.3)
+    assert "not trained enough" not in decide(recipe(), layout, 1).why
+
+
+def test_the_precision_of_labels_is_estimated_before_labelling(tmp_path, caplog):
+    layout = RunLayout(tmp_path)
+    assert check_teacher(recipe(), layout, "teacher") == ""
+    evaluated(layout, "teacher", eval_base=0.5, eval_novel=0.3)
+    estimate = estimate_labels(recipe("filter_boxes.threshold=0.2"), layout, "teacher")
+    m = read_match_tables(layout.evaluation("teacher") / "evidence", "eval_base").matches
+    best = {}
+    for image, label, score, tp, present in zip(m.image, m.label, m.score, m.tp[:, 0], m.present, strict=True):
+        if present and score > 0.2 and score > best.get((image, label), (0, None))[0]:
+            best[image, label] = score, tp
+    assert estimate.labels == len(best) and estimate.set_name == "eval_base"
+    assert estimate.precision == pytest.approx(100 * sum(tp for _, tp in best.values()) / len(best))
+    text = check_teacher(recipe("filter_boxes.threshold=0.2"), layout, "teacher")
+    assert text.startswith("teacher: ") and text.endswith("labels right on eval_base at threshold 0.2")
+    assert ("bad labels can make the student worse" in caplog.text) == (estimate.precision < 60)
+    with pytest.raises(RunError, match=r"want 100 % \(promotion.least_label_precision\) before the crawl is labelled"):
+        check_teacher(recipe("filter_boxes.threshold=0.2", "promotion.least_label_precision=1"), layout, "teacher")
 
 
 @pytest.mark.parametrize(
