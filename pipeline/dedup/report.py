@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.execution.reports import FailedShard, Tally
 
 MAX_LISTED = 20
+WITHIN = "within"
+"""Name of the searched shards themselves as a set."""
 
 
 class SetMatches(BaseModel):
@@ -36,7 +38,8 @@ class DedupReport(BaseModel):
 
     records: of the training shards. matched: records with a match; matched_images: their distinct
     images. pairs: candidates by the first 64 bits, kept or dropped by all 256. by_details: matches
-    by Hamming distance of the 256 bits. padded, cropped, squares: as in
+    by Hamming distance of the 256 bits. within: records that are copies of earlier ones, if they were
+    searched for. padded, cropped, squares: as in
     :class:`SetMatches`.
     """
 
@@ -50,6 +53,7 @@ class DedupReport(BaseModel):
     matched_images: int
     pairs: Tally
     by_details: dict[str, int]
+    within: int | None = None
     padded: int = 0
     cropped: int = 0
     squares: int = 0
@@ -72,6 +76,8 @@ class DedupReport(BaseModel):
                 f"near-duplicate in the shards, where {matches.training_images:,} images are one"
             )
             out += _resized(name, matches)
+        if self.within is not None:
+            out.append(f"  {self.within:,} records are near-duplicates of an earlier one of the shards, which stays")
         if self.pairs.seen:
             out.append(
                 f"  pairs: {self.pairs.seen:,} within {self.distance} bits of 64, {self.pairs.kept:,} of them within "

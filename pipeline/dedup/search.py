@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +70,9 @@ def words_of(table: pa.Table) -> np.ndarray:
     return np.stack([table[name].to_numpy() for name in WORD_COLUMNS], 1)
 
 
+COLUMNS = ("row", "wanted", "distance", "details", "mirrored")
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Matches, one an index of each array.
@@ -89,6 +92,17 @@ class Pairs:
     details: np.ndarray
     mirrored: np.ndarray
     candidates: int
+
+    def only(self, chosen: np.ndarray) -> Pairs:
+        """Those of a mask or of indices."""
+        return replace(self, **{name: getattr(self, name)[chosen] for name in COLUMNS})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pairs]) -> Pairs:
+        """Those of several blocks, by row and query number."""
+        columns = {name: np.concatenate([getattr(some, name) for some in parts]) for name in COLUMNS}
+        every = cls(**columns, candidates=sum(some.candidates for some in parts))
+        return every.only(np.lexsort((every.wanted, every.row)))
 
 
 def blocks(wanted: QueryImages, rules: MatchRules) -> Iterator[Block]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.data.images import ImageError, open_image
 from pipeline.dedup.image_sets import ImageSet
-from pipeline.dedup.report import DedupReport
+from pipeline.dedup.report import WITHIN, DedupReport
 from pipeline.errors import InputError
 from pipeline.io.atomic import write_atomic
 from pipeline.io.paths import join
@@ -27,11 +27,11 @@ def write_pairs(
 ) -> None:
     """Write ``out/pairs.html``: up to ``limit`` pairs, least similar (likely mistakes) first."""
     rows = matches.sort_by([("details", "descending"), ("shard", "ascending"), ("key", "ascending")])
-    sets = {images.name: images for images in against}
+    sets = {images.name: images for images in against} | {WITHIN: training}
     ranges = lru_cache(maxsize=4)(_byte_ranges)
     items = []
     for row in rows.slice(0, limit).to_pylist():
-        folder = join(out, f"hashes/against/{row['set']}")
+        folder = join(out, "hashes/shards" if row["set"] == WITHIN else f"hashes/against/{row['set']}")
         left = _thumbnail(training, row["shard"], row["key"], ranges(join(out, "hashes/shards"), row["shard"]))
         right = _thumbnail(sets[row["set"]], row["set_part"], row["set_key"], ranges(folder, row["set_part"]))
         items.append({**row, "images": [left, right]})

@@ -1,4 +1,4 @@
-"""dedup: list, and optionally drop, near-duplicates of evaluation images."""
+"""dedup: list, and optionally drop, near-duplicates of evaluation images and of earlier images of the shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.dedup.exclusion_list import ExclusionList
 from pipeline.dedup.image_sets import read_image_set, shard_set
 from pipeline.dedup.perceptual_hash import HASH_VERSION
-from pipeline.dedup.report import DedupReport, SetMatches, markdown
+from pipeline.dedup.report import WITHIN, DedupReport, SetMatches, markdown
 from pipeline.dedup.search import BLOCK, WORD_COLUMNS, MatchRules, Pairs, QueryImages, blocks, words_of
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress
@@ -45,8 +45,9 @@ MATCHES = pa.schema(
     ]
 )
 """A row per pair: a training record; a similar evaluation record (``set_key`` is a path for a
-folder of files); how many bits of the images' hashes differ, of the 64 that are searched and of all
-256; and the images' digests, which records of the same image share.
+folder of files), or with the set WITHIN an earlier record of the shards, which stays; how many bits
+of the images' hashes differ, of the 64 that are searched and of all 256; and the images' digests,
+which records of the same image share.
 """
 
 
@@ -66,7 +67,9 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     out, progress = job.out, job.progress
     rules = MatchRules(job.distance, job.details, job.mirrored)
     against = [read_image_set(option) for option in job.against]
-    names = [images.name for images in against]
+    names = [images.name for images in against] + [WITHIN] * job.within
+    if not names:
+        raise InputError("found nothing to compare the shards with; want --against EVALSET, or --within")
     if len(set(names)) < len(names):
         raise InputError(f"two evaluation sets are called {max(names, key=names.count)}; want --against NAME=SHARDS")
     training = shard_set("training", expand_crawl(job.shards))
@@ -83,9 +86,13 @@ def run(job: Dedup) -> tuple[DedupReport, StageReport | None]:
     lost = {f.shard for f in searched.failed}
     parts = [p for p in training.parts if p not in lost]
     matches, pairs = _search(queries, parts, folder, rules, progress)
+    report = _summary(matches, pairs, searched, hashed, queries.distinct(), rules)
+    if job.within:
+        copies = _copies(parts, folder, rules, progress)
+        report = report.model_copy(update={"within": len(copies)})
+        matches = pa.concat_tables([matches, copies])
     footer = {"stage": STAGE, "version": str(HASH_VERSION), "rules": digest_json(vars(rules))}
     write_table(join(out, "matches.parquet"), matches, MATCHES, footer)
-    report = _summary(matches, pairs, searched, hashed, queries.distinct(), rules)
     write_json(join(out, "report.json"), report.model_dump(mode="json"))
     write_atomic(join(out, "report.md"), markdown(report, matches))
     from pipeline.report.pairs import write_pairs
@@ -118,6 +125,32 @@ def _search(
             progress.advance(1, "shards")
     progress.end(StageReport(stage="search"))
     return _table(matched, queries, parts, folder), pairs
+
+
+def _copies(parts: Sequence[str], folder: str, rules: MatchRules, progress: Progress) -> pa.Table:
+    """Return each record that is a near-duplicate of an earlier one that stays, with the first such."""
+    own = QueryImages.read([(WITHIN, folder, parts)])
+    first = np.concatenate([[0], np.cumsum(np.bincount(own.part, minlength=len(parts)))])
+    found: list[tuple[int, Pairs]] = []
+    progress.begin("search", len(parts) * max(1, -(-len(own.words) // BLOCK)))
+    for block in blocks(own, rules):
+        for number in range(len(parts)):
+            some = block.search(own.words[first[number] : first[number + 1]])
+            found.append((number, some.only(some.wanted < some.row + first[number])))
+            progress.advance(1, "shards")
+    progress.end(StageReport(stage="search"))
+    stays = np.ones(len(own.words), bool)
+    chosen: list[tuple[int, Pairs]] = []
+    for number in range(len(parts)):
+        pairs = Pairs.joined([some for n, some in found if n == number])
+        kept = np.zeros(len(pairs.row), bool)
+        for i, (row, earlier) in enumerate(
+            zip((pairs.row + first[number]).tolist(), pairs.wanted.tolist(), strict=True)
+        ):
+            if stays[row] and stays[earlier]:
+                stays[row], kept[i] = False, True
+        chosen.append((number, pairs.only(kept)))
+    return _table(chosen, own, parts, folder)
 
 
 def _table(matched: Sequence[tuple[int, Pairs]], queries: QueryImages, parts: Sequence[str], folder: str) -> pa.Table:

@@ -414,13 +414,14 @@ class ExportLabels(WholeJob[Exported]):
 
 
 class Dedup(Job["tuple[DedupReport, StageReport | None]"], ShardOptions):
-    """Images of shards that are near-duplicates of evaluation images."""
+    """Images of shards that are near-duplicates of evaluation images, or of each other."""
 
     stage = "dedup"
     shards: Annotated[Paths, Cli("shards", "SHARDS...")]
     against: Annotated[Paths, Cli(metavar="[NAME=]EVALSET")] = Field(
-        description="Evaluation images: training shards (what ingest wrote) or a folder of image files."
+        (), description="Evaluation images: training shards (what ingest wrote) or a folder of image files."
     )
+    within: bool = Field(False, description="Also find copies among the shards themselves; the first of each stays.")
     out: PathText = Field("dedup", description="Folder for the hashes, which are computed once, and for the matches.")
     distance: int = Field(11, ge=0, le=16, description="Number of bits of the 64-bit hash that may differ (search).")
     details: int = Field(72, ge=0, le=256, description="Number of all 256 bits that may differ (second check).")

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -427,3 +428,42 @@ def test_hidden_files_are_no_images_and_a_dangling_link_costs_itself(world):
     dropped_images = report.sets["images"].records.dropped
     assert dropped_images == {"broken_image": 1, "flat_image": 1, "unreadable_file": 1} and dropped is not None
     assert [p.name for p in (world / "out" / "shards").glob("*.dataset.json")] == ["gold.dataset.json"]
+
+
+def test_copies_among_the_shards_leave_the_first(world):
+    """Against plain loops over the pairs that a search of the crawl in itself finds."""
+    crawl, out = crawl_of(world), world / "within"
+    report, dropped = Dedup(shards=crawl, within=True, out=out, drop=True, mirrored=True).run()
+    rows = pq.read_table(out / "matches.parquet").to_pylist()
+    assert [(r["shard"], r["key"], r["set"], r["set_part"], r["set_key"]) for r in rows] == [
+        ("00001", "000010001", "within", "00000", "000000001")  # chelsea, grey, of the shard before
+    ]
+    assert report.within == 1 and report.matched == 0
+    assert "1 records are near-duplicates of an earlier one of the shards" in "\n".join(report.lines())
+    assert dropped.tallies["samples"].dropped["near_duplicate"] == 1
+    left = [s.key for shard in sorted((out / "shards").glob("*.tar")) for s in read_tar(str(shard), TarProblems())]
+    assert "000000001" in left and "000010001" not in left
+    both, _ = Dedup(shards=crawl, against=(f"photos={world / 'images'}",), within=True, out=out, pictures=3).run()
+    assert both.within == 1 and both.matched == 3
+    assert (out / "pairs.html").stat().st_size > 1000
+    with pytest.raises(InputError, match="want --against EVALSET, or --within"):
+        Dedup(shards=crawl, out=out).run()
+
+
+def test_a_chain_of_copies_keeps_what_is_no_copy_of_what_stays(tmp_path):
+    """b is a copy of a, c of b but not of a: a and c stay."""
+    images = {"a": photos()["coffee"]}
+    pixels = np.asarray(images["a"].convert("RGB")).astype(int)
+    rng = np.random.default_rng(0)
+    for key, strength in (("a", 0), ("b", 1), ("c", 2)):
+        noise = rng.integers(-40, 41, pixels.shape) * strength
+        images[key] = Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+    (tmp_path / "crawl").mkdir()
+    write_tar(tmp_path / "crawl" / "00000.tar", ((k, {"jpg": encoded(i), "txt": b"x"}) for k, i in images.items()))
+    for details in (8, 30, 72):
+        report, _ = Dedup(
+            shards=[str(tmp_path / "crawl" / "00000.tar")], within=True, out=tmp_path / str(details), details=details
+        ).run()
+        rows = pq.read_table(tmp_path / str(details) / "matches.parquet").to_pylist()
+        gone = {r["key"] for r in rows}
+        assert "a" not in gone and all(r["set_key"] not in gone for r in rows) and report.within == len(gone)
