@@ -28,7 +28,7 @@ WANTED = {
     "mdetr-goldg",
     "gqa", "coco", "lvis-v1", "refcoco", "odinw-13", "odinw-35", "pascal-voc", "odvg", "grit", "glip-captions", "cc3m",
     "cc12m",
-    "sbu", "fourods", "goldg", "glip-t", "glip-l", "demo",
+    "sbu", "fourods", "goldg", "glip-t", "glip-l", "v3det", "demo",
 }  # fmt: skip
 
 
