@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.annotators.region_text import RegionText
-from pipeline.annotators.verifier_questions import ImageQuestions, Question, Verifier
+from pipeline.annotators.verifier_questions import Answer, ImageQuestions, Question, Verifier
 from pipeline.config import RescoreConfig
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, open_image
@@ -235,25 +235,25 @@ class VerifierShard(RescoringShard[tuple[str, Question]]):
     _must_remain: ClassVar = {"images": "samples", "regions": "scores"}
 
     def __init__(self, config: RescoreConfig, regions: str, out: str, verifier: Verifier, job: ShardJob) -> None:
-        asks = config.verifier
-        columns = [VERIFIED.field("verifier"), *([MORE] if asks.exhaustive else [])]
-        super().__init__(config, regions, out, job, columns, asks.batch_size, former=[MORE.name])
-        self._verifier, self._asks = verifier, asks
+        questions = config.verifier
+        columns = [VERIFIED.field("verifier"), *([MORE] if questions.exhaustive else [])]
+        super().__init__(config, regions, out, job, columns, questions.batch_size, former=[MORE.name])
+        self._verifier, self._questions = verifier, questions
         self._score, self._phrase = self._table["score"].to_numpy(), self._table["phrase"].to_pylist()
         self._phrase_row = self._table["phrase_row"].to_numpy()
         self._numbers["answers_unclear"] = 0.0
         self._unanswered: list[tuple[str, np.ndarray, ImageError]] = []
-        if asks.exhaustive:
+        if questions.exhaustive:
             self._tallies["phrases"] = Tally()
 
     def _items(self, image: Image.Image, rows: np.ndarray) -> Items[tuple[str, Question]]:
-        about = ImageQuestions(image, self._asks)
+        about = ImageQuestions(image, self._questions)
         items: Items[tuple[str, Question]] = [
             (("verifier", about.of_region(self._boxes[row], self._phrase[row])), np.array([row])) for row in rows
         ]
-        for phrase in np.unique(self._phrase_row[rows]) if self._asks.exhaustive else ():
+        for phrase in np.unique(self._phrase_row[rows]) if self._questions.exhaustive else ():
             of_phrase = rows[self._phrase_row[rows] == phrase]
-            drawn = of_phrase[self._score[of_phrase] > self._asks.drawn_above]
+            drawn = of_phrase[self._score[of_phrase] > self._questions.drawn_above]
             drawn = drawn if len(drawn) else of_phrase[[np.argmax(self._score[of_phrase])]]
             items.append((("more", about.of_more(self._boxes[drawn], self._phrase[of_phrase[0]])), of_phrase))
         return items
@@ -265,6 +265,8 @@ class VerifierShard(RescoringShard[tuple[str, Question]]):
         """Store the answers to a batch's questions."""
         columns, inputs = batch.inputs
         for column, rows, answer in zip(columns, batch.rows, self._verifier.predict(inputs), strict=True):
+            if isinstance(answer, Answer) and np.isnan(sum(answer)):
+                answer = ImageError("answer_malformed", "its probability is not a number")
             if isinstance(answer, ImageError):
                 self._unanswered.append((column, rows, answer))
                 continue
@@ -276,7 +278,7 @@ class VerifierShard(RescoringShard[tuple[str, Question]]):
 
     def _lose(self, key: str, rows: np.ndarray, reason: str, note: str, notes_before: int) -> None:
         super()._lose(key, rows, reason, note, notes_before)
-        if self._asks.exhaustive:
+        if self._questions.exhaustive:
             self._tallies["phrases"].drop("image_lost", len(np.unique(self._phrase_row[rows])))
 
     def finish(self) -> ShardReport:
@@ -297,7 +299,7 @@ class VerifierShard(RescoringShard[tuple[str, Question]]):
     def _about(self) -> dict[str, str]:
         verifier, tokens = self._verifier, self._verifier.tokens
         return {
-            "verifier": f"{verifier.name}@{verifier.revision}", "verifier_config": self._asks.model_dump_json(),
+            "verifier": f"{verifier.name}@{verifier.revision}", "verifier_config": self._questions.model_dump_json(),
             **({} if tokens is None else {"verifier_tokens": json.dumps(tokens)}),
         }  # fmt: skip
 
