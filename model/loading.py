@@ -9,14 +9,14 @@ import torch
 from safetensors import SafetensorError
 
 
-def load_complete(kind: Any, folder: str | Path, **settings: Any) -> Any:
-    """Load a network of a class, or Auto class, of transformers in float32; see its `from_pretrained`.
+def load_complete(kind: Any, folder: str | Path, *, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """Load a network of a class, or Auto class, of transformers; see its `from_pretrained`.
 
     Raises ValueError for a damaged file, weights of other shapes, and entries that are missing,
     which transformers initialises with a warning.
     """
     try:
-        network, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **settings)
+        network, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **settings)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder}: {error}") from error
     if missing := sorted(info["missing_keys"]):

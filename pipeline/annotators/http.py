@@ -5,57 +5,35 @@ The model folder holds a config.json alone (:class:`HttpTeacherConfig`). Loads n
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 import math
-import os
 import re
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
+from pipeline.annotators.chat_endpoint import EXCERPT, ChatEndpoint, ChatEndpointConfig, image_part
 from pipeline.config import PseudoLabelConfig
 from pipeline.config.base import UnitFloat
 from pipeline.config.recipes import build
-from pipeline.config.secrets import refuse_secrets
 from pipeline.data.images import ImageError
 from pipeline.data.records import Span
 from pipeline.errors import InputError, StageError
 from pipeline.filtering.nms import suppress
-from pipeline.io.strict_model import StrictModel
 
 log = logging.getLogger("glip_self_train")
 
-LONGEST_WAIT = 300.0
-"""Seconds that are waited at most before a retry, whatever the endpoint says."""
-AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-"""HTTP statuses after which the same request may succeed."""
-OF_THE_IMAGE = {400, 413, 422}
-"""HTTP statuses that another image or caption may not meet."""
-EXCERPT = 200
-"""Characters of an answer in an error."""
 
-
-class HttpTeacherConfig(StrictModel):
+class HttpTeacherConfig(ChatEndpointConfig):
     """The config.json of an HTTP teacher."""
 
-    model_type: Literal["http"]
-    url: str | None = Field(None, description="base URL of the endpoint: http://127.0.0.1:8000/v1")
-    url_variable: str | None = Field(None, description="environment variable with the base URL, in place of url")
-    key_variable: str | None = Field(None, description="environment variable with the key; null: none is sent")
-    model: str = Field(description="name of the model at the endpoint")
     prompt: str = Field(description="text of a request: {phrases} and {caption} are replaced")
     separator: str = Field(", ", description="text between the phrases of a request")
     phrases_per_request: int = Field(1, ge=1, description="with 1, every box of an answer is the phrase's")
@@ -70,12 +48,7 @@ class HttpTeacherConfig(StrictModel):
     )
     multiple: int = Field(1, ge=1, description="sides of the image that is sent are multiples of this (Qwen2.5-VL: 28)")
     max_pixels: int = Field(1_003_520, ge=1, description="larger images are sent smaller")
-    image_format: Literal["jpeg", "png"] = "jpeg"
     max_tokens: int = Field(2048, ge=1, description="of an answer; a longer one is lost")
-    request: dict[str, Any] = Field({}, description="further fields of the request's JSON")
-    concurrency: int = Field(8, ge=1, description="requests at a time; a batch should have some times as many images")
-    timeout: float = Field(120.0, gt=0, description="seconds for an answer")
-    retries: int = Field(6, ge=0, description="of a request, after waits of 1, 2, 4, ... s or as the endpoint says")
 
     @field_validator("prompt")
     @classmethod
@@ -86,8 +59,6 @@ class HttpTeacherConfig(StrictModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> HttpTeacherConfig:
-        if (self.url is None) == (self.url_variable is None):
-            raise ValueError("want one of url and url_variable")
         if self.boxes == "json_xyxy_absolute" and self.multiple == 1:
             raise ValueError("boxes json_xyxy_absolute: want the multiple that the model resizes images to, such as 28")
         if self.boxes == "rex_omni" and self.score == "field":
@@ -178,15 +149,7 @@ class HttpAnnotator:
                 raise InputError(f"{name}: {path} sets the size of images, by max_pixels")
         if not isinstance(about.score, str) and about.score <= config.floor:
             raise InputError(f"{path}: score: found {about.score}; want more than the floor, {config.floor}")
-        url = about.url if about.url is not None else _variable(about.url_variable, path)
-        refuse_secrets(f"{path}: url", url)
-        self._url = f"{url.rstrip('/')}/chat/completions"
-        self._key = None if about.key_variable is None else _variable(about.key_variable, path)
-        self._client = httpx.Client(
-            headers={} if self._key is None else {"Authorization": f"Bearer {self._key}"}, timeout=about.timeout,
-            limits=httpx.Limits(max_connections=about.concurrency, max_keepalive_connections=about.concurrency),
-        )  # fmt: skip
-        self._pool = ThreadPoolExecutor(about.concurrency, "request")
+        self._endpoint = ChatEndpoint(about, path)
         self._unknown = 0  # boxes whose label is no phrase
 
     def queries(self, caption: str, spans: Sequence[Span]) -> tuple[list[TextQuery], list[int]]:
@@ -212,11 +175,10 @@ class HttpAnnotator:
         return sides[0], sides[1]
 
     def prepare(self, image: Image.Image, size: tuple[int, int]) -> Prepared:
-        """A data URL of the image at :meth:`shape` of its stored size."""
+        """The message part of the image at :meth:`shape` of its stored size."""
         height, width = self.shape(size[1], size[0])
-        data, kind = io.BytesIO(), self._about.image_format
-        image.resize((width, height), Image.Resampling.BICUBIC).save(data, kind, quality=95)
-        return Prepared(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", size)
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return Prepared(image_part(resized, self._about.image_format), size)
 
     def collate(self, images: Sequence[Prepared], queries: Sequence[TextQuery]) -> Batch:
         """The images and queries as they are."""
@@ -229,7 +191,7 @@ class HttpAnnotator:
             StageError: the endpoint is down, refuses the key or the model, or gives no chat completions
                 or no logprobs.
         """
-        return list(self._pool.map(self._regions, batch.images, batch.queries))
+        return list(self._endpoint.pool.map(self._regions, batch.images, batch.queries))
 
     def _regions(self, image: Prepared, query: TextQuery) -> RegionPredictions | ImageError:
         try:
@@ -282,7 +244,7 @@ class HttpAnnotator:
     def _evidence(self, found: Sequence[AnswerBox], choice: dict[str, Any], text: str) -> list[tuple[float, ...]]:
         """Score, and mean, minimum and maximum of the token probabilities, of each box."""
         if self._about.score == "logprobs":
-            return _token_evidence(found, choice, text, self._url) if found else []
+            return _token_evidence(found, choice, text, self._endpoint.url) if found else []
         scores = [answered.score if self._about.score == "field" else self._about.score for answered in found]
         evidence: list[tuple[float, ...]] = []
         for score in scores:
@@ -306,68 +268,8 @@ class HttpAnnotator:
         about = self._about
         names = about.separator.join(query.text[start:end] for start, end in query.spans)
         prompt = about.prompt.replace("{phrases}", names).replace("{caption}", query.text)
-        content = [{"type": "image_url", "image_url": {"url": image.pixels}}, {"type": "text", "text": prompt}]
-        body = {
-            "model": about.model, "messages": [{"role": "user", "content": content}], "temperature": 0,
-            "max_tokens": about.max_tokens, **({"logprobs": True} if about.score == "logprobs" else {}),
-            **about.request,
-        }  # fmt: skip
-        response = self._post(body)
-        try:
-            choice = response.json()["choices"][0]
-            choice["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise StageError(f"{self._url}: found {self._excerpt(response)}; want a chat completion") from None
-        assert isinstance(choice, dict)
-        return choice
-
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
-        """POST with retries."""
-        for attempt in range(self._about.retries + 1):
-            wait, for_all = 2.0**attempt, True
-            try:
-                response = self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
-                reason, for_all = type(error).__name__, not isinstance(error, httpx.ReadTimeout)
-            else:
-                if response.is_success:
-                    return response
-                reason = f"HTTP {response.status_code}: {self._excerpt(response)}"
-                if response.status_code in OF_THE_IMAGE:
-                    raise ImageError("request_refused", reason)
-                if response.status_code not in AGAIN:
-                    raise StageError(f"{self._url}: {reason}; want an endpoint that knows the key and the model")
-                wait, for_all = _retry_after(response, wait), response.status_code != 500
-            if attempt < self._about.retries:
-                log.debug("%s: %s; again in %.1f s", self._url, reason, min(wait, LONGEST_WAIT))
-                time.sleep(min(wait, LONGEST_WAIT))
-        if for_all:
-            raise StageError(f"{self._url}: no answer in {self._about.retries + 1} tries ({reason}); is the server up?")
-        raise ImageError("no_answer", reason)
-
-    def _excerpt(self, response: httpx.Response) -> str:
-        """Start of an answer, in one line and without the key."""
-        text = " ".join(response.text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:EXCERPT] or "an empty answer"
-
-
-def _variable(name: str | None, path: Path) -> str:
-    value = os.environ.get(name or "")
-    if not value:
-        raise InputError(f"{path}: the environment variable {name} is not set")
-    return value
-
-
-def _retry_after(response: httpx.Response, otherwise: float) -> float:
-    """Seconds that the header Retry-After states, as a number or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("Retry-After", "").strip()
-    try:
-        seconds = (
-            float(text) if re.fullmatch(r"[\d.]+", text) else parsedate_to_datetime(text).timestamp() - time.time()
-        )
-    except (ValueError, TypeError):
-        return otherwise
-    return max(seconds, 0.0)
+        fields = {"max_tokens": about.max_tokens, **({"logprobs": True} if about.score == "logprobs" else {})}
+        return self._endpoint.choice([image.pixels, {"type": "text", "text": prompt}], fields)
 
 
 def _token_evidence(found: Sequence[AnswerBox], choice: dict[str, Any], text: str, url: str) -> list[tuple[float, ...]]:

@@ -15,14 +15,16 @@ from pipeline.io.model_folder import check_glip_folder
 PROCESSOR: Any = AutoProcessor  # its methods have no types
 
 
-def load_parts(folder: str, auto: Any, device: str, processor_kind: Any = PROCESSOR) -> tuple[Any, Any]:
-    """(network in evaluation mode on the device, float32; processor).
+def load_parts(
+    folder: str, auto: Any, device: str, processor_kind: Any = PROCESSOR, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
+    """(network in evaluation mode on the device; processor).
 
     Raises:
         InputError: weights, tokenizer or image processor are missing or damaged.
     """
     try:
-        network = load_complete(auto, folder, local_files_only=True)
+        network = load_complete(auto, folder, dtype=dtype, local_files_only=True)
         processor = processor_kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())

@@ -131,9 +131,10 @@ def build_shards(values: dict[str, Any], link: bool) -> StageReport:
 
 @job_command(Rescore)
 def rescore(values: dict[str, Any]) -> StageReport:
-    """Score the crop of every stored region against its phrase, in a new column, region_text.
+    """Score every stored region against its phrase, in a new column: region_text, of --scorer, or verifier.
 
     \b
     Example: rescore --shards 'crawl/{00000..00099}.tar' --regions regions --scorer siglip --out rescored
+    Example: rescore --shards 'crawl/{00000..00099}.tar' --regions regions --verifier qwen3-vl --out verified
     """
     return make_job(Rescore, values).run()

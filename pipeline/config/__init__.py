@@ -16,6 +16,7 @@ from pipeline.config.labelling import (
     ParsePhrasesConfig,
     PseudoLabelConfig,
     RescoreConfig,
+    VerifierConfig,
 )
 from pipeline.config.resources import ResourcesConfig
 from pipeline.config.run import SelfTrainConfig
@@ -41,4 +42,5 @@ __all__ = [
     "SelfTrainConfig",
     "TeacherConfig",
     "TrainConfig",
+    "VerifierConfig",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from operator import not_
 from typing import Annotated, Any, Literal
 
@@ -127,8 +128,39 @@ class PseudoLabelConfig(Config):
     max_lost_share: UnitFloat = Field(0.5, description="a shard that loses a larger share of its samples fails")
 
 
+class VerifierConfig(Config):
+    """Questions to a vision-language model about stored regions."""
+
+    question: str = Field(
+        "The first image has a red box. The second image shows the inside of the box, enlarged. Does the red box show "
+        '"{phrase}"? Answer yes or no.',
+        description="question about a region, shown in the image with its box and enlarged; {phrase} is replaced",
+    )
+    exhaustive: bool = Field(
+        False,
+        description="also ask, once a phrase in an image, whether there are more of it than its boxes: column `more`",
+    )
+    more_question: str = Field(
+        'The red boxes show "{phrase}". Is there another one in the image, outside of the boxes? Answer yes or no.',
+        description="question of exhaustive, about the image with the phrase's boxes; {phrase} is replaced",
+    )
+    drawn_above: UnitFloat = Field(
+        0.5, description="of a phrase's regions, those with a score above this are drawn for more_question, or the best"
+    )
+    batch_size: int = Field(8, ge=1, description="questions per forward pass; over HTTP, some times the concurrency")
+    max_pixels: int = Field(602_112, ge=1, description="larger images are shown smaller (602,112: 1,024 x 588 pixels)")
+    crop_side: int = Field(448, ge=1, description="longer side in pixels to which the inside of a box is enlarged")
+
+    @field_validator("question", "more_question")
+    @classmethod
+    def _has_the_phrase_alone(cls, text: str) -> str:
+        if (found := sorted(set(re.findall(r"\{.*?\}", text)))) != ["{phrase}"]:
+            raise ValueError(f"{text!r}: found {', '.join(found) or 'no placeholder'}; want {{phrase}} and no other")
+        return text
+
+
 class RescoreConfig(Config):
-    """Similarity of a stored region's crop and its phrase (YOLO-World, appendix B)."""
+    """Similarity of a stored region's crop and its phrase (YOLO-World, appendix B), or a verifier's answers."""
 
     similarity: Literal["cosine", "sigmoid"] = Field(
         "cosine",
@@ -143,6 +175,7 @@ class RescoreConfig(Config):
         "have it, else float32",
     )
     max_lost_share: UnitFloat = Field(0.5, description="a shard that loses a larger share of its images fails")
+    verifier: VerifierConfig = Field(VerifierConfig(), exclude_if=lambda config: config == VerifierConfig())
 
     @field_validator("template")
     @classmethod
@@ -182,10 +215,10 @@ class FilterConfig(Config):
     preset: Literal["glip", "owl_st", "grit", "yolo_world"] | None = Field(
         None, description="published rules to start from; other settings override them"
     )
-    score_by: Literal["score", "region_text", "geometric"] = Field(
+    score_by: Literal["score", "region_text", "geometric", "verifier"] = Field(
         "score",
-        description="score used by the rules: the teacher's, the region-text score of rescore, or their geometric mean "
-        "(YOLO-World)",
+        description="score used by the rules: the teacher's, the region-text score of rescore, their geometric mean "
+        "(YOLO-World), or the probability of rescore's verifier",
     )
     threshold: UnitFloat = Field(0.5, description="keep regions scoring above this (GLIP: 0.5)")
     include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")

@@ -181,6 +181,13 @@ class; ``phrase``: its prompted text, the name's own or a synonym; ``phrase_row`
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
 """Regions with a second model's score of crop and phrase, 0..1; null for unreadable images."""
 
+VERIFIED = REGIONS.append(pa.field("verifier", pa.float32()))
+"""Regions with a vision-language model's probability that the box shows the phrase; null if there is no answer."""
+
+MORE = pa.field("more", pa.float32())
+"""Column of verified regions: the probability that the image has more of the phrase than its boxes. The same for all
+regions of a phrase in an image."""
+
 AGREED = pa.field("agreed", pa.int16(), nullable=False)
 """Column of merged regions: number of the stores that have the region. ``score_0``, ``score_1``, ... are the scores
 in each of them, null where it has none."""

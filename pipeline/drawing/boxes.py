@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import open_image
-from pipeline.data.records import GroundingRecord, Region
+from pipeline.data.records import Box, GroundingRecord, Region
 from pipeline.data.training_shards import ShardSet
 from pipeline.io.atomic import write_atomic
 
@@ -63,17 +63,27 @@ def draw_regions(image: Image.Image, record: GroundingRecord, *, width: int) -> 
     font = ImageFont.load_default(size=max(11, width // 26))
     for region in record.regions:
         if region.ignore:
-            draw.rectangle(_scaled(region, scale, canvas, 1), outline=(128, 128, 128), width=1)
+            draw.rectangle(_scaled(region.box, scale, canvas, 1), outline=(128, 128, 128), width=1)
     for region in labelled(record):
-        draw.rectangle(_scaled(region, scale, canvas, line), outline=colours[region.phrase], width=line)
+        draw.rectangle(_scaled(region.box, scale, canvas, line), outline=colours[region.phrase], width=line)
     for region in labelled(record):  # phrases last, so that boxes do not cover them
-        _draw_phrase(draw, region, _scaled(region, scale, canvas, line), colours[region.phrase], font, canvas.size)
+        _draw_phrase(draw, region, _scaled(region.box, scale, canvas, line), colours[region.phrase], font, canvas.size)
     return canvas
 
 
-def _scaled(region: Region, scale: float, canvas: Image.Image, line: int) -> tuple[float, float, float, float]:
+def outline_boxes(image: Image.Image, boxes: Iterable[Box], colour: Colour) -> Image.Image:
+    """Copy an image and draw the outlines of boxes, xyxy in its pixels, around what is in them."""
+    canvas = image.copy()
+    draw, line = ImageDraw.Draw(canvas), max(2, max(canvas.size) // 160)
+    for x1, y1, x2, y2 in boxes:
+        around = _scaled((x1 - line, y1 - line, x2 + line, y2 + line), 1, canvas, line)
+        draw.rectangle(around, outline=colour, width=line)
+    return canvas
+
+
+def _scaled(box: Box, scale: float, canvas: Image.Image, line: int) -> tuple[float, float, float, float]:
     """Box in pixels of the canvas, inside it and at least ``line`` pixels wide and high."""
-    x1, y1, x2, y2 = (v * scale for v in region.box)
+    x1, y1, x2, y2 = (v * scale for v in box)
     right, bottom = canvas.width - 1, canvas.height - 1
     x1, y1 = max(0, min(x1, right - line)), max(0, min(y1, bottom - line))
     return x1, y1, min(right, max(x2, x1 + line)), min(bottom, max(y2, y1 + line))

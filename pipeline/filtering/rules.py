@@ -140,17 +140,18 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
     """(size,) float32 scores as selected by ``score_by``.
 
     Raises:
-        InputError: the shard has no region-text scores.
+        InputError: the shard has no such scores.
     """
     if config.score_by == "score":
         return shard.numbers("score")
-    if "region_text" not in shard.columns:
+    column = "verifier" if config.score_by == "verifier" else "region_text"
+    if column not in shard.columns:
         raise InputError(
-            f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the "
+            f"{shard.path}: has no column {column}, which score_by={config.score_by} needs; run rescore on the "
             "store, or set score_by=score"
         )
-    if config.score_by == "region_text":
-        return shard.numbers("region_text")
+    if config.score_by != "geometric":
+        return shard.numbers(column)
     return np.asarray(np.sqrt(shard.numbers("score") * np.clip(shard.numbers("region_text"), 0, None)))
 
 
@@ -306,7 +307,7 @@ def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
 def image_score_low(pool: RegionPool) -> np.ndarray | None:
     if pool.config.min_image_score is None:
         return None
-    value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
+    value = pool.score if pool.config.score_by in ("score", "verifier") else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
     return np.asarray(~(mean > pool.config.min_image_score)[pool.shard.keys()[0]])
 

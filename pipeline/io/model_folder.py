@@ -66,7 +66,7 @@ def model_revision(folder: str | Path) -> str:
     names = sorted(
         p.name
         for p in folder.iterdir()
-        if p.suffix in {".json", ".safetensors", ".txt", ".bin"} and p.name not in {"training_state.json"}
+        if p.suffix in {".json", ".safetensors", ".txt", ".bin", ".jinja"} and p.name not in {"training_state.json"}
     )
     return digest_json({name: digest_file(folder / name) for name in names})[:12]
 

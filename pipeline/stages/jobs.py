@@ -239,12 +239,17 @@ class PseudoLabel(PerShardJob, LabellingOptions):
 
 
 class Rescore(PerShardJob, LabellingOptions):
-    """A second score of stored regions, by CLIP or SigLIP: ``out/SHARD.parquet``."""
+    """A second score of stored regions, by CLIP, SigLIP or a vision-language model: ``out/SHARD.parquet``."""
 
     stage, section = "rescore", "rescore"
     shards: Paths = Field(description=CRAWL)
     regions: PathText = Field(description="Folder that pseudo-label wrote.")
-    scorer: PathText = Field(description="Model folder of a CLIP, SigLIP or SigLIP2.")
+    scorer: PathText | None = Field(None, description="Model folder of a CLIP, SigLIP or SigLIP2.")
+    verifier: PathText | None = Field(
+        None,
+        description="In place of --scorer: model folder of a vision-language model with a chat template, or a folder "
+        "with the config.json of an endpoint (docs/teachers.md).",
+    )
     settings: RescoreConfig = RescoreConfig()
 
 

@@ -298,7 +298,7 @@ def test_wrong_settings_are_named(load, monkeypatch):
         with pytest.raises(InputError, match=words):
             load(**changes)
     monkeypatch.setenv("VLLM_URL", "http://127.0.0.1:1/v1/")
-    assert load(url=None, url_variable="VLLM_URL")._url == "http://127.0.0.1:1/v1/chat/completions"
+    assert load(url=None, url_variable="VLLM_URL")._endpoint.url == "http://127.0.0.1:1/v1/chat/completions"
 
 
 def test_it_labels_a_crawl_and_counts_what_is_lost(endpoint, load, tmp_path):

@@ -103,6 +103,11 @@ def test_yolo_world_goes_by_the_geometric_mean_and_the_images_mean_region_text_s
     assert found == ["keep", "below_threshold", "keep", "below_threshold", "below_threshold"]
     with pytest.raises(InputError, match=r"no column region_text.*or set score_by=score"):
         reasons(tmp_path, rows, config)
+    by_verifier = FilterConfig(score_by="verifier", threshold=0.3, min_image_score=0.35)
+    found = reasons(tmp_path, rows, by_verifier, verifier=region_text)
+    assert found == ["keep", *["below_threshold"] * 4]
+    with pytest.raises(InputError, match="no column verifier, which score_by=verifier needs; run rescore"):
+        reasons(tmp_path, rows, by_verifier, region_text=region_text)
     assert "keep" in reasons(tmp_path, rows, FilterConfig(preset="yolo_world", score_by="score"))
 
 
