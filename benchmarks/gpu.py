@@ -34,8 +34,9 @@ from inference import TOKENS, inputs, machine
 from labelling import Bench, glip_teacher, write_crawl
 from torchvision.ops import box_iou
 from train_step import labels
+from transformers import BertConfig
 
-from model import GlipConfig, GlipForObjectDetection
+from model import GlipBackboneConfig, GlipConfig, GlipForObjectDetection
 from pipeline.annotators.flops import PEAKS, labelling_flops, least_seconds
 from pipeline.annotators.memory import autocast
 from pipeline.config import TrainConfig
@@ -45,6 +46,14 @@ from pipeline.training.optim import make_optimizer
 
 SIZE = (800, 1344)
 VARIANTS = ("glip-t", "glip-l")
+TINY: dict[str, Any] = {
+    "backbone_config": GlipBackboneConfig(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=4),
+    "text_config": BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64
+    ),
+    "hidden_size": 32, "num_blocks": 1, "fusion_embed_dim": 64, "max_text_length": 64,
+}  # fmt: skip
+"""What --tiny changes in a variant."""
 KEPT_IOU = 0.95
 """IoU from which a region counts as kept."""
 
@@ -136,8 +145,7 @@ def measure_variant(
     """Parity and rates of one variant."""
     name, figures = key(variant), {}
     torch.manual_seed(0)
-    small = {"num_blocks": 1, "max_text_length": 64} if tiny else {}
-    path = glip_teacher(root / name, variant, *size, **small)
+    path = glip_teacher(root / name, variant, *size, **(TINY if tiny else {}))
     results = {}
     for precision in ("float32", "bf16"):
         bench = Bench(root / f"{name}-{precision}", crawl, path, max(sizes), device=card.device, precision=precision)
@@ -183,7 +191,7 @@ def limit_shares(figures: dict[str, Any]) -> dict[str, float]:
 def training_step(card: Card, precision: str, tiny: bool, repeats: int, compiled: bool) -> float:
     """Seconds of a step of GLIP-T on two images: forward and backward pass, clipping, AdamW."""
     torch.manual_seed(0)
-    network = GlipForObjectDetection(GlipConfig.variant("glip-t", **({"num_blocks": 1} if tiny else {})))
+    network = GlipForObjectDetection(GlipConfig.variant("glip-t", **(TINY if tiny else {})))
     network.to(card.device).train()
     compile_units(network, "auto" if compiled else "off")
     optimizer = make_optimizer(network, TrainConfig())

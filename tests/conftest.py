@@ -17,6 +17,8 @@ from tests.fixtures.crawl import write_crawl
 # two files at a time, each on one thread: what tests wait for (servers, child processes) then costs no time. And
 # another number of threads rounds otherwise, where tests compare bytes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# inductor compiles in the test's own process: those of its pool would import torch once more
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 # a shell that starts tests in the background has them ignore Ctrl-C, and nohup a closed terminal: so would every
 # command that a test interrupts

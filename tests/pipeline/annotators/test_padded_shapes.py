@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline.annotators.padded_shapes import PaddedShapes
 from pipeline.config import PseudoLabelConfig
 from pipeline.execution.throughput import Rates
 from tests.fixtures.annotators import predict_images
+from tests.fixtures.compiling import compile_graphs_alone
 from tests.pipeline.annotators.conftest import ALL, CAPTION, SPANS, picture
 
 SIZES = [(800, 1333, 256), (320, 533, 64), (64, 128, 24), (1000, 640, 77)]
@@ -155,17 +155,16 @@ def test_what_bounds_the_rate_is_named(parts, bound):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # inductor compiles the whole network
-def test_a_compiled_teacher_finds_the_same_regions(load, caplog):
-    if shutil.which("g++") is None:
-        pytest.skip("inductor needs a C++ compiler")
+def test_a_compiled_teacher_finds_the_same_regions(load, monkeypatch, caplog):
+    """By its graphs; tests/model/test_glip_paths.py has inductor's code of a network."""
+    compile_graphs_alone(monkeypatch)
     plain, fast = load("glip", THRESHOLDS), load("glip", THRESHOLDS.model_copy(update={"compile": "auto"}))
-    assert "not compiled" not in caplog.text
     for count in (3, 1):  # a smaller batch is filled up
         images = [picture(i, (640, 480)) for i in range(count)]
         queries = [one_query(plain)] * count
         for a, b in zip(*(predict_images(t, images, queries) for t in (fast, plain)), strict=True):
             assert close(a, b)
+    assert "not compiled" not in caplog.text
 
 
 def test_settings_without_compile_are_those_of_earlier_runs():

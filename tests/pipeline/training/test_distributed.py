@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.training import distributed
 from pipeline.training.distributed import COMPILED, compile_units
+from tests.fixtures.compiling import compile_graphs_alone
 from tests.model.glip_reference import tiny_model
 
 ASK = """
@@ -39,10 +40,7 @@ def test_compiled_units_have_the_same_losses_gradients_and_names(unit, monkeypat
     if unit == "BertLayer" and shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler")
     if unit != "BertLayer":
-        compile_ = torch.compile
-        monkeypatch.setattr(
-            torch, "compile", lambda module, dynamic, mode: compile_(module, dynamic=dynamic, backend="aot_eager")
-        )
+        compile_graphs_alone(monkeypatch)
     monkeypatch.setattr(distributed, "COMPILED", (unit,))
     losses, gradients, names = [], [], []
     for mode in ("off", "auto"):
