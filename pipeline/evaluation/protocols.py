@@ -150,7 +150,8 @@ def _phrase_spans(spans: Sequence[Span]) -> list[Span]:
 def best(regions: RegionPredictions, limit: int | None) -> RegionPredictions:
     """The ``limit`` best regions by falling score; ties keep their order."""
     order = np.argsort(-regions.score, kind="stable")[:limit]
-    return RegionPredictions(**{name: getattr(regions, name)[order] for name in RegionPredictions.__dataclass_fields__})
+    columns = {name: getattr(regions, name) for name in RegionPredictions.__dataclass_fields__}
+    return RegionPredictions(**{name: None if of is None else of[order] for name, of in columns.items()})
 
 
 def joined(parts: Sequence[RegionPredictions]) -> RegionPredictions:

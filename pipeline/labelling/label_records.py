@@ -59,7 +59,7 @@ class ShardLabels:
         self, phrases: str | None, labels: str, dataset: str, config: BuildShardsConfig, without: Set[str] = frozenset()
     ) -> None:
         self._phrases, rows = {} if phrases is None else read_caption_phrases(phrases), dict[str, list[Row]]()
-        table = read_table(labels, LABELS, optional=["name"])
+        table = read_table(labels, LABELS, optional=["name", "mask"])
         self.names = footer_names(footer(table.schema), labels)
         if self.names is None and phrases is None:
             raise InputError(
@@ -185,7 +185,7 @@ def make_record(
         regions.append(Region(
             box=box, phrase=plain_text(phrases.caption[slice(*span)]), tokens_positive=(span,),
             score=round(float(row["score"]), 4),
-            annotator=annotator, root=root_of[row["phrase_row"]], ignore=ignore,
+            annotator=annotator, root=root_of[row["phrase_row"]], mask=row.get("mask"), ignore=ignore,
         ))  # fmt: skip
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
     return GroundingRecord(
@@ -213,7 +213,8 @@ def make_detection_record(
         if not ignore:
             sure.add(row["name"])
         regions.append(Region(
-            box=box, phrase=row["name"], score=round(float(row["score"]), 4), annotator=annotator, ignore=ignore,
+            box=box, phrase=row["name"], score=round(float(row["score"]), 4), annotator=annotator,
+            mask=row.get("mask"), ignore=ignore,
         ))  # fmt: skip
     unsure = {row["name"] for row in rows} - sure if config.keep_uncertain else set()
     return GroundingRecord(
