@@ -64,8 +64,9 @@ class RegionPredictions:
         """Concatenate the regions of several queries about one image."""
         if len(parts) == 1:
             return parts[0]
-        columns = {name: [getattr(p, name) for p in parts] for name in cls.__dataclass_fields__}
-        return cls(**{name: None if any(v is None for v in of) else np.concatenate(of) for name, of in columns.items()})
+        parts_of = {name: [getattr(p, name) for p in parts] for name in cls.__dataclass_fields__}
+        columns: dict[str, Any] = {n: None if of[0] is None else np.concatenate(of) for n, of in parts_of.items()}
+        return cls(**columns)
 
 
 @dataclass(frozen=True)
