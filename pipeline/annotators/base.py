@@ -46,7 +46,8 @@ class RegionPredictions:
 
     phrase (n,) int64: index as in ``TextQuery.phrases``. boxes (n, 4) float32: xyxy in pixels of the
     stored image. score, token_mean, token_min, token_max, centerness (n,) float32 in 0..1;
-    centerness is NaN for teachers that have none.
+    centerness is NaN for teachers that have none. mask (n,): the counts of compressed COCO RLE, each a str,
+    at the stored image's size; None if no masks were wanted.
     """
 
     phrase: np.ndarray
@@ -56,14 +57,16 @@ class RegionPredictions:
     token_min: np.ndarray
     token_max: np.ndarray
     centerness: np.ndarray
+    mask: np.ndarray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[RegionPredictions]) -> RegionPredictions:
         """Concatenate the regions of several queries about one image."""
         if len(parts) == 1:
             return parts[0]
-        names = cls.__dataclass_fields__
-        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+        parts_of = {name: [getattr(p, name) for p in parts] for name in cls.__dataclass_fields__}
+        columns: dict[str, Any] = {n: None if of[0] is None else np.concatenate(of) for n, of in parts_of.items()}
+        return cls(**columns)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Annotator(Protocol):
 
     Optional methods: ``start(batch)``, as :func:`start`; ``collate_again(batch, queries)``, as
     :func:`collate_again`. Optional attribute: ``shapes``, the
-    :class:`~pipeline.annotators.padded_shapes.PaddedShapes` to which batches are padded.
+    :class:`~pipeline.annotators.padded_shapes.PaddedShapes` to which batches are padded. Optional class
+    attribute: ``has_masks``, whether it predicts masks.
     """
 
     name: str
@@ -216,12 +220,25 @@ def own_score_agg(folder: str | Path) -> ScoreAggregation:
     return aggregation
 
 
+def check_masks(folder: str | Path) -> None:
+    """Raise InputError if the teacher in a model folder predicts no masks."""
+    family = model_type(folder)
+    if not getattr(TEACHERS.require(family, "teacher"), "has_masks", False):
+        able = [name for name in TEACHERS.names() if getattr(TEACHERS.get(name), "has_masks", False)]
+        raise InputError(
+            f"masks: found the teacher {folder}, of model_type {family}, which predicts none; want "
+            f"{' or '.join(able)}, or masks=false"
+        )
+
+
 def own_settings(folder: str | Path, config: PseudoLabelConfig, device: str) -> PseudoLabelConfig:
     """Settings with the teacher's own ``score_agg`` and the device's ``precision`` where they state none.
 
     Raises:
-        InputError: as :func:`own_score_agg`.
+        InputError: as :func:`own_score_agg`, or masks are wanted of a teacher that predicts none.
     """
+    if config.masks:
+        check_masks(folder)
     own = {
         "score_agg": config.score_agg or own_score_agg(folder),
         "precision": resolved_precision(config.precision, device),

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.grounding import SEPARATOR, clean_name
 from pipeline.annotators.base import Batch, Prepared, RegionPredictions, TextQuery
 from pipeline.annotators.oom import OomRetryBatcher
-from pipeline.annotators.region_selection import choose
+from pipeline.annotators.region_selection import choose, rle_masks
 from pipeline.annotators.tokenizers import token_counts, tokenizer_lock, tokenizer_words
 from pipeline.annotators.windows import caption_queries, class_queries
 from pipeline.config import PseudoLabelConfig
@@ -156,11 +156,13 @@ class PhraseAnnotator(NetworkAnnotator):
         size: tuple[int, int],
         phrases: Sequence[int],
         evidence: tuple[Tensor, Tensor, Tensor] | None = None,
+        masks: Tensor | None = None,
     ) -> RegionPredictions:
         """Regions of an image of ``size`` (height, width).
 
         scores (n, phrases). boxes (n, 4): xyxy in pixels. phrases: as in :class:`TextQuery`.
         evidence: the mean, least and largest token score, (n, phrases) each; the score if there are no tokens.
+        masks: (n, h, w) logits of each box's pixels, of any size.
         """
         box, phrase, boxes = choose(scores, boxes, size, self._config)
         columns = dict(zip(("token_mean", "token_min", "token_max"), evidence or (scores, scores, scores), strict=True))
@@ -168,12 +170,16 @@ class PhraseAnnotator(NetworkAnnotator):
         return RegionPredictions(
             phrase=np.asarray(phrases, np.int64)[phrase.cpu().numpy()],
             centerness=np.full(len(phrase), np.nan, np.float32),
+            mask=None if masks is None else rle_masks(masks[box], size),
             **{name: values.float().cpu().numpy() for name, values in {**columns, "boxes": boxes[box]}.items()},
         )
 
     def _joined(self, parts: Sequence[RegionPredictions], size: tuple[int, int]) -> RegionPredictions:
         """All regions of an image, of which there may be no part."""
-        return RegionPredictions.joined(parts or [self._regions(torch.zeros(0, 0), torch.zeros(0, 4), size, ())])
+        masks = torch.zeros(0, 1, 1) if self._config.masks else None
+        return RegionPredictions.joined(
+            parts or [self._regions(torch.zeros(0, 0), torch.zeros(0, 4), size, (), masks=masks)]
+        )
 
 
 def phrase_texts(query: TextQuery) -> list[str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from pycocotools.mask import encode
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.ops import batched_nms
 
 from pipeline.config import PseudoLabelConfig
@@ -40,6 +43,19 @@ def choose(
     first = torch.searchsorted(phrase, phrase)
     best = torch.arange(len(phrase), device=phrase.device) - first < config.max_regions_per_phrase
     return box[best], phrase[best], boxes
+
+
+def rle_masks(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Counts of compressed COCO RLE (k,), each a str, of masks' logits (k, h, w) at the image's (height, width).
+
+    A pixel is of a mask if its probability, interpolated to the image's size, is above a half.
+    """
+    masks = np.empty(len(logits), object)
+    for i, mask in enumerate(logits):  # one by one: all of an image would take more memory than the teacher
+        larger = interpolate(mask.float().sigmoid()[None, None], size, mode="bilinear", align_corners=False)
+        pixels = (larger[0, 0] > 0.5).to(torch.uint8).cpu().numpy()
+        masks[i] = encode(np.asfortranarray(pixels))["counts"].decode()
+    return masks
 
 
 def token_evidence(probabilities: Tensor, tokens: Sequence[Sequence[int]], phrase: Tensor) -> dict[str, Tensor]:

@@ -30,11 +30,13 @@ class Sam3Annotator(PhraseAnnotator):
     """
 
     name = "sam3"
+    has_masks = True
 
     def __init__(self, folder: str, revision: str, config: PseudoLabelConfig, device: str) -> None:
         super().__init__(revision, config, device)
         self._model, processor = load_parts(folder, Sam3Model, device, Sam3Processor)
-        self._model.mask_decoder = _NoMasks()
+        if not config.masks:
+            self._model.mask_decoder = _NoMasks()
         self._model.detr_decoder.box_head = _Float32(self._model.detr_decoder.box_head)
         self._tokenizer, self._images = processor.tokenizer, processor.image_processor
         self._limit = self._model.config.text_config.max_position_embeddings
@@ -53,19 +55,20 @@ class Sam3Annotator(PhraseAnnotator):
             for start in range(0, len(row), PHRASES_AT_ONCE):
                 at = slice(start, start + PHRASES_AT_ONCE)
                 outputs = self._model(
-                    vision_embeds=_of_images(features, image[at]), attention_mask=mask[row[at]],
+                    vision_embeds=self._of_images(features, image[at]), attention_mask=mask[row[at]],
                     text_embeds=BaseModelOutputWithPooling(pooler_output=texts[row[at]]),
                 )  # fmt: skip
                 probability = outputs.pred_logits.float().sigmoid()
                 scores = probability * outputs.presence_logits.float().sigmoid()
-                for i, number, own, score, boxes in zip(
-                    image[at].tolist(), phrase[at], probability, scores, outputs.pred_boxes.float(), strict=True
+                masks = [None] * len(scores) if outputs.pred_masks is None else outputs.pred_masks
+                for i, number, own, score, boxes, of_boxes in zip(
+                    image[at].tolist(), phrase[at], probability, scores, outputs.pred_boxes.float(), masks, strict=True
                 ):
                     size = batch.images[i].size
                     parts[i].append(
                         self._regions(
                             score[:, None], boxes * boxes.new_tensor(size[::-1] * 2), size, (number,),
-                            (own[:, None],) * 3,
+                            (own[:, None],) * 3, of_boxes,
                         )
                     )  # fmt: skip
         return [self._joined(of_image, image.size) for of_image, image in zip(parts, batch.images, strict=True)]
@@ -77,6 +80,14 @@ class Sam3Annotator(PhraseAnnotator):
             part = {name: value[start : start + PHRASES_AT_ONCE].to(self._device) for name, value in texts.items()}
             parts.append(self._model.get_text_features(**part).pooler_output)
         return torch.cat(parts)
+
+    def _of_images(self, features: Any, image: Tensor) -> Sam3VisionEncoderOutput:
+        """The features of one image a phrase; the finer levels, which only the mask decoder reads, if it is wanted."""
+        levels = slice(None) if self._config.masks else slice(-2, None)
+        return Sam3VisionEncoderOutput(
+            fpn_hidden_states=tuple(level[image] for level in features.fpn_hidden_states[levels]),
+            fpn_position_encoding=tuple(level[image] for level in features.fpn_position_encoding[levels]),
+        )
 
 
 class _NoMasks(torch.nn.Module):
@@ -97,11 +108,3 @@ class _Float32(torch.nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             boxes: Tensor = self.head(states.float())
         return boxes
-
-
-def _of_images(features: Any, image: Tensor) -> Sam3VisionEncoderOutput:
-    """The features of one image a phrase. Only the mask decoder reads the finer levels, so they are left out."""
-    return Sam3VisionEncoderOutput(
-        fpn_hidden_states=tuple(level[image] for level in features.fpn_hidden_states[-2:]),
-        fpn_position_encoding=tuple(level[image] for level in features.fpn_position_encoding[-2:]),
-    )

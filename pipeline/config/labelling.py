@@ -120,6 +120,12 @@ class PseudoLabelConfig(Config):
         "or max, which tries more kernels; worth its minutes on a GPU with many shards. Without a compiler it is "
         "computed as with off, after a warning",
     )
+    masks: bool = Field(
+        False,
+        exclude_if=not_,  # so that fingerprints without it stay as they were
+        description="also store the mask of each region, as compressed COCO RLE; only of teachers that predict masks "
+        "(docs/teachers.md)",
+    )
     decode: Literal["scaled", "full"] = Field(
         "scaled",
         description="scaled: a JPEG of at least twice the size the teacher needs is decoded at a fraction of its size; "

@@ -40,6 +40,9 @@ class Region(StrictModel):
     score: float | None = Field(None, description="the teacher's confidence, 0..1; absent for human labels")
     annotator: str | None = Field(None, description="teacher@revision; absent for human labels")
     root: str | None = Field(None, description="head noun of a parsed phrase, usable as its class name")
+    mask: str | None = Field(
+        None, description="counts of compressed COCO RLE, of the image's size; absent if not known"
+    )
     ignore: bool = Field(False, description="neither a positive nor a negative (crowd, or an uncertain pseudo-label)")
 
     @model_validator(mode="after")
@@ -187,6 +190,10 @@ VERIFIED = REGIONS.append(pa.field("verifier", pa.float32()))
 MORE = pa.field("more", pa.float32())
 """Column of verified regions: the probability that the image has more of the phrase than its boxes. The same for all
 regions of a phrase in an image."""
+
+MASK = pa.field("mask", pa.string())
+"""Column of regions and labels, if pseudo-label stored masks: the ``counts`` of compressed COCO RLE, whose ``size`` is
+(height, width); null if the teacher has no masks."""
 
 AGREED = pa.field("agreed", pa.int16(), nullable=False)
 """Column of merged regions: number of the stores that have the region. ``score_0``, ``score_1``, ... are the scores

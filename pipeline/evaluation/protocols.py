@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -163,7 +164,9 @@ def _phrase_spans(spans: Sequence[Span]) -> list[Span]:
 def best(regions: RegionPredictions, limit: int | None) -> RegionPredictions:
     """The ``limit`` best regions by falling score; ties keep their order."""
     order = np.argsort(-regions.score, kind="stable")[:limit]
-    return RegionPredictions(**{name: getattr(regions, name)[order] for name in RegionPredictions.__dataclass_fields__})
+    values = {name: getattr(regions, name) for name in RegionPredictions.__dataclass_fields__}
+    columns: dict[str, Any] = {name: None if of is None else of[order] for name, of in values.items()}
+    return RegionPredictions(**columns)
 
 
 def joined(parts: Sequence[RegionPredictions]) -> RegionPredictions:

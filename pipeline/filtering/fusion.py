@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csc_array
 
 from pipeline.filtering.nms import run_lengths
 
-GROUPS_AT_ONCE = 4096
+GROUPS_AT_ONCE = 8192
 """Groups whose clusters are compared together, a compromise of numpy's overhead and memory."""
 TINY = 1e-12
 """Weight in the mean of a box that scores 0."""
@@ -55,85 +56,100 @@ def match(boxes: np.ndarray, score: np.ndarray, group: np.ndarray, iou: float, *
             box fusion); else it is its best member's.
     """
     order = falling(group, score)
-    boxes, weight = np.ascontiguousarray(boxes), np.maximum(score, np.float32(TINY))
-    leader = np.arange(len(order))
+    weight = np.maximum(score, np.float32(TINY))
+    leader, begun = np.empty(len(order), np.int64), np.zeros(len(order), bool)
     first, size = run_lengths(group[order])
     for start in range(0, len(size), GROUPS_AT_ONCE):
         block = start + np.argsort(-size[start : start + GROUPS_AT_ONCE], kind="stable")
-        turns = [order[first[block[:n]] + k] for k, n in enumerate(_larger(size[block]))]
-        _match_block(boxes, weight, turns, np.float32(iou), leader, moving)
-    begins = leader == np.arange(len(order))
-    cluster, found = (np.cumsum(begins) - 1)[leader], boxes[begins].astype(np.float64)
+        counts = _larger(size[block])
+        rows = order[np.concatenate([first[block[:n]] + k for k, n in enumerate(counts)])]
+        corners = np.ascontiguousarray(boxes.take(rows, 0).T)
+        place, begins = _match_block(corners, weight.take(rows), counts, np.float32(iou), moving)
+        begun[rows[begins]] = True
+        best = np.empty(len(counts) * counts[0], np.int64)
+        best[place[begins]] = rows[begins]
+        leader[rows] = best.take(place)
+    cluster, found = (np.cumsum(begun) - 1)[leader], boxes[begun].astype(np.float64)
     if moving and len(found):
-        total = np.bincount(cluster, weight)
-        means = np.stack([np.bincount(cluster, weight * column) / total for column in boxes.T.astype(np.float64)], 1)
-        found = np.where(np.bincount(cluster)[:, None] > 1, means, found)
-    return Clusters(cluster, np.flatnonzero(begins), found)
+        sums = _sums(cluster, weight, boxes)
+        np.divide(sums[:, :4], sums[:, 4:], out=found, where=np.bincount(cluster)[:, None] > 1)
+    return Clusters(cluster, np.flatnonzero(begun), found)
 
 
-def _larger(size: np.ndarray) -> np.ndarray:
-    """(max(size),) number of sizes above 0, 1, ...; ``size`` falls."""
-    return np.searchsorted(-size, -np.arange(size[0]), "left")
+def _sums(cluster: np.ndarray, weight: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(c, 5) float64 sums of each cluster's weights times its boxes, and of its weights, added in the order of rows."""
+    values = np.ones((len(boxes), 5))
+    values[:, :4] = boxes
+    ends = np.arange(len(boxes) + 1)
+    return np.asarray(csc_array((weight.astype(np.float64), cluster, ends)) @ values)
+
+
+def _larger(size: np.ndarray) -> list[int]:
+    """Number of sizes above 0, 1, ..., max(size) - 1; ``size`` falls."""
+    counts: list[int] = np.searchsorted(-size, -np.arange(size[0]), "left").tolist()
+    return counts
 
 
 def _match_block(
-    boxes: np.ndarray, weight: np.ndarray, turns: Sequence[np.ndarray], iou: np.float32, leader: np.ndarray,
-    moving: bool,
-) -> None:  # fmt: skip
-    """Set the ``leader`` of the boxes of some groups: the box that began their cluster.
+    boxes: np.ndarray, weight: np.ndarray, counts: Sequence[int], iou: np.float32, moving: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match the boxes of some groups, which fall by size.
 
-    turns: the k-th best box of each group that has one; groups by falling size. Place j * groups + g of
-    the flat arrays is the j-th cluster of the g-th group.
+    Args:
+        boxes: (4, n), the best box of each group, then the second best of each that has one, and so on.
+            weight: (n,). counts: numbers of groups with more than 0, 1, ... boxes.
+
+    Returns:
+        (n,) cluster of each box, j * groups + g for the j-th of the g-th group; (n,) whether it begins one.
     """
-    most, groups = len(turns), len(turns[0])
-    slots = np.zeros((5, most * groups), np.float32)  # x1, y1, x2, y2 and share x area
-    square, scratch = slots.reshape(5, most, groups), np.empty((3, most, groups), np.float32)
-    total, begun = np.zeros(most * groups, np.float32), np.zeros(most * groups, np.int64)
-    count = np.zeros(groups, np.int64)
+    most, groups = len(counts), counts[0]
+    slots = np.zeros((6, most * groups), np.float32)  # x1, y1, x2, y2, area and share x area
+    square, scratch = slots.reshape(6, most, groups), np.empty((3, most * groups), np.float32)
+    total, count = np.zeros(most * groups, np.float32), np.zeros(groups, np.int64)
     share = np.float32(iou / (1 + iou) * (1 - 1e-5))  # an IoU above ``iou`` is more of the areas' sum; exact below
-    for rows in turns:
-        n = len(rows)
-        box = np.ascontiguousarray(boxes.take(rows, 0).T)
-        least = (box[2] - box[0]) * (box[3] - box[1]) * share
+    areas = _areas(boxes)
+    places, begun = np.empty(len(weight), np.int64), np.empty(len(weight), bool)
+    end = used = 0
+    for n in counts:
+        turn = slice(end, end := end + n)
+        box, area, added, place, begins = boxes[:, turn], areas[turn], weight[turn], places[turn], begun[turn]
         slot = count[:n].copy()
-        if used := int(slot.max()):
-            inner, side, other = scratch[:, :used, :n]
-            low_x, low_y, high_x, high_y, area = square[:, :used, :n]
+        if used:
+            inner, side, other = scratch[:, : used * n].reshape(3, used, n)
+            low_x, low_y, high_x, high_y, _, least = square[:, :used, :n]
             np.subtract(np.minimum(high_x, box[2], inner), np.maximum(low_x, box[0], other), inner)
             np.subtract(np.minimum(high_y, box[3], side), np.maximum(low_y, box[1], other), side)
             np.maximum(inner, 0, inner)
             np.multiply(inner, side, inner)
-            near = np.flatnonzero(inner > np.add(area, least, other))
+            near = np.flatnonzero(inner > np.add(least, area * share, other))
             of = near // n
             group = near - of * n
-            exact = _iou(slots[:4].take(of * groups + group, 1), box.take(group, 1))
+            both = inner.ravel().take(near)
+            exact = both / (slots[4].take(of * groups + group) + area.take(group) - both)
             best = np.full(n, iou)
             np.maximum.at(best, group, exact)
-            joined = np.flatnonzero((exact > iou) & (exact == best[group]))[::-1]
+            joined = np.flatnonzero((exact > iou) & (exact == best.take(group)))[::-1]
             slot[group[joined]] = of[joined]  # of equal ones the first cluster, which is set last
-        begins = slot == count[:n]
+        np.equal(slot, count[:n], begins)
         count[:n] += begins
-        place = slot * groups + np.arange(n)
-        begun[place[begins]] = rows[begins]
-        leader[rows] = begun[place]
+        np.add(np.multiply(slot, groups, place), np.arange(n), place)
         if not moving:
-            place, box, least = place[begins], box[:, begins], least[begins]
+            place, box, area = place[begins], box[:, begins], area[begins]
         elif used:
-            added = weight[rows]
-            total[place] = both = total[place] + added
-            added /= both  # 1 for the first
+            whole = total.take(place) + added
+            total[place] = whole
+            added = added / whole  # 1 for the first
             old = slots[:4].take(place, 1)
             box = old + added * (box - old)
-            least = (box[2] - box[0]) * (box[3] - box[1]) * share
+            area = _areas(box)
         else:
-            total[place] = weight[rows]
-        for column, values in zip(slots, (*box, least), strict=True):
+            total[place] = added
+        for column, values in zip(slots, (*box, area, area * share), strict=True):
             column[place] = values
+        used = int(count.max())
+    return places, begun
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n,) IoU of corresponding boxes (4, n)."""
-    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    inner = sides[0] * sides[1]
-    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
-    return np.asarray(inner / (areas[0] + areas[1] - inner))
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """(n,) areas of boxes (4, n)."""
+    return np.asarray((boxes[2] - boxes[0]) * (boxes[3] - boxes[1]))

@@ -65,7 +65,7 @@ class ShardLabels:
         without: Set[str] = frozenset(), verdicts: pa.Table | None = None,
     ) -> None:  # fmt: skip
         self._phrases, rows = {} if phrases is None else read_caption_phrases(phrases), dict[str, list[Row]]()
-        table = read_table(labels, LABELS, optional=["name"])
+        table = read_table(labels, LABELS, optional=["name", "mask"])
         self.names = footer_names(footer(table.schema), labels)
         if self.names is None and phrases is None:
             raise InputError(
@@ -248,7 +248,7 @@ def make_record(
         regions.append(Region(
             box=box, phrase=plain_text(phrases.caption[slice(*span)]), tokens_positive=(span,),
             score=_score(row), annotator=row.get("annotator") or annotator, root=root_of[row["phrase_row"]],
-            ignore=ignore,
+            mask=row.get("mask"), ignore=ignore,
         ))  # fmt: skip
     sure |= set() if revised is None else revised.absent
     uncertain = tuple(s for r, s in span_of.items() if r not in sure) if config.keep_uncertain else ()
@@ -277,7 +277,7 @@ def make_detection_record(
         if not ignore:
             sure.add(row["name"])
         regions.append(Region(
-            box=box, phrase=row["name"], score=_score(row), annotator=row.get("annotator") or annotator, ignore=ignore,
+            box=box, phrase=row["name"], score=_score(row), annotator=row.get("annotator") or annotator, mask=row.get("mask"), ignore=ignore,
         ))  # fmt: skip
     unsure = {row["name"] for row in rows} | (set() if revised is None else revised.unsure)
     unsure = unsure - sure if config.keep_uncertain else set()

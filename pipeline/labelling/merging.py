@@ -46,7 +46,7 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
         raise InputError(f"{', '.join(paths)}: the stores' columns have different types ({error})") from None
     table = table.unify_dictionaries().combine_chunks()
     store = np.repeat(np.arange(len(tables)), [len(t) for t in tables])
-    group, order = _groups(table, store, len(paths))
+    group, order = _groups(table, np.cumsum([len(t) for t in tables[:-1]]))
     _check_phrases(table, store, group, order, paths)
     tally, boxes, score = Tally(), np.stack([_numbers(table, name) for name in BOX], 1), _numbers(table, "score")
     area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -54,7 +54,7 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
     tally.drop("no_area", int((~area).sum()))
     tally.drop("no_score", int((area & ~scored).sum()))
     rows = np.flatnonzero(area & scored)
-    store, group, boxes, score = store[rows], group[rows], boxes[rows], score[rows]
+    store, group, boxes, score = (values.take(rows, 0) for values in (store, group, boxes, score))
     weights = np.asarray(config.weights or [1.0] * len(paths), np.float32)
     weighted = score * weights[store]
     clusters = match(boxes, weighted, group, config.iou, moving=config.method == "wbf")
@@ -62,14 +62,15 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
     agreed = np.isfinite(scores).sum(0)
     merged = _fused_score(clusters, weighted, weights) if config.method == "wbf" else score[clusters.best]
     chosen = np.flatnonzero(agreed >= config.least)
-    chosen = chosen[falling(group[clusters.best[chosen]], merged[chosen])]
+    chosen = chosen[falling(group.take(clusters.best.take(chosen)), merged.take(chosen))]
     members = np.bincount(clusters.cluster, minlength=len(agreed))
     tally.keep(len(chosen))
     tally.drop("fused", int(members[chosen].sum()) - len(chosen))
     tally.drop("too_few_teachers", int(members[agreed < config.least].sum()))
     counts = np.bincount(agreed[chosen], minlength=len(paths) + 1)
     rank = concatenated_ranges(run_lengths(group[clusters.best[chosen]])[1]).astype(np.int16)
-    replaced = dict(zip(BOX, clusters.boxes[chosen].T, strict=True)) | {"score": merged[chosen], "rank": rank}
+    fused = clusters.boxes.astype(np.float32).take(chosen, 0)
+    replaced = dict(zip(BOX, fused.T, strict=True)) | {"score": merged[chosen], "rank": rank}
     added = {f"score_{i}": of_store[chosen] for i, of_store in enumerate(scores)}
     result = _table(table, rows[clusters.best[chosen]], replaced, agreed[chosen], added)
     numbers = {f"agreed_{n}": float(counts[n]) for n in range(1, len(paths) + 1)}
@@ -98,15 +99,18 @@ def _codes(table: pa.Table, name: str) -> np.ndarray:
     )
 
 
-def _groups(table: pa.Table, store: np.ndarray, stores: int) -> tuple[np.ndarray, np.ndarray]:
-    """((n,) number of each region's phrase, rising in the order of the stores; (n,) order by it)."""
+def _groups(table: pa.Table, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """((n,) number of each region's phrase, rising in the order of the stores; (n,) order by it).
+
+    begins: the first rows of the second store and further ones.
+    """
     row, key = _numbers(table, "phrase_row").astype(np.int64), _codes(table, "key")
     # a row of the phrases file is of one image, unless phrases are numbered by image
-    if not all(_is_function(row[store == i], key[store == i]) for i in range(stores)):
+    if not all(map(_is_function, np.split(row, begins), np.split(key, begins))):
         row += key * (row.max() + 1)
     order = np.argsort(row, kind="stable")
     group = np.empty_like(row)
-    group[order] = np.cumsum(np.diff(row[order], prepend=-1) != 0) - 1
+    group[order] = np.cumsum(np.diff(row.take(order), prepend=-1) != 0) - 1
     return group, order
 
 
@@ -114,9 +118,9 @@ def _check_phrases(
     table: pa.Table, store: np.ndarray, group: np.ndarray, order: np.ndarray, paths: Sequence[str]
 ) -> None:
     """Raise InputError if stores differ in a phrase; ``order`` sorts the regions by ``group``."""
-    same = np.diff(group[order]) == 0
+    same = np.diff(group.take(order)) == 0
     for name in OF_PHRASE:
-        differs = np.flatnonzero(same & (np.diff(_codes(table, name)[order]) != 0))
+        differs = np.flatnonzero(same & (np.diff(_codes(table, name).take(order)) != 0))
         if len(differs):
             rows = order[differs[0] : differs[0] + 2].tolist()
             words = " and ".join(f"{table[name][i].as_py()!r} in {paths[store[i]]}" for i in rows)

@@ -13,7 +13,7 @@ from pipeline.annotators.batches import Item
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.caption_phrases import CaptionPhrases
 from pipeline.data.images import ImageError
-from pipeline.data.records import NAMED_REGIONS, NUMBERED_REGIONS, REGIONS
+from pipeline.data.records import MASK, NAMED_REGIONS, NUMBERED_REGIONS, REGIONS
 from pipeline.execution.reports import Tally
 from pipeline.filtering.nms import concatenated_ranges, run_lengths
 from pipeline.io.tars import TarProblems
@@ -60,7 +60,8 @@ class ShardResult:
     def finish(self, config: PseudoLabelConfig) -> tuple[pa.Table, dict[str, Tally], list[str]]:
         """(rows of REGIONS, tallies of samples and phrases, notes on lost images).
 
-        If the phrases have numbers, the rows are of NUMBERED_REGIONS; of class names, of NAMED_REGIONS.
+        If the phrases have numbers, the rows are of NUMBERED_REGIONS; of class names, of NAMED_REGIONS; with
+        ``masks``, MASK is added.
         Every sample and phrase is counted once.
         """
         samples, phrases, notes = Tally(), Tally(), []
@@ -90,6 +91,7 @@ class ShardResult:
                 parts.append(_columns(self.keys[index], of_image, self.sizes[index], phrase, rows))
         numbered = any(of_image.numbers is not None for of_image in self.phrases.values())
         schema = NAMED_REGIONS if self._of_all is not None else NUMBERED_REGIONS if numbered else REGIONS
+        schema = schema.append(MASK) if config.masks else schema
         return _table(parts, schema), {"samples": samples, "phrases": phrases}, notes
 
 
@@ -101,6 +103,8 @@ def image_rows(regions: RegionPredictions, most: int) -> tuple[dict[str, np.ndar
     kept = rank < most
     order, phrase = order[kept], phrase[kept]
     columns = {name: getattr(regions, name)[order] for name in _FLOATS}
+    if regions.mask is not None:
+        columns["mask"] = regions.mask[order]
     columns |= dict(zip(("x1", "y1", "x2", "y2"), regions.boxes[order].T, strict=True))
     columns["rank"] = rank[kept].astype(np.int16)
     return columns, phrase

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
-from pipeline.data.records import LABELS, NAMED_LABELS, STORE_VERSION
+from pipeline.data.records import LABELS, MASK, NAMED_LABELS, STORE_VERSION
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob
@@ -33,7 +33,7 @@ STAGE = "filter-boxes"
 
 
 def run(job: FilterBoxes) -> StageReport:
-    """Write kept and ignored regions to ``out/<shard>.parquet`` (records.LABELS or NAMED_LABELS).
+    """Write kept and ignored regions to ``out/<shard>.parquet`` (records.LABELS or NAMED_LABELS, and MASK).
 
     Raises:
         InputError: an input is missing or invalid.
@@ -80,6 +80,8 @@ def _filter_shard(
     stays, schema, statuses = verdict.stays, LABELS, ["keep", "ignore"]
     if shard.names is not None:
         schema, statuses = NAMED_LABELS, [*statuses, "uncertain"]
+    if MASK.name in shard.columns:
+        schema = schema.append(MASK)
     status = pa.DictionaryArray.from_arrays(verdict.reason[stays].astype(np.int8), pa.array(statuses))
     field = schema.get_field_index("status")
     table = shard.table(stays, schema.remove(field)).add_column(field, schema.field(field), status)

@@ -126,7 +126,7 @@ def count_lost(numbers: Counter[str], record: GroundingRecord, *fields: str) -> 
 
     Args:
         fields: of the record ``caption``, ``uncertain``, ``verified_absent`` (which includes
-            ``not_exhaustive``); of its regions ``score``, ``annotator``, ``root``, ``spans``. Empty
+            ``not_exhaustive``); of its regions ``score``, ``annotator``, ``root``, ``mask``, ``spans``. Empty
             fields are not counted, except ``verified_absent``.
     """
     counts = {

@@ -12,6 +12,8 @@ import shutil
 from abc import abstractmethod
 from typing import Any
 
+from pycocotools.mask import area as mask_area
+
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.io.paths import is_url
 from pipeline.writers.atomic_files import JsonRows
@@ -85,13 +87,12 @@ class _File(SetFiles):
         row = {"id": name.number, "file_name": file, "height": height, "width": width, "key": name.key}
         self._images.add(json_bytes(row | self._of_image(record)))
         for region in record.regions:
-            x1, y1, x2, y2 = region.box
             row = {
                 "id": self._annotations.count + 1,
                 "image_id": name.number,
                 "category_id": self._category(region),
                 **xywh(region.box),
-                "area": round((x2 - x1) * (y2 - y1), 2),
+                **_extent(region, record.image_size),
                 "iscrowd": int(region.ignore),
                 **({"ignore": 1} if region.ignore else {}),  # LVIS' tools only use this field
             }
@@ -119,6 +120,15 @@ class _File(SetFiles):
         self._file.write(b'\n],\n"categories":' + json_bytes(categories) + b"}\n")
         self.context.numbers["classes_outside_the_card"] += self.classes.outside
         return {"format": self.format, "annotations": f"{self.name}.json"}
+
+
+def _extent(region: Region, size: tuple[int, int]) -> dict[str, Any]:
+    """``area``: of the box, or of the mask beside its ``segmentation`` as RLE. size: of the image, (height, width)."""
+    if region.mask is None:
+        x1, y1, x2, y2 = region.box
+        return {"area": round((x2 - x1) * (y2 - y1), 2)}
+    rle = {"size": list(size), "counts": region.mask}
+    return {"area": int(mask_area(rle)), "segmentation": rle}
 
 
 class _Detection(_File):

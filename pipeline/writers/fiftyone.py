@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.data.records import GroundingRecord, Region
 from pipeline.writers.atomic_files import JsonRows
-from pipeline.writers.base import ExportContext, Item, json_bytes
+from pipeline.writers.base import ExportContext, Item, count_lost, json_bytes
 
 
 class FiftyOne:
@@ -29,6 +29,7 @@ class FiftyOne:
 
     def add(self, item: Item, image: bytes | None) -> None:
         record = item.record
+        count_lost(self._context.numbers, record, "mask")
         self._rows.add(json_bytes(_sample(item)))
         self._context.samples.keep()
         self._context.regions.keep(len(record.regions))

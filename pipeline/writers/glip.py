@@ -40,7 +40,7 @@ class _Pair(SetFiles):
 
     def add(self, record: GroundingRecord, file: str, name: Name, image: bytes | None) -> None:
         key, context = name.key.encode(), self.context
-        count_lost(context.numbers, record, "uncertain", "verified_absent", "annotator", "root")
+        count_lost(context.numbers, record, "uncertain", "verified_absent", "annotator", "root", "mask")
         kept = [region for region in record.regions if not region.ignore]
         context.numbers["made_score_1"] += sum(region.score is None for region in kept)
         height, width = record.image_size

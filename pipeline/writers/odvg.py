@@ -39,7 +39,7 @@ class _Lines(SetFiles):
         context.regions.keep(len(record.regions))
 
     def _detection(self, record: GroundingRecord, classes: ClassIds) -> dict[str, Any]:
-        count_lost(self.context.numbers, record, "caption", "uncertain", "spans")
+        count_lost(self.context.numbers, record, "caption", "uncertain", "spans", "mask")
         part = _split("instances", record.regions, lambda r: {"label": classes[r.phrase], "category": r.phrase})
         if record.verified_absent is not None:
             self.context.numbers["extra_verified_absent"] += 1
@@ -49,7 +49,7 @@ class _Lines(SetFiles):
         return part
 
     def _grounding(self, record: GroundingRecord) -> dict[str, Any]:
-        count_lost(self.context.numbers, record, "verified_absent")
+        count_lost(self.context.numbers, record, "verified_absent", "mask")
         self.context.numbers["extra_uncertain"] += len(record.uncertain)
         regions = _split(
             "regions", record.regions, lambda r: {"phrase": r.phrase, "tokens_positive": r.tokens_positive}

@@ -40,8 +40,9 @@ class Yolo:
         """Write an image's label file; an empty one marks the image as background."""
         record, context = item.record, self._context
         count_lost(
-            context.numbers, record, "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans"
-        )
+            context.numbers, record,
+            "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans", "mask",
+        )  # fmt: skip
         if record.dataset not in self._sets:
             self._sets.add(record.dataset)
             card = context.cards.get(record.dataset)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from pycocotools.mask import decode
 from scipy.optimize import linear_sum_assignment
 from transformers import (
     AutoConfig,
@@ -75,6 +76,34 @@ def test_sam3_answers_as_its_own_post_processing(folders, load, batch, name):
             np.testing.assert_allclose((ours.score / ours.token_mean)[of_phrase], presence, rtol=1e-5)
             regions += of_phrase.sum()
     assert regions >= 20
+
+
+def test_sam3_masks_are_those_of_its_own_post_processing(folders, load, batch):
+    images, phrases = batch
+    network = Sam3Model.from_pretrained(folders["sam3"]).eval()
+    processor = Sam3Processor.from_pretrained(folders["sam3"])
+    with_masks, filled = predicted(load("sam3", ALL.model_copy(update={"masks": True})), images), []
+    for image, texts, ours, plain in zip(images, phrases, with_masks, predicted(load("sam3"), images), strict=True):
+        assert plain.mask is None and (plain.boxes == ours.boxes).all() and (plain.score == ours.score).all()
+        size = (image.height, image.width)
+        for i, text in enumerate(texts):
+            with torch.inference_mode():
+                outputs = network(**processor(images=image, text=[text], return_tensors="pt"))
+            (theirs,) = processor.post_process_instance_segmentation(outputs, threshold=0, target_sizes=[size])
+            rows = np.flatnonzero(ours.phrase == i)
+            decoded = decode([{"size": size, "counts": counts} for counts in ours.mask[rows]])
+            for row, mask in zip(rows, np.moveaxis(decoded, 2, 0), strict=True):  # boxes outside the image are dropped
+                own = np.abs(theirs["scores"].numpy() - ours.score[row]).argmin()
+                assert (mask != theirs["masks"][own].numpy()).mean() < 0.002  # pixels at a half to rounding
+                filled.append(mask.mean())
+    assert len(filled) >= 20 and np.ptp(filled) > 0.1
+
+
+def test_masks_of_a_teacher_without_them_are_refused(load):
+    with pytest.raises(
+        InputError, match=r"of model_type owlv2, which predicts none; want sam3 or sam3_video, or masks"
+    ):
+        load("owlv2", ALL.model_copy(update={"masks": True}))
 
 
 def test_sam3_looks_at_an_image_once_for_all_its_phrases(load, monkeypatch):
