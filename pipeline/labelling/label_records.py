@@ -277,7 +277,8 @@ def make_detection_record(
         if not ignore:
             sure.add(row["name"])
         regions.append(Region(
-            box=box, phrase=row["name"], score=_score(row), annotator=row.get("annotator") or annotator, mask=row.get("mask"), ignore=ignore,
+            box=box, phrase=row["name"], score=_score(row), annotator=row.get("annotator") or annotator,
+            mask=row.get("mask"), ignore=ignore,
         ))  # fmt: skip
     unsure = {row["name"] for row in rows} | (set() if revised is None else revised.unsure)
     unsure = unsure - sure if config.keep_uncertain else set()
