@@ -142,13 +142,13 @@ def decide(
             missing[phrase].append(shown)
     result.decided += [Decided("missing", phrase, None, tuple(sorted(boxes))) for phrase, boxes in missing.items()]
     of_id, matched = {region.id: region for region in regions}, {region.id for region in pairs.values()}
-    for number in dict.fromkeys(exported):
-        if (seen := of_id.get(number)) is None:
+    for identity in dict.fromkeys(exported):
+        if (seen := of_id.get(identity)) is None:
             result.regions.drop("unknown_region")
-            result.notes.append(("unknown_region", number))
-        elif number in matched:
+            result.notes.append(("unknown_region", identity))
+        elif identity in matched:
             result.regions.keep()
-        elif any(box.region == number or shown is None or _iou(shown, seen.shown) >= SAME for box, shown in unclear):
+        elif any(box.region == identity or shown is None or _iou(shown, seen.shown) >= SAME for box, shown in unclear):
             result.regions.drop("unclear")
         else:
             result.regions.keep()

@@ -1,0 +1,227 @@
+"""Out to a labelling tool and back: verdicts of what people left, moved, deleted and added, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cli import app as cli
+from pipeline.data.records import LABELS, PHRASES
+from pipeline.data.verdicts import Verdict, Verdicts, rows
+from pipeline.errors import InputError
+from pipeline.io.tables import write_table
+from pipeline.io.tars import write_tar
+from pipeline.stages.jobs import BuildShards, ExportLabels, ImportVerdicts
+from tests.fixtures.crawl import jpeg
+from tests.fixtures.label_studio import LabelStudioServer
+from tests.fixtures.regions import region, table_of, write
+
+CAPTION = "a dog & a <red> car near a dog 👩‍🚀, no boat"
+SPANS = {"dog": (2, 5), "<red> car": (10, 19), "dog again": (27, 30), "boat": (38, 42)}
+TIME = "2026-01-02T03:04:05.678900Z"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "label_studio_export.json"
+
+
+def row(key: str, phrase: str, box: tuple[float, ...], score: float = 0.9, **more: Any) -> dict[str, Any]:
+    start, end = SPANS[phrase]
+    place = {"phrase_row": list(SPANS).index(phrase), "phrase": CAPTION[start:end], "start": start, "end": end}
+    return region(key=key, box=box, score=score, **place, **more) | {"height": 64, "width": 80}
+
+
+def write_store(root: Path, kept: list[dict], dropped: list[dict] = (), ignored: list[dict] = ()) -> None:
+    """``regions``, ``labels`` and ``phrases`` of the shard 00000."""
+    every = [*kept, *ignored, *dropped]
+    keys = list(dict.fromkeys(r["key"] for r in every))
+    captions = [
+        {"key": key, "caption": CAPTION, "phrase": CAPTION[a:b], "root": CAPTION[a:b].split()[-1], "start": a, "end": b}
+        for key in keys
+        for a, b in SPANS.values()
+    ]
+    for r in every:
+        r["phrase_row"] = keys.index(r["key"]) * len(SPANS) + r["phrase_row"] % len(SPANS)
+    write_table(root / "phrases" / "00000.parquet", pa.Table.from_pylist(captions, schema=PHRASES), PHRASES, {})
+    write(root / "regions" / "00000.parquet", table_of(every), {"teacher": "glip@0", "fingerprint": "f" * 64})
+    field = LABELS.field("status")
+    status = pa.array(["keep"] * len(kept) + ["ignore"] * len(ignored)).dictionary_encode().cast(field.type)
+    labels = table_of([*kept, *ignored]).append_column(field, status)
+    write_table(root / "labels" / "00000.parquet", labels, LABELS, {"teacher": "glip@0"})
+
+
+def export(root: Path, to: str) -> Path:
+    """The exported file."""
+    ExportLabels(dirs=root / "labels", out=root / to, to=to).run()
+    return root / to / ("pseudo.xml" if to == "cvat" else "pseudo.json")
+
+
+def submitted(file: Path, change=lambda results, task: results) -> Path:
+    """Label Studio's export of tasks whose predictions were submitted, after ``change``."""
+    tasks = json.loads(file.read_text())
+    for task in tasks:
+        results = json.loads(json.dumps(task["predictions"][0]["result"]))
+        task["annotations"] = [
+            {"result": change(results, task), "was_cancelled": False, "updated_at": TIME, "completed_by": 7}
+        ]
+    out = file.with_name("annotated.json")
+    out.write_text(json.dumps(tasks))
+    return out
+
+
+def ticked(file: Path, change=lambda image: None) -> Path:
+    """CVAT's export of images that are marked as reviewed, after ``change``."""
+    tree = ET.parse(file)
+    task = tree.getroot().find("meta/task")
+    ET.SubElement(task, "updated").text = TIME
+    for image in tree.getroot().iterfind("image"):
+        image.find("tag/attribute[@name='reviewed']").text = "true"
+        change(image)
+    out = file.with_name("annotated.xml")
+    tree.write(out, encoding="utf-8")
+    return out
+
+
+def bring(root: Path, file: Path, source: str, **more: Any) -> tuple[list[Verdict], dict[str, float]]:
+    job = ImportVerdicts(file=file, source=source, regions=root / "regions", out=root / "verdicts", **more)
+    report = job.run()
+    return list(rows(Verdicts.read(root / "verdicts").table)), report.numbers
+
+
+def said(verdicts: list[Verdict]) -> list[tuple]:
+    return sorted((v.key, v.verdict, v.start, v.box or (), v.boxes) for v in verdicts)
+
+
+COORDINATE = st.floats(-20, 120, width=32)
+
+
+@st.composite
+def region_rows(draw):
+    key, phrase = draw(st.sampled_from(["a", "b.c", "d/e"])), draw(st.sampled_from(list(SPANS)))
+    (x1, x2), (y1, y2) = (sorted(draw(st.tuples(COORDINATE, COORDINATE))) for _ in range(2))
+    return row(key, phrase, (x1, y1, x2, y2), score=draw(st.floats(0.125, 1, width=16)))
+
+
+def shown(r: dict[str, Any]) -> tuple[float, ...]:
+    return (max(r["x1"], 0), max(r["y1"], 0), min(r["x2"], 80), min(r["y2"], 64))
+
+
+@pytest.mark.parametrize("to", ["label-studio", "cvat"])
+@settings(max_examples=20, deadline=None)
+@given(st.lists(region_rows(), min_size=1, max_size=8), st.integers(1, 8), st.integers(0, 8))
+def test_what_nobody_changed_is_accepted_and_nothing_else_is_said(to, every, kept, ignored):
+    every = [r for r in every if min(shown(r)[2] - shown(r)[0], shown(r)[3] - shown(r)[1]) > 0.02]
+    exported = every[: kept + ignored]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write_store(root, every[:kept], every[kept + ignored :], every[kept : kept + ignored])
+        if not exported:
+            return
+        file = export(root, to)
+        in_order = sorted(exported, key=lambda r: [e["key"] for e in exported].index(r["key"]))
+        assert np.allclose(boxes_in(file, to), [shown(r) for r in in_order], atol=0.01, rtol=0)
+        verdicts, _ = bring(root, (submitted if to == "label-studio" else ticked)(file), to)
+    stored = {(r["key"], r["start"], *(r[c] for c in ("x1", "y1", "x2", "y2"))) for r in exported}
+    assert {v.verdict for v in verdicts} == {"accept"} and not any(v.boxes for v in verdicts)
+    assert {(v.key, v.start, *v.box) for v in verdicts} <= stored
+    assert len(verdicts) == len({(r["key"], r["start"], *(round(x, 2) for x in shown(r))) for r in exported})
+
+
+def boxes_in(file: Path, to: str) -> list[tuple[float, ...]]:
+    """Boxes in pixels, as the tool reads them."""
+    found = []
+    if to == "cvat":
+        for box in ET.parse(file).getroot().iter("box"):
+            found.append(tuple(float(box.get(name)) for name in ("xtl", "ytl", "xbr", "ybr")))
+    else:
+        for task in json.loads(file.read_text()):
+            for result in task["predictions"][0]["result"]:
+                v = result["value"]
+                x, y, w, h = v["x"] * 0.8, v["y"] * 0.64, v["width"] * 0.8, v["height"] * 0.64
+                found.append((x, y, x + w, y + h))
+    return found
+
+
+# --- what people change
+
+
+def example(root: Path) -> None:
+    """Images a to d, three regions of a exported and one not; b has one phrase at two places of the caption."""
+    kept = [
+        row("a", "dog", (1.25, 2, 30, 40)), row("a", "<red> car", (35, 5, 70, 50)),
+        row("a", "dog again", (40, 30, 78, 60)), row("b", "dog", (0, 0, 20, 20)), row("c", "dog", (5, 5, 25, 25)),
+        row("d", "dog", (6, 6, 26, 26)),
+    ]  # fmt: skip
+    write_store(root, kept, [row("a", "dog", (50, 2, 79, 30), 0.2), row("b", "boat", (30, 30, 60, 60), 0.1)])
+
+
+EXPECTED = sorted(
+    [
+        ("a", "accept", 2, (1.25, 2, 30, 40), ()),
+        ("a", "fixed", 10, (35, 5, 70, 50), ((38.0, 5.0, 73.0, 50.0),)),
+        ("a", "reject", 27, (40, 30, 78, 60), ()),
+        ("a", "missing", 38, (), ((8.0, 44.8, 16.0, 57.6),)),
+        ("b", "accept", 2, (0, 0, 20, 20), ()),
+    ]
+)
+"""What :func:`edit` means: no word of c and d, nor of what was not exported."""
+
+
+def edit(results: list[dict], key: str) -> list[dict]:
+    """The results of image a with one left, one moved by 3 pixels, one deleted and one added."""
+    if key != "a":
+        return results
+    dog, car, _ = results
+    moved = car | {"value": car["value"] | {"x": car["value"]["x"] + 3 / 0.8}, "origin": "prediction-changed"}
+    value = {"x": 10, "y": 70, "width": 10, "height": 20, "rotation": 0, "rectanglelabels": ["boat"]}
+    return [dog, moved, dog | {"id": "Xy12_abcde", "value": value, "origin": "manual"}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # its database is made in two minutes on two idle cores
+def test_a_real_label_studio_takes_the_tasks_and_its_export_becomes_verdicts(tmp_path):
+    program = os.environ.get("LABEL_STUDIO") or shutil.which("label-studio")
+    if program is None:
+        pytest.skip("needs Label Studio, 1 GB: LABEL_STUDIO=ENVIRONMENT/bin/label-studio, of `pip install label-studio`")
+    example(tmp_path)
+    images = [(key, {"jpg": jpeg(i)}) for i, key in enumerate("abcd")]
+    write_tar(tmp_path / "crawl" / "00000.tar", images)
+    ExportLabels(dirs=tmp_path / "labels", crawl=tmp_path / "crawl", out=tmp_path / "out", to="label-studio").run()
+    server = LabelStudioServer(program, tmp_path / "server", tmp_path)
+    try:
+        server.wait()
+        config = (tmp_path / "out" / "pseudo.xml").read_text()
+        project = server.call("POST", "/api/projects", json={"title": "labels", "label_config": config})["id"]
+        storage = {"project": project, "path": str(tmp_path / "out"), "use_blob_urls": True}
+        server.call("POST", "/api/storages/localfiles", json=storage)
+        tasks = json.loads((tmp_path / "out" / "pseudo.json").read_text())
+        server.call("POST", f"/api/projects/{project}/import", json=tasks)
+        listed = server.call("GET", "/api/tasks", params={"project": project, "fields": "all"})["tasks"]
+        assert [task["data"]["key"] for task in listed] == ["a", "b", "c", "d"]
+        served = server.call("GET", listed[0]["data"]["image"])
+        assert served == images[0][1]["jpg"]
+        for task in listed:
+            results, key = task["predictions"][0]["result"], task["data"]["key"]
+            if key != "c":
+                answer = {"result": edit(results, key), "was_cancelled": key == "d", "lead_time": 1}
+                server.call("POST", f"/api/tasks/{task['id']}/annotations/", json=answer)
+        options = {"exportType": "JSON", "download_all_tasks": "true"}
+        exported = server.call("GET", f"/api/projects/{project}/export", params=options)
+    finally:
+        server.stop()
+    file = tmp_path / "exported.json"
+    file.write_text(json.dumps(exported) if isinstance(exported, list) else exported.decode())
+    verdicts, numbers = bring(tmp_path, file, "label-studio")
+    assert said(verdicts) == EXPECTED
+    assert numbers == {"accept": 2, "fixed": 1, "missing": 1, "missing_boxes": 1, "reject": 1}
