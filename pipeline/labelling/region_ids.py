@@ -33,11 +33,16 @@ def phrase_texts(record: GroundingRecord) -> dict[PhraseKey, str]:
     texts: dict[PhraseKey, str] = {phrase_key(record, region): region.phrase for region in record.regions}
     for span in record.uncertain:
         texts.setdefault((span,), plain_text((record.caption or "")[slice(*span)]))
-    count = Counter(text.casefold() for text in texts.values())
+    count = Counter(map(folded, texts.values()))
     return {
-        phrase: text if isinstance(phrase, str) or (text and count[text.casefold()] == 1) else spanned(text, phrase)
+        phrase: text if isinstance(phrase, str) or (text and count[folded(text)] == 1) else spanned(text, phrase)
         for phrase, text in texts.items()
     }
+
+
+def folded(text: str) -> str:
+    """Text by which phrases are compared: white space and case do not count."""
+    return " ".join(text.split()).casefold()
 
 
 def spanned(text: str, spans: Sequence[Span]) -> str:

@@ -12,7 +12,7 @@ from pipeline.data.records import Box, Span
 from pipeline.data.verdicts import Decision
 from pipeline.execution.reports import Tally
 from pipeline.labelling.label_records import clipped_box
-from pipeline.labelling.region_ids import region_id
+from pipeline.labelling.region_ids import folded, region_id
 from pipeline.phrases.cleaning import plain_text
 from pipeline.readers.reviewed import ReviewedBox, ReviewedImage
 
@@ -74,22 +74,18 @@ class PhraseFinder:
         for phrase in phrases:
             phrase = self._of_span.setdefault(phrase.span, phrase) if phrase.span else phrase
             for text in (phrase.text, plain_text(phrase.text) if phrase.span else phrase.text):
-                self._of_text[_folded(text)][phrase] = None
+                self._of_text[folded(text)][phrase] = None
 
     def find(self, box: ReviewedBox, spans: Mapping[str, Span]) -> Phrase | str:
         """The phrase that a box is of, or why there is none."""
         span = box.span or spans.get(box.label)
         if span is not None:
             return self._of_span.get(span, "unknown_phrase")
-        if len(found := self._of_text.get(_folded(box.label), {})) == 1:
+        if len(found := self._of_text.get(folded(box.label), {})) == 1:
             return next(iter(found))
         if match := _SPANNED.fullmatch(box.label):
             return self._of_span.get((int(match[2]), int(match[3])), "unknown_phrase")
         return "ambiguous_phrase" if found else "unknown_phrase"
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 @dataclass

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from tests.fixtures.label_studio import LabelStudioServer
 from tests.fixtures.regions import region, table_of, write
 
 CAPTION = "a dog & a <red> car near a dog 👩‍🚀, no boat"
-SPANS = {"dog": (2, 5), "<red> car": (10, 19), "dog again": (27, 30), "boat": (38, 42)}
+SPANS = {"dog": (2, 5), "<red> car": (10, 19), "dog again": (27, 30), "boat": (39, 43)}
 TIME = "2026-01-02T03:04:05.678900Z"
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "label_studio_export.json"
 
@@ -171,7 +170,7 @@ EXPECTED = sorted(
         ("a", "accept", 2, (1.25, 2, 30, 40), ()),
         ("a", "fixed", 10, (35, 5, 70, 50), ((38.0, 5.0, 73.0, 50.0),)),
         ("a", "reject", 27, (40, 30, 78, 60), ()),
-        ("a", "missing", 38, (), ((8.0, 44.8, 16.0, 57.6),)),
+        ("a", "missing", 39, (), ((8.0, 44.8, 16.0, 57.6),)),
         ("b", "accept", 2, (0, 0, 20, 20), ()),
     ]
 )
@@ -193,7 +192,9 @@ def edit(results: list[dict], key: str) -> list[dict]:
 def test_a_real_label_studio_takes_the_tasks_and_its_export_becomes_verdicts(tmp_path):
     program = os.environ.get("LABEL_STUDIO") or shutil.which("label-studio")
     if program is None:
-        pytest.skip("needs Label Studio, 1 GB: LABEL_STUDIO=ENVIRONMENT/bin/label-studio, of `pip install label-studio`")
+        pytest.skip(
+            "needs Label Studio, 1 GB: LABEL_STUDIO=ENVIRONMENT/bin/label-studio, of `pip install label-studio`"
+        )
     example(tmp_path)
     images = [(key, {"jpg": jpeg(i)}) for i, key in enumerate("abcd")]
     write_tar(tmp_path / "crawl" / "00000.tar", images)
@@ -225,3 +226,201 @@ def test_a_real_label_studio_takes_the_tasks_and_its_export_becomes_verdicts(tmp
     verdicts, numbers = bring(tmp_path, file, "label-studio")
     assert said(verdicts) == EXPECTED
     assert numbers == {"accept": 2, "fixed": 1, "missing": 1, "missing_boxes": 1, "reject": 1}
+
+
+def test_an_export_of_a_real_label_studio_becomes_verdicts(tmp_path):
+    """The file that the test above exported from Label Studio 1.23.2."""
+    example(tmp_path)
+    verdicts, numbers = bring(tmp_path, FIXTURE, "label-studio")
+    assert said(verdicts) == EXPECTED
+    assert numbers == {"accept": 2, "fixed": 1, "missing": 1, "missing_boxes": 1, "reject": 1}
+    (fixed,) = (v for v in verdicts if v.verdict == "fixed")
+    assert (fixed.phrase, fixed.kind, fixed.revision) == (CAPTION[10:19], "person", "f" * 64)
+    assert fixed.by.startswith("label-studio:") and fixed.at.year >= 2025
+    before = {path.name: path.read_bytes() for path in (tmp_path / "verdicts").iterdir()}
+    again, numbers = bring(tmp_path, FIXTURE, "label-studio")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "verdicts").iterdir()} == before
+    assert again == verdicts and numbers["already_there"] == 5
+
+
+def cvat_edit(image: ET.Element) -> None:
+    key = image.find("tag/attribute[@name='key']").text
+    boxes = image.findall("box")
+    if key == "a":
+        for side in ("xtl", "xbr"):
+            boxes[1].set(side, f"{float(boxes[1].get(side)) + 3:.2f}")
+        image.remove(boxes[2])
+        place = {"xtl": "8.00", "ytl": "44.80", "xbr": "16.00", "ybr": "57.60"}
+        new = ET.SubElement(image, "box", {"label": "object", "source": "manual", "occluded": "0", **place})
+        ET.SubElement(new, "attribute", {"name": "phrase"}).text = "Boat"
+        ET.SubElement(new, "attribute", {"name": "region"})
+    if key in "cd":
+        image.find("tag/attribute[@name='reviewed']").text = "false"
+        for box in boxes:
+            image.remove(box)
+
+
+def test_cvat_images_that_are_ticked_give_verdicts_and_others_none(tmp_path):
+    example(tmp_path)
+    file = ticked(export(tmp_path, "cvat"), cvat_edit)
+    verdicts, numbers = bring(tmp_path, file, "cvat", phrases=tmp_path / "phrases")
+    assert said(verdicts) == EXPECTED and numbers["missing_boxes"] == 1
+    assert {(v.by, v.at.isoformat()) for v in verdicts} == {("cvat", "2026-01-02T03:04:05.678900+00:00")}
+    _, numbers = bring(tmp_path, file, "cvat", phrases=tmp_path / "phrases", all_images=True, by="ann")
+    assert numbers["reject"] == 3
+
+
+def test_a_cvat_that_cut_the_list_of_exported_regions_gives_no_verdict(tmp_path):
+    example(tmp_path)
+
+    def cut(image: ET.Element) -> None:
+        text = image.find("tag/attribute[@name='regions']")
+        text.text = text.text[:-3]
+
+    report = ImportVerdicts(
+        file=ticked(export(tmp_path, "cvat"), cut), source="cvat", regions=tmp_path / "regions", out=tmp_path / "v"
+    ).run()
+    assert report.tallies["images"].dropped == {"regions_cut": 4} and not report.numbers
+
+
+def test_coco_needs_the_exported_labels_and_leaves_bare_images_alone(tmp_path):
+    example(tmp_path)
+    data = json.loads(export(tmp_path, "coco").read_text())
+    ids = {image["key"]: image["id"] for image in data["images"]}
+    _, car, again = (row for row in data["annotations"] if row["image_id"] == ids["a"])
+    car["bbox"][0] += 3
+    car.pop("xyxy", None)
+    new = {"id": 99, "image_id": ids["a"], "category_id": 1, "bbox": [8, 44.8, 8, 12.8], "tokens_positive": [[39, 43]]}
+    kept = [row for row in data["annotations"] if row["image_id"] not in (ids["c"], ids["d"]) and row is not again]
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps(data | {"annotations": [*kept, new]}))
+    with pytest.raises(InputError, match=r"which regions were exported; want .*--labels"):
+        bring(tmp_path, file, "coco")
+    assert not (tmp_path / "verdicts").exists()
+    more = {"labels": tmp_path / "labels", "phrases": tmp_path / "phrases"}
+    verdicts, _ = bring(tmp_path, file, "coco", **more)
+    assert said(verdicts) == EXPECTED
+    _, numbers = bring(tmp_path, file, "coco", all_images=True, **more)
+    assert numbers["reject"] == 3
+
+
+def test_classes_of_coco_are_matched_by_name_in_folders_of_shards(tmp_path):
+    """Phrases as categories, in a file whose tool has left nothing but names and boxes."""
+    write_store(tmp_path, [row("a", "<red> car", (1, 1, 20, 20)), row("a", "boat", (30, 30, 60, 60))])
+    images = [{"id": 5, "file_name": "some/where/00000/a.png", "height": 64, "width": 80}]
+    boxes = [{"id": 1, "image_id": 5, "category_id": 3, "bbox": [1, 1, 19, 19]}]
+    file = tmp_path / "c.json"
+    categories = [{"id": 3, "name": "CAR"}, {"id": 4, "name": "boat"}]
+    file.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    verdicts, _ = bring(tmp_path, file, "coco", labels=tmp_path / "labels")
+    assert {(v.verdict, v.start) for v in verdicts} == {("accept", 10), ("reject", 39)}
+
+
+# --- what must not be a reject
+
+
+def test_regions_whose_box_has_another_name_or_shape_are_left_without_a_verdict(tmp_path, caplog):
+    example(tmp_path)
+
+    def change(results: list[dict], task: dict) -> list[dict]:
+        if task["data"]["key"] != "a":
+            return results
+        dog, car, again = results
+        renamed = dog | {"value": dog["value"] | {"rectanglelabels": ["hound"]}}
+        outline = car | {"type": "polygonlabels", "value": {"points": [[1, 1], [5, 5], [1, 9]], "polygonlabels": ["x"]}}
+        return [renamed, outline | {"id": car["id"]}, again]
+
+    verdicts, _ = bring(tmp_path, submitted(export(tmp_path, "label-studio"), change), "label-studio")
+    assert {v.verdict for v in verdicts} == {"accept"} and len(verdicts) == 4
+    assert "'hound'" in caplog.text
+
+
+def test_other_images_regions_and_phrases_are_refused_when_they_are_half(tmp_path):
+    example(tmp_path)
+    file = submitted(export(tmp_path, "label-studio"))
+    tasks = json.loads(file.read_text())
+
+    def refused(changed: list[dict], match: str) -> None:
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=match):
+            bring(tmp_path, other, "label-studio")
+        assert not (tmp_path / "verdicts").exists()
+
+    images, regions, phrases = (json.loads(json.dumps(tasks)) for _ in range(3))
+    for task in images[:2]:
+        task["data"]["key"] = "x" + task["data"]["key"]
+    refused(images, "2 of 4 images that are not in .*first: .*a.jpg.*--regions")
+    for task in regions:
+        task["data"]["regions"] = ["0" * 10]
+    refused(regions, "4 of 4 exported regions")
+    for result in phrases[0]["annotations"][0]["result"]:
+        result["value"]["rectanglelabels"] = ["house"]
+    refused(phrases, "3 of 6 boxes .*first: .*'house'")
+    images[1] = tasks[1]
+    (tmp_path / "other.json").write_text(json.dumps(images))
+    job = {"source": "label-studio", "regions": tmp_path / "regions", "out": tmp_path / "verdicts"}
+    report = ImportVerdicts(file=tmp_path / "other.json", **job).run()
+    assert report.tallies["images"].dropped == {"unknown_image": 1} and report.numbers == {"accept": 3}
+
+
+def test_images_of_another_size_give_no_verdict(tmp_path):
+    example(tmp_path)
+    file = ticked(export(tmp_path, "cvat"), lambda image: image.set("width", str(80 + (image.get("id") == "0"))))
+    verdicts, _ = bring(tmp_path, file, "cvat")
+    assert {v.key for v in verdicts} == {"b", "c", "d"}
+
+
+# --- again
+
+
+def test_a_later_export_replaces_the_earlier_one_of_the_same_person(tmp_path):
+    example(tmp_path)
+    file = export(tmp_path, "label-studio")
+    first, _ = bring(
+        tmp_path, submitted(file, lambda results, task: edit(results, task["data"]["key"])), "label-studio"
+    )
+    assert {"missing", "reject", "fixed"} < {v.verdict for v in first}
+    tasks = json.loads(submitted(file).read_text())
+    for task in tasks:
+        task["annotations"][0]["updated_at"] = TIME.replace("2026", "2027")
+    (file.parent / "later.json").write_text(json.dumps(tasks))
+    verdicts, numbers = bring(tmp_path, file.parent / "later.json", "label-studio")
+    assert {v.verdict for v in verdicts} == {"accept"} and numbers == {"accept": 6, "withdrawn": 1}
+    other = ImportVerdicts(
+        file=submitted(file, lambda results, task: []), source="label-studio", regions=tmp_path / "regions",
+        out=tmp_path / "verdicts", by="somebody else",
+    )  # fmt: skip
+    other.run()  # submitted before the later one
+    assert {v.verdict for v in rows(Verdicts.read(tmp_path / "verdicts").table)} == {"accept"}
+
+
+def test_training_shards_of_build_shards_lead_back_to_the_store(tmp_path):
+    keys = ("a", "d/e")
+    write_store(tmp_path, [row(key, "dog", (1, 2, 30, 40)) for key in keys])
+    write_tar(tmp_path / "crawl" / "00000.tar", [("a", {"jpg": jpeg(0)}), ("d/e", {"jpg": jpeg(1)})])
+    inputs = {"shards": tmp_path / "crawl", "labels": tmp_path / "labels", "phrases": tmp_path / "phrases"}
+    BuildShards(**inputs, out=tmp_path / "train").run()
+    ExportLabels(dirs=tmp_path / "train", out=tmp_path / "out", to="label-studio", images="none").run()
+    verdicts, _ = bring(tmp_path, submitted(tmp_path / "out" / "pseudo.json"), "label-studio")
+    assert {(v.shard, v.key, v.verdict) for v in verdicts} <= {("00000", key, "accept") for key in keys} and verdicts
+
+
+# --- the command
+
+
+def test_the_command_says_what_it_did(tmp_path):
+    example(tmp_path)
+    file = submitted(export(tmp_path, "label-studio"))
+    arguments = [file, "--from", "label-studio", "--regions", tmp_path / "regions", "--out", tmp_path / "verdicts"]
+    done = CliRunner().invoke(cli.import_verdicts, [str(a) for a in arguments])
+    assert done.exit_code == 0 and re.search(r"accept: 6\b", done.output), done.output
+    wrong = CliRunner().invoke(cli.import_verdicts, [str(a) for a in [*arguments, "--all-images"]])
+    assert wrong.exit_code == 2 and "--all-images is of cvat and coco" in wrong.output
+    for source in ("cvat", "coco"):
+        wrong = CliRunner().invoke(cli.import_verdicts, [str(file), "--from", source, *map(str, arguments[3:])])
+        assert wrong.exit_code == 2 and "want" in wrong.output and "Traceback" not in wrong.output
+    none = [{"data": {"image": "x"}, "annotations": []}]
+    file.write_text(json.dumps(none))
+    empty = CliRunner().invoke(cli.import_verdicts, [str(a) for a in arguments])
+    assert empty.exit_code == 1 and "not_annotated 1" in empty.output
