@@ -26,6 +26,6 @@ from pipeline.stages.jobs import (
 
 __all__ = [
     "JOBS", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels", "FilterBoxes",
-    "ImportVerdicts", "Ingest", "Job", "MakeDemoData", "MergeRegions", "ParsePhrases", "PerShardJob", "PseudoLabel", "Rescore", "SweepThresholds",
-    "TrainModel", "read_job", "write_job",
+    "ImportVerdicts", "Ingest", "Job", "MakeDemoData", "MergeRegions", "ParsePhrases", "PerShardJob", "PseudoLabel",
+    "Rescore", "SweepThresholds", "TrainModel", "read_job", "write_job",
 ]  # fmt: skip
