@@ -106,8 +106,8 @@ def decide(
 
     A box is of the region that it was made of, else of the one of its phrase with the highest IoU of at least SAME,
     exported or not. The region is accepted if the box is unchanged, else fixed. Other boxes are missing ones of their
-    phrase. Exported regions without a box are rejected; those that a box of an unknown phrase or another shape may be
-    of are left without a decision.
+    phrase, each once. Exported regions without a box are rejected; those that a box of an unknown phrase or another
+    shape may be of are left without a decision.
 
     Args:
         regions: all of the image in the store. exported: ids of those that a person has seen.
@@ -124,7 +124,6 @@ def decide(
             result.notes.append((str(reason), repr(box.label)))
             unclear.append((box, shown))
         else:
-            result.boxes.keep()
             usable.append((box, reason, shown))
     pairs = _pairs(usable, regions)
     for number, region in pairs.items():
@@ -132,10 +131,20 @@ def decide(
         same = _iou(shown, region.shown) >= UNCHANGED or _apart(shown, region.shown) <= ROUNDING
         new = () if same else (shown,)
         result.decided.append(Decided("accept" if same else "fixed", phrase, region.box, new))
+    result.boxes.keep(len(pairs))
+    placed: dict[Phrase, list[Box]] = defaultdict(list)
+    for number in pairs:
+        placed[usable[number][1]].append(usable[number][2])
     missing: dict[Phrase, list[Box]] = defaultdict(list)
     for number, (_, phrase, shown) in enumerate(usable):
-        if number not in pairs:
-            missing[phrase].append(shown)
+        if number in pairs:
+            continue
+        if any(_iou(shown, other) >= UNCHANGED for other in placed[phrase]):
+            result.boxes.drop("same_box_again")
+            continue
+        result.boxes.keep()
+        placed[phrase].append(shown)
+        missing[phrase].append(shown)
     result.decided += [Decided("missing", phrase, None, tuple(sorted(boxes))) for phrase, boxes in missing.items()]
     of_id, matched = {region.id: region for region in regions}, {region.id for region in pairs.values()}
     for identity in dict.fromkeys(exported):

@@ -81,7 +81,7 @@ def label_studio(path: str, every: bool) -> Iterator[ReviewedImage]:
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
             raise InputError(f"{path}: want {LABEL_STUDIO}; found {str(task)[:60]!r}")
         data = task["data"]
-        done = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
+        done = [a for a in _list(task["annotations"]) if isinstance(a, dict) and not a.get("was_cancelled")]
         if not done:
             unseen = "skipped" if task["annotations"] else "not_annotated"
             yield ReviewedImage(str(data.get("image", "")), datetime.now(UTC), unseen=unseen)
@@ -89,16 +89,22 @@ def label_studio(path: str, every: bool) -> Iterator[ReviewedImage]:
         last = max(done, key=lambda a: (bool(a.get("ground_truth")), str(a.get("updated_at") or a.get("created_at"))))
         author = last.get("completed_by")
         author = (author.get("email") or author.get("id")) if isinstance(author, dict) else author
-        rows = [row for row in last.get("result") or () if isinstance(row, dict)]
+        rows = [row for row in _list(last.get("result")) if isinstance(row, dict)]
         size = size_of(data) or next((s for row in rows if (s := original_size(row)) is not None), None)
         exported = data.get("regions")
         yield ReviewedImage(
             str(data.get("image", "")), _time(last.get("updated_at") or last.get("created_at"), path),
             str(data.get("shard") or ""), str(data.get("key") or ""), size, list(_rectangles(rows, size)),
             tuple(map(str, exported)) if isinstance(exported, list) else None,
-            str(data.get("caption") or ""), {text: (a, b) for text, (a, b) in (data.get("spans") or {}).items()},
+            str(data.get("caption") or ""), _spans(data.get("spans")),
             by=f"label-studio:{author}" if author is not None else "label-studio",
         )  # fmt: skip
+
+
+def _spans(value: Any) -> dict[str, Span]:
+    """Text of each phrase -> its span, as export-labels writes them; what is none is left out."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {text: spans[0] for text, pair in pairs if (spans := spans_of([pair], sys.maxsize, Counter()))}
 
 
 def _rectangles(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None) -> Iterator[ReviewedBox]:
@@ -109,19 +115,23 @@ def _rectangles(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None)
             shapes.setdefault(str(row.get("id") or f"#{number}"), []).append(row["value"])
     for region, values in shapes.items():
         joined = {name: value for part in values for name, value in part.items()}
-        labels = [text for name in ("rectanglelabels", "labels") for text in joined.get(name) or ()]
+        labels = [text for name in ("rectanglelabels", "labels") for text in _list(joined.get(name))]
         names = ("x", "y", "width", "height")
         box = None
         if size is not None and all(is_number(joined.get(name)) for name in names):
             x, y, w, h = (joined[n] / 100 * side for n, side in zip(names, (size[1], size[0]) * 2, strict=True))
-            box = _about_corner(x, y, w, h, joined.get("rotation") or 0)
+            box = _about_corner(x, y, w, h, joined.get("rotation"))
         for label in labels or [""]:
             yield ReviewedBox(str(label), box, region.partition("#")[0])
 
 
-def _about_corner(x: float, y: float, w: float, h: float, degrees: float) -> Box:
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _about_corner(x: float, y: float, w: float, h: float, degrees: Any) -> Box:
     """The box around one that is turned about its left upper corner, as Label Studio turns it."""
-    if not degrees:
+    if not degrees or not is_number(degrees):
         return x, y, x + w, y + h
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     xs, ys = zip(*[(x + u * cos - v * sin, y + u * sin + v * cos) for u in (0, w) for v in (0, h)], strict=True)
@@ -165,12 +175,15 @@ def _texts(element: ET.Element) -> dict[str, str]:
 def _corners(shape: ET.Element) -> Box | None:
     """The box around a rectangle, which CVAT turns about its centre; None of other shapes."""
     try:
-        x1, y1, x2, y2 = (float(shape.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
+        x1, y1, x2, y2 = sides = [float(shape.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr")]
+        degrees = float(shape.get("rotation", 0))
     except (KeyError, ValueError):
         return None
-    if float(shape.get("rotation", 0)) == 0:
+    if not is_four_numbers(sides) or not is_number(degrees):
+        return None
+    if degrees == 0:
         return x1, y1, x2, y2
-    x, y, w, h = turned([x1, y1, x2 - x1, y2 - y1], shape.get("rotation"))
+    x, y, w, h = turned([x1, y1, x2 - x1, y2 - y1], degrees)
     return x, y, x + w, y + h
 
 
