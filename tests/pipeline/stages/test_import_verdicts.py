@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import app as cli
-from pipeline.data.records import LABELS, PHRASES
+from pipeline.data.name_list import NameList
+from pipeline.data.records import LABELS, NAMED_LABELS, NAMED_REGIONS, PHRASES
 from pipeline.data.verdicts import Verdict, Verdicts, rows
 from pipeline.errors import InputError
 from pipeline.io.tables import write_table
@@ -424,3 +425,76 @@ def test_the_command_says_what_it_did(tmp_path):
     file.write_text(json.dumps(none))
     empty = CliRunner().invoke(cli.import_verdicts, [str(a) for a in arguments])
     assert empty.exit_code == 1 and "not_annotated 1" in empty.output
+
+
+# --- class names, and turned boxes
+
+
+@pytest.mark.parametrize("to", ["label-studio", "cvat"])
+def test_labels_of_class_names_go_out_and_come_back_by_name(to, tmp_path):
+    kept = [row("a", "dog", (1, 2, 30, 40)), row("a", "boat", (40, 5, 70, 30))]
+    names = pa.array(["guide dog", "tug & boat"])
+    notes = {"teacher": "glip@0", "names": NameList(names=("guide dog", "tug & boat", "buoy")).model_dump_json()}
+    table = table_of(kept).append_column(NAMED_REGIONS.field("name"), names)
+    write_table(tmp_path / "regions" / "00000.parquet", table, NAMED_REGIONS, notes)
+    field = LABELS.field("status")
+    status = pa.array(["keep", "keep"]).dictionary_encode().cast(field.type)
+    labels = table_of(kept).append_column(field, status).append_column(NAMED_REGIONS.field("name"), names)
+    write_table(tmp_path / "labels" / "00000.parquet", labels, NAMED_LABELS, notes)
+    file = export(tmp_path, to)
+    if to == "cvat":
+        specification = json.loads((tmp_path / to / "pseudo.labels.json").read_text())
+        assert [label["name"] for label in specification] == ["guide dog", "tug & boat", "buoy", "_image"]
+
+        def change(image: ET.Element) -> None:
+            first, second = image.findall("box")
+            image.remove(second)
+            first.set("label", "buoy")
+
+        file = ticked(file, change)
+    else:
+        assert '<Label value="tug &amp; boat"/>' in (tmp_path / to / "pseudo.xml").read_text()
+
+        def renamed(results: list[dict], task: dict) -> list[dict]:
+            return [results[0] | {"value": results[0]["value"] | {"rectanglelabels": ["buoy"]}}]
+
+        file = submitted(file, renamed)
+    verdicts, _ = bring(tmp_path, file, to)
+    assert {(v.verdict, v.phrase, v.start) for v in verdicts} == {
+        ("missing", "buoy", None), ("reject", "guide dog", None), ("reject", "tug & boat", None),
+    }  # fmt: skip
+
+
+def test_turned_boxes_become_those_around_them(tmp_path):
+    """Label Studio turns about the left upper corner, CVAT about the centre."""
+    write_store(tmp_path, [row("a", "dog", (20, 10, 40, 20))])
+
+    def turn(results: list[dict], task: dict) -> list[dict]:
+        return [results[0] | {"value": results[0]["value"] | {"rotation": 90}}]
+
+    (there,), _ = bring(tmp_path, submitted(export(tmp_path, "label-studio"), turn), "label-studio")
+    assert there.boxes == ((10, 10, 20, 30),)
+    file = ticked(export(tmp_path, "cvat"), lambda image: image.find("box").set("rotation", "90"))
+    job = {"source": "cvat", "regions": tmp_path / "regions", "out": tmp_path / "other"}
+    ImportVerdicts(file=file, **job).run()
+    (there,) = rows(Verdicts.read(tmp_path / "other").table)
+    assert there.boxes == ((25, 5, 35, 25),)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("label-studio", '[{"data": {}, "annotations": [{"result": [{"value": {"x": "1"}, "id": 3}, 5]}]}]'),
+        ("label-studio", '[{"data": {"spans": {"a": 3}, "labels": 1, "regions": 7}, "annotations": [{}]}]'),
+        ("label-studio", '[{"image": "min.jpg", "label": []}]'),
+        ("cvat", '<annotations><track id="0" label="x"/></annotations>'),
+        ("cvat", '<annotations><image name="a"><box label="x" xtl="nan"/></image></annotations>'),
+        ("coco", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}'),
+    ],
+)
+def test_malformed_files_are_one_line(source, text, tmp_path):
+    write_store(tmp_path, [row("a", "dog", (20, 10, 40, 20))])
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(InputError, match=r"file: .*(found|want)"):
+        bring(tmp_path, tmp_path / "file", source, all_images=source == "cvat")
+    assert not (tmp_path / "verdicts").exists()
