@@ -6,7 +6,7 @@ import click
 
 from pipeline.cli.data import datasets, ingest, make_demo_data
 from pipeline.cli.evaluate import compare, evaluate, label_qa, promote
-from pipeline.cli.export import export_labels
+from pipeline.cli.export import export_labels, import_verdicts
 from pipeline.cli.filter import calibrate, count_phrases, filter_boxes, merge_regions
 from pipeline.cli.inspect import dedup, inspect
 from pipeline.cli.label import build_shards, label_images, parse_phrases, pseudo_label, rescore
@@ -30,6 +30,6 @@ def main() -> None:
 for _command in (
     make_demo_data, datasets, ingest, parse_phrases, pseudo_label, label_images, rescore, merge_regions, filter_boxes,
     count_phrases, calibrate, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect,
-    dedup, export_labels, run_job, glip,
+    dedup, export_labels, import_verdicts, run_job, glip,
 ):  # fmt: skip
     main.add_command(_command)

@@ -239,7 +239,7 @@ def make_record(
     root_of = dict(zip(phrases.rows, phrases.roots, strict=True))
     regions, sure = [], set()
     for row in rows:
-        if (box := _clipped(row, size)) is None:
+        if (box := clipped_box(row, size)) is None:
             continue
         span = span_of[row["phrase_row"]]
         ignore = row["status"] == "ignore"
@@ -270,7 +270,7 @@ def make_detection_record(
     """
     regions, sure = [], set()
     for row in rows:
-        box = None if row["status"] == "uncertain" else _clipped(row, size)
+        box = None if row["status"] == "uncertain" else clipped_box(row, size)
         if box is None:
             continue
         ignore = row["status"] == "ignore"
@@ -292,7 +292,7 @@ def _score(row: Row) -> float | None:
     return None if row["score"] is None else round(float(row["score"]), 4)
 
 
-def _clipped(row: Row, size: tuple[int, int]) -> Box | None:
+def clipped_box(row: Row, size: tuple[int, int]) -> Box | None:
     """A row's box, clipped to an image of ``size`` and rounded to a hundredth of a pixel; None without area."""
     height, width = size
     x1, y1 = max(0.0, float(row["x1"])), max(0.0, float(row["y1"]))

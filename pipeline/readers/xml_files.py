@@ -19,8 +19,8 @@ _NAME = re.compile(r'[^\t"{}<>,\0]+|[^\s"{}<>,\0]+\t-?[01]')
 _MARKS = ("-1", "0", "1")
 
 
-def read_xml(path: str, wanted: str) -> ET.Element:
-    """Root <annotation> of a file.
+def read_xml(path: str, wanted: str, tag: str = "annotation") -> ET.Element:
+    """Root of a file, whose tag is ``tag``.
 
     Raises:
         InputError: missing, not XML, another root, or entity definitions (which could expand
@@ -37,7 +37,7 @@ def read_xml(path: str, wanted: str) -> ET.Element:
     try:
         root = ET.fromstring(data)
     except (ET.ParseError, ValueError, LookupError) as error:
-        if b"<annotation" in data[:1000]:
+        if f"<{tag}".encode() in data[:1000]:
             try:
                 data.decode()
                 reason = f"one that is cut off or broken ({error})"
@@ -45,7 +45,7 @@ def read_xml(path: str, wanted: str) -> ET.Element:
                 reason = "bytes that are not UTF-8, and no other encoding declared"
             raise InputError(f"{path}: want {wanted}; found {reason}") from None
         raise wrong_format(path, wanted) from None
-    if root.tag != "annotation":
+    if root.tag != tag:
         raise wrong_format(path, wanted)
     return root
 

@@ -9,6 +9,7 @@ from pipeline.stages.jobs import (
     Evaluate,
     ExportLabels,
     FilterBoxes,
+    ImportVerdicts,
     Ingest,
     Job,
     MakeDemoData,
@@ -24,7 +25,7 @@ from pipeline.stages.jobs import (
 )
 
 __all__ = [
-    "JOBS", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels", "FilterBoxes", "Ingest",
-    "Job", "MakeDemoData", "MergeRegions", "ParsePhrases", "PerShardJob", "PseudoLabel", "Rescore", "SweepThresholds",
-    "TrainModel", "read_job", "write_job",
+    "JOBS", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels", "FilterBoxes",
+    "ImportVerdicts", "Ingest", "Job", "MakeDemoData", "MergeRegions", "ParsePhrases", "PerShardJob", "PseudoLabel",
+    "Rescore", "SweepThresholds", "TrainModel", "read_job", "write_job",
 ]  # fmt: skip

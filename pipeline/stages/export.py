@@ -60,6 +60,8 @@ def run(job: ExportLabels) -> Exported:
         raise InputError(f"--classes is of yolo and coco, which have classes; {to} holds the phrases as they are")
     if job.val_share is not None and to != "yolo":
         raise InputError(f"--val-share is of yolo, whose data.yaml names a validation split; found --to {to}")
+    if job.image_root is not None and to != "label-studio":
+        raise InputError(f"--image-root is of label-studio, whose tasks state addresses of images; found --to {to}")
     source = find_source(
         job.dirs, phrases=job.phrases, crawl=job.crawl, dataset=job.dataset, images=job.images == "copy",
         verdicts=job.verdicts,
@@ -76,6 +78,8 @@ def run(job: ExportLabels) -> Exported:
         settings["by_class"] = True
     if job.val_share is not None:
         settings["val_share"] = job.val_share
+    if to == "label-studio":
+        settings["image_root"] = job.image_root or out  # which the default is made of
     mark = fingerprint(STAGE, version=VERSION, config=settings, inputs=source.digests())
     if (done := committed(out, STAGE, mark)) is not None:
         report = StageReport.of(STAGE, [done])
@@ -88,7 +92,10 @@ def run(job: ExportLabels) -> Exported:
     report = StageReport(stage=STAGE)
     try:
         with Sink(out) as sink, UniqueNames() as names:
-            context, losses = ExportContext(sink, names, cards, job.class_names, job.val_share), ReadLosses()
+            context, losses = (
+                ExportContext(sink, names, cards, job.class_names, job.val_share, job.image_root),
+                ReadLosses(),
+            )
             target = make_target(context)
             image_of = partial(_copy, out=out, resumed=resumed, write=not target.takes_images) if copy else _no_image
             samples = _samples(job, source, losses, context, target.folder, mark)

@@ -415,7 +415,37 @@ class ExportLabels(WholeJob[Exported]):
         lt=1,
         description="yolo: share of the images for a validation split, chosen by key.  [default: no split]",
     )
+    image_root: str | None = Field(
+        None,
+        description="label-studio: address of OUT for Label Studio, with which those of the images begin.  [default: "
+        "of local files served from the folder above OUT, or the bucket's]",
+    )
     drop_empty: bool = Field(False, description="Leave out images without a label; they are counted.")
+
+
+class ImportVerdicts(WholeJob[StageReport]):
+    """Verdicts of people from an annotated export of a labelling tool."""
+
+    stage = "import-verdicts"
+    file: Annotated[PathText, Cli("file", "FILE")]
+    source: Annotated[Literal["label-studio", "cvat", "coco"], Cli("--from")] = Field(
+        description="Format of FILE: Label Studio's JSON, CVAT for images 1.1 (annotations.xml), COCO's JSON."
+    )
+    regions: Paths = Field(description=f"{REGIONS} Those that the exported labels were selected from.")
+    out: PathText = Field(description="Folder of verdicts, to which new ones are added.")
+    phrases: PathText | None = Field(
+        None, description="Folder that parse-phrases wrote: for boxes of phrases without any region, from CVAT or COCO."
+    )
+    labels: PathText | None = Field(
+        None,
+        description="Folder of filter-boxes that was exported, for files that do not say which regions were; COCO's do "
+        "not. Only exported regions can be rejected.",
+    )
+    by: str | None = Field(None, description="Name of the person.  [default: as the file says, or the tool's name]")
+    all_images: bool = Field(
+        False,
+        description="cvat: images without the tick `reviewed`, coco: images without any box have been looked at, too.",
+    )
 
 
 class Dedup(Job["tuple[DedupReport, StageReport | None]"], ShardOptions):
@@ -455,7 +485,8 @@ JOBS: dict[str, type[Job]] = {
     job.stage: job
     for job in (
         MakeDemoData, ConvertCheckpoint, Ingest, ParsePhrases, PseudoLabel, Rescore, MergeRegions, FilterBoxes,
-        SweepThresholds, CountPhrases, Calibrate, BuildShards, TrainModel, Evaluate, ExportLabels, Dedup,
+        SweepThresholds, CountPhrases, Calibrate, BuildShards, TrainModel, Evaluate, ExportLabels, ImportVerdicts,
+        Dedup,
     )
 }  # fmt: skip
 """Jobs by name of the stage."""

@@ -32,6 +32,7 @@ class ExportContext:
 
     class_names: text that is the class of a grounding record's region; None: the format's default.
     val_share: share of the images in the validation split; None: no split.
+    image_root: address of the export's folder for a labelling tool; None: the format's default.
     numbers: ``lost_X`` counts X missing in the output; ``extra_X`` counts X in fields that other
     readers of the format ignore and that ingest reads.
     """
@@ -41,6 +42,7 @@ class ExportContext:
     cards: Mapping[str, DatasetCard] = field(default_factory=dict)
     class_names: Literal["phrase", "root"] | None = None
     val_share: float | None = None
+    image_root: str | None = None
     samples: Tally = field(default_factory=Tally)
     regions: Tally = field(default_factory=Tally)
     numbers: Counter[str] = field(default_factory=Counter)

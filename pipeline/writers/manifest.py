@@ -17,12 +17,13 @@ MANIFEST = "manifest.yaml"
 
 
 class SetFiles(ABC):
-    """Files of one set. name: unique, of letters, digits, - and _."""
+    """Files of one set. name: unique, of letters, digits, - and _. count: images that :class:`TaskWriter` added."""
 
     def __init__(self, context: ExportContext, name: str, record: GroundingRecord) -> None:
         self.context, self.name, self.dataset, self.kind = context, name, record.dataset, record.kind
         self.card = context.cards.get(record.dataset)
         self.label_space = self.card.label_space if self.card else None
+        self.count = 0
 
     @abstractmethod
     def add(self, record: GroundingRecord, file: str, name: Name, image: bytes | None) -> None:
@@ -46,15 +47,19 @@ class SetWriter:
 
     def add(self, item: Item, image: bytes | None) -> None:
         """Write a record to the files of its set."""
-        record, context = item.record, self.context
+        files = self.files_of(item.record)
+        files.add(item.record, item.file, self.context.unique_name(files.name, item.record.key), image)
+        self.context.samples.keep()
+
+    def files_of(self, record: GroundingRecord) -> Any:
+        """Files of a record's set."""
         dataset_and_kind = (record.dataset, record.kind)
         if dataset_and_kind not in self.sets:
             name, taken = re.sub(r"[^A-Za-z0-9_-]", "_", record.dataset) or "set", {f.name for f in self.sets.values()}
             candidates = [name, f"{name}-{record.kind}", *(f"{name}-{record.kind}-{n}" for n in range(2, 10_000))]
-            self.sets[dataset_and_kind] = self.files(context, next(c for c in candidates if c not in taken), record)
-        files = self.sets[dataset_and_kind]
-        files.add(record, item.file, context.unique_name(files.name, record.key), image)
-        context.samples.keep()
+            name = next(c for c in candidates if c not in taken)
+            self.sets[dataset_and_kind] = self.files(self.context, name, record)
+        return self.sets[dataset_and_kind]
 
     def finish(self) -> None:
         """Complete the files, and write the manifest."""
@@ -67,6 +72,22 @@ class SetWriter:
                 rows[files.name] = {**row, **{k: v for k, v in origin.items() if v}}
         text = yaml.safe_dump({"sets": rows}, sort_keys=False, allow_unicode=True, width=1000)
         self.context.sink.open(MANIFEST).write(f"# ingest {MANIFEST} --out train\n{text}".encode())
+
+
+class TaskWriter(SetWriter):
+    """Writes the files of every set for a labelling tool, where images are known by their shard and key."""
+
+    def add(self, item: Item, image: bytes | None) -> None:
+        """Write a record to the files of its set; images are numbered from 0."""
+        files = self.files_of(item.record)
+        files.add(item.record, item.file, Name(item.record.key, files.count, False), image)
+        files.count += 1
+        self.context.samples.keep()
+
+    def finish(self) -> None:
+        """Complete the files."""
+        for files in self.sets.values():
+            files.finish()
 
 
 class ClassIds:

@@ -18,6 +18,8 @@ WRITERS: Registry[Callable[[ExportContext], Target]] = Registry(
         "glip": "pipeline.writers.glip:Glip",
         "fiftyone": "pipeline.writers.fiftyone:FiftyOne",
         "yolo": "pipeline.writers.yolo:Yolo",
+        "label-studio": "pipeline.writers.label_studio:LabelStudio",
+        "cvat": "pipeline.writers.cvat:Cvat",
     },
 )
 WRITTEN = tuple(WRITERS.builtin)

@@ -229,8 +229,9 @@ def test_shards_and_exports_may_lie_in_a_store(mixed, store, tmp_path, monkeypat
         for path in mixed.iterdir():
             s3.put_file(str(path), f"s3://bkt/train/{path.name}")
         for to in WRITTEN:
-            ExportLabels(dirs=["s3://bkt/train"], out=f"s3://bkt/{to}", to=to).run()
-            ExportLabels(dirs=[str(mixed)], out=tmp_path / to, to=to).run()
+            place = {"image_root": "/"} if to == "label-studio" else {}
+            ExportLabels(dirs=["s3://bkt/train"], out=f"s3://bkt/{to}", to=to, **place).run()
+            ExportLabels(dirs=[str(mixed)], out=tmp_path / to, to=to, **place).run()
             s3.get(f"s3://bkt/{to}/", str(tmp_path / f"{to}-again"), recursive=True)
             found, wanted = files(tmp_path / f"{to}-again"), files(tmp_path / to)
             for each in (found, wanted):
