@@ -26,7 +26,8 @@ SEPARATOR = ". "
 """Separator of a prompt's names (GLIP paper, section 3.1)."""
 FORMS = (
     "names joined by '. '; a file: .txt (a line a name, `name: synonym, synonym`), .json (a list, COCO's categories or "
-    "a set's dataset.json) or .yaml (YOLO's `names`); or one of the words coco, voc"
+    "a set's dataset.json), .yaml (YOLO's `names`), or .parquet, .csv or .jsonl (each image's own names); or one of "
+    "the words coco, voc"
 )
 _LISTS = (".txt", ".names")
 _FILES = (*_LISTS, ".json", ".yaml", ".yml")
@@ -61,7 +62,7 @@ class NameList(StrictModel):
         for text, index in self._texts():
             name = self.names[index]
             said = repr(text) if text == name else f"{text!r} (a synonym of {name!r})"
-            other = seen.setdefault(" ".join(text.replace("_", " ").split()).casefold(), said)
+            other = seen.setdefault(folded(text), said)
             if other is not said:
                 raise ValueError(f"found {other} and {said}; want each text once")
         return self
@@ -89,6 +90,22 @@ class NameList(StrictModel):
         from model.grounding import prompt_from_names
 
         return [spans[0] for spans in prompt_from_names([text for text, _ in self.phrases], SEPARATOR)[1]]
+
+
+def folded(text: str) -> str:
+    """A text as it is compared with others: without case, "_" and repeated white space."""
+    return " ".join(text.replace("_", " ").split()).casefold()
+
+
+def split_names(where: str, text: str) -> list[str]:
+    """Names that are joined by ". ".
+
+    Raises:
+        InputError: a name with ".", "," or ":" in it.
+    """
+    names = [part.strip() for part in re.split(r"\.(?:\s+|$)", text) if part.strip()]
+    _refuse_marks(where, names)
+    return names
 
 
 def footer_names(notes: Mapping[str, str], where: str) -> NameList | None:
@@ -119,17 +136,13 @@ def read_names(spec: str) -> NameList:
             class, a name without a letter, or a set whose names are not in this project.
     """
     text = spec.strip()
-    inline = [part.strip() for part in re.split(r"\.(?:\s+|$)", text) if part.strip()]
-    if is_url(text) or (text.lower().endswith(_FILES) and len(inline) < 2):
-        return _checked(text, _made(text, _of_file(text)))
-    if os.path.isfile(text) or ("/" in text and inline == [text]):
+    one = re.search(r"\.\s", text) is None
+    if is_url(text) or (text.lower().endswith(_FILES) and one):
+        return checked_names(text, _of_file(text))
+    if os.path.isfile(text) or ("/" in text and one):
         found = "a file of another kind" if os.path.isfile(text) else "no such file"
         raise InputError(f"names: {text}: found {found}; want {FORMS}")
-    if inline == [text] and (of_set := _of_word(text)) is not None:
-        inline = of_set
-    else:
-        _refuse_marks("names", inline)
-    return _checked("names", _made("names", {"names": inline}))
+    return checked_names("names", {"names": _of_word(text) or split_names("names", text)})
 
 
 def _made(where: str, data: Any) -> NameList:
@@ -141,8 +154,13 @@ def _made(where: str, data: Any) -> NameList:
         raise InputError(f"{where}: {words}") from None
 
 
-def _checked(where: str, names: NameList) -> NameList:
-    """``names``, whose texts the teacher can be prompted with."""
+def checked_names(where: str, data: Any) -> NameList:
+    """The NameList of fields ``data``, whose texts a teacher can be prompted with.
+
+    Raises:
+        InputError: it is none, or a text is without a letter or one of two classes.
+    """
+    names = _made(where, data)
     classes: dict[str, list[int]] = {}
     for (text, index), (given, _) in zip(names.phrases, names._texts(), strict=True):
         if not _LETTER.search(text):

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import BuildShardsConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
+from pipeline.data.image_names import footer_image_names
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.keys import shard_key
 from pipeline.data.name_list import NameList, footer_names
@@ -60,14 +61,18 @@ class ShardLabels:
     ) -> None:
         self._phrases, rows = {} if phrases is None else read_caption_phrases(phrases), dict[str, list[Row]]()
         table = read_table(labels, LABELS, optional=["name"])
-        self.names = footer_names(footer(table.schema), labels)
+        notes = footer(table.schema)
+        self.names = footer_names(notes, labels)
+        self._of_images = footer_image_names(notes, self.names, labels)
         if self.names is None and phrases is None:
             raise InputError(
                 f"{labels}: found labels of captions; want the folder that parse-phrases wrote (--phrases)"
             )
         for row in table.to_pylist():
             rows.setdefault(row["key"], []).append(row)
-        self._annotator = footer(table.schema).get("teacher") or None
+        if self._of_images is not None and (strange := rows.keys() - self._of_images.keys()):
+            raise InputError(f"{labels}: found labels of {min(strange)}, of whose names its footer does not say")
+        self._annotator = notes.get("teacher") or None
         self._rows = {key: of_image for key, of_image in rows.items() if key not in without}
         self._dataset, self._config, self._labelled = dataset, config, rows.keys()
         self.samples, self.regions = Tally(), Tally()
@@ -116,7 +121,10 @@ class ShardLabels:
     def _record(self, key: str, rows: Sequence[Row]) -> GroundingRecord:
         size, phrases = (rows[0]["height"], rows[0]["width"]), self._phrases.get(key)
         if self.names is not None:
-            record = make_detection_record(key, self._dataset, size, self.names, rows, self._annotator, self._config)
+            own = None if self._of_images is None else self._of_images[key]
+            record = make_detection_record(
+                key, self._dataset, size, self.names, rows, self._annotator, self._config, own
+            )
         elif phrases is None or not {row["phrase_row"] for row in rows} <= set(phrases.rows):
             raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
         else:
@@ -196,13 +204,14 @@ def make_record(
 
 def make_detection_record(
     key: str, dataset: str, size: tuple[int, int], names: NameList, rows: Sequence[Row],
-    annotator: str | None, config: BuildShardsConfig,
+    annotator: str | None, config: BuildShardsConfig, own: Sequence[str] | None = None,
 ) -> GroundingRecord:  # fmt: skip
     """The detection record of one image of ``size`` (height, width), with boxes as in :func:`make_record`.
 
     A region's ``phrase`` is its class name. Names that have rows but no kept region become
     ``not_exhaustive``, so that they are neither positive nor negative; all other names without a
-    region are absent.
+    region are absent. ``own``: the names that the teacher was prompted with, if they are the image's own; the record
+    is then one of a federated set, and only those of them without rows are ``verified_absent``: others are not known.
     """
     regions, sure = [], set()
     for row in rows:
@@ -216,9 +225,10 @@ def make_detection_record(
             box=box, phrase=row["name"], score=round(float(row["score"]), 4), annotator=annotator, ignore=ignore,
         ))  # fmt: skip
     unsure = {row["name"] for row in rows} - sure if config.keep_uncertain else set()
+    absent = None if own is None else tuple(name for name in own if name not in sure | unsure)
     return GroundingRecord(
         key=shard_key(key), dataset=dataset, kind="detection", image_size=size, regions=tuple(regions),
-        not_exhaustive=tuple(name for name in names.names if name in unsure) or None,
+        verified_absent=absent, not_exhaustive=tuple(name for name in names.names if name in unsure) or None,
     )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from pipeline.annotators.base import model_type
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.config.training import too_long_a_warmup
+from pipeline.data.image_names import names_for
 from pipeline.data.manifests import SetManifest, is_name, read_manifest
-from pipeline.data.name_list import read_names
 from pipeline.demo.manifest import MANIFEST
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.compare import MEAN_SET
@@ -105,7 +105,7 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
     if data.images and data.crawl:
         yield "data.images: found it beside data.crawl; want one of them"
     if (names := data.names) is not None:
-        yield from _lines(lambda: read_names(names), "data.names")
+        yield from _lines(lambda: names_for(names), "data.names")
         return
     if data.images:
         yield "data.names: found none; want the class names to label data.images with, such as 'person. forklift'"
