@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from importlib import resources
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -27,11 +28,13 @@ SEPARATOR = ". "
 FORMS = (
     "names joined by '. '; a file: .txt (a line a name, `name: synonym, synonym`), .json (a list, COCO's categories or "
     "a set's dataset.json), .yaml (YOLO's `names`), or .parquet, .csv or .jsonl (each image's own names); or one of "
-    "the words coco, voc"
+    "the words coco, voc, lvis, objects365"
 )
 _LISTS = (".txt", ".names")
 _FILES = (*_LISTS, ".json", ".yaml", ".yml")
-_WORDS = ("coco", "voc", "lvis", "objects365", "v3det", "openimages")
+_WORDS = ("v3det", "openimages")
+"""Sets whose names are not in this project; those of manifests have their word too."""
+_NEWEST = {"lvis": "lvis-v1", "objects365": "objects365-v2"}
 _MARKS = re.compile(r"[.,:]")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -125,7 +128,8 @@ def read_names(spec: str) -> NameList:
     - a ``.json`` file: a list of names, COCO's categories (in the order of their ids), a set's
       ``dataset.json``, or a NameList.
     - a ``.yaml`` file: ``names`` of YOLO's data.yaml.
-    - ``coco`` or ``voc``: the names that torchvision has.
+    - ``coco`` or ``voc``: the names that torchvision has; ``lvis`` (v1), ``objects365`` (v2) or
+      ``objects365-v1``: those in the folder names.
 
     Files may be at URLs. Names with ".", "," or ":" in them want a .json or .yaml file. Classes
     whose texts differ only in parentheses ("bow (weapon)") stay apart, with a warning, as the
@@ -142,7 +146,7 @@ def read_names(spec: str) -> NameList:
     if os.path.isfile(text) or ("/" in text and one):
         found = "a file of another kind" if os.path.isfile(text) else "no such file"
         raise InputError(f"names: {text}: found {found}; want {FORMS}")
-    return checked_names("names", {"names": _of_word(text) or split_names("names", text)})
+    return checked_names("names", _of_word(text) or {"names": split_names("names", text)})
 
 
 def _made(where: str, data: Any) -> NameList:
@@ -249,8 +253,8 @@ def _json(text: str, where: str) -> Any:
         raise InputError(f"{where}: found no JSON ({error}); want {FORMS}") from None
 
 
-def _of_word(word: str) -> list[str] | None:
-    """Names of the set that a word names; None if it names none.
+def _of_word(word: str) -> dict[str, Any] | None:
+    """Fields of the NameList of the set that a word names; None if it names none.
 
     Raises:
         InputError: the project knows the set, but not its names.
@@ -259,11 +263,16 @@ def _of_word(word: str) -> list[str] | None:
     if word == "coco":
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-        return [n for n in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"] if n[:2] not in ("__", "N/")]
+        names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+        return {"names": [name for name in names if name[:2] not in ("__", "N/")]}
     if word == "voc":
         from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-        return [n for n in FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"] if n[:2] != "__"]
+        names = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
+        return {"names": [name for name in names if name[:2] != "__"]}
+    file = resources.files("pipeline.data").joinpath("names", f"{_NEWEST.get(word, word)}.txt")
+    if "/" not in word and file.is_file():
+        return _of_lines(word, file.read_text(encoding="utf-8"))
     manifests = [m for m in manifest_names() if m == word or re.sub(r"-v\d+$", "", m) == word]
     if word not in _WORDS and not manifests:
         return None
