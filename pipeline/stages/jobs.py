@@ -226,7 +226,8 @@ class PseudoLabel(PerShardJob, LabellingOptions):
     names: str | None = Field(
         None,
         description="Class names to detect in place of phrases: 'person. fork lift', a file (.txt, .json, .yaml), a "
-        "set's word (coco, voc, lvis, objects365), or a file of each image's own names (.parquet, .csv, .jsonl; columns key and names).",
+        "set's word (coco, voc, lvis, objects365), or a file of each image's own names (.parquet, .csv, .jsonl; "
+        "columns key and names).",
     )
     teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
     settings: PseudoLabelConfig = PseudoLabelConfig()

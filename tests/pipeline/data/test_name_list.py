@@ -130,8 +130,8 @@ def test_lvis_is_14_texts_to_glip():
 
 def test_a_wheel_has_the_lists():
     root = Path(pipeline.__file__).parent
-    globs = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["pipeline"]
-    packed = {path for glob in globs for path in root.glob(glob)}
+    tool = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]
+    packed = {path for glob in tool["setuptools"]["package-data"]["pipeline"] for path in root.glob(glob)}
     lists = set((root / "data/names").iterdir())
     assert len(lists) == 3 and lists <= packed
 
