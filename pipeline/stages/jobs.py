@@ -297,7 +297,7 @@ class CountPhrases(WholeJob[PhraseCounts]):
 
 
 class Calibrate(WholeJob["Thresholds"]):
-    """Thresholds that reach a precision, by band of phrase frequency: JSON in the file ``out``."""
+    """Thresholds that reach a precision, by class name or band of phrase frequency: JSON in the file ``out``."""
 
     stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
     regions: Paths = Field(description=REGIONS)
@@ -399,8 +399,8 @@ class ExportLabels(WholeJob[Exported]):
     dataset: str | None = Field(None, description="Of a label store: the name of the set.  [default: pseudo]")
     class_names: Annotated[Literal["phrase", "root"] | None, Cli("--classes")] = Field(
         None,
-        description="yolo, coco: the class of a grounding label is its whole phrase or its head noun.  [default: yolo: "
-        "phrase; coco: none, captions with spans]",
+        description="yolo, coco, voc: the class of a grounding label is its whole phrase or its head noun.  [default: "
+        "yolo, voc: phrase; coco: none, captions with spans]",
     )
     val_share: float | None = Field(
         None,

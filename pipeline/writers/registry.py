@@ -18,6 +18,7 @@ WRITERS: Registry[Callable[[ExportContext], Target]] = Registry(
         "glip": "pipeline.writers.glip:Glip",
         "fiftyone": "pipeline.writers.fiftyone:FiftyOne",
         "yolo": "pipeline.writers.yolo:Yolo",
+        "voc": "pipeline.writers.voc:Voc",
     },
 )
 WRITTEN = tuple(WRITERS.builtin)
