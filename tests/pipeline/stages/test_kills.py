@@ -6,13 +6,12 @@ import os
 import random
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import ParsePhrasesConfig, PseudoLabelConfig
+from pipeline.config import ParsePhrasesConfig
 from pipeline.io.shard_patterns import expand_crawl
 from pipeline.io.tars import write_tar
 from pipeline.stages.jobs import ParsePhrases, PseudoLabel
@@ -20,9 +19,7 @@ from tests.fixtures.crawl import jpeg
 from tests.fixtures.forkserver import ForkServer
 from tests.pipeline.stages.test_labelling import LABEL, digests
 
-SIZES = {"tars": (64, 12), "loose images": (80, 25)}
-"""Shards, and images a shard."""
-CONFIGS = {"tars": LABEL, "loose images": LABEL.model_copy(update={"batch_size": 5, "image_size": 32})}
+SHARDS, IMAGES = 64, 12
 
 
 class Runs(ForkServer):
@@ -37,30 +34,19 @@ class Runs(ForkServer):
         return self.start("tests.fixtures.killed_runs:label", self._settings, str(log))
 
 
-@dataclass(frozen=True)
-class World:
-    """Images in shards, and the labels of a run that nothing disturbed."""
-
-    root: Path
-    crawl: list[str]
-    teacher: Path
-    config: PseudoLabelConfig
-    shards: int
-    images: int
-
-
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=["tars", "loose images"])
 def world(request, tmp_path_factory, teacher):
-    """64 tars, or a folder of 2,000 tiny images, their phrases, and the labels of a run that nothing disturbed."""
-    root, (shards, images) = tmp_path_factory.mktemp("kills"), SIZES[request.param]
+    """64 shards, their phrases, and the labels of a run that nothing disturbed; of one folder of images, virtual shards
+    of as many images as the tars have."""
+    root = tmp_path_factory.mktemp("kills")
     (root / "crawl").mkdir()
     loose = request.param == "loose images"
-    pictures = [jpeg(i, (8, 8) if loose else (60 + 8 * (i % 5), 64)) for i in range(60)]
-    for shard in range(shards):
+    for shard in range(SHARDS):
+        names = [f"{shard:05d}{i:04d}" for i in range(IMAGES)]
         samples = [
-            (f"{shard:05d}{i:04d}", {"jpg": pictures[(shard * images + i) % len(pictures)],
-                                     "txt": f"a red car and {i} green cups".encode()})
-            for i in range(images)
+            (name, {"jpg": jpeg(shard * IMAGES + i, (60 + 8 * (i % 5), 64)),
+                    "txt": f"a red car and {i} green cups".encode()})
+            for i, name in enumerate(names)
         ]  # fmt: skip
         if not loose:
             write_tar(root / "crawl" / f"{shard:05d}.tar", samples)
@@ -68,21 +54,20 @@ def world(request, tmp_path_factory, teacher):
             for extension, data in files.items():
                 (root / "crawl" / f"{key}.{extension}").write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.io.virtual_shards.IMAGES_PER_SHARD", images)
+        patch.setattr("pipeline.io.virtual_shards.IMAGES_PER_SHARD", IMAGES)
         crawl = expand_crawl(str(root / "crawl"))
         ParsePhrases(settings=ParsePhrasesConfig(), shards=crawl, out=root / "phrases").run()
         out, phrases = root / "undisturbed", root / "phrases"
-        PseudoLabel(settings=CONFIGS[request.param], shards=crawl, out=out, phrases=phrases, teacher=teacher).run()
-    assert len(crawl) == shards
-    return World(root, crawl, teacher, CONFIGS[request.param], shards, images)
+        PseudoLabel(settings=LABEL, shards=crawl, out=out, phrases=phrases, teacher=teacher).run()
+    assert len(crawl) == SHARDS
+    return root, crawl, teacher
 
 
-def runs_of(world: World, out: Path) -> Runs:
-    settings = {
-        "config": world.config.model_dump(), "shards": world.crawl, "images_per_shard": world.images, "out": str(out),
-        "phrases": str(world.root / "phrases"), "teacher": str(world.teacher),
-    }  # fmt: skip
-    return Runs(settings)
+def runs_of(world, out: Path) -> Runs:
+    root, crawl, teacher = world
+    settings = {"config": LABEL.model_dump(), "shards": crawl, "out": str(out), "phrases": str(root / "phrases")}
+    settings["images_per_shard"] = IMAGES
+    return Runs(settings | {"teacher": str(teacher)})
 
 
 def story(log: Path) -> tuple[int, list[str]]:
@@ -107,16 +92,16 @@ def test_twenty_kills_lose_nothing(world, tmp_path):
             os.kill(pid, signal.SIGKILL)
             assert runs.wait(pid) == -signal.SIGKILL, "the run ended before it was killed: too few shards for twenty"
             images, shards = story(log)
-            lost.append(images - world.images * len(shards))
+            lost.append(images - IMAGES * len(shards))
             killed += 1
         done_before = len(list(out.glob("*.report.json")))
-        assert done_before < world.shards and runs.wait(runs.label(tmp_path / "last")) == 0
+        assert done_before < SHARDS and runs.wait(runs.label(tmp_path / "last")) == 0
     finally:
         runs.close()
-    assert len(story(tmp_path / "last")[1]) == world.shards - done_before  # what was done is not done again
-    assert digests(out) == digests(world.root / "undisturbed")
+    assert len(story(tmp_path / "last")[1]) == SHARDS - done_before  # what was done is not done again
+    assert digests(out) == digests(world[0] / "undisturbed")
     # one shard with the teacher, and for a moment the one before it that is being written
-    assert sum(lost) <= 20 * world.images and max(lost) < 2 * world.images, lost
+    assert sum(lost) <= 20 * IMAGES and max(lost) < 2 * IMAGES, lost
 
 
 @pytest.mark.slow
@@ -129,9 +114,9 @@ def test_two_runs_at_once_share_the_work(world, tmp_path):
     finally:
         runs.close()
     (_, first), (_, second) = story(tmp_path / "log0"), story(tmp_path / "log1")
-    assert sorted(first + second) == sorted(Path(p).stem for p in world.crawl)  # each by one of them
+    assert sorted(first + second) == sorted(Path(p).stem for p in world[1])  # each by one of them
     assert min(len(first), len(second)) >= 5
-    assert digests(out) == digests(world.root / "undisturbed")
+    assert digests(out) == digests(world[0] / "undisturbed")
 
 
 @pytest.mark.slow
@@ -147,7 +132,7 @@ def test_a_shard_held_by_a_killed_run_is_taken_over_at_once(world, tmp_path):
         assert held
         second = runs.label(tmp_path / "log1")
         deadline = time.monotonic() + 60
-        while len(list(out.glob("*.report.json"))) < world.shards - len(held) and time.monotonic() < deadline:
+        while len(list(out.glob("*.report.json"))) < SHARDS - len(held) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert held <= {p.name for p in out.glob(".*.claim")}  # left to their owner while it lives
         os.kill(pid, signal.SIGKILL)
@@ -155,4 +140,4 @@ def test_a_shard_held_by_a_killed_run_is_taken_over_at_once(world, tmp_path):
         assert runs.wait(second) == 0
     finally:
         runs.close()
-    assert digests(out) == digests(world.root / "undisturbed")
+    assert digests(out) == digests(world[0] / "undisturbed")
