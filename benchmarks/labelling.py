@@ -1,14 +1,18 @@
-"""pseudo-label: the stage against forward passes alone, the gain of bucketed batches, and scaling.
+"""pseudo-label: the stage against forward passes alone, bucketed batches, class names, and scaling.
 
     python benchmarks/labelling.py --json labelling.json
-    python benchmarks/labelling.py --only memory --json memory.json      # or stage, bucketing, prepare
+    python benchmarks/labelling.py --only memory --json memory.json      # or stage, bucketing, names, prepare
 
 Keys: ``stage_over_bare_loop`` (the stage's images per second over those of a loop of forward passes
 on the same decoded batches in memory; the smaller of ``_demo`` and ``_glip_t``, two sizes of
 teacher), ``bucketing_speedup`` (our batches over batches in order of arrival, for mixed aspect
-ratios and caption lengths), ``prepare_ms_per_image`` (see `prepare_ms`; ``_cpu``: with the pixels'
-normalisation, which a GPU does itself), ``memory_growth`` (peak memory of labelling 1,000 shards
-over that of 10), ``linear_fit`` (R² of a linear fit of seconds to numbers of shards, 10 to 1,000).
+ratios and caption lengths), ``names_over_captions`` (images per second of a list of names over those of
+captions with the same text and phrases), ``many_names_over_texts`` (seconds of LVIS' 1,203 names, in
+several texts a batch of images, over those of the same texts each with an image part of its own),
+``backbone_passes_per_image`` (of the stage with these names), ``prepare_ms_per_image`` (see
+`prepare_ms`; ``_cpu``: with the pixels' normalisation, which a GPU does itself), ``memory_growth``
+(peak memory of labelling 1,000 shards over that of 10), ``linear_fit`` (R² of a linear fit of
+seconds to numbers of shards, 10 to 1,000).
 
 The stage reads tar shards of JPEGs and phrases files, decodes, runs the teacher, writes Parquet and
 commits. The teacher has ``--threads`` threads, and decoding another one. Images are random crops of
@@ -34,26 +38,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from inference import machine
 from PIL import Image
 from transformers import AutoTokenizer
 
 from model import GlipConfig, GlipForObjectDetection, GlipImageProcessor, GlipProcessor
-from pipeline.annotators.base import Annotator, Batch, load_annotator
+from pipeline.annotators.base import Annotator, Batch, TextQuery, each_query, load_annotator
 from pipeline.annotators.batches import Item, batches
 from pipeline.annotators.padded_shapes import PaddedShapes
 from pipeline.config import ModelConfig, ParsePhrasesConfig, PseudoLabelConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.data.caption_phrases import read_caption_phrases
 from pipeline.data.images import open_image
+from pipeline.data.name_list import NameList, read_names
+from pipeline.data.records import PHRASES
 from pipeline.demo.manifest import load_manifest, package_file
 from pipeline.execution.inference import run_inference
 from pipeline.execution.progress import Silent
 from pipeline.execution.scheduler import ShardScheduler
 from pipeline.execution.worker import ShardJob
 from pipeline.io.model_folder import MINILM_PACKAGE
+from pipeline.io.samples import read_samples
 from pipeline.io.shard_patterns import expand_shards
+from pipeline.io.tables import write_table
 from pipeline.io.tars import write_tar
 from pipeline.labelling.reader import WINDOW_SAMPLES, read_windows
 from pipeline.labelling.region_table import ShardResult
@@ -172,12 +181,12 @@ class Bench:
             self.annotator.predict(batch)
         return time.perf_counter() - started
 
-    def stage(self) -> tuple[float, dict[str, float]]:
-        """Seconds of the stage with a loaded teacher, in total and by part."""
+    def stage(self, names: NameList | None = None) -> tuple[float, dict[str, float]]:
+        """Seconds of the stage with a loaded teacher, in total and by part; ``names``: in place of the phrases."""
         with tempfile.TemporaryDirectory() as out:
             scheduler = self._scheduler(Path(out))
             started = time.perf_counter()
-            open_shard = partial(LabellingShard, self.config, self.phrases, out, self.annotator)
+            open_shard = partial(LabellingShard, self.config, names or self.phrases, out, self.annotator)
             run_inference(scheduler, iter(scheduler.take, None), open_shard, decoders=1)
             report = scheduler.close(devices=1, price=None, max_failed=0)
             seconds = time.perf_counter() - started
@@ -200,6 +209,77 @@ def stage_over_bare_loop(bench: Bench, repeats: int) -> dict[str, Any]:
         print(f"  bare {images / bare:.2f} images/s, stage {images / stage:.2f} images/s, ratio {bare / stage:.3f}")
     shares = {part: round(seconds / stage, 3) for part, seconds in parts.items()}
     return {"ratio": statistics.median(ratios), "images": images, "images_per_second": images / stage, "shares": shares}
+
+
+def names_over_captions(bench: Bench, names: NameList, repeats: int) -> dict[str, Any]:
+    """Rate of the stage with names over that with captions that are the names' prompt, timed alternately."""
+    for path in bench.crawl:
+        rows = [
+            {"key": s.key, "caption": names.prompt, "phrase": text, "root": text, "start": start, "end": end}
+            for s in read_samples(path)
+            for (text, _), (start, end) in zip(names.phrases, names.spans, strict=True)
+        ]
+        phrases = pa.Table.from_pylist(rows, schema=PHRASES)
+        write_table(f"{bench.phrases}/{Path(path).stem}.parquet", phrases, PHRASES, {})
+    items = [item for window in bench.items() for item in window]
+    size, images = bench.config.batch_size, len(items)
+    texts = {item.query.text for item in items}
+    assert texts == {q.text for q in bench.annotator.class_queries(names.names)} and len(texts) == 1
+    ratios = []
+    for i in range(repeats + 1):
+        order: list[NameList | None] = [names, None] if i % 2 == 0 else [None, names]
+        seconds = {given is not None: bench.stage(given)[0] for given in order}
+        if i:  # the first warms up
+            ratios.append(seconds[False] / seconds[True])
+            rates = [f"{kind} {images / seconds[named]:.2f}" for named, kind in ((True, "names"), (False, "captions"))]
+            print(f"  {', '.join(rates)} images/s in batches of {size}, ratio {ratios[-1]:.3f}")
+    return {"names_over_captions": statistics.median(ratios), "names_images": images}
+
+
+def many_names(bench: Bench, names: NameList, repeats: int) -> dict[str, Any]:
+    """Cost of many names over that of their texts one by one, on batches in memory; passes of the stage's backbone."""
+    annotator: Any = bench.annotator
+    queries = annotator.class_queries([text for text, _ in names.phrases])
+    groups = [group for window in bench.items() for group in batches(window, bench.config.batch_size)]
+    pictures = [[annotator.prepare(open_image(i.data), i.size) for i in group] for group in groups]
+
+    def collated(query: TextQuery) -> list[Batch]:
+        return [annotator.collate(images, [query] * len(images)) for images in pictures]
+
+    def together() -> float:
+        started = time.perf_counter()
+        for batch in collated(queries[0]):
+            for one in each_query(annotator, batch, queries):
+                annotator.predict(one)
+        return time.perf_counter() - started
+
+    def one_by_one() -> float:
+        started = time.perf_counter()
+        for query in queries:
+            for batch in collated(query):
+                annotator.predict(batch)
+        return time.perf_counter() - started
+
+    ratios = []
+    for i in range(repeats):
+        first, second = (run() for run in ((together, one_by_one) if i % 2 == 0 else (one_by_one, together)))
+        many, single = (first, second) if i % 2 == 0 else (second, first)
+        ratios.append(many / single)
+        print(f"  {len(queries)} texts together {many:.1f} s, one by one {single:.1f} s, ratio {ratios[-1]:.3f}")
+    seen = 0
+
+    def count(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    hook = annotator._model.backbone.register_forward_pre_hook(count)
+    bench.stage(names)
+    hook.remove()
+    images = sum(len(group) for group in groups)
+    return {
+        "many_names_over_texts": statistics.median(ratios), "many_names": len(names.names),
+        "many_names_texts": len(queries), "backbone_passes_per_image": seen / images,
+    }  # fmt: skip
 
 
 def bucketing_speedup(bench: Bench, repeats: int) -> float:
@@ -313,7 +393,7 @@ def memory(root: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["stage", "bucketing", "prepare", "padding", "memory"])
+    parser.add_argument("--only", choices=["stage", "bucketing", "names", "prepare", "padding", "memory"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--glip-t-side", type=int, default=320, help="shorter side of GLIP-T's images, in pixels")
@@ -346,6 +426,13 @@ def main() -> None:
             crawl = write_crawl(root / "c", 1, 400, 256, mixed=True)
             bench = Bench(root / "bucketing", crawl, demo_teacher(root / "demo2"), 16)
             figures["bucketing_speedup"] = bucketing_speedup(bench, args.repeats)
+        if args.only in (None, "names"):
+            print("names")
+            teacher, settings = demo_teacher(root / "demo3"), {"max_regions_per_phrase": 10}
+            bench = Bench(root / "names", write_crawl(root / "d", 1, 300, 384, mixed=False), teacher, 25, **settings)
+            figures |= names_over_captions(bench, NameList(names=read_names("coco").names[:25]), args.repeats)
+            bench = Bench(root / "many", write_crawl(root / "e", 1, 16, 384, mixed=False), teacher, 8, **settings)
+            figures |= many_names(bench, read_names("lvis"), args.repeats)
         if args.only in (None, "prepare"):
             print("prepare")
             figures |= prepare_ms(root / "prepare", args.repeats)

@@ -86,7 +86,11 @@ def ingest(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
 def parse_phrases(out: str = OUT, config: SelfTrainConfig = DEMO) -> StageReport:
     """Extract noun phrases from the crawl's captions."""
     s = job_builder(out, config)
-    job = ParsePhrases(shards=crawl_shards(config, s.layout), out=s.layout.phrases, settings=config.parse_phrases)
+    data = config.data
+    job = ParsePhrases(
+        shards=crawl_shards(config, s.layout), out=s.layout.phrases, settings=config.parse_phrases,
+        captions=data.captions, caption_key=data.caption_key, caption_column=data.caption_column,
+    )  # fmt: skip
     return run_shards(s, job, persistent=True)
 
 

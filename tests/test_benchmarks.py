@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.annotators.base import RegionPredictions
+from pipeline.data.name_list import NameList
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,18 @@ def test_precision(teacher, tmp_path):
     figures = compare(str(teacher), shards, 0.05, images=2)
     assert figures.keys() == {"regions", "kept_share", "median_iou", "highest_score"}
     assert figures["regions"] > 0 and 0 < figures["kept_share"] <= 1 and 0 < figures["highest_score"] < 1
+
+
+def test_class_names(teacher, tmp_path):
+    from labelling import Bench, many_names, names_over_captions, write_crawl
+
+    bench = Bench(tmp_path / "bench", write_crawl(tmp_path / "crawl", 1, 3, 96, mixed=False), str(teacher), 2)
+    figures = names_over_captions(bench, NameList(names=("dog", "red car")), 1)
+    assert figures["names_over_captions"] > 0 and figures["names_images"] == 3
+    names = NameList(names=tuple(f"{colour} {thing}" for colour in ("red", "green", "old") for thing in "abcdefghijkl"))
+    figures = many_names(bench, names, 1)
+    assert figures["many_names_texts"] == 2 and figures["backbone_passes_per_image"] == 1
+    assert figures["many_names_over_texts"] > 0
 
 
 @pytest.mark.slow

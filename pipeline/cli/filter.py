@@ -81,7 +81,10 @@ def count_phrases(values: dict[str, Any]) -> Any:
 
 @job_command(Calibrate)
 def calibrate(values: dict[str, Any]) -> Any:
-    """Fit the threshold that reaches a precision on ground truth, by band of phrase frequency.
+    """Fit the threshold that reaches a precision on ground truth, by band of phrase frequency or by class name.
+
+    Of regions of class names, without --counts, every name has a threshold; one with fewer labels than
+    --min-labels has that of all names together.
 
     \b
     Example: calibrate --regions sample/regions --gold sample/gold --counts counts.parquet \\

@@ -40,13 +40,24 @@ class DataConfig(Config):
     images: tuple[Address, ...] = Field(
         (),
         exclude_if=not_,  # so that settings of runs without it stay as they were
-        description="images to label with data.names, in place of data.crawl; without secrets",
+        description="images to label with data.names or data.captions, in place of data.crawl; without secrets",
     )
     names: str | None = Field(
         None,
         exclude_if=lambda names: names is None,
         description="class names to label in place of captions' phrases, as pseudo-label --names has them; the student "
         "then learns from detection records",
+    )
+    captions: Address | None = Field(
+        None,
+        exclude_if=lambda path: path is None,
+        description="file of captions to use in place of the crawl's own, as parse-phrases --captions has it",
+    )
+    caption_key: str | None = Field(
+        None, exclude_if=lambda name: name is None, description="column of the keys in data.captions"
+    )
+    caption_column: str | None = Field(
+        None, exclude_if=lambda name: name is None, description="column of the captions in data.captions"
     )
     gold: Address | None = Field(
         None, description="gold boxes of the crawl, for measuring label quality (the demo has them)"
@@ -71,7 +82,7 @@ class DataConfig(Config):
     def _one_is_enough(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("manifest", "root", "crawl", "images", "names", "gold", "frequencies", mode="before")
+    @field_validator("manifest", "root", "crawl", "images", "names", "captions", "gold", "frequencies", mode="before")
     @classmethod
     def _no_secrets(cls, value: Any, info: ValidationInfo) -> Any:
         refuse_secrets(f"data.{info.field_name}", value)

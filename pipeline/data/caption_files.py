@@ -1,4 +1,4 @@
-"""Captions of a crawl from a file of their own, such as a VLM's: Parquet, CSV or JSON lines."""
+"""Captions, or class names, of a crawl's images from a file: Parquet, CSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError
 from pipeline.io.file_cache import FileVersion, file_version
 from pipeline.io.files import open_file
-from pipeline.io.samples import joined_captions
+from pipeline.io.hashing import digest_json
+from pipeline.io.samples import joined_captions, repeated_names
 from pipeline.io.tables import open_parquet
 from pipeline.io.tars import TarSample
 from pipeline.io.virtual_shards import encoded
 
 KEYS = ("key", "__key__", "file_name", "filename", "path", "image", "id")
 CAPTIONS = ("caption", "captions", "text")
-"""Columns in which keys and captions are looked for, in this order."""
+NAMES = ("names", "name", "classes", "labels", "tags")
+"""Columns in which keys, captions and class names are looked for, in this order."""
 FORMATS = (".parquet", ".csv", ".jsonl")
 _LINE = 64 << 20
 """Bytes of the longest line of a CSV or JSON file, and of the part of it that is parsed at a time."""
@@ -30,7 +32,7 @@ _LINE = 64 << 20
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """A file of captions, and its columns of keys and of captions (texts, or lists of texts)."""
+    """A file of captions, or of class names, and its columns of keys and of these (texts, or lists of texts)."""
 
     path: str
     key: str
@@ -38,13 +40,31 @@ class CaptionFile:
 
     def find(self, names: Iterable[str]) -> dict[str, str]:
         """Captions of those of the names that are in the file; several of one name are joined to sentences."""
+        return {key: joined_captions(captions) for key, captions in self.texts(names).items()}
+
+    def texts(self, names: Iterable[str]) -> dict[str, list[str | None]]:
+        """Texts of those of the names that are in the file."""
         rows = self._table()
         wanted = pa.array([name for name in names if _is_text(name)], pa.string())
         found: dict[str, list[str | None]] = {}
         rows = rows.filter(pc.is_in(rows["key"], value_set=wanted))
         for key, captions in zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True):
             found.setdefault(key, []).extend(captions if isinstance(captions, list) else [captions])
-        return {key: joined_captions(captions) for key, captions in found.items()}
+        return found
+
+    def distinct(self) -> Iterator[str | None]:
+        """The column of texts, each distinct text of it once, or each distinct text of its lists, as they come."""
+        for chunk in self._table()["caption"].chunks:
+            yield from (pc.list_flatten(chunk) if self.lists else chunk).unique().to_pylist()
+
+    def found_by(self, shard: str) -> str:
+        """Digest of the columns, and of the file names that a shard's images share with others and are not found by."""
+        return digest_json([self.key, self.column, sorted(repeated_names(shard) or ())])
+
+    @property
+    def lists(self) -> bool:
+        """Whether the texts are lists of texts."""
+        return bool(pa.types.is_list(self._table().schema.field("caption").type))
 
     def first(self) -> str | None:
         """The first key; None: it has none."""
@@ -64,14 +84,29 @@ def open_captions(path: str, key: str | None, column: str | None) -> CaptionFile
         raise InputError(f"{path}: want captions as {', '.join(FORMATS)}")
     with _named_errors(path):
         names = _columns(path)
-    chosen = []
-    for given, known, option in ((key, KEYS, "--caption-key"), (column, CAPTIONS, "--caption-column")):
-        name = given if given is not None else next((n for n in known if n in names), None)
-        if name is None or name not in names:
-            wanted = f"the column {given}" if given is not None else f"a column {', '.join(known)}, or {option}"
-            raise InputError(f"{path}: found columns {', '.join(names)}; want {wanted}")
-        chosen.append(name)
-    return CaptionFile(path, *chosen)
+    return CaptionFile(
+        path, _chosen(path, names, key, KEYS, ", or --caption-key"),
+        _chosen(path, names, column, CAPTIONS, ", or --caption-column"),
+    )  # fmt: skip
+
+
+def open_names(path: str) -> CaptionFile:
+    """A file of class names of images, with columns of KEYS and NAMES.
+
+    Raises:
+        InputError: no such file, another format, or no such column.
+    """
+    with _named_errors(path):
+        columns = _columns(path)
+    return CaptionFile(path, _chosen(path, columns, None, KEYS), _chosen(path, columns, None, NAMES))
+
+
+def _chosen(path: str, columns: Sequence[str], given: str | None, known: Sequence[str], option: str = "") -> str:
+    name = given if given is not None else next((n for n in known if n in columns), None)
+    if name is None or name not in columns:
+        wanted = f"the column {given}" if given is not None else f"a column {', '.join(known)}{option}"
+        raise InputError(f"{path}: found columns {', '.join(columns)}; want {wanted}")
+    return name
 
 
 def names_of(sample: TarSample, extension: str, repeated: frozenset[str] | None) -> list[str]:
@@ -157,6 +192,6 @@ def _named_errors(path: str) -> Iterator[None]:
     except (pa.ArrowException, ValueError) as error:
         line = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: found captions that cannot be read ({line}); want a Parquet, CSV or JSON-lines file with a "
-            "column of keys and one of captions, texts or lists of texts"
+            f"{path}: found rows that cannot be read ({line}); want a Parquet, CSV or JSON-lines file with a column "
+            "of keys and one of texts or lists of texts"
         ) from None

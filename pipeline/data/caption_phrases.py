@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +32,11 @@ class CaptionPhrases:
         """Texts of class names, their prompt in place of a caption."""
         classes = tuple(names.names[index] for _, index in names.phrases)
         return cls(names.prompt, tuple(range(len(classes))), tuple(names.spans), classes, names=classes)
+
+    def of_some(self, numbers: Sequence[int]) -> CaptionPhrases:
+        """Some of the texts of class names, with their rows and spans among all; no name has synonyms."""
+        names = tuple(self.roots[n] for n in numbers)
+        return CaptionPhrases(self.caption, tuple(numbers), tuple(self.spans[n] for n in numbers), names, names=names)
 
     @property
     def phrases(self) -> list[str]:

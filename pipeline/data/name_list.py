@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from importlib import resources
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -26,11 +27,14 @@ SEPARATOR = ". "
 """Separator of a prompt's names (GLIP paper, section 3.1)."""
 FORMS = (
     "names joined by '. '; a file: .txt (a line a name, `name: synonym, synonym`), .json (a list, COCO's categories or "
-    "a set's dataset.json) or .yaml (YOLO's `names`); or one of the words coco, voc"
+    "a set's dataset.json), .yaml (YOLO's `names`), or .parquet, .csv or .jsonl (each image's own names); or one of "
+    "the words coco, voc, lvis, objects365"
 )
 _LISTS = (".txt", ".names")
 _FILES = (*_LISTS, ".json", ".yaml", ".yml")
-_WORDS = ("coco", "voc", "lvis", "objects365", "v3det", "openimages")
+_WORDS = ("v3det", "openimages")
+"""Sets whose names are not in this project; those of manifests have their word too."""
+_NEWEST = {"lvis": "lvis-v1", "objects365": "objects365-v2"}
 _MARKS = re.compile(r"[.,:]")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -61,7 +65,7 @@ class NameList(StrictModel):
         for text, index in self._texts():
             name = self.names[index]
             said = repr(text) if text == name else f"{text!r} (a synonym of {name!r})"
-            other = seen.setdefault(" ".join(text.replace("_", " ").split()).casefold(), said)
+            other = seen.setdefault(folded(text), said)
             if other is not said:
                 raise ValueError(f"found {other} and {said}; want each text once")
         return self
@@ -91,6 +95,22 @@ class NameList(StrictModel):
         return [spans[0] for spans in prompt_from_names([text for text, _ in self.phrases], SEPARATOR)[1]]
 
 
+def folded(text: str) -> str:
+    """A text as it is compared with others: without case, "_" and repeated white space."""
+    return " ".join(text.replace("_", " ").split()).casefold()
+
+
+def split_names(where: str, text: str) -> list[str]:
+    """Names that are joined by ". ".
+
+    Raises:
+        InputError: a name with ".", "," or ":" in it.
+    """
+    names = [part.strip() for part in re.split(r"\.(?:\s+|$)", text) if part.strip()]
+    _refuse_marks(where, names)
+    return names
+
+
 def footer_names(notes: Mapping[str, str], where: str) -> NameList | None:
     """The names in a store's footer, its JSON under ``names``; None for a store of captions.
 
@@ -108,7 +128,8 @@ def read_names(spec: str) -> NameList:
     - a ``.json`` file: a list of names, COCO's categories (in the order of their ids), a set's
       ``dataset.json``, or a NameList.
     - a ``.yaml`` file: ``names`` of YOLO's data.yaml.
-    - ``coco`` or ``voc``: the names that torchvision has.
+    - ``coco`` or ``voc``: the names that torchvision has; ``lvis`` (v1), ``objects365`` (v2) or
+      ``objects365-v1``: those in the folder names.
 
     Files may be at URLs. Names with ".", "," or ":" in them want a .json or .yaml file. Classes
     whose texts differ only in parentheses ("bow (weapon)") stay apart, with a warning, as the
@@ -119,17 +140,13 @@ def read_names(spec: str) -> NameList:
             class, a name without a letter, or a set whose names are not in this project.
     """
     text = spec.strip()
-    inline = [part.strip() for part in re.split(r"\.(?:\s+|$)", text) if part.strip()]
-    if is_url(text) or (text.lower().endswith(_FILES) and len(inline) < 2):
-        return _checked(text, _made(text, _of_file(text)))
-    if os.path.isfile(text) or ("/" in text and inline == [text]):
+    one = re.search(r"\.\s", text) is None
+    if is_url(text) or (text.lower().endswith(_FILES) and one):
+        return checked_names(text, _of_file(text))
+    if os.path.isfile(text) or ("/" in text and one):
         found = "a file of another kind" if os.path.isfile(text) else "no such file"
         raise InputError(f"names: {text}: found {found}; want {FORMS}")
-    if inline == [text] and (of_set := _of_word(text)) is not None:
-        inline = of_set
-    else:
-        _refuse_marks("names", inline)
-    return _checked("names", _made("names", {"names": inline}))
+    return checked_names("names", _of_word(text) or {"names": split_names("names", text)})
 
 
 def _made(where: str, data: Any) -> NameList:
@@ -141,8 +158,13 @@ def _made(where: str, data: Any) -> NameList:
         raise InputError(f"{where}: {words}") from None
 
 
-def _checked(where: str, names: NameList) -> NameList:
-    """``names``, whose texts the teacher can be prompted with."""
+def checked_names(where: str, data: Any) -> NameList:
+    """The NameList of fields ``data``, whose texts a teacher can be prompted with.
+
+    Raises:
+        InputError: it is none, or a text is without a letter or one of two classes.
+    """
+    names = _made(where, data)
     classes: dict[str, list[int]] = {}
     for (text, index), (given, _) in zip(names.phrases, names._texts(), strict=True):
         if not _LETTER.search(text):
@@ -231,8 +253,8 @@ def _json(text: str, where: str) -> Any:
         raise InputError(f"{where}: found no JSON ({error}); want {FORMS}") from None
 
 
-def _of_word(word: str) -> list[str] | None:
-    """Names of the set that a word names; None if it names none.
+def _of_word(word: str) -> dict[str, Any] | None:
+    """Fields of the NameList of the set that a word names; None if it names none.
 
     Raises:
         InputError: the project knows the set, but not its names.
@@ -241,11 +263,16 @@ def _of_word(word: str) -> list[str] | None:
     if word == "coco":
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-        return [n for n in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"] if n[:2] not in ("__", "N/")]
+        names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+        return {"names": [name for name in names if name[:2] not in ("__", "N/")]}
     if word == "voc":
         from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-        return [n for n in FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"] if n[:2] != "__"]
+        names = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
+        return {"names": [name for name in names if name[:2] != "__"]}
+    file = resources.files("pipeline.data").joinpath("names", f"{_NEWEST.get(word, word)}.txt")
+    if "/" not in word and file.is_file():
+        return _of_lines(word, file.read_text(encoding="utf-8"))
     manifests = [m for m in manifest_names() if m == word or re.sub(r"-v\d+$", "", m) == word]
     if word not in _WORDS and not manifests:
         return None

@@ -1,4 +1,4 @@
-"""Lowest threshold that reaches a precision on gold boxes, for each band of phrase frequency."""
+"""Lowest threshold that reaches a precision on gold boxes, for each band of phrase frequency or class name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import FilterConfig
 from pipeline.errors import InputError, RunError
@@ -15,7 +17,8 @@ from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
 from pipeline.filtering.gold import GoldMatcher, comparable, gold_tables, read_gold
 from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
-from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, Thresholds, band_of
+from pipeline.filtering.store import RegionShard
+from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, NameFit, Thresholds, band_of
 from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, digest_json
@@ -39,7 +42,7 @@ class Sample:
     """Labels in images with gold boxes.
 
     score (n,); correct (n,): they match their gold box; gold (n,): its index, -1 for none; band
-    (n,): frequency band; gold_band (m,): bands of the gold boxes.
+    (n,): frequency band, or number of the class name; gold_band (m,): those of the gold boxes, -1 for other names.
     """
 
     score: np.ndarray
@@ -66,20 +69,21 @@ def calibrate(
     """Find thresholds on a sample of regions with gold boxes, and write them to ``out``.
 
     Rules for single regions are applied as configured; the threshold, caps and rules for whole
-    images are disabled. Only images with rows in the gold tables count.
+    images are disabled. Only images with rows in the gold tables count. For regions of class names, without
+    ``counts``, each name has a threshold, and the file is of :class:`NameThresholds`.
 
     Args:
         precision: required share of correct labels, 0..1.
-        counts: output of count-phrases; without it there is one band.
+        counts: output of count-phrases; without it there is one band, or one threshold for each class name.
         bands: numbers of mentions at which the second and later bands begin.
         by: "estimate": the sample's precision must reach ``precision``; "lower": the lower end of
             its Wilson interval.
-        min_labels: minimum number of labels kept by a threshold; a band with fewer uses the
-            threshold of all bands together.
+        min_labels: minimum number of labels kept by a threshold; a band or name with fewer uses the
+            threshold of all together.
         iou: minimum IoU of a correct label with its gold box.
 
     Raises:
-        InputError: an input is missing, or no shard has gold boxes.
+        InputError: an input is missing, no shard has gold boxes, or shards are of different class names.
         RunError: no band reaches the precision.
     """
     require_files(regions)
@@ -96,8 +100,12 @@ def calibrate(
     progress.begin("calibrate", len(golds), "shards")
     rules = config.model_copy(update=CALIBRATION_OVERRIDES)
     samples, boxes = [], 0
+    measured = [path for path in regions if stem(path) in golds]
+    names = RegionShard(measured[0]).names if counts is None else None
     for path in regions:
         if stem(path) in golds:
+            if counts is None and RegionShard(path).names != names:
+                raise InputError(f"{path}: found other class names than {measured[0]}'s; want regions of one run")
             samples.append(_sample(path, golds[stem(path)], rules, fitted, starts, iou, boxes))
             boxes += len(samples[-1].gold_band)
             progress.advance(1, "shards")
@@ -106,13 +114,25 @@ def calibrate(
         "regions": digest_json({stem(p): digest_file(p) for p in regions if stem(p) in golds}),
         "gold": digest_json({name: digest_file(p) for name, p in golds.items()}),
     } | ({} if counts is None else {"counts": digest_file(counts)})
-    pooled, fits = fit(sample, starts, precision, by, min_labels)
-    result = Thresholds(
-        precision=precision, by=by, min_labels=min_labels, iou=iou, rules=versioned(rules), inputs=inputs,
-        pooled=pooled, bands=fits,
-    )  # fmt: skip
-    write_json(out, result.model_dump(mode="json"))
-    return result
+    groups = len(starts) if names is None else len(names.names)
+    pooled, fits = fit(sample, groups, precision, by, min_labels)
+    about = {"precision": precision, "by": by, "min_labels": min_labels, "iou": iou, "inputs": inputs}
+    if names is None:
+        by_band = tuple(Band(**own, from_mentions=start) for own, start in zip(fits, starts, strict=True))
+        result = Thresholds(**about, rules=versioned(rules), pooled=pooled, bands=by_band)
+        write_json(out, result.model_dump(mode="json"))
+        return result
+    whole = Band(**pooled.model_dump(), from_mentions=0, status="closed" if pooled.threshold is None else "fitted")
+    by_name = tuple(NameFit(**own, name=name) for own, name in zip(fits, names.names, strict=True))
+    write_json(out, {each.name: _at_least(each.threshold, config.include_equal) for each in by_name})
+    return Thresholds(**about, rules=versioned(rules), pooled=pooled, bands=(whole,), names=by_name)
+
+
+def _at_least(threshold: float | None, include_equal: bool) -> float | None:
+    """The threshold that keeps scores above ``threshold``; ``include_equal``: it is kept itself."""
+    if threshold is None or not include_equal:
+        return threshold
+    return min(1.0, float(np.nextafter(np.float32(threshold), np.float32(2))))
 
 
 def _sample(
@@ -125,7 +145,13 @@ def _sample(
     score = scores(shard, config)
     truth, start, end = comparable(truth, shard)
     matched = GoldMatcher(truth, codes, keys, start, end, shard.boxes(), score, iou).match(labels)
-    if fitted.counts is None:
+    if fitted.counts is None and shard.names is not None:
+        known = pa.array([name.lower() for name in shard.names.names], pa.string())
+        band, gold_band = (
+            pc.fill_null(pc.index_in(t, value_set=known), -1).to_numpy(zero_copy_only=False)
+            for t in (texts, truth.phrases)
+        )
+    elif fitted.counts is None:
         band, gold_band = np.zeros(len(texts), np.int64), np.zeros(len(truth), np.int64)
     else:
         band = band_of(starts, fitted.counts.of(texts)[0])
@@ -140,13 +166,16 @@ def _sample(
 
 
 def fit(
-    sample: Sample, starts: list[int], precision: float, by: Literal["estimate", "lower"], min_labels: int
-) -> tuple[Fit, tuple[Band, ...]]:
-    """Find the thresholds of all labels together and of each band; arguments as of :func:`calibrate`."""
+    sample: Sample, groups: int, precision: float, by: Literal["estimate", "lower"], min_labels: int
+) -> tuple[Fit, list[dict[str, Any]]]:
+    """Find the threshold of all labels together, and of each band or name the fields of a :class:`Fit` and ``status``.
+
+    Arguments as of :func:`calibrate`; ``groups``: number of the bands or names.
+    """
     all_labels = np.ones(len(sample.score), bool)
     pooled = _fit(sample, all_labels, len(sample.gold_band), precision, by, min_labels)
     bands = []
-    for number, start in enumerate(starts):
+    for number in range(groups):
         in_band = sample.band == number
         n_gold = int((sample.gold_band == number).sum())
         own = _fit(sample, in_band, n_gold, precision, by, min_labels)
@@ -154,8 +183,8 @@ def fit(
         if own.labels < min_labels and pooled.threshold is not None:
             status = "pooled"
             own = _at(sample, in_band, n_gold, pooled.threshold)
-        bands.append(Band(**own.model_dump(), from_mentions=start, status=status))
-    if all(b.threshold is None for b in bands):
+        bands.append(own.model_dump() | {"status": status})
+    if all(b["threshold"] is None for b in bands):
         best = ""
         if pooled.best_precision is not None:
             best = f"; the best that {min_labels} labels or more reach is {pooled.best_precision:.3f}"
@@ -163,7 +192,7 @@ def fit(
             f"calibrate: no threshold reaches precision {precision} ({pooled.labels} labels in images with gold, "
             f"{pooled.correct} correct{best}); want a lower precision or --min-labels"
         )
-    return pooled, tuple(bands)
+    return pooled, bands
 
 
 def _fit(
@@ -210,10 +239,13 @@ def _at(sample: Sample, selected: np.ndarray, gold: int, threshold: float) -> Fi
 
 
 def lines(result: Thresholds) -> list[str]:
-    """Table of the bands for a terminal."""
-    head = f"{'mentions':>9}  {'labels':>7}  {'threshold':>9}  {'kept':>7}  {'precision':>9}"
+    """Table of the bands, or names, for a terminal."""
+    rows: list[tuple[str, Band | NameFit]] = [(each.name, each) for each in result.names]
+    rows = rows or [(f"from {band.from_mentions}", band) for band in result.bands]
+    width, title = max(9, *(len(text) for text, _ in rows)), "name" if result.names else "mentions"
+    head = f"{title:>{width}}  {'labels':>7}  {'threshold':>9}  {'kept':>7}  {'precision':>9}"
     out = [f"{head}  {'95 %':>15}  {'recall':>6}  how"]
-    for band in result.bands:
+    for text, band in rows:
         numbers = ["-", "0", "-", "-", "-"]
         if band.threshold is not None:
             interval = "-" if band.low is None else f"{100 * band.low:.1f} to {100 * (band.high or 0):.1f}"
@@ -221,7 +253,7 @@ def lines(result: Thresholds) -> list[str]:
             numbers.append(_percent(band.found / band.gold if band.gold else None))
         how = {"closed": f"nothing reaches it; best {_percent(band.best_precision)}"}.get(band.status, band.status)
         out.append(
-            f"{f'from {band.from_mentions}':>9}  {band.labels:>7,}  {numbers[0]:>9}  {numbers[1]:>7}  {numbers[2]:>9}  "
+            f"{text:>{width}}  {band.labels:>7,}  {numbers[0]:>9}  {numbers[1]:>7}  {numbers[2]:>9}  "
             f"{numbers[3]:>15}  {numbers[4]:>6}  {how}"
         )
     return out

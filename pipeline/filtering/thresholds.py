@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +52,15 @@ class Band(Fit):
     status: Status
 
 
+class NameFit(Fit):
+    """Result for a class name, with the status of a :class:`Band`."""
+
+    name: str
+    status: Status
+
+
 class Thresholds(StrictModel):
-    """Content of the file."""
+    """Content of the file; of class names without counts the file is a :class:`NameThresholds` made of ``names``."""
 
     version: Literal[1] = 1
     precision: float
@@ -63,6 +71,7 @@ class Thresholds(StrictModel):
     inputs: dict[str, str] = Field(description="digests of regions, gold and counts")
     pooled: Fit
     bands: tuple[Band, ...]
+    names: tuple[NameFit, ...] = Field((), exclude_if=not_)
 
     @model_validator(mode="after")
     def _bands_rise_from_zero(self) -> Thresholds:
@@ -98,19 +107,22 @@ def band_of(starts: list[int], mentions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NameThresholds:
-    """Thresholds by class name: a JSON object of names and numbers. Other names have the setting's."""
+    """Thresholds by class name: a JSON object of names and numbers; null: nothing is kept of the name.
+
+    Other names have the setting's.
+    """
 
     path: str
-    by_name: Mapping[str, float]
+    by_name: Mapping[str, float | None]
 
     @property
     def lowest(self) -> float:
         """Lowest threshold in the file."""
-        return min(self.by_name.values())
+        return min((value for value in self.by_name.values() if value is not None), default=1.0)
 
     def of(self, texts: Sequence[str], default: float) -> np.ndarray:
         """(n,) float32 thresholds of names (n,) in lower case; ``default`` for those not in the file."""
-        lower = {name.lower(): threshold for name, threshold in self.by_name.items()}
+        lower = {name.lower(): np.inf if value is None else value for name, value in self.by_name.items()}
         return np.array([lower.get(text, default) for text in texts], np.float32)
 
     def check(self, names: NameList | None, regions: str) -> None:
@@ -142,8 +154,10 @@ def read_thresholds(path: str | Path) -> Thresholds | NameThresholds:
         by_name = None
     if isinstance(by_name, dict) and by_name and not by_name.keys() & Thresholds.model_fields.keys():
         for name, value in by_name.items():
+            if value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InputError(f"{path}: found {value!r} for {name!r}; want a threshold between 0 and 1")
+                raise InputError(f"{path}: found {value!r} for {name!r}; want a threshold between 0 and 1, or null")
         return NameThresholds(str(path), by_name)
     try:
         return Thresholds.model_validate_json(data)

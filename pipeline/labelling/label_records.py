@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.config import BuildShardsConfig
 from pipeline.data.caption_phrases import CaptionPhrases, read_caption_phrases
 from pipeline.data.crawl import image_of
+from pipeline.data.image_names import footer_image_names
 from pipeline.data.images import ImageError, image_size
 from pipeline.data.keys import shard_key
 from pipeline.data.name_list import NameList, footer_names
@@ -66,18 +67,22 @@ class ShardLabels:
     ) -> None:  # fmt: skip
         self._phrases, rows = {} if phrases is None else read_caption_phrases(phrases), dict[str, list[Row]]()
         table = read_table(labels, LABELS, optional=["name", "mask"])
-        self.names = footer_names(footer(table.schema), labels)
+        notes = footer(table.schema)
+        self.names = footer_names(notes, labels)
+        self._of_images = footer_image_names(notes, self.names, labels)
         if self.names is None and phrases is None:
             raise InputError(
                 f"{labels}: found labels of captions; want the folder that parse-phrases wrote (--phrases)"
             )
         for row in table.to_pylist():
             rows.setdefault(row["key"], []).append(row)
+        if self._of_images is not None and (strange := rows.keys() - self._of_images.keys()):
+            raise InputError(f"{labels}: found labels of {min(strange)}, of whose names its footer does not say")
         self._sizes = {key: (of_image[0]["height"], of_image[0]["width"]) for key, of_image in rows.items()}
         self.decided, self._revised, self.notes = Counter[str](), dict[str, RevisedRows](), list[str]()
         if verdicts is not None:
             self._revise(labels, rows, verdicts)
-        self._annotator = footer(table.schema).get("teacher") or None
+        self._annotator = notes.get("teacher") or None
         self._rows = {key: of_image for key, of_image in rows.items() if key not in without}
         self._dataset, self._config, self._labelled = dataset, config, rows.keys()
         self.samples, self.regions = Tally(), Tally()
@@ -179,7 +184,8 @@ class ShardLabels:
         size, phrases, revised = self._sizes[key], self._phrases.get(key), self._revised.get(key)
         of = (rows, self._annotator, self._config, revised)
         if self.names is not None:
-            record = make_detection_record(key, self._dataset, size, self.names, *of)
+            own = None if self._of_images is None else self._of_images.get(key, ())
+            record = make_detection_record(key, self._dataset, size, self.names, *of, own)
         elif phrases is None or not {row["phrase_row"] for row in rows} <= set(phrases.rows):
             raise InputError(f"{key}: labels of phrases that the phrases file does not have; are both of one run?")
         else:
@@ -261,12 +267,14 @@ def make_record(
 def make_detection_record(
     key: str, dataset: str, size: tuple[int, int], names: NameList, rows: Sequence[Row],
     annotator: str | None, config: BuildShardsConfig, revised: RevisedRows | None = None,
+    own: Sequence[str] | None = None,
 ) -> GroundingRecord:  # fmt: skip
     """The detection record of one image of ``size`` (height, width), with boxes as in :func:`make_record`.
 
     A region's ``phrase`` is its class name. Names that have rows but no kept region become
     ``not_exhaustive``, so that they are neither positive nor negative; all other names without a
-    region are absent.
+    region are absent. ``own``: the names that the teacher was prompted with, if they are the image's own; the record
+    is then one of a federated set, and only those of them without rows are ``verified_absent``: others are not known.
     """
     regions, sure = [], set()
     for row in rows:
@@ -282,9 +290,10 @@ def make_detection_record(
         ))  # fmt: skip
     unsure = {row["name"] for row in rows} | (set() if revised is None else revised.unsure)
     unsure = unsure - sure if config.keep_uncertain else set()
+    absent = None if own is None else tuple(name for name in own if name not in sure | unsure)
     return GroundingRecord(
         key=shard_key(key), dataset=dataset, kind="detection", image_size=size, regions=tuple(regions),
-        not_exhaustive=tuple(name for name in names.names if name in unsure) or None,
+        verified_absent=absent, not_exhaustive=tuple(name for name in names.names if name in unsure) or None,
     )  # fmt: skip
 
 

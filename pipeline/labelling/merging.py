@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import MergeConfig
+from pipeline.data.image_names import FOOTER
 from pipeline.data.records import AGREED, REGIONS
 from pipeline.errors import InputError
 from pipeline.execution.reports import Tally
@@ -74,7 +75,8 @@ def merge_stores(paths: Sequence[str], config: MergeConfig) -> tuple[pa.Table, T
     added = {f"score_{i}": of_store[chosen] for i, of_store in enumerate(scores)}
     result = _table(table, rows[clusters.best[chosen]], replaced, agreed[chosen], added)
     numbers = {f"agreed_{n}": float(counts[n]) for n in range(1, len(paths) + 1)}
-    return result, tally, numbers, _teachers([footer(t.schema) for t in tables], config)
+    footers = [footer(t.schema) for t in tables]
+    return result, tally, numbers, _names(paths, footers) | _teachers(footers, config)
 
 
 def _read(path: str) -> pa.Table:
@@ -173,6 +175,19 @@ def _table(
         fields.append(field)
         columns.append(pa.array(values, field.type, from_pandas=True))  # nan is null
     return pa.table(columns, names=[f.name for f in fields]).cast(pa.schema(fields))
+
+
+def _names(paths: Sequence[str], footers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Footer entries of class names, on which all stores agree."""
+    first, of_images = footers[0], dict[str, list[int]]()
+    for path, notes in zip(paths, footers, strict=True):
+        if notes.get("names") != first.get("names") or (FOOTER in notes) != (FOOTER in first):
+            raise InputError(f"{path}: found other class names than {paths[0]}'s; want stores of the same names")
+        for key, numbers in json.loads(notes.get(FOOTER, "{}")).items():
+            if of_images.setdefault(key, numbers) != numbers:
+                raise InputError(f"{path}: found other class names of {key} than in the stores before; want the same")
+    entries = {"names": first["names"]} if "names" in first else {}
+    return entries | ({FOOTER: json.dumps(of_images, separators=(",", ":"))} if FOOTER in first else {})
 
 
 def _teachers(footers: Sequence[Mapping[str, str]], config: MergeConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,11 +27,14 @@ class ShardResult:
 
     The reading thread, the decoding ones and the teacher's write to different fields, apart from
     the losses, which have a lock. ``phrases``: those to label, by sample key; of all samples where they are
-    class names.
+    class names. ``named``: whether they are; then the reader may add those of each sample, and ``unnamed`` counts,
+    by reason, the samples without any.
     """
 
-    def __init__(self, phrases: Mapping[str, CaptionPhrases] | CaptionPhrases) -> None:
+    def __init__(self, phrases: Mapping[str, CaptionPhrases] | CaptionPhrases, named: bool = False) -> None:
         self._of_all = phrases if isinstance(phrases, CaptionPhrases) else None
+        self._named = named or self._of_all is not None
+        self.unnamed = Counter[str]()
         self.phrases = {} if isinstance(phrases, CaptionPhrases) else dict(phrases)
         self.keys: dict[int, str] = {}
         self.problems = TarProblems()
@@ -90,7 +94,7 @@ class ShardResult:
             if len(phrase):
                 parts.append(_columns(self.keys[index], of_image, self.sizes[index], phrase, rows))
         numbered = any(of_image.numbers is not None for of_image in self.phrases.values())
-        schema = NAMED_REGIONS if self._of_all is not None else NUMBERED_REGIONS if numbered else REGIONS
+        schema = NAMED_REGIONS if self._named else NUMBERED_REGIONS if numbered else REGIONS
         schema = schema.append(MASK) if config.masks else schema
         return _table(parts, schema), {"samples": samples, "phrases": phrases}, notes
 

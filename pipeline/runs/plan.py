@@ -51,7 +51,9 @@ def settings_lines(config: SelfTrainConfig) -> list[str]:
     at_a_time = f"{resources.device}, {resources.parallel} jobs at a time"
     return [
         f"teacher:  {teacher}",
-        f"crawl:    {', '.join(data.labelled()) or 'drawn'}" + (f"; names {data.names}" if data.names else ""),
+        f"crawl:    {', '.join(data.labelled()) or 'drawn'}"
+        + (f"; names {data.names}" if data.names else "")
+        + (f"; captions {data.captions}" if data.captions else ""),
         f"labels:   floor {pseudo.floor:g}, precision {pseudo.precision}; threshold {labels.threshold:g}{best}",
         f"student:  {_training(config.student)}, from {start}; {control}",
         f"sets:     {sets}",

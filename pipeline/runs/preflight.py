@@ -16,8 +16,9 @@ from pipeline.annotators.base import model_type
 from pipeline.config import SelfTrainConfig, TrainConfig
 from pipeline.config.recipes import load_recipe
 from pipeline.config.training import too_long_a_warmup
+from pipeline.data.caption_files import open_captions
+from pipeline.data.image_names import names_for
 from pipeline.data.manifests import SetManifest, is_name, read_manifest
-from pipeline.data.name_list import read_names
 from pipeline.demo.manifest import MANIFEST
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.compare import MEAN_SET
@@ -112,11 +113,19 @@ def input_problems(config: SelfTrainConfig) -> Iterator[str]:
             yield f"data.manifest: found none; want the manifest of the sets {', '.join(named)}"
     if data.images and data.crawl:
         yield "data.images: found it beside data.crawl; want one of them"
+    if data.captions is None and (data.caption_key or data.caption_column):
+        yield "data.caption_key, data.caption_column: they are of data.captions; found no such file"
+    if data.captions is not None and (data.names is not None or config.demo is not None):
+        beside = "the demo" if config.demo is not None else "data.names"
+        yield f"data.captions: found it beside {beside}; want one of them"
     if (names := data.names) is not None:
-        yield from _lines(lambda: read_names(names), "data.names")
+        yield from _lines(lambda: names_for(names), "data.names")
         return
-    if data.images:
-        yield "data.names: found none; want the class names to label data.images with, such as 'person. forklift'"
+    if data.images and data.captions is None:
+        yield (
+            "data.names: found none; want the class names to label data.images with, such as 'person. forklift', or "
+            "data.captions"
+        )
     yield from _lines(lambda: config.parse_phrases.method == "ngrams" or model_name(config.parse_phrases))
 
 
@@ -222,6 +231,8 @@ def file_problems(config: SelfTrainConfig, patience: float = PATIENCE) -> Iterat
             remote.append((pattern, partial(_remote_problem, pattern)))
         else:
             yield from _lines(partial(expand_crawl, pattern), "data.images" if data.images else "data.crawl")
+    if (captions := data.captions) is not None and not is_url(captions):
+        yield from _lines(lambda: open_captions(captions, data.caption_key, data.caption_column), "data.captions")
     for name, path in data.frequencies.items():  # others are shards, which ingest may be about to make
         if path.endswith(".json") and (is_url(path) or not Path(path).is_file()):
             wanted = "want a file on a file system" if is_url(path) else "no such file"
@@ -343,7 +354,8 @@ def with_absolute_paths(config: SelfTrainConfig) -> SelfTrainConfig:
             "manifest": manifest, "root": root, "crawl": tuple(resolve_path(here, path) for path in data.crawl),
             "images": tuple(resolve_path(here, path) for path in data.images),
             "names": absolute(data.names) if data.names and Path(data.names).is_file() else data.names,
-            "gold": absolute(data.gold), "frequencies": {n: resolve_path(here, p) for n, p in data.frequencies.items()},
+            "captions": absolute(data.captions), "gold": absolute(data.gold),
+            "frequencies": {n: resolve_path(here, p) for n, p in data.frequencies.items()},
         },
         "model": {"text_encoder": encoder, "backbone": absolute(model.backbone)},
         "teacher": {"init": absolute(config.teacher.init)},

@@ -56,8 +56,8 @@ def run(job: ExportLabels) -> Exported:
     """
     out, to, progress = job.out.rstrip("/"), job.to, job.progress
     make_target = load_target(to)
-    if job.class_names is not None and to not in ("yolo", "coco"):
-        raise InputError(f"--classes is of yolo and coco, which have classes; {to} holds the phrases as they are")
+    if job.class_names is not None and to not in ("yolo", "coco", "voc"):
+        raise InputError(f"--classes is of yolo, coco and voc, which have classes; {to} holds the phrases as they are")
     if job.val_share is not None and to != "yolo":
         raise InputError(f"--val-share is of yolo, whose data.yaml names a validation split; found --to {to}")
     if job.image_root is not None and to != "label-studio":

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import FilterConfig
+from pipeline.data.image_names import FOOTER
 from pipeline.data.records import LABELS, MASK, NAMED_LABELS, STORE_VERSION
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
@@ -93,10 +94,7 @@ def _filter_shard(
         "preset": preset_of(config) if fitted.thresholds is None else "",
         "teacher": shard.footer.get("teacher", ""),
     }
-    if shard.names is not None:
-        notes["names"] = shard.footer["names"]
-    if licence := shard.footer.get("teacher_licence"):
-        notes["teacher_licence"] = licence
+    notes |= {name: shard.footer[name] for name in ("names", FOOTER, "teacher_licence") if shard.footer.get(name)}
     if fitted.digest:
         notes["tables"] = fitted.digest
     if fitted.thresholds is not None:

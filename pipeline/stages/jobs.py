@@ -226,8 +226,9 @@ class PseudoLabel(PerShardJob, LabellingOptions):
     )
     names: str | None = Field(
         None,
-        description="Class names to detect in place of phrases: 'person. fork lift', a file (.txt, .json, .yaml), or a "
-        "set's word (coco, voc).",
+        description="Class names to detect in place of phrases: 'person. fork lift', a file (.txt, .json, .yaml), a "
+        "set's word (coco, voc, lvis, objects365), or a file of each image's own names (.parquet, .csv, .jsonl; "
+        "columns key and names).",
     )
     teacher: PathText = Field(description="Model folder of the teacher (convert-checkpoint makes one of a release).")
     settings: PseudoLabelConfig = PseudoLabelConfig()
@@ -302,7 +303,7 @@ class CountPhrases(WholeJob[PhraseCounts]):
 
 
 class Calibrate(WholeJob["Thresholds"]):
-    """Thresholds that reach a precision, by band of phrase frequency: JSON in the file ``out``."""
+    """Thresholds that reach a precision, by class name or band of phrase frequency: JSON in the file ``out``."""
 
     stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
     regions: Paths = Field(description=REGIONS)
@@ -406,8 +407,8 @@ class ExportLabels(WholeJob[Exported]):
     dataset: str | None = Field(None, description="Of a label store: the name of the set.  [default: pseudo]")
     class_names: Annotated[Literal["phrase", "root"] | None, Cli("--classes")] = Field(
         None,
-        description="yolo, coco: the class of a grounding label is its whole phrase or its head noun.  [default: yolo: "
-        "phrase; coco: none, captions with spans]",
+        description="yolo, coco, voc: the class of a grounding label is its whole phrase or its head noun.  [default: "
+        "yolo, voc: phrase; coco: none, captions with spans]",
     )
     val_share: float | None = Field(
         None,

@@ -13,7 +13,7 @@ from pipeline.execution.worker import ShardJob
 from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.shard_patterns import expand_shards
-from pipeline.io.tables import write_table
+from pipeline.io.tables import footer, open_parquet, write_table
 from pipeline.labelling.merging import merge_stores
 from pipeline.stages.jobs import MergeRegions
 
@@ -31,7 +31,9 @@ def run(job: MergeRegions) -> StageReport:
 
     def fingerprint_of(shard: ShardJob) -> str:
         inputs = {f"regions_{i}": digest_file(paths[shard.name]) for i, paths in enumerate(stores)}
-        return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs)
+        names = footer(open_parquet(stores[0][shard.name]).schema_arrow).get("names")
+        kept = {} if names is None else {"names": names}  # which were not in the merged store's footer before
+        return fingerprint(STAGE, version=STORE_VERSION, config=config, inputs=inputs, **kept)
 
     work = partial(_merge_shard, config=config, stores=stores, out=job.out)
     jobs = [ShardJob(path, name) for name, path in stores[0].items()]

@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.execution.reports import ShardReport, StageReport, Tally
 from pipeline.execution.run import run_shards
 from pipeline.execution.worker import ShardJob, WorkQueue
-from pipeline.io.hashing import digest_file, digest_json, fingerprint
+from pipeline.io.hashing import digest_file, fingerprint
 from pipeline.io.paths import join, stem
 from pipeline.io.samples import read_samples, repeated_names
 from pipeline.io.shard_patterns import expand_crawl
@@ -74,8 +74,7 @@ def _fingerprint_of(
     extra = {"parser": parser, "rules": rules}
     if captions is not None:
         inputs["captions"] = digest_file(captions.path)
-        ambiguous = sorted(repeated_names(job.path) or ())  # names by which no captions are found
-        extra["captions"] = digest_json([captions.key, captions.column, ambiguous])
+        extra["captions"] = captions.found_by(job.path)
     return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, **extra)
 
 

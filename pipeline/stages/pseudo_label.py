@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from pipeline.annotators.base import load_annotator, own_settings
-from pipeline.data.name_list import read_names
+from pipeline.data.image_names import ImageNames, names_for
 from pipeline.data.records import STORE_VERSION
 from pipeline.errors import InputError, RunError
 from pipeline.execution.inference import InferenceWorker, inference_workers
@@ -44,7 +44,7 @@ def run(job: PseudoLabel) -> StageReport:
     # by name in footers and fingerprints, as stores with the former defaults have them
     settings = own_settings(job.teacher, job.settings, job.device)
     all_shards = shards = expand_crawl(job.shards)
-    names = None if job.names is None else read_names(job.names)
+    names = None if job.names is None else names_for(job.names)
     phrases = job.phrases or ""
     if names is not None:
         if job.phrases is not None:
@@ -60,6 +60,9 @@ def run(job: PseudoLabel) -> StageReport:
         inputs, about = {"crawl": digest_file(shard.path)}, {"teacher": revision}
         if names is None:
             inputs["phrases"] = digest_file(phrases_of(shard.path))
+        elif isinstance(names, ImageNames):
+            inputs["names"], about["names"] = digest_file(names.file.path), names.names.model_dump_json()
+            about["image_names"] = names.file.found_by(shard.path)
         else:
             about["names"] = names.model_dump_json()
         return fingerprint(STAGE, version=STORE_VERSION, config=settings, inputs=inputs, **about)

@@ -64,6 +64,16 @@ def class_of(record: GroundingRecord, region: Region, class_names: Literal["phra
     return " ".join((name or "").lower().split())
 
 
+def kept_name(context: ExportContext, record: GroundingRecord, region: Region) -> str:
+    """Class name of a region of a format with classes, phrases by default; "", counted as dropped, if it has none."""
+    by = context.class_names or "phrase"
+    if name := class_of(record, region, by):
+        context.regions.keep()
+    else:
+        context.regions.drop(f"no_{by}")
+    return name
+
+
 class Target(Protocol):
     """Writer of a format. The files that it opens in the context's sink appear together when the
     stage commits.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from pipeline.data.records import GroundingRecord
+from pipeline.data.records import DatasetCard, GroundingRecord
 from pipeline.writers.base import ExportContext, Item
 from pipeline.writers.unique_keys import Name
 
@@ -103,3 +103,19 @@ class ClassIds:
             self.ids[name] = self._first + len(self.ids)
             self.outside += self.known
         return self.ids[name]
+
+
+class SetClassIds(ClassIds):
+    """Class ids of several sets together: each set's label space as its first record comes."""
+
+    def __init__(self, cards: Mapping[str, DatasetCard]) -> None:
+        super().__init__()
+        self._cards, self._sets = cards, set[str]()
+
+    def add_set(self, dataset: str) -> None:
+        """Add the classes of a record's set, if it is new."""
+        if dataset not in self._sets:
+            self._sets.add(dataset)
+            card = self._cards.get(dataset)
+            for name in (card and card.label_space) or ():
+                self[name]

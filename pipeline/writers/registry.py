@@ -20,6 +20,7 @@ WRITERS: Registry[Callable[[ExportContext], Target]] = Registry(
         "yolo": "pipeline.writers.yolo:Yolo",
         "label-studio": "pipeline.writers.label_studio:LabelStudio",
         "cvat": "pipeline.writers.cvat:Cvat",
+        "voc": "pipeline.writers.voc:Voc",
     },
 )
 WRITTEN = tuple(WRITERS.builtin)

@@ -14,8 +14,8 @@ import yaml
 from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError
 from pipeline.io.hashing import hash_share
-from pipeline.writers.base import ExportContext, Item, class_of, count_lost
-from pipeline.writers.manifest import ClassIds
+from pipeline.writers.base import ExportContext, Item, count_lost, kept_name
+from pipeline.writers.manifest import SetClassIds
 from pipeline.writers.parallel_files import ParallelWriter
 
 SPLITS = ("train", "val")
@@ -32,8 +32,7 @@ class Yolo:
         self._context = context
         self._head = context.sink.open("data.yaml")
         self._files = ParallelWriter(context.sink.out)
-        self._classes, self._sets = ClassIds(), set[str]()
-        self._class_names = context.class_names or "phrase"
+        self._classes = SetClassIds(context.cards)
         self._splits = [] if context.val_share is None else [context.sink.open(f"{name}.txt") for name in SPLITS]
 
     def add(self, item: Item, image: bytes | None) -> None:
@@ -43,11 +42,7 @@ class Yolo:
             context.numbers, record,
             "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans", "mask",
         )  # fmt: skip
-        if record.dataset not in self._sets:
-            self._sets.add(record.dataset)
-            card = context.cards.get(record.dataset)
-            for name in (card and card.label_space) or ():
-                self._classes[name]
+        self._classes.add_set(record.dataset)
         stem, _, extension = item.file.rpartition(".")
         context.numbers["images_that_yolo_does_not_read"] += extension not in READ
         if self._splits:
@@ -61,14 +56,11 @@ class Yolo:
     def _lines(self, record: GroundingRecord) -> Iterator[bytes]:
         height, width = record.image_size
         for region in record.regions:
-            name = class_of(record, region, self._class_names)
             if region.ignore:
                 self._context.regions.drop("ignore_region")
                 continue
-            if not name:
-                self._context.regions.drop("no_root" if self._class_names == "root" else "no_phrase")
+            if not (name := kept_name(self._context, record, region)):
                 continue
-            self._context.regions.keep()
             x1, x2 = (min(max(x / width, 0.0), 1.0) for x in (region.box[0], region.box[2]))
             y1, y2 = (min(max(y / height, 0.0), 1.0) for y in (region.box[1], region.box[3]))
             cxcywh = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)

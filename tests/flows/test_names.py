@@ -1,4 +1,4 @@
-"""A run on images and class names: from the teacher's regions to a student that learns from detection records."""
+"""A run on images: class names, to a student that learns from detection records; captions from a file of their own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.execution.commit import commit_report
 from pipeline.execution.reports import ShardReport
 from pipeline.io.atomic import OutputFile
 from pipeline.io.hashing import digest_file
+from pipeline.io.tables import read_table
 from pipeline.runs.layout import RunLayout
 from pipeline.stages.jobs import read_job
 from tests.fixtures.names import NAMES, named, write_images, write_named
@@ -43,3 +44,19 @@ def test_a_student_learns_from_the_labels_of_names(tmp_path):
     assert json.loads((layout.student(1) / "report.json").read_text())["steps"] == 1
     (job,) = layout.logs.glob("train-student-1*.job.json")
     assert [path.rsplit("/", 1)[-1] for path in read_job(job).sources["pseudo"]] == ["pseudo-0.tar", "pseudo-1.tar"]
+
+
+def test_captions_of_a_file_are_parsed(tmp_path):
+    out, images, captions = tmp_path / "run", tmp_path / "images", tmp_path / "c.csv"
+    for number in range(2):
+        write_images(images / f"{number}.tar", (f"k{number}",))
+    captions.write_text("key,long\nk0,two red cars by a lake\nk1,a black dog\n")
+    given = ("data.crawl=[]", f"data.images={images}", f"data.captions={captions}", "data.caption_column=long")
+    with prefect_test_harness(server_startup_timeout=180):
+        run_stage(stages.parse_phrases, str(out), recipe(images, *given))
+    rows = [
+        row
+        for path in RunLayout(out).phrases.glob("*.parquet")
+        for row in read_table(path, ["key", "caption"]).to_pylist()
+    ]
+    assert {row["key"]: row["caption"] for row in rows} == {"k0": "two red cars by a lake", "k1": "a black dog"}

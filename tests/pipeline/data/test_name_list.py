@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,10 +13,15 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-import model.grounding  # noqa: F401  # so that no example waits for torch
+import pipeline
+from model.grounding import SEPARATOR  # imports torch, so that no example waits for it
+from pipeline.annotators.tokenizers import token_counts
+from pipeline.annotators.windows import class_queries
 from pipeline.data.name_list import NameList, footer_names, read_names
 from pipeline.errors import InputError
+from pipeline.io.model_folder import MINILM_PACKAGE
 from pipeline.io.tables import footer, read_table, write_table
 
 word = st.text("abcdefghijklmnopqrstuvwxyzäß猫", min_size=1, max_size=6)
@@ -103,11 +110,36 @@ def test_words_of_sets_give_their_names():
     assert (len(voc.names), voc.names[0], voc.names[-1]) == (20, "aeroplane", "tvmonitor")
 
 
+def test_lists_of_the_package():
+    lvis, new, old = (read_names(word) for word in ("LVIS", "objects365", "objects365-v1"))
+    assert read_names("lvis-v1") == lvis and read_names("objects365-v2") == new
+    assert (len(lvis.names), lvis.names[:2], lvis.names[-1]) == (1203, ("aerosol_can", "air_conditioner"), "zucchini")
+    assert not any(lvis.synonyms) and lvis.phrases[0] == ("aerosol can", 0)
+    assert (len(new.names), len(old.names), new.names[:2]) == (365, 365, ("Person", "Sneakers"))
+    assert dict(zip(new.names, new.synonyms, strict=True))["Bakset"] == ("Basket",) and not any(old.synonyms)
+
+
+def test_lvis_is_14_texts_to_glip():
+    folder = str(resources.files(MINILM_PACKAGE).joinpath("model"))  # its vocabulary is bert-base-uncased's, as GLIP's
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lvis = read_names("lvis")
+    texts = list(class_queries([t for t, _ in lvis.phrases], lambda t: token_counts(tokenizer, [t])[0], 256, SEPARATOR))
+    assert len(texts) == 14 and sum(len(query.phrases) for query in texts) == 1203
+    assert max(len(tokenizer(query.text)["input_ids"]) for query in texts) <= 256
+
+
+def test_a_wheel_has_the_lists():
+    root = Path(pipeline.__file__).parent
+    tool = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]
+    packed = {path for glob in tool["setuptools"]["package-data"]["pipeline"] for path in root.glob(glob)}
+    lists = set((root / "data/names").iterdir())
+    assert len(lists) == 3 and lists <= packed
+
+
 @pytest.mark.parametrize(
     ("word", "files"),
     [
-        ("lvis", "lvis/lvis_v1_train.json or the lvis_train.dataset.json that ingest wrote"),
-        ("objects365", r"objects365\S*\.json or the \S+\.dataset\.json that ingest wrote"),
+        ("openimages", r"the \w+\.dataset\.json that ingest wrote"),
         ("v3det", "a .json list, or annotations with COCO's categories"),
     ],
 )

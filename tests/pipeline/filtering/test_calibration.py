@@ -189,10 +189,11 @@ def sample_of(bands):
 
 def fit_it(bands, precision=0.75, by="estimate", min_labels=4):
     starts = sorted({0, *(10**b for b in bands if b)})
-    pooled, fits = fit(sample_of(bands), starts, precision, by, min_labels)
+    pooled, fits = fit(sample_of(bands), len(starts), precision, by, min_labels)
     return Thresholds(
-        precision=precision, by=by, min_labels=min_labels, iou=0.5, rules={}, inputs={}, pooled=pooled, bands=fits
-    )
+        precision=precision, by=by, min_labels=min_labels, iou=0.5, rules={}, inputs={}, pooled=pooled,
+        bands=[{**own, "from_mentions": start} for own, start in zip(fits, starts, strict=True)],
+    )  # fmt: skip
 
 
 def test_bands_by_hand():

@@ -15,7 +15,9 @@ from pipeline.data.name_list import footer_names
 from pipeline.data.records import LABELS, NAMED_LABELS
 from pipeline.errors import InputError
 from pipeline.evaluation.label_quality import label_quality
+from pipeline.filtering.calibration import lines
 from pipeline.filtering.counting import count_phrases
+from pipeline.filtering.thresholds import NameThresholds, read_thresholds
 from pipeline.io.tables import footer, read_table
 from pipeline.stages.jobs import Calibrate, FilterBoxes
 from tests.fixtures.names import NAMES, named, write_named
@@ -195,3 +197,62 @@ def test_gold_is_matched_by_name(tmp_path, caplog):
     write_gold(tmp_path / "gold" / "00000.parquet", [row | {"phrase": f"red {row['phrase']}"} for row in gold])
     assert label_quality(tmp_path / "labels", tmp_path / "gold")["all"]["correct"] == 0
     assert "found no gold box of its class names; want gold tables whose phrase is the name" in caplog.text
+
+
+def gold_rows(right):
+    """A gold box for each (key, name, box)."""
+    corners = ("x1", "y1", "x2", "y2")
+    return [
+        {"key": key, "phrase": name, "novel": False, "start": 0, "end": 1, **dict(zip(corners, map(float, box)))}
+        for key, name, box in right
+    ]
+
+
+@pytest.mark.parametrize("include_equal", [False, True])
+def test_calibrate_fits_a_threshold_for_each_name(include_equal, tmp_path):
+    rng, rows, right = np.random.default_rng(0), [], []
+    share_right = {"dog": lambda score: score > 0.4, "cat": lambda score: score > 0.7, "zebra": lambda _: False}
+    for image in range(60):
+        for name, is_right in share_right.items():
+            score = round(float(rng.uniform(0.1, 0.5 if name == "zebra" else 1)), 2)
+            text = name if name != "dog" or image % 2 else "hound"
+            rows.append(named(text, score, key=f"k{image:02d}"))
+            if is_right(score):
+                right.append((f"k{image:02d}", name, (0, 0, 10, 10)))
+    rows += [named("fork lift", 0.3 + 0.2 * n, key=f"k{n:02d}") for n in range(3)]
+    right += [("k01", "fork_lift", (0, 0, 10, 10)), *((f"k{n:02d}", "a tree", FAR) for n in range(60))]
+    regions = write_named(tmp_path / "regions" / "00000.parquet", rows)
+    write_gold(tmp_path / "gold" / "00000.parquet", gold_rows(right))
+    config = FilterConfig(include_equal=include_equal)
+    job = Calibrate(
+        regions=regions, gold=tmp_path / "gold", out=tmp_path / "t.json", precision=0.9, min_labels=10, settings=config
+    )
+    result = job.run()
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert sorted(written) == sorted(NAMES.names) and isinstance(read_thresholds(tmp_path / "t.json"), NameThresholds)
+    fits = {fit.name: fit for fit in result.names}
+    assert {name: fit.status for name, fit in fits.items()} == {
+        "dog": "fitted", "cat": "fitted", "zebra": "closed", "fork_lift": "pooled",
+    }  # fmt: skip
+    assert written["zebra"] is None and fits["fork_lift"].threshold == result.pooled.threshold
+    assert fits["dog"].threshold < fits["cat"].threshold < 0.75 and fits["dog"].gold == fits["dog"].correct
+    assert (fits["fork_lift"].labels, fits["fork_lift"].gold) == (3, 1)
+    table = lines(result)
+    assert [line.split()[0] for line in table] == ["name", *NAMES.names] and "nothing reaches it" in table[1]
+
+    FilterBoxes(regions=regions, out=tmp_path / "labels", settings=config, thresholds=tmp_path / "t.json").run()
+    labels = read_table(tmp_path / "labels" / "00000.parquet", NAMED_LABELS).to_pylist()
+    kept = [r for r in labels if r["status"] == "keep"]
+    golds = {(key, name) for key, name, _ in right}
+    for name, fit in fits.items():
+        mine = [r for r in kept if r["name"] == name]
+        assert len(mine) == fit.kept and sum((r["key"], name) in golds for r in mine) == fit.kept_correct
+        assert fit.status == "pooled" or not mine or fit.precision >= 0.9
+
+
+def test_calibrate_refuses_shards_of_other_names(tmp_path):
+    for number, names in enumerate((NAMES, NAMES.model_copy(update={"names": ("zebra", "dog", "fork_lift", "cow")}))):
+        write_named(tmp_path / "regions" / f"{number}.parquet", [named("dog", 0.9)], names)
+        write_gold(tmp_path / "gold" / f"{number}.parquet", gold_rows([("a", "dog", (0, 0, 10, 10))]))
+    with pytest.raises(InputError, match=r"1\.parquet: found other class names than .*0\.parquet's"):
+        Calibrate(regions=tmp_path / "regions", gold=tmp_path / "gold", out=tmp_path / "t.json").run()

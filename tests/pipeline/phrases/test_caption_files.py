@@ -169,7 +169,7 @@ def test_files_that_are_no_captions_are_named(name, content, error, tmp_path):
 
 def test_a_damaged_file_fails_the_shard_with_its_name(tars, tmp_path):
     (tmp_path / "c.jsonl").write_text('{"key": "00000", "caption": "a dog"}\n{"key": 1, "caption": "a cat"}\n')
-    with pytest.raises(RunError, match=r"c\.jsonl: found captions that cannot be read .*want a Parquet, CSV or JSON"):
+    with pytest.raises(RunError, match=r"c\.jsonl: found rows that cannot be read .*want a Parquet, CSV or JSON"):
         parsed(tars, tmp_path / "c.jsonl", tmp_path / "out")
 
 

@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.io.paths import stem
 from pipeline.runs.excluded_shards import crawl_shards
 from pipeline.runs.layout import RunLayout
+from pipeline.runs.plan import settings_lines
 from pipeline.runs.preflight import file_problems, recipe_problems, refuse, with_absolute_paths
 
 
@@ -55,6 +56,25 @@ def test_images_and_names_are_enough_too(tmp_path, crawl):
     given = (f"teacher.init={model_folder(tmp_path / 'glip')}", f"data.images={crawl}", "data.names='dog. fork lift'")
     config = own(*given, "parse_phrases.spacy_model=none_such")  # no caption is parsed
     assert recipe_problems(config, RunLayout(tmp_path / "run")) == []
+
+
+def test_images_and_captions_are_enough_too(tmp_path, crawl):
+    (tmp_path / "c.csv").write_text("key,long_caption\na,a dog\n")
+    given = (f"teacher.init={model_folder(tmp_path / 'glip')}", f"data.captions={tmp_path}/c.csv")
+    column = "data.caption_column=long_caption"
+    config = own(*given, f"data.images={crawl}", column)
+    assert recipe_problems(config, RunLayout(tmp_path / "run")) == []
+    assert any(f"; captions {tmp_path}/c.csv" in line for line in settings_lines(config))
+    (line,) = recipe_problems(own(*given, f"data.crawl={crawl}"), RunLayout(tmp_path / "run"))
+    assert line.startswith(f"data.captions: {tmp_path}/c.csv: found columns key, long_caption; want a column caption")
+    (line,) = recipe_problems(own(*given, f"data.crawl={crawl}", "data.names=dog", column), RunLayout(tmp_path / "run"))
+    assert line == "data.captions: found it beside data.names; want one of them"
+    (line,) = recipe_problems(own(given[0], f"data.crawl={crawl}", column), RunLayout(tmp_path / "run"))
+    assert line == "data.caption_key, data.caption_column: they are of data.captions; found no such file"
+
+
+def test_settings_without_captions_are_as_they_were():
+    assert not any("caption" in name for name in own().data.model_dump(mode="json"))
 
 
 def test_every_wrong_path_is_a_line(tmp_path, crawl):
@@ -150,9 +170,11 @@ def test_paths_are_made_absolute_and_names_and_urls_stay(tmp_path, monkeypatch):
             "data.manifest=coco",
             "model.text_encoder=minilm",
             "data.gold=gold",
+            "data.captions=c.csv",
         )
     )
     assert config.teacher.init == f"{tmp_path}/glip" and config.data.gold == f"{tmp_path}/gold"
+    assert config.data.captions == f"{tmp_path}/c.csv"
     assert config.data.crawl == (f"{tmp_path}/crawl", "s3://b/{0..9}.tar", "/abs/*.tar")
     assert (config.data.manifest, config.data.root, config.model.text_encoder) == ("coco", str(tmp_path), "minilm")
     assert with_absolute_paths(load_recipe("demo")) == load_recipe("demo")

@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # --- what it reads
 
 
-@pytest.mark.parametrize("to", ["coco", "odvg", "glip", "fiftyone", "yolo"])
+@pytest.mark.parametrize("to", ["coco", "odvg", "glip", "fiftyone", "yolo", "voc"])
 def test_labels_linked_shards_and_copied_shards_give_the_same(store, tmp_path, to):
     """A label store with its crawl, and what build-shards makes of it, with the images or with links to them."""
     copied, linked = exports.build(store, tmp_path / "copied"), exports.build(store, tmp_path / "linked", link=True)
@@ -274,7 +274,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
         ([mixed, store / "labels"], "export them one after the other"),
         ([mixed, "--shards", crawl], "are for a label store"),
         ([mixed, "--dataset", "mine"], "--dataset is for a label store"),
-        ([mixed, "--classes", "root"], "--classes is of yolo and coco"),
+        ([mixed, "--classes", "root"], "--classes is of yolo, coco and voc"),
         ([mixed, "--val-share", "0.2"], "--val-share is of yolo"),
         ([mixed / "det.dataset.json"], "found a file with another suffix"),
         ([mixed / "*-9.tar"], "matches no file"),
@@ -291,10 +291,10 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(mixed, store, tmp_p
         (tmp_path / "out" / export.BEGUN).unlink(missing_ok=True)
     done = call(tmp_path / "only", "--to", "glip", "--out", tmp_path / "out")
     assert done.exit_code == 2 and "--to coco" in done.output
-    done = call(mixed, "--to", "voc", "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "--to voc: want one of coco, odvg" in done.output
-    with pytest.raises(InputError, match="--to voc: want one of coco, odvg"):
-        ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="voc").run()
+    done = call(mixed, "--to", "pascal", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "--to pascal: want one of coco, odvg" in done.output
+    with pytest.raises(InputError, match="--to pascal: want one of coco, odvg"):
+        ExportLabels(dirs=[str(mixed)], out=tmp_path / "out", to="pascal").run()
 
 
 def test_an_export_that_wrote_nothing_keeps_no_other_out(tmp_path):
