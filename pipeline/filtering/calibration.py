@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import FilterConfig
+from pipeline.data.verdicts import Verdicts
 from pipeline.errors import InputError, RunError
 from pipeline.execution.progress import Progress, Silent
 from pipeline.filtering.fitted import FilterTables, load_tables
@@ -19,6 +20,7 @@ from pipeline.filtering.gold import GoldMatcher, comparable, gold_tables, read_g
 from pipeline.filtering.rules import apply_rules, open_regions, scores, versioned
 from pipeline.filtering.store import RegionShard
 from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES, Band, Fit, NameFit, Thresholds, band_of
+from pipeline.filtering.verdicts import JoinedVerdicts
 from pipeline.io.atomic import write_json
 from pipeline.io.files import require_files
 from pipeline.io.hashing import digest_file, digest_json
@@ -55,9 +57,10 @@ class Sample:
 def calibrate(
     config: FilterConfig,
     regions: Sequence[str],
-    gold: str | Path,
+    gold: str | Path | None,
     out: str | Path,
     *,
+    verdicts: str | Path | None = None,
     precision: float = 0.9,
     counts: str | Path | None = None,
     bands: Sequence[int] = BANDS,
@@ -66,13 +69,15 @@ def calibrate(
     iou: float = 0.5,
     progress: Progress = Silent(),
 ) -> Thresholds:
-    """Find thresholds on a sample of regions with gold boxes, and write them to ``out``.
+    """Find thresholds on a sample of regions with gold boxes or verdicts, and write them to ``out``.
 
     Rules for single regions are applied as configured; the threshold, caps and rules for whole
-    images are disabled. Only images with rows in the gold tables count. For regions of class names, without
+    images are disabled. Only images with rows in the gold tables count, or only regions that verdicts
+    judge, which should be of a random sample. For regions of class names, without
     ``counts``, each name has a threshold, and the file is of :class:`NameThresholds`.
 
     Args:
+        gold: folder of gold tables. verdicts: folder of verdicts; one of the two.
         precision: required share of correct labels, 0..1.
         counts: output of count-phrases; without it there is one band, or one threshold for each class name.
         bands: numbers of mentions at which the second and later bands begin.
@@ -83,7 +88,7 @@ def calibrate(
         iou: minimum IoU of a correct label with its gold box.
 
     Raises:
-        InputError: an input is missing, no shard has gold boxes, or shards are of different class names.
+        InputError: an input is missing, no shard has gold boxes or verdicts, or shards are of different class names.
         RunError: no band reaches the precision.
     """
     require_files(regions)
@@ -94,25 +99,22 @@ def calibrate(
             f"{counts}: has phrases from {fitted.counts.min_count} mentions on, but the second band begins at "
             f"{starts[1]}; run count-phrases --min-count {starts[1]}"
         )
-    golds = {name: path for name, path in gold_tables(gold).items() if name in {stem(p) for p in regions}}
-    if not golds:
-        raise InputError(f"{gold}: has no gold table with the name of a shard")
-    progress.begin("calibrate", len(golds), "shards")
+    truths = _truths(gold, verdicts, [stem(p) for p in regions])
+    progress.begin("calibrate", len(truths), "shards")
     rules = config.model_copy(update=CALIBRATION_OVERRIDES)
     samples, boxes = [], 0
-    measured = [path for path in regions if stem(path) in golds]
+    measured = [path for path in regions if stem(path) in truths]
     names = RegionShard(measured[0]).names if counts is None else None
-    for path in regions:
-        if stem(path) in golds:
-            if counts is None and RegionShard(path).names != names:
-                raise InputError(f"{path}: found other class names than {measured[0]}'s; want regions of one run")
-            samples.append(_sample(path, golds[stem(path)], rules, fitted, starts, iou, boxes))
-            boxes += len(samples[-1].gold_band)
-            progress.advance(1, "shards")
+    for path in measured:
+        if counts is None and RegionShard(path).names != names:
+            raise InputError(f"{path}: found other class names than {measured[0]}'s; want regions of one run")
+        samples.append(_sample(path, truths[stem(path)], rules, fitted, starts, iou, boxes))
+        boxes += len(samples[-1].gold_band)
+        progress.advance(1, "shards")
     sample = Sample(*(np.concatenate([getattr(s, f) for s in samples]) for f in Sample.__dataclass_fields__))
     inputs = {
-        "regions": digest_json({stem(p): digest_file(p) for p in regions if stem(p) in golds}),
-        "gold": digest_json({name: digest_file(p) for name, p in golds.items()}),
+        "regions": digest_json({stem(p): digest_file(p) for p in measured}),
+        "gold" if verdicts is None else "verdicts": digest_json({name: t.digest() for name, t in truths.items()}),
     } | ({} if counts is None else {"counts": digest_file(counts)})
     groups = len(starts) if names is None else len(names.names)
     pooled, fits = fit(sample, groups, precision, by, min_labels)
@@ -135,27 +137,86 @@ def _at_least(threshold: float | None, include_equal: bool) -> float | None:
     return min(1.0, float(np.nextafter(np.float32(threshold), np.float32(2))))
 
 
+@dataclass(frozen=True)
+class _Gold:
+    """Gold table of a shard."""
+
+    path: str
+
+    def digest(self) -> str:
+        return digest_file(self.path)
+
+    def match(self, shard: RegionShard, keeps: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """(labels that count (size,); gold box of each, -1 for none (size,); phrase of each gold box)."""
+        truth, (codes, keys) = read_gold(self.path), shard.keys()
+        labels = keeps & truth.has(keys)[codes]
+        truth, start, end = comparable(truth, shard)
+        matcher = GoldMatcher(truth, codes, keys, start, end, shard.boxes(), shard.numbers("score"), iou)
+        return labels, matcher.match(labels), truth.phrases
+
+
+@dataclass(frozen=True)
+class _Verdicts:
+    """Verdicts on a shard; its gold boxes are the correct regions, and the boxes that were missing."""
+
+    verdicts: pa.Table
+
+    def digest(self) -> str:
+        return digest_json(sorted(self.verdicts["id"].to_pylist()))
+
+    def match(self, shard: RegionShard, keeps: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """As of :class:`_Gold`."""
+        judged, correct = JoinedVerdicts(shard, self.verdicts).judge(shard, iou)
+        taken = np.full(shard.size, -1)
+        taken[correct] = np.arange(int(correct.sum()))
+        codes, texts = shard.texts()
+        missing = [row for row in self.verdicts.select(["verdict", "phrase", "boxes"]).to_pylist()
+                   if row["verdict"] == "missing"]  # fmt: skip
+        more = pa.array([row["phrase"].lower() for row in missing for _ in row["boxes"]], pa.string())
+        return keeps & judged, taken, pa.concat_arrays([texts.take(pa.array(codes[correct])).cast(pa.string()), more])
+
+
+def _truths(
+    gold: str | Path | None, verdicts: str | Path | None, shards: Sequence[str]
+) -> dict[str, _Gold] | dict[str, _Verdicts]:
+    """Shard -> its gold or verdicts."""
+    if (gold is None) == (verdicts is None):
+        raise InputError("calibrate: want either --gold or --verdicts")
+    if gold is not None:
+        golds = {name: _Gold(path) for name, path in gold_tables(gold).items() if name in shards}
+        if not golds:
+            raise InputError(f"{gold}: has no gold table with the name of a shard")
+        return golds
+    decided = Verdicts.read(str(verdicts))
+    decided.warn_of_unknown_shards(shards)
+    if not (of_shards := {name: _Verdicts(table) for name, table in decided.shards.items() if name in shards}):
+        raise InputError(f"{verdicts}: found no verdict; want some on these regions")
+    return of_shards
+
+
 def _sample(
-    path: str, gold: str, config: FilterConfig, fitted: FilterTables, starts: list[int], iou: float, offset: int
+    path: str,
+    truth: _Gold | _Verdicts,
+    config: FilterConfig,
+    fitted: FilterTables,
+    starts: list[int],
+    iou: float,
+    offset: int,
 ) -> Sample:
-    shard, truth = open_regions(path, config), read_gold(gold)
-    codes, keys = shard.keys()
-    labels = apply_rules(shard, config).keeps & truth.has(keys)[codes]
+    shard = open_regions(path, config)
+    labels, matched, phrases = truth.match(shard, apply_rules(shard, config).keeps, iou)
     text_codes, texts = shard.texts()
     score = scores(shard, config)
-    truth, start, end = comparable(truth, shard)
-    matched = GoldMatcher(truth, codes, keys, start, end, shard.boxes(), score, iou).match(labels)
     if fitted.counts is None and shard.names is not None:
         known = pa.array([name.lower() for name in shard.names.names], pa.string())
         band, gold_band = (
-            pc.fill_null(pc.index_in(t, value_set=known), -1).to_numpy(zero_copy_only=False)
-            for t in (texts, truth.phrases)
+            pc.fill_null(pc.index_in(t, value_set=known), -1).to_numpy(zero_copy_only=False) for t in (texts, phrases)
         )
     elif fitted.counts is None:
-        band, gold_band = np.zeros(len(texts), np.int64), np.zeros(len(truth), np.int64)
+        band, gold_band = np.zeros(len(texts), np.int64), np.zeros(len(phrases), np.int64)
     else:
         band = band_of(starts, fitted.counts.of(texts)[0])
-        gold_band = band_of(starts, fitted.counts.of(truth.phrases)[0])
+        gold_band = band_of(starts, fitted.counts.of(phrases)[0])
     return Sample(
         score[labels],
         (matched >= 0)[labels],

@@ -307,7 +307,10 @@ class Calibrate(WholeJob["Thresholds"]):
 
     stage, section, entry = "calibrate", "filter_boxes", "thresholds:calibrate"
     regions: Paths = Field(description=REGIONS)
-    gold: PathText = Field(description="Folder of ground-truth tables, named as the shards are.")
+    gold: PathText | None = Field(None, description="Folder of ground-truth tables, named as the shards are.")
+    verdicts: PathText | None = Field(
+        None, description="In place of ground truth: folder of verdicts on a random sample of the regions."
+    )
     out: PathText = Field(description="JSON file for the thresholds.")
     settings: FilterConfig = FilterConfig()
     precision: float = Field(0.9, ge=0, le=1, description="Share of the kept boxes that must be correct.")

@@ -32,6 +32,6 @@ def calibrate(job: Calibrate) -> Thresholds:
     """Run :func:`pipeline.filtering.calibration.calibrate`."""
     return calibration.calibrate(
         job.settings, expand_shards(job.regions, suffix=".parquet"), job.gold, job.out,
-        precision=job.precision, counts=job.counts, bands=job.bands, by=job.by, min_labels=job.min_labels, iou=job.iou,
-        progress=job.progress,
+        verdicts=job.verdicts, precision=job.precision, counts=job.counts, bands=job.bands, by=job.by,
+        min_labels=job.min_labels, iou=job.iou, progress=job.progress,
     )  # fmt: skip

@@ -9,13 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import FilterConfig
 from pipeline.data.records import REGIONS
 from pipeline.data.verdicts import VerdictLog, Verdicts
 from pipeline.errors import InputError
 from pipeline.evaluation.label_qa import write_verdict_qa
+from pipeline.filtering.gold import GoldMatcher, read_gold
+from pipeline.filtering.rules import apply_rules, open_regions
 from pipeline.filtering.store import RegionShard
+from pipeline.filtering.thresholds import CALIBRATION_OVERRIDES
 from pipeline.filtering.verdicts import JoinedVerdicts
 from pipeline.io.tables import read_table
+from pipeline.stages.jobs import Calibrate
 from tests.fixtures.names import named, write_named
 from tests.fixtures.regions import random_rows, region, table_of, write, write_store
 from tests.fixtures.verdicts import verdict
@@ -119,3 +124,39 @@ def test_label_quality_by_verdicts(tmp_path):
         with VerdictLog(tmp_path / "other") as log:
             log.append(verdict(shard=paths[0][-13:-8], key="none"))
         write_verdict_qa(str(tmp_path / "regions"), tmp_path / "other", tmp_path / "qa", [90])
+
+
+def test_calibration_by_verdicts_is_that_by_gold(tmp_path):
+    """A reviewer who reads the gold and judges everything leads to the same thresholds, but for what nobody boxed."""
+    paths = write_store(tmp_path, shards=3)[:2]
+    config = FilterConfig(best_per_phrase=1)
+    by_gold = Calibrate(
+        regions=paths, gold=tmp_path / "gold", out=tmp_path / "gold.json", settings=config, precision=0.4, min_labels=10
+    ).run()
+    with VerdictLog(tmp_path / "verdicts") as log:
+        for path in paths:
+            shard, gold = (
+                open_regions(path, config.model_copy(update=CALIBRATION_OVERRIDES)),
+                read_gold(tmp_path / "gold" / f"{path[-13:-8]}.parquet"),
+            )
+            labels = apply_rules(shard, config.model_copy(update=CALIBRATION_OVERRIDES)).keeps
+            codes, keys = shard.keys()
+            right = GoldMatcher(
+                gold, codes, keys, shard.numbers("start"), shard.numbers("end"), shard.boxes(), shard.numbers("score"),
+                0.5,
+            ).match(labels & gold.has(keys)[codes]) >= 0  # fmt: skip
+            phrases, texts, boxes = shard.column("phrase").to_pylist(), keys.to_pylist(), shard.boxes().tolist()
+            for i in np.flatnonzero(labels & gold.has(keys)[codes]):
+                log.append(verdict(
+                    "accept" if right[i] else "reject", shard=shard.name, key=texts[codes[i]], phrase=phrases[i],
+                    start=int(shard.numbers("start")[i]), end=int(shard.numbers("end")[i]), box=tuple(boxes[i]),
+                ))  # fmt: skip
+    by_verdicts = Calibrate(
+        regions=paths, verdicts=tmp_path / "verdicts", out=tmp_path / "v.json", settings=config, precision=0.4,
+        min_labels=10,
+    ).run()  # fmt: skip
+    for name in ("threshold", "kept", "kept_correct", "found", "labels", "correct"):
+        assert getattr(by_verdicts.pooled, name) == getattr(by_gold.pooled, name), name
+    assert by_verdicts.pooled.gold == by_verdicts.pooled.correct < by_gold.pooled.gold
+    with pytest.raises(InputError, match="want either --gold or --verdicts"):
+        Calibrate(regions=paths, out=tmp_path / "none.json").run()
