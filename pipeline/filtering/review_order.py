@@ -32,9 +32,7 @@ def uncertain(score: np.ndarray, threshold: float, verified: np.ndarray | None =
     return np.abs(score - threshold) if verified is None else np.abs(verified - 0.5)
 
 
-def disagreement(
-    score: np.ndarray, agreed: np.ndarray | None, stores: int, verified: np.ndarray | None
-) -> np.ndarray:
+def disagreement(score: np.ndarray, agreed: np.ndarray | None, stores: int, verified: np.ndarray | None) -> np.ndarray:
     """(n,) rank, smaller first: the share of ``stores`` that lack the region, or the verifier's distance from the
     score, whichever is larger."""
     zero = np.zeros(len(score))

@@ -376,7 +376,9 @@ class ReviewStore:
             row = _find(shard, given)
         if row is None:
             what = f"key {given.key}" if given.box is None else f"region of {given.phrase!r} at {list(given.box)}"
-            raise InputError(f"{given.shard}/{given.key}: found no {what}; the store was written anew since it was shown")
+            raise InputError(
+                f"{given.shard}/{given.key}: found no {what}; the store was written anew since it was shown"
+            )
         if given.box is None and given.boxes:
             self._check_phrase(shard, given)
         height, width = (int(shard.numbers(side)[row]) for side in ("height", "width"))
