@@ -58,8 +58,9 @@ def image_order(rank: np.ndarray, draw: np.ndarray, image: np.ndarray) -> tuple[
         (n,) regions in order, and the position in it at which each image begins.
     """
     order = np.lexsort((draw, rank))
-    images, first, of = np.unique(image[order], return_index=True, return_inverse=True)
-    order = order[np.argsort(first[of], kind="stable")]
+    first = np.empty(int(image.max(initial=0)) + 1, np.int64)
+    first[image[order][::-1]] = np.arange(len(order))[::-1]  # of those written to one place, the last one stays
+    order = order[np.argsort(first[image[order]], kind="stable")]
     return order, np.flatnonzero(np.diff(image[order], prepend=-1))
 
 

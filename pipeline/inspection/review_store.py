@@ -33,7 +33,7 @@ from pipeline.filtering.review_order import (
     strata_of,
     uncertain,
 )
-from pipeline.filtering.store import BOX, RegionShard
+from pipeline.filtering.store import BOX, RegionShard, as_numpy
 from pipeline.filtering.verdicts import JoinedVerdicts
 from pipeline.inspection.label_store import CrawlImages
 from pipeline.io.hashing import digest_json
@@ -126,7 +126,7 @@ class ReviewStore:
         """(a shard with only its regions to review, (total,) bool of them)."""
         shard = RegionShard(self._files[self._shards[number]])
         if "status" in shard.columns:
-            kept = pc.equal(shard.column("status").cast(pa.string()), "keep").to_numpy(zero_copy_only=False)
+            kept = as_numpy(pc.equal(shard.column("status").cast(pa.string()), "keep").cast(pa.uint8())) == 1
         else:
             kept = shard.numbers("score") > np.float32(self._options.least)
         shard.restrict(kept)
