@@ -33,13 +33,13 @@ from tests.fixtures.crawl import jpeg
 from tests.fixtures.regions import region, table_of, write
 
 ROOT = Path(__file__).resolve().parents[3]
-CAPTION = "a dog 🐕 and a red car by a lake"
+CAPTION = "a dog 🐕 and a red car by a lake </script><img src=x onerror=\"document.title='owned'\">"
 SPANS = {"dog": (2, 5), "red car": (14, 21), "lake": (27, 31)}
 TOKEN = "t0ken"
 
 
 def write_inputs(root: Path, shards: int = 2, images: int = 6, size: tuple[int, int] = (320, 240)) -> Path:
-    """``regions``, ``crawl`` and ``phrases``: a dog and a red car an image, of rising scores; the lake has no region."""
+    """``regions``, ``crawl``, ``phrases``: a dog and a red car an image, of rising scores; the lake has no region."""
     for name in ("regions", "crawl", "phrases"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
@@ -145,8 +145,8 @@ def test_other_hosts_and_origins_are_refused(port, root):
 
 @pytest.mark.parametrize(
     "path",
-    ["/image/12", "/image/-1", "/stop/12", "/stop/x", "/../etc/passwd", "/%2e%2e/etc/passwd", "/review.html", "/server.py",
-     "/image/..%2f..%2fetc%2fpasswd", "//etc/passwd", "/docs"],
+    ["/image/12", "/image/-1", "/stop/12", "/stop/x", "/../etc/passwd", "/%2e%2e/etc/passwd", "/review.html",
+     "/server.py", "/image/..%2f..%2fetc%2fpasswd", "//etc/passwd", "/docs"],
 )  # fmt: skip
 def test_nothing_else_is_served(port, path):
     assert ask(port, path)[0] == 404
@@ -169,7 +169,7 @@ def test_a_stop_has_image_caption_phrases_and_regions(root):
     assert image["caption"] == CAPTION and [p["phrase"] for p in image["phrases"]] == list(SPANS)
     assert [CAPTION[p["start"] : p["end"]] for p in image["phrases"]] == list(SPANS)
     assert [r["box"] for r in image["regions"]] == [[20.5, 30.25, 90.5, 150.125], [140.5, 30.25, 220.5, 150.125]]
-    assert len(set(p["colour"] for p in image["phrases"])) == 3 and sorted(shown["due"]) == [
+    assert len({p["colour"] for p in image["phrases"]}) == 3 and sorted(shown["due"]) == [
         r["region"] for r in image["regions"]
     ]
     assert store.image(image["number"]).startswith(b"\xff\xd8") and store.image(12) is None and store.stop(12) is None
@@ -306,8 +306,11 @@ def test_the_estimate_is_of_the_first_regions_of_the_sample(root, order):
 
 
 def test_regions_of_class_names(tmp_path):
-    rows = [region(key=f"{n:03d}", phrase=name, phrase_row=i, start=i, end=i + 3, box=(5 * i, 0, 5 * i + 20, 20)) for n in range(2)
-            for i, name in enumerate(("cat", "fork lift"))]  # fmt: skip
+    rows = [
+        region(key=f"{n:03d}", phrase=name, phrase_row=i, start=i, end=i + 3, box=(5 * i, 0, 5 * i + 20, 20))
+        for n in range(2)
+        for i, name in enumerate(("cat", "fork lift"))
+    ]
     table = table_of(rows).append_column("name", pa.array([row["phrase"] for row in rows]))
     (tmp_path / "regions").mkdir()
     write(tmp_path / "regions" / "0.parquet", table, {"names": json.dumps({"names": ["cat", "fork lift", "dog"]})})

@@ -18,7 +18,7 @@ from pipeline.data.verdicts import Verdicts, read_log
 from tests.fixtures.browser import browser as browser
 from tests.fixtures.browser import until
 from tests.fixtures.servers import free_port
-from tests.pipeline.report.test_review import ROOT, write_inputs
+from tests.pipeline.report.test_review import CAPTION, ROOT, write_inputs
 
 pytestmark = [
     pytest.mark.slow,
@@ -181,5 +181,6 @@ def test_a_sample_shows_its_estimate_and_hostile_captions_stay_text(page, tmp_pa
         for n in range(8):
             press(page, "a" if n % 4 else "r")
             until(page, f"document.getElementById('count').textContent.startsWith('{n + 1} of 24')")
+        assert page.locator("#caption").inner_text() == CAPTION and page.title() == f"review {root / 'regions'}"
         text = page.locator("#estimate").inner_text()
         assert re.match(r"precision 75\.0 % \(95 %: 40\.\d to 92\.\d\); 16 more for ±2 points$", text), text
