@@ -26,8 +26,8 @@ ORDERS = ("uncertain", "disagreement", "rare", "random", "stratified")
 @click.option(
     "--least",
     type=click.FloatRange(0, 1),
-    help="Score above which regions are reviewed; of labels, all kept ones are.  [default: the threshold, or its half with "
-    "uncertain]",
+    help="Score above which regions are reviewed; of labels, all kept ones are.  [default: the threshold; with "
+    "uncertain its half]",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the random orders, and of ties.")
 @click.option("--by", help="Name to state in the verdicts.  [default: the login name]")
