@@ -47,7 +47,9 @@ TURN = """async () => {
     const image = document.getElementById("image");
     if (shown() !== before && image.complete && image.naturalWidth && document.querySelector("#boxes g")) break;
   }
-  await document.getElementById("image").decode();
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+  canvas.drawImage(document.getElementById("image"), 0, 0);
+  canvas.getImageData(0, 0, 1, 1);
   document.getElementById("boxes").getBoundingClientRect();
   return performance.now() - began;
 }"""

@@ -292,7 +292,7 @@ class ReviewStore:
         of_phrase = shard.column("phrase" if shard.names is None else "name").take(pa.array(here)).to_pylist()
         evidence = {c: shard.numbers(c)[here] for c in _EVIDENCE if c in shard.columns}
         caption, phrases = (None, []) if shard.names is not None else self._caption(name, key)
-        order = {phrase: n for n, phrase in enumerate(phrases)}
+        order = {phrase: n for n, phrase in enumerate(dict.fromkeys(phrases))}
         regions = []
         for i, row in enumerate(here.tolist()):
             region = int(self._starts[number]) + row

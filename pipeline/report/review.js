@@ -518,6 +518,7 @@ function ordered([x1, y1], [x2, y2]) {
 view.addEventListener("wheel", event => { if (event.ctrlKey) { event.preventDefault(); scale(event.deltaY < 0 ? 1.2 : 1 / 1.2); } }, { passive: false });
 addEventListener("resize", fit);
 addEventListener("online", flush);
+addEventListener("unhandledrejection", event => say(`The page failed: ${event.reason}`, true));
 
 (async () => {
   try { start = await get("start"); } catch (error) { return say(`This cannot be shown: ${error.message}`, true); }

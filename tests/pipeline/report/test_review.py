@@ -25,7 +25,7 @@ from pipeline.data.records import PHRASES
 from pipeline.data.verdicts import Verdict, VerdictLog, Verdicts, read_log
 from pipeline.errors import InputError
 from pipeline.inspection.review_store import GivenVerdict, ReviewOptions, ReviewStore
-from pipeline.io.tables import write_table
+from pipeline.io.tables import read_table, write_table
 from pipeline.io.tars import write_tar
 from pipeline.report.review import review_application
 from pipeline.report.server import listen
@@ -173,6 +173,16 @@ def test_a_stop_has_image_caption_phrases_and_regions(root):
         r["region"] for r in image["regions"]
     ]
     assert store.image(image["number"]).startswith(b"\xff\xd8") and store.image(12) is None and store.stop(12) is None
+
+
+def test_a_phrase_that_is_listed_twice_is_one(root):
+    path = root / "phrases" / "00000.parquet"
+    table = read_table(path, PHRASES)
+    write_table(path, pa.concat_tables([table.slice(0, 1), table]), PHRASES, {})
+    store = open_store(root)
+    image = next(i for n in range(12) if (i := store.stop(n)["image"])["key"] == "000000000")
+    assert [p["phrase"] for p in image["phrases"]] == list(SPANS)
+    assert [image["phrases"][r["phrase"]]["phrase"] for r in image["regions"]] == ["dog", "red car"]
 
 
 def test_stops_are_images_near_the_threshold_first(root):
