@@ -118,7 +118,7 @@ class ReviewStore:
         self._of_phrases: dict[tuple[str, str], dict[Phrase, tuple[str, tuple[Box, ...]]]] = {}
         self._decision = np.zeros(len(self._image), np.uint8)
         self._judged, self._correct = (np.zeros(len(self._image), bool) for _ in range(2))
-        self._held = Verdicts(VERDICTS.empty_table())
+        self._held: dict[str, pa.Table] = {}
         if Path(verdicts).is_dir():
             self._read_verdicts(verdicts)
 
@@ -198,9 +198,9 @@ class ReviewStore:
 
     def _read_verdicts(self, folder: str | Path) -> None:
         log = read_log(folder)
-        self._held = Verdicts(log.filter(pc.equal(log["kind"], "person")))
+        self._held = Verdicts(log.filter(pc.equal(log["kind"], "person"))).shards
         for number, name in enumerate(self._shards):
-            if not len(table := self._held.of(name)):
+            if (table := self._held.get(name)) is None:
                 continue
             shard, first = self._open(number)[0], int(self._starts[number])
             joined = JoinedVerdicts(shard, table)
@@ -289,7 +289,8 @@ class ReviewStore:
         name, key = self._shards[number], shard.keys()[1][code].as_py()
         here = np.flatnonzero(shard.keys()[0] == code)
         found = {column: shard.numbers(column)[here] for column in ("start", "end", "score", "height", "width", *BOX)}
-        of_phrase = shard.column("phrase" if shard.names is None else "name").take(pa.array(here)).to_pylist()
+        texts = shard.column("phrase" if shard.names is None else "name")
+        of_phrase = [texts[row].as_py() for row in here.tolist()]
         evidence = {c: shard.numbers(c)[here] for c in _EVIDENCE if c in shard.columns}
         caption, phrases = (None, []) if shard.names is not None else self._caption(name, key)
         order = {phrase: n for n, phrase in enumerate(dict.fromkeys(phrases))}
@@ -332,7 +333,7 @@ class ReviewStore:
     def _phrase_verdicts(self, shard: str, key: str) -> dict[Phrase, tuple[str, tuple[Box, ...]]]:
         """Decision and boxes of each phrase with a verdict as a whole."""
         if (shard, key) not in self._of_phrases:
-            table = self._held.of(shard)
+            table = self._held.get(shard, VERDICTS.empty_table())
             mine = table.filter(pc.and_(pc.equal(table["key"], key), pc.is_null(table["box"])))
             self._of_phrases[shard, key] = {
                 (verdict.start, verdict.end, verdict.phrase): (verdict.verdict, verdict.boxes) for verdict in rows(mine)
