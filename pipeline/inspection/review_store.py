@@ -116,8 +116,8 @@ class ReviewStore:
         self._seen: set[str] = set()
         self._fixed: dict[int, Box] = {}
         self._of_phrases: dict[tuple[str, str], dict[Phrase, tuple[str, tuple[Box, ...]]]] = {}
-        self._decision = np.zeros(len(self._image), np.uint8)
-        self._judged, self._correct = (np.zeros(len(self._image), bool) for _ in range(2))
+        self._decision = np.zeros(self.regions, np.uint8)
+        self._judged, self._correct = np.zeros(self.regions, bool), np.zeros(self.regions, bool)
         self._held: dict[str, pa.Table] = {}
         if Path(verdicts).is_dir():
             self._read_verdicts(verdicts)
@@ -163,8 +163,8 @@ class ReviewStore:
             if parts[column] and len(parts[column]) < len(self._shards):
                 raise InputError(f"{self._store}: found shards with and without {column}; want it in all or none")
         values = {name: np.concatenate(found) if found else None for name, found in parts.items()}
-        self._image = values["image"]
-        if self._image is None or not len(self._image):
+        self._image: np.ndarray = np.zeros(0, np.int64) if values["image"] is None else values["image"]
+        if not len(self._image):
             raise InputError(
                 f"{self._store}: found no region to review of {self.total:,} (score above {options.least:g}, or kept "
                 "labels); want a lower --threshold or --least"

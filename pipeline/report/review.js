@@ -159,8 +159,8 @@ async function show(n, which) {
   choose(which ?? Math.max(0, open));
   say("");
   forget();
-  for (let i = 1; i <= AHEAD; i++) if (n + i < start.stops) load(n + i).catch(() => {});
-  if (n) load(n - 1).catch(() => {});
+  const ahead = () => [1, 2, AHEAD, -1].map(i => n + i).filter(i => i >= 0 && i < start.stops).forEach(i => load(i).catch(() => {}));
+  drawn.complete ? ahead() : drawn.addEventListener("load", ahead, { once: true }); // this image first
 }
 /** The boxes of the image: regions to review in order, drawn ones, and its other regions. */
 function arrange() {
