@@ -14,6 +14,7 @@ import click
 from flows.server_checks import bypass_proxies, check_server
 from flows.server_settings import SERVER_SETTINGS
 from pipeline.cli.common import one_line_errors
+from pipeline.cli.review import review
 from pipeline.cli.signals import interruptible, say
 from pipeline.cli.view import view
 
@@ -292,6 +293,7 @@ def table(out: str) -> None:
 
 
 main.add_command(view)
+main.add_command(review)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ RUN_BY = {
     "prefect.md": "tests/flows/test_up.py",
     "python.md": "tests/test_python_docs.py",
     "recipes.md": "tests/pipeline/config/test_recipes.py",
+    "review.md": "tests/pipeline/report/test_review.py",
     "teachers.md": "tests/pipeline/annotators/test_teachers.py",
 }
 """Page -> the test that runs its commands' code on data of its own; here they are parsed as they are printed."""

@@ -11,6 +11,7 @@ from pipeline.cli.filter import calibrate, count_phrases, filter_boxes, merge_re
 from pipeline.cli.inspect import dedup, inspect
 from pipeline.cli.label import build_shards, label_images, parse_phrases, pseudo_label, rescore
 from pipeline.cli.predict import glip
+from pipeline.cli.review import review
 from pipeline.cli.run_job import run_job
 from pipeline.cli.train import train_student, train_teacher
 
@@ -30,6 +31,6 @@ def main() -> None:
 for _command in (
     make_demo_data, datasets, ingest, parse_phrases, pseudo_label, label_images, rescore, merge_regions, filter_boxes,
     count_phrases, calibrate, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect,
-    dedup, export_labels, import_verdicts, run_job, glip,
+    dedup, review, export_labels, import_verdicts, run_job, glip,
 ):  # fmt: skip
     main.add_command(_command)
