@@ -1,0 +1,136 @@
+"""A fitted verifier: the probability that a region is right, of boosted trees kept as plain arrays.
+
+A verifier is a folder with ``verifier.npz``, which holds numbers and names only, so that loading one
+runs no code of it, and the report of its fit.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.filtering.evidence import BUCKETS, Mentions, evidence
+from pipeline.filtering.store import RegionShard
+from pipeline.io.atomic import OutputFile, write_atomic
+from pipeline.io.files import file_size, read_bytes
+from pipeline.io.hashing import digest_file
+from pipeline.io.paths import join
+
+FILE = "verifier.npz"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Boosted regression trees, node by node; the root of tree i is node ``roots[i]``.
+
+    feature (n,): input that the node splits by, -1 of a leaf. threshold (n,): inputs up to it go
+    left. left, right (n,): nodes. missing_left (n,): whether nan goes left. value (n,): of leaves.
+    """
+
+    baseline: np.ndarray
+    roots: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    missing_left: np.ndarray
+    value: np.ndarray
+
+    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """(n,) float64 log odds of rows of inputs (n, features)."""
+        rows, total = np.arange(len(inputs)), np.full(len(inputs), float(self.baseline))
+        for root in self.roots.tolist():
+            node = np.full(len(inputs), root)
+            while len(inner := np.flatnonzero(self.feature[node] >= 0)):
+                at = node[inner]
+                x = inputs[rows[inner], self.feature[at]]
+                left = np.where(np.isnan(x), self.missing_left[at], x <= self.threshold[at])
+                node[inner] = np.where(left, self.left[at], self.right[at])
+            total += self.value[node]
+        return total
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A fitted verifier. inputs: names (:func:`pipeline.filtering.evidence.inputs_of`).
+
+    Of log odds between ``log_odds`` (k,), ascending, the probabilities are interpolated between
+    ``probability`` (k,).
+    """
+
+    inputs: tuple[str, ...]
+    trees: Trees
+    log_odds: np.ndarray
+    probability: np.ndarray
+    mentions: Mentions
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """(n,) float32 probabilities of rows of inputs (n, len(self.inputs))."""
+        return np.interp(self.trees(inputs), self.log_odds, self.probability).astype(np.float32)
+
+    def verify(self, shard: RegionShard) -> np.ndarray:
+        """(size,) float32 probabilities that a whole shard's regions are right.
+
+        Raises:
+            InputError: the store lacks a column that the verifier was fitted with.
+        """
+        return self.predict(evidence(shard, self.inputs, self.mentions))
+
+    def write(self, folder: str | Path) -> OutputFile:
+        """Write ``verifier.npz``; the same verifier gives the same bytes."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, version=np.array(VERSION), inputs=np.array(self.inputs), log_odds=self.log_odds,
+            probability=self.probability, mentions=self.mentions.counts,
+            **{field.name: getattr(self.trees, field.name) for field in fields(Trees)},
+        )  # fmt: skip
+        return write_atomic(join(folder, FILE), buffer.getvalue())
+
+
+def verifier_digest(folder: str | Path) -> str:
+    """Digest of a verifier's file, for fingerprints; raises InputError as :func:`read_verifier`."""
+    path = join(folder, FILE)
+    if file_size(path) is None:
+        raise InputError(f"{path}: no such file; want the folder that verify fit wrote")
+    return digest_file(path)
+
+
+def read_verifier(folder: str | Path) -> Verifier:
+    """Read a verifier that ``verify fit`` wrote; cached by content.
+
+    Raises:
+        InputError: there is none in the folder, it is damaged or of another version.
+    """
+    return _read(join(folder, FILE), verifier_digest(folder))
+
+
+@lru_cache(maxsize=2)
+def _read(path: str, digest: str) -> Verifier:
+    try:
+        with np.load(io.BytesIO(read_bytes(path) or b""), allow_pickle=False) as arrays:
+            if (version := int(arrays["version"])) != VERSION:
+                raise InputError(f"{path}: found version {version}; want {VERSION}: run verify fit again")
+            trees = Trees(**{field.name: arrays[field.name] for field in fields(Trees)})
+            names = tuple(map(str, arrays["inputs"]))
+            mentions = Mentions(arrays["mentions"].reshape(BUCKETS))
+            return Verifier(names, _checked(trees, len(names)), arrays["log_odds"], arrays["probability"], mentions)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: found a damaged file ({error}); want one that verify fit wrote") from None
+
+
+def _checked(trees: Trees, inputs: int) -> Trees:
+    """The trees, if they end: every node's children come after it, within the arrays."""
+    inner = trees.feature >= 0
+    children = np.stack([trees.left, trees.right])[:, inner]
+    if (children <= np.flatnonzero(inner)).any() or max(children.max(initial=0), trees.roots.max()) >= len(inner):
+        raise ValueError("nodes of a tree that lead nowhere")
+    if trees.feature.max() >= inputs:
+        raise ValueError("inputs without a name")
+    return trees
