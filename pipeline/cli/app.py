@@ -13,6 +13,7 @@ from pipeline.cli.label import build_shards, label_images, parse_phrases, pseudo
 from pipeline.cli.predict import glip
 from pipeline.cli.run_job import run_job
 from pipeline.cli.train import train_student, train_teacher
+from pipeline.cli.verify import verify
 
 
 class _Commands(click.Group):
@@ -29,7 +30,7 @@ def main() -> None:
 
 for _command in (
     make_demo_data, datasets, ingest, parse_phrases, pseudo_label, label_images, rescore, merge_regions, filter_boxes,
-    count_phrases, calibrate, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect,
-    dedup, export_labels, run_job, glip,
+    count_phrases, calibrate, verify, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa,
+    inspect, dedup, export_labels, run_job, glip,
 ):  # fmt: skip
     main.add_command(_command)

@@ -182,10 +182,10 @@ class FilterConfig(Config):
     preset: Literal["glip", "owl_st", "grit", "yolo_world"] | None = Field(
         None, description="published rules to start from; other settings override them"
     )
-    score_by: Literal["score", "region_text", "geometric"] = Field(
+    score_by: Literal["score", "region_text", "geometric", "verified"] = Field(
         "score",
-        description="score used by the rules: the teacher's, the region-text score of rescore, or their geometric mean "
-        "(YOLO-World)",
+        description="score used by the rules: the teacher's, the region-text score of rescore, their geometric mean "
+        "(YOLO-World), or the probability of verify apply",
     )
     threshold: UnitFloat = Field(0.5, description="keep regions scoring above this (GLIP: 0.5)")
     include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")

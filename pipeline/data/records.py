@@ -185,6 +185,9 @@ AGREED = pa.field("agreed", pa.int16(), nullable=False)
 """Column of merged regions: number of the stores that have the region. ``score_0``, ``score_1``, ... are the scores
 in each of them, null where it has none."""
 
+VERIFIED = pa.field("verified", pa.float32(), nullable=False)
+"""Column of ``verify apply``: probability that the region is right, 0..1."""
+
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
 """Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""
 

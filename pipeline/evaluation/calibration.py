@@ -28,14 +28,19 @@ def score_bands(matches: Matches) -> list[dict[str, float]]:
         (percent) of each band.
     """
     judged = is_judged(matches)
-    score, tp = np.asarray(matches.score[judged], np.float64), matches.tp[judged, 0]
-    band = np.clip((score * BANDS).astype(int), 0, BANDS - 1)
-    n = np.bincount(band, minlength=BANDS)
-    correct = np.bincount(band, tp, minlength=BANDS)
-    total = np.bincount(band, score, minlength=BANDS)
+    return bands(matches.score[judged], matches.tp[judged, 0])
+
+
+def bands(score: np.ndarray, tp: np.ndarray, number: int = BANDS) -> list[dict[str, float]]:
+    """Scores (n,) 0..1, of which ``tp`` (n,) are right, in equal bands of score; as :func:`score_bands`."""
+    score = np.asarray(score, np.float64)
+    band = np.clip((score * number).astype(int), 0, number - 1)
+    n = np.bincount(band, minlength=number)
+    correct = np.bincount(band, tp, minlength=number)
+    total = np.bincount(band, score, minlength=number)
     return [
         {
-            "from": i / BANDS, "to": (i + 1) / BANDS, "score": float(total[i] / n[i]), "detections": int(n[i]),
+            "from": i / number, "to": (i + 1) / number, "score": float(total[i] / n[i]), "detections": int(n[i]),
             "right": int(correct[i]), "precision": 100.0 * float(correct[i] / n[i]),
         }
         for i in np.flatnonzero(n)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.records import NAMED_REGIONS, REGIONS
+from pipeline.data.records import NAMED_REGIONS, REGIONS, VERIFIED
 from pipeline.errors import InputError
 from pipeline.filtering.nms import concatenated_ranges, pair_iou, run_lengths
 from pipeline.filtering.phrases import text_hashes
@@ -28,7 +28,6 @@ RIVAL_IOU = 0.5
 BUCKETS = 1 << 20
 PAIRS = 1 << 21
 """Pairs of regions that are compared at a time."""
-VERIFIED = "verified"
 
 
 class Mentions:
@@ -61,7 +60,7 @@ def _bucket(texts: pa.Array) -> np.ndarray:
 
 def inputs_of(shard: RegionShard) -> tuple[str, ...]:
     """Names of a store's inputs: COLUMNS, DERIVED, and its further columns with numbers."""
-    known = {*REGIONS.names, *NAMED_REGIONS.names, VERIFIED}
+    known = {*REGIONS.names, *NAMED_REGIONS.names, VERIFIED.name}
     more = [name for name in shard.columns if name not in known and _is_number(shard, name)]
     return (*COLUMNS, *DERIVED, *sorted(more))
 

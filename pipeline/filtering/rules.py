@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.config import FilterConfig
 from pipeline.config.filter_presets import PRESETS
+from pipeline.data.records import VERIFIED
 from pipeline.errors import InputError
 from pipeline.filtering.fitted import FilterTables
 from pipeline.filtering.nms import over_limit, suppress
@@ -140,10 +141,17 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
     """(size,) float32 scores as selected by ``score_by``.
 
     Raises:
-        InputError: the shard has no region-text scores.
+        InputError: the shard has no region-text scores, or no probabilities.
     """
     if config.score_by == "score":
         return shard.numbers("score")
+    if config.score_by == "verified":
+        if VERIFIED.name not in shard.columns:
+            raise InputError(
+                f"{shard.path}: has no column verified, which score_by=verified needs; run verify apply on the store, "
+                "or set score_by=score"
+            )
+        return shard.numbers("verified")
     if "region_text" not in shard.columns:
         raise InputError(
             f"{shard.path}: has no column region_text, which score_by={config.score_by} needs; run rescore on the "
@@ -306,7 +314,7 @@ def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
 def image_score_low(pool: RegionPool) -> np.ndarray | None:
     if pool.config.min_image_score is None:
         return None
-    value = pool.score if pool.config.score_by == "score" else pool.shard.numbers("region_text")
+    value = pool.score if pool.config.score_by in ("score", "verified") else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
     return np.asarray(~(mean > pool.config.min_image_score)[pool.shard.keys()[0]])
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.records import VERIFIED
 from pipeline.errors import InputError
 from pipeline.filtering.evidence import BUCKETS, Mentions, evidence
 from pipeline.filtering.store import RegionShard
@@ -24,6 +26,9 @@ from pipeline.io.paths import join
 
 FILE = "verifier.npz"
 VERSION = 1
+PRECISIONS = (0.8, 0.9, 0.95)
+STEPS = 1000
+"""Resolution of the thresholds of :func:`expected_precision`."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ class Trees:
                 node[inner] = np.where(left, self.left[at], self.right[at])
             total += self.value[node]
         return total
+
+    @classmethod
+    def constant(cls, log_odds: float) -> Trees:
+        """Trees that give every region the same log odds."""
+        none, leaf = np.zeros(1, np.int64), np.zeros(1)
+        return cls(np.array(log_odds), none[:0], none - 1, leaf, none, none, none > 0, leaf)
 
 
 @dataclass(frozen=True)
@@ -129,8 +140,38 @@ def _checked(trees: Trees, inputs: int) -> Trees:
     """The trees, if they end: every node's children come after it, within the arrays."""
     inner = trees.feature >= 0
     children = np.stack([trees.left, trees.right])[:, inner]
-    if (children <= np.flatnonzero(inner)).any() or max(children.max(initial=0), trees.roots.max()) >= len(inner):
+    if (children <= np.flatnonzero(inner)).any() or max(children.max(initial=0), trees.roots.max(initial=-1)) >= len(
+        inner
+    ):
         raise ValueError("nodes of a tree that lead nowhere")
     if trees.feature.max() >= inputs:
         raise ValueError("inputs without a name")
     return trees
+
+
+def thresholds_of(verified: Iterable[np.ndarray], precisions: Sequence[float]) -> list[tuple[float, int] | None]:
+    """For each precision: (lowest threshold above which the mean probability reaches it, number of regions above).
+
+    None: no threshold does. verified: probabilities (n,) of each shard.
+    """
+    count, total = np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)
+    for values in verified:
+        step = np.ceil(values.astype(np.float64) * STEPS).astype(np.int64) - 1  # a threshold drops those that equal it
+        count += np.bincount(step.clip(0), minlength=STEPS + 1)
+        total += np.bincount(step.clip(0), values, minlength=STEPS + 1)
+    above, mass = count[::-1].cumsum()[::-1], total[::-1].cumsum()[::-1]
+    found: list[tuple[float, int] | None] = []
+    for precision in precisions:
+        reached = np.flatnonzero((above > 0) & (mass >= precision * above))
+        found.append((int(reached[0]) / STEPS, int(above[reached[0]])) if len(reached) else None)
+    return found
+
+
+def expected_precision(paths: Sequence[str], precisions: Sequence[float] = PRECISIONS) -> list[str]:
+    """Lines for a terminal: a threshold of ``verified`` for each precision, over a whole store."""
+    values = (RegionShard(path).numbers(VERIFIED.name) for path in paths)
+    return [
+        f"  expected precision {precision:g}: "
+        + ("no threshold" if found is None else f"threshold={found[0]:g} keeps {found[1]:,} regions")
+        for precision, found in zip(precisions, thresholds_of(values, precisions), strict=True)
+    ]
