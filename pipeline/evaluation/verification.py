@@ -31,8 +31,14 @@ FOLDS = 5
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
 REPEATS = 3
 """Shuffles of each input for its importance."""
-RISING = ("score", "margin")
+FEW = 1000
+"""Number of regions below which trees are small and the calibration has two parameters."""
+LIMIT = 20.0
+"""Log odds beyond which a sigmoid is constant."""
+RISING = ("score", "margin", "rival_margin", "place_margin")
 """Inputs with which the probability never falls."""
+FALLING = ("rank", "same_iou")
+"""Inputs with which it never rises."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,13 @@ def fit_trees(judged: Judged, names: Sequence[str], seed: int) -> Trees:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
 
-    n = len(judged.correct)
     if judged.correct.all() or not judged.correct.any():  # of a fold
-        return Trees.constant(np.log((judged.correct.sum() + 1) / ((~judged.correct).sum() + 1)))
+        return Trees.constant(float(np.log((judged.correct.sum() + 1) / ((~judged.correct).sum() + 1))))
+    few = len(judged.correct) < FEW
     model = HistGradientBoostingClassifier(
-        learning_rate=0.05, max_iter=100 if n < 2000 else 200, max_leaf_nodes=6 if n < 2000 else 15,
-        min_samples_leaf=max(5, min(50, n // 25)), l2_regularization=5.0, max_features=0.5,
-        monotonic_cst=[int(name in RISING) for name in names], early_stopping=False, random_state=seed,
+        learning_rate=0.05, max_iter=100 if few else 200, max_leaf_nodes=4 if few else 15,
+        min_samples_leaf=12 if few else 40, l2_regularization=5.0, max_features=0.5,
+        monotonic_cst=[(name in RISING) - (name in FALLING) for name in names], early_stopping=False, random_state=seed,
     )  # fmt: skip
     with threadpool_limits(1):  # sums in one order
         model.fit(judged.inputs.astype(np.float64), judged.correct)
@@ -126,13 +132,20 @@ def as_arrays(model: Any) -> Trees:
 
 
 def fit_calibration(log_odds: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (log odds ascending, probability) of an isotonic regression, strictly rising within.
+    """Points (log odds ascending, probability) of a curve that never falls.
 
-    A level of the regression is one point, at the mean of its log odds (centered isotonic
-    regression, Oron and Flournoy 2017), so that regions of one level keep their order.
+    Of fewer than FEW regions a sigmoid (Platt 1999), else isotonic regression, each level of which is
+    one point, at the mean of its log odds (Oron and Flournoy 2017), so that its regions keep their order.
     """
     from sklearn.isotonic import IsotonicRegression
+    from sklearn.linear_model import LogisticRegression
 
+    if len(correct) < FEW:
+        sigmoid = LogisticRegression(C=np.inf).fit(log_odds[:, None], correct)
+        points = np.linspace(-LIMIT, LIMIT, 401)
+        if sigmoid.coef_[0, 0] > 0:
+            return points, sigmoid.predict_proba(points[:, None])[:, 1]
+        return points, np.full(len(points), correct.mean())  # the trees have found nothing
     level = IsotonicRegression(out_of_bounds="clip").fit_transform(log_odds, correct.astype(np.float64))
     values, of, n = np.unique(level, return_inverse=True, return_counts=True)
     return np.bincount(of, log_odds) / n, values

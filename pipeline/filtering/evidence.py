@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +18,14 @@ from pipeline.filtering.store import RegionShard
 COLUMNS = ("score", "token_mean", "token_min", "token_max", "centerness", "rank")
 """Columns that every store has and that are inputs as they are."""
 DERIVED = (
-    "margin", "image_margin", "rival_margin", "rival_iou", "same_iou", "width", "height", "area", "aspect", "x", "y",
+    "margin", "image_margin", "rival_margin", "rival_iou", "same_iou", "support", "place_margin",
+    "width", "height", "area", "aspect", "x", "y",
     "phrase_regions", "image_regions", "image_phrases", "words", "mentions",
 )  # fmt: skip
-"""Inputs that are computed. margin, image_margin: score minus the best of the phrase's, and of the image's other
-phrases' regions; rival_margin: minus the best of other phrases' regions with an IoU of RIVAL_IOU; rival_iou, same_iou:
-highest IoU with a region of another phrase, and of the same; width, height, area, x, y: shares of the image; mentions:
-log10 of the share of the store's phrases that have this text."""
+"""Inputs that are computed. margin, image_margin, rival_margin: score minus the best of the phrase's other regions, of
+other phrases' regions, and of those with an IoU of RIVAL_IOU, whose number is support; place_margin: see _place_margin;
+rival_iou, same_iou: highest IoU with a region of another phrase, and of the same; width, height, area, x, y: shares of
+the image; mentions: log10 of the share of the store's phrases that have this text."""
 RIVAL_IOU = 0.5
 BUCKETS = 1 << 20
 PAIRS = 1 << 21
@@ -88,7 +90,7 @@ def evidence(shard: RegionShard, names: Sequence[str], mentions: Mentions) -> np
 
 
 def _derived(shard: RegionShard, mentions: Mentions) -> dict[str, np.ndarray]:
-    image, score = shard.keys()[0].astype(np.int64), shard.numbers("score").astype(np.float64)
+    image, score = shard.keys()[0].astype(np.int64), np.nan_to_num(shard.numbers("score").astype(np.float64))
     phrase = np.unique(shard.phrase_ids(), return_inverse=True)[1]
     codes, texts = shard.texts()
     x1, y1, x2, y2 = shard.boxes().T
@@ -108,26 +110,62 @@ def _derived(shard: RegionShard, mentions: Mentions) -> dict[str, np.ndarray]:
 
 def _neighbours(boxes: np.ndarray, score: np.ndarray, image: np.ndarray, phrase: np.ndarray) -> dict[str, np.ndarray]:
     """Inputs that compare each region with the others of its image; a margin without any other is the score."""
+    names = ("same_best", "other_best", "rival_best", "rival_iou", "same_iou", "support", "place_margin")
+    found = {name: np.zeros(len(score)) for name in names}
     order = np.argsort(image, kind="stable")
     first, size = run_lengths(image[order])
     before = np.cumsum(size.astype(np.int64) ** 2)
-    found = {name: np.zeros(len(order)) for name in ("same_best", "other_best", "rival_best", "rival_iou", "same_iou")}
     for images in np.split(np.arange(len(size)), np.flatnonzero(np.diff(before // PAIRS)) + 1):
         if not len(images):
             continue
         rows = order[first[images[0]] : first[images[-1]] + size[images[-1]]]
-        others, starts = np.repeat(size[images], size[images]), np.repeat(first[images], size[images])
-        a, b = np.repeat(rows, others), order[np.repeat(starts, others) + concatenated_ranges(others)]
-        iou = np.nan_to_num(pair_iou(boxes[a], boxes[b]))
-        same, of_b = phrase[a] == phrase[b], np.nan_to_num(score[b])
-        at = np.cumsum(others) - others
-        for name, values in (
-            ("same_best", np.where(same & (a != b), of_b, 0)), ("other_best", np.where(same, 0, of_b)),
-            ("rival_best", np.where(~same & (iou >= RIVAL_IOU), of_b, 0)), ("rival_iou", np.where(same, 0, iou)),
-            ("same_iou", np.where(same & (a != b), iou, 0)),
-        ):  # fmt: skip
-            found[name][rows] = np.maximum.reduceat(values, at)
-    return {
-        "margin": score - found["same_best"], "image_margin": score - found["other_best"],
-        "rival_margin": score - found["rival_best"], "rival_iou": found["rival_iou"], "same_iou": found["same_iou"],
-    }  # fmt: skip
+        others, starts = (
+            np.repeat(size[images], size[images]),
+            np.repeat(first[images] - first[images[0]], size[images]),
+        )
+        a, b = np.repeat(np.arange(len(rows)), others), np.repeat(starts, others) + concatenated_ranges(others)
+        a, b = a[a != b], b[a != b]
+        iou = np.nan_to_num(pair_iou(boxes[rows[a]], boxes[rows[b]]))
+        same, of_b, of = phrase[rows[a]] == phrase[rows[b]], score[rows[b]], partial(_highest, a, len(rows))
+        rival = ~same & (iou >= RIVAL_IOU)
+        chunk = {
+            "same_best": of(same * of_b), "other_best": of(~same * of_b), "rival_best": of(rival * of_b),
+            "rival_iou": of(~same * iou), "same_iou": of(same * iou),
+            "support": np.bincount(a[rival], minlength=len(rows)),
+            "place_margin": _place_margin(score[rows], a[same | rival], b[same | rival]),
+        }  # fmt: skip
+        for name, values in chunk.items():
+            found[name][rows] = values
+    margins = {"margin": "same_best", "image_margin": "other_best", "rival_margin": "rival_best"}
+    return found | {name: score - found[best] for name, best in margins.items()}
+
+
+def _highest(of: np.ndarray, size: int, values: np.ndarray) -> np.ndarray:
+    """(size,) highest of the ``values`` of each number in ``of``; 0 without any."""
+    result = np.zeros(size)
+    np.maximum.at(result, of, values)
+    return result
+
+
+def _place_margin(score: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) score minus that of the best conflicting region, if each place and each phrase is given away once.
+
+    Regions take their places from the best score on, unless a region in conflict (pairs a, b) has taken its own
+    before. Of a region that took its place the best that it refused counts; of another the one that refused it.
+    """
+    rank = np.empty(len(score), np.int64)
+    rank[np.argsort(-score, kind="stable")] = np.arange(len(score))
+    waits, taken = np.ones(len(score), bool), np.zeros(len(score), bool)
+    refused_by = np.zeros(len(score))
+    while waits.any():
+        better = waits[a] & waits[b] & (rank[b] < rank[a])
+        blocked = np.zeros(len(score), bool)
+        blocked[a[better]] = True
+        now = waits & ~blocked
+        taken |= now
+        loses = now[b] & waits[a] & ~now[a]
+        np.maximum.at(refused_by, a[loses], score[b[loses]])
+        waits &= ~now
+        waits[a[loses]] = False
+    refused = taken[a] & ~taken[b] & (refused_by[b] == score[a])
+    return score - np.where(taken, _highest(a[refused], len(score), score[b[refused]]), refused_by)
