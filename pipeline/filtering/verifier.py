@@ -27,6 +27,8 @@ from pipeline.io.paths import join
 FILE = "verifier.npz"
 VERSION = 1
 PRECISIONS = (0.8, 0.9, 0.95)
+CELLS = 1 << 18
+"""Regions times trees that are walked at a time."""
 STEPS = 1000
 """Resolution of the thresholds of :func:`expected_precision`."""
 
@@ -50,15 +52,15 @@ class Trees:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """(n,) float64 log odds of rows of inputs (n, features)."""
-        rows, total = np.arange(len(inputs)), np.full(len(inputs), float(self.baseline))
-        for root in self.roots.tolist():
-            node = np.full(len(inputs), root)
-            while len(inner := np.flatnonzero(self.feature[node] >= 0)):
-                at = node[inner]
-                x = inputs[rows[inner], self.feature[at]]
-                left = np.where(np.isnan(x), self.missing_left[at], x <= self.threshold[at])
-                node[inner] = np.where(left, self.left[at], self.right[at])
-            total += self.value[node]
+        total, step = np.full(len(inputs), float(self.baseline)), max(1, CELLS // max(len(self.roots), 1))
+        for start in range(0, len(inputs), step):
+            some = inputs[start : start + step]
+            rows, node = np.arange(len(some))[:, None], np.tile(self.roots, (len(some), 1))
+            while (inner := self.feature[node] >= 0).any():
+                x = some[rows, self.feature[node]]
+                left = np.where(np.isnan(x), self.missing_left[node], x <= self.threshold[node])
+                node = np.where(inner, np.where(left, self.left[node], self.right[node]), node)
+            total[start : start + step] += self.value[node].sum(1)
         return total
 
     @classmethod
@@ -154,11 +156,12 @@ def thresholds_of(verified: Iterable[np.ndarray], precisions: Sequence[float]) -
 
     None: no threshold does. verified: probabilities (n,) of each shard.
     """
-    count, total = np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)
+    count, total, grid = np.zeros(STEPS, np.int64), np.zeros(STEPS), np.arange(STEPS) / STEPS
     for values in verified:
-        step = np.ceil(values.astype(np.float64) * STEPS).astype(np.int64) - 1  # a threshold drops those that equal it
-        count += np.bincount(step.clip(0), minlength=STEPS + 1)
-        total += np.bincount(step.clip(0), values, minlength=STEPS + 1)
+        above_of = np.searchsorted(grid.astype(np.float32), values)  # a threshold drops what equals it
+        values, step = values[above_of > 0], above_of[above_of > 0] - 1
+        count += np.bincount(step, minlength=STEPS)
+        total += np.bincount(step, values, minlength=STEPS)
     above, mass = count[::-1].cumsum()[::-1], total[::-1].cumsum()[::-1]
     found: list[tuple[float, int] | None] = []
     for precision in precisions:

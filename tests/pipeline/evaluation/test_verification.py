@@ -10,11 +10,16 @@ import pytest
 from pipeline.data.verdicts import Verdict, VerdictLog
 from pipeline.errors import InputError
 from pipeline.evaluation.verification import (
-    as_arrays, average_precision, fit_calibration, fit_verifier, lines, precision_at,
+    as_arrays,
+    average_precision,
+    fit_calibration,
+    fit_verifier,
+    lines,
+    precision_at,
 )  # fmt: skip
 from pipeline.filtering.verifier import FILE, read_verifier
 from pipeline.io.paths import stem
-from tests.fixtures.regions import random_rows, table_of, write, write_store
+from tests.fixtures.regions import random_gold, random_rows, table_of, write, write_gold, write_store
 
 ensemble = pytest.importorskip("sklearn.ensemble")
 
@@ -73,7 +78,7 @@ def test_it_learns_from_verdicts_and_reports_what_it_has_not_seen(tmp_path):
     paths = store_with_verdicts(tmp_path)
     report = fit_verifier(paths, tmp_path / "out", verdicts=str(tmp_path / "verdicts"))
     assert report == json.loads((tmp_path / "out/report.json").read_text())
-    assert 100 < report["regions"] and 0 < report["right"] < report["regions"] and report["by"] == "verdicts"
+    assert report["regions"] > 100 and 0 < report["right"] < report["regions"] and report["by"] == "verdicts"
     for unseen in ("unseen_images", "unseen_phrases"):
         figures = report[unseen]
         assert figures["verified"]["average_precision"] > figures["score"]["average_precision"]
@@ -101,4 +106,5 @@ def test_too_few_and_one_sided_verdicts_are_refused(tmp_path):
         fit_verifier(paths, tmp_path / "out", verdicts=str(tmp_path / "verdicts"))
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="found 0 right and 0 wrong"):
-        fit_verifier(paths, tmp_path / "out", gold=str(write_store(tmp_path / "other")[0]))
+        write_gold(tmp_path / "gold/00000.parquet", [g | {"key": "zz"} for g in random_gold(0, random_rows(0))])
+        fit_verifier(paths, tmp_path / "out", gold=str(tmp_path / "gold"))

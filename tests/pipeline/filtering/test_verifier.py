@@ -32,8 +32,8 @@ def direct(rows):
     """The inputs that compare regions, by loops over the regions of an image."""
     boxes = np.array([[r[n] for n in ("x1", "y1", "x2", "y2")] for r in rows], float)
     score = np.nan_to_num(np.array([r["score"] for r in rows], np.float32)).astype(float)
-    found = {n: np.zeros(len(rows)) for n in
-             ("margin", "image_margin", "rival_margin", "rival_iou", "same_iou", "support", "place_margin")}  # fmt: skip
+    names = ("margin", "image_margin", "rival_margin", "rival_iou", "same_iou", "support", "place_margin")
+    found = {name: np.zeros(len(rows)) for name in names}
     overlap = [np.nan_to_num(pair_iou(np.repeat(boxes[i : i + 1], len(rows), 0), boxes)) for i in range(len(rows))]
 
     def others(i, accept):
@@ -98,8 +98,8 @@ def test_inputs_of_an_image_do_not_depend_on_other_images(tmp_path):
     some = pc.equal(part.whole("key"), "00004").to_numpy(zero_copy_only=False)
     part.restrict(some)
     np.testing.assert_array_equal(evidence(whole, names, mentions)[some], evidence(part, names, mentions))
-    values = dict(zip(names, evidence(whole, names, mentions).T, strict=True))
-    assert np.isfinite(np.delete(evidence(whole, names, mentions), names.index("score"), 1)).all()
+    values = named(whole, [name for name in DERIVED if name != "aspect"])  # some scores are nan
+    assert np.isfinite(list(values.values())).all()
     assert values["image_phrases"].max() <= 3 and values["words"].max() == 2 and values["width"].max() <= 0.4
 
 
@@ -134,7 +134,7 @@ VERIFIER = Verifier(("score", "margin"), STUMP, np.array([-2.0, 2.0]), np.array(
 def test_a_verifier_read_again_is_the_same_and_has_the_same_bytes(tmp_path):
     first, second = VERIFIER.write(tmp_path / "a"), read_verifier_of(VERIFIER, tmp_path / "b").write(tmp_path / "c")
     assert first == second and verifier_digest(tmp_path / "a") == first.sha256
-    inputs = np.array([[9, 0.3], [9, 0.31], [9, np.nan]], np.float32)
+    inputs = np.array([[9, 0.29], [9, 0.31], [9, np.nan]], np.float32)
     expected = [0.1 + 0.8 * 0.5 / 4, 0.1 + 0.8 * 3.5 / 4, 0.1 + 0.8 * 0.5 / 4]
     assert read_verifier(tmp_path / "a").predict(inputs) == pytest.approx(expected)
 
