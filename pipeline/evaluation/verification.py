@@ -141,10 +141,11 @@ def fit_calibration(log_odds: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
     from sklearn.linear_model import LogisticRegression
 
     if len(correct) < FEW:
-        sigmoid = LogisticRegression(C=np.inf).fit(log_odds[:, None], correct)
         points = np.linspace(-LIMIT, LIMIT, 401)
-        if sigmoid.coef_[0, 0] > 0:
-            return points, sigmoid.predict_proba(points[:, None])[:, 1]
+        if correct.any() and not correct.all():
+            sigmoid = LogisticRegression(C=100).fit(log_odds[:, None], correct)
+            if sigmoid.coef_[0, 0] > 0:
+                return points, sigmoid.predict_proba(points[:, None])[:, 1]
         return points, np.full(len(points), correct.mean())  # the trees have found nothing
     level = IsotonicRegression(out_of_bounds="clip").fit_transform(log_odds, correct.astype(np.float64))
     values, of, n = np.unique(level, return_inverse=True, return_counts=True)
@@ -273,10 +274,11 @@ def fit_verifier(
     judged = judged_regions(regions, judge, names, mentions, iou)
     right = int(judged.correct.sum())
     wrong = len(judged.correct) - right
-    if right + wrong < MIN_REGIONS or min(right, wrong) < MIN_OF_EACH:
+    images = len(np.unique(judged.image))
+    if right + wrong < MIN_REGIONS or min(right, wrong) < MIN_OF_EACH or images < FOLDS:
         raise InputError(
-            f"{verdicts or gold}: found {right} right and {wrong} wrong regions of the store; want at least "
-            f"{MIN_REGIONS}, of which {MIN_OF_EACH} right and {MIN_OF_EACH} wrong"
+            f"{verdicts or gold}: found {right} right and {wrong} wrong regions of the store, in {images} images; want "
+            f"at least {MIN_REGIONS}, of which {MIN_OF_EACH} right and {MIN_OF_EACH} wrong, in {FOLDS} images"
         )
     if right + wrong > MAX_REGIONS:
         chosen = np.random.default_rng(seed).choice(right + wrong, MAX_REGIONS, replace=False)

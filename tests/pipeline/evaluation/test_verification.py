@@ -94,14 +94,16 @@ def test_it_learns_from_verdicts_and_reports_what_it_has_not_seen(tmp_path):
 
 
 def test_it_learns_from_gold(tmp_path):
-    paths = write_store(tmp_path, shards=3, images=60)
+    paths = write_store(tmp_path, shards=3)
     report = fit_verifier(paths, tmp_path / "out", gold=str(tmp_path / "gold"))
     assert report["by"] == "gold" and report["right"] >= 10 and report["images"] <= 60
 
 
 def test_too_few_and_one_sided_verdicts_are_refused(tmp_path):
     paths = store_with_verdicts(tmp_path, images=8)
-    words = r"verdicts: found \d+ right and \d+ wrong regions of the store; want at least 50, of which 10 right"
+    words = (
+        r"verdicts: found \d+ right and \d+ wrong regions of the store, in \d+ images; want at least 50, of which 10"
+    )
     with pytest.raises(InputError, match=words):
         fit_verifier(paths, tmp_path / "out", verdicts=str(tmp_path / "verdicts"))
     assert not (tmp_path / "out").exists()

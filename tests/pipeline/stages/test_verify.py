@@ -27,7 +27,7 @@ pytest.importorskip("sklearn")
 def store(tmp_path_factory):
     """regions/ of three shards, gold/ of two, and verifier/ fitted on them."""
     folder = tmp_path_factory.mktemp("verify")
-    write_store(folder, images=60)
+    write_store(folder)
     FitVerifier(regions=str(folder / "regions"), gold=folder / "gold", out=folder / "verifier").run()
     return folder
 
@@ -39,7 +39,7 @@ def test_it_adds_a_column_shard_by_shard_and_again_does_nothing(store, tmp_path)
     after = pa.concat_tables(
         [read_table(p, REGIONS, optional=None) for p in sorted((tmp_path / "out").glob("*.parquet"))]
     )
-    assert after.drop_columns(["verified"]).cast(REGIONS).equals(before.cast(REGIONS))
+    assert str(after.drop_columns(["verified"]).to_pydict()) == str(before.to_pydict())  # some scores are nan
     assert after.column_names == [*REGIONS.names, "verified"] and report.tallies["regions"].kept == len(after)
     values = after["verified"].to_numpy()
     assert values.min() >= 0 and values.max() <= 1 and len(np.unique(values)) > 5
@@ -53,9 +53,8 @@ def test_it_adds_a_column_shard_by_shard_and_again_does_nothing(store, tmp_path)
     twice = ApplyVerifier(regions=str(tmp_path / "out"), verifier=store / "verifier", out=tmp_path / "twice")
     twice.run()
     table = read_table(tmp_path / "twice/00000.parquet", REGIONS, optional=None)
-    assert table.cast(read_table(tmp_path / "out/00000.parquet", REGIONS, optional=None).schema).equals(
-        read_table(tmp_path / "out/00000.parquet", REGIONS, optional=None)
-    )
+    once = read_table(tmp_path / "out/00000.parquet", REGIONS, optional=None)
+    assert str(table.to_pydict()) == str(once.to_pydict())
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     FitVerifier(regions=str(store / "regions"), gold=store / "gold", out=tmp_path / "other", seed=1).run()
     other = job.model_copy(update={"verifier": str(tmp_path / "other")})
