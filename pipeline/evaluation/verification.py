@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.filtering.evidence import Mentions, evidence, inputs_of
 from pipeline.filtering.gold import Gold, GoldMatcher, comparable, gold_tables, read_gold
 from pipeline.filtering.store import RegionShard
 from pipeline.filtering.verdicts import JoinedVerdicts
-from pipeline.filtering.verifier import Trees, Verifier
+from pipeline.filtering.verifier import Model, Verifier, standard
 from pipeline.io.atomic import write_atomic, write_json
 from pipeline.io.paths import join, stem
 
@@ -32,7 +32,7 @@ RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
 REPEATS = 3
 """Shuffles of each input for its importance."""
 FEW = 1000
-"""Number of regions below which trees are small and the calibration has two parameters."""
+"""Number of regions below which model and calibration are simpler."""
 LIMIT = 20.0
 """Log odds beyond which a sigmoid is constant."""
 RISING = ("score", "margin", "rival_margin", "place_margin")
@@ -69,12 +69,14 @@ def judged_regions(
     for path in regions:
         if (given := judge.get(stem(path))) is None:
             continue
-        shard, by_gold = RegionShard(path), isinstance(given, str)
-        given = read_gold(given) if by_gold else given
-        with_any = pc.is_in(shard.whole("key"), value_set=given.keys if by_gold else given["key"].combine_chunks())
-        shard.restrict(with_any.to_numpy(zero_copy_only=False))
+        shard, gold = RegionShard(path), read_gold(given) if isinstance(given, str) else None
+        judged_keys = given["key"].combine_chunks() if gold is None else gold.keys
+        shard.restrict(pc.is_in(shard.whole("key"), value_set=judged_keys).to_numpy(zero_copy_only=False))
         codes, keys = shard.keys()
-        judged, correct = _by_gold(shard, given, iou) if by_gold else JoinedVerdicts(shard, given).judge(shard, iou)
+        if gold is None:
+            judged, correct = JoinedVerdicts(shard, given).judge(shard, iou)
+        else:
+            judged, correct = _by_gold(shard, gold, iou)
         rows = np.flatnonzero(judged)
         text_codes, texts = shard.texts()
         numbers = np.array([texts_seen.setdefault(text, len(texts_seen)) for text in texts.to_pylist()], np.int64)
@@ -98,13 +100,15 @@ def _by_gold(shard: RegionShard, gold: Gold, iou: float) -> tuple[np.ndarray, np
 # -- the fit ---------------------------------------------------------------------------------------
 
 
-def fit_trees(judged: Judged, names: Sequence[str], seed: int) -> Trees:
-    """Gradient boosting with histograms; small trees where there are few regions."""
+def fit_model(judged: Judged, names: Sequence[str], seed: int) -> Model:
+    """Gradient boosting with histograms; of few regions small trees, averaged with a logistic regression."""
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     if judged.correct.all() or not judged.correct.any():  # of a fold
-        return Trees.constant(float(np.log((judged.correct.sum() + 1) / ((~judged.correct).sum() + 1))))
+        odds = (judged.correct.sum() + 1) / ((~judged.correct).sum() + 1)
+        return Model.constant(float(np.log(odds)), len(names))
     few = len(judged.correct) < FEW
     model = HistGradientBoostingClassifier(
         learning_rate=0.05, max_iter=100 if few else 200, max_leaf_nodes=4 if few else 15,
@@ -112,22 +116,32 @@ def fit_trees(judged: Judged, names: Sequence[str], seed: int) -> Trees:
         monotonic_cst=[(name in RISING) - (name in FALLING) for name in names], early_stopping=False, random_state=seed,
     )  # fmt: skip
     with threadpool_limits(1):  # sums in one order
-        model.fit(judged.inputs.astype(np.float64), judged.correct)
-    return as_arrays(model)
+        trees = as_arrays(model.fit(judged.inputs.astype(np.float64), judged.correct))
+        if not few:
+            return trees
+        known = np.ma.masked_invalid(judged.inputs.astype(np.float64))
+        mean, scale = known.mean(0).filled(0), known.std(0).filled(0) + 1e-6
+        line = LogisticRegression(C=0.1, max_iter=1000).fit(standard(judged.inputs, mean, scale), judged.correct)
+    return replace(
+        trees, baseline=(trees.baseline + line.intercept_[0]) / 2, value=trees.value / 2, weight=line.coef_[0] / 2,
+        mean=mean, scale=scale,
+    )  # fmt: skip
 
 
-def as_arrays(model: Any) -> Trees:
+def as_arrays(model: Any) -> Model:
     """The trees of a fitted HistGradientBoostingClassifier, of scikit-learn's undocumented attributes."""
     trees = [rounds[0].nodes for rounds in model._predictors]
     sizes = [len(nodes) for nodes in trees]
     roots = np.cumsum(sizes) - sizes
     nodes, offset = np.concatenate(trees), np.repeat(roots, sizes)
     leaf = nodes["is_leaf"].astype(bool)
-    return Trees(
+    features = model.n_features_in_
+    return Model(
         baseline=np.asarray(model._baseline_prediction, np.float64).reshape(()), roots=roots,
         feature=np.where(leaf, -1, nodes["feature_idx"]), threshold=np.where(leaf, 0, nodes["num_threshold"]),
         left=np.where(leaf, 0, nodes["left"] + offset), right=np.where(leaf, 0, nodes["right"] + offset),
         missing_left=~leaf & (nodes["missing_go_to_left"] > 0), value=np.where(leaf, nodes["value"], 0),
+        weight=np.zeros(features), mean=np.zeros(features), scale=np.ones(features),
     )  # fmt: skip
 
 
@@ -146,22 +160,22 @@ def fit_calibration(log_odds: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
             sigmoid = LogisticRegression(C=100).fit(log_odds[:, None], correct)
             if sigmoid.coef_[0, 0] > 0:
                 return points, sigmoid.predict_proba(points[:, None])[:, 1]
-        return points, np.full(len(points), correct.mean())  # the trees have found nothing
+        return points, np.full(len(points), correct.mean())  # the model has found nothing
     level = IsotonicRegression(out_of_bounds="clip").fit_transform(log_odds, correct.astype(np.float64))
     values, of, n = np.unique(level, return_inverse=True, return_counts=True)
     return np.bincount(of, log_odds) / n, values
 
 
 def out_of_fold(judged: Judged, names: Sequence[str], groups: np.ndarray, seed: int) -> tuple[np.ndarray, list[Any]]:
-    """((n,) log odds by trees that were fitted without the region's group, [(trees, rows of the fold)])."""
+    """((n,) log odds by models that were fitted without the region's group, [(model, rows of the fold)])."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = StratifiedGroupKFold(min(FOLDS, len(np.unique(groups))), shuffle=True, random_state=seed)
     log_odds, fitted = np.zeros(len(groups)), []
     for train, held in folds.split(judged.inputs, judged.correct, groups):
-        trees = fit_trees(judged.of(train), names, seed)
-        log_odds[held] = trees(judged.inputs[held])
-        fitted.append((trees, held))
+        model = fit_model(judged.of(train), names, seed)
+        log_odds[held] = model(judged.inputs[held])
+        fitted.append((model, held))
     return log_odds, fitted
 
 
@@ -221,8 +235,8 @@ def _importance(judged: Judged, names: Sequence[str], fitted: list[Any], seed: i
 
     def held_out(inputs: np.ndarray) -> float:
         log_odds = np.zeros(len(inputs))
-        for trees, held in fitted:
-            log_odds[held] = trees(inputs[held])
+        for model, held in fitted:
+            log_odds[held] = model(inputs[held])
         return average_precision(log_odds, judged.correct)
 
     rng, whole, lost = np.random.default_rng(seed), held_out(judged.inputs), {}
@@ -249,9 +263,9 @@ def fit_verifier(
 ) -> dict[str, Any]:
     """Fit a verifier on the regions with verdicts, or with gold boxes, and write it and its report.
 
-    The trees are fitted on all judged regions, at most MAX_REGIONS of them. The calibration is
-    fitted on the log odds that trees of the other images give each region. The report's figures are
-    of regions whose image, and again whose phrase, neither trees nor calibration have seen.
+    The model is fitted on all judged regions, at most MAX_REGIONS of them. The calibration is
+    fitted on the log odds that models of the other images give each region. The report's figures are
+    of regions whose image, and again whose phrase, neither model nor calibration have seen.
 
     Args:
         verdicts: folder; accept, reject and fixed count. gold: folder of gold tables.
@@ -288,7 +302,7 @@ def fit_verifier(
     probability = _calibrated_out_of_fold(log_odds, judged.correct, fitted)
     unseen = _against_score(judged, names, judged.text, seed)[0] if len(np.unique(judged.text)) > 1 else None
     points = fit_calibration(log_odds, judged.correct)
-    verifier = Verifier(names, fit_trees(judged, names, seed), *points, mentions)
+    verifier = Verifier(names, fit_model(judged, names, seed), *points, mentions)
     curve = bands(probability, judged.correct, 10)
     report = {
         "regions": len(judged.correct), "right": int(judged.correct.sum()), "images": len(np.unique(judged.image)),

@@ -27,6 +27,7 @@ from pipeline.io.paths import join
 FILE = "verifier.npz"
 VERSION = 1
 PRECISIONS = (0.8, 0.9, 0.95)
+LINEAR_LIMIT = 5.0
 CELLS = 1 << 18
 """Regions times trees that are walked at a time."""
 STEPS = 1000
@@ -34,11 +35,12 @@ STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Trees:
-    """Boosted regression trees, node by node; the root of tree i is node ``roots[i]``.
+class Model:
+    """Log odds of boosted regression trees, node by node, and of a linear term; tree i begins at node ``roots[i]``.
 
     feature (n,): input that the node splits by, -1 of a leaf. threshold (n,): inputs up to it go
     left. left, right (n,): nodes. missing_left (n,): whether nan goes left. value (n,): of leaves.
+    weight, mean, scale (features,): of the linear term, on inputs (x - mean) / scale up to LINEAR_LIMIT either way.
     """
 
     baseline: np.ndarray
@@ -49,6 +51,9 @@ class Trees:
     right: np.ndarray
     missing_left: np.ndarray
     value: np.ndarray
+    weight: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """(n,) float64 log odds of rows of inputs (n, features)."""
@@ -60,14 +65,24 @@ class Trees:
                 x = some[rows, self.feature[node]]
                 left = np.where(np.isnan(x), self.missing_left[node], x <= self.threshold[node])
                 node = np.where(inner, np.where(left, self.left[node], self.right[node]), node)
-            total[start : start + step] += self.value[node].sum(1)
+            total[start : start + step] += self.value[node].sum(1) + standard(some, self.mean, self.scale) @ self.weight
         return total
 
     @classmethod
-    def constant(cls, log_odds: float) -> Trees:
-        """Trees that give every region the same log odds."""
+    def constant(cls, log_odds: float, inputs: int) -> Model:
+        """A model that gives every region the same log odds."""
         none, leaf = np.zeros(1, np.int64), np.zeros(1)
-        return cls(np.array(log_odds), none[:0], none - 1, leaf, none, none, none > 0, leaf)
+        return cls(np.array(log_odds), none[:0], none - 1, leaf, none, none, none > 0, leaf, *_no_line(inputs))
+
+
+def _no_line(inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.zeros(inputs), np.zeros(inputs), np.ones(inputs)
+
+
+def standard(inputs: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(n, features) float64 inputs of the linear term; 0 for nan."""
+    values = np.nan_to_num((inputs.astype(np.float64) - mean) / scale)
+    return np.asarray(values.clip(-LINEAR_LIMIT, LINEAR_LIMIT))
 
 
 @dataclass(frozen=True)
@@ -79,14 +94,14 @@ class Verifier:
     """
 
     inputs: tuple[str, ...]
-    trees: Trees
+    model: Model
     log_odds: np.ndarray
     probability: np.ndarray
     mentions: Mentions
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """(n,) float32 probabilities of rows of inputs (n, len(self.inputs))."""
-        return np.interp(self.trees(inputs), self.log_odds, self.probability).astype(np.float32)
+        return np.asarray(np.interp(self.model(inputs), self.log_odds, self.probability), np.float32)
 
     def verify(self, shard: RegionShard) -> np.ndarray:
         """(size,) float32 probabilities that a whole shard's regions are right.
@@ -102,7 +117,7 @@ class Verifier:
         np.savez_compressed(
             buffer, version=np.array(VERSION), inputs=np.array(self.inputs), log_odds=self.log_odds,
             probability=self.probability, mentions=self.mentions.counts,
-            **{field.name: getattr(self.trees, field.name) for field in fields(Trees)},
+            **{field.name: getattr(self.model, field.name) for field in fields(Model)},
         )  # fmt: skip
         return write_atomic(join(folder, FILE), buffer.getvalue())
 
@@ -130,25 +145,25 @@ def _read(path: str, digest: str) -> Verifier:
         with np.load(io.BytesIO(read_bytes(path) or b""), allow_pickle=False) as arrays:
             if (version := int(arrays["version"])) != VERSION:
                 raise InputError(f"{path}: found version {version}; want {VERSION}: run verify fit again")
-            trees = Trees(**{field.name: arrays[field.name] for field in fields(Trees)})
+            model = Model(**{field.name: arrays[field.name] for field in fields(Model)})
             names = tuple(map(str, arrays["inputs"]))
             mentions = Mentions(arrays["mentions"].reshape(BUCKETS))
-            return Verifier(names, _checked(trees, len(names)), arrays["log_odds"], arrays["probability"], mentions)
+            return Verifier(names, _checked(model, len(names)), arrays["log_odds"], arrays["probability"], mentions)
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: found a damaged file ({error}); want one that verify fit wrote") from None
 
 
-def _checked(trees: Trees, inputs: int) -> Trees:
-    """The trees, if they end: every node's children come after it, within the arrays."""
-    inner = trees.feature >= 0
-    children = np.stack([trees.left, trees.right])[:, inner]
-    if (children <= np.flatnonzero(inner)).any() or max(children.max(initial=0), trees.roots.max(initial=-1)) >= len(
+def _checked(model: Model, inputs: int) -> Model:
+    """The model, if its trees end: every node's children come after it, within the arrays."""
+    inner = model.feature >= 0
+    children = np.stack([model.left, model.right])[:, inner]
+    if (children <= np.flatnonzero(inner)).any() or max(children.max(initial=0), model.roots.max(initial=-1)) >= len(
         inner
     ):
         raise ValueError("nodes of a tree that lead nowhere")
-    if trees.feature.max() >= inputs:
+    if model.feature.max() >= inputs or {len(x) for x in (model.weight, model.mean, model.scale)} != {inputs}:
         raise ValueError("inputs without a name")
-    return trees
+    return model
 
 
 def thresholds_of(verified: Iterable[np.ndarray], precisions: Sequence[float]) -> list[tuple[float, int] | None]:

@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.filtering.evidence import BUCKETS, COLUMNS, DERIVED, RIVAL_IOU, Mentions, evidence, inputs_of
 from pipeline.filtering.nms import pair_iou
 from pipeline.filtering.store import RegionShard
-from pipeline.filtering.verifier import FILE, Trees, Verifier, read_verifier, thresholds_of, verifier_digest
+from pipeline.filtering.verifier import FILE, Model, Verifier, read_verifier, thresholds_of, verifier_digest
 from tests.fixtures.regions import random_rows, region, table_of, write
 
 
@@ -122,10 +122,10 @@ def test_mentions_count_a_phrase_once_an_image_over_all_shards(tmp_path):
     assert Mentions(np.zeros(BUCKETS, np.uint32)).of(texts) == pytest.approx(np.log10(0.5))
 
 
-STUMP = Trees(
+STUMP = Model(
     baseline=np.array(-0.5), roots=np.array([0]), feature=np.array([1, -1, -1]), threshold=np.array([0.3, 0, 0]),
     left=np.array([1, 0, 0]), right=np.array([2, 0, 0]), missing_left=np.array([True, False, False]),
-    value=np.array([0, -1.0, 2.0]),
+    value=np.array([0, -1.0, 2.0]), weight=np.array([0.1, 0]), mean=np.array([8, 0]), scale=np.array([2, 1.0]),
 )  # fmt: skip
 VERIFIER = Verifier(("score", "margin"), STUMP, np.array([-2.0, 2.0]), np.array([0.1, 0.9]),
                     Mentions(np.zeros(BUCKETS, np.uint32)))  # fmt: skip
@@ -134,8 +134,8 @@ VERIFIER = Verifier(("score", "margin"), STUMP, np.array([-2.0, 2.0]), np.array(
 def test_a_verifier_read_again_is_the_same_and_has_the_same_bytes(tmp_path):
     first, second = VERIFIER.write(tmp_path / "a"), read_verifier_of(VERIFIER, tmp_path / "b").write(tmp_path / "c")
     assert first == second and verifier_digest(tmp_path / "a") == first.sha256
-    inputs = np.array([[9, 0.29], [9, 0.31], [9, np.nan]], np.float32)
-    expected = [0.1 + 0.8 * 0.5 / 4, 0.1 + 0.8 * 3.5 / 4, 0.1 + 0.8 * 0.5 / 4]
+    inputs = np.array([[10, 0.29], [8, 0.31], [np.nan, np.nan], [1000, 0.31]], np.float32)
+    expected = [0.1 + 0.8 * (log_odds + 2) / 4 for log_odds in (-1.4, 1.5, -1.5, 2)]
     assert read_verifier(tmp_path / "a").predict(inputs) == pytest.approx(expected)
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_verifier_is_refused_by_name(tmp_path):
     whole = (tmp_path / FILE).read_bytes()
     buffer = io.BytesIO()
     np.savez(buffer, version=np.array({"a": 1}, object))  # would need pickle
-    circle = replace(VERIFIER, trees=replace(STUMP, left=np.array([0, 0, 0])))
+    circle = replace(VERIFIER, model=replace(STUMP, left=np.array([0, 0, 0])))
     beyond = replace(VERIFIER, inputs=("score",))
     for data in (whole[:-40], b"", b"nothing", buffer.getvalue()):
         (tmp_path / FILE).write_bytes(data)
