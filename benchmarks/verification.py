@@ -182,7 +182,8 @@ def verify(layout: RunLayout, seed: int) -> dict[str, Any]:
     without = ~np.isin(pool.image, pool.image[chosen])
     figures: dict[str, Any] = measured(pool, verified, np.flatnonzero(without))
     unseen = np.flatnonzero(without & ~np.isin(pool.text, pool.text[chosen]))
-    figures["unseen"] = measured(pool, verified, unseen)
+    if pool.right[unseen].any():
+        figures["unseen"] = measured(pool, verified, unseen)
     labels = np.flatnonzero(without & pool.tuned)
     wrong = (~pool.right[labels]).mean()
     for name, distance in (

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.annotators.base import RegionPredictions
+from pipeline.data.verdicts import Verdicts
+from pipeline.runs.layout import RunLayout
+from tests.fixtures.regions import write_store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +45,28 @@ def test_precision(teacher, tmp_path):
     figures = compare(str(teacher), shards, 0.05, images=2)
     assert figures.keys() == {"regions", "kept_share", "median_iou", "highest_score"}
     assert figures["regions"] > 0 and 0 < figures["kept_share"] <= 1 and 0 < figures["highest_score"] < 1
+
+
+@pytest.mark.slow
+def test_verification_from_verdicts_to_figures(tmp_path, monkeypatch):
+    import verification
+
+    write_store(tmp_path / "made", shards=3, images=200)
+    for name, place in (("regions", "regions/round-1"), ("gold", "data/crawl_gold")):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / "made" / name).rename(tmp_path / place)
+    (tmp_path / "regions/round-1/00002.parquet").unlink()  # it has no gold
+    monkeypatch.setattr(verification, "VERDICTS", 300)
+    figures = verification.verify(RunLayout(tmp_path), 0)
+    assert set(verification.MEASURES) | {"uncertain_over_random_wrong", "uncertain_by_score"} <= figures.keys()
+    assert 200 < len(Verdicts.read(tmp_path / "verification/verdicts")) <= 300
+    assert 0 <= figures["ece"] < 20 and 0 < figures["hard_precision"] < 100
+    for name, value in (("JOIN_SHARDS", 2), ("SHARD_REGIONS", 2000), ("SHARD_VERDICTS", 50)):
+        monkeypatch.setattr(verification, name, value)
+    (tmp_path / "big").mkdir()
+    verification.make_big_store(tmp_path / "big")
+    assert verification.append(tmp_path / "big") > 0
+    assert verification.join(tmp_path / "big", tmp_path, 1).keys() == {"join_s", "join_gib"}
 
 
 @pytest.mark.slow
