@@ -1,4 +1,4 @@
-"""A fitted verifier: the probability that a region is right, of boosted trees kept as plain arrays.
+"""A fitted verifier: the probability that a region is right, by a model that is kept as plain arrays.
 
 A verifier is a folder with ``verifier.npz``, which holds numbers and names only, so that loading one
 runs no code of it, and the report of its fit.
