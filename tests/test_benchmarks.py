@@ -9,6 +9,9 @@ import pytest
 
 from pipeline.annotators.base import RegionPredictions
 from pipeline.data.name_list import NameList
+from pipeline.data.verdicts import Verdicts
+from pipeline.runs.layout import RunLayout
+from tests.fixtures.regions import write_store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +58,28 @@ def test_class_names(teacher, tmp_path):
     figures = many_names(bench, names, 1)
     assert figures["many_names_texts"] == 2 and figures["backbone_passes_per_image"] == 1
     assert figures["many_names_over_texts"] > 0
+
+
+@pytest.mark.slow
+def test_verification_from_verdicts_to_figures(tmp_path, monkeypatch):
+    import verification
+
+    write_store(tmp_path / "made", shards=3, images=200)
+    for name, place in (("regions", "regions/round-1"), ("gold", "data/crawl_gold")):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / "made" / name).rename(tmp_path / place)
+    (tmp_path / "regions/round-1/00002.parquet").unlink()  # it has no gold
+    monkeypatch.setattr(verification, "VERDICTS", 300)
+    figures = verification.verify(RunLayout(tmp_path), 0)
+    assert set(verification.MEASURES) | {"uncertain_over_random_wrong", "uncertain_by_score"} <= figures.keys()
+    assert 200 < len(Verdicts.read(tmp_path / "verification/verdicts")) <= 300
+    assert 0 <= figures["ece"] < 20 and 0 < figures["hard_precision"] < 100
+    for name, value in (("JOIN_SHARDS", 2), ("SHARD_REGIONS", 2000), ("SHARD_VERDICTS", 50)):
+        monkeypatch.setattr(verification, name, value)
+    (tmp_path / "big").mkdir()
+    verification.make_big_store(tmp_path / "big")
+    assert verification.append(tmp_path / "big") > 0
+    assert verification.join(tmp_path / "big", tmp_path, 1).keys() == {"join_s", "join_gib"}
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ RUN_BY = {
     "recipes.md": "tests/pipeline/config/test_recipes.py",
     "review.md": "tests/pipeline/report/test_review.py",
     "teachers.md": "tests/pipeline/annotators/test_teachers.py",
+    "verify.md": "tests/pipeline/stages/test_verify.py",
 }
 """Page -> the test that runs its commands' code on data of its own; here they are parsed as they are printed."""
 NOT_RUN = {

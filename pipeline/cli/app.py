@@ -14,6 +14,7 @@ from pipeline.cli.predict import glip
 from pipeline.cli.review import review
 from pipeline.cli.run_job import run_job
 from pipeline.cli.train import train_student, train_teacher
+from pipeline.cli.verify import verify
 
 
 class _Commands(click.Group):
@@ -30,7 +31,7 @@ def main() -> None:
 
 for _command in (
     make_demo_data, datasets, ingest, parse_phrases, pseudo_label, label_images, rescore, merge_regions, filter_boxes,
-    count_phrases, calibrate, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa, inspect,
-    dedup, review, export_labels, import_verdicts, run_job, glip,
+    count_phrases, calibrate, verify, build_shards, train_teacher, train_student, evaluate, compare, promote, label_qa,
+    inspect, dedup, review, export_labels, import_verdicts, run_job, glip,
 ):  # fmt: skip
     main.add_command(_command)

@@ -221,10 +221,10 @@ class FilterConfig(Config):
     preset: Literal["glip", "owl_st", "grit", "yolo_world"] | None = Field(
         None, description="published rules to start from; other settings override them"
     )
-    score_by: Literal["score", "region_text", "geometric", "verifier"] = Field(
+    score_by: Literal["score", "region_text", "geometric", "verifier", "verified"] = Field(
         "score",
         description="score used by the rules: the teacher's, the region-text score of rescore, their geometric mean "
-        "(YOLO-World), or the probability of rescore's verifier",
+        "(YOLO-World), the probability of rescore's verifier, or that of verify apply",
     )
     threshold: UnitFloat = Field(0.5, description="keep regions scoring above this (GLIP: 0.5)")
     include_equal: bool = Field(False, description="also keep regions scoring exactly the threshold")

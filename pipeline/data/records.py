@@ -184,7 +184,7 @@ class; ``phrase``: its prompted text, the name's own or a synonym; ``phrase_row`
 RESCORED = REGIONS.append(pa.field("region_text", pa.float32()))
 """Regions with a second model's score of crop and phrase, 0..1; null for unreadable images."""
 
-VERIFIED = REGIONS.append(pa.field("verifier", pa.float32()))
+ANSWERED = REGIONS.append(pa.field("verifier", pa.float32()))
 """Regions with a vision-language model's probability that the box shows the phrase; null if there is no answer."""
 
 MORE = pa.field("more", pa.float32())
@@ -198,6 +198,9 @@ MASK = pa.field("mask", pa.string())
 AGREED = pa.field("agreed", pa.int16(), nullable=False)
 """Column of merged regions: number of the stores that have the region. ``score_0``, ``score_1``, ... are the scores
 in each of them, null where it has none."""
+
+VERIFIED = pa.field("verified", pa.float32(), nullable=False)
+"""Column of ``verify apply``: probability that the region is right, 0..1."""
 
 LABELS = REGIONS.append(pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False))
 """Regions after filtering. ``status``: "keep", or "ignore" for ignore regions."""

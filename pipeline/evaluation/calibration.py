@@ -26,21 +26,21 @@ def score_bands(matches: Matches) -> list[dict[str, float]]:
     return bands_of(matches.score[judged], matches.tp[judged, 0])
 
 
-def bands_of(score: np.ndarray, tp: np.ndarray) -> list[dict[str, float]]:
-    """Detections in bands of score (n,), without empty bands; tp (n,): true positives.
+def bands_of(score: np.ndarray, tp: np.ndarray, number: int = BANDS) -> list[dict[str, float]]:
+    """Detections in equal bands of score (n,) 0..1, without empty bands; tp (n,): true positives.
 
     Returns:
         ``from``, ``to``, mean ``score``, ``detections``, ``right`` (true positives), ``precision``
         (percent) of each band.
     """
     score = np.asarray(score, np.float64)
-    band = np.clip((score * BANDS).astype(int), 0, BANDS - 1)
-    n = np.bincount(band, minlength=BANDS)
-    correct = np.bincount(band, tp, minlength=BANDS)
-    total = np.bincount(band, score, minlength=BANDS)
+    band = np.clip((score * number).astype(int), 0, number - 1)
+    n = np.bincount(band, minlength=number)
+    correct = np.bincount(band, tp, minlength=number)
+    total = np.bincount(band, score, minlength=number)
     return [
         {
-            "from": i / BANDS, "to": (i + 1) / BANDS, "score": float(total[i] / n[i]), "detections": int(n[i]),
+            "from": i / number, "to": (i + 1) / number, "score": float(total[i] / n[i]), "detections": int(n[i]),
             "right": int(correct[i]), "precision": 100.0 * float(correct[i] / n[i]),
         }
         for i in np.flatnonzero(n)

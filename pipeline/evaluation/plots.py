@@ -25,17 +25,23 @@ def precision_recall(curves: np.ndarray) -> bytes:
     return svg(plot)
 
 
-def reliability(bands: Sequence[Mapping[str, float]]) -> bytes:
-    """Precision against score, and the number of detections in each band of score."""
+def reliability(bands: Sequence[Mapping[str, float]], counted: str = "detections") -> bytes:
+    """Precision against score, and the number of detections, called ``counted``, in each band of score."""
     plot, axes = figure(4.4, HEIGHT)
     scores = [b["score"] for b in bands]
     axes.plot([0, 1], [0, 100], color="#b8bec8", linewidth=1, linestyle="--")
     axes.plot(scores, [b["precision"] for b in bands], "o-", color="#1f6f5c")
     axes.set(xlabel="score", ylabel="correct, %", xlim=(0, 1), ylim=(0, 102))
     count_axes = axes.twinx()
-    count_axes.bar(scores, [b["detections"] for b in bands], width=0.045, color="#c9d4e0", alpha=0.7)
+    count_axes.bar(
+        scores,
+        [b["detections"] for b in bands],
+        width=0.9 * (bands[0]["to"] - bands[0]["from"]) if bands else 0.045,
+        color="#c9d4e0",
+        alpha=0.7,
+    )
     count_axes.set_yscale("log")
-    count_axes.set_ylabel("detections", color="#5d6878")
+    count_axes.set_ylabel(counted, color="#5d6878")
     count_axes.spines["top"].set_visible(False)
     axes.set_zorder(count_axes.get_zorder() + 1)  # the curve in front of the bars
     axes.patch.set_visible(False)

@@ -144,10 +144,11 @@ def scores(shard: RegionShard, config: FilterConfig) -> np.ndarray:
     """
     if config.score_by == "score":
         return shard.numbers("score")
-    column = "verifier" if config.score_by == "verifier" else "region_text"
+    column = config.score_by if config.score_by in ("verifier", "verified") else "region_text"
     if column not in shard.columns:
+        stage = "verify apply" if column == "verified" else "rescore"
         raise InputError(
-            f"{shard.path}: has no column {column}, which score_by={config.score_by} needs; run rescore on the "
+            f"{shard.path}: has no column {column}, which score_by={config.score_by} needs; run {stage} on the "
             "store, or set score_by=score"
         )
     if config.score_by != "geometric":
@@ -307,7 +308,8 @@ def image_below_threshold(pool: RegionPool) -> np.ndarray | None:
 def image_score_low(pool: RegionPool) -> np.ndarray | None:
     if pool.config.min_image_score is None:
         return None
-    value = pool.score if pool.config.score_by in ("score", "verifier") else pool.shard.numbers("region_text")
+    probable = pool.config.score_by in ("score", "verifier", "verified")
+    value = pool.score if probable else pool.shard.numbers("region_text")
     mean = pool.per_image(value.astype(np.float64)) / np.maximum(pool.per_image(), 1)
     return np.asarray(~(mean > pool.config.min_image_score)[pool.shard.keys()[0]])
 

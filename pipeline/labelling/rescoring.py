@@ -19,7 +19,7 @@ from pipeline.annotators.verifier_questions import Answer, ImageQuestions, Quest
 from pipeline.config import RescoreConfig
 from pipeline.data.crawl import image_of
 from pipeline.data.images import ImageError, open_image
-from pipeline.data.records import MORE, REGIONS, RESCORED, STORE_VERSION, VERIFIED
+from pipeline.data.records import ANSWERED, MORE, REGIONS, RESCORED, STORE_VERSION
 from pipeline.execution.inference import check_losses
 from pipeline.execution.reports import ShardReport, Tally
 from pipeline.execution.worker import ShardJob
@@ -236,7 +236,7 @@ class VerifierShard(RescoringShard[tuple[str, Question]]):
 
     def __init__(self, config: RescoreConfig, regions: str, out: str, verifier: Verifier, job: ShardJob) -> None:
         questions = config.verifier
-        columns = [VERIFIED.field("verifier"), *([MORE] if questions.exhaustive else [])]
+        columns = [ANSWERED.field("verifier"), *([MORE] if questions.exhaustive else [])]
         super().__init__(config, regions, out, job, columns, questions.batch_size, former=[MORE.name])
         self._verifier, self._questions = verifier, questions
         self._score, self._phrase = self._table["score"].to_numpy(), self._table["phrase"].to_pylist()

@@ -2,6 +2,7 @@
 
 from pipeline.stages.jobs import (
     JOBS,
+    ApplyVerifier,
     BuildShards,
     Calibrate,
     CountPhrases,
@@ -9,6 +10,7 @@ from pipeline.stages.jobs import (
     Evaluate,
     ExportLabels,
     FilterBoxes,
+    FitVerifier,
     ImportVerdicts,
     Ingest,
     Job,
@@ -25,7 +27,7 @@ from pipeline.stages.jobs import (
 )
 
 __all__ = [
-    "JOBS", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels", "FilterBoxes",
-    "ImportVerdicts", "Ingest", "Job", "MakeDemoData", "MergeRegions", "ParsePhrases", "PerShardJob", "PseudoLabel",
-    "Rescore", "SweepThresholds", "TrainModel", "read_job", "write_job",
+    "JOBS", "ApplyVerifier", "BuildShards", "Calibrate", "CountPhrases", "Dedup", "Evaluate", "ExportLabels",
+    "FilterBoxes", "FitVerifier", "ImportVerdicts", "Ingest", "Job", "MakeDemoData", "MergeRegions", "ParsePhrases",
+    "PerShardJob", "PseudoLabel", "Rescore", "SweepThresholds", "TrainModel", "read_job", "write_job",
 ]  # fmt: skip

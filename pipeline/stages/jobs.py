@@ -326,6 +326,26 @@ class Calibrate(WholeJob["Thresholds"]):
     iou: PositiveShare = Field(0.5, description=IOU)
 
 
+class FitVerifier(WholeJob[dict[str, Any]]):
+    """A verifier, fitted on regions that are known to be right or wrong, and its report: a folder ``out``."""
+
+    stage, entry = "fit-verifier", "verify:fit"
+    regions: Paths = Field(description=REGIONS)
+    verdicts: PathText | None = Field(None, description="Folder of verdicts on the regions.")
+    gold: PathText | None = Field(None, description="Folder of ground-truth tables, in place of verdicts.")
+    out: PathText = Field(description="Folder for the verifier and its report.")
+    iou: PositiveShare = Field(0.5, description=IOU)
+    seed: int = Field(0, ge=0, description="Seed of the folds and of the fit.")
+
+
+class ApplyVerifier(PerShardJob, ShardOptions):
+    """Stored regions with the probability that each is right, ``verified``: ``out/SHARD.parquet``."""
+
+    stage, entry, shards_field, suffix = "verify", "verify:apply", "regions", ".parquet"
+    regions: Paths = Field(description=REGIONS)
+    verifier: PathText = Field(description="Folder that verify fit wrote.")
+
+
 class BuildShards(PerShardJob, ShardOptions):
     """Training shards from labels and images: ``out/DATASET-SHARD.tar``."""
 
@@ -489,8 +509,8 @@ JOBS: dict[str, type[Job]] = {
     job.stage: job
     for job in (
         MakeDemoData, ConvertCheckpoint, Ingest, ParsePhrases, PseudoLabel, Rescore, MergeRegions, FilterBoxes,
-        SweepThresholds, CountPhrases, Calibrate, BuildShards, TrainModel, Evaluate, ExportLabels, ImportVerdicts,
-        Dedup,
+        SweepThresholds, CountPhrases, Calibrate, FitVerifier, ApplyVerifier, BuildShards, TrainModel, Evaluate,
+        ExportLabels, ImportVerdicts, Dedup,
     )
 }  # fmt: skip
 """Jobs by name of the stage."""

@@ -27,7 +27,7 @@ from pipeline.system.devices import resolved_precision
 
 
 def run(job: Rescore) -> StageReport:
-    """Write ``out/<shard>.parquet`` (records.RESCORED or VERIFIED) for every crawl shard.
+    """Write ``out/<shard>.parquet`` (records.RESCORED or ANSWERED) for every crawl shard.
 
     Raises:
         InputError: the scorer or verifier cannot be used, a shard has no regions, or there is no such

@@ -16,7 +16,7 @@ from pipeline.annotators.verifier_questions import ImageQuestions
 from pipeline.cli import app as cli
 from pipeline.config import FilterConfig, RescoreConfig, VerifierConfig
 from pipeline.data.images import open_image
-from pipeline.data.records import LABELS, MORE, REGIONS, VERIFIED
+from pipeline.data.records import ANSWERED, LABELS, MORE, REGIONS
 from pipeline.errors import InputError, RunError
 from pipeline.filtering.rules import EXTRA_RULES, FilterRule
 from pipeline.io.hashing import digest_file
@@ -77,7 +77,7 @@ def column(out: Path, name: str = "verifier") -> list[float | None]:
 def test_every_region_and_phrase_has_the_answer_to_its_question(store, folders, tmp_path, name):
     wanted_config = config(exhaustive=True, question="Is {phrase} in the box?", more_question="More of {phrase}?")
     report = verify(store, folders[name], tmp_path, wanted_config)
-    table = read_table(tmp_path / "00000.parquet", VERIFIED.append(MORE))
+    table = read_table(tmp_path / "00000.parquet", ANSWERED.append(MORE))
     assert table.select(REGIONS.names).equals(read_table(store / "regions/00000.parquet", REGIONS))
     verifier = load_verifier(folders[name], wanted_config)
     samples = {sample.key: sample.files["jpg"] for sample in read_tar(str(store / "crawl/00000.tar"))}
