@@ -45,8 +45,8 @@ class EvaluateConfig(Config):
     presence_threshold: UnitFloat | None = Field(
         None,
         exclude_if=lambda threshold: threshold is None,  # so that fingerprints with the default stay as they were
-        description="cgf1: score from which a phrase counts as present; default: the one with the highest MCC on a "
-        "fifth of the images, which is then left out",
+        description="cgf1: score from which a phrase counts as present; default: the one with the highest MCC on "
+        "half of the images, which is then left out",
     )
     precision: Literal["float32", "bf16"] = Field("float32", description="precision of the model's computation")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.evaluation.match_tables import MatchTables
 
-CHOICE_SHARE = 0.2
+CHOICE_SHARE = 0.5
 """Share of the images on which the threshold is chosen."""
 KINDS = ("attribute", "noun", "other")
 """Kinds of absent phrases: another attribute of a thing that is there ("green umbrella" beside a red one); another

@@ -140,7 +140,7 @@ def test_a_wheel_has_the_lists():
     ("word", "files"),
     [
         ("openimages", r"the \w+\.dataset\.json that ingest wrote"),
-        ("v3det", "a .json list, or annotations with COCO's categories"),
+        ("v3det", r"V3Det\S*\.json or the v3det_train\.dataset\.json that ingest wrote"),
     ],
 )
 def test_a_set_whose_names_are_not_here_says_what_to_give(word, files):

@@ -316,7 +316,7 @@ def test_a_folder_in_a_bucket_is_looked_through_as_deep_as_one_on_a_disk(world):
         (["crawl", "--against", "empty"], "empty: neither *.tar shards nor image files"),
         (["crawl", "--against", "images", "--against", "images=train"], "two evaluation sets are called images"),
         (["crawl", "--against", "images", "--distance", "17"], "17 is not in the range"),
-        (["crawl"], "Missing option '--against'"),
+        (["crawl"], "want --against EVALSET, or --within"),
     ],
 )
 def test_wrong_input_is_one_line(world, monkeypatch, arguments, words):

@@ -321,7 +321,12 @@ def test_a_broken_image_is_counted_and_its_gold_missed(shards, teacher, tmp_path
 @pytest.mark.parametrize(
     ("protocols", "kind", "options", "words"),
     [
-        ({"captions": "lvis"}, "captions", {}, "protocol lvis does not suit grounding records; want flickr or refcoco"),
+        (
+            {"captions": "lvis"},
+            "captions",
+            {},
+            "protocol lvis does not suit grounding records; want flickr, refcoco or cgf1",
+        ),
         ({"val": "flickr"}, "val", {}, "protocol flickr does not suit detection records"),
         ({}, "val", {"frequencies": {"val": "x.json"}}, "x.json: no such file"),
         ({}, "val", {"frequencies": {"vla": "x.json"}}, r"frequencies of vla: no such set \(did you mean val\?\)"),
@@ -579,6 +584,6 @@ def test_present_and_absent_phrases(teacher, shards, tmp_path):
     compared = compare([tmp_path / "a", tmp_path / "a"], samples=20)
     assert compared["sets"]["federated"]["mcc"][1]["difference"] == 0
     assert "cgF1" in (tmp_path / "a" / "report.md").read_text()
-    write_evaluation_page(tmp_path / "a", tmp_path / "a" / "report.html")
+    write_evaluation_page(tmp_path / "a", tmp_path / "a" / "report.html", title="Evaluation", made={"version": "1"})
     with pytest.raises(InputError, match="found no absent phrase; want records with regions and with verified_absent"):
         EvaluationSet.open("val", shards["val"], EvaluateConfig(protocols={"val": "cgf1"}))
