@@ -32,6 +32,7 @@ CONFIG = DemoDataConfig(
     crawled_scenes=100,
     validation_scenes=6,
     evaluation_scenes=10,
+    absent_scenes=10,
     shard_size=40,
     useless_share=0.1,
     broken_share=0.06,

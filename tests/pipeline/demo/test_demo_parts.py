@@ -28,6 +28,7 @@ SMALL = {
     "crawled_scenes": 3,
     "validation_scenes": 1,
     "evaluation_scenes": 1,
+    "absent_scenes": 1,
     "photos": "false",
 }
 

@@ -63,7 +63,15 @@ def test_the_demo_and_the_fixtures_keep_their_phrases(plain, tmp_path):
     from tests.fixtures.crawl import GOOD
 
     few = dict.fromkeys(
-        ("detection_scenes", "grounding_scenes", "attributes_scenes", "validation_scenes", "evaluation_scenes"), 1
+        (
+            "detection_scenes",
+            "grounding_scenes",
+            "attributes_scenes",
+            "validation_scenes",
+            "evaluation_scenes",
+            "absent_scenes",
+        ),
+        1,
     )
     generate_demo(tmp_path / "demo", DemoDataConfig(crawled_scenes=250, **few))
     shards = [tmp_path / "demo" / "crawl" / "00000.tar", tmp_path / "demo" / "photos" / "00000.tar"]
