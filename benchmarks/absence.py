@@ -32,6 +32,7 @@ from noisy_options import OPTIONS, RECIPE, base_run, option_run
 from pipeline.config.recipes import load_recipe
 
 NAME = "hard_negatives"
+ABSENT = ("demo.absent_scenes=200", "data.evaluation=[eval_absent]", "evaluate.protocols={eval_absent: cgf1}")
 
 
 def measured(folder: Path) -> dict[str, float]:
@@ -46,7 +47,7 @@ def measured(folder: Path) -> dict[str, float]:
 
 def run(root: Path, seed: int) -> dict[str, dict[str, float]]:
     """The recipe's student and the one with hard negatives."""
-    labels = base_run(root / f"seed-{seed}", seed, [])
+    labels = base_run(root / f"seed-{seed}", seed, [], ABSENT)
     option_run(labels, seed, NAME)
     figures = {
         RECIPE: measured(labels.layout.evaluation("student-1")), NAME: measured(labels.folder / f"{NAME}-evaluation")
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="seeds at a time, 1 thread each")
-    parser.add_argument("--out", type=Path, default=Path("runs/noisy"), help="folder of the runs (default: runs/noisy)")
+    parser.add_argument("--out", type=Path, default=Path("runs/absence"), help="folder of the runs")
     parser.add_argument("--set", dest="changes", action="append", metavar="NAME=VALUE", help="of the second student")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()

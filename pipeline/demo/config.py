@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -29,7 +30,12 @@ class DemoDataConfig(Config):
     crawled_scenes: int = Field(4000, ge=0, description="scenes with captions only, BASE and NOVEL nouns")
     validation_scenes: int = Field(100, ge=0, description="scenes in each of val_base and val_novel")
     evaluation_scenes: int = Field(300, ge=0, description="scenes in each of eval_base and eval_novel")
-    absent_scenes: int = Field(200, ge=0, description="scenes of eval_absent, BASE and NOVEL nouns")
+    absent_scenes: int = Field(
+        0,
+        ge=0,
+        exclude_if=not_,  # so that data of earlier versions stay as they are
+        description="scenes of eval_absent: BASE and NOVEL nouns by colour, with phrases that are absent",
+    )
     shard_size: int = Field(250, ge=1, le=10000, description="crawled samples per tar")
     photos: bool = Field(True, description="also write real photographs as a crawled shard")
     max_photo_side: int = Field(384, ge=32, description="maximum longer side of photographs in pixels")

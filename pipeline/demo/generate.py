@@ -29,6 +29,8 @@ from pipeline.io.hashing import digest_bytes, digest_file, digest_json
 VERSION = 2
 """Increase it when the same settings give different bytes than before."""
 MARKER = "demo-data.json"
+ABSENT = "eval_absent"
+"""The set that is drawn only with ``absent_scenes``."""
 SUMMARY = "summary.json"
 SETS = (
     "detection",
@@ -40,7 +42,7 @@ SETS = (
     "val_novel",
     "eval_base",
     "eval_novel",
-    "eval_absent",
+    ABSENT,
     "photos",
 )
 
@@ -74,7 +76,7 @@ def generate_demo(
         return done
     if check_only:
         raise WorkLeft
-    _clear(out)
+    _clear(out, [name for name in SETS if config.absent_scenes or name != ABSENT])
     made = list(_Generator(out, config, manifest, families, progress).run())
     summary = DemoDataSummary(
         fingerprint=fingerprint,
@@ -121,7 +123,8 @@ class _Generator:
         ):
             yield self._held_out(f"{prefix}_base", split, count, "base", self.manifest.base_nouns)
             yield self._held_out(f"{prefix}_novel", split, count, "novel", self.manifest.novel_nouns)
-        yield self._absent()
+        if self.config.absent_scenes:
+            yield self._absent()
         if self.config.photos:
             n = write_photo_shard(
                 self.out,
@@ -226,7 +229,7 @@ class _Generator:
         return self._labelled(name, "evaluation", "coco", which, labels, scenes, prompts=prompts)
 
     def _absent(self) -> SetSummary:
-        name, nouns = "eval_absent", (*self.manifest.base_nouns, *self.manifest.novel_nouns)
+        name, nouns = ABSENT, (*self.manifest.base_nouns, *self.manifest.novel_nouns)
         scenes, absent = [], []
         for i in self._counted(name, self.config.absent_scenes):
             rng = generator(self.config.seed, name, i)
@@ -268,8 +271,8 @@ def _break(jpeg: bytes, way: int) -> bytes:
     return b"" if way % 3 == 1 else b"<!DOCTYPE html><html><body><h1>403 Forbidden</h1></body></html>\n"
 
 
-def _clear(out: Path) -> None:
-    """Remove the sets of an earlier run.
+def _clear(out: Path, sets: Sequence[str]) -> None:
+    """Remove the sets of an earlier run, and write the names of those that will be drawn.
 
     Raises:
         InputError: the folder has other files.
@@ -284,4 +287,4 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    write_json(out / MARKER, {"generator": "make-demo-data", "sets": list(SETS)})
+    write_json(out / MARKER, {"generator": "make-demo-data", "sets": list(sets)})

@@ -21,7 +21,7 @@ BUSY = 3
 SCENES = {
     "detection_scenes": 30, "grounding_scenes": 20, "attributes_scenes": 10, "crawled_scenes": 60, "shard_size": 10,
     "validation_scenes": 2,
-    "evaluation_scenes": 4, "absent_scenes": 4, "max_photo_side": 128,
+    "evaluation_scenes": 4, "max_photo_side": 128,
 }  # fmt: skip
 CHANGES = [
     "teacher.steps=4", "teacher.first_steps=1", "teacher.save_every=2", "teacher.log_every=1", "student.steps=3",

@@ -42,7 +42,7 @@ def evaluated(layout: RunLayout, model: str, *, images: int = 60, **qualities: f
 
 
 def recipe(*changes: str):
-    return load_recipe("demo", ["rounds=3", "demo=null", "promotion.samples=200", "data.evaluation=[]", *changes])
+    return load_recipe("demo", ["rounds=3", "demo=null", "promotion.samples=200", *changes])
 
 
 def test_a_better_student_teaches_the_next_round(tmp_path):
