@@ -27,18 +27,44 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from noisy_options import OPTIONS, RECIPE, base_run, option_run
+from noisy_options import OPTIONS, RECIPE, Labels, base_run, call, option_run
 
 from pipeline.config.recipes import load_recipe
 
 NAME = "hard_negatives"
-ABSENT = ("demo.absent_scenes=200", "data.evaluation=[eval_absent]", "evaluate.protocols={eval_absent: cgf1}")
+SCENES = "absent_scenes=200"
+NO_OTHERS = ("detection", "grounding", "attributes", "crawled", "validation", "evaluation")
 
 
-def measured(folder: Path) -> dict[str, float]:
-    """The figures of an evaluation."""
-    sets, data = json.loads((folder / "metrics.json").read_text())["sets"], load_recipe("demo").data
-    absent, base, novel = sets["eval_absent"], sets[data.base], sets[data.novel]
+def absent_evaluation(labels: Labels, model: Path, name: str) -> Path:
+    """Evaluate a model on eval_absent, which is drawn if it is not there."""
+    folder, recipe = labels.folder / "absent", str(labels.layout.config)
+    log, stage = labels.folder / "absent.log", (sys.executable, "-m", "pipeline")
+    drawn = [part for kind in NO_OTHERS for part in ("--set", f"{kind}_scenes=0")]
+    drawn += ["--set", SCENES, "--set", "photos=false", "--set", f"seed={load_recipe(recipe).seed}"]
+    call(log, *stage, "make-demo-data", "--out", str(folder / "data"), *drawn)
+    call(
+        log,
+        *stage,
+        "ingest",
+        "--manifest",
+        "demo-absent",
+        "--root",
+        str(folder / "data"),
+        "--out",
+        str(folder / "train"),
+    )
+    command = ["evaluate", "--recipe", recipe, "--model", str(model), "--set", "protocols.eval_absent=cgf1"]
+    shards = str(folder / "train" / "eval_absent-*.tar")
+    call(log, *stage, *command, "--set-shards", f"eval_absent={shards}", "--out", str(folder / name))
+    return folder / name
+
+
+def measured(evaluation: Path, absence: Path) -> dict[str, float]:
+    """The figures of a student's two evaluations."""
+    sets, absent = (json.loads((folder / "metrics.json").read_text())["sets"] for folder in (evaluation, absence))
+    data, absent = load_recipe("demo").data, absent["eval_absent"]
+    base, novel = sets[data.base], sets[data.novel]
     chosen = ("mcc", "cgf1", "pmf1", "false_boxes", "false_boxes_attribute", "false_boxes_noun", "false_boxes_other")
     return {name: absent[name] for name in chosen if name in absent} | {
         "base_recall_at_1": base["recall_at_1"], "novel_recall_at_1": novel["recall_at_1"]
@@ -47,11 +73,16 @@ def measured(folder: Path) -> dict[str, float]:
 
 def run(root: Path, seed: int) -> dict[str, dict[str, float]]:
     """The recipe's student and the one with hard negatives."""
-    labels = base_run(root / f"seed-{seed}", seed, [], ABSENT)
+    labels = base_run(root / f"seed-{seed}", seed, [])
     option_run(labels, seed, NAME)
+    students = {
+        RECIPE: (labels.layout.student(1) / "final", labels.layout.evaluation("student-1")),
+        NAME: (labels.folder / NAME / "final", labels.folder / f"{NAME}-evaluation"),
+    }
     figures = {
-        RECIPE: measured(labels.layout.evaluation("student-1")), NAME: measured(labels.folder / f"{NAME}-evaluation")
-    }  # fmt: skip
+        name: measured(evaluation, absent_evaluation(labels, model, name))
+        for name, (model, evaluation) in students.items()
+    }
     for name, values in figures.items():
         print(f"seed {seed} {name:15}", {k: round(v, 1) for k, v in values.items()}, flush=True)
     return figures

@@ -21,7 +21,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -64,11 +63,10 @@ class Labels(NamedTuple):
     pseudo: Path
 
 
-def base_run(root: Path, seed: int, rules: list[str], more: Sequence[str] = ()) -> Labels:
-    """Run the loop as ``make demo``, without control and photographs, with moving averages and ``more`` changes."""
+def base_run(root: Path, seed: int, rules: list[str]) -> Labels:
+    """Run the loop as ``make demo``, without control and photographs, with moving averages."""
     changes = ["control=false", "resources.threads=1", "resources.parallel=1", "demo.photos=false", f"seed={seed}"]
     changes += [f"student.{change}" for change in AVERAGES.values()]
-    changes += more
     command = [str(Path(sys.executable).with_name("self-train")), "run", "--recipe", "demo", "--out", str(root)]
     call(root.with_suffix(".log"), *command, *(p for change in changes for p in ("--set", change)))
     return make_labels(RunLayout(root), rules)
