@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that of two processes that take file after file none ends long after the other."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.nodeid.startswith(ONE_SERVER), item.path not in slow))
+
+
+BEGUN = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is left when SLOW_SECONDS are over: a machine of half the usual speed ends in time, and says so."""
+    if (limit := os.environ.get("SLOW_SECONDS")) and time.monotonic() > BEGUN + float(limit):
+        pytest.skip(f"the {limit} seconds of SLOW_SECONDS are over")
 
 
 @pytest.hookimpl(optionalhook=True)
