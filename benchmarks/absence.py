@@ -47,7 +47,6 @@ def absent_evaluation(labels: Labels, model: Path, name: str) -> Path:
         log,
         *stage,
         "ingest",
-        "--manifest",
         "demo-absent",
         "--root",
         str(folder / "data"),
