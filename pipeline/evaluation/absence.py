@@ -55,11 +55,14 @@ class PhrasePresence:
     def _choose(self, weights: np.ndarray) -> float:
         """The threshold with the highest MCC on weighted images, the lowest of equals."""
         there = weights[self._image] > 0
-        candidates = np.unique(self._best[there & np.isfinite(self._best)])
+        best, present = self._best[there], self._boxes[there] > 0
+        candidates = np.unique(best[np.isfinite(best)])
         if not len(candidates):
             return 0.5
-        counts = [_confusion(self._best[there] >= t, self._boxes[there] > 0) for t in candidates]
-        return float(candidates[int(np.argmax([mcc(*c) for c in np.array(counts, np.float64)]))])
+        below, present_below = (np.searchsorted(np.sort(b), candidates) for b in (best, best[present]))
+        fp, tp = (np.asarray(x, np.float64) for x in (len(best) - below, present.sum() - present_below))
+        fp -= tp
+        return float(candidates[int(np.argmax(mcc(tp, below - present_below, fp, present_below)))])
 
     def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Metrics in percent of (samples, images) weights, each (samples,); images of the choice do not count.
@@ -97,12 +100,6 @@ class PhrasePresence:
                 name = "false_boxes" if kind is None else f"false_boxes_{KINDS[kind]}"
                 result[name] = 100 * of_images(m.image[boxes]) / np.maximum(of_images(self._image[pairs]), 1e-12)
         return result
-
-
-def _confusion(predicted: np.ndarray, present: np.ndarray) -> tuple[int, int, int, int]:
-    """(true positives, true negatives, false positives, false negatives)."""
-    tp, predictions, presences = int((predicted & present).sum()), int(predicted.sum()), int(present.sum())
-    return tp, len(present) - predictions - presences + tp, predictions - tp, presences - tp
 
 
 def mcc(tp: np.ndarray, tn: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
