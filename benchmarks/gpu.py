@@ -53,7 +53,7 @@ TINY: dict[str, Any] = {
     ),
     "hidden_size": 32, "num_blocks": 1, "fusion_embed_dim": 64, "max_text_length": 64,
 }  # fmt: skip
-"""What --tiny changes in a variant."""
+"""Changes of a variant by --tiny."""
 KEPT_IOU = 0.95
 """IoU from which a region counts as kept."""
 

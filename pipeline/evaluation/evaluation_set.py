@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.frequencies import Frequencies
 from pipeline.evaluation.metrics import ImageResult
 from pipeline.evaluation.predictions import Detections
-from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases, present_and_absent
+from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, SetSpec, named_phrases, own_phrases, present_and_absent
 from pipeline.io.paths import stem
 
 
@@ -143,8 +143,7 @@ class EvaluationSet:
 
 def _presence_result(record: GroundingRecord, detections: Detections) -> tuple[ImageResult, list[str]]:
     """Labels index the image's phrases, present and absent ones, in alphabetical order."""
-    present, absent = present_and_absent(record)
-    names = sorted([*present, *absent])
+    names, (_, absent) = own_phrases(record), present_and_absent(record)
     index = {name: i for i, name in enumerate(names)}
     regions = [region for region in record.regions if region.phrase in index]
     result = ImageResult(

@@ -21,7 +21,7 @@ from pipeline.evaluation.protocols import (
     class_chunks,
     joined,
     named_phrases,
-    present_and_absent,
+    own_phrases,
 )
 from pipeline.execution.inference import run_inference, timed
 from pipeline.execution.reports import ShardReport, Tally
@@ -126,7 +126,7 @@ class DetectionShard:
                 self._lost[row] = (record.key, error)
                 continue
             if self._spec.protocol == "cgf1":
-                names = sorted(itertools.chain(*present_and_absent(record)))
+                names = own_phrases(record)
                 queries = self._annotator.class_queries(names) if names else []
             elif self._spec.own_phrases:
                 spans = [n.span for n in named_phrases(record, self._spec.protocol)]

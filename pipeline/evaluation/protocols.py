@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,6 +149,11 @@ def present_and_absent(record: GroundingRecord) -> tuple[list[str], list[str]]:
     present = list(dict.fromkeys(region.phrase for region in record.regions if not region.ignore))
     known = {region.phrase for region in record.regions}
     return present, [name for name in dict.fromkeys(record.verified_absent or ()) if name not in known]
+
+
+def own_phrases(record: GroundingRecord) -> list[str]:
+    """The phrases of :func:`present_and_absent` in alphabetical order: the prompt, and the labels, of ``cgf1``."""
+    return sorted(itertools.chain(*present_and_absent(record)))
 
 
 def _phrase_spans(spans: Sequence[Span]) -> list[Span]:

@@ -1,4 +1,4 @@
-"""What a store says of each region beyond its score, as the inputs of a verifier (docs/verify.md)."""
+"""Inputs of a verifier: numbers that a store has of each region beyond its score (docs/verify.md)."""
 
 from __future__ import annotations
 

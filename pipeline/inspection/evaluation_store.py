@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,7 +17,7 @@ from pipeline.evaluation.calibration import is_judged
 from pipeline.evaluation.compare import Evaluated
 from pipeline.evaluation.label_qa import best_f1, judge_labels
 from pipeline.evaluation.predictions import Detections, read_predictions
-from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, named_phrases, present_and_absent
+from pipeline.evaluation.protocols import CAPTION_PROTOCOLS, named_phrases, own_phrases
 from pipeline.inspection.samples import Sample, ShownBox, TrainingStore, Verdict
 from pipeline.io.hashing import digest_file, digest_json
 from pipeline.io.paths import is_url, resolve_path
@@ -107,7 +106,7 @@ class EvaluationStore:
             ]
         names = self.tables.names
         if self.tables.protocol == "cgf1":
-            names = tuple(sorted(itertools.chain(*present_and_absent(record))))
+            names = tuple(own_phrases(record))
         boxes = [
             ShownBox(r.box, r.phrase, None, r.tokens_positive, "ignored" if r.ignore else "gold")
             for r in record.regions

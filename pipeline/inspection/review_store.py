@@ -16,7 +16,17 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from pipeline.data.records import Box
-from pipeline.data.verdicts import DECISIONS, VERDICTS, Decision, Verdict, VerdictLog, Verdicts, read_log, rows
+from pipeline.data.verdicts import (
+    CODES_PER_PIXEL,
+    DECISIONS,
+    VERDICTS,
+    Decision,
+    Verdict,
+    VerdictLog,
+    Verdicts,
+    read_log,
+    rows,
+)
 from pipeline.drawing.boxes import Colour, phrase_colours
 from pipeline.errors import InputError
 from pipeline.execution.progress import Progress, Silent
@@ -43,7 +53,7 @@ from pipeline.io.tables import read_table
 
 CODES: tuple[str, ...] = ("", *DECISIONS)
 """A region's decision is its index here."""
-SAME_PIXELS = 0.005
+SAME_PIXELS = 0.5 / CODES_PER_PIXEL
 """Corners that differ by no more are the same box, as of :data:`pipeline.data.verdicts.CODES_PER_PIXEL`."""
 OUTSIDE = 1.0
 """Pixels by which a new box may reach out of its image."""

@@ -80,6 +80,7 @@ class ShardLabels:
             raise InputError(f"{labels}: found labels of {min(strange)}, of whose names its footer does not say")
         self._sizes = {key: (of_image[0]["height"], of_image[0]["width"]) for key, of_image in rows.items()}
         self.decided, self._revised, self.notes = Counter[str](), dict[str, RevisedRows](), list[str]()
+        self._by_lower = {} if self.names is None else {name.lower(): name for name in self.names.names}
         if verdicts is not None:
             self._revise(labels, rows, verdicts)
         self._annotator = notes.get("teacher") or None
@@ -135,7 +136,7 @@ class ShardLabels:
     def _phrase_of(self, verdict: Verdict) -> Row | None:
         """Columns of a new row of the verdict's phrase; None if the image has no such phrase."""
         if self.names is not None:
-            name = {name.lower(): name for name in self.names.names}.get(verdict.phrase.lower())
+            name = self._by_lower.get(verdict.phrase.lower())
             return None if name is None else {"name": name}
         phrases = self._phrases.get(verdict.key)
         span = (verdict.start, verdict.end)

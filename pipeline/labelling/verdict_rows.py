@@ -12,11 +12,11 @@ import numpy as np
 from pipeline.data.records import Box
 from pipeline.data.verdicts import KINDS, Verdict
 from pipeline.filtering.nms import pair_iou
+from pipeline.filtering.store import BOX
 from pipeline.filtering.verdicts import SAME_IOU
 
 Row = Mapping[str, Any]
 Phrase = int | str
-BOX = ("x1", "y1", "x2", "y2")
 
 
 def phrase_id(row: Row) -> Phrase:

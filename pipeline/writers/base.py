@@ -133,6 +133,10 @@ def count_extra(numbers: Counter[str], region: Region) -> None:
         numbers[f"extra_{name}"] += 1
 
 
+LOST_BY_CLASSES = ("caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans", "mask")
+"""Fields that formats of boxes with class names do not hold."""
+
+
 def count_lost(numbers: Counter[str], record: GroundingRecord, *fields: str) -> None:
     """Count fields of a record that are not written.
 

@@ -11,7 +11,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from pipeline.data.records import GroundingRecord
-from pipeline.writers.base import ExportContext, Item, count_lost, kept_name
+from pipeline.writers.base import LOST_BY_CLASSES, ExportContext, Item, count_lost, kept_name
 from pipeline.writers.manifest import SetClassIds
 from pipeline.writers.parallel_files import ParallelWriter
 
@@ -32,10 +32,7 @@ class Voc:
     def add(self, item: Item, image: bytes | None) -> None:
         """Write an image's XML file; one without objects marks the image as background."""
         record, context = item.record, self._context
-        count_lost(
-            context.numbers, record,
-            "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans", "mask",
-        )  # fmt: skip
+        count_lost(context.numbers, record, *LOST_BY_CLASSES)
         self._classes.add_set(record.dataset)
         path = item.file.rpartition(".")[0].replace(self.folder, "Annotations", 1)
         root = self._annotation(record, item.file)

@@ -14,7 +14,7 @@ import yaml
 from pipeline.data.records import GroundingRecord
 from pipeline.errors import InputError
 from pipeline.io.hashing import hash_share
-from pipeline.writers.base import ExportContext, Item, count_lost, kept_name
+from pipeline.writers.base import LOST_BY_CLASSES, ExportContext, Item, count_lost, kept_name
 from pipeline.writers.manifest import SetClassIds
 from pipeline.writers.parallel_files import ParallelWriter
 
@@ -38,10 +38,7 @@ class Yolo:
     def add(self, item: Item, image: bytes | None) -> None:
         """Write an image's label file; an empty one marks the image as background."""
         record, context = item.record, self._context
-        count_lost(
-            context.numbers, record,
-            "caption", "uncertain", "verified_absent", "score", "annotator", "root", "spans", "mask",
-        )  # fmt: skip
+        count_lost(context.numbers, record, *LOST_BY_CLASSES)
         self._classes.add_set(record.dataset)
         stem, _, extension = item.file.rpartition(".")
         context.numbers["images_that_yolo_does_not_read"] += extension not in READ

@@ -175,7 +175,7 @@ EXPECTED = sorted(
         ("b", "accept", 2, (0, 0, 20, 20), ()),
     ]
 )
-"""What :func:`edit` means: no word of c and d, nor of what was not exported."""
+"""Verdicts that :func:`edit` stands for: no word of c and d, nor of what was not exported."""
 
 
 def edit(results: list[dict], key: str) -> list[dict]:
